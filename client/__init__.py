@@ -1,0 +1,1 @@
+"""The client: a thin Flower ClientApp over the core."""

@@ -1,0 +1,428 @@
+"""The settings of one experiment: one typed tree, every key documented.
+
+The tree is written as TOML (one file an experiment, see ``simulations/``), read and resolved by
+:mod:`fedllm.settings_io`, saved with each run, and sent along with each message, so that server and
+clients hold the same one. Nothing here reads files or knows Flower.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are refused, values cannot be changed afterwards."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSettings(Section):
+    """The frozen language model (backbone)."""
+
+    name: str = Field(
+        "minilm",
+        min_length=1,
+        description="Hugging Face model id, a model folder, a .gguf file, or one of the embedded "
+        "names `minilm` (encoder, 22 M) and `smollm2` (decoder, 135 M).",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Number format of the backbone; `auto` is bfloat16 (or float16) on a GPU and "
+        "float32 on a CPU. Prefixes, heads, clipping and noise are float32 always.",
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    revision: str | None = Field(None, description="Revision on the Hugging Face hub.")
+    gguf_file: str | None = Field(
+        None, description="Name of the GGUF file inside a hub repository."
+    )
+
+
+class PrefixSettings(Section):
+    """The trained prefix: keys and values in front of every chosen attention layer."""
+
+    length: Annotated[int, Field(ge=0)] = Field(
+        8, description="Virtual positions a layer; 0 trains the head alone (classification)."
+    )
+    layers: Literal["all"] | tuple[int, ...] = Field(
+        "all",
+        description="`all`, or a list of layer numbers that carry a prefix; negative counts "
+        "from the top.",
+    )
+    init: Literal["phrase", "random"] = Field(
+        "phrase", description="Start from the activations of `phrase`, or from Gaussian noise."
+    )
+    phrase: str = Field(
+        "Classify the sentiment of this text as negative, neutral or positive:",
+        description="Text whose keys and values start the prefix. It must not hold private data.",
+    )
+    init_std: PositiveFloat = Field(0.02, description='Standard deviation of `init = "random"`.')
+
+
+class TaskSettings(Section):
+    """What is learned and how an example is written for the model."""
+
+    kind: Literal["classification", "generation"] = Field(
+        "classification", description="Classify a text, or write a text for an input."
+    )
+    text: tuple[str, ...] = Field(
+        ("text",), min_length=1, description="Columns with the input (two for sentence pairs)."
+    )
+    target: str = Field("label", description="Column with the class, or with the text to write.")
+    labels: tuple[str, ...] | None = Field(
+        None,
+        description="Classes in order, as the data writes them. Data-independent: they must "
+        "be named, not collected from private data. Unused for generation.",
+    )
+    label_words: tuple[str, ...] | None = Field(
+        None, description="Decoders: the word that stands for each class (first token counts)."
+    )
+    prompt: str | None = Field(
+        None,
+        description="Decoders: the input's wording, with {column} for each text column. "
+        "The label word or the target text follows it.",
+    )
+    pooling: Literal["mean", "cls"] = Field("mean", description="Encoders: what the head reads.")
+    max_length: PositiveInt = Field(64, description="Tokens kept of an input (and of a target).")
+
+    @model_validator(mode="after")
+    def _check(self) -> TaskSettings:
+        if self.kind == "classification":
+            if not self.labels or len(self.labels) < 2:
+                raise ValueError(
+                    f"Expected task.labels with at least 2 classes for task.kind=classification, "
+                    f"got task.labels={self.labels}"
+                )
+            if len(set(self.labels)) != len(self.labels):
+                raise ValueError(f"Expected distinct task.labels, got {self.labels}")
+            if self.label_words is not None and len(self.label_words) != len(self.labels):
+                raise ValueError(
+                    f"Expected as many task.label_words as task.labels ({len(self.labels)}), "
+                    f"got task.label_words={self.label_words}"
+                )
+        return self
+
+
+class DataSettings(Section):
+    """Where the text comes from and how it is divided among the silos (simulation)."""
+
+    source: Literal["tweets", "files", "hub"] = Field(
+        "tweets",
+        description="`tweets` (embedded), `files` (JSONL, JSONL.gz, CSV), `hub` (datasets).",
+    )
+    path: str | None = Field(
+        None,
+        description="Hub data set id, or a folder that `train` and `validation` are relative "
+        "to; `~` and $VARIABLES are expanded; a relative path is relative to the settings file.",
+    )
+    subset: str | None = Field(None, description="Configuration name of a hub data set.")
+    train: str = Field("train", description="File name, or split name on the hub.")
+    validation: str | None = Field(
+        None,
+        description="File or split with the server's own evaluation data (never a silo's). "
+        "Empty: `holdout` is cut off before the silos are made.",
+    )
+    encoding: str = Field("utf-8", description="Text encoding of the files.")
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1,
+        description="Share of the examples kept from all silos for the server's evaluation, "
+        "chosen by a hash of each example's text alone. Used where `validation` is not given.",
+    )
+    limit: PositiveInt | None = Field(
+        None, description="Use only the first examples of the training data, for quick tries."
+    )
+    partition: Literal["natural", "iid", "dirichlet", "pathological"] = Field(
+        "natural", description="How the training data becomes silos."
+    )
+    silos: PositiveInt | None = Field(
+        None,
+        description="Number of silos; with `natural` the largest ones are kept (all if empty).",
+    )
+    silo_column: str = Field("organisation", description="`natural`: one silo per value of this.")
+    silo_names: tuple[str, ...] | None = Field(
+        None, description="`natural`: only these values, in this order."
+    )
+    min_size: PositiveInt = Field(32, description="Silos with fewer examples are left out.")
+    alpha: PositiveFloat = Field(0.5, description="`dirichlet`: concentration; small is uneven.")
+    classes_per_silo: PositiveInt = Field(2, description="`pathological`: classes in a silo.")
+    sizes: Literal["public", "private"] = Field(
+        "public",
+        description="Whether a silo's number of examples is public knowledge. `private` "
+        "withholds it from the server and needs client.sampling_rate.",
+    )
+
+
+class ClientSettings(Section):
+    """Local training at a silo."""
+
+    local_steps: PositiveInt = Field(1, description="Gradient steps a round.")
+    batch_size: PositiveInt | None = Field(
+        64,
+        description="Expected size of a Poisson batch; the sampling rate is this over the "
+        "silo's number of examples. The divisor of the gradient sum, whatever the batch drawn.",
+    )
+    sampling_rate: Rate | None = Field(
+        None,
+        description="Sampling rate of each example instead; `batch_size` is then only the "
+        "divisor, and nothing depends on the silo's number of examples.",
+    )
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd",
+        description="Local optimiser. With one local step, `sgd` and rate 1 the client sends "
+        "its gradient (FedSGD), and the server's optimiser does the work.",
+    )
+    learning_rate: PositiveFloat = Field(1.0, description="Local learning rate.")
+    max_tokens: PositiveInt = Field(
+        4096, description="Tokens of a physical micro-batch (memory); does not change the result."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> ClientSettings:
+        if self.batch_size is None:
+            raise ValueError(
+                "Expected client.batch_size (it is the divisor of the gradient sum), got none"
+            )
+        return self
+
+
+class ServerSettings(Section):
+    """Rounds, sampling of silos, aggregation, the server's optimiser."""
+
+    rounds: PositiveInt = Field(40, description="Rounds of training.")
+    fraction: Rate = Field(1.0, description="Share of the silos that take part in a round.")
+    sampling: Literal["fixed", "poisson"] = Field(
+        "fixed",
+        description="Draw a fixed number of silos, or each by itself (Poisson; needed for "
+        'privacy.unit = "client" with amplification).',
+    )
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimiser on the mean update.")
+    learning_rate: PositiveFloat = Field(0.01, description="Server learning rate.")
+    head_learning_rate: PositiveFloat | None = Field(
+        None, description="Learning rate of the head where it differs (a head bears larger steps)."
+    )
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.9, description="SGD momentum, Adam beta1."
+    )
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Adam's second decay.")
+    adam_epsilon: PositiveFloat = Field(1e-8, description="Adam's epsilon.")
+    noise_correction: bool = Field(
+        True,
+        description="Adam: subtract the known variance of the privacy noise from the second "
+        "moment (DP-AdamBC, Tang et al. 2023), so that noise is not mistaken for signal.",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Learning rate over the rounds, down to `final_rate` of it."
+    )
+    final_rate: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.1, description="Last rate over first."
+    )
+    averaging: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Decay of an exponential moving average of the released models that is "
+        "evaluated and exported (post-processing, free); 0 uses the last model.",
+    )
+    min_clients: PositiveInt = Field(
+        1, description="The run ends where fewer silos than this can still take part."
+    )
+    max_failures: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="Share of failed or refused replies in a round above which the run stops."
+    )
+    max_update_norm: PositiveFloat = Field(
+        1e4, description="A silo's update with a larger L2 norm is refused and counted."
+    )
+    timeout: PositiveFloat = Field(
+        3600.0, description="Seconds to wait for the replies of a round."
+    )
+    wait_for_clients: PositiveFloat = Field(
+        300.0, description="Seconds to wait for the silos to connect before the run gives up."
+    )
+    checkpoint_every: PositiveInt = Field(1, description="Rounds between checkpoints.")
+    keep_checkpoints: PositiveInt = Field(2, description="Number of last checkpoints kept.")
+
+
+class PrivacySettings(Section):
+    """The guarantee, and the mechanism that gives it."""
+
+    mode: Literal["dp", "none"] = Field(
+        "dp",
+        description="`none` trains without clipping or noise: for comparison; the report's "
+        "first line says that there is no guarantee.",
+    )
+    unit: Literal["example", "client"] = Field(
+        "example",
+        description="What one record is: one example (local DP-SGD; holds against the "
+        "server), or all of a silo's data (the update is clipped).",
+    )
+    epsilon: PositiveFloat | None = Field(
+        3.0, description="Target epsilon of each silo over the whole run."
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Target delta.")
+    noise_multiplier: PositiveFloat | None = Field(
+        None,
+        description="Noise over sensitivity, given by hand instead of calibrated from epsilon; "
+        "with epsilon the budget still stops the run.",
+    )
+    clip: PositiveFloat = Field(
+        0.5,
+        description="L2 clipping norm, of an example's gradient "
+        "(unit example) or of a silo's update (unit client).",
+    )
+    prefix_scale: PositiveFloat = Field(
+        1.0,
+        description="Unit example: the prefix's gradient is multiplied by this before clipping "
+        "and divided after the noise: below 1 the head gets more of the clipping norm and the prefix "
+        "more of the noise. The guarantee is the same.",
+    )
+    noise_by: Literal["client", "server"] = Field(
+        "client",
+        description="Unit client: who adds the noise. `client` holds against the server; "
+        "`server` needs a trusted server and holds against outsiders only. Unit example: client.",
+    )
+    relation: Literal["add-or-remove-one", "replace-one"] = Field(
+        "add-or-remove-one", description="Neighbouring relation of the guarantee."
+    )
+    accountant: Literal["pld", "rdp"] = Field(
+        "pld", description="Accountant that calibrates the noise and stops the run."
+    )
+    ledger: str | None = Field(
+        None,
+        description="Path of a ledger shared by several runs on the same data, which then "
+        "compose. Empty: a ledger in the run folder.",
+    )
+    randomness: Literal["seeded", "os"] = Field(
+        "os",
+        description="`os`: noise and sampling from the operating system's entropy. `seeded`: "
+        "from `seed`, reproducible; the guarantee then holds only against who does not know the "
+        "seed, and the report says so.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PrivacySettings:
+        if self.mode == "dp" and self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError(
+                "Expected privacy.epsilon or privacy.noise_multiplier for privacy.mode=dp, got neither"
+            )
+        if self.unit == "example" and self.noise_by == "server":
+            raise ValueError(
+                "Expected privacy.noise_by=client for privacy.unit=example (per-example clipping and "
+                "noise happen at the silo), got privacy.noise_by=server"
+            )
+        if self.unit == "client" and self.prefix_scale != 1.0:
+            raise ValueError(
+                "Expected privacy.prefix_scale=1 for privacy.unit=client, "
+                f"got privacy.prefix_scale={self.prefix_scale}"
+            )
+        return self
+
+
+class EvaluationSettings(Section):
+    """How the model is judged while it trains."""
+
+    every: PositiveInt = Field(5, description="Rounds between evaluations by the server.")
+    max_examples: PositiveInt | None = Field(
+        1000,
+        description="Evaluate on so many of the server's examples (first by hash); empty: all.",
+    )
+    generate: Annotated[int, Field(ge=0)] = Field(
+        32,
+        description="Generation: number of texts written for BLEU and ROUGE-L in the last "
+        "evaluation (slow); 0 reports perplexity alone.",
+    )
+    max_new_tokens: PositiveInt = Field(48, description="Generation: tokens written at most.")
+    clients: Literal["off", "private", "raw"] = Field(
+        "off",
+        description="Evaluation by the silos on held-out examples of their own: `private` "
+        "adds noise to the counts, as an event in the ledger; `raw` sends them as they are, which has "
+        "no guarantee and is reported so.",
+    )
+    clients_holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="Share of a silo's examples kept for `clients`, by hash of the text."
+    )
+    clients_noise: PositiveFloat = Field(
+        20.0,
+        description="`private`: noise multiplier of each release of the pair (correct, number).",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluationSettings:
+        if self.clients != "off" and self.clients_holdout == 0:
+            raise ValueError(
+                "Expected evaluation.clients_holdout > 0 where evaluation.clients is not off, got 0"
+            )
+        return self
+
+
+class SimulationSettings(Section):
+    """Resources of a simulation on one machine (Ray)."""
+
+    workers: PositiveInt | None = Field(
+        None, description="Worker processes; empty: one per CPU core (or one per GPU share)."
+    )
+    threads: PositiveInt = Field(
+        1,
+        description="CPU threads of each worker. Part of reproducibility: the order of "
+        "floating-point sums depends on it; the number of workers changes nothing.",
+    )
+    gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="GPUs of each worker; 0.25 puts four on one GPU."
+    )
+
+
+class OutputSettings(Section):
+    """What a run leaves behind."""
+
+    folder: str = Field("runs", description="Run folders are made below this folder.")
+    tensorboard: bool = Field(True, description="Write TensorBoard events too.")
+
+
+class Settings(Section):
+    """One experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "experiment", description="Short name; part of the run folder's name."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description='Seed of partitions, initialisation, and (privacy.randomness = "seeded") of '
+        "sampling and noise. Any size: 128 bits of it are used.",
+    )
+    model: ModelSettings = ModelSettings()
+    prefix: PrefixSettings = PrefixSettings()
+    task: TaskSettings = TaskSettings(labels=("negative", "neutral", "positive"))
+    data: DataSettings = DataSettings()
+    client: ClientSettings = ClientSettings()
+    server: ServerSettings = ServerSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    simulation: SimulationSettings = SimulationSettings()
+    output: OutputSettings = OutputSettings()
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.data.sizes == "private" and self.client.sampling_rate is None:
+            raise ValueError(
+                "Expected client.sampling_rate for data.sizes=private (a rate made from batch_size "
+                "would tell the silo's size), got none"
+            )
+        if self.data.source != "tweets" and self.data.path is None:
+            raise ValueError(f"Expected data.path for data.source={self.data.source}, got none")
+        if self.privacy.unit == "client" and self.evaluation.clients == "private":
+            raise ValueError(
+                "Expected evaluation.clients off or raw for privacy.unit=client (a silo's counts "
+                "have no useful client-level release), got evaluation.clients=private"
+            )
+        if (
+            self.privacy.unit == "example"
+            and self.privacy.mode == "dp"
+            and (self.privacy.relation == "replace-one")
+        ):
+            raise ValueError(
+                "Expected privacy.relation=add-or-remove-one for privacy.unit=example (amplification "
+                "by Poisson sampling is stated for it), got privacy.relation=replace-one"
+            )
+        return self

@@ -1,0 +1,223 @@
+"""Read, override, check and write :class:`~fedllm.settings.Settings` (TOML)."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+
+from fedllm.settings import Settings
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, of the wrong kind, or out of range; the message names it."""
+
+
+def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
+    """Read an experiment's TOML file, apply ``section.key=value`` overrides, and check it.
+
+    A relative ``data.path`` is taken relative to the file; ``~`` and ``$VARIABLES`` are expanded.
+
+    Args:
+        path: the TOML file.
+        overrides: for instance ``["privacy.epsilon=3", "prefix.layers=[0, 1]"]``; values are TOML,
+            and a value that is no TOML is text.
+
+    Raises:
+        SettingsError: the file is missing or no TOML, or a key or value is not accepted.
+    """
+    file = Path(path)
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"Expected an experiment's TOML file, found no file {file}") from None
+    except IsADirectoryError:
+        raise SettingsError(f"Expected an experiment's TOML file, got the folder {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}") from None
+    apply_overrides(tree, overrides)
+    settings = parse_settings(tree, source=str(file))
+    return _with_data_path(settings, file.resolve().parent)
+
+
+def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Settings:
+    """Check a tree of plain values.
+
+    Raises:
+        SettingsError: one line a problem; an unknown key comes with the nearest known one.
+    """
+    unknown = list(_unknown_keys(tree, Settings, ()))
+    if unknown:
+        raise SettingsError("\n".join(f"{source}: {problem}" for problem in unknown))
+    try:
+        return Settings.model_validate(_read_none(tree))
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
+            message = problem["msg"].removeprefix("Value error, ")
+            if problem["type"] == "value_error":
+                lines.append(f"{source}: {message}")
+            else:
+                lines.append(f"{source}: Expected {key}: {message}; got {problem['input']!r}")
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Set ``section.key=value`` in ``tree``, in place.
+
+    Raises:
+        SettingsError: no ``=``, or a key below something that is no section.
+    """
+    for text in overrides:
+        name, sign, raw = text.partition("=")
+        parts = [part.strip() for part in name.strip().split(".")]
+        if not sign or not all(parts):
+            raise SettingsError(f"Expected section.key=value in an override, got {text!r}")
+        try:
+            value = tomllib.loads(f"value = {raw.strip()}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = raw.strip()
+        node = tree
+        for part in parts[:-1]:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise SettingsError(f"Expected a section at {part!r} in the override {text!r}")
+        node[parts[-1]] = value
+
+
+def to_toml(settings: Settings, *, documented: bool = False) -> str:
+    """Write the whole tree as TOML; keys without a value are left out (or commented out).
+
+    With ``documented`` each key carries its description as a comment.
+    """
+    if not documented:
+        return tomli_w.dumps(_plain(settings))
+    lines: list[str] = []
+    for key, field in type(settings).model_fields.items():
+        value = getattr(settings, key)
+        if not isinstance(value, BaseModel):
+            lines += [f"# {field.description}", tomli_w.dumps({key: value}).strip(), ""]
+    for key in type(settings).model_fields:
+        section = getattr(settings, key)
+        if not isinstance(section, BaseModel):
+            continue
+        summary = (type(section).__doc__ or "").strip().splitlines()[0]
+        lines += [f"# {summary}", f"[{key}]"]
+        for name, field in type(section).model_fields.items():
+            lines.append(f"# {field.description}")
+            value = section.model_dump(mode="json")[name]
+            if value is None:
+                lines.append(f"# {name} =")
+            else:
+                lines.append(tomli_w.dumps({name: value}).strip())
+        lines.append("")
+    return "\n".join(lines)
+
+
+def to_json(settings: Settings) -> str:
+    """The tree as canonical JSON (sorted keys): what travels in messages and is hashed."""
+    return json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+
+def from_json(text: str) -> Settings:
+    """Inverse of :func:`to_json`.
+
+    Raises:
+        SettingsError: as :func:`parse_settings`.
+    """
+    return parse_settings(json.loads(text), source="settings in a message")
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items() if v is not None}
+        return value
+
+    plain = settings.model_dump(mode="json")
+    cleaned = clean(plain)
+    # A key whose default is not "none" but whose value is: TOML has no null, so write "none".
+    for section, values in plain.items():
+        if isinstance(values, dict):
+            for key, value in values.items():
+                if value is None and _default_is_not_none([section, key]):
+                    cleaned[section][key] = "none"
+    return dict(cleaned)
+
+
+def _read_none(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """TOML has no null: the text "none" stands for it where the setting may be empty."""
+
+    def allows_none(section: str, key: str) -> bool:
+        default = Settings.model_fields[section].default
+        field = type(default).model_fields[key] if isinstance(default, BaseModel) else None
+        return field is not None and type(None) in getattr(field.annotation, "__args__", ())
+
+    return {
+        name: {
+            key: None if value == "none" and allows_none(name, key) else value
+            for key, value in section.items()
+        }
+        if isinstance(section, Mapping)
+        else section
+        for name, section in tree.items()
+    }
+
+
+def _default_is_not_none(parts: list[str]) -> bool:
+    if len(parts) != 2 or parts[0] not in Settings.model_fields:
+        return False
+    section = Settings.model_fields[parts[0]].default
+    field = type(section).model_fields.get(parts[1]) if isinstance(section, BaseModel) else None
+    return field is not None and getattr(section, parts[1]) is not None
+
+
+def _is_branch(part: object) -> bool:
+    return isinstance(part, str) and ("[" in part or part.startswith("literal"))
+
+
+def _unknown_keys(
+    tree: Mapping[str, Any], model: type[BaseModel], above: tuple[str, ...]
+) -> Iterable[str]:
+    for key, value in tree.items():
+        name = ".".join((*above, key))
+        if key not in model.model_fields:
+            near = difflib.get_close_matches(key, model.model_fields, n=1, cutoff=0.5)
+            home = [
+                f"{section}.{key}"
+                for section, field in Settings.model_fields.items()
+                if isinstance(field.default, BaseModel) and key in type(field.default).model_fields
+            ]
+            if home:
+                hint = f"did you mean {' or '.join(home)}?"
+            elif near:
+                hint = f"did you mean {'.'.join((*above, near[0]))}?"
+            else:
+                hint = f"known here: {', '.join(model.model_fields)}"
+            yield f"Expected a known key, got {name}; {hint}"
+            continue
+        inner = model.model_fields[key].annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            if isinstance(value, Mapping):
+                yield from _unknown_keys(value, inner, (*above, key))
+            else:
+                yield f"Expected the section [{name}], got {name}={value!r}"
+
+
+def _with_data_path(settings: Settings, base: Path) -> Settings:
+    path = settings.data.path
+    if path is None or settings.data.source != "files":
+        return settings
+    expanded = Path(os.path.expandvars(os.path.expanduser(path)))
+    if not expanded.is_absolute():
+        expanded = (base / expanded).resolve()
+    data = settings.data.model_copy(update={"path": str(expanded)})
+    return settings.model_copy(update={"data": data})

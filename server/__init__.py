@@ -1,0 +1,1 @@
+"""The server: a thin Flower ServerApp over the core."""

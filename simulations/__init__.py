@@ -1,0 +1,1 @@
+"""Experiments, their runner, the command line, benchmarks."""

@@ -1,0 +1,1 @@
+"""Commands that reproduce the figures claimed in README and docs."""
