@@ -1,0 +1,177 @@
+"""Tokenised examples, batches of them, and the division of a large batch by a token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Feature:
+    """One tokenised example.
+
+    Attributes:
+        input_ids: the token ids, without padding.
+        target: class index for classification, else None.
+        target_mask: for generation, 1 at each token whose prediction counts in the loss, 0
+            elsewhere; same length as ``input_ids``. Else None.
+        meta: whatever the task wants to keep (never sent to the model).
+    """
+
+    input_ids: list[int]
+    target: int | None = None
+    target_mask: list[int] | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class Batch:
+    """B examples padded to T tokens.
+
+    Attributes:
+        input_ids: (B, T) int64, padded with the pad id.
+        attention_mask: (B, T) int64, 1 at real tokens.
+        position_ids: (B, T) int64, or None where the model counts positions itself (encoders).
+        targets: (B,) int64 class indices, or None.
+        target_mask: (B, T) int64, 1 where the prediction *of* that token counts, or None.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor | None = None
+    targets: Tensor | None = None
+    target_mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.input_ids.shape[0]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of positions, padding included (B * T)."""
+        return self.input_ids.numel()
+
+    @property
+    def last_positions(self) -> Tensor:
+        """(B,) index of each example's last real token, on either side of padding."""
+        length = self.attention_mask.shape[1]
+        return length - 1 - self.attention_mask.flip(1).argmax(dim=1)
+
+    def model_inputs(self) -> dict[str, Tensor]:
+        """Keyword arguments for the model's forward."""
+        inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+        if self.position_ids is not None:
+            inputs["position_ids"] = self.position_ids
+        return inputs
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on ``device``."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: None if v is None else v.to(device) for k, v in moved.items()})
+
+
+def position_ids(
+    attention_mask: Tensor, offset: int, counted: Literal["tokens", "slots"] = "tokens"
+) -> Tensor:
+    """Position ids (B, T) for a decoder with a prefix of length ``offset``.
+
+    ``tokens`` counts real tokens: offset, offset + 1, ... from each example's first real token, so
+    an example's result does not depend on how much padding its batch needs. Differential privacy
+    relies on that: an example's gradient must be a function of this example alone. ``slots`` is
+    ``arange(T) + offset``, what peft's own forward does; the two agree except under left padding.
+    """
+    if counted == "slots":
+        length = attention_mask.shape[1]
+        slots = torch.arange(offset, offset + length, device=attention_mask.device)
+        return slots.expand(attention_mask.shape[0], -1)
+    if counted != "tokens":
+        raise ValueError(f"Expected counted to be 'tokens' or 'slots', got counted={counted!r}")
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0) + offset
+
+
+def collate(
+    features: Sequence[Feature],
+    pad_id: int,
+    side: Literal["right", "left"] = "right",
+    *,
+    position_offset: int | None = None,
+    length: int | None = None,
+) -> Batch:
+    """Pads ``features`` to one batch.
+
+    Args:
+        features: at least one, none empty, all with the same kind of target.
+        pad_id: token id for padding (masked, so its value does not matter).
+        side: the side of the padding.
+        position_offset: for decoders, the prefix length P: adds position ids from P (counted by
+            tokens, see :func:`position_ids`). None: no position ids (encoders).
+        length: pad to this many tokens instead of the longest example.
+
+    Raises:
+        ValueError: no features, an empty one, differing kinds of targets, unequal mask length.
+    """
+    if not features:
+        raise ValueError("Expected at least one feature, got none")
+    if side not in ("right", "left"):
+        raise ValueError(f"Expected side to be 'right' or 'left', got side={side!r}")
+    longest = max(len(f) for f in features)
+    total = longest if length is None else length
+    if total < longest:
+        raise ValueError(f"Expected length >= {longest} (the longest example), got length={length}")
+    has_target = {f.target is not None for f in features}
+    has_mask = {f.target_mask is not None for f in features}
+    if len(has_target) > 1 or len(has_mask) > 1:
+        raise ValueError("Expected all features to have the same kind of target, got a mixture")
+    ids = torch.full((len(features), total), pad_id, dtype=torch.long)
+    attention = torch.zeros_like(ids)
+    counted = torch.zeros_like(ids)
+    for row, feature in enumerate(features):
+        n = len(feature)
+        if n == 0:
+            raise ValueError(f"Expected at least one token in each feature, got none in row {row}")
+        where = slice(0, n) if side == "right" else slice(total - n, total)
+        ids[row, where] = torch.tensor(feature.input_ids, dtype=torch.long)
+        attention[row, where] = 1
+        if feature.target_mask is not None:
+            if len(feature.target_mask) != n:
+                raise ValueError(
+                    f"Expected target_mask of {n} entries in row {row}, "
+                    f"got {len(feature.target_mask)}"
+                )
+            counted[row, where] = torch.tensor(feature.target_mask, dtype=torch.long)
+    targets = torch.tensor([f.target for f in features]) if has_target == {True} else None
+    positions = None if position_offset is None else position_ids(attention, position_offset)
+    return Batch(ids, attention, positions, targets, counted if has_mask == {True} else None)
+
+
+def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Divides examples into groups of similar length with (group size) * (longest) <= max_tokens.
+
+    Args:
+        lengths: tokens in each example.
+        max_tokens: budget for one group, padding included. An example that exceeds the budget by
+            itself gets a group of its own.
+
+    Returns:
+        Lists of indices into ``lengths``: each index once, longest first, ties by index, so that
+        the same lengths always give the same groups. Empty for no examples.
+
+    Raises:
+        ValueError: max_tokens < 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"Expected max_tokens >= 1, got max_tokens={max_tokens}")
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

@@ -1,0 +1,341 @@
+"""Loading a frozen backbone: hub id, local folder, GGUF file, or an embedded name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.utils import cached_file
+
+from fedllm import attention
+from fedllm.embedded import (
+    EMBEDDED_NAMES,
+    ModelError,
+    convert_gguf,
+    embedded_file,
+    file_sha256,
+    quiet_loading,
+)
+
+Kind = Literal["encoder", "decoder"]
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+# Encoders whose pooling layer is unused here and may be dropped (their forward checks for None).
+_POOLER_OPTIONAL = {"bert", "roberta", "xlm-roberta", "camembert"}
+
+
+@dataclass(eq=False)
+class Backbone:
+    """A frozen model (eval mode, no gradients, prefix attention installed) and its tokenizer.
+
+    Attributes:
+        kind: "encoder" (hidden states, no pooling layer) or "decoder" (causal language model).
+        n_layers, kv_heads, head_dim: attention geometry, as observed in a forward pass.
+        hidden_size: size of the hidden states.
+        name: as asked for.
+        weight_files: files the weights came from (the GGUF file for converted models).
+        max_positions: longest sequence that the position embeddings allow, the prefix included
+            for decoders; None where not stated.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    kind: Kind
+    n_layers: int
+    kv_heads: int
+    head_dim: int
+    hidden_size: int
+    name: str
+    dtype: torch.dtype
+    device: torch.device
+    weight_files: tuple[Path, ...] = ()
+    max_positions: int | None = None
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """SHA-256 of the weights.
+
+        One file: the file's own digest. Several: the digest of the lines "DIGEST  NAME" in order
+        of name, as ``sha256sum *.safetensors | sha256sum`` prints. No file known: of the tensors.
+        """
+        if len(self.weight_files) == 1:
+            return file_sha256(self.weight_files[0])
+        total = hashlib.sha256()
+        for path in sorted(self.weight_files, key=lambda p: p.name):
+            total.update(f"{file_sha256(path)}  {path.name}\n".encode())
+        if not self.weight_files:
+            for key, value in sorted(self.model.state_dict().items()):
+                total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
+                total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return total.hexdigest()
+
+    @property
+    def pad_id(self) -> int:
+        """Token id for padding."""
+        return int(cast(int, self.tokenizer.pad_token_id))
+
+
+def load_backbone(
+    name: str,
+    *,
+    kind: Kind | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> Backbone:
+    """Loads a model, freezes it and prepares it for prefixes.
+
+    Args:
+        name: a hub id, a local folder, a ``.gguf`` file, or an embedded name ("minilm", "smollm2").
+        kind: "encoder" or "decoder"; None finds it from the model's configuration.
+        dtype: "auto" (float32 on the CPU and on mps; on cuda bfloat16 where the GPU has it, else
+            float16), "float32", "bfloat16", "float16" or "float64".
+        device: "auto" (cuda, else mps, else cpu) or a torch device.
+        revision: the hub's branch, tag or commit.
+        gguf_file: name of a GGUF file within the folder or hub repository ``name``.
+        cache_dir: where converted GGUF files are kept (see ``fedllm.embedded.cache_folder``); the
+            hub's own cache follows the hub's environment variables, HF_HUB_OFFLINE included.
+
+    Raises:
+        ModelError: the model is not found, or not usable here.
+        ValueError: an argument outside its range.
+    """
+    where = resolve_device(device)
+    precision = resolve_dtype(dtype, where)
+    if kind not in (None, "encoder", "decoder"):
+        raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
+    source, weight_file = _source(name, gguf_file, revision, cache_dir)
+    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    with quiet_loading():
+        config = _from_hub(name, AutoConfig, source, options)
+        kind = kind or kind_of(config)
+        _check_kind(name, config, kind)
+        tokenizer = _from_hub(name, AutoTokenizer, source, options)
+        loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
+        model = _from_hub(name, loader, source, {**options, "dtype": precision, "config": config})
+    files = (weight_file,) if weight_file else _weight_files(source, revision)
+    return make_backbone(model.to(where), tokenizer, kind, name, weight_files=files)
+
+
+def make_backbone(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    kind: Kind,
+    name: str,
+    weight_files: tuple[Path, ...] = (),
+) -> Backbone:
+    """A Backbone around a model that is already in memory, on its device and in its dtype.
+
+    Freezes the model, installs prefix attention and gives the tokenizer a padding token.
+
+    Raises:
+        ModelError: prefixes are not supported for the model (the message says why).
+    """
+    config = model.config
+    if kind == "encoder" and config.model_type in _POOLER_OPTIONAL:
+        model.pooler = None
+    model.eval().requires_grad_(False)
+    try:
+        attention.install(model)
+    except ValueError as error:
+        raise ModelError(f"model={name!r} cannot take prefixes: {error}") from error
+    shape = attention.geometry(model)
+    if kind == "decoder" and not shape.causal:
+        raise ModelError(f"Expected causal attention in a decoder, got none in model={name!r}")
+    _set_pad_token(name, tokenizer, model)
+    return Backbone(
+        model=model,
+        tokenizer=tokenizer,
+        kind=kind,
+        n_layers=shape.n_layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        hidden_size=int(config.get_text_config().hidden_size),
+        name=name,
+        dtype=model.dtype,
+        device=model.device,
+        weight_files=tuple(weight_files),
+        max_positions=_max_positions(config),
+    )
+
+
+_shared: dict[tuple[Any, ...], Backbone] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_backbone(name: str, **options: Any) -> Backbone:
+    """:func:`load_backbone`, once per process for the same arguments (thread safe)."""
+    key = (name, *sorted((k, str(v)) for k, v in options.items()))
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = load_backbone(name, **options)
+        return _shared[key]
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The torch device meant by ``device`` ("auto": cuda, else mps, else cpu)."""
+    if device != "auto":
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(f"Expected 'auto' or a torch device, got device={device!r}") from error
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"Expected an available device, got device={device!r} without CUDA")
+        return found
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The torch dtype meant by ``dtype`` on ``device``."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"Expected dtype to be one of auto, {', '.join(_DTYPES)}, got dtype={dtype!r}"
+        )
+    return _DTYPES[dtype]
+
+
+def kind_of(config: PreTrainedConfig) -> Kind:
+    """Whether a configuration describes a decoder (causal language model) or an encoder."""
+    architectures = getattr(config, "architectures", None) or []
+    if getattr(config, "is_decoder", False):
+        return "decoder"
+    masked_too = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    if any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures) and not masked_too:
+        return "decoder"
+    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked_too:
+        return "decoder"
+    return "encoder"
+
+
+def _check_kind(name: str, config: PreTrainedConfig, kind: Kind) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"Expected an encoder or decoder, got the encoder-decoder model={name!r}")
+    if kind == "decoder" and kind_of(config) == "encoder":
+        raise ModelError(
+            f"Expected a causal language model for kind='decoder', got model={name!r} "
+            f"of type {config.model_type}, whose attention is not causal"
+        )
+
+
+def _source(
+    name: str, gguf_file: str | None, revision: str | None, cache_dir: str | Path | None
+) -> tuple[str, Path | None]:
+    """What from_pretrained is given, and the one weights file where it is known."""
+    if name == "minilm":
+        file = embedded_file(name)
+        return str(file.parent), file
+    if name == "smollm2":
+        file = embedded_file(name)
+        return str(convert_gguf(file, cache_dir)[0]), file
+    path = Path(name).expanduser()
+    if gguf_file is not None:
+        if path.is_dir():
+            path = path / gguf_file
+        else:
+            with _hub_errors(name):
+                path = Path(cast(str, cached_file(name, gguf_file, revision=revision)))
+    if path.suffix == ".gguf":
+        return str(convert_gguf(path, cache_dir)[0]), path
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"Expected a config.json in the model folder, got model={name!r}")
+        return str(path), None
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"Expected a model folder or a .gguf file, got model={name!r}")
+    return name, None
+
+
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Turns what transformers and the hub raise into one error that names the setting."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"Expected model to be a hub id, a model folder, a .gguf file or one of "
+            f"{', '.join(EMBEDDED_NAMES)}, got model={name!r}, which could not be loaded"
+            f"{' (HF_HUB_OFFLINE is set)' if offline else ''}: {reason}"
+        ) from error
+
+
+def _from_hub(name: str, auto: Any, source: str, options: dict[str, Any]) -> Any:
+    with _hub_errors(name):
+        return auto.from_pretrained(source, **options)
+
+
+def _weight_files(source: str, revision: str | None) -> tuple[Path, ...]:
+    """The local files that hold the weights (safetensors first, then PyTorch's own)."""
+    if Path(source).is_dir():
+        folder = Path(source)
+    else:
+        config = cached_file(source, "config.json", revision=revision)
+        folder = Path(cast(str, config)).parent
+    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
+        files = sorted(folder.glob(pattern))
+        if files:
+            return tuple(files)
+    return ()
+
+
+def _set_pad_token(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
+    """Padding is masked, so any existing token serves; none is added, no embedding is resized."""
+    if tokenizer.pad_token_id is None:
+        for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
+            if token is not None:
+                tokenizer.pad_token = token
+                break
+        else:
+            raise ModelError(f"Expected a pad, eos, unk or bos token, got none in model={name!r}")
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if found is None:
+        return None
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        return int(found) - int(config.pad_token_id or 0) - 1  # positions start after the pad id
+    return int(found)
