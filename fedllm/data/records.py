@@ -1,0 +1,79 @@
+"""Rows of text data and the one error that bad data raises.
+
+A record is a plain ``dict`` (one example); a :class:`TextDataset` is a list of them with a name and
+the columns that every record has. No tensors and no tokens here: see the tasks for those.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class DataError(ValueError):
+    """Bad data, or a setting that does not fit the data; the one message says where and what."""
+
+
+@dataclass(frozen=True)
+class TextDataset:
+    """Examples in a fixed order.
+
+    ``records`` has one dict an example, ``name`` says where they come from (for error messages and
+    reports), ``columns`` are the keys that every record has.
+    """
+
+    records: list[Record]
+    name: str
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.records[index]
+
+    def select(self, indices: Iterable[int], name: str | None = None) -> TextDataset:
+        """The examples at ``indices``, in that order, as a data set that shares the records."""
+        chosen = [self.records[index] for index in indices]
+        return TextDataset(chosen, name or self.name, self.columns)
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column; raises DataError where there is no such column."""
+        require_columns(self, (name,))
+        return [record[name] for record in self.records]
+
+
+def require_columns(dataset: TextDataset, columns: Sequence[str]) -> None:
+    """Raise DataError unless ``dataset`` has all of ``columns``; names the known ones."""
+    for column in columns:
+        if column not in dataset.columns:
+            raise DataError(
+                f"Expected column '{column}' in {dataset.name}, got columns "
+                f"{', '.join(dataset.columns) or '(none)'}"
+            )
+
+
+def require_text(dataset: TextDataset, columns: Sequence[str]) -> None:
+    """Raise DataError unless each of ``columns`` holds a non-blank string in every record."""
+    require_columns(dataset, columns)
+    for row, record in enumerate(dataset.records):
+        for column in columns:
+            value = record[column]
+            if not isinstance(value, str) or not value.strip():
+                raise DataError(
+                    f"Expected text in column '{column}' of {dataset.name}, got {value!r} in "
+                    f"record {row} (counted from 0)"
+                )
+
+
+def normalise_text(text: str) -> str:
+    """Text for comparing and hashing: NFKC, case folded, each run of white space one space."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(folded.split())
