@@ -97,7 +97,8 @@ class _PrefixSlot:
     def stack(self) -> list[_ActivePrefix | None]:
         if not hasattr(self._local, "stack"):
             self._local.stack = []
-        return self._local.stack
+        stack: list[_ActivePrefix | None] = self._local.stack
+        return stack
 
     @property
     def recorder(self) -> list[_Call] | None:
@@ -152,7 +153,7 @@ def _prefix_attention_forward(
                 active, layer, query, key, value, attention_mask, causal, kwargs
             )
             is_causal = False  # the mask is explicit now, where one is needed
-    return sdpa_attention_forward(
+    output: Tensor = sdpa_attention_forward(
         module,
         query,
         key,
@@ -162,7 +163,8 @@ def _prefix_attention_forward(
         scaling=scaling,
         is_causal=is_causal,
         **kwargs,
-    )
+    )[0]
+    return output, None
 
 
 def _prepend(

@@ -72,8 +72,11 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: None if v is None else v.to(device) for k, v in moved.items()})
+        moved: dict[str, Any] = {}
+        for item in fields(self):
+            value: Tensor | None = getattr(self, item.name)
+            moved[item.name] = None if value is None else value.to(device)
+        return Batch(**moved)
 
 
 def position_ids(
