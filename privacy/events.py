@@ -1,0 +1,332 @@
+"""Privacy events: dp_accounting's DpEvent trees, made, normalised, and written as JSON.
+
+An event is one use of a mechanism on private data. This module does not compute any privacy
+number; it refuses by name every kind of event that it does not know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import attr
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+
+class UnknownEvent(ValueError):
+    """An event of a kind, or with a parameter, that cannot be written down or accounted."""
+
+
+@attr.s(frozen=True, auto_attribs=True)
+class NoGuaranteeDpEvent(dp.NonPrivateDpEvent):  # type: ignore[misc]
+    """A release without any privacy, on purpose, with the reason for it.
+
+    Every accountant treats it as a NonPrivateDpEvent: epsilon is infinite.
+    """
+
+    reason: str = ""
+
+
+def _probability(value: Any) -> float:
+    number = _number(value)
+    if not 0 <= number <= 1:
+        raise ValueError("expected a probability from 0 to 1")
+    return number
+
+
+def _number(value: Any) -> float:
+    """A finite number >= 0; numpy scalars and ints become float."""
+    if isinstance(value, (bool, str)):
+        raise ValueError("expected a number")
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError("expected a finite number >= 0")
+    return number
+
+
+def _number_or_infinity(value: Any) -> float:
+    return math.inf if value in ("inf", math.inf) else _number(value)
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, (bool, str)) or int(value) != value or value < 0:
+        raise ValueError("expected a whole number >= 0")
+    return int(value)
+
+
+def _wholes(value: Any) -> int | tuple[int, ...]:
+    return tuple(_whole(v) for v in value) if isinstance(value, (list, tuple)) else _whole(value)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(_number(v) for v in value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("expected text")
+    return value
+
+
+def _event(value: Any) -> DpEvent:
+    return canonical(value)
+
+
+def _events(value: Any) -> tuple[DpEvent, ...]:
+    return tuple(canonical(v) for v in value)
+
+
+# kind -> (class, {field: reader}). A reader checks a value and returns its canonical form.
+_Reader = Callable[[Any], Any]
+_KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
+    "NoOp": (dp.NoOpDpEvent, {}),
+    "NonPrivate": (NoGuaranteeDpEvent, {"reason": _text}),
+    "Gaussian": (dp.GaussianDpEvent, {"noise_multiplier": _number}),
+    "Laplace": (dp.LaplaceDpEvent, {"noise_multiplier": _number}),
+    "DiscreteLaplace": (
+        dp.DiscreteLaplaceDpEvent,
+        {"noise_parameter": _number, "sensitivity": _whole},
+    ),
+    "RandomizedResponse": (
+        dp.RandomizedResponseDpEvent,
+        {"noise_parameter": _probability, "num_buckets": _whole},
+    ),
+    "SelfComposed": (dp.SelfComposedDpEvent, {"event": _event, "count": _whole}),
+    "Composed": (dp.ComposedDpEvent, {"events": _events}),
+    "PoissonSampled": (
+        dp.PoissonSampledDpEvent,
+        {"sampling_probability": _probability, "event": _event},
+    ),
+    "SampledWithReplacement": (
+        dp.SampledWithReplacementDpEvent,
+        {"source_dataset_size": _whole, "sample_size": _whole, "event": _event},
+    ),
+    "SampledWithoutReplacement": (
+        dp.SampledWithoutReplacementDpEvent,
+        {"source_dataset_size": _whole, "sample_size": _whole, "event": _event},
+    ),
+    "SingleEpochTreeAggregation": (
+        dp.SingleEpochTreeAggregationDpEvent,
+        {"noise_multiplier": _number, "step_counts": _wholes},
+    ),
+    "RepeatAndSelect": (
+        dp.RepeatAndSelectDpEvent,
+        {"event": _event, "mean": _number, "shape": _number_or_infinity},
+    ),
+    "MixtureOfGaussians": (
+        dp.MixtureOfGaussiansDpEvent,
+        {"standard_deviation": _number, "sensitivities": _numbers, "sampling_probs": _numbers},
+    ),
+    "ZCDP": (dp.ZCDpEvent, {"rho": _number, "xi": _number}),
+    "TruncatedSubsampledGaussian": (
+        dp.TruncatedSubsampledGaussianDpEvent,
+        {
+            "dataset_size": _whole,
+            "sampling_probability": _probability,
+            "truncated_batch_size": _whole,
+            "noise_multiplier": _number,
+        },
+    ),
+}
+_NAMES: dict[type, str] = {cls: name for name, (cls, _) in _KINDS.items()}
+_NAMES[dp.NonPrivateDpEvent] = "NonPrivate"
+
+
+def kind(event: DpEvent) -> str:
+    """Return the name of an event's kind, such as "PoissonSampled".
+
+    Raises:
+      UnknownEvent: No such kind is known here; the message names it.
+    """
+    try:
+        return _NAMES[type(event)]
+    except KeyError:
+        raise UnknownEvent(
+            f"Expected an event of kind {', '.join(_KINDS)}, got {type(event).__name__}: {event!r}"
+        ) from None
+
+
+def _fields(event: DpEvent) -> dict[str, Any]:
+    name = kind(event)
+    if name == "NonPrivate":
+        return {"reason": getattr(event, "reason", "")}
+    return {field: getattr(event, field) for field in _KINDS[name][1]}
+
+
+def _build(name: str, values: Mapping[str, Any]) -> DpEvent:
+    cls, readers = _KINDS[name]
+    if set(values) != set(readers):
+        raise UnknownEvent(
+            f"Expected the fields {sorted(readers)} in event {name}, got {sorted(values)}"
+        )
+    read: dict[str, Any] = {}
+    for field, reader in readers.items():
+        try:
+            read[field] = reader(values[field])
+        except UnknownEvent:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UnknownEvent(f"Event {name}: {field}={values[field]!r}: {error}") from None
+    return cls(**read)
+
+
+def canonical(event: DpEvent) -> DpEvent:
+    """Return the event with checked, hashable field values (floats as float, lists as tuples).
+
+    Raises:
+      UnknownEvent: A kind that is not known, or a value out of range.
+    """
+    return _build(kind(event), _fields(event))
+
+
+def _to_tree(value: Any) -> Any:
+    if isinstance(value, DpEvent):
+        fields = {name: _to_tree(v) for name, v in _fields(value).items()}
+        return {"kind": kind(value), **fields}
+    if isinstance(value, (list, tuple)):
+        return [_to_tree(v) for v in value]
+    return "inf" if value == math.inf and isinstance(value, float) else value
+
+
+def _from_tree(tree: Any) -> Any:
+    if isinstance(tree, list):
+        return [_from_tree(v) for v in tree]
+    if not isinstance(tree, dict):
+        return tree
+    name = tree.get("kind")
+    if name not in _KINDS:
+        raise UnknownEvent(f"Expected an event of kind {', '.join(_KINDS)}, got kind={name!r}")
+    return _build(name, {key: _from_tree(v) for key, v in tree.items() if key != "kind"})
+
+
+def event_to_json(event: DpEvent) -> str:
+    """Return the canonical JSON text of an event: sorted keys, no spaces, exact floats.
+
+    Raises:
+      UnknownEvent: A kind that is not known, or a value out of range.
+    """
+    tree = _to_tree(canonical(event))
+    return json.dumps(tree, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def event_from_json(text: str) -> DpEvent:
+    """Read an event that `event_to_json` wrote.
+
+    Raises:
+      UnknownEvent: Not JSON, a kind that is not known, or a value out of range.
+    """
+    try:
+        tree = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnknownEvent(f"Expected an event as JSON, got {text[:80]!r}: {error}") from None
+    if not isinstance(tree, dict):
+        raise UnknownEvent(f"Expected an event as a JSON object, got {text[:80]!r}")
+    event: DpEvent = _from_tree(tree)
+    return event
+
+
+def event_digest(event: DpEvent) -> str:
+    """Return the SHA-256 (hex) of the canonical JSON."""
+    return hashlib.sha256(event_to_json(event).encode()).hexdigest()
+
+
+def gaussian(noise_multiplier: float, count: int = 1) -> DpEvent:
+    """The event of `count` Gaussian mechanisms; noise_multiplier is std / sensitivity, > 0."""
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ValueError(
+            f"Expected a finite noise_multiplier > 0, got noise_multiplier={noise_multiplier} "
+            "(a release without noise is no_guarantee)"
+        )
+    if isinstance(count, bool) or count != int(count) or count < 0:
+        raise ValueError(f"Expected a whole count >= 0, got count={count}")
+    event = dp.GaussianDpEvent(float(noise_multiplier))
+    return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
+
+
+def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent:
+    """The event of `steps` DP-SGD steps: Poisson sampling, then the Gaussian mechanism.
+
+    Args:
+      sampling_rate: Probability that an example is in a step's sample, 0 < rate <= 1. At rate 1 it
+        is the plain Gaussian mechanism.
+      noise_multiplier: Standard deviation over L2 sensitivity, > 0.
+      steps: Whole, >= 0.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
+    if isinstance(steps, bool) or steps != int(steps) or steps < 0:
+        raise ValueError(f"Expected a whole number of steps >= 0, got steps={steps}")
+    step = gaussian(noise_multiplier)
+    if sampling_rate < 1:
+        step = dp.PoissonSampledDpEvent(float(sampling_rate), step)
+    return step if steps == 1 else dp.SelfComposedDpEvent(step, int(steps))
+
+
+def no_guarantee(reason: str) -> DpEvent:
+    """The event of a release without privacy; epsilon is then infinite. The reason is recorded."""
+    if not reason:
+        raise ValueError("Expected a reason for a release without privacy, got an empty one")
+    return NoGuaranteeDpEvent(reason)
+
+
+def _add(event: DpEvent, count: int, into: Counter[DpEvent]) -> None:
+    if count == 0 or isinstance(event, dp.NoOpDpEvent):
+        return
+    if isinstance(event, dp.SelfComposedDpEvent):
+        _add(event.event, event.count * count, into)
+    elif isinstance(event, dp.ComposedDpEvent):
+        for part in event.events:
+            _add(part, count, into)
+    elif isinstance(event, dp.PoissonSampledDpEvent) and event.sampling_probability == 1:
+        _add(event.event, count, into)
+    elif isinstance(event, dp.PoissonSampledDpEvent) and event.sampling_probability == 0:
+        return
+    else:
+        into[event] += count
+
+
+def multiset(
+    events: DpEvent | Iterable[DpEvent] | Mapping[DpEvent, int],
+) -> Counter[DpEvent]:
+    """Flatten compositions into a multiset of base events.
+
+    Composition of the accountants here does not depend on the order, so a schedule is its
+    multiset. Sampling with rate 1 is the event itself, sampling with rate 0 and NoOp are nothing.
+
+    Args:
+      events: One event, several, or counts of events.
+
+    Raises:
+      UnknownEvent: A kind that is not known, or a value out of range.
+      ValueError: A count is negative.
+    """
+    result: Counter[DpEvent] = Counter()
+    if isinstance(events, DpEvent):
+        events = {canonical(events): 1}
+    if isinstance(events, Mapping):
+        for event, count in events.items():
+            if count != int(count) or count < 0:
+                raise ValueError(f"Expected a whole count >= 0 of {event!r}, got {count}")
+            _add(canonical(event), int(count), result)
+    else:
+        for event in events:
+            _add(canonical(event), 1, result)
+    return result
+
+
+def is_private(event: DpEvent) -> bool:
+    """Whether an event gives any guarantee at all (no noise is no guarantee)."""
+    if isinstance(event, dp.NonPrivateDpEvent):
+        return False
+    if isinstance(event, (dp.GaussianDpEvent, dp.LaplaceDpEvent)):
+        return bool(event.noise_multiplier > 0)
+    inner = getattr(event, "event", None)
+    return is_private(inner) if isinstance(inner, DpEvent) else True

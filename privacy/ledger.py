@@ -1,0 +1,352 @@
+"""The ledger: a durable, append-only, hash-chained list of uses of private data.
+
+Write-ahead spending: an entry is appended, and durable, before the noisy value leaves the process
+that made it. A crash in between over-counts by one event; none can under-count.
+
+One SQLite file (WAL, synchronous=FULL). Each row holds the SHA-256 of the row before it and of its
+own content; a missing, edited or inserted row breaks the chain. The chain is not keyed: whoever may
+write the file and recomputes every hash is not detected by it, unless a head (id, hash) was kept
+elsewhere and is given to `verify`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from privacy import ledger_file
+from privacy.events import multiset
+from privacy.ledger_entry import (
+    LedgerEntry,
+    canonical_json,
+    composed,
+    parse_views,
+    require_same_unit,
+)
+from privacy.ledger_file import LedgerError
+from privacy.vocabulary import Unit
+
+__all__ = ["Ledger", "LedgerConflict", "LedgerEntry", "LedgerError", "VerifyReport", "composed"]
+
+_COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
+GENESIS = "0" * 64
+
+
+class LedgerConflict(LedgerError):
+    """The same run, party and key were recorded before with another content."""
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What `Ledger.verify` found.
+
+    Attributes:
+      ok: No problem.
+      rows: Number of rows read.
+      problems: One sentence for each problem.
+      head: (id, hash) of the last row, (0, GENESIS) for an empty ledger; keep it elsewhere and
+        give it to a later `verify`, which then notices a ledger that was reset or rewritten.
+    """
+
+    ok: bool
+    rows: int
+    problems: list[str]
+    head: tuple[int, str]
+
+
+def _row_hash(previous: str, row_id: int, time: str, content: Mapping[str, Any]) -> str:
+    body = canonical_json({"id": row_id, "time": time, **content})
+    return sha256(f"{previous}\n{body}".encode()).hexdigest()
+
+
+class Ledger:
+    """An open ledger file. Safe for threads; any number of processes may append to one file."""
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 60.0
+    ) -> None:
+        """Open a ledger; create it if absent, unless read_only.
+
+        Args:
+          path: The SQLite file.
+          read_only: Open without creating or writing.
+          timeout: Seconds to wait for other writers.
+
+        Raises:
+          LedgerError: The file is absent (read_only), foreign, damaged, of another schema version,
+            or not accessible. It is left untouched.
+        """
+        self.path = Path(path)
+        self.read_only = read_only
+        self._lock = threading.RLock()
+        self._db: sqlite3.Connection | None = ledger_file.open_database(
+            self.path, read_only=read_only, timeout=timeout
+        )
+
+    def append(self, entry: LedgerEntry) -> bool:
+        """Record one entry; it is durable on disk when this returns.
+
+        Returns:
+          True for a new row; False when the same run, party, key and content are there already.
+
+        Raises:
+          LedgerConflict: The same run, party and key are there with another content.
+          LedgerError: The ledger is read-only or cannot be written; nothing was recorded.
+        """
+        return self.extend([entry]) == 1
+
+    def extend(self, entries: Iterable[LedgerEntry]) -> int:
+        """Record several entries in one transaction: all of them, or none if one conflicts.
+
+        Returns:
+          The number of new rows.
+
+        Raises:
+          LedgerConflict, LedgerError: As `append`.
+        """
+        if self.read_only:
+            raise LedgerError(f"Expected a ledger opened for writing, got read-only {self.path}")
+        prepared = [(entry, entry.content()) for entry in entries]
+        added = 0
+        with self._transaction() as db:
+            head = db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
+            row_id, previous = head if head else (0, GENESIS)
+            for entry, content in prepared:
+                if self._recorded(db, entry, content):
+                    continue
+                row_id += 1
+                time = datetime.now(UTC).isoformat(timespec="microseconds")
+                digest = _row_hash(previous, row_id, time, content)
+                db.execute(
+                    f"INSERT INTO entries ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
+                    (row_id, time, *content.values(), previous, digest),
+                )
+                previous = digest
+                added += 1
+            if added:
+                db.execute("UPDATE head SET id = ?, hash = ?", (row_id, previous))
+        return added
+
+    def _recorded(
+        self, db: sqlite3.Connection, entry: LedgerEntry, content: Mapping[str, Any]
+    ) -> bool:
+        row = db.execute(
+            "SELECT run, party, unit, purpose, round, key, views, details FROM entries "
+            "WHERE run = ? AND party = ? AND key = ?",
+            (entry.run, entry.party, entry.key),
+        ).fetchone()
+        if row is None:
+            return False
+        for (name, new), old in zip(content.items(), row, strict=True):
+            if new != old:
+                raise LedgerConflict(
+                    f"Entry {entry.run}/{entry.party}/{entry.key} is recorded in {self.path} with "
+                    f"{name}={old!r}, now got {name}={new!r}: a key names one release only"
+                )
+        return True
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            db = self._open_db()
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise LedgerError(f"Cannot write the ledger {self.path}: {error}") from error
+
+    def _open_db(self) -> sqlite3.Connection:
+        if self._db is None:
+            raise LedgerError(f"The ledger {self.path} is closed")
+        return self._db
+
+    def _select(
+        self,
+        columns: str,
+        tail: str = "",
+        *,
+        party: str | None = None,
+        unit: Unit | None = None,
+        run: str | None = None,
+    ) -> list[tuple[Any, ...]]:
+        chosen = {"party": party, "unit": None if unit is None else Unit(unit).value, "run": run}
+        given = {name: value for name, value in chosen.items() if value is not None}
+        where = " AND ".join(f"{name} = :{name}" for name in given)
+        query = f"SELECT {columns} FROM entries {'WHERE ' + where if where else ''} {tail}"
+        with self._lock:
+            try:
+                return self._open_db().execute(query, given).fetchall()
+            except sqlite3.Error as error:
+                raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+
+    def entries(
+        self, party: str | None = None, unit: Unit | None = None, run: str | None = None
+    ) -> list[LedgerEntry]:
+        """Return the entries in order, with id, time and hash, of one party, unit or run, or all.
+
+        Raises:
+          LedgerError: A row cannot be read as an entry.
+        """
+        rows = self._select(_COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
+        return [self._entry(row) for row in rows]
+
+    def _entry(self, row: tuple[Any, ...]) -> LedgerEntry:
+        row_id, time, run, party, unit, purpose, round_, key, views, details, _, digest = row
+        try:
+            return LedgerEntry(
+                run=run,
+                party=party,
+                unit=unit,
+                purpose=purpose,
+                round=round_,
+                key=key,
+                views=parse_views(views),
+                details=json.loads(details),
+                id=row_id,
+                time=time,
+                hash=digest,
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise LedgerError(f"Row {row_id} of the ledger {self.path}: {error}") from error
+
+    def spent(
+        self,
+        adversary: str,
+        *,
+        party: str | None = None,
+        unit: Unit | None = None,
+        run: str | None = None,
+    ) -> Counter[DpEvent]:
+        """Return the multiset of events in an adversary's view: `composed(entries(...))`, faster.
+
+        Identical rows are counted by the database, so that the cost does not grow with them.
+
+        Raises:
+          LedgerError: Rows of several units match (they do not compose), or one cannot be read.
+        """
+        rows = self._select(
+            "unit, views, COUNT(*), MIN(id)",
+            "GROUP BY unit, views ORDER BY MIN(id)",
+            party=party,
+            unit=unit,
+            run=run,
+        )
+        require_same_unit(Unit(row[0]) for row in rows)
+        total: Counter[DpEvent] = Counter()
+        for row_unit, views, count, row_id in rows:
+            entry = self._entry(
+                (row_id, "", "-", "-", row_unit, "-", 0, "-", views, "{}", None, None)
+            )
+            for event, times in multiset(entry.view(adversary)).items():
+                total[event] += times * count
+        return total
+
+    def parties(self) -> list[str]:
+        """Return the names of the parties that have entries, sorted."""
+        return [str(row[0]) for row in self._select("DISTINCT party", "ORDER BY party")]
+
+    def head(self) -> tuple[int, str]:
+        """Return (id, hash) of the last row; (0, GENESIS) for an empty ledger."""
+        rows = self._select("id, hash", "ORDER BY id DESC LIMIT 1")
+        return (int(rows[0][0]), str(rows[0][1])) if rows else (0, GENESIS)
+
+    def verify(self, kept_head: tuple[int, str] | None = None) -> VerifyReport:
+        """Recompute the whole chain.
+
+        Args:
+          kept_head: A head that was kept elsewhere: it must still be in the ledger.
+
+        Returns:
+          The report; a problem is reported, never raised.
+        """
+        problems: list[str] = []
+        previous, expected_id, rows = GENESIS, 1, 0
+        hashes: dict[int, str] = {0: GENESIS}
+        try:
+            with self._lock:
+                db = self._open_db()
+                db.execute("BEGIN")  # one snapshot for all reads
+                try:
+                    problems += [
+                        f"SQLite: {row[0]}"
+                        for row in db.execute("PRAGMA integrity_check")
+                        if row[0] != "ok"
+                    ]
+                    for row in db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id"):
+                        rows += 1
+                        problems += _row_problems(row, expected_id, previous)
+                        expected_id, previous = row[0] + 1, row[11]
+                        hashes[row[0]] = row[11]
+                    head = db.execute("SELECT id, hash FROM head").fetchall()
+                finally:
+                    db.execute("ROLLBACK")
+            if head != [(expected_id - 1, previous)]:
+                problems.append(
+                    f"the last row is {expected_id - 1}, the recorded head is "
+                    f"{head[0][0] if head else 'missing'}: rows at the end are missing or added"
+                )
+        except (sqlite3.Error, IndexError, TypeError) as error:
+            problems.append(f"the file cannot be read to the end: {error}")
+        if kept_head is not None and hashes.get(kept_head[0]) != kept_head[1]:
+            problems.append(
+                f"the kept head (row {kept_head[0]}) is not in this ledger: it was reset or "
+                "rewritten"
+            )
+        return VerifyReport(not problems, rows, problems, (expected_id - 1, previous))
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        with self._lock:
+            if self._db is not None:
+                self._db.close()
+                self._db = None
+
+    def __enter__(self) -> Ledger:
+        """Return self."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+def _row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[str]:
+    row_id, time, *content, recorded_previous, digest = row
+    names = ("run", "party", "unit", "purpose", "round", "key", "views", "details")
+    problems: list[str] = []
+    if row_id != expected_id:
+        problems.append(f"rows {expected_id} to {row_id - 1} are missing")
+    elif recorded_previous != previous:
+        problems.append(f"row {row_id} does not follow the row before it: one was replaced")
+    values = dict(zip(names, content, strict=True))
+    if _row_hash(str(recorded_previous), row_id, time, values) != digest:
+        problems.append(f"row {row_id} was edited: its hash does not match its content")
+    try:
+        parse_views(values["views"])
+    except (ValueError, AttributeError, TypeError) as error:
+        problems.append(f"row {row_id} holds an event that cannot be read: {error}")
+    return problems

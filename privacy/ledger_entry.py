@@ -1,0 +1,135 @@
+"""One entry of the ledger: a release that private data influenced, as each adversary sees it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from privacy.events import canonical, event_from_json, event_to_json, multiset
+from privacy.ledger_file import LedgerError
+from privacy.vocabulary import Adversary, Unit
+
+JsonScalar = str | int | float | bool | None
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys, no spaces, and no NaN or infinity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def parse_views(text: str) -> dict[str, DpEvent]:
+    """Read the views column: adversary -> event; ValueError if it is not one."""
+    return {name: event_from_json(event) for name, event in json.loads(text).items()}
+
+
+@dataclass(frozen=True)
+class LedgerEntry:
+    """One release that private data influenced.
+
+    Attributes:
+      run: The run that makes it.
+      party: Whose data: a silo's name, or "server" for what concerns all clients together.
+      unit: Whose presence the event protects.
+      purpose: "train", "evaluate", "example-count", ...
+      round: The federated round, >= 0.
+      key: Names this one release within (run, party). Appending the same key and content again is
+        no new row. A key may be used again only for the *same* noisy value (seeded noise); a
+        repetition with fresh noise is a new release and needs a new key.
+      views: Adversary -> the event as that adversary sees it; "server" and "outsider" required.
+      details: JSON scalars worth keeping (clip norm, assumptions).
+      id, time, hash: Given by the ledger; None before. Not compared.
+    """
+
+    run: str
+    party: str
+    unit: Unit
+    purpose: str
+    round: int
+    key: str
+    views: Mapping[str, DpEvent]
+    details: Mapping[str, JsonScalar] = field(default_factory=dict)
+    id: int | None = field(default=None, compare=False)
+    time: str | None = field(default=None, compare=False)
+    hash: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Validate and canonicalise; ValueError names the field and the value."""
+        for name in ("run", "party", "purpose", "key"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not value:
+                raise ValueError(f"Expected {name} to be non-empty text, got {name}={value!r}")
+        if isinstance(self.round, bool) or not isinstance(self.round, int) or self.round < 0:
+            raise ValueError(f"Expected a whole round >= 0, got round={self.round!r}")
+        object.__setattr__(self, "unit", Unit(self.unit))
+        views = {Adversary(name): canonical(event) for name, event in self.views.items()}
+        for required in ("server", "outsider"):
+            if required not in views:
+                raise ValueError(f'Expected views for "server" and "outsider", got {sorted(views)}')
+        object.__setattr__(self, "views", views)
+        for name, value in self.details.items():
+            scalar = value is None or isinstance(value, (str, int, float, bool))
+            if not isinstance(name, str) or not scalar:
+                raise ValueError(f"Expected details of JSON scalars, got {name!r}={value!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"Expected finite numbers in details, got {name}={value}")
+        object.__setattr__(self, "details", dict(self.details))
+
+    def view(self, adversary: str) -> DpEvent:
+        """Return the event as this adversary sees it, or as the weakest stronger one does.
+
+        Raises:
+          LedgerError: The entry holds no view of an adversary at least as strong.
+        """
+        wanted = Adversary(adversary)
+        able = [a for a in self.views if Adversary(a).strength >= wanted.strength]
+        if not able:
+            raise LedgerError(
+                f"Expected a view for adversary {wanted!r} or a stronger one in the entry "
+                f"{self.run}/{self.party}/{self.key}, got views {sorted(self.views)}"
+            )
+        return self.views[min(able, key=lambda a: Adversary(a).strength)]
+
+    def content(self) -> dict[str, Any]:
+        """Return what is hashed and compared: everything but id, time and hash."""
+        return {
+            "run": self.run,
+            "party": self.party,
+            "unit": self.unit.value,
+            "purpose": self.purpose,
+            "round": self.round,
+            "key": self.key,
+            "views": canonical_json({str(a): event_to_json(e) for a, e in self.views.items()}),
+            "details": canonical_json(dict(self.details)),
+        }
+
+
+def require_same_unit(units: Iterable[Unit]) -> None:
+    """Raise LedgerError if there are entries of several privacy units."""
+    found = set(units)
+    if len(found) > 1:
+        raise LedgerError(
+            f"Expected entries of one privacy unit, got {sorted(found)}: they do not compose"
+        )
+
+
+def composed(entries: Iterable[LedgerEntry], adversary: str) -> Counter[DpEvent]:
+    """Return the multiset of events that an adversary sees in these entries.
+
+    An entry without a view for the adversary falls back to the weakest stronger one, never to a
+    weaker one. Entries of several parties are composed as if on the same data, which is safe.
+
+    Raises:
+      LedgerError: Entries of several units, or an entry without a view that is strong enough.
+    """
+    chosen = list(entries)
+    require_same_unit(entry.unit for entry in chosen)
+    total: Counter[DpEvent] = Counter()
+    for entry in chosen:
+        total.update(multiset(entry.view(adversary)))
+    return total
