@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 
 def accuracy(predicted: Sequence[int], expected: Sequence[int]) -> float:
@@ -64,7 +65,7 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
 
     most = max(len(group) for group in references)
     # sacrebleu wants one stream a reference number; None says that an example has no such reference.
-    streams = [
+    streams: Any = [
         [group[number] if number < len(group) else None for group in references]
         for number in range(most)
     ]

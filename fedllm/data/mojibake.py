@@ -21,6 +21,10 @@ _KNOWN: dict[bytes, str] = {
     b"\xd5\xa2_\x8a\xce_\xd1\xd2": "\u2013",
     b"\x8a\x93_\xb4\xd9\x8f": "\u2764",
     b"\x8a\x9d_\xb4\xd9\x8f": "\u2764",
+    b"\xe4\xf3\xbb_\xe4\xf3\xbb_\xe4\xf3\xbb\x81\xcd": "\u201c",
+    b"\xe4\xf3\xbb_\xe4\xf3\xbb_\xed_\x8c\x9d": "\u201d",
+    b"\xe4\xf3\xbb_\xe4\xf3\xbb_\xed_\x81_": "\u2019",
+    b"\xe4\xf3\xbb_\xe4\xf3\xbb_\xe4\xf3\xbb\x8c\xb1": "\u2026",
 }
 _FOUND = re.compile(b"|".join(re.escape(key) for key in sorted(_KNOWN, key=len, reverse=True)))
 _RUN = re.compile(rb"_*[\x80-\xff][\x80-\xff_]*")
@@ -56,6 +60,9 @@ def _undo(run: bytes) -> bytes:
             text = whole.decode("utf-8")
         except UnicodeDecodeError:
             continue
-        if _PLAUSIBLE.fullmatch(text):
+        # A "_" that is left stands for a lost character: not understood, except beside an emoji.
+        if _PLAUSIBLE.fullmatch(text) and (
+            "_" not in text or min(text.replace("_", "")) > "\uffff"
+        ):
             return whole
     return b" "

@@ -56,8 +56,12 @@ def partition(
     - ``pathological``: ``column``, ``classes`` (2) classes a silo (McMahan et al. 2017 in spirit).
     - ``shard``: ``column``, ``shards`` (2) shards of label-sorted data a silo (McMahan et al. 2017).
 
+    Not every example need land in a silo: ``pathological`` leaves out classes that no silo draws
+    (n_parts * classes below their number), ``shard`` the remainder of the division into shards.
+
     Silos with fewer than ``min_size`` examples are an error, dropped, or merged into one silo named
-    ``merged``, as ``small`` says; the default is to drop them for ``natural`` and an error otherwise.
+    ``merged`` (dropped too where still too small), as ``small`` says; the default is to drop them
+    for ``natural`` and an error otherwise.
     With ``small="error"``, ``dirichlet`` draws up to 10 times more to reach ``min_size``. With
     ``natural``, ``names`` and ``min_size`` apply before the ``n_parts`` largest are kept.
 
@@ -74,11 +78,15 @@ def partition(
                 f"Expected options among {', '.join(allowed) or '(none)'} for kind={kind}, got "
                 f"{name}={opts[name]!r}"
             )
+    if "column" in allowed and "column" not in opts:
+        raise DataError(f"Expected option column for kind={kind}, got none")
     if min_size < 1:
         raise DataError(f"Expected min_size >= 1, got min_size={min_size}")
     how = small if small is not None else ("drop" if kind == "natural" else "error")
     if how not in ("error", "drop", "merge"):
         raise DataError(f"Expected small to be error, drop or merge, got small={small}")
+    if not len(dataset):
+        raise DataError(f"Expected examples to divide in {dataset.name}, got none")
     if n_parts is None and kind != "natural":
         raise DataError(f"Expected n_parts >= 1 for kind={kind}, got none")
     if n_parts is not None and not 1 <= n_parts <= len(dataset):
@@ -86,8 +94,6 @@ def partition(
             f"Expected 1 <= n_parts <= {len(dataset)} (the examples of {dataset.name}), got "
             f"n_parts={n_parts}"
         )
-    if not len(dataset):
-        raise DataError(f"Expected examples to divide in {dataset.name}, got none")
     floor = min_size if how == "error" else 0
     parts = divide(dataset, n_parts=n_parts, seed=seed, floor=floor, **opts)
     parts = _without_small(parts, min_size, how, f"kind={kind} of {dataset.name}")

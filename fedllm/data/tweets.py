@@ -114,7 +114,8 @@ def load_tweets(
                 f"Expected columns sentiment, confidence, text and a sentiment among "
                 f"{', '.join(LABELS)} in {file}, got {row!r} in line {line}"
             )
-        text = " ".join(html.unescape(row["text"]).split())
+        # Some entities were escaped twice.
+        text = " ".join(html.unescape(html.unescape(row["text"])).split())
         records.append(
             {
                 "text": text,
