@@ -54,7 +54,6 @@ class _Call:
     key: Tensor
     value: Tensor
     causal: bool
-    options: dict[str, Any]
 
 
 @dataclass
@@ -146,7 +145,8 @@ def _prefix_attention_forward(
     if slot is not None:
         layer = getattr(module, "layer_idx", None)
         if slot.recorder is not None:
-            slot.recorder.append(_Call(layer, key, value, causal, kwargs))
+            _check_options(module, layer, kwargs)
+            slot.recorder.append(_Call(layer, key, value, causal))
         active = slot.stack[-1] if slot.stack else None
         if active is not None and layer in active.layers:
             key, value, attention_mask = _prepend(
@@ -246,6 +246,16 @@ def install(model: PreTrainedModel) -> None:
         raise
 
 
+def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]) -> None:
+    """Refuses forms of attention whose meaning with a prefix is not defined here."""
+    for refused in ("softcap", "s_aux", "position_bias"):
+        if options.get(refused) is not None:
+            raise ValueError(
+                f"Expected plain attention, got {refused} in layer {layer} "
+                f"({type(module).__name__}), which prefixes do not support"
+            )
+
+
 def _geometry(name: str, calls: list[_Call]) -> AttentionGeometry:
     """The common shape of all layers, or a ValueError that says what does not fit."""
     found = [call.layer for call in calls]
@@ -254,14 +264,6 @@ def _geometry(name: str, calls: list[_Call]) -> AttentionGeometry:
             f"Expected a model whose layers each call transformers' attention interface once, in "
             f"order; {name} did so for layers {found}"
         )
-    refused = ("softcap", "s_aux", "position_bias")
-    for call in calls:
-        present = [key for key in refused if call.options.get(key) is not None]
-        if present:
-            raise ValueError(
-                f"Expected plain attention, got {present[0]} in layer {call.layer} of {name}, "
-                "which prefixes do not support"
-            )
     shapes = {
         (call.key.shape[1], call.key.shape[3], call.value.shape[3], call.causal) for call in calls
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,19 +117,6 @@ def init_from_phrase(backbone: Backbone, spec: PrefixSpec, phrase: str) -> Tenso
     )
     chosen = captured[list(spec.layers), :, :, first : first + spec.length]
     return chosen.cpu().contiguous()
-
-
-def expand_to_batch(params: Mapping[str, Tensor], batch: int) -> dict[str, Tensor]:
-    """Per-example leaves: each parameter with a leading dimension of ``batch``, requiring grad.
-
-    With the sum of the examples' losses, ``torch.autograd.grad`` with respect to these leaves has
-    example b's own gradient at index b. The leaves share the parameters' memory (stride 0): do not
-    write to them.
-    """
-    return {
-        name: value.detach().unsqueeze(0).expand(batch, *value.shape).requires_grad_()
-        for name, value in params.items()
-    }
 
 
 @torch.no_grad()
