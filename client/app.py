@@ -1,0 +1,101 @@
+"""The Flower ClientApp: answers train, evaluate and query messages for one silo.
+
+Thin: which silo this node serves (:mod:`client.node`), messages to plain values and back. The work is
+:mod:`fedllm.silo_worker`. Expected refusals (budget, bad data, bad settings) are replies with a status
+and a reason; nothing private is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from privacy.budget import BudgetExceeded
+
+from client.node import describe_node, open_silo
+from fedllm import messages as names
+from fedllm.data.records import DataError
+from fedllm.embedded import ModelError
+from fedllm.settings_io import SettingsError, from_json
+from fedllm.silo_worker import SiloWorker
+from privacy.ledger import LedgerError
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round of local training; replies with the released update, or with why there is none."""
+
+    def work(worker: SiloWorker, config: ConfigRecord) -> RecordDict:
+        params = message.content[names.PARAMS].to_torch_state_dict()
+        reply = worker.train(params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS]))
+        metrics: dict[str, int | float] = {
+            names.NOISE_MULTIPLIER: reply.noise_multiplier,
+            names.SAMPLING_RATE: reply.sampling_rate,
+            names.STEPS: reply.steps,
+        }
+        for name, std in (reply.noise_std or {}).items():
+            metrics[names.NOISE_STD + name] = std
+        return RecordDict(
+            {
+                names.UPDATE: ArrayRecord(reply.update),
+                names.METRICS: MetricRecord(metrics),
+            }
+        )
+
+    return _answer(message, context, work)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Evaluation on the silo's own held-out examples, with noise unless the settings say `raw`."""
+
+    def work(worker: SiloWorker, config: ConfigRecord) -> RecordDict:
+        params = message.content[names.PARAMS].to_torch_state_dict()
+        correct, count = worker.evaluate(
+            params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS])
+        )
+        record = MetricRecord({names.CORRECT: correct, names.COUNT: count})
+        return RecordDict({names.METRICS: record})
+
+    return _answer(message, context, work)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """What this node is: silo, versions, device, and its number of examples where that is public."""
+    config = message.content[names.CONFIG]
+    try:
+        settings = from_json(str(config[names.SETTINGS]))
+        info, metrics = describe_node(settings, context)
+    except (DataError, SettingsError, ModelError, ValueError) as error:
+        info, metrics = {names.STATUS: names.FAILED, names.REASON: _one_line(error)}, {}
+    content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})
+    return Message(content, reply_to=message)
+
+
+def _answer(
+    message: Message,
+    context: Context,
+    work: Callable[[SiloWorker, ConfigRecord], RecordDict],
+) -> Message:
+    config = message.content[names.CONFIG]
+    info = {names.SILO: "", names.STATUS: names.OK, names.REASON: ""}
+    content = RecordDict()
+    try:
+        settings = from_json(str(config[names.SETTINGS]))
+        worker = open_silo(settings, context, config)
+        info[names.SILO] = worker.silo.name
+        content = work(worker, config)
+    except BudgetExceeded as error:
+        info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+    except (DataError, SettingsError, ModelError, LedgerError, ValueError) as error:
+        info |= {names.STATUS: names.FAILED, names.REASON: _one_line(error)}
+    content[names.INFO] = ConfigRecord(info)
+    return Message(content, reply_to=message)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,88 @@
+"""Gradients of the trainable tensors: one per example, clipped and summed; or plainly summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedllm.inputs import Batch, Feature
+from fedllm.tasks.base import expand_params
+from fedllm.tunable import Tunable
+from privacy.clipping import ClippedSum, clip_and_sum
+
+
+def per_example_gradients(
+    tunable: Tunable, params: Mapping[str, Tensor], batch: Batch
+) -> dict[str, Tensor]:
+    """Gradient of each example's own loss: tensors of shape (B, ...), float32.
+
+    The trainable tensors are expanded to one copy an example, the copies are the leaves, and one
+    backward pass of the summed losses gives every example's gradient at the cost of a plain step.
+    """
+    size = len(batch)
+    leaves = {
+        name: value.clone().requires_grad_(True)
+        for name, value in expand_params(params, size).items()
+    }
+    losses = tunable.losses(leaves, batch)
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    return dict(zip(leaves, grads, strict=True))
+
+
+def clipped_gradient_sum(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    *,
+    clip_norm: float,
+    scales: Mapping[str, float],
+    max_tokens: int,
+) -> ClippedSum:
+    """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
+
+    The sensitivity of the result to adding or removing one example is ``clip_norm``, in the
+    coordinates of ``scales``. No feature at all gives zeros (a Poisson batch may be empty).
+
+    Args:
+        params: the point at which to differentiate, on the backbone's device.
+        scales: factor of each tensor, see :func:`privacy.clipping.clip_and_sum`.
+        max_tokens: size of a physical micro-batch.
+
+    Returns:
+        Sums in the order of sorted names; counts over all micro-batches.
+    """
+    names = sorted(params)
+    factors = [scales[name] for name in names]
+    sums = [torch.zeros_like(params[name]) for name in names]
+    count, clipped, nonfinite, norms = 0, 0, 0, [torch.zeros(0)]
+    for group in tunable.task.batches(features, max_tokens):
+        batch = tunable.task.collate([features[i] for i in group])
+        grads = per_example_gradients(tunable, params, batch)
+        part = clip_and_sum([grads[name] for name in names], clip_norm, factors)
+        sums = [total + new for total, new in zip(sums, part.sums, strict=True)]
+        count += part.count
+        clipped += part.clipped
+        nonfinite += part.nonfinite
+        norms.append(part.norms.cpu())
+    return ClippedSum(sums, count, clipped, nonfinite, torch.cat(norms))
+
+
+def gradient_sum(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    *,
+    max_tokens: int,
+) -> list[Tensor]:
+    """Plain sum of the gradients, in the order of sorted names: no clipping, no privacy."""
+    names = sorted(params)
+    sums = [torch.zeros_like(params[name]) for name in names]
+    for group in tunable.task.batches(features, max_tokens):
+        batch = tunable.task.collate([features[i] for i in group])
+        leaves = {name: params[name].clone().requires_grad_(True) for name in names}
+        losses = tunable.losses(expand_params(leaves, len(batch)), batch)
+        grads = torch.autograd.grad(losses.sum(), [leaves[name] for name in names])
+        sums = [total + new for total, new in zip(sums, grads, strict=True)]
+    return sums

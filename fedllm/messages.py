@@ -1,0 +1,43 @@
+"""Names of the records and fields that server and clients exchange. Nothing but names and defaults.
+
+Only trainable tensors travel (safetensors-like arrays), with plain numbers and texts beside them.
+"""
+
+from __future__ import annotations
+
+PARAMS = "params"
+"""Arrays: the global parameters (downlink)."""
+UPDATE = "update"
+"""Arrays: a silo's update (uplink)."""
+CONFIG = "config"
+"""Texts and numbers with a task: the fields below."""
+INFO = "info"
+"""Texts with a reply: silo, status, reason."""
+METRICS = "metrics"
+"""Numbers with a reply."""
+
+SETTINGS = "settings"
+RUN_ID = "run-id"
+RUN_FOLDER = "run-folder"
+ROUND = "round"
+PLANNED_ROUNDS = "planned-rounds"
+
+SILO = "silo"
+STATUS = "status"
+REASON = "reason"
+
+OK = "ok"
+LEFT = "left"
+"""The silo leaves the run: its budget does not allow another step."""
+FAILED = "failed"
+IDLE = "idle"
+"""A node for which the data has no silo."""
+
+NOISE_STD = "noise-std."
+"""Prefix of the metric that tells the noise's standard deviation in one tensor of the update."""
+EXAMPLES = "examples"
+SAMPLING_RATE = "sampling-rate"
+NOISE_MULTIPLIER = "noise-multiplier"
+STEPS = "steps"
+CORRECT = "correct"
+COUNT = "count"

@@ -1,0 +1,303 @@
+"""What a silo may spend: its noise, its budget, its rows in the ledger. All before anything leaves.
+
+One silo's account for one run. It calibrates the silo's noise multiplier for what the run plans and
+for what the ledger already holds (other runs on the same data), refuses a step *before* it would
+exceed the budget, and records each event durably before the noisy value is made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from dp_accounting.dp_event import DpEvent
+from privacy.budget import Budget
+from privacy.calibration import calibrate_noise_multiplier
+from torch import Tensor
+
+from fedllm.embedded import cache_folder
+from fedllm.schedule import evaluation_rounds
+from fedllm.settings import Settings
+from privacy.accountants import make_accountant
+from privacy.events import dp_sgd, gaussian, multiset, no_guarantee
+from privacy.ledger import Ledger, LedgerEntry
+from privacy.vocabulary import Adversary, Relation, Unit
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+
+class SiloAccount:
+    """The account of one party (a silo) in one run.
+
+    Args:
+        settings: the experiment's settings.
+        run: the run's id; entries of other runs in the same ledger count as spent before.
+        party: the silo's name.
+        examples: number of the silo's training examples.
+        rounds: number of rounds in which this silo is planned to take part.
+        ledger: the silo's open ledger.
+
+    Attributes:
+        sampling_rate: of each example in each local step (1 at client level).
+        noise_multiplier: noise standard deviation over sensitivity.
+
+    Raises:
+        ValueError: no noise multiplier reaches the target (for instance since other runs have spent
+            it); the message says so.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run: str,
+        party: str,
+        examples: int,
+        rounds: int,
+        ledger: Ledger,
+    ) -> None:
+        self.settings = settings
+        self.run = run
+        self.party = party
+        self.rounds = rounds
+        self.ledger = ledger
+        self.unit = Unit(settings.privacy.unit)
+        self.relation = Relation(settings.privacy.relation)
+        self.private = settings.privacy.mode == "dp"
+        self.adversary = Adversary(
+            "outsider" if settings.privacy.noise_by == "server" else "server"
+        )
+        self.sampling_rate = sampling_rate(settings, examples)
+        self.budget = (
+            Budget(
+                settings.privacy.epsilon,
+                settings.privacy.delta,
+                self.relation,
+                self.adversary,
+                settings.privacy.accountant,
+            )
+            if self.private and settings.privacy.epsilon is not None
+            else None
+        )
+        self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def training_event(self, noise_multiplier: float | None = None) -> DpEvent:
+        """The event of one local step (unit example), or of one round (unit client)."""
+        noise = self.noise_multiplier if noise_multiplier is None else noise_multiplier
+        if not self.private:
+            return no_guarantee("privacy.mode=none: training without clipping or noise")
+        if self.unit is Unit.EXAMPLE:
+            return dp_sgd(self.sampling_rate, noise, 1)
+        if (
+            self.settings.privacy.noise_by == "server"
+            and self.settings.server.sampling == "poisson"
+        ):
+            return dp_sgd(self.settings.server.fraction, noise, 1)
+        return gaussian(self._client_noise(noise))
+
+    def _client_noise(self, noise: float) -> float:
+        """Replacing a client's update moves it by twice the clipping norm."""
+        return noise / 2 if self.relation is Relation.REPLACE_ONE else noise
+
+    def training_events(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
+        """The events of one round of training."""
+        steps = self.settings.client.local_steps if self.unit is Unit.EXAMPLE else 1
+        return multiset({self.training_event(noise_multiplier): steps})
+
+    def evaluation_events(self) -> Counter[DpEvent]:
+        """The events of one evaluation by the silo; empty where there is none."""
+        how = self.settings.evaluation.clients
+        if how == "private" and self.private:
+            return multiset({gaussian(self.settings.evaluation.clients_noise): 1})
+        if how == "off":
+            return Counter()
+        return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
+
+    def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
+        """All events that this run plans for this silo."""
+        total: Counter[DpEvent] = Counter()
+        for event, count in self.training_events(noise_multiplier).items():
+            total[event] += count * self.rounds
+        for event, count in self.evaluation_events().items():
+            total[event] += count * evaluation_rounds(self.settings)
+        return total
+
+    def spent(self) -> Counter[DpEvent]:
+        """All events in the ledger for this party, of this run and others."""
+        return self.ledger.spent(self.adversary, party=self.party, unit=self.unit)
+
+    def spent_before(self) -> Counter[DpEvent]:
+        """Events of other runs on the same data."""
+        before = self.spent()
+        before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
+        return +before
+
+    def epsilon(self) -> float:
+        """Epsilon spent so far, by the accountant that calibrates; infinite without a guarantee."""
+        accountant = make_accountant(self.settings.privacy.accountant, self.relation)
+        return float(accountant.epsilon(self.spent(), self.settings.privacy.delta))
+
+    # -- noise -----------------------------------------------------------------------------------
+
+    def _noise_multiplier(self) -> float:
+        privacy = self.settings.privacy
+        if privacy.noise_multiplier is not None:
+            return privacy.noise_multiplier
+        for entry in self.ledger.entries(party=self.party, run=self.run):
+            if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
+                return float(str(entry.details["noise_multiplier"]))
+        if privacy.epsilon is None:
+            raise ValueError("Expected privacy.epsilon or privacy.noise_multiplier, got neither")
+        other = self.spent_before()
+        for event, count in self.evaluation_events().items():
+            if self.settings.evaluation.clients == "private":
+                other[event] += count * evaluation_rounds(self.settings)
+        steps = self.rounds * sum(self.training_events(1.0).values())
+        rate = self.sampling_rate
+        if self.unit is Unit.CLIENT:
+            sampled = privacy.noise_by == "server" and self.settings.server.sampling == "poisson"
+            rate = self.settings.server.fraction if sampled else 1.0
+        found = calibrate_noise_multiplier(
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sampling_rate=rate,
+            steps=steps,
+            other_events=other,
+            accountant=privacy.accountant,
+            cache_dir=cache_folder() / "calibration",
+        )
+        # For replace-one the event's noise is half the multiplier (unsampled Gaussians only).
+        if self.unit is Unit.CLIENT and self.relation is Relation.REPLACE_ONE:
+            return 2 * found.noise_multiplier
+        return found.noise_multiplier
+
+    # -- spending --------------------------------------------------------------------------------
+
+    def spend_training(self, server_round: int, key: str) -> bool:
+        """Record one round of training, durably; call before any noise is drawn.
+
+        Args:
+            server_round: the round.
+            key: names this release (see :func:`release_key`); the same key again costs nothing.
+
+        Returns:
+            True if a new row was written, False if this very release was recorded before.
+
+        Raises:
+            BudgetExceeded: the round would exceed the budget; nothing was recorded.
+            LedgerError: the row could not be written.
+        """
+        return self._spend(TRAIN, server_round, key, self.training_events())
+
+    def spend_evaluation(self, server_round: int, key: str) -> bool:
+        """As :meth:`spend_training`, for one evaluation by the silo."""
+        return self._spend(EVALUATE, server_round, key, self.evaluation_events())
+
+    def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
+        entry = LedgerEntry(
+            run=self.run,
+            party=self.party,
+            unit=self.unit,
+            purpose=purpose,
+            round=server_round,
+            key=key,
+            views=self._views(events),
+            details={
+                "noise_multiplier": self.noise_multiplier,
+                "sampling_rate": self.sampling_rate,
+                "clip": self.settings.privacy.clip,
+                "delta": self.settings.privacy.delta,
+                "relation": str(self.relation),
+                "randomness": self.settings.privacy.randomness,
+            },
+        )
+        known = {e.key for e in self.ledger.entries(party=self.party, run=self.run)}
+        if self.budget is not None and key not in known and all(map(_has_guarantee, events)):
+            self.budget.admit(self.spent(), events, self._ceiling())
+        return self.ledger.append(entry)
+
+    def _ceiling(self) -> Counter[DpEvent]:
+        return self.spent_before() + self.planned()
+
+    def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
+        from dp_accounting.dp_event import ComposedDpEvent, SelfComposedDpEvent
+
+        parts: list[DpEvent] = [
+            event if count == 1 else SelfComposedDpEvent(event, count)
+            for event, count in events.items()
+        ]
+        event = parts[0] if len(parts) == 1 else ComposedDpEvent(parts)
+        if self.private and self.settings.privacy.noise_by == "server":
+            seen = no_guarantee(
+                "privacy.noise_by=server: the server sees each update without noise"
+            )
+            return {"server": seen, "outsider": event}
+        return {"server": event, "outsider": event}
+
+
+def _has_guarantee(event: DpEvent) -> bool:
+    from privacy.events import is_private
+
+    return is_private(event)
+
+
+def sampling_rate(settings: Settings, examples: int) -> float:
+    """Probability of each example to be in a local step's batch.
+
+    ``client.sampling_rate``, or ``client.batch_size`` over the number of examples, at most 1. The
+    latter depends on the number of examples, which is then public (``data.sizes``).
+
+    Raises:
+        ValueError: no examples.
+    """
+    if settings.client.sampling_rate is not None:
+        return settings.client.sampling_rate
+    if examples < 1:
+        raise ValueError(f"Expected at least one training example at the silo, got {examples}")
+    return min(1.0, float(settings.client.batch_size or 1) / examples)
+
+
+def params_digest(params: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values: names the point at which noise is used."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        value = params[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def release_key(settings: Settings, purpose: str, server_round: int, digest: str) -> str:
+    """Name of one release within (run, silo).
+
+    With seeded randomness the same round at the same parameters gives the same noisy value, so a
+    repetition (after a crash) has the same key and is not counted twice. With the operating system's
+    entropy a repetition is a new release: a nonce makes its key new.
+    """
+    nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"
+    return f"{purpose}/{server_round}/{digest[:32]}{nonce}"
+
+
+def settings_digest(settings: Settings) -> str:
+    """SHA-256 of what the value of a release depends on (not of resources or output folders)."""
+    plain = settings.model_dump_json(exclude={"simulation", "output", "name"})
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def default_ledger(settings: Settings, run_folder: str | Path) -> Path:
+    """The ledger's path: ``privacy.ledger``, or one in the run folder."""
+    if settings.privacy.ledger is not None:
+        return Path(os.path.expandvars(os.path.expanduser(settings.privacy.ledger))).absolute()
+    return Path(run_folder) / "ledger.sqlite"
+
+
+def infinite(epsilon: float) -> bool:
+    """Whether an epsilon is no guarantee."""
+    return math.isinf(epsilon) or math.isnan(epsilon)

@@ -1,0 +1,228 @@
+"""One silo's work in this process: its data and account, and the answers to the server's tasks.
+
+Backbone and data are loaded once per process and shared by all silos that it serves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedllm.inputs import Feature
+from fedllm.local_training import LocalResult, Streams, train_locally
+from fedllm.models import shared_backbone
+from fedllm.settings import Settings
+from fedllm.silo_account import (
+    SiloAccount,
+    params_digest,
+    release_key,
+    settings_digest,
+)
+from fedllm.silos import Silo
+from fedllm.tasks import task_kind
+from fedllm.tunable import Tunable, make_tunable
+from privacy.ledger import Ledger
+from privacy.noise import gaussian
+from privacy.randomness import generator
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """What may leave the silo after a round: every field is released or public."""
+
+    update: dict[str, Tensor]
+    noise_std: dict[str, float] | None
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+
+class SiloWorker:
+    """Serves one silo in one run.
+
+    Args:
+        settings: the experiment's settings.
+        silo: the silo's data.
+        run: the run's id.
+        ledger: path of the silo's ledger.
+        log: file for what only the silo itself may see (counts of clipped gradients, ...), or None.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        silo: Silo,
+        *,
+        run: str,
+        ledger: Path,
+        log: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.silo = silo
+        self.run = run
+        self.log = log
+        self.ledger = Ledger(ledger)
+        self.tunable = shared_tunable(settings)
+        self._train: list[Feature] | None = None
+        self._held_out: list[Feature] | None = None
+        self._account: SiloAccount | None = None
+
+    @property
+    def train_features(self) -> list[Feature]:
+        """The silo's training examples, tokenised once."""
+        if self._train is None:
+            self._train = self.tunable.task.features(self.silo.train.records)
+        return self._train
+
+    @property
+    def held_out_features(self) -> list[Feature]:
+        """The silo's own evaluation examples, tokenised once."""
+        if self._held_out is None:
+            self._held_out = self.tunable.task.features(self.silo.held_out.records)
+        return self._held_out
+
+    def account(self, planned_rounds: int) -> SiloAccount:
+        """The silo's account; made (and its noise calibrated) at the first call."""
+        if self._account is None:
+            self._account = SiloAccount(
+                self.settings,
+                run=self.run,
+                party=self.silo.name,
+                examples=len(self.silo.train),
+                rounds=planned_rounds,
+                ledger=self.ledger,
+            )
+        return self._account
+
+    def train(
+        self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
+    ) -> TrainReply:
+        """One round: record the events durably, then train, then answer.
+
+        Raises:
+            BudgetExceeded: nothing was done, nothing recorded.
+        """
+        account = self.account(planned_rounds)
+        digest = params_digest(params)
+        key = release_key(self.settings, "train", server_round, digest)
+        account.spend_training(server_round, key)
+        by_client = self.settings.privacy.noise_by == "client"
+        result = train_locally(
+            self.tunable,
+            params,
+            self.train_features,
+            self.settings,
+            sampling_rate=account.sampling_rate,
+            noise_multiplier=account.noise_multiplier if by_client else 0.0,
+            streams=self.streams(server_round, digest),
+        )
+        self._write_log(server_round, result)
+        return TrainReply(
+            update=result.update,
+            noise_std=result.noise_std,
+            noise_multiplier=account.noise_multiplier,
+            sampling_rate=account.sampling_rate,
+            steps=self.settings.client.local_steps,
+        )
+
+    def evaluate(
+        self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
+    ) -> tuple[float, float]:
+        """Correct answers and number of the silo's held-out examples.
+
+        With ``evaluation.clients = "private"`` both carry Gaussian noise: the pair has L2 sensitivity
+        sqrt(2) to adding or removing one example.
+
+        Raises:
+            BudgetExceeded: nothing was done, nothing recorded.
+        """
+        account = self.account(planned_rounds)
+        digest = params_digest(params)
+        key = release_key(self.settings, "evaluate", server_round, digest)
+        account.spend_evaluation(server_round, key)
+        features = self.held_out_features
+        correct = 0.0
+        if features:
+            metrics = self.tunable.evaluate(params, features, self.settings.client.max_tokens)
+            correct = round(metrics["accuracy"] * len(features))
+        pair = np.array([correct, float(len(features))])
+        if self.settings.evaluation.clients == "private" and account.private:
+            std = self.settings.evaluation.clients_noise * 2**0.5
+            pair = pair + gaussian(2, std, self.streams(server_round, digest)("evaluate-noise", 0))
+        return float(pair[0]), float(pair[1])
+
+    def streams(self, server_round: int, digest: str) -> Streams:
+        """Random generators of one round; with seeded randomness, a function of all that the
+        released value depends on, so that the same noise is never added to two different values."""
+        if self.settings.privacy.randomness == "os":
+            return lambda purpose, step: generator(None)
+        fixed = (settings_digest(self.settings), self.silo.name, server_round, digest)
+        return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
+
+    def _write_log(self, server_round: int, result: LocalResult) -> None:
+        if self.log is None:
+            return
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "round": server_round,
+            "examples": result.examples,
+            "clipped": result.clipped,
+            "nonfinite": result.nonfinite,
+            "median_norm": None if np.isnan(result.median_norm) else result.median_norm,
+        }
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+_tunables: dict[str, Tunable] = {}
+_workers: dict[tuple[Any, ...], SiloWorker] = {}
+_lock = threading.Lock()
+
+
+def shared_tunable(settings: Settings) -> Tunable:
+    """The frozen model with its task, once per process for the same model, task and prefix shape."""
+    key = "\n".join(
+        part.model_dump_json() for part in (settings.model, settings.task, settings.prefix)
+    )
+    with _lock:
+        if key not in _tunables:
+            model = settings.model
+            backbone = shared_backbone(
+                model.name,
+                kind=task_kind(settings.task),
+                dtype=model.dtype,
+                device=model.device,
+                revision=model.revision,
+                gguf_file=model.gguf_file,
+            )
+            _tunables[key] = make_tunable(settings, backbone)
+        return _tunables[key]
+
+
+def shared_worker(
+    settings: Settings, silo: Silo, *, run: str, ledger: Path, log: Path | None
+) -> SiloWorker:
+    """The worker of this silo in this run, once per process."""
+    key = (run, silo.name, settings.model_dump_json(), str(ledger), os.getpid())
+    with _lock:
+        found = _workers.get(key)
+    if found is None:
+        found = SiloWorker(settings, silo, run=run, ledger=ledger, log=log)
+        with _lock:
+            _workers[key] = found
+    return found
+
+
+def use_threads(count: int) -> None:
+    """Number of CPU threads of this process (the order of sums, and so rounding, depends on it)."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)

@@ -1,0 +1,146 @@
+"""From the data settings to the silos' examples and the server's evaluation examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from fedllm.data.holdout import split_holdout, text_hash
+from fedllm.data.hub import load_hub
+from fedllm.data.partition import partition
+from fedllm.data.records import DataError, TextDataset
+from fedllm.data.sources import load_file
+from fedllm.data.tweets import load_tweets
+from fedllm.settings import DataSettings, Settings
+
+
+@dataclass(frozen=True)
+class Silo:
+    """One organisation's examples. ``held_out`` never trains; it serves the silo's own evaluation."""
+
+    name: str
+    train: TextDataset
+    held_out: TextDataset
+
+
+@dataclass(frozen=True)
+class Federation:
+    """All silos of a simulation, and the server's own examples, which no silo has."""
+
+    silos: tuple[Silo, ...]
+    evaluation: TextDataset
+
+    @property
+    def names(self) -> list[str]:
+        return [silo.name for silo in self.silos]
+
+
+def load_federation(settings: Settings) -> Federation:
+    """Load and divide the data; the same in every process for the same settings and seed.
+
+    Raises:
+        DataError: the data cannot be read, or cannot be divided as the settings ask.
+    """
+    return _load(
+        settings.data,
+        settings.seed,
+        settings.task.text,
+        settings.task.target,
+        settings.evaluation.clients_holdout,
+        settings.evaluation.max_examples,
+    )
+
+
+def load_silo_file(settings: Settings, path: str | Path, name: str) -> Silo:
+    """One silo from its own data file (deployment: the node names the file).
+
+    Raises:
+        DataError: as :func:`fedllm.data.sources.load_file`.
+    """
+    dataset = load_file(path, encoding=settings.data.encoding)
+    return _silo(
+        name, dataset, settings.evaluation.clients_holdout, settings.seed, settings.task.text
+    )
+
+
+def evaluation_set(settings: Settings) -> TextDataset:
+    """The server's own examples alone.
+
+    Raises:
+        DataError: as :func:`load_federation`.
+    """
+    return load_federation(settings).evaluation
+
+
+@lru_cache(maxsize=4)
+def _load(
+    data: DataSettings,
+    seed: int,
+    text: tuple[str, ...],
+    target: str,
+    clients_holdout: float,
+    max_examples: int | None,
+) -> Federation:
+    train = _source(data, data.train, data.limit)
+    if data.validation is not None:
+        evaluation = _source(data, data.validation, None)
+    elif data.holdout > 0:
+        train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
+    else:
+        raise DataError(
+            "Expected data.validation or data.holdout > 0 for the server's evaluation, got neither"
+        )
+    evaluation = _first_by_hash(evaluation, max_examples, text, seed)
+    options: dict[str, object] = {}
+    if data.partition == "natural":
+        options = {"column": data.silo_column, "names": data.silo_names}
+        if data.silo_names is None:
+            options.pop("names")
+    elif data.partition == "dirichlet":
+        options = {"column": target, "alpha": data.alpha}
+    elif data.partition == "pathological":
+        options = {"column": target, "classes": data.classes_per_silo}
+    if data.partition != "natural" and data.silos is None:
+        raise DataError(f"Expected data.silos for data.partition={data.partition}, got none")
+    parts = partition(
+        train,
+        kind=data.partition,
+        n_parts=data.silos,
+        seed=seed,
+        min_size=data.min_size,
+        **options,
+    )
+    silos = tuple(
+        _silo(part.name, train.select(part.indices, part.name), clients_holdout, seed, text)
+        for part in parts
+    )
+    return Federation(silos, evaluation)
+
+
+def _silo(name: str, dataset: TextDataset, holdout: float, seed: int, text: Sequence[str]) -> Silo:
+    if holdout == 0:
+        return Silo(name, dataset, dataset.select([], f"{name}/holdout"))
+    # Another seed than the server's holdout: the same hash would hold out the same texts.
+    train, held_out = split_holdout(dataset, holdout, seed + 1, columns=text)
+    return Silo(name, train, held_out)
+
+
+def _source(data: DataSettings, part: str, limit: int | None) -> TextDataset:
+    if data.source == "tweets":
+        return load_tweets(limit=limit)
+    if data.source == "hub":
+        return load_hub(str(data.path), subset=data.subset, split=part, limit=limit)
+    return load_file(Path(str(data.path)) / part, encoding=data.encoding, limit=limit)
+
+
+def _first_by_hash(
+    dataset: TextDataset, count: int | None, text: Sequence[str], seed: int
+) -> TextDataset:
+    if count is None or len(dataset) <= count:
+        return dataset
+    order = sorted(
+        range(len(dataset)), key=lambda row: (text_hash(dataset.records[row], text, seed + 2), row)
+    )
+    return dataset.select(sorted(order[:count]), dataset.name)

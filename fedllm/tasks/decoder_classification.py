@@ -1,0 +1,141 @@
+"""Classification by a causal language model: label words at the end of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedllm.data.labels import label_index
+from fedllm.inputs import Batch, Feature
+from fedllm.models import Backbone
+from fedllm.settings import TaskSettings
+from fedllm.tasks.base import Params, Task, column_values
+from fedllm.tasks.encoder_classification import classification_metrics
+
+
+class LabelWordClassification(Task):
+    """Scores of the classes are the model's logits of each label word's first token after the prompt.
+
+    Nothing is trained but the prefix. The prompt's own words are kept whole and the text is cut.
+    """
+
+    padding_side = "left"
+
+    def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
+        super().__init__(settings, backbone, prefix_length)
+        self.labels = list(settings.labels or ())
+        if settings.prompt is None or settings.label_words is None:
+            raise ValueError(
+                "Expected task.prompt and task.label_words for classification by the decoder "
+                f"model.name={backbone.name!r}, got task.prompt={settings.prompt!r}, "
+                f"task.label_words={settings.label_words!r}"
+            )
+        self.prompt = settings.prompt
+        check_prompt(self.prompt, settings.text)
+        tokenizer = backbone.tokenizer
+        words = [
+            tokenizer(word, add_special_tokens=False)["input_ids"][0]
+            for word in settings.label_words
+        ]
+        if len(set(words)) != len(words):
+            raise ValueError(
+                "Expected label words that differ in their first token, got "
+                f"task.label_words={settings.label_words} with first tokens {words}"
+            )
+        self.word_ids = torch.tensor(words, device=backbone.device)
+
+    def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
+        prompts = prompt_tokens(self, records)
+        targets, _ = label_index(records, self.settings.target, self.labels)
+        return [
+            Feature(input_ids=ids, target=target)
+            for ids, target in zip(prompts, targets, strict=True)
+        ]
+
+    def initial_params(self) -> dict[str, Tensor]:
+        return {}
+
+    def logits(self, params: Params, batch: Batch) -> Tensor:
+        """Scores of the label words, (B, C)."""
+        out = self.backbone.model(
+            **batch.model_inputs(),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits
+        return out[:, -1, self.word_ids].float()
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            self.logits(params, batch), batch.targets, reduction="none"
+        )
+
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
+        return classification_metrics(self.logits, params, batches, len(self.labels))
+
+
+def check_prompt(prompt: str, columns: Sequence[str]) -> None:
+    """Refuse a prompt that does not hold each text column once.
+
+    Raises:
+        ValueError: a column is missing from the prompt, or stands there twice.
+    """
+    for column in columns:
+        if prompt.count("{" + column + "}") != 1:
+            raise ValueError(
+                f"Expected {{{column}}} once in task.prompt (it is one of task.text), "
+                f"got task.prompt={prompt!r}"
+            )
+
+
+def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The prompt with its columns filled in, as tokens, one list a record.
+
+    The columns are cut, not the wording: each to its equal share of what ``task.max_length`` leaves.
+
+    Raises:
+        DataError: a record lacks a column.
+    """
+    settings, tokenizer = task.settings, task.backbone.tokenizer
+    prompt = settings.prompt or "{" + settings.text[0] + "}"
+    columns = {
+        column: [str(value) for value in column_values(records, column, "task.text")]
+        for column in settings.text
+    }
+    pieces = _split_prompt(prompt, settings.text)
+    wording = sum(
+        len(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        for piece, is_column in pieces
+        if not is_column
+    )
+    share = max(1, (settings.max_length - wording - 1) // len(settings.text))
+    filled: list[str] = []
+    for row in range(len(records)):
+        parts = []
+        for piece, is_column in pieces:
+            parts.append(_cut(tokenizer, columns[piece][row], share) if is_column else piece)
+        filled.append("".join(parts))
+    if not filled:
+        return []
+    return [list(ids) for ids in tokenizer(filled)["input_ids"]]
+
+
+def _split_prompt(prompt: str, columns: Sequence[str]) -> list[tuple[str, bool]]:
+    pieces: list[tuple[str, bool]] = [(prompt, False)]
+    for column in columns:
+        split: list[tuple[str, bool]] = []
+        for piece, is_column in pieces:
+            if is_column or "{" + column + "}" not in piece:
+                split.append((piece, is_column))
+                continue
+            before, after = piece.split("{" + column + "}", 1)
+            split += [(before, False), (column, True), (after, False)]
+        pieces = split
+    return [(piece, is_column) for piece, is_column in pieces if piece]
+
+
+def _cut(tokenizer: Any, text: str, tokens: int) -> str:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return text if len(ids) <= tokens else str(tokenizer.decode(ids[:tokens]))

@@ -1,0 +1,91 @@
+"""Classification by a linear head on an encoder's pooled, normalised features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedllm.data.labels import label_index
+from fedllm.inputs import Batch, Feature
+from fedllm.metrics import accuracy, macro_f1
+from fedllm.models import Backbone
+from fedllm.settings import TaskSettings
+from fedllm.tasks.base import Params, Task, column_values, expand_params, mean_of
+
+
+class HeadClassification(Task):
+    """``logits = W x + b`` with x the pooled hidden states, scaled to norm ``sqrt(hidden_size)``.
+
+    The normalisation is without parameters and by the example itself alone. The head starts at
+    zero, so that the first gradient is the same whatever the seed. Private training gains from both:
+    gradient norms of the examples become alike, and clipping cuts them evenly.
+    """
+
+    padding_side = "right"
+
+    def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
+        super().__init__(settings, backbone, prefix_length)
+        self.labels = list(settings.labels or ())
+
+    def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
+        columns = [
+            [str(value) for value in column_values(records, column, "task.text")]
+            for column in self.settings.text
+        ]
+        targets, _ = label_index(records, self.settings.target, self.labels)
+        if not records:
+            return []
+        encoded = self.backbone.tokenizer(
+            *columns, truncation=True, max_length=self.settings.max_length
+        )["input_ids"]
+        return [
+            Feature(input_ids=list(ids), target=target)
+            for ids, target in zip(encoded, targets, strict=True)
+        ]
+
+    def initial_params(self) -> dict[str, Tensor]:
+        hidden, classes = self.backbone.hidden_size, len(self.labels)
+        return {"head.weight": torch.zeros(classes, hidden), "head.bias": torch.zeros(classes)}
+
+    def logits(self, params: Params, batch: Batch) -> Tensor:
+        """Class scores, (B, C)."""
+        hidden = self.backbone.model(**batch.model_inputs()).last_hidden_state.float()
+        if self.settings.pooling == "cls":
+            pooled = hidden[:, 0]
+        else:
+            mask = batch.attention_mask.unsqueeze(-1).to(hidden.dtype)
+            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+        scale = pooled.shape[-1] ** 0.5
+        pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * scale
+        return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            self.logits(params, batch), batch.targets, reduction="none"
+        )
+
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
+        return classification_metrics(self.logits, params, batches, len(self.labels))
+
+
+def classification_metrics(
+    logits: Any, params: Params, batches: Sequence[Batch], classes: int
+) -> dict[str, float]:
+    """Loss, accuracy and macro-F1 over batches; ``logits(expanded params, batch)`` gives (B, C)."""
+    truth: list[int] = []
+    predicted: list[int] = []
+    loss = 0.0
+    for batch in batches:
+        scores = logits(expand_params(params, len(batch.input_ids)), batch)
+        loss += float(torch.nn.functional.cross_entropy(scores, batch.targets, reduction="sum"))
+        truth += batch.targets.tolist()
+        predicted += scores.argmax(-1).tolist()
+    return {
+        "loss": mean_of(loss, len(truth)),
+        "accuracy": accuracy(predicted, truth),
+        "macro_f1": macro_f1(predicted, truth, classes),
+        "examples": float(len(truth)),
+    }

@@ -1,0 +1,114 @@
+"""Text generation by a causal language model: the loss is on the target's tokens alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedllm.inputs import Batch, Feature
+from fedllm.metrics import corpus_bleu, perplexity, rouge_l
+from fedllm.models import Backbone
+from fedllm.settings import TaskSettings
+from fedllm.tasks.base import Params, Task, column_values, mean_of
+from fedllm.tasks.decoder_classification import check_prompt, prompt_tokens
+
+
+class Generation(Task):
+    """Write ``task.target`` for an input. An example's loss is the mean over its target's tokens.
+
+    A target may be a list of references: the first is trained on, all are scored against.
+    """
+
+    padding_side = "left"
+
+    def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
+        super().__init__(settings, backbone, prefix_length)
+        if backbone.kind != "decoder":
+            raise ValueError(
+                "Expected a decoder (causal language model) for task.kind=generation, got "
+                f"model.name={backbone.name!r}, which is an {backbone.kind}"
+            )
+        if settings.prompt is not None:
+            check_prompt(settings.prompt, settings.text)
+
+    def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
+        tokenizer = self.backbone.tokenizer
+        references = [
+            [str(text) for text in value] if isinstance(value, list | tuple) else [str(value)]
+            for value in column_values(records, self.settings.target, "task.target")
+        ]
+        features = []
+        for prompt, refs in zip(prompt_tokens(self, records), references, strict=True):
+            answer = tokenizer(" " + refs[0].strip(), add_special_tokens=False)["input_ids"]
+            answer = [*answer[: self.settings.max_length - 1], tokenizer.eos_token_id]
+            features.append(
+                Feature(
+                    input_ids=[*prompt, *answer],
+                    target_mask=[0] * len(prompt) + [1] * len(answer),
+                    meta={"prompt": prompt, "references": refs},
+                )
+            )
+        return features
+
+    def initial_params(self) -> dict[str, Tensor]:
+        return {}
+
+    def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
+        keep = int(batch.target_mask.sum(1).max()) + 1
+        logits = self.backbone.model(
+            **batch.model_inputs(),
+            use_cache=False,
+            logits_to_keep=keep,
+        ).logits.float()
+        targets = batch.input_ids[:, -keep + 1 :]
+        mask = batch.target_mask[:, -keep + 1 :].float()
+        nll = torch.nn.functional.cross_entropy(
+            logits[:, :-1].transpose(1, 2), targets, reduction="none"
+        )
+        return (nll * mask).sum(1), mask.sum(1)
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        nll, count = self.token_losses(batch)
+        return nll / count.clamp(min=1)
+
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
+        loss, nll, tokens, examples = 0.0, 0.0, 0, 0
+        for batch in batches:
+            sums, counts = self.token_losses(batch)
+            loss += float((sums / counts.clamp(min=1)).sum())
+            nll += float(sums.sum())
+            tokens += int(counts.sum())
+            examples += len(counts)
+        return {
+            "loss": mean_of(loss, examples),
+            "perplexity": perplexity(nll, tokens),
+            "examples": float(examples),
+        }
+
+    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        """Greedy continuation of each prompt; the prefix is in place."""
+        tokenizer = self.backbone.tokenizer
+        texts = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=self.backbone.device)
+            out = self.backbone.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+            texts.append(tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip())
+        return texts
+
+    def generation_metrics(
+        self, features: Sequence[Feature], max_new_tokens: int
+    ) -> dict[str, float]:
+        """BLEU and ROUGE-L of greedy texts against all references; the prefix is in place."""
+        texts = self.write([f.meta["prompt"] for f in features], max_new_tokens)
+        references = [f.meta["references"] for f in features]
+        return {"bleu": corpus_bleu(texts, references), "rouge_l": rouge_l(texts, references)}

@@ -1,0 +1,141 @@
+"""A frozen backbone with its trainable prefix and head, for one task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fedllm.attention import prefix_scope
+from fedllm.inputs import Batch, Feature
+from fedllm.models import Backbone, load_backbone
+from fedllm.prefix import PrefixSpec, init_from_phrase, init_random
+from fedllm.settings import PrefixSettings, Settings
+from fedllm.tasks import Task, make_task, task_kind
+from fedllm.tasks.base import expand_params
+from fedllm.tasks.generation import Generation
+from privacy.randomness import generator
+
+PREFIX = "prefix"
+
+
+class Tunable:
+    """What is trained: named float32 tensors; what is not: everything else.
+
+    Attributes:
+        backbone: the frozen language model.
+        task: losses and metrics.
+        spec: shape and layers of the prefix, or None where only a head is trained.
+    """
+
+    def __init__(self, backbone: Backbone, task: Task, spec: PrefixSpec | None) -> None:
+        self.backbone = backbone
+        self.task = task
+        self.spec = spec
+
+    @contextmanager
+    def with_prefix(self, params: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put the prefix of ``params`` (one for each example of the batch, or one for all with a
+        leading dimension of 1) in front of every chosen layer."""
+        if self.spec is None:
+            yield
+            return
+        with prefix_scope(self.backbone.model, params[PREFIX], self.spec.layers):
+            yield
+
+    def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Loss of each example, (B,) float32; ``params`` each with a leading dimension B."""
+        with self.with_prefix(params):
+            return self.task.losses(params, batch)
+
+    @torch.no_grad()
+    def evaluate(
+        self, params: Mapping[str, Tensor], features: Sequence[Feature], max_tokens: int
+    ) -> dict[str, float]:
+        """Metrics of the task over ``features``.
+
+        Raises:
+            ValueError: no features.
+        """
+        params = {name: value.to(self.backbone.device) for name, value in params.items()}
+        groups = self.task.batches(features, max_tokens)
+        batches = [self.task.collate([features[i] for i in group]) for group in groups]
+        with self.with_prefix(expand_params(params, 1)):
+            return self.task.evaluate(params, batches)
+
+    @torch.no_grad()
+    def write(
+        self, params: Mapping[str, Tensor], features: Sequence[Feature], max_new_tokens: int
+    ) -> dict[str, float]:
+        """BLEU and ROUGE-L of generated texts.
+
+        Raises:
+            ValueError: the task is no generation.
+        """
+        if not isinstance(self.task, Generation):
+            raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
+        params = {name: value.to(self.backbone.device) for name, value in params.items()}
+        with self.with_prefix(expand_params(params, 1)):
+            return self.task.generation_metrics(features, max_new_tokens)
+
+
+def prefix_layers(settings: PrefixSettings, n_layers: int) -> tuple[int, ...]:
+    """Layer numbers that carry a prefix, ascending.
+
+    Raises:
+        ValueError: a number outside the model, or twice.
+    """
+    if settings.layers == "all":
+        return tuple(range(n_layers))
+    layers = [layer + n_layers if layer < 0 else layer for layer in settings.layers]
+    if any(not 0 <= layer < n_layers for layer in layers) or len(set(layers)) != len(layers):
+        raise ValueError(
+            f"Expected distinct prefix.layers between {-n_layers} and {n_layers - 1}, "
+            f"got prefix.layers={list(settings.layers)}"
+        )
+    return tuple(sorted(layers))
+
+
+def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunable:
+    """Load the backbone (where none is given) and set the task and the prefix's shape.
+
+    Raises:
+        ValueError: settings that do not fit the model; the setting is named.
+    """
+    if backbone is None:
+        model = settings.model
+        backbone = load_backbone(
+            model.name,
+            kind=task_kind(settings.task),
+            dtype=model.dtype,
+            device=model.device,
+            revision=model.revision,
+            gguf_file=model.gguf_file,
+        )
+    layers = prefix_layers(settings.prefix, backbone.n_layers)
+    spec = None
+    if settings.prefix.length > 0 and layers:
+        spec = PrefixSpec(settings.prefix.length, layers, backbone.kv_heads, backbone.head_dim)
+    task = make_task(settings.task, backbone, settings.prefix.length if spec else 0)
+    if spec is None and not task.initial_params():
+        raise ValueError(
+            f"Expected prefix.length > 0 and at least one layer for {type(task).__name__} (it has no "
+            f"head to train), got prefix.length={settings.prefix.length}, "
+            f"prefix.layers={settings.prefix.layers}"
+        )
+    return Tunable(backbone, task, spec)
+
+
+def initial_params(tunable: Tunable, settings: Settings) -> dict[str, Tensor]:
+    """The trainable tensors before training, float32 on the CPU, a function of the settings alone."""
+    params = tunable.task.initial_params()
+    if tunable.spec is not None:
+        if settings.prefix.init == "phrase":
+            prefix = init_from_phrase(tunable.backbone, tunable.spec, settings.prefix.phrase)
+        else:
+            rng = generator(settings.seed, "prefix-init")
+            prefix = init_random(tunable.spec, settings.prefix.init_std, rng)
+        params[PREFIX] = prefix
+    return {name: params[name].float().cpu() for name in sorted(params)}
