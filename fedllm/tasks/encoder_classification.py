@@ -29,6 +29,7 @@ class HeadClassification(Task):
     def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
         super().__init__(settings, backbone, prefix_length)
         self.labels = list(settings.labels or ())
+        self.feature_scale = float(backbone.hidden_size) ** 0.5
 
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
         columns = [
@@ -58,8 +59,7 @@ class HeadClassification(Task):
         else:
             mask = batch.attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        scale = pooled.shape[-1] ** 0.5
-        pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * scale
+        pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * self.feature_scale
         return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]
 
     def losses(self, params: Params, batch: Batch) -> Tensor:

@@ -1,0 +1,296 @@
+"""One run on the server: find the silos, restore what was saved, train, evaluate, save, report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fedllm.export import export_adapter
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedllm import environment
+from fedllm import messages as names
+from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
+from fedllm.report import write_report
+from fedllm.run_folder import RunFolder
+from fedllm.schedule import is_evaluation_round, participation
+from fedllm.settings import Settings
+from fedllm.settings_io import to_json
+from fedllm.silo_worker import shared_tunable, use_threads
+from fedllm.silos import evaluation_set
+from fedllm.tasks.generation import Generation
+from fedllm.tunable import Tunable, initial_params
+from privacy.ledger import Ledger
+from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
+from server.exchange import Stopped, exchange, wait_for_nodes
+from server.strategy import BudgetSpent, PrefixStrategy, RunStopped
+from server.trusted_noise import TrustedNoise
+
+FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
+
+
+def run_experiment(
+    grid: Grid,
+    run: RunFolder,
+    *,
+    stop: threading.Event | None = None,
+    expected_nodes: int | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> str:
+    """Run (or go on with) the experiment of a run folder.
+
+    Args:
+        grid: Flower's connection to the nodes.
+        run: the folder, new or with checkpoints.
+        stop: set by another thread to interrupt; the state of the last finished round is kept.
+        expected_nodes: number of nodes to wait for; None takes those that are there first.
+        callbacks: watch the run, beside the metrics file and TensorBoard.
+
+    Returns:
+        The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed``.
+    """
+    settings = run.settings()
+    stop = stop or threading.Event()
+    status, message = FAILED, ""
+    watchers: list[Callback] = [MetricsFile(run), *callbacks]
+    everyone = Callbacks(watchers)
+    try:
+        run.write_json("environment.json", environment.describe())
+        use_threads(settings.simulation.threads)
+        tunable = shared_tunable(settings)
+        nodes, sizes = find_silos(grid, settings, stop, expected_nodes)
+        strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
+        first = _restore(run, strategy)
+        if settings.output.tensorboard:
+            watchers.append(TensorBoard(run.tensorboard_path, first))
+            everyone.callbacks = watchers
+        everyone.record(
+            {
+                "kind": "start",
+                "round": first,
+                "rounds": settings.server.rounds,
+                "silos": sorted(nodes),
+                "sizes": sizes,
+            }
+        )
+        run.set_state(status="running", message="")
+        judge = _Judge(settings, tunable, strategy, everyone)
+        if first == 0:
+            judge.evaluate(0)
+        strategy.after_round = _after_round(run, strategy, judge, sizes)
+        try:
+            strategy.start(grid)
+            status = FINISHED
+        except BudgetSpent as error:
+            status, message = STOPPED, str(error)
+            judge.evaluate(strategy.finished_rounds)
+            _save(run, strategy, sizes)
+    except Stopped:
+        status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
+    except RunStopped as error:
+        message = str(error)
+    except BaseException as error:
+        message = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        run.set_state(status=status, message=message)
+        everyone.record(
+            {"kind": "end", "round": run.state()["round"], "status": status, "message": message}
+        )
+        everyone.close()
+    if run.state()["round"] > 0:
+        if status in (FINISHED, STOPPED):
+            export_adapter(run, run.adapter_path)
+        write_report(run)
+    return status
+
+
+def find_silos(
+    grid: Grid, settings: Settings, stop: threading.Event, expected: int | None
+) -> tuple[dict[str, int], dict[str, int | None]]:
+    """Ask the connected nodes who they are.
+
+    Returns:
+        Node id and (public) number of examples of each silo, by name.
+
+    Raises:
+        RunStopped: no node has a silo, two nodes have the same one, or a node cannot take part (bad
+            data or settings); the node's own words are in the message.
+    """
+    node_ids = wait_for_nodes(grid, expected, timeout=settings.server.wait_for_clients, stop=stop)
+    if len(node_ids) < (expected or 1):
+        raise RunStopped(
+            f"Expected {expected or 'some'} nodes within server.wait_for_clients="
+            f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}"
+        )
+    config = ConfigRecord({names.SETTINGS: to_json(settings)})
+    tasks = [
+        Message(
+            RecordDict({names.CONFIG: config}), dst_node_id=node, message_type=MessageType.QUERY
+        )
+        for node in node_ids
+    ]
+    replies = exchange(grid, tasks, timeout=settings.server.wait_for_clients, stop=stop)
+    nodes: dict[str, int] = {}
+    sizes: dict[str, int | None] = {}
+    problems = []
+    for node, reply in zip(node_ids, replies, strict=True):
+        if reply is None or reply.has_error():
+            reason = "no reply" if reply is None else str(reply.error.reason)
+            problems.append(f"node {node}: {reason}")
+            continue
+        info = reply.content[names.INFO]
+        if info[names.STATUS] == names.FAILED:
+            problems.append(str(info[names.REASON]))
+        elif info[names.STATUS] == names.OK:
+            name = str(info[names.SILO])
+            if name in nodes:
+                raise RunStopped(f"Expected one node for each silo, two say that they are {name!r}")
+            nodes[name] = node
+            size = reply.content[names.METRICS].get(names.EXAMPLES)
+            sizes[name] = None if size is None else int(size)
+    share = len(problems) / max(1, len(problems) + len(nodes))
+    if not nodes or share > settings.server.max_failures:
+        said = "; ".join(dict.fromkeys(problems)) or "none of the nodes has a silo"
+        raise RunStopped(f"No run: {said}")
+    return nodes, sizes
+
+
+class _Judge:
+    """Evaluation by the server on its own examples, and the view of what the silos have spent."""
+
+    def __init__(
+        self, settings: Settings, tunable: Tunable, strategy: PrefixStrategy, emit: Callbacks
+    ) -> None:
+        self.settings = settings
+        self.tunable = tunable
+        self.strategy = strategy
+        self.emit = emit
+        self.features = tunable.task.features(evaluation_set(settings).records)
+
+    def evaluate(self, server_round: int) -> None:
+        settings, params = self.settings, self.strategy.released
+        use_threads(max(settings.simulation.threads, _cores()))
+        try:
+            metrics = self.tunable.evaluate(params, self.features, settings.client.max_tokens)
+            last = server_round == settings.server.rounds
+            if last and isinstance(self.tunable.task, Generation) and settings.evaluation.generate:
+                chosen = self.features[: settings.evaluation.generate]
+                metrics |= self.tunable.write(params, chosen, settings.evaluation.max_new_tokens)
+        finally:
+            use_threads(settings.simulation.threads)
+        record = {"kind": "evaluation", "round": server_round, "where": "server", **metrics}
+        self.emit.record(record)
+
+    def tell_spending(self, server_round: int) -> None:
+        for silo, epsilon in self.strategy.spending.epsilon().items():
+            mechanism = self.strategy.spending.mechanism.get(silo, {})
+            self.emit.record(
+                {
+                    "kind": "silo",
+                    "round": server_round,
+                    "silo": silo,
+                    "epsilon": epsilon,
+                    **mechanism,
+                }
+            )
+
+
+def _cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _make_strategy(
+    settings: Settings,
+    run: RunFolder,
+    tunable: Tunable,
+    nodes: Mapping[str, int],
+    stop: threading.Event,
+    emit: Callbacks,
+) -> PrefixStrategy:
+    saved = run.read_json("schedule.json", None)
+    schedule = saved["rounds"] if saved else participation(settings, sorted(nodes))
+    if not saved:
+        run.write_json("schedule.json", {"silos": sorted(nodes), "rounds": schedule})
+    trusted = None
+    privacy = settings.privacy
+    if privacy.mode == "dp" and privacy.noise_by == "server":
+        trusted = TrustedNoise(
+            settings,
+            run=run.run_id,
+            silos=sorted(nodes),
+            schedule=schedule,
+            ledger=Ledger(run.ledger_path),
+        )
+    return PrefixStrategy(
+        settings,
+        initial_params(tunable, settings),
+        nodes=nodes,
+        schedule=schedule,
+        run_id=run.run_id,
+        run_folder=str(run.path),
+        stop=stop,
+        trusted_noise=trusted,
+        emit=emit.record,
+    )
+
+
+def _after_round(
+    run: RunFolder, strategy: PrefixStrategy, judge: _Judge, sizes: Mapping[str, int | None]
+) -> Any:
+    settings = run.settings()
+
+    def after(server_round: int) -> None:
+        if is_evaluation_round(settings, server_round):
+            judge.evaluate(server_round)
+            judge.tell_spending(server_round)
+        last = server_round == settings.server.rounds
+        if last or server_round % settings.server.checkpoint_every == 0:
+            _save(run, strategy, sizes)
+
+    return after
+
+
+def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | None]) -> None:
+    state = strategy.optimizer.state()
+    state |= {f"last.{name}": value for name, value in strategy.params.items()}
+    state |= {f"average.{name}": value for name, value in strategy.average.items()}
+    meta = {
+        "left": strategy.left,
+        "spending": strategy.spending.to_plain(),
+    }
+    save_checkpoint(run.checkpoints_path, strategy.finished_rounds, strategy.released, state, meta)
+    keep(run.checkpoints_path, strategy.settings.server.keep_checkpoints)
+    silos = {
+        name: {
+            "examples": sizes.get(name),
+            "sampling_rate": strategy.spending.mechanism.get(name, {}).get("sampling_rate"),
+            "noise_multiplier": strategy.spending.mechanism.get(name, {}).get("noise_multiplier"),
+            "participations": sum(name in row for row in strategy.schedule),
+            "steps_per_round": strategy.settings.client.local_steps,
+            "left": strategy.left.get(name),
+        }
+        for name in sorted(strategy.nodes)
+    }
+    run.write_json("silos.json", silos)
+    run.set_state(round=strategy.finished_rounds)
+
+
+def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
+    checkpoint = latest_checkpoint(run.checkpoints_path)
+    if checkpoint is None:
+        run.truncate_metrics(-1)
+        return 0
+    names_of = sorted(strategy.params)
+    strategy.params = {name: checkpoint.state[f"last.{name}"].clone() for name in names_of}
+    strategy.average = {name: checkpoint.state[f"average.{name}"].clone() for name in names_of}
+    strategy.optimizer.load_state(checkpoint.state)
+    strategy.left = dict(checkpoint.meta["left"])
+    strategy.spending.load_plain(checkpoint.meta["spending"])
+    strategy.finished_rounds = checkpoint.round
+    run.truncate_metrics(checkpoint.round)
+    return checkpoint.round

@@ -1,0 +1,91 @@
+"""What each silo has spent, as far as the server knows: for the live view and the curves.
+
+The silos' own ledgers decide. This view follows from what the silos say of their mechanism (noise,
+sampling rate, steps: all public), and is brought up to date only when it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.settings import Settings
+from privacy.accountants import make_accountant
+from privacy.events import dp_sgd, event_from_json, event_to_json, gaussian, no_guarantee
+from privacy.vocabulary import Relation
+
+
+class SpendingView:
+    """Counts of events by silo, against the adversary that the settings protect from."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.events: dict[str, Counter[DpEvent]] = {}
+        self.mechanism: dict[str, dict[str, float]] = {}
+
+    def add_training(
+        self, silo: str, *, sampling_rate: float, noise_multiplier: float, steps: int
+    ) -> None:
+        """A round of training by ``silo``.
+
+        Raises:
+            ValueError: a rate or a noise multiplier out of range.
+        """
+        privacy = self.settings.privacy
+        self.mechanism[silo] = {
+            "sampling_rate": sampling_rate,
+            "noise_multiplier": noise_multiplier,
+            "steps": steps,
+        }
+        counts = self.events.setdefault(silo, Counter())
+        if privacy.mode == "none":
+            counts[no_guarantee("privacy.mode=none")] += 1
+        elif privacy.unit == "example":
+            counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += steps
+        elif privacy.noise_by == "server" and self.settings.server.sampling == "poisson":
+            counts[dp_sgd(self.settings.server.fraction, noise_multiplier, 1)] += 1
+        else:
+            halved = privacy.relation == "replace-one"
+            counts[gaussian(noise_multiplier / 2 if halved else noise_multiplier)] += 1
+
+    def add_evaluation(self, silo: str) -> None:
+        """An evaluation by ``silo``."""
+        counts = self.events.setdefault(silo, Counter())
+        if self.settings.evaluation.clients == "private" and self.settings.privacy.mode == "dp":
+            counts[gaussian(self.settings.evaluation.clients_noise)] += 1
+        else:
+            counts[no_guarantee("evaluation.clients=raw")] += 1
+
+    def epsilon(self) -> dict[str, float]:
+        """Epsilon of each silo so far; equal histories are accounted once."""
+        privacy = self.settings.privacy
+        accountant = make_accountant(privacy.accountant, Relation(privacy.relation))
+        found: dict[frozenset[tuple[str, int]], float] = {}
+        result = {}
+        for silo, counts in self.events.items():
+            key = frozenset((event_to_json(event), count) for event, count in counts.items())
+            if key not in found:
+                found[key] = float(accountant.epsilon(counts, privacy.delta))
+            result[silo] = found[key]
+        return result
+
+    def to_plain(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {
+            "mechanism": self.mechanism,
+            "events": {
+                silo: [[event_to_json(event), count] for event, count in counts.items()]
+                for silo, counts in self.events.items()
+            },
+        }
+
+    def load_plain(self, plain: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`to_plain`."""
+        self.mechanism = {silo: dict(value) for silo, value in plain["mechanism"].items()}
+        self.events = {
+            silo: Counter({event_from_json(text): int(count) for text, count in rows})
+            for silo, rows in plain["events"].items()
+        }

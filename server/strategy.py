@@ -1,0 +1,390 @@
+"""The Flower Strategy: which silos train, what their replies mean, how the model moves.
+
+Guarantee: with noise by the silos, everything here is post-processing of what they released. With
+noise by the server (``privacy.noise_by = "server"``), :mod:`server.trusted_noise` clips, records and
+adds it before the new model exists.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from privacy.budget import BudgetExceeded
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.schedule import is_evaluation_round, planned_rounds
+from fedllm.settings import Settings
+from fedllm.settings_io import to_json
+from server.aggregation import Contribution, UpdateRefused, check_update, clip_update, mean_update
+from server.exchange import exchange
+from server.optimizers import ServerOptimizer
+from server.spending import SpendingView
+from server.trusted_noise import TrustedNoise
+
+
+class RunStopped(Exception):
+    """The run cannot go on; the message says why. Its state is saved."""
+
+
+class BudgetSpent(RunStopped):
+    """The budget does not allow another round; the model so far is the result."""
+
+
+class PrefixStrategy(Strategy):
+    """Federated prefix-tuning with equal weights, a server optimiser, and tolerated failures.
+
+    Args:
+        settings: the experiment's settings.
+        params: the global parameters, float32 on the CPU.
+        nodes: node id of each silo.
+        schedule: the silos of each round.
+        run_id, run_folder: sent along with each task.
+        stop: set by another thread to interrupt.
+        trusted_noise: adds the noise where the server is trusted with it, else None.
+        emit: takes each record of the run (see :mod:`server.callbacks`).
+        after_round: called after each finished round (checkpoints, evaluation).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        params: Mapping[str, Tensor],
+        *,
+        nodes: Mapping[str, int],
+        schedule: Sequence[Sequence[str]],
+        run_id: str,
+        run_folder: str,
+        stop: threading.Event,
+        trusted_noise: TrustedNoise | None = None,
+        emit: Any = None,
+        after_round: Any = None,
+    ) -> None:
+        self.settings = settings
+        self.params = {name: params[name].clone() for name in sorted(params)}
+        self.average = {name: value.clone() for name, value in self.params.items()}
+        self.optimizer = ServerOptimizer(settings.server, self.params)
+        self.nodes = dict(nodes)
+        self.schedule = schedule
+        self.run_id = run_id
+        self.run_folder = run_folder
+        self.stop = stop
+        self.trusted_noise = trusted_noise
+        self.emit = emit or (lambda record: None)
+        self.after_round = after_round or (lambda server_round: None)
+        self.spending = SpendingView(settings)
+        self.left: dict[str, str] = {}
+        self.finished_rounds = 0
+        self._asked: list[str] = []
+        self._record: dict[str, Any] = {}
+
+    # -- the model -------------------------------------------------------------------------------
+
+    @property
+    def released(self) -> dict[str, Tensor]:
+        """The parameters to evaluate and export: the last ones, or their moving average."""
+        return self.average if self.settings.server.averaging > 0 else self.params
+
+    def arrays(self) -> ArrayRecord:
+        """The global parameters as they travel."""
+        return ArrayRecord(self.params)
+
+    # -- Flower's interface ----------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One task for each silo of this round that is still in the run."""
+        chosen = [name for name in self.schedule[server_round - 1] if self._in_run(name)]
+        return self._tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """One task for each silo, where the settings ask the silos to evaluate this round."""
+        if self.settings.evaluation.clients == "off" or not is_evaluation_round(
+            self.settings, server_round
+        ):
+            return []
+        chosen = [name for name in sorted(self.nodes) if self._in_run(name)]
+        return self._tasks(MessageType.EVALUATE, chosen, server_round, arrays, config)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message | None]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, take the mean of the good ones, move the model.
+
+        Raises:
+            RunStopped: more replies failed than ``server.max_failures`` tolerates.
+        """
+        accepted, failed, refused, left = self._sort_replies(server_round, list(replies))
+        asked = len(self._asked)
+        record = self._record | {
+            "replied": len(accepted),
+            "failed": failed,
+            "refused": refused,
+            "left": left,
+            "bytes_up": sum(_bytes(c.update) for c in accepted),
+        }
+        bad = len(failed) + len(refused)
+        if asked and bad / asked > self.settings.server.max_failures:
+            reasons = "; ".join(f"{item['silo']}: {item['reason']}" for item in failed + refused)
+            raise RunStopped(
+                f"{bad} of {asked} silos failed in round {server_round}, more than "
+                f"server.max_failures={self.settings.server.max_failures} tolerates: {reasons}"
+            )
+        for item in left:
+            self.left[item["silo"]] = item["reason"]
+        update, noise_std = self._mean(server_round, accepted)
+        rate = self.optimizer.rate(min(self.params), server_round)
+        norm = 0.0
+        if update is not None:
+            self.params = self.optimizer.step(self.params, update, noise_std, server_round)
+            norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
+        self._move_average()
+        record |= {"update_norm": norm, "learning_rate": rate}
+        self._record = record
+        return self.arrays(), MetricRecord({"replied": len(accepted), "update-norm": norm})
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message | None]
+    ) -> MetricRecord | None:
+        """Sum of the silos' (noisy) counts; None where no silo evaluated."""
+        correct, count, answered = 0.0, 0.0, 0
+        for name, reply in zip(self._asked, replies, strict=True):
+            if reply is None or reply.has_error():
+                continue
+            info = reply.content[names.INFO]
+            if info[names.STATUS] == names.LEFT:
+                self.left[name] = str(info[names.REASON])
+            if info[names.STATUS] != names.OK:
+                continue
+            metrics = reply.content[names.METRICS]
+            correct += float(metrics[names.CORRECT])
+            count += float(metrics[names.COUNT])
+            answered += 1
+            self.spending.add_evaluation(name)
+        if answered == 0 or count <= 0:
+            return None
+        result = {"accuracy": min(1.0, max(0.0, correct / count)), "silos": float(answered)}
+        self.emit({"kind": "evaluation", "round": server_round, "where": "silos", **result})
+        return MetricRecord(dict(result))
+
+    def summary(self) -> None:
+        """Nothing to print: the run folder and the live view tell."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Any = None,
+    ) -> Result:
+        """Run the rounds that are left; a restored strategy goes on where it was.
+
+        Raises:
+            RunStopped: too many failures, or too few silos left.
+            Stopped: ``stop`` was set; the round in progress is forgotten.
+        """
+        server = self.settings.server
+        rounds = num_rounds or server.rounds
+        wait = timeout or server.timeout
+        result = Result()
+        for server_round in range(self.finished_rounds + 1, rounds + 1):
+            self._check_enough()
+            began = time.monotonic()
+            tasks = list(
+                self.configure_train(server_round, self.arrays(), train_config or _empty(), grid)
+            )
+            self._record = {
+                "kind": "round",
+                "round": server_round,
+                "bytes_down": len(tasks) * _bytes(self.params),
+            }
+            replies = exchange(
+                grid, tasks, timeout=wait, stop=self.stop, on_reply=self._on_reply(server_round)
+            )
+            arrays, metrics = self.aggregate_train(server_round, replies)
+            if arrays is not None:
+                result.arrays = arrays
+            if metrics is not None:
+                result.train_metrics_clientapp[server_round] = metrics
+            self._record["seconds"] = time.monotonic() - began
+            self.emit(self._record)
+            tasks = list(
+                self.configure_evaluate(
+                    server_round, self.arrays(), evaluate_config or _empty(), grid
+                )
+            )
+            if tasks:
+                replies = exchange(grid, tasks, timeout=wait, stop=self.stop)
+                found = self.aggregate_evaluate(server_round, replies)
+                if found is not None:
+                    result.evaluate_metrics_clientapp[server_round] = found
+            self.finished_rounds = server_round
+            if evaluate_fn is not None:
+                evaluated = evaluate_fn(server_round, self.arrays())
+                if evaluated is not None:
+                    result.evaluate_metrics_serverapp[server_round] = evaluated
+            self.after_round(server_round)
+        return result
+
+    # -- inside ----------------------------------------------------------------------------------
+
+    def _in_run(self, name: str) -> bool:
+        return name in self.nodes and name not in self.left
+
+    def _check_enough(self) -> None:
+        staying = [name for name in sorted(self.nodes) if self._in_run(name)]
+        if len(staying) < self.settings.server.min_clients:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left.items())
+            kind = BudgetSpent if self.left else RunStopped
+            raise kind(
+                f"{len(staying)} silos can still take part, fewer than "
+                f"server.min_clients={self.settings.server.min_clients}; left: {reasons}"
+            )
+
+    def _tasks(
+        self,
+        kind: str,
+        chosen: Sequence[str],
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+    ) -> list[Message]:
+        self._asked = list(chosen)
+        tasks = []
+        for name in chosen:
+            fields = ConfigRecord(
+                {
+                    **config,
+                    names.SETTINGS: to_json(self.settings),
+                    names.RUN_ID: self.run_id,
+                    names.RUN_FOLDER: self.run_folder,
+                    names.ROUND: server_round,
+                    names.PLANNED_ROUNDS: planned_rounds(self.schedule, name),
+                }
+            )
+            tasks.append(
+                Message(
+                    RecordDict({names.PARAMS: arrays, names.CONFIG: fields}),
+                    dst_node_id=self.nodes[name],
+                    message_type=kind,
+                    group_id=str(server_round),
+                )
+            )
+        return tasks
+
+    def _on_reply(self, server_round: int) -> Any:
+        done = 0
+
+        def tell(reply: Message) -> None:
+            nonlocal done
+            done += 1
+            self.emit(
+                {"kind": "reply", "round": server_round, "done": done, "of": len(self._asked)}
+            )
+
+        return tell
+
+    def _sort_replies(
+        self, server_round: int, replies: Sequence[Message | None]
+    ) -> tuple[
+        list[Contribution], list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]
+    ]:
+        accepted: list[Contribution] = []
+        failed: list[dict[str, str]] = []
+        refused: list[dict[str, str]] = []
+        left: list[dict[str, str]] = []
+        for name, reply in zip(self._asked, replies, strict=True):
+            if reply is None:
+                seconds = self.settings.server.timeout
+                failed.append({"silo": name, "reason": f"no reply within {seconds:g} s"})
+                continue
+            if reply.has_error():
+                failed.append({"silo": name, "reason": str(reply.error.reason)[:500]})
+                continue
+            try:
+                info = reply.content[names.INFO]
+                status, reason = info[names.STATUS], str(info[names.REASON])
+                if status == names.LEFT:
+                    left.append({"silo": name, "reason": reason})
+                    continue
+                if status != names.OK:
+                    failed.append({"silo": name, "reason": reason})
+                    continue
+                if info[names.SILO] != name:
+                    raise UpdateRefused(f"Expected a reply of silo {name}, got {info[names.SILO]}")
+                accepted.append(self._contribution(name, reply))
+            except UpdateRefused as error:
+                refused.append({"silo": name, "reason": str(error)})
+            except (KeyError, TypeError, ValueError) as error:
+                refused.append({"silo": name, "reason": f"malformed reply: {error!r}"})
+        return accepted, failed, refused, left
+
+    def _contribution(self, name: str, reply: Message) -> Contribution:
+        update = check_update(
+            reply.content[names.UPDATE].to_torch_state_dict(),
+            self.params,
+            self.settings.server.max_update_norm,
+        )
+        metrics = reply.content[names.METRICS]
+        std: dict[str, float] | None = {}
+        for tensor in self.params:
+            value = metrics.get(names.NOISE_STD + tensor)
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                std = None
+                break
+            assert std is not None
+            std[tensor] = float(value)
+        self.spending.add_training(
+            name,
+            sampling_rate=float(metrics[names.SAMPLING_RATE]),
+            noise_multiplier=float(metrics[names.NOISE_MULTIPLIER]),
+            steps=int(metrics[names.STEPS]),
+        )
+        return Contribution(name, update, std)
+
+    def _mean(
+        self, server_round: int, accepted: list[Contribution]
+    ) -> tuple[dict[str, Tensor] | None, dict[str, float] | None]:
+        if self.trusted_noise is None:
+            if not accepted:
+                return None, None
+            return mean_update(accepted, self.params, len(accepted))
+        clip = self.settings.privacy.clip
+        clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
+        try:
+            return self.trusted_noise.release(server_round, clipped, self.params)
+        except BudgetExceeded as error:
+            raise BudgetSpent(str(error)) from None
+
+    def _move_average(self) -> None:
+        decay = self.settings.server.averaging
+        for name, value in self.params.items():
+            self.average[name] = decay * self.average[name] + (1 - decay) * value
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _empty() -> ConfigRecord:
+    return ConfigRecord()

@@ -1,0 +1,91 @@
+"""Noise by a trusted server, at client level: clip, sum, record, add noise, divide.
+
+Guarantee (unit ``client``, against outsiders; none against the server, which sees each update): the
+released mean is a Gaussian mechanism of sensitivity ``clip`` on the sum of the updates, with Poisson
+sampling of the silos where ``server.sampling = "poisson"``. The divisor is the *expected* number of
+silos, whatever the number that answered, and an empty round still releases its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from fedllm.local_training import split_like
+from fedllm.settings import Settings
+from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
+from privacy.ledger import Ledger
+from privacy.noise import add_gaussian
+from privacy.randomness import generator
+from server.aggregation import Contribution, mean_update
+
+
+class TrustedNoise:
+    """Adds the noise for all silos together.
+
+    Args:
+        settings: unit client, noise by the server.
+        run: the run's id.
+        silos: names of all silos that could be drawn.
+        planned: rounds in which each silo counts: all with Poisson sampling (being left out is
+            part of the mechanism), its own with fixed sampling.
+        schedule: the silos of each round.
+        ledger: the server's ledger.
+
+    Raises:
+        ValueError: no noise multiplier reaches the target.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run: str,
+        silos: Sequence[str],
+        schedule: Sequence[Sequence[str]],
+        ledger: Ledger,
+    ) -> None:
+        self.settings = settings
+        self.schedule = schedule
+        self.poisson = settings.server.sampling == "poisson"
+        self.expected = settings.server.fraction * len(silos)
+        if not self.poisson:
+            self.expected = float(len(schedule[0]))
+        most = max(sum(name in row for row in schedule) for name in silos)
+        rounds = len(schedule) if self.poisson else most
+        self.accounts = {
+            name: SiloAccount(
+                settings, run=run, party=name, examples=1, rounds=rounds, ledger=ledger
+            )
+            for name in sorted(silos)
+        }
+        # One noise for the sum: the largest that any silo's history asks for.
+        self.noise_multiplier = max(a.noise_multiplier for a in self.accounts.values())
+        for account in self.accounts.values():
+            account.noise_multiplier = self.noise_multiplier
+
+    def release(
+        self, server_round: int, clipped: Sequence[Contribution], params: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The noisy mean of updates of norm at most ``clip`` each.
+
+        Raises:
+            BudgetExceeded: the round would exceed a silo's budget; nothing was released.
+        """
+        digest = params_digest(params)
+        key = release_key(self.settings, "train", server_round, digest)
+        counted = self.accounts if self.poisson else self.schedule[server_round - 1]
+        for name in counted:
+            self.accounts[name].spend_training(server_round, key)
+        clip = self.settings.privacy.clip
+        total, _ = mean_update(clipped, params, 1.0)
+        seeded = self.settings.privacy.randomness == "seeded"
+        labels = ("trusted-noise", settings_digest(self.settings), server_round, digest)
+        rng = generator(self.settings.seed, *labels) if seeded else generator(None)
+        flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
+        flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected
+        mean = dict(zip(sorted(total), split_like(flat, total), strict=True))
+        std = self.noise_multiplier * clip / self.expected
+        return mean, dict.fromkeys(mean, std)

@@ -1,0 +1,126 @@
+"""The live view of a run: rounds, loss, accuracy, epsilon spent by silo, bytes, time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedllm.settings import Settings
+
+
+class LiveView:
+    """A progress bar and a table on a terminal; plain lines where the output is no terminal."""
+
+    def __init__(self, settings: Settings, console: Console | None = None) -> None:
+        self.settings = settings
+        self.console = console or Console()
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+        )
+        self.task = self.progress.add_task(settings.name, total=settings.server.rounds)
+        self.evaluations: list[Mapping[str, Any]] = []
+        self.epsilon: dict[str, float] = {}
+        self.sizes: dict[str, int | None] = {}
+        self.left: dict[str, str] = {}
+        self.bytes = 0
+        self.note = "starting workers and loading the model"
+        self.began = time.monotonic()
+        self.live: Live | None = None
+        if self.console.is_terminal:
+            self.live = Live(self.render(), console=self.console, refresh_per_second=4)
+            self.live.start()
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        kind = record["kind"]
+        if kind == "start":
+            self.sizes = dict(record["sizes"])
+            self.progress.reset(self.task, completed=record["round"])
+            self.note = f"{len(self.sizes)} silos connected"
+            self._print(f"{self.settings.name}: {self.note}, {record['rounds']} rounds")
+        elif kind == "reply":
+            done = record["round"] - 1 + record["done"] / max(1, record["of"])
+            self.progress.update(self.task, completed=done)
+            self.note = f"round {record['round']}: {record['done']} of {record['of']} silos"
+        elif kind == "round":
+            self.progress.update(self.task, completed=record["round"])
+            self.bytes += record["bytes_up"] + record["bytes_down"]
+            for item in record["left"]:
+                self.left[item["silo"]] = item["reason"]
+            for item in [*record["failed"], *record["refused"]]:
+                self._say(f"round {record['round']}: {item['silo']} not used: {item['reason']}")
+            for item in record["left"]:
+                self._say(f"round {record['round']}: {item['silo']} leaves: {item['reason']}")
+        elif kind == "silo":
+            self.epsilon[record["silo"]] = record["epsilon"]
+        elif kind == "evaluation":
+            if record["where"] == "server":
+                self.evaluations.append(record)
+            self._print(f"  {describe(record)}  [{time.monotonic() - self.began:.0f} s]")
+        elif kind == "end":
+            self.note = f"{record['status']} {record['message']}".strip()
+        if self.live is not None:
+            self.live.update(self.render())
+
+    def render(self) -> Group:
+        """The view as it stands."""
+        table = Table(box=None, pad_edge=False)
+        for title in ("silo", "examples", "epsilon spent", ""):
+            table.add_column(title, justify="left" if title in ("silo", "") else "right")
+        target = self.settings.privacy.epsilon
+        for name in sorted(self.sizes, key=lambda n: -(self.sizes[n] or 0)):
+            spent = self.epsilon.get(name)
+            text = (
+                "-"
+                if spent is None
+                else "none: no guarantee"
+                if math.isinf(spent)
+                else f"{spent:.3f}"
+            )
+            if spent is not None and target and not math.isinf(spent):
+                text += f" of {target:g}"
+            size = self.sizes[name]
+            table.add_row(
+                name,
+                "private" if size is None else f"{size:,}",
+                text,
+                "left" if name in self.left else "",
+            )
+        history = "\n".join(describe(record) for record in self.evaluations[-6:])
+        head = f"{self.note}   sent {self.bytes / 1e6:.1f} MB"
+        return Group(self.progress, head, history, table)
+
+    def close(self) -> None:
+        if self.live is not None:
+            self.live.update(self.render())
+            self.live.stop()
+            self.live = None
+
+    def _say(self, text: str) -> None:
+        (self.live.console if self.live else self.console).print(
+            text, highlight=False, markup=False
+        )
+
+    def _print(self, text: str) -> None:
+        if self.live is None:
+            self.console.print(text, highlight=False, markup=False)
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """One evaluation in one line."""
+    shown = ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
+    numbers = "  ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
+    where = "" if record["where"] == "server" else " (by the silos)"
+    return f"round {record['round']:>4}{where}  {numbers}"

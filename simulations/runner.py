@@ -1,0 +1,114 @@
+"""Run an experiment on Flower's Ray engine, in this process, with a live view; or go on with one."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedllm.run_folder import RunFolder
+from fedllm.settings import Settings
+from fedllm.silos import load_federation
+from server.callbacks import Callback
+from server.run import FINISHED, STOPPED, run_experiment
+
+
+def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
+    """Train until the run ends, is interrupted (Ctrl-C) or fails; the status is returned.
+
+    The first Ctrl-C gives up the round in progress and keeps all finished ones; ``resume`` goes on.
+
+    Raises:
+        DataError: the data cannot be read or divided.
+        RuntimeError: Flower's engine failed.
+    """
+    settings = run.settings()
+    _quiet()
+    nodes = len(load_federation(settings).silos)
+    stop = threading.Event()
+    outcome: dict[str, Any] = {"status": "failed"}
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        outcome["status"] = run_experiment(
+            grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks
+        )
+
+    from flwr.simulation import run_simulation
+
+    from client.app import app as client_app
+
+    previous = signal.getsignal(signal.SIGINT)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and callable(previous):
+            previous(number, frame)
+        stop.set()
+
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
+    try:
+        run_simulation(
+            server_app=server_app,
+            client_app=client_app,
+            num_supernodes=nodes,
+            backend_config=backend_config(settings, nodes),
+        )
+    finally:
+        if in_main:
+            signal.signal(signal.SIGINT, previous)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return str(outcome["status"])
+
+
+def backend_config(settings: Settings, nodes: int) -> Any:
+    """Flower's configuration of the Ray engine: one CPU slot is one worker process."""
+    simulation = settings.simulation
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = simulation.workers or max(1, (cores or 1) // simulation.threads)
+    workers = min(workers, nodes)
+    return {
+        "init_args": {
+            "num_cpus": workers,
+            "include_dashboard": False,
+            "logging_level": logging.ERROR,
+            "log_to_driver": False,
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": simulation.gpus_per_worker},
+    }
+
+
+def _quiet() -> None:
+    """Flower's and Ray's own output would tear the live view; their errors still come through."""
+    for name, value in {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_DEDUP_LOGS": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if root not in paths:  # the worker processes import client.app
+        os.environ["PYTHONPATH"] = os.pathsep.join([root, *filter(None, paths)])
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def succeeded(status: str) -> bool:
+    """Whether the run came to its end: all rounds, or as many as the budget allowed."""
+    return status in (FINISHED, STOPPED)
