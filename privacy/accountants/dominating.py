@@ -1,0 +1,158 @@
+"""The dominating mu: the smallest mu-GDP that a whole privacy loss distribution obeys."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+from dp_accounting.dp_event import DpEvent
+
+from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
+from privacy.accountants.loss_distribution import LossDistribution
+from privacy.accountants.pld import PldAccountant
+from privacy.vocabulary import Relation
+
+DELTA_FLOOR = 1e-10
+_GRID = 4000
+_LARGEST_MU = 1e4
+Array = npt.NDArray[np.float64]
+
+
+class DominatingGdpAccountant(PldAccountant):
+    """The smallest mu with delta_PLD(eps) <= delta_mu(eps) for every eps, up to a delta floor.
+
+    The whole curve is covered, not only a grid: between two losses the PLD's curve is linear in
+    k = exp(eps), and the Gaussian curve, convex in k, lies above its tangents; the two are compared
+    at every loss and where the tangents of two neighbouring losses meet. Both directions of the
+    relation are covered at eps >= 0, hence all eps.
+
+    The floor. Far out in the tail a sampled Gaussian looks like one that is not sampled, and the
+    smallest mu for all deltas, however small, would be that of no sampling at all. So the statement
+    is: for every eps the mechanisms are (eps, max(delta_mu(eps), floor))-DP. The floor is 1e-10, or
+    four times the PLD's truncated mass and round-off where that is more; epsilon at a smaller delta
+    is computed with a mu of its own.
+    """
+
+    name = "gdp-dominating"
+    is_bound = True
+    trust = "a valid upper bound: Gaussian differential privacy for every delta above 1e-10"
+
+    def __init__(
+        self, relation: Relation = Relation.ADD_OR_REMOVE_ONE, delta_floor: float = DELTA_FLOOR
+    ) -> None:
+        """Make an accountant whose mu holds for every delta above `delta_floor`."""
+        super().__init__(relation)
+        if not 0 < delta_floor < 1:
+            raise ValueError(f"Expected 0 < delta_floor < 1, got delta_floor={delta_floor}")
+        self.delta_floor = delta_floor
+
+    def floor(self, events: Mapping[DpEvent, int]) -> float:
+        """Return the smallest delta that `mu(events)` holds for."""
+        return self._floor(self._prepared(events), self.delta_floor)
+
+    def _floor(self, events: Counter[DpEvent], delta: float) -> float:
+        return max(delta, *(4 * (d.infinity + d.error) for d in self.distributions(events)))
+
+    def _mu_above(self, events: Counter[DpEvent], floor: float) -> float:
+        return _dominating(frozenset(events.items()), self.relation, floor)
+
+    def _mu(self, events: Counter[DpEvent]) -> float | None:
+        return self._mu_above(events, self._floor(events, self.delta_floor))
+
+    def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
+        floor = self._floor(events, self.delta_floor)
+        if delta < floor:
+            floor = self._floor(events, delta)
+            if delta < floor:
+                return math.inf
+        return gaussian_epsilon(self._mu_above(events, floor), delta)
+
+    def _delta(self, events: Counter[DpEvent], epsilon: float) -> float:
+        floor = self._floor(events, self.delta_floor)
+        return max(gaussian_delta(self._mu_above(events, floor), epsilon), floor)
+
+
+@lru_cache(maxsize=1024)
+def _dominating(items: frozenset[tuple[DpEvent, int]], relation: Relation, floor: float) -> float:
+    distributions = PldAccountant(relation).distributions(Counter(dict(items)))
+    return max(dominating_mu(distribution, floor) for distribution in distributions)
+
+
+def log_gaussian_delta(mu: float, epsilon: Array) -> Array:
+    """Log of delta of mu-GDP at each epsilon, vectorised."""
+    upper = scipy.special.log_ndtr(-epsilon / mu + mu / 2)
+    lower = epsilon + scipy.special.log_ndtr(-epsilon / mu - mu / 2)
+    with np.errstate(divide="ignore"):
+        return np.asarray(upper + np.log(-np.expm1(np.minimum(lower - upper, 0.0))))
+
+
+def dominating_mu(distribution: LossDistribution, floor: float) -> float:
+    """Return the smallest mu whose delta curve lies above a distribution's, up to a floor.
+
+    Args:
+      distribution: A discrete (pessimistic) privacy loss distribution.
+      floor: Deltas at most this are not covered; more than the distribution's infinite mass.
+
+    Returns:
+      mu >= 0 with delta(eps) <= max(delta_mu(eps), floor) for every eps >= 0, at most about 1e-6
+      (relative) above the smallest; infinite if there is none below 1e4.
+    """
+    epsilons = np.append(0.0, distribution.losses[max(0, 1 - distribution.start) :])
+    deltas = distribution.delta(epsilons)
+    last = int(np.searchsorted(-deltas, -floor, side="left"))  # first index at or below the floor
+    if last == 0:
+        return 0.0
+    epsilons, deltas = epsilons[: last + 1], deltas[: last + 1]
+    deltas[-1] = max(float(deltas[-1]), 1e-300)
+    above = deltas > floor
+    grid = np.unique(np.linspace(0, last - 1, min(_GRID, last)).astype(int))
+    mu = _smallest(epsilons[grid], np.log(deltas[grid]))
+    step = 1e-9
+    while math.isfinite(mu) and not _covers(mu, epsilons, deltas, above, floor):
+        mu *= 1 + step
+        step *= 2
+    return mu
+
+
+def _smallest(epsilons: Array, log_deltas: Array) -> float:
+    """Bisect for the smallest mu that is above all the points (its upper end)."""
+    low, high = 0.0, 1.0
+    while not bool(np.all(log_gaussian_delta(high, epsilons) >= log_deltas)):
+        low, high = high, 2 * high
+        if high > _LARGEST_MU:
+            return math.inf
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2
+        if bool(np.all(log_gaussian_delta(middle, epsilons) >= log_deltas)):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def _covers(
+    mu: float, epsilons: Array, deltas: Array, above: npt.NDArray[np.bool_], floor: float
+) -> bool:
+    """Whether the Gaussian curve is above the piecewise linear one everywhere above the floor."""
+    gaussian = np.exp(log_gaussian_delta(mu, epsilons))
+    if bool(np.any((gaussian < deltas) & above)):
+        return False
+    if epsilons.size < 2:
+        return True
+    # In k = exp(eps) the Gaussian's slope is -Phi(-eps/mu - mu/2). Left tangent at k_i, right
+    # tangent at k_{i+1}; everything relative to k_i, so that nothing overflows.
+    width = np.expm1(np.diff(epsilons))  # (k_{i+1} - k_i) / k_i
+    slope = np.exp(epsilons + scipy.special.log_ndtr(-epsilons / mu - mu / 2))  # -dG/dk * k
+    left, right = slope[:-1], slope[1:] / (1 + width)  # both times k_i
+    gap = left - right
+    with np.errstate(divide="ignore", invalid="ignore"):
+        meet = (gaussian[:-1] - gaussian[1:] - right * width) / gap
+    meet = np.where(gap > 0, np.clip(meet, 0.0, width), width)
+    lowest = gaussian[:-1] - left * meet
+    line = deltas[:-1] + (deltas[1:] - deltas[:-1]) * meet / width
+    return not bool(np.any((lowest < line) & (line > floor)))

@@ -1,0 +1,202 @@
+"""Discrete privacy loss distributions: composition by FFT, and delta as a function of epsilon.
+
+The discretisation of each event comes from dp_accounting ("connect the dots", Doroshenko et al.
+2022, arXiv 2207.04380): a pessimistic distribution on multiples of an interval. Composition is
+convolution (Koskela et al. 2020; Meiser and Mohammadi 2018). Mass that truncation moves is moved to
+an infinite loss, and an allowance for floating-point round-off is added to every delta: without it
+the convolution of 1e5 events under-reports delta by about 1e-12.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+import scipy.optimize
+
+Array = npt.NDArray[np.float64]
+TAIL_MASS = 1e-15
+_NEGLIGIBLE = -80.0  # log of a Fourier coefficient that is far below round-off
+_BLOCK = 50.0  # losses this far apart are summed with one common exponent
+_MACHINE_EPSILON = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, eq=False)
+class LossDistribution:
+    """A distribution of the privacy loss on multiples of an interval.
+
+    Attributes:
+      interval: Distance between two neighbouring losses.
+      start: The loss of probs[0] is start * interval.
+      probs: Masses; round-off may make some slightly negative.
+      infinity: Mass at an infinite loss.
+      error: Allowance for round-off, added to every delta.
+    """
+
+    interval: float
+    start: int
+    probs: Array
+    infinity: float
+    error: float
+
+    @property
+    def losses(self) -> Array:
+        """The losses of `probs`, ascending."""
+        return np.asarray((self.start + np.arange(self.probs.size)) * self.interval)
+
+    @cached_property
+    def _positive(self) -> tuple[Array, Array, Array]:
+        """(losses, upper, lower) of the atoms with loss > 0, ascending, tails summed.
+
+        upper[i] = sum of p_j over j >= i; lower[i] = sum of p_j exp(losses[i] - losses[j]) over
+        j >= i. Relative to the atom's own loss, so that no exponential over- or underflows.
+        """
+        first = max(0, 1 - self.start)
+        losses, probs = self.losses[first:], self.probs[first:]
+        upper = np.cumsum(probs[::-1])[::-1]
+        lower = np.empty_like(upper)
+        carry, carry_loss = 0.0, 0.0
+        width = max(1, int(_BLOCK / self.interval))
+        for begin in range((max(losses.size - 1, 0) // width) * width, -1, -width):
+            block = slice(begin, min(begin + width, losses.size))
+            if block.start >= losses.size:
+                break
+            reach = losses[block] - losses[begin]
+            sums = np.cumsum((probs[block] * np.exp(-reach))[::-1])[::-1]
+            sums = sums + carry * math.exp(losses[begin] - carry_loss)
+            lower[block] = sums * np.exp(reach)
+            carry, carry_loss = float(lower[begin]), float(losses[begin])
+        return losses, upper, lower
+
+    def delta(self, epsilon: float | Sequence[float] | Array) -> Array:
+        """Return the upper bound of the hockey-stick divergence at each epsilon >= 0."""
+        epsilons = np.atleast_1d(np.asarray(epsilon, dtype=np.float64))
+        losses, upper, lower = self._positive
+        index = np.searchsorted(losses, epsilons, side="right")
+        inside = index < losses.size
+        result = np.full(epsilons.shape, self.infinity + self.error)
+        i = index[inside]
+        values = upper[i] - np.exp(epsilons[inside] - losses[i]) * lower[i]
+        result[inside] += np.maximum(values, 0.0)
+        return np.asarray(np.minimum(result, 1.0))
+
+    def epsilon(self, delta: float) -> float:
+        """Return the smallest epsilon >= 0 whose delta is at most `delta`; may be infinite."""
+        rest = delta - self.infinity - self.error
+        if rest < 0:
+            return math.inf
+        losses, upper, lower = self._positive
+        if losses.size == 0 or self.delta(0.0)[0] <= delta:
+            return 0.0
+        # delta at each loss, from the atoms strictly above it
+        step = math.exp(-self.interval)
+        at_losses = np.append(upper[1:] - step * lower[1:], 0.0)
+        too_large = np.flatnonzero(at_losses > rest)
+        position = int(too_large[-1]) + 1 if too_large.size else 0
+        if position >= losses.size:
+            return float(losses[-1])
+        # Below the atom at `position`, delta is linear in exp(epsilon): solve it.
+        low = float(losses[position - 1]) if position > 0 else 0.0
+        high = float(losses[position])
+        if lower[position] <= 0 or upper[position] <= rest:
+            return high
+        exact = high + math.log((upper[position] - rest) / lower[position])
+        return min(max(exact, low), high)
+
+
+def _log_mgf(part: LossDistribution, order: float) -> float:
+    """Log of E[exp(order * loss)] over the finite losses."""
+    exponents = order * part.losses
+    largest = float(exponents.max())
+    total = float(np.dot(np.exp(exponents - largest), np.maximum(part.probs, 0.0)))
+    return largest + math.log(total)
+
+
+def _range(parts: Sequence[tuple[LossDistribution, int]]) -> tuple[int, int]:
+    """Indices outside of which the composed mass is at most TAIL_MASS, by Chernoff bounds."""
+    interval = parts[0][0].interval
+    low = sum(count * part.start for part, count in parts)
+    high = sum(count * (part.start + part.probs.size - 1) for part, count in parts)
+    variance = 0.0
+    for part, count in parts:
+        losses, mass = part.losses, float(part.probs.sum())
+        mean = float(np.dot(part.probs, losses)) / mass
+        variance += count * float(np.dot(part.probs, (losses - mean) ** 2)) / mass
+    if variance <= 0:
+        return low, high
+    needed = math.log(2 / TAIL_MASS)
+    best = math.sqrt(2 * needed / variance)  # for a Gaussian of the same variance
+
+    def reach(sign: float, log_order: float) -> float:
+        """Distance of the Chernoff bound from zero, in intervals; unimodal in the order."""
+        order = sign * math.exp(log_order)
+        log_mgf = sum(count * _log_mgf(part, order) for part, count in parts)
+        return (log_mgf + needed) / abs(order) / interval
+
+    bounds = {}
+    for sign in (1.0, -1.0):
+        search = scipy.optimize.minimize_scalar(
+            lambda x, s=sign: reach(s, x),
+            bounds=(math.log(best) - 6, math.log(best) + 1),
+            method="bounded",
+            options={"maxiter": 12},
+        )
+        bounds[sign] = float(search.fun)  # valid at whatever order the search ended
+    if math.isfinite(bounds[1.0]):
+        high = min(high, math.ceil(bounds[1.0]))
+    if math.isfinite(bounds[-1.0]):
+        low = max(low, math.floor(-bounds[-1.0]))
+    return low, max(low, high)
+
+
+def compose(parts: Sequence[tuple[LossDistribution, int]]) -> LossDistribution:
+    """Return the distribution of the sum of independent losses: count copies of each part.
+
+    Args:
+      parts: At least one (distribution, count >= 1), all with the same interval.
+
+    Returns:
+      A pessimistic distribution: mass that wraps around or is cut off is moved to a larger loss.
+    """
+    if len(parts) == 1 and parts[0][1] == 1:
+        return parts[0][0]
+    low, high = _range(parts)
+    size = high - low + 1
+    longest = max(part.probs.size for part, _ in parts)
+    length = int(scipy.fft.next_fast_len(max(size, longest), real=True))
+    # The spectrum in polar form: powers neither underflow to slow subnormal numbers nor overflow.
+    log_size = np.zeros(length // 2 + 1)
+    phase = np.zeros(length // 2 + 1)
+    origin = 0  # index of the composed array's element 0
+    infinity_log = 0.0
+    for part, count in parts:
+        # Centred at its mean, so that powers do not amplify the phase's round-off.
+        indices = np.arange(part.probs.size)
+        centre = round(float(np.dot(indices, part.probs)) / float(part.probs.sum()))
+        padded = np.zeros(length)
+        padded[: part.probs.size] = part.probs
+        transformed = scipy.fft.rfft(np.roll(padded, -centre))
+        with np.errstate(divide="ignore"):
+            log_size += count * np.log(np.abs(transformed))
+        phase += count * np.angle(transformed)
+        origin += count * (part.start + centre)
+        infinity_log += count * math.log1p(-min(part.infinity, 1 - 1e-16))
+    spectrum = np.zeros(length // 2 + 1, dtype=np.complex128)
+    kept = log_size > _NEGLIGIBLE
+    spectrum[kept] = np.exp(log_size[kept] + 1j * phase[kept])
+    composed = scipy.fft.irfft(spectrum, length)
+    composed = np.roll(composed, (origin - low) % length)[:size]
+    total = sum(count for _, count in parts)
+    error = sum(count * part.error for part, count in parts) + total * _MACHINE_EPSILON
+    return LossDistribution(
+        interval=parts[0][0].interval,
+        start=low,
+        probs=composed,
+        infinity=TAIL_MASS - math.expm1(infinity_log),
+        error=error,
+    )

@@ -1,0 +1,333 @@
+"""Calibration: solve for one parameter of DP-SGD, the others and the target given.
+
+Always from the safe side: what is returned costs at most the target by the accountant that was
+asked, and the bisection stops within `tolerance` of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from privacy.accountants import Accountant, make_accountant
+from privacy.events import dp_sgd, event_to_json, multiset
+from privacy.vocabulary import Relation
+
+_NONE: Mapping[DpEvent, int] = MappingProxyType({})
+_GOAL = 1 - 1e-9  # below the target by more than round-off differs between machines
+_FORMAT = 2
+_LARGEST_NOISE = 1e6
+_SMALLEST_NOISE = 1e-2
+_SOLVER_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was found, and what it truly costs by the accountant: epsilon <= the target."""
+
+    noise_multiplier: float
+    epsilon: float
+    delta: float
+    accountant: str
+    sampling_rate: float
+    steps: int
+
+
+def _check(epsilon: float, delta: float, tolerance: float = 1e-3) -> None:
+    if not (epsilon > 0 and math.isfinite(epsilon)):
+        raise ValueError(f"Expected a finite epsilon > 0, got epsilon={epsilon}")
+    if not 0 < delta < 1:
+        raise ValueError(f"Expected 0 < delta < 1, got delta={delta}")
+    if not 0 < tolerance < 1:
+        raise ValueError(f"Expected 0 < tolerance < 1, got tolerance={tolerance}")
+
+
+def _require_room(
+    accountant: Accountant, others: Counter[DpEvent], epsilon: float, delta: float
+) -> None:
+    spent = accountant.epsilon(others, delta)
+    if spent >= epsilon * _GOAL:
+        raise ValueError(
+            f"No noise is enough: the other events alone cost epsilon={spent:.6g} at "
+            f"delta={delta:g}, the target is epsilon={epsilon:g}"
+        )
+
+
+def _solve_decreasing(
+    cost: Callable[[float], float], goal: float, tolerance: float, low: float, high: float
+) -> tuple[float, float]:
+    """Find x in (low, high] with goal (1 - tolerance) <= cost(x) <= goal; cost decreases in x.
+
+    Regula falsi in (log x, log cost) with bisection steps; cost(high) <= goal is known.
+
+    Returns:
+      (x, cost(x)), always with cost(x) <= goal.
+    """
+    high_cost = cost(high)
+    low_cost = cost(low)
+    if low_cost <= goal:
+        return low, low_cost
+    for step in range(_SOLVER_STEPS):
+        if high_cost >= goal * (1 - tolerance) or high - low <= 1e-12 * high:
+            break
+        middle = math.sqrt(low * high)
+        if step % 3 != 2 and math.isfinite(low_cost) and high_cost > 0:
+            # Aim at the middle of the accepted interval.
+            aim = math.log(goal * (1 - tolerance / 2))
+            share = (math.log(low_cost) - aim) / (math.log(low_cost) - math.log(high_cost))
+            middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        middle = min(max(middle, math.nextafter(low, high)), math.nextafter(high, low))
+        middle_cost = cost(middle)
+        if middle_cost <= goal:
+            high, high_cost = middle, middle_cost
+        else:
+            low, low_cost = middle, middle_cost
+    return high, high_cost
+
+
+def calibrate_noise_multiplier(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    steps: int,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    other_events: Mapping[DpEvent, int] = _NONE,
+    accountant: str = "pld",
+    tolerance: float = 1e-3,
+    cache_dir: Path | None = None,
+) -> Calibration:
+    """Return the smallest noise multiplier (within tolerance) that keeps to the target.
+
+    Args:
+      epsilon: Target, finite and > 0.
+      delta: 0 < delta < 1.
+      sampling_rate: 0 < rate <= 1.
+      steps: Number of DP-SGD steps, >= 1.
+      relation: The neighbouring relation.
+      other_events: What else is spent on the same data from the same budget.
+      accountant: Name of the accountant that epsilon is measured by.
+      tolerance: The result costs from target * (1 - tolerance) to target.
+      cache_dir: Folder where results are kept as JSON, keyed by all inputs and versions.
+
+    Raises:
+      ValueError: An input is out of range, or the target is impossible; the message says why.
+      UnsupportedEvent: The accountant cannot represent the events.
+    """
+    _check(epsilon, delta, tolerance)
+    if steps < 1:
+        raise ValueError(f"Expected steps >= 1, got steps={steps}")
+    others = multiset(other_events)
+    chosen = make_accountant(accountant, relation)
+    key = {
+        "format": _FORMAT,
+        "dp-accounting": version("dp-accounting"),
+        "opacus": version("opacus"),
+        "epsilon": repr(float(epsilon)),
+        "delta": repr(float(delta)),
+        "sampling_rate": repr(float(sampling_rate)),
+        "steps": int(steps),
+        "relation": relation.value,
+        "other_events": sorted([event_to_json(e), n] for e, n in others.items()),
+        "accountant": accountant,
+        "tolerance": repr(float(tolerance)),
+    }
+    cached = _read_cache(cache_dir, key)
+    if cached is not None:
+        return cached
+
+    def events(noise: float) -> Counter[DpEvent]:
+        return others + multiset(dp_sgd(sampling_rate, noise, steps))
+
+    _require_room(chosen, others, epsilon, delta)
+    goal = epsilon * _GOAL
+    low, high = _bracket(chosen, events, goal, delta)
+    noise, cost = _solve_decreasing(
+        lambda x: chosen.epsilon(events(x), delta), goal, tolerance, low, high
+    )
+    result = Calibration(noise, cost, delta, accountant, float(sampling_rate), int(steps))
+    _write_cache(cache_dir, key, result)
+    return result
+
+
+def _bracket(
+    accountant: Accountant,
+    events: Callable[[float], Counter[DpEvent]],
+    goal: float,
+    delta: float,
+) -> tuple[float, float]:
+    """Return (low, high) with cost(high) <= goal; RDP finds it cheaply where it can."""
+    cheap = make_accountant("rdp", accountant.relation)
+    if not cheap.supports(events(1.0)):
+        cheap = accountant
+
+    def enough(judge: Accountant, noise: float) -> bool:
+        return judge.epsilon(events(noise), delta) <= goal
+
+    high = 1.0
+    while not enough(cheap, high) and high < _LARGEST_NOISE:
+        high *= 2
+    low = high / 2
+    while enough(cheap, low) and low > _SMALLEST_NOISE:
+        low, high = low / 2, low
+    if cheap is not accountant:
+        for _ in range(12):  # to 0.02 %
+            middle = math.sqrt(low * high)
+            low, high = (low, middle) if enough(cheap, middle) else (middle, high)
+    while not enough(accountant, high):
+        high *= 1.25
+        if high > _LARGEST_NOISE:
+            raise ValueError(
+                f"No noise_multiplier up to {_LARGEST_NOISE:g} keeps to epsilon={goal:.6g} at "
+                f"delta={delta:g} by the {accountant.name} accountant"
+            )
+    low = high * 0.85
+    while enough(accountant, low) and low > _SMALLEST_NOISE:
+        low, high = low * 0.6, low
+    return low, high
+
+
+def calibrate_steps(
+    *,
+    epsilon: float,
+    delta: float,
+    sampling_rate: float,
+    noise_multiplier: float,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    other_events: Mapping[DpEvent, int] = _NONE,
+    accountant: str = "pld",
+    most: int = 10**7,
+) -> Calibration:
+    """Return the largest number of steps (up to `most`) that keeps to the target.
+
+    Raises:
+      ValueError: An input is out of range, or not even one step fits.
+    """
+    _check(epsilon, delta)
+    others = multiset(other_events)
+    chosen = make_accountant(accountant, relation)
+    _require_room(chosen, others, epsilon, delta)
+
+    def cost(steps: int) -> float:
+        return chosen.epsilon(
+            others + multiset(dp_sgd(sampling_rate, noise_multiplier, steps)), delta
+        )
+
+    goal = epsilon * _GOAL
+    one = cost(1)
+    if one > goal:
+        raise ValueError(
+            f"Not even one step fits: it costs epsilon={one:.6g}, the target is {epsilon:g}"
+        )
+    low, high = 1, 2
+    while high <= most and cost(high) <= goal:
+        low, high = high, 2 * high
+    high = min(high, most + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= goal else (low, middle)
+    return Calibration(noise_multiplier, cost(low), delta, accountant, sampling_rate, low)
+
+
+def calibrate_sampling_rate(
+    *,
+    epsilon: float,
+    delta: float,
+    noise_multiplier: float,
+    steps: int,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    other_events: Mapping[DpEvent, int] = _NONE,
+    accountant: str = "pld",
+    tolerance: float = 1e-3,
+) -> Calibration:
+    """Return the largest sampling rate (within tolerance of the target) that keeps to it.
+
+    Raises:
+      ValueError: An input is out of range, or no rate above 1e-9 fits.
+    """
+    _check(epsilon, delta, tolerance)
+    others = multiset(other_events)
+    chosen = make_accountant(accountant, relation)
+    _require_room(chosen, others, epsilon, delta)
+
+    def cost(inverse_rate: float) -> float:
+        rate = min(1.0, 1 / inverse_rate)
+        return chosen.epsilon(others + multiset(dp_sgd(rate, noise_multiplier, steps)), delta)
+
+    goal = epsilon * _GOAL
+    high = 1.0
+    while cost(high) > goal:
+        high *= 4
+        if high > 1e9:
+            raise ValueError(
+                f"No sampling_rate above 1e-9 keeps to epsilon={epsilon:g} with "
+                f"noise_multiplier={noise_multiplier:g} and steps={steps}"
+            )
+    inverse, found = _solve_decreasing(cost, goal, tolerance, max(1.0, high / 4), high)
+    rate = min(1.0, 1 / inverse)
+    return Calibration(noise_multiplier, found, delta, accountant, rate, steps)
+
+
+def calibrate_delta(
+    *,
+    epsilon: float,
+    sampling_rate: float,
+    noise_multiplier: float,
+    steps: int,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    other_events: Mapping[DpEvent, int] = _NONE,
+    accountant: str = "pld",
+) -> Calibration:
+    """Return the smallest delta of the schedule at epsilon.
+
+    Raises:
+      ValueError: An input is out of range.
+    """
+    if not (epsilon >= 0 and math.isfinite(epsilon)):
+        raise ValueError(f"Expected a finite epsilon >= 0, got epsilon={epsilon}")
+    events = multiset(other_events) + multiset(dp_sgd(sampling_rate, noise_multiplier, steps))
+    delta = make_accountant(accountant, relation).delta(events, epsilon)
+    return Calibration(noise_multiplier, epsilon, delta, accountant, sampling_rate, steps)
+
+
+def _cache_file(cache_dir: Path, key: Mapping[str, Any]) -> Path:
+    text = json.dumps(key, sort_keys=True)
+    return cache_dir / f"calibration-{sha256(text.encode()).hexdigest()[:32]}.json"
+
+
+def _read_cache(cache_dir: Path | None, key: Mapping[str, Any]) -> Calibration | None:
+    """Read a result; whatever is not exactly one of ours is computed anew."""
+    if cache_dir is None:
+        return None
+    try:
+        stored = json.loads(_cache_file(Path(cache_dir), key).read_text("utf-8"))
+        if stored["key"] != json.loads(json.dumps(key)):
+            return None
+        return Calibration(**stored["result"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write_cache(cache_dir: Path | None, key: Mapping[str, Any], result: Calibration) -> None:
+    if cache_dir is None:
+        return
+    path = _cache_file(Path(cache_dir), key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"key": key, "result": asdict(result)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(name, path)
