@@ -1,0 +1,327 @@
+"""From the ledger to numbers: what each silo spent, against whom, by which accountant."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from privacy.accountants import UnsupportedEvent, make_accountant
+from privacy.events import event_to_json, is_private, kind
+from privacy.ledger import LedgerEntry, composed
+from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
+
+EVERYBODY = "server"
+"""The ledger's party for releases that concern all silos together."""
+
+ACCOUNTANTS: tuple[tuple[str, str], ...] = (
+    ("pld", "PLD"),
+    ("rdp", "RDP"),
+    ("prv", "PRV"),
+    ("gdp-exact", "GDP exact"),
+    ("gdp-dominating", "GDP dominating"),
+    ("gdp-clt", "GDP-CLT"),
+)
+HEADLINE = ("pld", "rdp")
+"""Accountants that may give the headline, in order of preference: bounds, and only these."""
+
+Multiset = Counter[DpEvent]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One accountant's answer for one silo and one adversary.
+
+    Attributes:
+        epsilon: None where the accountant cannot represent an event; ``note`` then says which.
+        mu: parameter of Gaussian differential privacy, where the accountant has one.
+        bound: whether the number is a proven upper bound.
+    """
+
+    accountant: str
+    epsilon: float | None
+    bound: bool
+    mu: float | None = None
+    note: str = ""
+
+
+@dataclass
+class SiloAccounting:
+    """What one silo's data was used for, in all runs of the ledger, and what that costs.
+
+    Attributes:
+        figures: adversary -> one figure an accountant, in the order of ``ACCOUNTANTS``.
+        reasons: adversary -> why there is no guarantee; empty where there is one.
+        trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
+        rounds: rounds of this run in which the silo trained.
+        other_rows: rows of other runs that are counted in.
+    """
+
+    name: str
+    figures: dict[str, list[Figure]] = field(default_factory=dict)
+    reasons: dict[str, list[str]] = field(default_factory=dict)
+    trainings: list[tuple[float, float, int]] = field(default_factory=list)
+    rounds: int = 0
+    rows: int = 0
+    other_rows: int = 0
+
+    def headline(self, adversary: str) -> Figure:
+        """The figure to state: the first of ``HEADLINE`` that could account for every event."""
+        by_name = {figure.accountant: figure for figure in self.figures[adversary]}
+        for name in HEADLINE:
+            if name in by_name and by_name[name].epsilon is not None and by_name[name].bound:
+                return by_name[name]
+        notes = "; ".join(f.note for f in self.figures[adversary] if f.note)
+        return Figure("none", math.inf, True, note=notes or "no accountant could account for it")
+
+
+class Accounts:
+    """Accounts for multisets of events; identical ones once."""
+
+    def __init__(self, relation: Relation, delta: float) -> None:
+        self.relation = relation
+        self.delta = delta
+        self._made: dict[str, Any] = {}
+        self._known: dict[tuple[str, frozenset[tuple[DpEvent, int]]], Figure] = {}
+
+    def figure(self, name: str, events: Multiset) -> Figure | None:
+        """The accountant's figure; None where there is no such accountant for the relation."""
+        if name not in self._made:
+            try:
+                self._made[name] = make_accountant(name, self.relation)
+            except (ValueError, KeyError):
+                self._made[name] = None
+        accountant = self._made[name]
+        if accountant is None:
+            return None
+        key = (name, frozenset(events.items()))
+        if key not in self._known:
+            self._known[key] = self._ask(accountant, name, events)
+        return self._known[key]
+
+    def _ask(self, accountant: Any, name: str, events: Multiset) -> Figure:
+        if not all(is_private(event) for event in events):
+            return Figure(
+                name, math.inf, True, note="a release without privacy is among the events"
+            )
+        if not events:
+            return Figure(name, 0.0, bool(accountant.is_bound))
+        try:
+            epsilon = float(accountant.epsilon(events, self.delta))
+            mu = accountant.mu(events)
+        except UnsupportedEvent as error:
+            return Figure(name, None, bool(accountant.is_bound), note=str(error))
+        return Figure(name, epsilon, bool(accountant.is_bound), None if mu is None else float(mu))
+
+
+def account_silos(
+    entries: Sequence[LedgerEntry],
+    *,
+    run: str,
+    silos: Iterable[str],
+    unit: Unit,
+    relation: Relation,
+    accounts: Accounts,
+) -> list[SiloAccounting]:
+    """Account for every silo of a run, in all that the ledger holds about it.
+
+    Args:
+        entries: all rows of the ledger, of all runs.
+        silos: silos that must appear even where they have no row.
+        unit: the run's privacy unit; rows of another unit do not compose with it, and a silo that
+            has some gets no guarantee. The same for rows of another neighbouring relation.
+    """
+    by_party: dict[str, list[LedgerEntry]] = defaultdict(list)
+    for entry in entries:
+        by_party[entry.party].append(entry)
+    common = by_party.pop(EVERYBODY, [])
+    names = dict.fromkeys(silos)
+    names |= dict.fromkeys(
+        party for party, rows in by_party.items() if any(row.run == run for row in rows)
+    )
+    if not names and any(row.run == run for row in common):
+        names = {"all silos together": None}
+    adversaries = adversaries_in(entries)
+    result = []
+    for name in names:
+        rows = by_party.get(name, []) + common
+        silo = SiloAccounting(name, rows=len(rows))
+        silo.other_rows = sum(row.run != run for row in rows)
+        mine = [row for row in rows if row.run == run and row.purpose == "train"]
+        silo.rounds = len({row.round for row in mine})
+        silo.trainings = trainings(mine)
+        usable = [row for row in rows if row.unit is unit and _relation(row) in (None, relation)]
+        for adversary in adversaries:
+            events = composed(usable, adversary)
+            silo.reasons[adversary] = [
+                *_unusable(rows, unit, relation),
+                *no_guarantee_reasons(events),
+            ]
+            if silo.reasons[adversary]:
+                infinite = "no guarantee: " + "; ".join(silo.reasons[adversary])
+                figures = [Figure(key, math.inf, True, note=infinite) for key, _ in ACCOUNTANTS]
+                silo.figures[adversary] = figures
+                continue
+            found = (accounts.figure(key, events) for key, _ in ACCOUNTANTS)
+            silo.figures[adversary] = [figure for figure in found if figure is not None]
+        result.append(silo)
+    return result
+
+
+def adversaries_in(entries: Iterable[LedgerEntry]) -> list[str]:
+    """Adversaries to report, strongest last: outsider, server, and any that a row has a view for."""
+    found = {OUTSIDER, SERVER}
+    for entry in entries:
+        found.update(Adversary(name) for name in entry.views)
+    return [str(name) for name in sorted(found, key=lambda a: a.strength)]
+
+
+def epsilon_by_round(
+    entries: Sequence[LedgerEntry],
+    *,
+    run: str,
+    silo: str,
+    unit: Unit,
+    adversary: str,
+    accounts: Accounts,
+    points: int,
+) -> list[tuple[int, float]]:
+    """Epsilon spent by the end of some rounds, by the headline accountant, other runs included.
+
+    Returns:
+        (round, epsilon) at up to ``points`` rounds, the first and the last among them, after
+        (0, what other runs had spent).
+    """
+    rows = [row for row in entries if row.party in (silo, EVERYBODY) and row.unit is unit]
+    before = [row for row in rows if row.run != run]
+    mine = sorted((row for row in rows if row.run == run), key=lambda row: row.round)
+    rounds = sorted({row.round for row in mine})
+    curve = []
+    for last in [0, *_spread(rounds, points)]:
+        events = composed(before + [row for row in mine if row.round <= last and last], adversary)
+        for name in HEADLINE:
+            figure = accounts.figure(name, events)
+            if figure is not None and figure.epsilon is not None:
+                curve.append((last, figure.epsilon))
+                break
+    return curve
+
+
+def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
+    """(sampling rate, noise multiplier, number) of the Gaussian mechanisms, from the server's view,
+    or the outsider's where the server sees the values without noise."""
+    found: Counter[tuple[float, float]] = Counter()
+    for row in rows:
+        events = composed([row], SERVER)
+        if not all(is_private(event) for event in events):
+            events = composed([row], OUTSIDER)
+        for event, count in events.items():
+            rate, inner = 1.0, event
+            if isinstance(event, dp.PoissonSampledDpEvent):
+                rate, inner = float(event.sampling_probability), event.event
+            if isinstance(inner, dp.GaussianDpEvent):
+                found[rate, float(inner.noise_multiplier)] += count
+    return [(rate, noise, count) for (rate, noise), count in sorted(found.items())]
+
+
+def releases(entries: Iterable[LedgerEntry], run: str) -> list[dict[str, Any]]:
+    """Every kind of released quantity: purpose, adversary's event in words, silos and number."""
+    parties: dict[tuple[str, str, str], set[str]] = defaultdict(set)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    rows: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    for row in entries:
+        owner = "this run" if row.run == run else "other runs"
+        for adversary in (SERVER, OUTSIDER):
+            for event, count in composed([row], adversary).items():
+                mechanism = _mechanism(event)
+                key = (owner, row.purpose, f"{adversary}\n{mechanism}")
+                parties[key].add(row.party)
+                rows[key].add(row.id or 0)
+                counts[key] += count
+    merged: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for owner, purpose, seen in sorted(counts):
+        who, mechanism = seen.split("\n", 1)
+        merged[owner, purpose, mechanism].append(who)
+    table = []
+    for (owner, purpose, mechanism), adversaries in merged.items():
+        key = (owner, purpose, f"{adversaries[0]}\n{mechanism}")
+        table.append(
+            {
+                "owner": owner,
+                "purpose": purpose,
+                "mechanism": mechanism,
+                "seen_by": sorted(adversaries),
+                "silos": len(parties[key]),
+                "rows": len(rows[key]),
+                "uses": counts[key],
+            }
+        )
+    return table
+
+
+def no_guarantee_reasons(events: Mapping[DpEvent, int]) -> list[str]:
+    """Why a multiset of events gives no guarantee; empty where each event gives one."""
+    reasons = []
+    for event in events:
+        if not is_private(event):
+            reason = getattr(event, "reason", "") or describe_event(event)
+            reasons.append(reason or "a release without privacy, no reason recorded")
+    return sorted(set(reasons))
+
+
+def describe_event(event: DpEvent) -> str:
+    """An event in words, with its parameters."""
+    if isinstance(event, dp.NonPrivateDpEvent):
+        reason = getattr(event, "reason", "") or "no reason recorded"
+        return f"released without privacy: {reason}"
+    if isinstance(event, dp.GaussianDpEvent):
+        return f"Gaussian mechanism, noise multiplier {event.noise_multiplier:.6g}"
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        rate = event.sampling_probability
+        return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
+    return f"{kind(event)} {event_to_json(event)}"
+
+
+def _mechanism(event: DpEvent) -> str:
+    """Like :func:`describe_event`, without the parameters that differ from silo to silo."""
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return f"Poisson sampling, then {_mechanism(event.event)}"
+    if isinstance(event, dp.GaussianDpEvent):
+        return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
+    return describe_event(event)
+
+
+def _relation(row: LedgerEntry) -> Relation | None:
+    value = row.details.get("relation")
+    try:
+        return None if value is None else Relation(str(value))
+    except ValueError:
+        return None
+
+
+def _unusable(rows: Iterable[LedgerEntry], unit: Unit, relation: Relation) -> list[str]:
+    reasons = set()
+    for row in rows:
+        if row.unit is not unit:
+            reasons.add(
+                f"run {row.run} recorded releases for the privacy unit {row.unit.value}, which do "
+                f"not compose with the unit {unit.value}"
+            )
+        elif _relation(row) not in (None, relation):
+            reasons.add(
+                f"run {row.run} recorded releases for the relation {row.details['relation']}, "
+                f"which do not compose with {relation.value}"
+            )
+    return sorted(reasons)
+
+
+def _spread(values: Sequence[int], points: int) -> list[int]:
+    if len(values) <= points:
+        return list(values)
+    step = (len(values) - 1) / (points - 1)
+    return [values[round(i * step)] for i in range(points)]

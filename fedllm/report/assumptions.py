@@ -1,0 +1,227 @@
+"""What the guarantee stands on, and what it does not cover, for one run's settings."""
+
+from __future__ import annotations
+
+from fedllm.settings import Settings
+
+Item = tuple[str, str]
+
+
+def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
+    """(title, text) of each assumption.
+
+    Args:
+        seeded: whether any noise in the ledger came from a seed.
+        runs: number of runs in the ledger.
+    """
+    privacy, client, data = settings.privacy, settings.client, settings.data
+    if privacy.mode == "none":
+        text = "privacy.mode = none: nothing was clipped, no noise was added."
+        return [("No mechanism", text)]
+    items = [("Privacy unit", _unit(settings)), ("Neighbouring relation", _relation(settings))]
+    if privacy.unit == "example":
+        items.append(
+            (
+                "Sampling",
+                "In every local step each silo draws each of its examples by itself with the stated "
+                "sampling rate (Poisson sampling), and tells nobody which it drew. The guarantee "
+                "uses this secrecy (amplification by sampling).",
+            )
+        )
+        items.append(
+            (
+                "Clipping",
+                f"Each example's gradient, over all trained tensors together, is clipped to L2 norm "
+                f"{privacy.clip:g}; a gradient that is not finite counts as zero. The sum is "
+                f"divided by the constant {client.batch_size}, not by the number drawn.",
+            )
+        )
+    else:
+        items.append(
+            (
+                "Clipping",
+                f"Each silo's update of a round is clipped to L2 norm {privacy.clip:g} before noise "
+                "is added. Updates are averaged with equal weights, which do not depend on data.",
+            )
+        )
+    items.append(("Who adds the noise", _noise(settings)))
+    items.append(("Source of randomness", _randomness(seeded)))
+    items.append(
+        (
+            "Floating-point noise",
+            "The theorems are about real numbers; the noise is drawn in 64-bit floating point. It is "
+            "summed from four independent draws (Holohan and Braghin, 2021), against attacks that "
+            "read off the low-order bits (Mironov, 2012). This lowers the risk; it is not a proof.",
+        )
+    )
+    items.append(("Sizes of the silos", _sizes(settings)))
+    items.append(
+        (
+            "Honest execution",
+            "Each silo runs the published client code on its own machine, and writes its ledger "
+            "before it sends anything. A silo that runs other code loses its own guarantee only"
+            + (
+                ", not that of the others."
+                if privacy.noise_by == "client"
+                else "; the server, which adds the noise, must do so honestly."
+            ),
+        )
+    )
+    items.append(
+        (
+            "Public inputs",
+            "The names of the silos and of the classes, the prompt and phrase, the settings, the "
+            "schedule of rounds and the pretrained model are public and hold nothing of the data "
+            "protected here.",
+        )
+    )
+    if data.partition == "natural" or data.source == "files":
+        who = "silo"
+        items.append(
+            (
+                "Records are apart",
+                f"A record belongs to one {who}. The same text in two silos, or twice in one, is two "
+                "records: whoever stands behind k records has the guarantee of k-fold group privacy, "
+                "which is weaker (epsilon grows at least k-fold).",
+            )
+        )
+    else:
+        items.append(
+            (
+                "Duplicates",
+                "A text that occurs k times is k records: it has the guarantee of k-fold group "
+                "privacy, which is weaker (epsilon grows at least k-fold).",
+            )
+        )
+    if runs > 1:
+        items.append(
+            (
+                "Shared ledger",
+                f"The ledger holds {runs} runs. Their uses of a silo's data compose by the silo's "
+                "name: the epsilon stated is for all of them together. A silo under another name "
+                "(another partition of the same data) would not be recognised.",
+            )
+        )
+    return items
+
+
+def not_covered(settings: Settings) -> list[Item]:
+    """(title, text) of what no number in the report speaks about."""
+    evaluation, data = settings.evaluation, settings.data
+    items: list[Item] = []
+    if data.validation is not None:
+        held = f"The server's evaluation examples ({data.validation})"
+    else:
+        held = (
+            f"The {data.holdout:.0%} of the examples that were held out of all silos (chosen by a "
+            "hash of the text)"
+        )
+    items.append(
+        (
+            "Evaluation data",
+            f"{held} are known to the server, and the metrics on them are exact. They never train, "
+            "and nothing here protects them.",
+        )
+    )
+    if evaluation.clients == "private":
+        items.append(
+            (
+                "Silos' own evaluation",
+                "The silos' accuracy counts are noisy releases and are in the ledger; the noisy "
+                "metrics may be off.",
+            )
+        )
+    items += [
+        (
+            "Choice of hyper-parameters",
+            "Settings chosen by looking at results on the same data (trials in other ledgers) are "
+            "not counted. Trials that share this ledger are.",
+        ),
+        (
+            "Pretraining",
+            "What the pretrained model learned before, which may include texts of this kind, is not "
+            "protected.",
+        ),
+        (
+            "Inference about the population",
+            "What the model teaches about people in general, and so about a person who did not take "
+            "part, is not prevented; nor is it the purpose of differential privacy.",
+        ),
+        (
+            "Side channels",
+            "The time that a silo needs, the traffic's timing and failures depend on its hardware and "
+            "on the size of the batches it draws; they are not part of the guarantee.",
+        ),
+        (
+            "Files of the silos",
+            "Silo logs (silo-logs/) and the data itself belong to each silo. They are not released, "
+            "and nothing in this report comes from them.",
+        ),
+    ]
+    if settings.privacy.unit == "example" and settings.privacy.mode == "dp":
+        items.append(
+            (
+                "Membership of a silo",
+                "That an organisation takes part, and facts that many of its records share, are not "
+                "hidden by a guarantee for single records.",
+            )
+        )
+    return items
+
+
+def _unit(settings: Settings) -> str:
+    if settings.privacy.unit == "example":
+        return (
+            "One training example (one record of the data). A person with several records is "
+            "protected less than one with a single record."
+        )
+    return "One silo: all its records together."
+
+
+def _relation(settings: Settings) -> str:
+    what = "one example" if settings.privacy.unit == "example" else "one silo"
+    if settings.privacy.relation == "add-or-remove-one":
+        return f"Two data sets are neighbours where one has {what} more (add-or-remove-one)."
+    return f"Two data sets are neighbours where {what} is replaced by another (replace-one)."
+
+
+def _noise(settings: Settings) -> str:
+    privacy = settings.privacy
+    if privacy.unit == "example":
+        return (
+            "The silo, in each local step, before anything leaves it. So the guarantee holds against "
+            "the server and whoever reads the traffic; secure aggregation is not needed for it."
+        )
+    if privacy.noise_by == "client":
+        return "The silo, before its update leaves it. The guarantee holds against the server."
+    return (
+        "The server, to the sum of the updates. It sees each update without noise and must be "
+        "trusted; the guarantee holds against outsiders only."
+    )
+
+
+def _randomness(seeded: bool) -> str:
+    if seeded:
+        return (
+            "A seed (privacy.randomness = seeded). The noise is reproducible: against whoever knows "
+            "or guesses the seed there is no protection. For tests and simulations on public data."
+        )
+    return (
+        "A 128-bit key from the operating system for each use, expanded by Philox-4x64, a generator "
+        "that passes statistical tests but is not proven cryptographically secure."
+    )
+
+
+def _sizes(settings: Settings) -> str:
+    if settings.data.sizes == "private":
+        return (
+            "A silo's number of examples is private: the sampling rate is a setting, and the number "
+            "is not sent. "
+        )
+    if settings.client.sampling_rate is not None:
+        return "A silo's number of examples is taken to be public, and stands in this report."
+    return (
+        "A silo's number of examples is taken to be public: the sampling rate is batch_size over "
+        "this number, is sent to the server, and stands in this report. Neighbouring data sets are "
+        "compared at the same rate."
+    )

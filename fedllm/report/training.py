@@ -1,0 +1,116 @@
+"""What the training did: evaluations, rounds, traffic and failures, from ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedllm.settings import Settings
+
+METRICS: tuple[tuple[str, str, str], ...] = (
+    ("accuracy", "Accuracy", "{:.1%}"),
+    ("macro_f1", "Macro-F1", "{:.3f}"),
+    ("loss", "Loss", "{:.4f}"),
+    ("perplexity", "Perplexity", "{:.2f}"),
+    ("bleu", "BLEU", "{:.2f}"),
+    ("rouge_l", "ROUGE-L", "{:.3f}"),
+    ("examples", "Examples", "{:.0f}"),
+)
+"""Key in a record, title, and how a value is printed."""
+
+
+def participants_are_secret(settings: Settings) -> bool:
+    """Whether amplification rests on nobody knowing which silos took part in a round.
+
+    Then numbers that tell how many silos answered (replies, bytes, failures) are not shown.
+    """
+    privacy, server = settings.privacy, settings.server
+    return (
+        privacy.mode == "dp"
+        and privacy.unit == "client"
+        and privacy.noise_by == "server"
+        and server.sampling == "poisson"
+        and server.fraction < 1
+    )
+
+
+def summarise(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+    """Evaluations in order, one row a round, totals, and counted failures.
+
+    Where participation must stay secret, traffic and replies are left out and ``withheld`` says so.
+    """
+    rounds = [record for record in records if record["kind"] == "round"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    withheld = participants_are_secret(settings)
+    summary: dict[str, Any] = {
+        "evaluations": [_evaluation(record) for record in evaluations],
+        "final": {where: _evaluation(last) for where, last in _last(evaluations, "where").items()},
+        "first": {
+            where: _evaluation(first)
+            for where, first in _last(reversed(evaluations), "where").items()
+        },
+        "finished_rounds": max((record["round"] for record in rounds), default=0),
+        "seconds": math.fsum(_number(record.get("seconds")) for record in rounds),
+        "withheld": withheld,
+    }
+    if withheld:
+        return summary
+    summary["rounds"] = [
+        {
+            "round": record["round"],
+            "seconds": record.get("seconds"),
+            "replied": record.get("replied"),
+            "failed": len(record.get("failed") or []),
+            "refused": len(record.get("refused") or []),
+            "left": len(record.get("left") or []),
+            "bytes_down": record.get("bytes_down"),
+            "bytes_up": record.get("bytes_up"),
+        }
+        for record in rounds
+    ]
+    summary["bytes_down"] = int(sum(_number(record.get("bytes_down")) for record in rounds))
+    summary["bytes_up"] = int(sum(_number(record.get("bytes_up")) for record in rounds))
+    summary["replies"] = int(sum(_number(record.get("replied")) for record in rounds))
+    summary["incidents"] = _incidents(rounds)
+    return summary
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(title, printed value) of the metrics that a record holds."""
+    return [
+        (title, pattern.format(evaluation[key]))
+        for key, title, pattern in METRICS
+        if isinstance(evaluation.get(key), int | float)
+    ]
+
+
+def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("round", "where", *(key for key, _, _ in METRICS))
+    return {key: record[key] for key in keys if key in record}
+
+
+def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Failed, refused and departed silos: how often, for which reason."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    last: dict[tuple[str, str, str], int] = {}
+    for record in rounds:
+        for kind in ("failed", "refused", "left"):
+            for item in record.get(kind) or []:
+                key = (kind, str(item.get("silo")), str(item.get("reason")))
+                counts[key] += 1
+                last[key] = record["round"]
+    return [
+        {"kind": kind, "silo": silo, "reason": reason, "times": times, "last_round": last[key]}
+        for key, times in counts.items()
+        for kind, silo, reason in [key]
+    ]
+
+
+def _last(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, Mapping[str, Any]]:
+    return {str(record.get(key, "server")): record for record in records}
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
