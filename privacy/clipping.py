@@ -71,10 +71,15 @@ def _check(
     return [float(s) for s in scales]
 
 
+def _rows(tensor: torch.Tensor) -> torch.Tensor:
+    """[B, ...] as [B, rest]; B or rest may be 0."""
+    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
+
+
 def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
     """Return float64 [B]: norms of the rows, NaN or inf exactly where an entry is not finite."""
-    flat = tensor.reshape(tensor.shape[0], -1)
-    if flat.shape[1] == 0:
+    flat = _rows(tensor)
+    if flat.numel() == 0:
         return torch.zeros(flat.shape[0], dtype=torch.float64, device=flat.device)
     if flat.dtype != torch.float64:  # squares of float32 cannot overflow float64
         norms: torch.Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
@@ -130,7 +135,7 @@ def clip_and_sum(
 
     sums: list[torch.Tensor] = []
     for tensor, scale in zip(per_example, factors, strict=True):
-        flat = tensor.reshape(count, -1) if tensor.numel() else tensor.new_zeros((count, 0))
+        flat = _rows(tensor)
         flat = flat if everything else flat[keep]
         if huge or tensor.dtype == torch.float64 or not 1e-15 < scale < 1e15:
             # Bring rows to the order of 1 before scaling: no factor under- or overflows.
