@@ -173,6 +173,8 @@ def make_backbone(
     if kind == "decoder" and not shape.causal:
         raise ModelError(f"Expected causal attention in a decoder, got none in model={name!r}")
     _set_pad_token(name, tokenizer, model)
+    if kind == "decoder":
+        model.get_output_embeddings().register_forward_pre_hook(_contiguous_input)
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -187,6 +189,13 @@ def make_backbone(
         weight_files=tuple(weight_files),
         max_positions=_max_positions(config),
     )
+
+
+def _contiguous_input(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+    """Before the vocabulary layer: ``logits_to_keep`` passes a strided slice, for which torch takes
+    a batched product that, in bfloat16 on the CPU, copies the whole vocabulary matrix per example.
+    """
+    return (args[0].contiguous(), *args[1:])
 
 
 _shared: dict[tuple[Any, ...], Backbone] = {}

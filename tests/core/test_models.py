@@ -161,6 +161,18 @@ def test_dtype_and_device_settings():
             resolve_device("cuda")
 
 
+def test_vocabulary_layer_gets_contiguous_input(folder):
+    """Else torch copies the vocabulary matrix per example (seen with bfloat16 on the CPU)."""
+    backbone = load_backbone(str(folder("llama")))
+    seen = []
+    backbone.model.lm_head.register_forward_hook(lambda m, args, out: seen.append(args[0]))
+    ids = torch.arange(4, 16).view(3, 4)
+    last = backbone.model(ids, logits_to_keep=1).logits
+    assert seen[0].is_contiguous()
+    assert seen[0].shape == (3, 1, 32)
+    assert torch.allclose(last, backbone.model(ids).logits[:, -1:], atol=1e-6)
+
+
 def test_dtype_is_applied(folder):
     backbone = load_backbone(str(folder("llama")), dtype="bfloat16")
     assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}

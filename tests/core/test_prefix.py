@@ -135,6 +135,26 @@ def test_generation_with_beams_and_static_cache(backbone, options):
     assert torch.equal(tokens, generate(*args, use_cache=False, **common))
 
 
+def test_static_cache_without_padding(backbone):
+    """Its prefill has more keys than queries and no mask: the unused tail must stay unseen."""
+    model = backbone("llama")
+    spec = PrefixSpec.for_backbone(model, 4)
+    prefix = init_random(spec, 1.0, np.random.default_rng(0)).double()
+    ids = torch.tensor([[10, 11, 12, 13], [20, 21, 22, 23]])
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    args = (model, spec, prefix, ids, torch.ones_like(ids))
+    static = generate(*args, cache_implementation="static", **options)
+    assert torch.equal(static, generate(*args, use_cache=False, **options))
+
+
+def test_phrase_is_read_without_the_open_prefix(backbone):
+    model = backbone("llama")
+    spec = PrefixSpec.for_backbone(model, 5)
+    prefix = init_from_phrase(model, spec, "w7 w8 w9")
+    with prefix_scope(model.model, prefix[None], spec.layers):
+        assert torch.equal(init_from_phrase(model, spec, "w7 w8 w9"), prefix)
+
+
 def test_generation_errors(backbone, tiny_model):
     encoder = backbone("bert")
     ids = torch.tensor([[5, 6]])
