@@ -131,7 +131,7 @@ class HomemadeDpEvent(dp.DpEvent):
 )
 def test_unknown_kinds_are_refused_by_name(event):
     for use in (ev.event_to_json, ev.multiset, ev.event_digest):
-        with pytest.raises(ev.UnknownEvent, match="UnsupportedDpEvent|HomemadeDpEvent"):
+        with pytest.raises(ev.UnknownEvent, match=r"UnsupportedDpEvent|HomemadeDpEvent"):
             use(event)
 
 
