@@ -6,6 +6,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -173,7 +174,9 @@ def _svg(draw: Any, name: str, title: str, size: tuple[float, float]) -> str:
         for axes in figure.axes:
             axes.patch.set_alpha(0)
         stream = io.StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        with warnings.catch_warnings():  # the page's fonts draw the text, not matplotlib's
+            warnings.filterwarnings("ignore", message="Glyph .* missing")
+            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
