@@ -260,6 +260,8 @@ def _usage(settings: Settings, peft: bool) -> list[str]:
         f"model = AutoModelForCausalLM.from_pretrained({settings.model.name!r})",
         'model = PeftModel.from_pretrained(model, "FOLDER")  # this folder',
         "```",
+        "",
+        "(one text at a time, or padded with `position_ids` that do not count the padding).",
     ]
     if settings.model.name in ("smollm2", "minilm") or settings.model.name.endswith(".gguf"):
         found += [

@@ -114,7 +114,7 @@ def traffic(rounds: Sequence[Mapping[str, Any]]) -> str | None:
                 color=_COLOURS[number],
                 linestyle=("-", "--")[number],
             )
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(b for points in lines.values() for _, b in points))
         axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
         _by_round(axes)
