@@ -102,18 +102,20 @@ def dominating_mu(distribution: LossDistribution, floor: float) -> float:
       mu >= 0 with delta(eps) <= max(delta_mu(eps), floor) for every eps >= 0, at most about 1e-6
       (relative) above the smallest; infinite if there is none below 1e4.
     """
-    epsilons = np.append(0.0, distribution.losses[max(0, 1 - distribution.start) :])
+    end = distribution.epsilon(floor)
+    if math.isinf(end):
+        return math.inf
+    losses = distribution.losses
+    epsilons = np.append(0.0, losses[(losses > 0) & (losses < end)])
     deltas = distribution.delta(epsilons)
-    last = int(np.searchsorted(-deltas, -floor, side="left"))  # first index at or below the floor
-    if last == 0:
+    if deltas[0] <= floor:
         return 0.0
-    epsilons, deltas = epsilons[: last + 1], deltas[: last + 1]
-    deltas[-1] = max(float(deltas[-1]), 1e-300)
-    above = deltas > floor
-    grid = np.unique(np.linspace(0, last - 1, min(_GRID, last)).astype(int))
+    # The curve falls to the floor at `end`; what is beyond is not covered.
+    epsilons, deltas = np.append(epsilons, end), np.append(deltas, floor)
+    grid = np.unique(np.linspace(0, epsilons.size - 1, min(_GRID, epsilons.size)).astype(int))
     mu = _smallest(epsilons[grid], np.log(deltas[grid]))
     step = 1e-9
-    while math.isfinite(mu) and not _covers(mu, epsilons, deltas, above, floor):
+    while math.isfinite(mu) and not _covers(mu, epsilons, deltas):
         mu *= 1 + step
         step *= 2
     return mu
@@ -135,15 +137,11 @@ def _smallest(epsilons: Array, log_deltas: Array) -> float:
     return high
 
 
-def _covers(
-    mu: float, epsilons: Array, deltas: Array, above: npt.NDArray[np.bool_], floor: float
-) -> bool:
-    """Whether the Gaussian curve is above the piecewise linear one everywhere above the floor."""
+def _covers(mu: float, epsilons: Array, deltas: Array) -> bool:
+    """Whether the Gaussian curve is above the curve through these points, linear in exp(eps)."""
     gaussian = np.exp(log_gaussian_delta(mu, epsilons))
-    if bool(np.any((gaussian < deltas) & above)):
+    if bool(np.any(gaussian < deltas)):
         return False
-    if epsilons.size < 2:
-        return True
     # In k = exp(eps) the Gaussian's slope is -Phi(-eps/mu - mu/2). Left tangent at k_i, right
     # tangent at k_{i+1}; everything relative to k_i, so that nothing overflows.
     width = np.expm1(np.diff(epsilons))  # (k_{i+1} - k_i) / k_i
@@ -154,5 +152,7 @@ def _covers(
         meet = (gaussian[:-1] - gaussian[1:] - right * width) / gap
     meet = np.where(gap > 0, np.clip(meet, 0.0, width), width)
     lowest = gaussian[:-1] - left * meet
-    line = deltas[:-1] + (deltas[1:] - deltas[:-1]) * meet / width
-    return not bool(np.any((lowest < line) & (line > floor)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(width > 0, meet / width, 0.0)
+    line = deltas[:-1] + (deltas[1:] - deltas[:-1]) * share
+    return not bool(np.any(lowest < line))
