@@ -68,6 +68,7 @@ def build(run: RunFolder) -> dict[str, Any]:
         "version": 1,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_by": f"fedllm {__version__}",
+        "headline": statement.sentence,
         "guarantee": asdict(statement),
         "run": {"folder": run.path.name, "name": settings.name, **run.state()},
         "silos": [_silo(silo, silos.get(silo.name) or {}) for silo in accounted],

@@ -126,7 +126,7 @@ def shown(epsilon: float | None) -> str:
         return "n/a"
     if math.isinf(epsilon):
         return "∞"
-    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:g}"
+    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
 
 
 def accountant_title(name: str) -> str:

@@ -134,7 +134,7 @@ def test_the_first_line_states_the_guarantee(tmp_path: Path) -> None:
         assert word in first
     assert "PLD accountant, an upper bound" in first
     report = json.loads((run.path / "report.json").read_text())
-    assert report["guarantee"]["sentence"] == first
+    assert report["headline"] == report["guarantee"]["sentence"] == first
     assert report["guarantee"]["epsilon"] == pytest.approx(expected, rel=1e-12)
     assert report["guarantee"]["level"] == "guaranteed"
 
@@ -160,7 +160,7 @@ def test_every_silo_has_its_own_numbers_by_every_accountant(tmp_path: Path) -> N
 
 def test_printed_epsilon_is_rounded_up() -> None:
     assert shown(2.0001) == "2.001"
-    assert shown(3.0) == "3"
+    assert shown(3.0) == "3.000"
     assert shown(math.inf) == "∞"
     assert shown(None) == "n/a"
 
