@@ -6,14 +6,12 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedllm.export import export_adapter
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedllm import environment
 from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
-from fedllm.report import write_report
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import is_evaluation_round, participation
 from fedllm.settings import Settings
@@ -101,6 +99,9 @@ def run_experiment(
         )
         everyone.close()
     if run.state()["round"] > 0:
+        from fedllm.export import export_adapter
+        from fedllm.report import write_report
+
         if status in (FINISHED, STOPPED):
             export_adapter(run, run.adapter_path)
         write_report(run)
