@@ -134,7 +134,7 @@ class DataSettings(Section):
         "chosen by a hash of each example's text alone. Used where `validation` is not given.",
     )
     limit: PositiveInt | None = Field(
-        None, description="Use only the first examples of the training data, for quick tries."
+        None, description="Use only so many training examples, chosen by a hash of their text, for quick tries."
     )
     partition: Literal["natural", "iid", "dirichlet", "pathological"] = Field(
         "natural", description="How the training data becomes silos."

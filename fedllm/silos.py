@@ -83,9 +83,9 @@ def _load(
     clients_holdout: float,
     max_examples: int | None,
 ) -> Federation:
-    train = _source(data, data.train, data.limit)
+    train = _first_by_hash(_source(data, data.train), data.limit, text, seed + 3)
     if data.validation is not None:
-        evaluation = _source(data, data.validation, None)
+        evaluation = _source(data, data.validation)
     elif data.holdout > 0:
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
     else:
@@ -110,6 +110,7 @@ def _load(
         n_parts=data.silos,
         seed=seed,
         min_size=data.min_size,
+        small="drop",
         **options,
     )
     silos = tuple(
@@ -127,12 +128,12 @@ def _silo(name: str, dataset: TextDataset, holdout: float, seed: int, text: Sequ
     return Silo(name, train, held_out)
 
 
-def _source(data: DataSettings, part: str, limit: int | None) -> TextDataset:
+def _source(data: DataSettings, part: str) -> TextDataset:
     if data.source == "tweets":
-        return load_tweets(limit=limit)
+        return load_tweets()
     if data.source == "hub":
-        return load_hub(str(data.path), subset=data.subset, split=part, limit=limit)
-    return load_file(Path(str(data.path)) / part, encoding=data.encoding, limit=limit)
+        return load_hub(str(data.path), subset=data.subset, split=part)
+    return load_file(Path(str(data.path)) / part, encoding=data.encoding)
 
 
 def _first_by_hash(
