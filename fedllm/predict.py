@@ -14,7 +14,6 @@ from fedllm.export import released_params
 from fedllm.inputs import Feature
 from fedllm.models import Backbone
 from fedllm.peft_adapter import NATIVE_CONFIG, AdapterError, load_adapter
-from fedllm.prefix import generate
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, parse_settings
@@ -87,7 +86,8 @@ class Predictor:
         task = self.tunable.task
         if isinstance(task, Generation):
             limit = max_new_tokens or self.settings.evaluation.max_new_tokens
-            return [self._write(feature, limit) for feature in features]
+            prompts = [feature.meta["prompt"] for feature in features]
+            return list(self.tunable.write(self.params, prompts, limit))
         if isinstance(task, HeadClassification | LabelWordClassification):
             return self._classify(task, features)
         raise PredictError(f"Expected classification or generation, got {type(task).__name__}")
@@ -123,18 +123,6 @@ class Predictor:
                     "probabilities": shares,
                 }
         return found
-
-    def _write(self, feature: Feature, max_new_tokens: int) -> str:
-        backbone, spec = self.tunable.backbone, self.tunable.spec
-        prompt = torch.tensor([feature.meta["prompt"]], device=backbone.device)
-        options = {"max_new_tokens": max_new_tokens, "do_sample": False}
-        mask = torch.ones_like(prompt)
-        if spec is None:
-            raise PredictError("Expected a prefix for generation, got none")
-        out = generate(backbone, spec, self.params[PREFIX], prompt, mask, **options)
-        written = out[0, prompt.shape[1] :]
-        text: str = backbone.tokenizer.decode(written, skip_special_tokens=True)
-        return text.strip()
 
 
 def _load(source: RunFolder | str | Path) -> tuple[Settings, dict[str, Tensor], int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedllm.attention import prefix_scope
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone, load_backbone
-from fedllm.prefix import PrefixSpec, init_from_phrase, init_random
+from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
 from fedllm.tasks import Task, make_task, task_kind
 from fedllm.tasks.base import expand_params
@@ -67,18 +67,47 @@ class Tunable:
 
     @torch.no_grad()
     def write(
-        self, params: Mapping[str, Tensor], features: Sequence[Feature], max_new_tokens: int
-    ) -> dict[str, float]:
-        """BLEU and ROUGE-L of generated texts.
+        self, params: Mapping[str, Tensor], prompts: Sequence[list[int]], max_new_tokens: int
+    ) -> list[str]:
+        """The model's greedy continuation of each prompt (token ids), as text.
 
         Raises:
             ValueError: the task is no generation.
         """
+        if not isinstance(self.task, Generation) or self.spec is None:
+            raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
+        backbone = self.backbone
+        prefix = params[PREFIX].to(backbone.device)
+        texts = []
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=backbone.device)
+            out = generate(
+                backbone,
+                self.spec,
+                prefix,
+                ids,
+                torch.ones_like(ids),
+                max_new_tokens=max_new_tokens,
+                do_sample=False,
+                pad_token_id=backbone.tokenizer.pad_token_id,
+            )
+            new = out[0, len(prompt) :]
+            texts.append(str(backbone.tokenizer.decode(new, skip_special_tokens=True)).strip())
+        return texts
+
+    def writing_metrics(
+        self, params: Mapping[str, Tensor], features: Sequence[Feature], max_new_tokens: int
+    ) -> dict[str, float]:
+        """BLEU and ROUGE-L of greedy texts.
+
+        Raises:
+            ValueError: the task is no generation.
+        """
+        prompts = [feature.meta["prompt"] for feature in features]
+        texts = self.write(params, prompts, max_new_tokens)
         if not isinstance(self.task, Generation):
             raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
-        params = {name: value.to(self.backbone.device) for name, value in params.items()}
-        with self.with_prefix(expand_params(params, 1)):
-            return self.task.generation_metrics(features, max_new_tokens)
+        return self.task.score(texts, features)
 
 
 def prefix_layers(settings: PrefixSettings, n_layers: int) -> tuple[int, ...]:

@@ -179,7 +179,9 @@ class _Judge:
             last = server_round == settings.server.rounds
             if last and isinstance(self.tunable.task, Generation) and settings.evaluation.generate:
                 chosen = self.features[: settings.evaluation.generate]
-                metrics |= self.tunable.write(params, chosen, settings.evaluation.max_new_tokens)
+                metrics |= self.tunable.writing_metrics(
+                    params, chosen, settings.evaluation.max_new_tokens
+                )
         finally:
             use_threads(settings.simulation.threads)
         record = {"kind": "evaluation", "round": server_round, "where": "server", **metrics}

@@ -14,6 +14,7 @@ from fedllm.durable import write_text
 from fedllm.report import figures
 from fedllm.report.build import build
 from fedllm.report.guarantee import accountant_title, shown
+from fedllm.report.page import PAGE
 from fedllm.report.training import METRICS, metric_rows
 from fedllm.run_folder import RunFolder
 from privacy.vocabulary import Adversary
@@ -43,7 +44,7 @@ def write_report(run: RunFolder) -> Path:
 def render(content: Mapping[str, Any]) -> str:
     """The page for :func:`fedllm.report.build`'s content."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fedllm.report", ""),
+        loader=jinja2.DictLoader({"report.html": PAGE}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -89,26 +89,7 @@ class Generation(Task):
             "examples": float(examples),
         }
 
-    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """Greedy continuation of each prompt; the prefix is in place."""
-        tokenizer = self.backbone.tokenizer
-        texts = []
-        for prompt in prompts:
-            ids = torch.tensor([prompt], device=self.backbone.device)
-            out = self.backbone.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-            texts.append(tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True).strip())
-        return texts
-
-    def generation_metrics(
-        self, features: Sequence[Feature], max_new_tokens: int
-    ) -> dict[str, float]:
-        """BLEU and ROUGE-L of greedy texts against all references; the prefix is in place."""
-        texts = self.write([f.meta["prompt"] for f in features], max_new_tokens)
-        references = [f.meta["references"] for f in features]
+    def score(self, texts: Sequence[str], features: Sequence[Feature]) -> dict[str, float]:
+        """BLEU and ROUGE-L of written texts against all references of their features."""
+        references = [feature.meta["references"] for feature in features]
         return {"bleu": corpus_bleu(texts, references), "rouge_l": rouge_l(texts, references)}

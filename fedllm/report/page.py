@@ -1,3 +1,6 @@
+"""The report's page as a Jinja2 template. Text in Python, since Flower's app bundles carry no .html."""
+
+PAGE = """\
 {% macro titled(items) %}
 <dl class="items">
 {% for item in items %}
@@ -309,3 +312,4 @@ content as data is in <code>report.json</code>. The settings above are in <code>
 <footer>{{ report.made_by }}. This page loads nothing from elsewhere.</footer>
 </body>
 </html>
+"""
