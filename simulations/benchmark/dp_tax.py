@@ -42,7 +42,7 @@ OURS, BASELINE = ("plain", "private"), ("peft", "opacus")
 # the best of 64 ... 4096 for both models), on a GPU large ones fill the device
 SIZES = {
     ("minilm", "cpu"): (64, 256),
-    ("smollm2", "cpu"): (16, 256),
+    ("smollm2", "cpu"): (32, 256),
     ("minilm", "cuda"): (1024, 32768),
     ("smollm2", "cuda"): (256, 16384),
 }
@@ -123,6 +123,7 @@ class Bench:
             folder=self.source.folder,
             kind=backbone.kind,
             prefix_length=self.prefix_length,
+            max_length=settings.task.max_length,
             batch_size=self.batch_size,
             local_steps=1,
             clip=settings.privacy.clip,

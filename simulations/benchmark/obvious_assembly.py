@@ -38,7 +38,7 @@ from torch.nn.functional import cross_entropy
 
 from fedllm.embedded import quiet_loading
 from simulations.benchmark.timing import timed
-from simulations.benchmark.workload import LABEL_WORDS, LABELS, MAX_LENGTH, PROMPT
+from simulations.benchmark.workload import LABEL_WORDS, LABELS, PROMPT
 
 Padding = Literal["max_length", "longest"]
 Encoded = tuple[Tensor, Tensor, Tensor]
@@ -51,6 +51,7 @@ class Choice:
     folder: str
     kind: str
     prefix_length: int
+    max_length: int
     batch_size: int
     local_steps: int
     clip: float
@@ -149,7 +150,10 @@ def encode(
     classes = [LABELS.index(r["label"]) for r in records]
     whole = padding == "max_length"
     encoded = tokenizer(
-        texts, truncation=True, max_length=MAX_LENGTH, padding="max_length" if whole else False
+        texts,
+        truncation=True,
+        max_length=choice.max_length,
+        padding="max_length" if whole else False,
     )
     rows = zip(encoded["input_ids"], encoded["attention_mask"], classes, strict=True)
     return [(torch.tensor(i), torch.tensor(m), torch.tensor(c)) for i, m, c in rows]

@@ -160,6 +160,7 @@ def settings_for(
     local_steps: int,
     max_tokens: int,
     prefix_length: int,
+    max_length: int = MAX_LENGTH,
     device: str = "auto",
 ) -> Settings:
     """Settings of one local round at example level (or without privacy) on two classes."""
@@ -167,7 +168,7 @@ def settings_for(
         "name": "benchmark",
         "model": {"name": source.folder, "device": device},
         "prefix": {"length": prefix_length, "phrase": PHRASE},
-        "task": {"labels": LABELS, "max_length": MAX_LENGTH},
+        "task": {"labels": LABELS, "max_length": max_length},
         "client": {
             "local_steps": local_steps,
             "batch_size": batch_size,
