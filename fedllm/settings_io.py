@@ -114,7 +114,9 @@ def to_toml(settings: Settings, *, documented: bool = False) -> str:
         for name, field in type(section).model_fields.items():
             lines.append(f"# {field.description}")
             value = section.model_dump(mode="json")[name]
-            if value is None:
+            if value is None and _default_is_not_none([key, name]):
+                lines.append(f'{name} = "none"')
+            elif value is None:
                 lines.append(f"# {name} =")
             else:
                 lines.append(tomli_w.dumps({name: value}).strip())

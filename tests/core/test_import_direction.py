@@ -1,0 +1,96 @@
+"""Imports point one way, and the core needs neither Flower nor Ray."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ALLOWED = {
+    "privacy": {"privacy"},
+    "fedllm": {"privacy", "fedllm"},
+    "client": {"privacy", "fedllm", "client"},
+    "server": {"privacy", "fedllm", "server"},
+    "simulations": {"privacy", "fedllm", "client", "server", "simulations"},
+}
+FLOWER = {"flwr", "ray", "flwr_datasets"}
+
+IMPORT_ALL = """
+import importlib, pkgutil, sys
+
+BLOCKED = {"flwr", "ray", "flwr_datasets"}
+
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+
+sys.meta_path.insert(0, Absent())
+try:
+    import flwr
+except ModuleNotFoundError:
+    pass
+else:
+    raise SystemExit("the import hook blocks nothing")
+count = 0
+for top in ("privacy", "fedllm"):
+    package = importlib.import_module(top)
+    for found in pkgutil.walk_packages(package.__path__, top + "."):
+        importlib.import_module(found.name)
+        count += 1
+assert not BLOCKED & {name.split(".")[0] for name in sys.modules}, "imported after all"
+print(count)
+"""
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere, within functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its direction"
+            names.add(str(node.module).split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_arrows_point_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {
+        str(path.relative_to(ROOT)): sorted(found)
+        for path in files
+        if (found := (imported(path) & set(ALLOWED)) - ALLOWED[package])
+    }
+    assert wrong == {}
+
+
+def test_privacy_knows_no_models_and_no_settings_library() -> None:
+    for path in (ROOT / "privacy").rglob("*.py"):
+        assert not imported(path) & {"transformers", "peft", "pydantic", *FLOWER}, path
+
+
+def test_flower_is_imported_by_the_apps_alone() -> None:
+    for path in sorted((ROOT / "fedllm").rglob("*.py")):
+        # The synthetic partitions are flwr-datasets' and are imported when one is asked for.
+        allowed = {"flwr_datasets"} if path.name == "partition.py" else set()
+        assert imported(path) & FLOWER <= allowed, path
+
+
+def test_core_imports_without_flower_and_ray() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    modules = [p for top in ("privacy", "fedllm") for p in (ROOT / top).rglob("*.py")]
+    packages = [p for p in modules if p.name == "__init__.py" and p.parent.parent == ROOT]
+    assert int(done.stdout) == len(modules) - len(packages)
