@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -96,8 +96,15 @@ class Ledger:
             self.path, read_only=read_only, timeout=timeout
         )
 
-    def append(self, entry: LedgerEntry) -> bool:
+    def append(self, entry: LedgerEntry, admit: Callable[[], None] | None = None) -> bool:
         """Record one entry; it is durable on disk when this returns.
+
+        Args:
+          entry: The release.
+          admit: Called before a new row is written, while no other process can write: it may read
+            this ledger, and whatever it raises leaves the ledger as it was. A budget is asked here,
+            so that no two processes that share a ledger can both take what is left of it. Not
+            called for an entry that is there already.
 
         Returns:
           True for a new row; False when the same run, party, key and content are there already.
@@ -106,7 +113,7 @@ class Ledger:
           LedgerConflict: The same run, party and key are there with another content.
           LedgerError: The ledger is read-only or cannot be written; nothing was recorded.
         """
-        return self.extend([entry]) == 1
+        return self._write([entry], admit) == 1
 
     def extend(self, entries: Iterable[LedgerEntry]) -> int:
         """Record several entries in one transaction: all of them, or none if one conflicts.
@@ -117,6 +124,9 @@ class Ledger:
         Raises:
           LedgerConflict, LedgerError: As `append`.
         """
+        return self._write(entries, None)
+
+    def _write(self, entries: Iterable[LedgerEntry], admit: Callable[[], None] | None) -> int:
         if self.read_only:
             raise LedgerError(f"Expected a ledger opened for writing, got read-only {self.path}")
         prepared = [(entry, entry.content()) for entry in entries]
@@ -127,6 +137,8 @@ class Ledger:
             for entry, content in prepared:
                 if self._recorded(db, entry, content):
                     continue
+                if admit is not None:
+                    admit()
                 row_id += 1
                 time = datetime.now(UTC).isoformat(timespec="microseconds")
                 digest = _row_hash(previous, row_id, time, content)
