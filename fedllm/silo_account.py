@@ -8,22 +8,23 @@ exceed the budget, and records each event durably before the noisy value is made
 from __future__ import annotations
 
 import hashlib
-import math
+import json
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dp_accounting.dp_event import DpEvent
-from privacy.budget import Budget
-from privacy.calibration import calibrate_noise_multiplier
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from torch import Tensor
 
 from fedllm.embedded import cache_folder
+from fedllm.inputs import Feature
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, gaussian, multiset, no_guarantee
+from privacy.budget import Budget
+from privacy.calibration import calibrate_noise_multiplier
+from privacy.events import dp_sgd, gaussian, is_private, multiset, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.vocabulary import Adversary, Relation, Unit
 
@@ -43,12 +44,13 @@ class SiloAccount:
         ledger: the silo's open ledger.
 
     Attributes:
-        sampling_rate: of each example in each local step (1 at client level).
+        sampling_rate: of each example in each local step.
         noise_multiplier: noise standard deviation over sensitivity.
 
     Raises:
         ValueError: no noise multiplier reaches the target (for instance since other runs have spent
-            it); the message says so.
+            it), or the ledger holds what this party spent for another privacy unit (they do not
+            compose); the message says so.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class SiloAccount:
         self.adversary = Adversary(
             "outsider" if settings.privacy.noise_by == "server" else "server"
         )
+        self._refuse_other_units()
         self.sampling_rate = sampling_rate(settings, examples)
         self.budget = (
             Budget(
@@ -123,8 +126,9 @@ class SiloAccount:
     def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
-        for event, count in self.training_events(noise_multiplier).items():
-            total[event] += count * self.rounds
+        if self.rounds:
+            for event, count in self.training_events(noise_multiplier).items():
+                total[event] += count * self.rounds
         for event, count in self.evaluation_events().items():
             total[event] += count * evaluation_rounds(self.settings)
         return total
@@ -138,6 +142,26 @@ class SiloAccount:
         before = self.spent()
         before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
         return +before
+
+    def _counted(self) -> Counter[DpEvent]:
+        """What the budget counts: all that other runs spent, and this run's events that have a
+        guarantee. What this run releases without one on purpose (``evaluation.clients = "raw"``) is
+        in the ledger, makes every reported epsilon infinite, and leaves the noise as it is."""
+        total = self.spent()
+        mine = self.ledger.spent(self.adversary, party=self.party, run=self.run)
+        total.subtract({event: count for event, count in mine.items() if not is_private(event)})
+        return +total
+
+    def _refuse_other_units(self) -> None:
+        for unit in Unit:
+            if unit is not self.unit and self.ledger.spent(
+                Adversary("server"), party=self.party, unit=unit
+            ):
+                raise ValueError(
+                    f"Expected a ledger with privacy.unit={self.unit.value} only for {self.party}, "
+                    f"{self.ledger.path} holds what was spent for privacy.unit={unit.value}: units "
+                    "do not compose"
+                )
 
     def epsilon(self) -> float:
         """Epsilon spent so far, by the accountant that calibrates; infinite without a guarantee."""
@@ -160,6 +184,8 @@ class SiloAccount:
             if self.settings.evaluation.clients == "private":
                 other[event] += count * evaluation_rounds(self.settings)
         steps = self.rounds * sum(self.training_events(1.0).values())
+        if steps == 0:
+            return 0.0  # never trains; a training event without noise is refused
         rate = self.sampling_rate
         if self.unit is Unit.CLIENT:
             sampled = privacy.noise_by == "server" and self.settings.server.sampling == "poisson"
@@ -218,17 +244,20 @@ class SiloAccount:
                 "randomness": self.settings.privacy.randomness,
             },
         )
-        known = {e.key for e in self.ledger.entries(party=self.party, run=self.run)}
-        if self.budget is not None and key not in known and all(map(_has_guarantee, events)):
-            self.budget.admit(self.spent(), events, self._ceiling())
-        return self.ledger.append(entry)
+
+        def admit() -> None:  # while no other process can write to the ledger
+            self._refuse_other_units()
+            if self.budget is not None and all(map(is_private, events)):
+                self.budget.admit(self._counted(), events, self._ceiling())
+
+        return self.ledger.append(entry, admit)
 
     def _ceiling(self) -> Counter[DpEvent]:
-        return self.spent_before() + self.planned()
+        planned = self.planned()
+        private = {event: count for event, count in planned.items() if is_private(event)}
+        return self.spent_before() + Counter(private)
 
     def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
-        from dp_accounting.dp_event import ComposedDpEvent, SelfComposedDpEvent
-
         parts: list[DpEvent] = [
             event if count == 1 else SelfComposedDpEvent(event, count)
             for event, count in events.items()
@@ -240,12 +269,6 @@ class SiloAccount:
             )
             return {"server": seen, "outsider": event}
         return {"server": event, "outsider": event}
-
-
-def _has_guarantee(event: DpEvent) -> bool:
-    from privacy.events import is_private
-
-    return is_private(event)
 
 
 def sampling_rate(settings: Settings, examples: int) -> float:
@@ -277,8 +300,9 @@ def params_digest(params: Mapping[str, Tensor]) -> str:
 def release_key(settings: Settings, purpose: str, server_round: int, digest: str) -> str:
     """Name of one release within (run, silo).
 
-    With seeded randomness the same round at the same parameters gives the same noisy value, so a
-    repetition (after a crash) has the same key and is not counted twice. With the operating system's
+    With seeded randomness the same round at the same ``digest`` (of the parameters, the settings and
+    the data) gives the same noisy value, so a repetition (after a crash) has the same key and is not
+    counted twice. With the operating system's
     entropy a repetition is a new release: a nonce makes its key new.
     """
     nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"
@@ -286,9 +310,28 @@ def release_key(settings: Settings, purpose: str, server_round: int, digest: str
 
 
 def settings_digest(settings: Settings) -> str:
-    """SHA-256 of what the value of a release depends on (not of resources or output folders)."""
-    plain = settings.model_dump_json(exclude={"simulation", "output", "name"})
-    return hashlib.sha256(plain.encode()).hexdigest()
+    """SHA-256 of what the value of a release depends on: not of names, places or resources."""
+    plain = settings.model_dump(
+        mode="json",
+        exclude={
+            "name": True,
+            "simulation": True,
+            "output": True,
+            "data": True,  # the examples themselves are digested, see features_digest
+            "model": {"device"},
+            "privacy": {"ledger"},
+        },
+    )
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def features_digest(features: Sequence[Feature]) -> str:
+    """SHA-256 of a silo's tokenised examples."""
+    digest = hashlib.sha256()
+    for feature in features:
+        row = [feature.input_ids, feature.target, feature.target_mask]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def default_ledger(settings: Settings, run_folder: str | Path) -> Path:
@@ -296,8 +339,3 @@ def default_ledger(settings: Settings, run_folder: str | Path) -> Path:
     if settings.privacy.ledger is not None:
         return Path(os.path.expandvars(os.path.expanduser(settings.privacy.ledger))).absolute()
     return Path(run_folder) / "ledger.sqlite"
-
-
-def infinite(epsilon: float) -> bool:
-    """Whether an epsilon is no guarantee."""
-    return math.isinf(epsilon) or math.isnan(epsilon)

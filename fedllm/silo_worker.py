@@ -5,6 +5,7 @@ Backbone and data are loaded once per process and shared by all silos that it se
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -23,6 +24,7 @@ from fedllm.models import shared_backbone
 from fedllm.settings import Settings
 from fedllm.silo_account import (
     SiloAccount,
+    features_digest,
     params_digest,
     release_key,
     settings_digest,
@@ -75,6 +77,7 @@ class SiloWorker:
         self._train: list[Feature] | None = None
         self._held_out: list[Feature] | None = None
         self._account: SiloAccount | None = None
+        self._fixed: tuple[str, ...] | None = None
 
     @property
     def train_features(self) -> list[Feature]:
@@ -112,10 +115,12 @@ class SiloWorker:
             BudgetExceeded: nothing was done, nothing recorded.
         """
         account = self.account(planned_rounds)
-        digest = params_digest(params)
+        digest = self.digest(params)
         key = release_key(self.settings, "train", server_round, digest)
-        account.spend_training(server_round, key)
         by_client = self.settings.privacy.noise_by == "client"
+        if by_client or not account.private:
+            account.spend_training(server_round, key)
+        # Otherwise the server adds the noise, and records the event before it does.
         result = train_locally(
             self.tunable,
             params,
@@ -144,9 +149,12 @@ class SiloWorker:
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
+            ValueError: the settings ask for no evaluation by the silos.
         """
+        if self.settings.evaluation.clients == "off":
+            raise ValueError("Expected no evaluation by the silo, evaluation.clients is off")
         account = self.account(planned_rounds)
-        digest = params_digest(params)
+        digest = self.digest(params)
         key = release_key(self.settings, "evaluate", server_round, digest)
         account.spend_evaluation(server_round, key)
         features = self.held_out_features
@@ -165,8 +173,19 @@ class SiloWorker:
         released value depends on, so that the same noise is never added to two different values."""
         if self.settings.privacy.randomness == "os":
             return lambda purpose, step: generator(None)
-        fixed = (settings_digest(self.settings), self.silo.name, server_round, digest)
+        fixed = (self.silo.name, server_round, digest)
         return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
+
+    def digest(self, params: Mapping[str, Tensor]) -> str:
+        """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
+        (and so the seed) and data, since other data must neither meet the same noise nor pass for
+        the same release. Else of the parameters alone: no hash of private data leaves the silo."""
+        if self.settings.privacy.randomness == "os":
+            return params_digest(params)
+        if self._fixed is None:
+            data = features_digest([*self.train_features, *self.held_out_features])
+            self._fixed = (settings_digest(self.settings), data)
+        return hashlib.sha256("/".join((*self._fixed, params_digest(params))).encode()).hexdigest()
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:
         if self.log is None:
