@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,6 +53,25 @@ def check_update(
             f"Expected an update of norm at most server.max_update_norm={max_norm}, got {norm:.6g}"
         )
     return {name: update[name] for name in sorted(params)}
+
+
+def check_noise_std(
+    metrics: Mapping[str, Any], prefix: str, params: Mapping[str, Tensor], most: float
+) -> dict[str, float] | None:
+    """The noise's standard deviation by tensor, as a silo tells it; None where it tells none.
+
+    Raises:
+        UpdateRefused: a number that no usable update has (negative, not finite, above ``most``).
+    """
+    if any(prefix + name not in metrics for name in params):
+        return None
+    std = {}
+    for name in params:
+        value = metrics[prefix + name]
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise UpdateRefused(f"Expected 0 <= {prefix}{name} <= {most:g}, got {value!r}")
+        std[name] = float(value)
+    return std
 
 
 def mean_update(

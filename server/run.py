@@ -85,6 +85,10 @@ def run_experiment(
             status, message = STOPPED, str(error)
             judge.evaluate(strategy.finished_rounds)
             _save(run, strategy, sizes)
+        except (Stopped, RunStopped):
+            if strategy.moved_rounds == strategy.finished_rounds > 0:
+                _save(run, strategy, sizes)  # whatever server.checkpoint_every
+            raise
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
     except RunStopped as error:
@@ -294,6 +298,6 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     strategy.optimizer.load_state(checkpoint.state)
     strategy.left = dict(checkpoint.meta["left"])
     strategy.spending.load_plain(checkpoint.meta["spending"])
-    strategy.finished_rounds = checkpoint.round
+    strategy.finished_rounds = strategy.moved_rounds = checkpoint.round
     run.truncate_metrics(checkpoint.round)
     return checkpoint.round

@@ -7,6 +7,7 @@ adds it before the new model exists.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 import time
@@ -23,14 +24,21 @@ from flwr.app import (
 )
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
-from privacy.budget import BudgetExceeded
 from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
-from server.aggregation import Contribution, UpdateRefused, check_update, clip_update, mean_update
+from privacy.budget import BudgetExceeded
+from server.aggregation import (
+    Contribution,
+    UpdateRefused,
+    check_noise_std,
+    check_update,
+    clip_update,
+    mean_update,
+)
 from server.exchange import exchange
 from server.optimizers import ServerOptimizer
 from server.spending import SpendingView
@@ -58,6 +66,10 @@ class PrefixStrategy(Strategy):
         trusted_noise: adds the noise where the server is trusted with it, else None.
         emit: takes each record of the run (see :mod:`server.callbacks`).
         after_round: called after each finished round (checkpoints, evaluation).
+
+    Attributes:
+        finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``params``;
+            they differ while the silos evaluate.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class PrefixStrategy(Strategy):
         self.spending = SpendingView(settings)
         self.left: dict[str, str] = {}
         self.finished_rounds = 0
+        self.moved_rounds = 0
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -131,7 +144,17 @@ class PrefixStrategy(Strategy):
         Raises:
             RunStopped: more replies failed than ``server.max_failures`` tolerates.
         """
-        accepted, failed, refused, left = self._sort_replies(server_round, list(replies))
+        before = copy.deepcopy(self.spending)
+        try:
+            return self._aggregate(server_round, list(replies))
+        except RunStopped:
+            self.spending = before  # the round did not happen
+            raise
+
+    def _aggregate(
+        self, server_round: int, replies: Sequence[Message | None]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        accepted, failed, refused, left = self._sort_replies(server_round, replies)
         asked = len(self._asked)
         record = self._record | {
             "replied": len(accepted),
@@ -156,6 +179,7 @@ class PrefixStrategy(Strategy):
             self.params = self.optimizer.step(self.params, update, noise_std, server_round)
             norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
         self._move_average()
+        self.moved_rounds = server_round
         record |= {"update_norm": norm, "learning_rate": rate}
         self._record = record
         return self.arrays(), MetricRecord({"replied": len(accepted), "update-norm": norm})
@@ -168,14 +192,20 @@ class PrefixStrategy(Strategy):
         for name, reply in zip(self._asked, replies, strict=True):
             if reply is None or reply.has_error():
                 continue
-            info = reply.content[names.INFO]
-            if info[names.STATUS] == names.LEFT:
-                self.left[name] = str(info[names.REASON])
-            if info[names.STATUS] != names.OK:
+            try:
+                info = reply.content[names.INFO]
+                if info[names.STATUS] == names.LEFT:
+                    self.left[name] = str(info[names.REASON])
+                if info[names.STATUS] != names.OK:
+                    continue
+                metrics = reply.content[names.METRICS]
+                pair = (float(metrics[names.CORRECT]), float(metrics[names.COUNT]))
+            except (KeyError, TypeError, ValueError):
+                continue  # malformed
+            if not all(map(math.isfinite, pair)):
                 continue
-            metrics = reply.content[names.METRICS]
-            correct += float(metrics[names.CORRECT])
-            count += float(metrics[names.COUNT])
+            correct += pair[0]
+            count += pair[1]
             answered += 1
             self.spending.add_evaluation(name)
         if answered == 0 or count <= 0:
@@ -346,18 +376,16 @@ class PrefixStrategy(Strategy):
             self.settings.server.max_update_norm,
         )
         metrics = reply.content[names.METRICS]
-        std: dict[str, float] | None = {}
-        for tensor in self.params:
-            value = metrics.get(names.NOISE_STD + tensor)
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                std = None
-                break
-            assert std is not None
-            std[tensor] = float(value)
+        most = self.settings.server.max_update_norm
+        std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
         self.spending.add_training(
             name,
             sampling_rate=float(metrics[names.SAMPLING_RATE]),
-            noise_multiplier=float(metrics[names.NOISE_MULTIPLIER]),
+            noise_multiplier=(
+                float(metrics[names.NOISE_MULTIPLIER])
+                if self.trusted_noise is None
+                else self.trusted_noise.noise_multiplier
+            ),
             steps=int(metrics[names.STEPS]),
         )
         return Contribution(name, update, std)

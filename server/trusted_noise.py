@@ -8,6 +8,7 @@ silos, whatever the number that answered, and an empty round still releases its 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -74,15 +75,20 @@ class TrustedNoise:
         Raises:
             BudgetExceeded: the round would exceed a silo's budget; nothing was released.
         """
+        clip = self.settings.privacy.clip
+        total, _ = mean_update(clipped, params, 1.0)
+        seeded = self.settings.privacy.randomness == "seeded"
         digest = params_digest(params)
+        if seeded:
+            # Noise is a function of the sum it is added to: a repeated round with the replies of
+            # other silos is another release, with other noise and another key.
+            parts = (settings_digest(self.settings), digest, params_digest(total))
+            digest = hashlib.sha256("/".join(parts).encode()).hexdigest()
         key = release_key(self.settings, "train", server_round, digest)
         counted = self.accounts if self.poisson else self.schedule[server_round - 1]
         for name in counted:
             self.accounts[name].spend_training(server_round, key)
-        clip = self.settings.privacy.clip
-        total, _ = mean_update(clipped, params, 1.0)
-        seeded = self.settings.privacy.randomness == "seeded"
-        labels = ("trusted-noise", settings_digest(self.settings), server_round, digest)
+        labels = ("trusted-noise", server_round, digest)
         rng = generator(self.settings.seed, *labels) if seeded else generator(None)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
         flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected
