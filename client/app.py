@@ -7,21 +7,22 @@ and a reason; nothing private is in them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from privacy.budget import BudgetExceeded
 
 from client.node import describe_node, open_silo
 from fedllm import messages as names
-from fedllm.data.records import DataError
 from fedllm.embedded import ModelError
 from fedllm.settings_io import SettingsError, from_json
 from fedllm.silo_worker import SiloWorker
+from privacy.budget import BudgetExceeded
 from privacy.ledger import LedgerError
 
 app = ClientApp()
+log = logging.getLogger("fedllm.client")
 
 
 @app.train()
@@ -70,8 +71,8 @@ def query(message: Message, context: Context) -> Message:
     try:
         settings = from_json(str(config[names.SETTINGS]))
         info, metrics = describe_node(settings, context)
-    except (DataError, SettingsError, ModelError, ValueError) as error:
-        info, metrics = {names.STATUS: names.FAILED, names.REASON: _one_line(error)}, {}
+    except Exception as error:
+        info, metrics = {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}, {}
     content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
@@ -91,10 +92,21 @@ def _answer(
         content = work(worker, config)
     except BudgetExceeded as error:
         info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
-    except (DataError, SettingsError, ModelError, LedgerError, ValueError) as error:
-        info |= {names.STATUS: names.FAILED, names.REASON: _one_line(error)}
+    except Exception as error:
+        info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
     content[names.INFO] = ConfigRecord(info)
     return Message(content, reply_to=message)
+
+
+def _reason(error: Exception, context: Context) -> str:
+    """What the server may read of an error. At a silo with data of its own, a message that may quote
+    the data (a label, a line of a file) stays there: the server gets the error's kind alone."""
+    public = isinstance(error, SettingsError | ModelError | LedgerError)
+    if "data-path" in context.node_config and not public:
+        log.error("refused a task: %s", error, exc_info=error)
+        return f"{type(error).__name__}; the silo's own log says more"
+    known = public or isinstance(error, ValueError)
+    return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:

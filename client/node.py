@@ -8,12 +8,14 @@ its ledger (``ledger``), and what the server says about them is not used.
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 from flwr.app import ConfigRecord, Context
 
 from fedllm import __version__
 from fedllm import messages as names
 from fedllm.models import resolve_device
+from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silo_account import default_ledger
 from fedllm.silo_worker import SiloWorker, shared_worker, use_threads
@@ -46,18 +48,18 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
     silo = silo_of(settings, context)
     if silo is None:
         raise ValueError(f"Expected a silo for this node, its partition-id has none: {context}")
-    folder = Path(str(config[names.RUN_FOLDER]))
+    folder, run_id = Path(str(config[names.RUN_FOLDER])), str(config[names.RUN_ID])
     node = context.node_config
     if "ledger" in node:
         ledger, log = Path(str(node["ledger"])), None
     elif "data-path" in node:
-        ledger = Path.home() / ".fedllm" / f"{silo.name}.ledger.sqlite"
+        ledger = Path.home() / ".fedllm" / f"{quote(silo.name, safe='')}.ledger.sqlite"
         ledger.parent.mkdir(parents=True, exist_ok=True)
         log = None
     else:
         ledger = default_ledger(settings, folder)
-        log = folder / "silo-logs" / f"{silo.name}.jsonl"
-    return shared_worker(settings, silo, run=str(config[names.RUN_ID]), ledger=ledger, log=log)
+        log = RunFolder(folder, run_id, settings).silo_log_path(silo.name)
+    return shared_worker(settings, silo, run=run_id, ledger=ledger, log=log)
 
 
 def describe_node(
