@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -29,10 +30,11 @@ log = logging.getLogger("fedllm.client")
 def train(message: Message, context: Context) -> Message:
     """One round of local training; replies with the released update, or with why there is none."""
 
-    def work(worker: SiloWorker, config: ConfigRecord) -> RecordDict:
-        params = message.content[names.PARAMS].to_torch_state_dict()
+    def work(worker: SiloWorker, config: Any) -> RecordDict:
+        content: Any = message.content
+        params = content[names.PARAMS].to_torch_state_dict()
         reply = worker.train(params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS]))
-        metrics: dict[str, int | float] = {
+        metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
             names.SAMPLING_RATE: reply.sampling_rate,
             names.STEPS: reply.steps,
@@ -53,8 +55,9 @@ def train(message: Message, context: Context) -> Message:
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluation on the silo's own held-out examples, with noise unless the settings say `raw`."""
 
-    def work(worker: SiloWorker, config: ConfigRecord) -> RecordDict:
-        params = message.content[names.PARAMS].to_torch_state_dict()
+    def work(worker: SiloWorker, config: Any) -> RecordDict:
+        content: Any = message.content
+        params = content[names.PARAMS].to_torch_state_dict()
         correct, count = worker.evaluate(
             params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS])
         )
@@ -67,7 +70,7 @@ def evaluate(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """What this node is: silo, versions, device, and its number of examples where that is public."""
-    config = message.content[names.CONFIG]
+    config: Any = message.content[names.CONFIG]
     try:
         settings = from_json(str(config[names.SETTINGS]))
         info, metrics = describe_node(settings, context)
@@ -80,10 +83,10 @@ def query(message: Message, context: Context) -> Message:
 def _answer(
     message: Message,
     context: Context,
-    work: Callable[[SiloWorker, ConfigRecord], RecordDict],
+    work: Callable[[SiloWorker, Any], RecordDict],
 ) -> Message:
-    config = message.content[names.CONFIG]
-    info = {names.SILO: "", names.STATUS: names.OK, names.REASON: ""}
+    config: Any = message.content[names.CONFIG]
+    info: dict[str, Any] = {names.SILO: "", names.STATUS: names.OK, names.REASON: ""}
     content = RecordDict()
     try:
         settings = from_json(str(config[names.SETTINGS]))

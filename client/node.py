@@ -8,6 +8,7 @@ its ledger (``ledger``), and what the server says about them is not used.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from flwr.app import ConfigRecord, Context
@@ -62,16 +63,14 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
     return shared_worker(settings, silo, run=run_id, ledger=ledger, log=log)
 
 
-def describe_node(
-    settings: Settings, context: Context
-) -> tuple[dict[str, str], dict[str, int | float]]:
+def describe_node(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Texts and numbers that the node tells about itself; sizes only where they are public.
 
     Raises:
         DataError: as :func:`silo_of`.
     """
     silo = silo_of(settings, context)
-    info = {
+    info: dict[str, Any] = {
         names.SILO: silo.name if silo else "",
         names.STATUS: names.OK if silo else names.IDLE,
         names.REASON: "",
@@ -80,7 +79,7 @@ def describe_node(
         "tasks": "classification,generation",
         "units": "example,client",
     }
-    numbers: dict[str, int | float] = {}
+    numbers: dict[str, Any] = {}
     if silo and settings.data.sizes == "public":
         numbers[names.EXAMPLES] = len(silo.train)
     return info, numbers

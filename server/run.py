@@ -146,7 +146,7 @@ def find_silos(
             reason = "no reply" if reply is None else str(reply.error.reason)
             problems.append(f"node {node}: {reason}")
             continue
-        info = reply.content[names.INFO]
+        info: Any = reply.content[names.INFO]
         if info[names.STATUS] == names.FAILED:
             problems.append(str(info[names.REASON]))
         elif info[names.STATUS] == names.OK:
@@ -154,7 +154,8 @@ def find_silos(
             if name in nodes:
                 raise RunStopped(f"Expected one node for each silo, two say that they are {name!r}")
             nodes[name] = node
-            size = reply.content[names.METRICS].get(names.EXAMPLES)
+            numbers: Any = reply.content[names.METRICS]
+            size = numbers.get(names.EXAMPLES)
             sizes[name] = None if size is None else int(size)
     share = len(problems) / max(1, len(problems) + len(nodes))
     if not nodes or share > settings.server.max_failures:

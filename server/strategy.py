@@ -193,12 +193,12 @@ class PrefixStrategy(Strategy):
             if reply is None or reply.has_error():
                 continue
             try:
-                info = reply.content[names.INFO]
+                info: Any = reply.content[names.INFO]
                 if info[names.STATUS] == names.LEFT:
                     self.left[name] = str(info[names.REASON])
                 if info[names.STATUS] != names.OK:
                     continue
-                metrics = reply.content[names.METRICS]
+                metrics: Any = reply.content[names.METRICS]
                 pair = (float(metrics[names.CORRECT]), float(metrics[names.COUNT]))
             except (KeyError, TypeError, ValueError):
                 continue  # malformed
@@ -352,7 +352,7 @@ class PrefixStrategy(Strategy):
                 failed.append({"silo": name, "reason": str(reply.error.reason)[:500]})
                 continue
             try:
-                info = reply.content[names.INFO]
+                info: Any = reply.content[names.INFO]
                 status, reason = info[names.STATUS], str(info[names.REASON])
                 if status == names.LEFT:
                     left.append({"silo": name, "reason": reason})
@@ -370,12 +370,13 @@ class PrefixStrategy(Strategy):
         return accepted, failed, refused, left
 
     def _contribution(self, name: str, reply: Message) -> Contribution:
+        arrays: Any = reply.content[names.UPDATE]
         update = check_update(
-            reply.content[names.UPDATE].to_torch_state_dict(),
+            arrays.to_torch_state_dict(),
             self.params,
             self.settings.server.max_update_norm,
         )
-        metrics = reply.content[names.METRICS]
+        metrics: Any = reply.content[names.METRICS]
         most = self.settings.server.max_update_norm
         std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
         self.spending.add_training(

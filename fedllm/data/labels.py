@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-from fedllm.data.records import DataError, Record, TextDataset
+from fedllm.data.records import DataError, TextDataset
 
 
 def label_index(
-    records: Iterable[Record] | TextDataset, column: str, labels: Sequence[str | int] | None
+    records: Iterable[Mapping[str, Any]] | TextDataset,
+    column: str,
+    labels: Sequence[str | int] | None,
 ) -> tuple[list[int], list[str]]:
     """Class index of every record, and the classes as strings in index order.
 

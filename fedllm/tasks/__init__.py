@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
 from fedllm.tasks.base import Params, Task
@@ -12,7 +14,7 @@ from fedllm.tasks.generation import Generation
 __all__ = ["Params", "Task", "make_task", "task_kind"]
 
 
-def task_kind(settings: TaskSettings) -> str | None:
+def task_kind(settings: TaskSettings) -> Literal["decoder"] | None:
     """The kind of backbone that the task's wording asks for: "decoder", or None for either."""
     if settings.kind == "generation" or settings.label_words is not None:
         return "decoder"

@@ -93,6 +93,17 @@ def column_values(records: Sequence[Mapping[str, Any]], column: str, setting: st
     return values
 
 
+def required(tensor: Tensor | None, name: str) -> Tensor:
+    """A batch's tensor that this task cannot do without.
+
+    Raises:
+        ValueError: the batch has none.
+    """
+    if tensor is None:
+        raise ValueError(f"Expected a batch with {name}, got none")
+    return tensor
+
+
 def mean_of(total: Tensor | float, count: int) -> float:
     """Plain mean with a clear failure for no examples."""
     if count == 0:

@@ -12,7 +12,7 @@ from fedllm.data.labels import label_index
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values
+from fedllm.tasks.base import Params, Task, column_values, required
 from fedllm.tasks.encoder_classification import classification_metrics
 
 
@@ -69,7 +69,7 @@ class LabelWordClassification(Task):
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         return torch.nn.functional.cross_entropy(
-            self.logits(params, batch), batch.targets, reduction="none"
+            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
         )
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from fedllm.inputs import Batch, Feature
 from fedllm.metrics import accuracy, macro_f1
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values, expand_params, mean_of
+from fedllm.tasks.base import Params, Task, column_values, expand_params, mean_of, required
 
 
 class HeadClassification(Task):
@@ -64,7 +64,7 @@ class HeadClassification(Task):
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         return torch.nn.functional.cross_entropy(
-            self.logits(params, batch), batch.targets, reduction="none"
+            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
         )
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
@@ -80,8 +80,9 @@ def classification_metrics(
     loss = 0.0
     for batch in batches:
         scores = logits(expand_params(params, len(batch.input_ids)), batch)
-        loss += float(torch.nn.functional.cross_entropy(scores, batch.targets, reduction="sum"))
-        truth += batch.targets.tolist()
+        targets = required(batch.targets, "targets")
+        loss += float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
+        truth += targets.tolist()
         predicted += scores.argmax(-1).tolist()
     return {
         "loss": mean_of(loss, len(truth)),

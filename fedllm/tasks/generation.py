@@ -12,7 +12,7 @@ from fedllm.inputs import Batch, Feature
 from fedllm.metrics import corpus_bleu, perplexity, rouge_l
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values, mean_of
+from fedllm.tasks.base import Params, Task, column_values, mean_of, required
 from fedllm.tasks.decoder_classification import check_prompt, prompt_tokens
 
 
@@ -58,14 +58,15 @@ class Generation(Task):
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
-        keep = int(batch.target_mask.sum(1).max()) + 1
+        counted = required(batch.target_mask, "target_mask")
+        keep = int(counted.sum(1).max()) + 1
         logits = self.backbone.model(
             **batch.model_inputs(),
             use_cache=False,
             logits_to_keep=keep,
         ).logits.float()
         targets = batch.input_ids[:, -keep + 1 :]
-        mask = batch.target_mask[:, -keep + 1 :].float()
+        mask = counted[:, -keep + 1 :].float()
         nll = torch.nn.functional.cross_entropy(
             logits[:, :-1].transpose(1, 2), targets, reduction="none"
         )
