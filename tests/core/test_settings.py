@@ -214,10 +214,10 @@ def test_data_path_is_relative_to_the_file_and_expands_variables(
     file = tmp_path / "sub" / "a.toml"
     file.parent.mkdir()
     monkeypatch.setenv("SOMEWHERE", "/somewhere")
-    for given, expected in {
+    for written, expected in {
         "../data": tmp_path / "data",
         "$SOMEWHERE/x": Path("/somewhere/x"),
         "~/x": Path.home() / "x",
     }.items():
-        file.write_text(tomli_w.dumps(tiny_tree(**{"data.path": given})), encoding="utf-8")
+        file.write_text(tomli_w.dumps(tiny_tree(**{"data.path": written})), encoding="utf-8")
         assert load_settings(file).data.path == str(expected)
