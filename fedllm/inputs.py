@@ -153,28 +153,49 @@ def collate(
     return Batch(ids, attention, positions, targets, counted if has_mask == {True} else None)
 
 
-def micro_batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def micro_batches(lengths: Sequence[int], max_tokens: int, overhead: int = 64) -> list[list[int]]:
     """Divides examples into groups of similar length with (group size) * (longest) <= max_tokens.
+
+    The cuts minimise padded tokens plus ``overhead`` tokens for each group, what starting a group
+    costs: many narrow groups waste no padding, few wide ones waste no starts.
 
     Args:
         lengths: tokens in each example.
         max_tokens: budget for one group, padding included. An example that exceeds the budget by
             itself gets a group of its own.
+        overhead: cost of one group in tokens (about 64 measured on CPUs; thousands on a GPU).
 
     Returns:
         Lists of indices into ``lengths``: each index once, longest first, ties by index, so that
         the same lengths always give the same groups. Empty for no examples.
 
     Raises:
-        ValueError: max_tokens < 1.
+        ValueError: max_tokens < 1, or overhead < 0.
     """
     if max_tokens < 1:
         raise ValueError(f"Expected max_tokens >= 1, got max_tokens={max_tokens}")
+    if overhead < 0:
+        raise ValueError(f"Expected overhead >= 0, got overhead={overhead}")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    # Cut only where the length changes: starts[k] is the first place with the k-th longest length.
+    starts = [k for k in range(len(order)) if k == 0 or lengths[order[k]] != lengths[order[k - 1]]]
+    ends = [*starts[1:], len(order)]
+    best = [0.0] * (len(starts) + 1)
+    cut = [0] * len(starts)
+    for first in reversed(range(len(starts))):
+        longest = max(1, lengths[order[starts[first]]])
+        room = max(1, max_tokens // longest)
+        best[first] = float("inf")
+        for last in range(first, len(starts)):
+            size = ends[last] - starts[first]
+            cost = size * longest + overhead * -(-size // room) + best[last + 1]
+            if cost < best[first]:
+                best[first], cut[first] = cost, last + 1
     groups: list[list[int]] = []
-    for index in order:
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= max_tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
+    place = 0
+    while place < len(starts):
+        members = order[starts[place] : ends[cut[place] - 1]]
+        room = max(1, max_tokens // max(1, lengths[members[0]]))
+        groups += [members[i : i + room] for i in range(0, len(members), room)]
+        place = cut[place]
     return groups

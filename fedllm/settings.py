@@ -134,7 +134,8 @@ class DataSettings(Section):
         "chosen by a hash of each example's text alone. Used where `validation` is not given.",
     )
     limit: PositiveInt | None = Field(
-        None, description="Use only so many training examples, chosen by a hash of their text, for quick tries."
+        None,
+        description="Use only so many training examples, chosen by a hash of their text, for quick tries.",
     )
     partition: Literal["natural", "iid", "dirichlet", "pathological"] = Field(
         "natural", description="How the training data becomes silos."
@@ -211,7 +212,7 @@ class ServerSettings(Section):
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.99, description="Adam's second decay.")
     adam_epsilon: PositiveFloat = Field(1e-8, description="Adam's epsilon.")
     noise_correction: bool = Field(
-        True,
+        False,
         description="Adam: subtract the known variance of the privacy noise from the second "
         "moment (DP-AdamBC, Tang et al. 2023), so that noise is not mistaken for signal.",
     )

@@ -68,7 +68,8 @@ class Task(ABC):
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> list[list[int]]:
         """Indices of micro-batches of similar length, at most ``max_tokens`` padded tokens each."""
-        return micro_batches([len(feature) for feature in features], max_tokens)
+        overhead = 64 if self.backbone.device.type == "cpu" else 4096
+        return micro_batches([len(feature) for feature in features], max_tokens, overhead)
 
 
 def expand_params(params: Params, size: int) -> dict[str, Tensor]:
