@@ -103,11 +103,9 @@ class SiloAccount:
             and self.settings.server.sampling == "poisson"
         ):
             return dp_sgd(self.settings.server.fraction, noise, 1)
-        return gaussian(self._client_noise(noise))
-
-    def _client_noise(self, noise: float) -> float:
-        """Replacing a client's update moves it by twice the clipping norm."""
-        return noise / 2 if self.relation is Relation.REPLACE_ONE else noise
+        # Noise over the clipping norm: that replacing a client moves its update by twice this norm
+        # is the accountants' part, which know the relation.
+        return gaussian(noise)
 
     def training_events(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """The events of one round of training."""
@@ -195,13 +193,11 @@ class SiloAccount:
             delta=privacy.delta,
             sampling_rate=rate,
             steps=steps,
+            relation=self.relation,
             other_events=other,
             accountant=privacy.accountant,
             cache_dir=cache_folder() / "calibration",
         )
-        # For replace-one the event's noise is half the multiplier (unsampled Gaussians only).
-        if self.unit is Unit.CLIENT and self.relation is Relation.REPLACE_ONE:
-            return 2 * found.noise_multiplier
         return found.noise_multiplier
 
     # -- spending --------------------------------------------------------------------------------

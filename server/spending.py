@@ -48,8 +48,7 @@ class SpendingView:
         elif privacy.noise_by == "server" and self.settings.server.sampling == "poisson":
             counts[dp_sgd(self.settings.server.fraction, noise_multiplier, 1)] += 1
         else:
-            halved = privacy.relation == "replace-one"
-            counts[gaussian(noise_multiplier / 2 if halved else noise_multiplier)] += 1
+            counts[gaussian(noise_multiplier)] += 1
 
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""

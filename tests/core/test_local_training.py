@@ -292,9 +292,9 @@ def test_a_noise_multiplier_that_breaks_the_promise_is_refused(
     tiny_settings: Make,
 ) -> None:
     settings = tiny_settings(**changes)
-    with pytest.raises(ValueError, match="Expected .*noise_multiplier"):
+    with pytest.raises(ValueError, match=r"Expected .*noise_multiplier"):
         check_noise(settings, noise)
-    with pytest.raises(ValueError, match="Expected .*noise_multiplier"):
+    with pytest.raises(ValueError, match=r"Expected .*noise_multiplier"):
         train(tunable, params, features, settings, noise=noise)
 
 

@@ -1,0 +1,379 @@
+"""A silo's account: calibration, budget before the step, rows before the noise, restarts, sharing."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fedllm.schedule import evaluation_rounds
+from fedllm.silo_account import SiloAccount, default_ledger, release_key, sampling_rate
+from privacy.accountants import make_accountant
+from privacy.budget import BudgetExceeded
+from privacy.events import dp_sgd, gaussian, is_private
+from privacy.ledger import Ledger
+from privacy.vocabulary import Relation, Unit
+
+Make = Callable[..., Any]
+CALIBRATED = {"privacy.noise_multiplier": None, "privacy.epsilon": 2.0, "server.rounds": 6}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache of calibrations for all tests of this session, and no other."""
+    folder = tmp_path_factory.getbasetemp() / "calibrations"
+    monkeypatch.setenv("FEDLLM_CACHE", str(folder))
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
+    with Ledger(tmp_path / "ledger.sqlite") as opened:
+        yield opened
+
+
+def account(settings: Any, ledger: Ledger, run: str = "run-1", **changes: Any) -> SiloAccount:
+    options = {"party": "alpha", "examples": 60, "rounds": settings.server.rounds} | changes
+    return SiloAccount(settings, run=run, ledger=ledger, **options)
+
+
+def spend_all(one: SiloAccount, first: int = 1, label: str = "") -> int:
+    """Rounds admitted until the budget refuses, at most 100 more than planned."""
+    for server_round in range(first, one.rounds + 100):
+        try:
+            one.spend_training(server_round, f"train/{server_round}/{label}")
+        except BudgetExceeded:
+            return server_round - first
+    return one.rounds + 100 - first
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_calibrated_run_uses_the_budget_and_not_more(
+    accountant: str, tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(**CALIBRATED | {"privacy.accountant": accountant})
+    one = account(settings, ledger)
+    assert one.sampling_rate == pytest.approx(8 / 60)
+    admitted = spend_all(one)
+    assert admitted == 6
+    events = one.spent()
+    assert events == Counter({dp_sgd(8 / 60, one.noise_multiplier, 1): 12})
+    pld = make_accountant("pld").epsilon(events, settings.privacy.delta)
+    own = make_accountant(accountant).epsilon(events, settings.privacy.delta)
+    assert pld <= own <= 2.0
+    assert own >= 2.0 * 0.998
+    assert one.epsilon() == own
+
+
+def test_calibration_leaves_room_for_private_evaluation(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(
+        **CALIBRATED,
+        **{
+            "evaluation.clients": "private",
+            "evaluation.clients_holdout": 0.2,
+            "evaluation.every": 2,
+            "evaluation.clients_noise": 10.0,
+        },
+    )
+    one = account(settings, ledger)
+    assert evaluation_rounds(settings) == 3
+    for server_round in range(1, 7):
+        one.spend_training(server_round, f"train/{server_round}")
+        if server_round % 2 == 0:
+            one.spend_evaluation(server_round, f"evaluate/{server_round}")
+    events = one.spent()
+    assert events[gaussian(10.0)] == 3
+    assert sum(events.values()) == 15
+    epsilon = make_accountant("rdp").epsilon(events, 1e-5)
+    assert 2.0 * 0.998 <= epsilon <= 2.0
+    with pytest.raises(BudgetExceeded):
+        one.spend_evaluation(7, "evaluate/7")
+    with pytest.raises(BudgetExceeded):
+        one.spend_training(7, "train/7")
+    assert one.spent() == events
+
+
+def test_noise_by_hand_stops_before_the_step_that_exceeds(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(**{"privacy.epsilon": 8.0, "server.rounds": 1000})
+    one = account(settings, ledger)
+    admitted = spend_all(one)
+    step = dp_sgd(one.sampling_rate, 0.8, 1)
+    judge = make_accountant("rdp")
+    assert 1 < admitted < 100
+    assert judge.epsilon(Counter({step: 2 * admitted}), 1e-5) <= 8.0
+    assert judge.epsilon(Counter({step: 2 * (admitted + 1)}), 1e-5) > 8.0
+    assert one.spent() == Counter({step: 2 * admitted})
+
+
+def test_restart_neither_resets_nor_counts_twice(tiny_settings: Make, tmp_path: Path) -> None:
+    settings = tiny_settings(**{"privacy.epsilon": 8.0, "server.rounds": 1000})
+    with Ledger(tmp_path / "whole.sqlite") as ledger:
+        whole = spend_all(account(settings, ledger))
+    path = tmp_path / "parts.sqlite"
+    total = 0
+    with Ledger(path) as ledger:
+        one = account(settings, ledger)
+        for server_round in range(1, 4):
+            one.spend_training(server_round, f"train/{server_round}/")
+            total += 1
+    with Ledger(path) as ledger:
+        again = account(settings, ledger)
+        assert not again.spend_training(3, "train/3/"), "the same release was counted twice"
+        total += spend_all(again, first=4)
+    assert total == whole
+
+
+def test_resumed_run_keeps_its_noise(tiny_settings: Make, tmp_path: Path) -> None:
+    """Also when another run has spent meanwhile; a new run gets more noise, or none at all."""
+    settings = tiny_settings(**CALIBRATED)
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        first = account(settings, ledger)
+        first.spend_training(1, "train/1")
+    gentle = tiny_settings(**CALIBRATED | {"privacy.epsilon": 1.8, "server.rounds": 1})
+    with Ledger(path) as ledger:
+        other = account(gentle, ledger, run="run-2")
+        other.spend_training(1, "train/1")
+        resumed = account(settings, ledger)
+        assert resumed.noise_multiplier == first.noise_multiplier
+        admitted = spend_all(resumed, first=2)
+        assert admitted < 5, "both runs together must keep to the budget"
+        assert make_accountant("rdp").epsilon(resumed.spent(), 1e-5) <= 2.0
+
+
+def test_second_run_on_the_same_data_composes(tiny_settings: Make, tmp_path: Path) -> None:
+    half = tiny_settings(**CALIBRATED)
+    more = tiny_settings(**CALIBRATED | {"privacy.epsilon": 4.0})
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        first = account(half, ledger)
+        assert spend_all(first) == 6
+        second = account(more, ledger, run="run-2")
+        fresh = account(more, Ledger(tmp_path / "fresh.sqlite"), run="run-2")
+        assert second.noise_multiplier > fresh.noise_multiplier * 1.02
+        assert second.spent_before() == first.spent()
+        assert spend_all(second) == 6
+        epsilon = make_accountant("rdp").epsilon(second.spent(), 1e-5)
+        assert 4.0 * 0.998 <= epsilon <= 4.0
+        with pytest.raises(ValueError, match="No noise is enough"):
+            account(half, ledger, run="run-3")
+        elsewhere = account(half, ledger, run="run-3", party="beta")
+        assert elsewhere.noise_multiplier == first.noise_multiplier, (
+            "another silo's data is its own"
+        )
+
+
+def test_units_that_do_not_compose_are_refused(tiny_settings: Make, ledger: Ledger) -> None:
+    by_example = account(tiny_settings(), ledger)
+    client = tiny_settings(**{"privacy.unit": "client"})
+    by_client = account(client, ledger, run="run-2", party="alpha")
+    by_client.spend_training(1, "train/1")
+    with pytest.raises(ValueError, match="units do not compose"):
+        by_example.spend_training(1, "train/1")
+    with pytest.raises(ValueError, match="units do not compose"):
+        account(tiny_settings(), ledger, run="run-3")
+    assert len(ledger.entries()) == 1
+
+
+@pytest.mark.parametrize("relation", [Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE])
+@pytest.mark.parametrize("by", ["client", "server"])
+def test_client_level_calibration(
+    relation: Relation, by: str, tiny_settings: Make, ledger: Ledger
+) -> None:
+    """One Gaussian mechanism a round; replacing a client moves its update by twice the clip."""
+    changes = {"privacy.unit": "client", "privacy.noise_by": by}
+    changes |= {"privacy.relation": relation.value, "privacy.epsilon": 8.0}
+    settings = tiny_settings(**CALIBRATED | changes)
+    one = account(settings, ledger, examples=1)
+    assert spend_all(one) == 6
+    assert one.spent() == Counter({gaussian(one.noise_multiplier): 6})
+    # The definition, without any accountant's view of relations: std over how far the sum moves.
+    moves = 2 if relation is Relation.REPLACE_ONE else 1
+    mu = 6**0.5 * moves / one.noise_multiplier
+    delta = stats.norm.cdf(-8 / mu + mu / 2) - np.exp(8) * stats.norm.cdf(-8 / mu - mu / 2)
+    assert 1e-7 < delta <= 1e-5
+    server_view = ledger.spent("server")
+    assert all(map(is_private, server_view)) == (by == "client")
+    assert all(map(is_private, ledger.spent("outsider")))
+
+
+def test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    changes = {"privacy.unit": "client", "server.sampling": "poisson", "server.fraction": 0.25}
+    by_server = account(
+        tiny_settings(**changes, **{"privacy.noise_by": "server"}), ledger, examples=1
+    )
+    by_client = account(tiny_settings(**changes), ledger, examples=1)
+    assert by_server.training_event() == dp_sgd(0.25, 0.8, 1)
+    assert by_client.training_event() == gaussian(0.8)
+
+
+def test_without_privacy_the_ledger_says_no_guarantee(tiny_settings: Make, ledger: Ledger) -> None:
+    settings = tiny_settings(**{"privacy.mode": "none"})
+    one = account(settings, ledger)
+    assert one.noise_multiplier == 0
+    one.spend_training(1, "train/1")
+    (entry,) = ledger.entries()
+    assert not is_private(entry.view("server"))
+    assert "privacy.mode=none" in str(entry.view("outsider"))
+    assert one.epsilon() == float("inf")
+    with pytest.raises(ValueError, match="inf"):
+        account(tiny_settings(**CALIBRATED), ledger, run="later")
+
+
+def test_raw_evaluation_is_recorded_and_training_goes_on(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(
+        **CALIBRATED, **{"evaluation.clients": "raw", "evaluation.clients_holdout": 0.2}
+    )
+    one = account(settings, ledger)
+    for server_round in range(1, 7):
+        one.spend_training(server_round, f"train/{server_round}")
+        one.spend_evaluation(server_round, f"evaluate/{server_round}")
+    assert one.epsilon() == float("inf")
+    with pytest.raises(BudgetExceeded):
+        one.spend_training(7, "train/7")
+    with pytest.raises(ValueError, match="inf"):
+        account(tiny_settings(**CALIBRATED), ledger, run="later")
+
+
+def test_silo_that_never_trains_can_still_evaluate(tiny_settings: Make, ledger: Ledger) -> None:
+    settings = tiny_settings(
+        **CALIBRATED, **{"evaluation.clients": "private", "evaluation.clients_holdout": 0.2}
+    )
+    one = account(settings, ledger, rounds=0)
+    one.spend_evaluation(6, "evaluate/6")
+    with pytest.raises(ValueError, match="noise_multiplier"):
+        one.spend_training(1, "train/1")
+
+
+def test_keys_repeat_only_where_the_noise_does(tiny_settings: Make) -> None:
+    seeded, fresh = tiny_settings(), tiny_settings(**{"privacy.randomness": "os"})
+    digest = "d" * 64
+    assert release_key(seeded, "train", 3, digest) == release_key(seeded, "train", 3, digest)
+    others = {
+        release_key(seeded, "train", 4, digest),
+        release_key(seeded, "evaluate", 3, digest),
+        release_key(seeded, "train", 3, "e" * 64),
+        release_key(seeded, "train", 3, digest),
+    }
+    assert len(others) == 4
+    assert release_key(fresh, "train", 3, digest) != release_key(fresh, "train", 3, digest)
+
+
+def test_row_tells_what_is_needed_to_judge_it(tiny_settings: Make, ledger: Ledger) -> None:
+    account(tiny_settings(), ledger).spend_training(2, "train/2")
+    (entry,) = ledger.entries()
+    assert (entry.run, entry.party, entry.unit, entry.round) == ("run-1", "alpha", Unit.EXAMPLE, 2)
+    assert entry.details["noise_multiplier"] == 0.8
+    assert entry.details["clip"] == 0.5
+    assert entry.details["relation"] == "add-or-remove-one"
+    assert entry.details["randomness"] == "seeded"
+
+
+def test_sampling_rate(tiny_settings: Make) -> None:
+    settings = tiny_settings()
+    assert sampling_rate(settings, 80) == 0.1
+    assert sampling_rate(settings, 3) == 1.0
+    assert sampling_rate(tiny_settings(**{"client.sampling_rate": 0.3}), 3) == 0.3
+    with pytest.raises(ValueError, match="at least one training example"):
+        sampling_rate(settings, 0)
+
+
+def test_ledger_path(tiny_settings: Make, tmp_path: Path) -> None:
+    assert default_ledger(tiny_settings(), tmp_path) == tmp_path / "ledger.sqlite"
+    shared = tiny_settings(**{"privacy.ledger": str(tmp_path / "shared.sqlite")})
+    assert default_ledger(shared, tmp_path / "run") == tmp_path / "shared.sqlite"
+
+
+def _race(settings: Any, path: Path, run: str, start: Any, admitted: Any) -> None:
+    with Ledger(path) as ledger:
+        one = account(settings, ledger, run=run)
+        start.wait()
+        for server_round in range(1, 200):
+            try:
+                one.spend_training(server_round, f"train/{server_round}")
+            except BudgetExceeded:
+                break
+            time.sleep(0.1)
+        admitted.put((run, server_round - 1))
+
+
+def test_processes_that_share_a_ledger_cannot_overspend_together(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    """Two runs of one party spend as fast as they can: together they get what one alone gets."""
+    settings = tiny_settings(**{"privacy.epsilon": 8.0, "server.rounds": 1000})
+    with Ledger(tmp_path / "alone.sqlite") as ledger:
+        alone = spend_all(account(settings, ledger))
+    path = tmp_path / "shared.sqlite"
+    Ledger(path).close()
+    context = multiprocessing.get_context("spawn")
+    start, admitted = context.Barrier(2), context.Queue()
+    runs = [
+        context.Process(target=_race, args=(settings, path, f"run-{i}", start, admitted))
+        for i in range(2)
+    ]
+    for process in runs:
+        process.start()
+    counts = dict(admitted.get(timeout=120) for _ in runs)
+    for process in runs:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    with Ledger(path) as ledger:
+        rows = ledger.entries(party="alpha")
+        step = dp_sgd(8 / 60, 0.8, 1)
+        assert ledger.spent("server") == Counter({step: 2 * len(rows)})
+    assert sum(counts.values()) == len(rows) == alone
+    assert len([n for n in counts.values() if n > 0]) == 2, "no race took place"
+
+
+def test_two_accounts_that_looked_at_the_same_ledger_cannot_both_take_the_last_step(
+    tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a race would need, made certain: the other run spends while this one's budget
+    is being asked. It must then wait, and be refused."""
+    settings = tiny_settings(**{"privacy.epsilon": 8.0, "server.rounds": 1000})
+    path = tmp_path / "shared.sqlite"
+    first, second = Ledger(path), Ledger(path)
+    one, two = account(settings, first), account(settings, second, run="run-2")
+    with Ledger(tmp_path / "alone.sqlite") as ledger:
+        alone = spend_all(account(settings, ledger))
+    for server_round in range(1, alone):
+        one.spend_training(server_round, f"train/{server_round}")
+    outcome: list[str] = []
+
+    def rival() -> None:
+        try:
+            two.spend_training(1, "train/1")
+            outcome.append("admitted")
+        except BudgetExceeded:
+            outcome.append("refused")
+
+    assert one.budget is not None
+    admit, thread = one.budget.admit, threading.Thread(target=rival)
+
+    def slowly(*args: Any) -> None:
+        admit(*args)
+        thread.start()
+        thread.join(timeout=1.0)  # time enough to spend, were it possible
+
+    monkeypatch.setattr(one.budget, "admit", slowly)
+    one.spend_training(alone, f"train/{alone}")
+    thread.join(timeout=60)
+    assert outcome == ["refused"]
+    assert len(first.entries()) == alone
+    first.close()
+    second.close()
