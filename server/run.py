@@ -108,7 +108,8 @@ def run_experiment(
 
         if status in (FINISHED, STOPPED):
             export_adapter(run, run.adapter_path)
-        write_report(run)
+        if status != INTERRUPTED:  # Ctrl-C should not have to wait for the accountants
+            write_report(run)
     return status
 
 

@@ -99,6 +99,7 @@ def _quiet() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_DEDUP_LOGS": "0",
+        "RAY_worker_niceness": "0",  # by default Ray runs workers at 15: starved beside anything else
     }.items():
         os.environ.setdefault(name, value)
     root = str(Path(__file__).resolve().parent.parent)
