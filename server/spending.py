@@ -64,7 +64,7 @@ class SpendingView:
         accountant = make_accountant(privacy.accountant, Relation(privacy.relation))
         found: dict[frozenset[tuple[str, int]], float] = {}
         result = {}
-        for silo, counts in self.events.items():
+        for silo, counts in sorted(self.events.items()):
             key = frozenset((event_to_json(event), count) for event, count in counts.items())
             if key not in found:
                 found[key] = float(accountant.epsilon(counts, privacy.delta))

@@ -122,10 +122,12 @@ def test_budget_that_is_spent_leaves_no_row_and_no_update(
 ) -> None:
     worker = make_worker(tiny_settings(**{"privacy.epsilon": 5.0}), tmp_path)
     done = 0
-    with pytest.raises(BudgetExceeded, match="The step is not taken"):
+    try:
         for server_round in range(1, 20):
             worker.train(params, server_round, 20)
             done += 1
+    except BudgetExceeded as error:
+        assert "The step is not taken" in str(error)
     assert 1 <= done < 19
     assert len(rows(worker)) == done
 
