@@ -119,7 +119,9 @@ def calibrate_noise_multiplier(
       relation: The neighbouring relation.
       other_events: What else is spent on the same data from the same budget.
       accountant: Name of the accountant that epsilon is measured by.
-      tolerance: The result costs from target * (1 - tolerance) to target.
+      tolerance: The result costs from target * (1 - tolerance) to target. It costs less where the
+        cost jumps over that range, as where hardly any record is ever sampled (steps * rate about
+        delta or less): then any noise will do, and the smallest considered, 0.01, is returned.
       cache_dir: Folder where results are kept as JSON, keyed by all inputs and versions.
 
     Raises:

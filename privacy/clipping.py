@@ -17,7 +17,7 @@ import torch
 
 _MARGIN = 1.0 - 2.0**-22
 # Above this norm a float32 scaling factor loses precision or underflows: go through float64.
-_LARGE_NORM_RATIO = 1e15
+_LARGE_RATIO = 1e15
 _LARGEST_CLIP_NORM = 1e30  # so that float32 sums stay finite
 
 
@@ -76,20 +76,59 @@ def _rows(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
 
 
-def _row_norms(tensor: torch.Tensor) -> torch.Tensor:
-    """Return float64 [B]: norms of the rows, NaN or inf exactly where an entry is not finite."""
-    flat = _rows(tensor)
-    if flat.numel() == 0:
-        return torch.zeros(flat.shape[0], dtype=torch.float64, device=flat.device)
-    if flat.dtype != torch.float64:  # squares of float32 cannot overflow float64
-        norms: torch.Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
-        return norms
-    largest = flat.abs().amax(dim=1)
-    safe = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
-    norms = torch.linalg.vector_norm(flat / safe[:, None], dim=1) * safe
-    # finite entries whose norm overflows float64 count as huge, not as non-finite
-    overflowed = torch.isinf(norms) & torch.isfinite(largest)
-    return torch.where(overflowed, torch.finfo(torch.float64).max, norms)
+def _norms(per_example: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
+    """Norms of the scaled examples, float64 [B]; NaN or inf exactly where one is not finite.
+
+    Not for float64 input: squares of float32 cannot overflow float64, those of float64 can.
+    """
+    total = torch.zeros(per_example[0].shape[0], dtype=torch.float64, device=per_example[0].device)
+    for tensor, factor in zip(per_example, factors, strict=True):
+        flat = _rows(tensor)
+        if flat.numel():
+            norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
+            total += (norms * factor).square()
+    return total.sqrt()
+
+
+def _sum_of_extremes(
+    per_example: Sequence[torch.Tensor], factors: Sequence[float], clip_norm: float
+) -> ClippedSum:
+    """Clip and sum in float64, with each example first divided by its largest entry.
+
+    For float64 input, and for examples so large that a float32 coefficient would underflow.
+    """
+    count, device = per_example[0].shape[0], per_example[0].device
+    flats = [_rows(tensor).to(torch.float64) for tensor in per_example]
+    largest = torch.zeros(count, dtype=torch.float64, device=device)
+    for flat, factor in zip(flats, factors, strict=True):
+        if flat.numel():
+            largest = torch.maximum(largest, flat.abs().amax(dim=1) * factor)  # keeps NaN
+    finite = torch.isfinite(largest)
+    keep = torch.nonzero(finite & (largest > 0)).flatten()
+    size = largest[keep]
+    # Divided first by the largest entry: neither the quotient nor its square can overflow.
+    units = [
+        (flat[keep] / size[:, None] * factor)
+        if factor >= 1
+        else (flat[keep] * factor / size[:, None])
+        for flat, factor in zip(flats, factors, strict=True)
+    ]
+    relative = torch.stack([u.square().sum(dim=1) for u in units]).sum(dim=0).sqrt()  # >= 1
+    too_long = relative > clip_norm / size
+    lengths = torch.where(too_long, clip_norm / relative * _MARGIN, size)
+    norms = torch.zeros(count, dtype=torch.float64, device=device)
+    norms[keep] = (relative * size).clamp(max=torch.finfo(torch.float64).max)
+    norms[~finite] = torch.inf
+    return ClippedSum(
+        sums=[
+            (lengths @ unit).to(torch.float32).reshape(tensor.shape[1:])
+            for unit, tensor in zip(units, per_example, strict=True)
+        ],
+        count=count,
+        clipped=int(too_long.sum()),
+        nonfinite=int((~finite).sum()),
+        norms=norms,
+    )
 
 
 def clip_and_sum(
@@ -109,7 +148,8 @@ def clip_and_sum(
         clipped and summed in these coordinates. The caller divides by it after noising.
 
     Returns:
-      The sums and counts. All finite, whatever the input.
+      The sums and counts. All finite, whatever the input; an example whose scaled entries are not
+      finite counts as non-finite.
 
     Raises:
       ValueError: A bound or scale is not positive and finite, or the shapes do not match.
@@ -117,34 +157,23 @@ def clip_and_sum(
     factors = _check(per_example, clip_norm, scales)
     per_example = [tensor.detach() for tensor in per_example]
     count = per_example[0].shape[0]
-    parts = torch.stack(
-        [_row_norms(t).mul(s) for t, s in zip(per_example, factors, strict=True)], dim=1
-    )
-    largest = parts.amax(dim=1)  # [B]; amax propagates NaN
-    finite = torch.isfinite(largest)
-    safe = torch.where(finite & (largest > 0), largest, 1.0)
-    norms = torch.linalg.vector_norm(parts / safe[:, None], dim=1) * safe
+    if any(tensor.dtype == torch.float64 for tensor in per_example):
+        return _sum_of_extremes(per_example, factors, clip_norm)
+    norms = _norms(per_example, factors)
+    finite = torch.isfinite(norms)
+    ratio = torch.where(finite, norms, 0.0).amax() / clip_norm if count else 0.0
+    if ratio > _LARGE_RATIO or not all(1 / _LARGE_RATIO < f < _LARGE_RATIO for f in factors):
+        return _sum_of_extremes(per_example, factors, clip_norm)
     norms = torch.where(finite, norms, torch.inf)
     clipped = finite & (norms > clip_norm)
-    denominator = torch.where(clipped, norms, 1.0)
-    coefficients = torch.where(clipped, clip_norm / denominator * _MARGIN, 1.0)
-    keep = torch.nonzero(finite & (norms > 0)).flatten()
-    everything = keep.numel() == count
-    kept = coefficients[keep]
-    huge = keep.numel() > 0 and bool((norms[keep].max() / clip_norm) > _LARGE_NORM_RATIO)
-
+    coefficients = torch.where(clipped, clip_norm / torch.where(clipped, norms, 1.0) * _MARGIN, 1.0)
+    keep = torch.nonzero(finite).flatten()  # a NaN times zero would be NaN: leave its row out
     sums: list[torch.Tensor] = []
-    for tensor, scale in zip(per_example, factors, strict=True):
+    for tensor, factor in zip(per_example, factors, strict=True):
         flat = _rows(tensor)
-        flat = flat if everything else flat[keep]
-        if huge or tensor.dtype == torch.float64 or not 1e-15 < scale < 1e15:
-            # Bring rows to the order of 1 before scaling: no factor under- or overflows.
-            row = norms[keep]
-            unit = flat.to(torch.float64) / row[:, None] * scale
-            total = (kept * row).clamp(max=clip_norm) @ unit
-        else:
-            total = (kept * scale).to(torch.float32) @ flat.to(torch.float32)
-        sums.append(total.to(torch.float32).reshape(tensor.shape[1:]))
+        flat = flat if keep.numel() == count else flat[keep]
+        weights = (coefficients[keep] * factor).to(torch.float32)
+        sums.append((weights @ flat.to(torch.float32)).reshape(tensor.shape[1:]))
     return ClippedSum(
         sums=sums,
         count=count,

@@ -64,11 +64,12 @@ class LossDistribution:
         width = max(1, int(_BLOCK / self.interval))
         for begin in range((max(losses.size - 1, 0) // width) * width, -1, -width):
             block = slice(begin, min(begin + width, losses.size))
-            if block.start >= losses.size:
-                break
+            if begin >= losses.size:
+                break  # no positive loss at all
             reach = losses[block] - losses[begin]
             sums = np.cumsum((probs[block] * np.exp(-reach))[::-1])[::-1]
-            sums = sums + carry * math.exp(losses[begin] - carry_loss)
+            if carry:
+                sums = sums + carry * math.exp(losses[begin] - carry_loss)
             lower[block] = sums * np.exp(reach)
             carry, carry_loss = float(lower[begin]), float(losses[begin])
         return losses, upper, lower

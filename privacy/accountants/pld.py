@@ -13,12 +13,15 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as dp_pld
 
 from privacy.accountants.base import Accountant
+from privacy.accountants.gaussian_loss import gaussian_pld
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.vocabulary import Relation
 
 _LARGEST_INTERVAL = 1e-4
 _SMALLEST_INTERVAL = 1e-6
-_LARGEST_SIZE = 4e6  # atoms, at which the interval grows instead
+# Numbers of losses above which the interval grows instead.
+_LARGEST_BASE = 1e6
+_LARGEST_COMPOSED = 4e6
 _Pair = tuple[LossDistribution, ...]  # one distribution if symmetric, else (remove, add)
 
 
@@ -126,15 +129,16 @@ def _interval(counts: dict[DpEvent, int], precision: float) -> float:
         spread = _spread(event)
         if spread is not None and 0 < spread / 10 < smallest:
             smallest = max(_SMALLEST_INTERVAL, 10.0 ** math.floor(math.log10(spread / 10)))
-    span = 16 * math.sqrt(precision) + precision / 2
+    single = composed = 16 * math.sqrt(precision) + precision / 2
     for event, count in counts.items():
         spread = _spread(event)
         if spread is not None:
-            inner = event.event.noise_multiplier
-            single = max(0.0, math.log(event.sampling_probability) + 10 / inner + inner**-2 / 2)
-            span = max(span, single, min(count * single, 16 * spread * math.sqrt(count)))
-    while span / smallest > _LARGEST_SIZE:
-        smallest *= 10
+            noise = event.event.noise_multiplier
+            reach = max(0.0, math.log(event.sampling_probability) + 10 / noise + noise**-2 / 2)
+            single = max(single, reach)
+            composed += min(count * reach, 16 * spread * math.sqrt(count))
+    while single / smallest > _LARGEST_BASE or composed / smallest > _LARGEST_COMPOSED:
+        smallest *= 2
     return smallest
 
 
@@ -169,6 +173,8 @@ def _dp_accounting_pld(
     replace = relation is dp_accounting.NeighboringRelation.REPLACE_ONE
     common = {"value_discretization_interval": interval}
     if isinstance(event, dp.GaussianDpEvent):
+        if not replace:
+            return gaussian_pld(event.noise_multiplier, 1.0, interval)
         return dp_pld.from_gaussian_mechanism(
             event.noise_multiplier, neighboring_relation=relation, **common
         )
@@ -202,6 +208,9 @@ def _dp_accounting_pld(
         )
     if isinstance(event, dp.PoissonSampledDpEvent):
         if isinstance(event.event, dp.GaussianDpEvent):
+            if not replace:
+                noise, rate = event.event.noise_multiplier, event.sampling_probability
+                return gaussian_pld(noise, rate, interval)
             return dp_pld.from_gaussian_mechanism(
                 event.event.noise_multiplier,
                 sampling_prob=event.sampling_probability,
