@@ -17,9 +17,20 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
+from fedllm.silo_worker import shared_tunable
 from fedllm.silos import load_federation
 from server.callbacks import Callback
 from server.run import FINISHED, STOPPED, run_experiment
+
+
+def prepare(settings: Settings) -> None:
+    """Load data and model once, so that what is wrong with them shows before a run folder is made.
+
+    Raises:
+        ValueError: the data, the model or the task's settings are not usable; the message says why.
+    """
+    federation = load_federation(settings)
+    shared_tunable(settings).task.features(federation.evaluation.records)
 
 
 def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
