@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings_io import load_settings, to_toml
+from simulations import cli_accounting
 
 app = typer.Typer(
     name="fedllm",
@@ -111,6 +112,9 @@ def settings(
 
     tree = load_settings(experiment, overrides or []) if experiment else Settings()
     typer.echo(to_toml(tree, documented=True))
+
+
+cli_accounting.register(app)
 
 
 def _train(folder: RunFolder, as_json: bool) -> None:

@@ -1,0 +1,281 @@
+"""What a schedule or a ledger costs by every accountant, as the plain tree that is printed as JSON."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.report.accounting import EVERYBODY, no_guarantee_reasons
+from privacy.accountants import (
+    ACCOUNTANTS,
+    UnsupportedEvent,
+    make_accountant,
+)
+from privacy.accountants.dominating import DominatingGdpAccountant
+from privacy.events import dp_sgd, multiset
+from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
+from privacy.ledger_file import APPLICATION_ID
+from privacy.vocabulary import Adversary, Relation, Unit
+
+Figures = dict[str, Any]
+_KEYS = {name: name.replace("-", "_") for name in ACCOUNTANTS}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what dp_accounting (absl) and Opacus print of orders that they try and drop."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def assumes(unit: Unit, adversary: Adversary) -> str:
+    """What must be true of a planned schedule for its numbers to hold."""
+    return (
+        f"each {unit.value} is in each step's sample independently with the sample rate (Poisson); "
+        "its contribution is clipped to the clipping norm; Gaussian noise of noise multiplier x "
+        f"clipping norm protects each step's sum against the adversary ({adversary})"
+    )
+
+
+def account_schedule(
+    *,
+    noise_multiplier: float,
+    sample_rate: float,
+    steps: int,
+    delta: float,
+    unit: Unit,
+    relation: Relation,
+    adversary: Adversary,
+) -> Figures:
+    """Figures of a planned DP-SGD schedule, under the accountants' names with underscores.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+    events = multiset(dp_sgd(sample_rate, noise_multiplier, steps))
+    return {
+        "delta": delta,
+        "unit": unit.value,
+        "relation": relation.value,
+        "adversary": str(adversary),
+        **_figures(events, relation, delta),
+        "noise_multiplier": noise_multiplier,
+        "sample_rate": sample_rate,
+        "steps": steps,
+        "assumes": assumes(unit, adversary),
+    }
+
+
+def verify_ledger(path: Path, kept_head: tuple[int, str] | None = None) -> VerifyReport:
+    """Verify a ledger's chain; a ledger that is too damaged to open fails, too.
+
+    Raises:
+        LedgerError: the file is absent or no ledger at all.
+    """
+    try:
+        with Ledger(path, read_only=True) as ledger:
+            return ledger.verify(kept_head)
+    except LedgerError as error:
+        if not _marked_as_ledger(path):
+            raise
+        return VerifyReport(False, 0, [str(error)], (0, ""))
+
+
+def chain(found: VerifyReport) -> dict[str, Any]:
+    """A verification as JSON."""
+    return {
+        "ok": found.ok,
+        "rows": found.rows,
+        "head": {"id": found.head[0], "hash": found.head[1]},
+        "problems": found.problems,
+    }
+
+
+def _marked_as_ledger(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return int.from_bytes(file.read(100)[68:72], "big") == APPLICATION_ID
+    except OSError:
+        return False
+
+
+def account_ledger(
+    path: Path,
+    *,
+    party: str | None,
+    unit: Unit | None,
+    relation: Relation | None,
+    adversary: Adversary,
+    delta: float,
+) -> Figures:
+    """Figures of each party, by all that the ledger holds about it; the whole is the largest.
+
+    Rows of the party "server" concern all parties and are counted for each. A ledger whose chain
+    is broken gives no guarantee: every epsilon is then infinite.
+
+    Args:
+        party: one party only; None for all.
+        unit: None for the unit of the rows.
+        relation: None for the relation that the rows record.
+
+    Raises:
+        LedgerError: no ledger, or it holds no view for the adversary or a stronger one.
+        ValueError: no such party; or rows of several units or relations, and none was chosen.
+    """
+    verification = verify_ledger(path)
+    rows = _rows_by_party(path, party) if verification.ok else {}
+    everything = [entry for entries in rows.values() for entry in entries]
+    units = {entry.unit.value for entry in everything}
+    relations = {str(e.details.get("relation")) for e in everything} & set(Relation)
+    stated = Unit(_only("--unit", unit, units, Unit.EXAMPLE))
+    neighbours = Relation(_only("--relation", relation, relations, Relation.ADD_OR_REMOVE_ONE))
+    memory: dict[frozenset[tuple[DpEvent, int]], Figures] = {}
+    parties: dict[str, Figures] = {
+        name: {"rows": len(entries)}
+        | _account_rows(entries, stated, neighbours, adversary, delta, memory)
+        for name, entries in rows.items()
+    }
+    if not verification.ok:
+        broken = [f"the ledger fails its verification: {p}" for p in verification.problems]
+        total = _nothing(neighbours, broken)
+    else:
+        total = _largest(parties) if parties else _figures(Counter(), neighbours, delta)
+    return {
+        "delta": delta,
+        "unit": stated.value,
+        "relation": neighbours.value,
+        "adversary": str(adversary),
+        **total,
+        "seeded_noise": any(e.details.get("randomness") == "seeded" for e in everything),
+        "ledger": str(path),
+        "chain": chain(verification),
+        "parties": parties,
+    }
+
+
+def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]]:
+    """The rows that count for each party, or for one."""
+    found: dict[str, list[LedgerEntry]] = defaultdict(list)
+    with Ledger(path, read_only=True) as ledger:
+        for entry in ledger.entries():
+            found[entry.party].append(entry)
+    if party is not None and party not in found:
+        names = ", ".join(sorted(found)[:10]) or "it is empty"
+        raise ValueError(f"Expected --party in the ledger ({names}), got --party={party}")
+    if party == EVERYBODY or set(found) == {EVERYBODY}:
+        return {EVERYBODY: found[EVERYBODY]}
+    common = found.pop(EVERYBODY, [])
+    names_wanted = sorted(found) if party is None else [party]
+    return {name: found[name] + common for name in names_wanted}
+
+
+def _only(option: str, chosen: str | None, found: set[str], default: str) -> str:
+    """What was chosen, or the one that the ledger holds."""
+    if chosen is not None:
+        return chosen
+    if len(found) > 1:
+        raise ValueError(
+            f"Expected {option} ({' or '.join(sorted(found))}): the ledger holds rows of each, "
+            "which do not compose; got none"
+        )
+    return next(iter(found), default)
+
+
+def _account_rows(
+    rows: Sequence[LedgerEntry],
+    unit: Unit,
+    relation: Relation,
+    adversary: str,
+    delta: float,
+    memory: dict[frozenset[tuple[DpEvent, int]], Figures],
+) -> Figures:
+    """Figures of one party; equal multisets of events are accounted once."""
+    reasons = set()
+    for row in rows:
+        other = row.details.get("relation") or relation.value
+        if row.unit is not unit or other != relation.value:
+            reasons.add(
+                f"run {row.run} recorded releases for unit {row.unit.value}, relation {other}: "
+                f"they do not compose with unit {unit.value}, relation {relation.value}"
+            )
+    if reasons:
+        return _nothing(relation, sorted(reasons))
+    events = composed(rows, adversary)
+    key = frozenset(events.items())
+    if key not in memory:
+        lost = no_guarantee_reasons(events)
+        memory[key] = _nothing(relation, lost) if lost else _figures(events, relation, delta)
+    return memory[key]
+
+
+def _figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figures:
+    """Every accountant's answer under its JSON name; why, where it cannot give one."""
+    found: Figures = {}
+    for name, key in _KEYS.items():
+        accountant = make_accountant(name, relation)
+        figure: dict[str, Any] = {"epsilon": None, "bound": accountant.is_bound}
+        try:
+            figure["epsilon"] = float(accountant.epsilon(events, delta))
+            mu = accountant.mu(events)
+            if mu is not None:
+                figure["mu"] = float(mu)
+            if isinstance(accountant, DominatingGdpAccountant) and events:
+                figure["delta_floor"] = accountant.floor(events)
+        except UnsupportedEvent as error:
+            if name == "gdp-exact":
+                continue  # holds for schedules without sampling only
+            figure["unsupported"] = str(error)
+        except (ArithmeticError, ValueError) as error:
+            figure["unsupported"] = f"The {name} accountant cannot compute it: {error}"
+        figure["trust"] = accountant.trust
+        found[key] = figure
+    return found
+
+
+def _nothing(relation: Relation, reasons: Sequence[str]) -> Figures:
+    """Infinite figures: no accountant can help."""
+    figures: Figures = {}
+    for name, key in _KEYS.items():
+        accountant = make_accountant(name, relation)
+        figure = {"epsilon": math.inf, "bound": accountant.is_bound, "trust": accountant.trust}
+        figures[key] = figure | ({"mu": math.inf} if "gdp" in name else {})
+    return figures | {"no_guarantee": list(reasons)}
+
+
+def _largest(parties: Mapping[str, Figures]) -> Figures:
+    """Per accountant the largest epsilon and mu, since a record is in one party only.
+
+    Where an accountant cannot represent an event of some party, it has no figure for the whole.
+    """
+    total: Figures = {}
+    for key in _KEYS.values():
+        known = {party: figures[key] for party, figures in parties.items() if key in figures}
+        if len(known) < len(parties):
+            continue  # the exact one applies to some parties only
+        refusing = [party for party, figure in known.items() if figure["epsilon"] is None]
+        worst = refusing[0] if refusing else max(known, key=lambda p: known[p]["epsilon"])
+        total[key] = known[worst] | {"party": worst}
+        for name in ("mu", "delta_floor"):
+            if name in total[key]:
+                total[key][name] = max(f[name] for f in known.values() if name in f)
+    lost = [
+        f"{reason} (party {party})" if len(parties) > 1 else reason
+        for party, figures in parties.items()
+        for reason in figures.get("no_guarantee", [])
+    ]
+    return total | ({"no_guarantee": lost} if lost else {})

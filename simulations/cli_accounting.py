@@ -1,0 +1,345 @@
+"""Commands that account for privacy: ``fedllm calibrate`` and ``fedllm account``.
+
+Numbers come from :mod:`privacy`; here options are checked and results are printed, each epsilon
+with its unit, neighbouring relation, adversary and accountant.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from simulations import cli_ledger
+from simulations.cli_output import (
+    AsJson,
+    OneLineErrors,
+    make_table,
+    print_json,
+    print_parts,
+    require,
+)
+
+# torch and dp_accounting take seconds to load: privacy and what uses it are imported by commands.
+APPROXIMATION = "approximation, not a bound"
+BOUND = "upper bound"
+_NAMES = {
+    "pld": "PLD",
+    "rdp": "RDP",
+    "prv": "PRV",
+    "gdp_exact": "GDP exact",
+    "gdp_dominating": "GDP dominating",
+    "gdp_clt": "GDP-CLT",
+}
+_SHOWN_REASONS = 5
+
+
+class RelationName(StrEnum):
+    """Neighbouring relations, as options."""
+
+    ADD_OR_REMOVE_ONE = "add-or-remove-one"
+    REPLACE_ONE = "replace-one"
+
+
+class UnitName(StrEnum):
+    """Privacy units, as options."""
+
+    EXAMPLE = "example"
+    CLIENT = "client"
+
+
+class AccountantName(StrEnum):
+    """Accountants to calibrate by: bounds only."""
+
+    PLD = "pld"
+    RDP = "rdp"
+
+
+class Unknown(StrEnum):
+    """What calibration can solve for."""
+
+    NOISE_MULTIPLIER = "noise-multiplier"
+    STEPS = "steps"
+    SAMPLE_RATE = "sample-rate"
+    DELTA = "delta"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to ``fedllm``."""
+    app.command(cls=OneLineErrors)(calibrate)
+    app.command(cls=OneLineErrors)(account)
+    app.add_typer(cli_ledger.app)
+
+
+Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1.")]
+Rate = Annotated[float | None, typer.Option(help="Probability of each record to be in a step.")]
+Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
+Noise = Annotated[
+    float | None, typer.Option(help="Standard deviation of the noise over the clipping norm.")
+]
+Opponent = Annotated[
+    str, typer.Option(help="Against whom: outsider, server (sees every message), or colluding:m.")
+]
+
+
+def calibrate(
+    epsilon: Annotated[float, typer.Option(help="Target epsilon.")],
+    delta: Delta = None,
+    sample_rate: Rate = None,
+    steps: Steps = None,
+    noise_multiplier: Noise = None,
+    solve_for: Annotated[
+        Unknown, typer.Option(help="What to find; the others are given.")
+    ] = Unknown.NOISE_MULTIPLIER,
+    relation: Annotated[
+        RelationName, typer.Option(help="Neighbouring relation.")
+    ] = RelationName.ADD_OR_REMOVE_ONE,
+    accountant: Annotated[
+        AccountantName, typer.Option(help="Who measures epsilon.")
+    ] = AccountantName.PLD,
+    unit: Annotated[
+        UnitName, typer.Option(help="What is sampled and protected.")
+    ] = UnitName.EXAMPLE,
+    adversary: Opponent = "server",
+    as_json: AsJson = False,
+) -> None:
+    """Find the noise (or steps, sampling rate, delta) of DP-SGD that keeps to a target epsilon."""
+    given = {
+        Unknown.NOISE_MULTIPLIER: _noise(noise_multiplier),
+        Unknown.STEPS: _steps(steps),
+        Unknown.SAMPLE_RATE: _rate(sample_rate),
+        Unknown.DELTA: _delta(delta),
+    }
+    if given.pop(solve_for) is not None:
+        raise ValueError(
+            f"Expected no --{solve_for} with --solve-for {solve_for}: it is what is solved for"
+        )
+    for name, value in given.items():
+        if value is None:
+            raise ValueError(f"Expected --{name} with --solve-for {solve_for}, got none")
+    least = epsilon >= 0 if solve_for is Unknown.DELTA else epsilon > 0
+    require("--epsilon", epsilon, least and math.isfinite(epsilon), "a finite number > 0")
+    from privacy import calibration
+    from privacy.vocabulary import Adversary, Relation, Unit
+    from simulations.accounting_figures import assumes, quiet
+
+    against = Adversary(adversary)
+    solve: Any = {
+        Unknown.NOISE_MULTIPLIER: calibration.calibrate_noise_multiplier,
+        Unknown.STEPS: calibration.calibrate_steps,
+        Unknown.SAMPLE_RATE: calibration.calibrate_sampling_rate,
+        Unknown.DELTA: calibration.calibrate_delta,
+    }[solve_for]
+    names = {Unknown.SAMPLE_RATE: "sampling_rate", Unknown.NOISE_MULTIPLIER: "noise_multiplier"}
+    known = {names.get(name, str(name)): value for name, value in given.items()}
+    with quiet():
+        found = solve(
+            epsilon=epsilon, relation=Relation(relation), accountant=str(accountant), **known
+        )
+    result = {
+        "noise_multiplier": found.noise_multiplier,
+        "epsilon": found.epsilon,
+        "delta": found.delta,
+        "accountant": found.accountant,
+        "bound": True,
+        "target_epsilon": epsilon,
+        "solve_for": str(solve_for),
+        "steps": found.steps,
+        "sample_rate": found.sampling_rate,
+        "unit": str(unit),
+        "relation": str(relation),
+        "adversary": str(against),
+        "assumes": assumes(Unit(unit), against),
+    }
+    if as_json:
+        print_json(result)
+        return
+    table = make_table("quantity", "value")
+    printed = {  # rounded towards more privacy: the printed schedule keeps to the target as well
+        "noise multiplier": _round(found.noise_multiplier, 6, math.ceil),
+        "sample rate": _round(found.sampling_rate, 6, math.floor),
+        "steps": f"{found.steps}",
+        "epsilon": f"{_epsilon(found.epsilon)} ({BOUND}; target {epsilon:g})",
+        "delta": _round(found.delta, 6, math.ceil),
+        "accountant": accountant.upper(),
+        "unit": str(unit),
+        "relation": str(relation),
+        "adversary": str(against),
+    }
+    for quantity, text in printed.items():
+        table.add_row(quantity, text)
+    solved = str(solve_for).replace("-", " ")
+    print_parts(f"Found: {solved}", table, f"Assumed: {result['assumes']}")
+
+
+def account(
+    delta: Delta = None,
+    noise_multiplier: Noise = None,
+    sample_rate: Rate = None,
+    steps: Steps = None,
+    ledger: Annotated[Path | None, typer.Option(help="A ledger, in place of a schedule.")] = None,
+    party: Annotated[
+        str | None, typer.Option(help="One party of the ledger; else the largest epsilon of all.")
+    ] = None,
+    unit: Annotated[
+        UnitName | None, typer.Option(help="Privacy unit; else the ledger's, or example.")
+    ] = None,
+    relation: Annotated[
+        RelationName | None,
+        typer.Option(help="Neighbouring relation; else the ledger's, or add-or-remove-one."),
+    ] = None,
+    adversary: Opponent = "server",
+    as_json: AsJson = False,
+) -> None:
+    """What a planned schedule, or all that a ledger holds, costs by every accountant."""
+    schedule = {
+        "--noise-multiplier": _noise(noise_multiplier),
+        "--sample-rate": _rate(sample_rate),
+        "--steps": _steps(steps),
+    }
+    given = [name for name, value in schedule.items() if value is not None]
+    if delta is None or _delta(delta) is None:
+        raise ValueError("Expected --delta above 0 and below 1, got none")
+    if ledger is not None and given:
+        raise ValueError(f"Expected --ledger or a schedule, got --ledger with {', '.join(given)}")
+    if ledger is None and len(given) < len(schedule):
+        missing = ", ".join(name for name in schedule if name not in given)
+        raise ValueError(f"Expected --ledger or all of {', '.join(schedule)}; missing: {missing}")
+    if ledger is None and party is not None:
+        raise ValueError(f"Expected --party with --ledger only, got --party={party}")
+    from privacy.vocabulary import Adversary, Relation, Unit
+    from simulations.accounting_figures import account_ledger, account_schedule, quiet
+
+    against = Adversary(adversary)
+    with quiet():
+        if ledger is not None:
+            found = account_ledger(
+                ledger,
+                party=party,
+                unit=None if unit is None else Unit(unit),
+                relation=None if relation is None else Relation(relation),
+                adversary=against,
+                delta=delta,
+            )
+        else:
+            found = account_schedule(
+                noise_multiplier=noise_multiplier or 0,
+                sample_rate=sample_rate or 0,
+                steps=steps or 0,
+                delta=delta,
+                unit=Unit(unit or "example"),
+                relation=Relation(relation or "add-or-remove-one"),
+                adversary=against,
+            )
+    if as_json:
+        print_json(found)
+    else:
+        _print_account(found)
+    if not found.get("chain", {}).get("ok", True):
+        raise typer.Exit(1)
+
+
+# -- options -----------------------------------------------------------------------------------
+
+
+def _delta(delta: float | None) -> float | None:
+    if delta is not None:
+        require("--delta", delta, 0 < delta < 1, "a number above 0 and below 1")
+    return delta
+
+
+def _rate(rate: float | None) -> float | None:
+    if rate is not None:
+        require("--sample-rate", rate, 0 < rate <= 1, "a number above 0 and at most 1")
+    return rate
+
+
+def _steps(steps: int | None) -> int | None:
+    if steps is not None:
+        require("--steps", steps, steps >= 1, "a whole number >= 1")
+    return steps
+
+
+def _noise(noise: float | None) -> float | None:
+    if noise is not None:
+        good = noise > 0 and math.isfinite(noise)
+        require("--noise-multiplier", noise, good, "a finite number > 0")
+    return noise
+
+
+# -- printing ----------------------------------------------------------------------------------
+
+
+def _round(value: float, digits: int, towards: Callable[[Any], int]) -> str:
+    """A value to some significant digits, rounded up or down."""
+    if value == 0 or not math.isfinite(value):
+        return "∞" if value == math.inf else f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = Decimal(repr(float(value))).scaleb(places)
+    return f"{float(Decimal(towards(scaled)).scaleb(-places)):.{digits}g}"
+
+
+def _epsilon(epsilon: float) -> str:
+    """Rounded up, so that the printed number holds as well."""
+    from fedllm.report.guarantee import shown
+
+    return _round(epsilon, 6, math.ceil) if 1e4 < epsilon < math.inf else shown(epsilon)
+
+
+def _print_account(found: Mapping[str, Any]) -> None:
+    """All figures of a schedule or of a ledger, each with all that it needs to mean something."""
+    named = (
+        f"delta = {found['delta']:g}; unit: {found['unit']}; relation: {found['relation']}; "
+        f"adversary: {found['adversary']}"
+    )
+    parties = found.get("parties", {})
+    title = f"Epsilon at {named}"
+    if len(parties) > 1:
+        title += f"; the largest of {len(parties)} parties"
+    elif parties:
+        title += f"; party: {next(iter(parties))}"
+    table = make_table("accountant", "epsilon", "what it is", "mu")
+    notes = []
+    for key, name in _NAMES.items():
+        figure = found.get(key)
+        if figure is None:
+            continue
+        kind = BOUND if figure["bound"] else APPROXIMATION
+        if figure["epsilon"] == math.inf:
+            kind = "no guarantee" if "no_guarantee" in found else "no finite number"
+        mu = _round(figure["mu"], 5, math.ceil) if "mu" in figure else "-"
+        if figure["epsilon"] is None:
+            notes.append(figure["unsupported"])
+            table.add_row(name, "none", "no number: see below", "-")
+        else:
+            table.add_row(name, _epsilon(figure["epsilon"]), kind, mu)
+        if figure.get("delta_floor"):
+            notes.append(f"The dominating mu holds for every delta above {figure['delta_floor']:g}")
+    lost = found.get("no_guarantee", [])
+    notes += [f"NO GUARANTEE: {reason}" for reason in lost[:_SHOWN_REASONS]]
+    if len(lost) > _SHOWN_REASONS:
+        notes.append(f"and {len(lost) - _SHOWN_REASONS} more reasons: --json prints all")
+    if "assumes" in found:
+        notes.append(f"Assumed: {found['assumes']}")
+    if found.get("seeded_noise"):
+        notes.append(
+            "Noise of this ledger was drawn from a seed: against whoever knows or guesses the "
+            "seed there is no protection"
+        )
+    chain = found.get("chain", {"ok": True})
+    if chain["ok"] and not parties and "ledger" in found:
+        notes.append("The ledger is empty: nothing was released")
+    print_parts(title, table, *notes)
+    if len(parties) > 1:
+        each = make_table("party", "rows", "epsilon")
+        for name, figures in parties.items():
+            epsilon = figures["pld"]["epsilon"]
+            shown = "none" if epsilon is None else _epsilon(epsilon)
+            each.add_row(Text(name), str(figures["rows"]), shown)
+        print_parts(f"Epsilon by party ({BOUND} by PLD) at {named}", each)

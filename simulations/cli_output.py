@@ -1,0 +1,79 @@
+"""What the command line's modules share: errors on one line, JSON, tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+
+from fedllm.durable import plain
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class _OneLine(click.Command):
+    """Errors about input are one line on stderr, and exit status 2."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the options."""
+        try:
+            return super().make_context(*args, **options)
+        except click.UsageError as error:
+            _fail(error)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except (click.UsageError, ValueError, ArithmeticError, OSError) as error:
+            _fail(error)
+
+
+class OneLineErrors(_OneLine, TyperCommand):
+    """A command whose errors about input are one line on stderr and exit status 2."""
+
+
+class OneLineGroup(_OneLine, TyperGroup):
+    """The same for a group of commands."""
+
+
+def _fail(error: Exception) -> NoReturn:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        raise error  # prints the help
+    message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+    if isinstance(error, ArithmeticError):
+        message = f"Cannot be computed with these values: {message}"
+    typer.echo("fedllm: " + " ".join(message.split()), err=True)
+    raise typer.Exit(2) from None
+
+
+def require(option: str, value: float, good: bool, expected: str) -> None:
+    """Raise ValueError with one message that names the option, its value and what is expected."""
+    if not good:
+        raise ValueError(f"Expected {option} to be {expected}, got {option}={value}")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print JSON; what is infinite is "Infinity"."""
+    typer.echo(json.dumps(plain(dict(value)), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def print_parts(*parts: Table | str) -> None:
+    """Print tables, and texts each on a line of its own (wrapped by the terminal only)."""
+    console = Console()
+    for part in parts:
+        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+
+
+def make_table(*columns: str) -> Table:
+    """A table in which nothing is cut off."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

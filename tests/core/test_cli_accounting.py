@@ -1,0 +1,510 @@
+"""``fedllm calibrate``, ``fedllm account`` and ``fedllm ledger``, run as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+from dp_accounting import dp_event as dp
+from dp_accounting import rdp
+from dp_accounting.pld import PLDAccountant
+from scipy.optimize import brentq
+from scipy.stats import norm
+from typer.testing import CliRunner
+
+from privacy.events import dp_sgd, gaussian, no_guarantee
+from privacy.ledger import Ledger, LedgerEntry
+from privacy.views import distributed_gaussian, same_for_all, server_gaussian
+from simulations.cli import app
+
+DELTA = 1e-5
+REFERENCE = {"sample-rate": 256 / 60000, "steps": 1000, "delta": DELTA}
+FIXED = ("pld", "rdp", "prv", "gdp_clt", "gdp_dominating")
+ADD = {"relation": "add-or-remove-one", "randomness": "os"}
+
+
+def call(*words: object, **options: object) -> Result:
+    """Run ``fedllm``: options by their names, without two dashes."""
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    return CliRunner().invoke(app, [*map(str, words), *flags], env={"COLUMNS": "100"})
+
+
+def call_json(*words: object, status: int = 0, **options: object) -> Any:
+    result = call(*words, "--json", **options)
+    assert (result.exit_code, result.stderr) == (status, "")
+    return json.loads(result.stdout, parse_constant=pytest.fail)
+
+
+def direct(events: Mapping[dp.DpEvent, int], kind: str = "pld") -> float:
+    """Epsilon by dp_accounting itself."""
+    accountant = PLDAccountant() if kind == "pld" else rdp.RdpAccountant()
+    for event, count in events.items():
+        accountant.compose(event, count)
+    return accountant.get_epsilon(DELTA)
+
+
+def sampled(rate: float, noise: float) -> dp.DpEvent:
+    return dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
+
+
+def gdp_epsilon(mu: float) -> float:
+    """Dong, Roth and Su 2022, corollary 2.13."""
+
+    def excess(e: float) -> float:
+        return norm.cdf(-e / mu + mu / 2) - math.exp(e) * norm.cdf(-e / mu - mu / 2) - DELTA
+
+    return brentq(excess, 0, 50, xtol=1e-12)
+
+
+# -- calibrate ---------------------------------------------------------------------------------
+
+
+def test_calibrated_noise_is_the_reference_table_s() -> None:
+    found = call_json("calibrate", epsilon=3, **REFERENCE)
+    assert found["noise_multiplier"] == pytest.approx(0.6429, rel=5e-3)
+    assert 3 * 0.999 <= found["epsilon"] <= 3
+    cost = direct({sampled(REFERENCE["sample-rate"], found["noise_multiplier"]): 1000})
+    assert found["epsilon"] == pytest.approx(cost, rel=2e-3)
+    assert (found["accountant"], found["delta"], found["bound"]) == ("pld", DELTA, True)
+    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    assert (found["adversary"], found["steps"]) == ("server", 1000)
+
+
+def test_calibrated_by_rdp() -> None:
+    found = call_json("calibrate", epsilon=1, accountant="rdp", **REFERENCE)
+    assert found["noise_multiplier"] == pytest.approx(1.0419, rel=5e-3)
+    assert found["accountant"] == "rdp"
+    cost = direct({sampled(REFERENCE["sample-rate"], found["noise_multiplier"]): 1000}, "rdp")
+    assert cost <= 1 + 1e-9
+
+
+@pytest.mark.parametrize(("epsilon", "noise"), [(0.3, 1.7171), (1, 0.8823), (8, 0.4834)])
+def test_rest_of_the_reference_table(epsilon: float, noise: float) -> None:
+    found = call_json("calibrate", epsilon=epsilon, **REFERENCE)
+    assert found["noise_multiplier"] == pytest.approx(noise, rel=5e-3)
+    assert found["epsilon"] <= epsilon
+
+
+def test_solve_for_steps() -> None:
+    given = {"delta": DELTA, "sample-rate": 0.05, "noise-multiplier": 1.0}
+    found = call_json("calibrate", epsilon=2, **given, **{"solve-for": "steps"})
+    steps = found["steps"]
+    assert direct({sampled(0.05, 1.0): steps}) <= 2 * (1 + 1e-4)
+    assert direct({sampled(0.05, 1.0): steps + 2}) > 2 * (1 - 1e-4)
+    assert found["epsilon"] <= 2
+
+
+def test_solve_for_sample_rate_and_delta() -> None:
+    given = {"noise-multiplier": 1.0, "steps": 100}
+    found = call_json("calibrate", epsilon=1, delta=DELTA, **given, **{"solve-for": "sample-rate"})
+    rate = found["sample_rate"]
+    assert direct({sampled(rate, 1.0): 100}) == pytest.approx(1, rel=3e-3)
+    assert found["epsilon"] <= 1
+    again = call_json(
+        "calibrate", epsilon=1, **given, **{"solve-for": "delta", "sample-rate": rate}
+    )
+    assert again["delta"] == pytest.approx(DELTA, rel=2e-2)
+    assert again["epsilon"] == 1
+
+
+def test_replace_one_needs_more_noise() -> None:
+    given = {"epsilon": 2, "delta": DELTA, "sample-rate": 1, "steps": 1}
+    add = call_json("calibrate", **given)
+    replace = call_json("calibrate", relation="replace-one", unit="client", **given)
+    ratio = replace["noise_multiplier"] / add["noise_multiplier"]
+    assert ratio == pytest.approx(2, rel=3e-3)
+    assert (replace["relation"], replace["unit"]) == ("replace-one", "client")
+
+
+def printed_cells(output: str) -> dict[str, str]:
+    """The rows of a table of two columns."""
+    cells = {}
+    for line in output.splitlines():
+        if line.startswith("│"):
+            name, value = (cell.strip() for cell in line.strip("│").split("│"))
+            cells[name] = value
+    return cells
+
+
+def test_printed_calibration_holds_as_printed() -> None:
+    given = {"epsilon": 2, "steps": 50, "delta": DELTA, "sample-rate": 0.03}
+    result = call("calibrate", **given)
+    assert result.exit_code == 0
+    cells = printed_cells(result.stdout)
+    printed = sampled(float(cells["sample rate"]), float(cells["noise multiplier"]))
+    assert direct({printed: int(cells["steps"])}) <= 2
+    assert float(cells["delta"]) == DELTA
+    assert cells["epsilon"].endswith("(upper bound; target 2)")
+    named = {"accountant": "PLD", "unit": "example", "adversary": "server"}
+    assert cells | named | {"relation": "add-or-remove-one"} == cells
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"), [("noise-multiplier", 1), ("sample-rate", -1), ("delta", 1)]
+)
+def test_what_is_printed_is_rounded_towards_more_privacy(name: str, sign: int) -> None:
+    given = {"noise-multiplier": 1.1, "steps": 50, "delta": DELTA, "sample-rate": 0.03}
+    given = {key: value for key, value in given.items() if key != name} | {"solve-for": name}
+    exact = call_json("calibrate", epsilon=0.7, **given)[name.replace("-", "_")]
+    text = printed_cells(call("calibrate", epsilon=0.7, **given).stdout)[name.replace("-", " ")]
+    assert 0 < sign * (float(text) - exact) < 1e-5 * exact
+
+
+# -- account: a schedule -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("accountant", "noise", "error"),
+    [("pld", 0.8823, 5e-3), ("rdp", 1.0419, 1e-2), ("prv", 0.8856, 1e-2), ("gdp_clt", 0.791, 5e-3)],
+)
+def test_account_gives_the_reference_table_s(accountant: str, noise: float, error: float) -> None:
+    found = call_json("account", **REFERENCE, **{"noise-multiplier": noise})
+    assert found[accountant]["epsilon"] == pytest.approx(1, rel=error)
+
+
+def test_account_against_direct_calls() -> None:
+    rate, noise, steps = 0.01, 1.0, 1000
+    found = call_json(
+        "account", steps=steps, delta=DELTA, **{"noise-multiplier": noise, "sample-rate": rate}
+    )
+    events = {sampled(rate, noise): steps}
+    assert set(FIXED) <= set(found)
+    assert "gdp_exact" not in found
+    truth = direct(events)
+    assert found["pld"]["epsilon"] == pytest.approx(truth, rel=1e-3)
+    assert found["rdp"]["epsilon"] == pytest.approx(direct(events, "rdp"), rel=1e-6)
+    mu = rate * math.sqrt(steps * (math.exp(noise**-2) - 1))
+    assert found["gdp_clt"]["mu"] == pytest.approx(mu, rel=1e-9)
+    assert found["gdp_clt"]["epsilon"] == pytest.approx(gdp_epsilon(mu), rel=1e-6)
+    dominating = found["gdp_dominating"]
+    assert dominating["epsilon"] == pytest.approx(gdp_epsilon(dominating["mu"]), rel=1e-6)
+    for name in ("rdp", "prv", "gdp_dominating"):
+        assert found[name]["epsilon"] > truth * 0.999
+    assert [found[name]["bound"] for name in FIXED] == [True, True, True, False, True]
+    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    assert (found["adversary"], found["delta"]) == ("server", DELTA)
+
+
+def test_exact_gdp_where_nothing_is_sampled() -> None:
+    given = {"noise-multiplier": 10, "sample-rate": 1, "steps": 100, "delta": DELTA}
+    found = call_json("account", **given)
+    assert found["gdp_exact"]["mu"] == pytest.approx(1)
+    assert found["gdp_exact"]["epsilon"] == pytest.approx(gdp_epsilon(1.0), rel=1e-6)
+    assert found["gdp_exact"]["bound"] is True
+    doubled = call_json("account", relation="replace-one", **given)
+    assert doubled["gdp_exact"]["mu"] == pytest.approx(2)
+
+
+def test_text_names_everything_beside_the_numbers() -> None:
+    result = call("account", steps=100, delta=DELTA, **{"noise-multiplier": 1, "sample-rate": 0.01})
+    assert result.exit_code == 0
+    title = result.stdout.splitlines()[0]
+    for word in ("delta = 1e-05", "unit: example", "add-or-remove-one", "adversary: server"):
+        assert word in title
+    rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if "│" in line}
+    assert set(rows) == {"PLD", "RDP", "PRV", "GDP dominating", "GDP-CLT"}
+    for name, line in rows.items():
+        assert ("approximation, not a bound" in line) == (name == "GDP-CLT")
+        assert ("upper bound" in line) == (name != "GDP-CLT")
+
+
+def test_an_accountant_that_cannot_says_why_and_the_others_go_on() -> None:
+    given = {"noise-multiplier": 1, "sample-rate": 0.01, "steps": 10, "delta": DELTA}
+    found = call_json("account", relation="replace-one", **given)
+    assert found["pld"]["epsilon"] > 0
+    for name in ("rdp", "prv", "gdp_clt"):
+        assert found[name]["epsilon"] is None
+        assert "PoissonSampled" in found[name]["unsupported"]
+    printed = call("account", relation="replace-one", **given).stdout
+    assert "The rdp accountant (relation replace-one) cannot represent PoissonSampled" in printed
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("2", "0.3", "3"), ("30", "0.001", "10")],  # absl complains of the first, Opacus of the second
+)
+def test_a_real_process_prints_json_and_nothing_else(given: tuple[str, str, str]) -> None:
+    noise, rate, steps = given
+    command = [sys.executable, "-m", "simulations.cli", "account", "--json", "--delta", "1e-5"]
+    command += ["--noise-multiplier", noise, "--sample-rate", rate, "--steps", steps]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert set(FIXED) <= set(json.loads(done.stdout))
+
+
+# -- account: a ledger -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make_ledger(tmp_path: Path) -> Callable[..., Path]:
+    """``make_ledger((party, event or views, number), ..., unit=, details=)``: the file."""
+
+    def make(
+        *rows: tuple[str, Any, int], unit: str = "example", details: Mapping[str, Any] = ADD
+    ) -> Path:
+        path = tmp_path / "ledger.sqlite"
+        with Ledger(path) as ledger:
+            number = len(ledger.entries())
+            for party, views, count in rows:
+                if isinstance(views, dp.DpEvent):
+                    views = same_for_all(views)
+                for _ in range(count):
+                    number += 1
+                    entry = LedgerEntry(
+                        "run", party, unit, "train", number, f"key{number}", views, details
+                    )
+                    ledger.append(entry)
+        return path
+
+    return make
+
+
+def test_ledger_by_party_and_the_largest(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(
+        ("alpha", dp_sgd(0.01, 1.0, 4), 10),
+        ("beta", dp_sgd(0.02, 1.0, 4), 10),
+        ("server", gaussian(20.0), 1),
+    )
+    found = call_json("account", ledger=path, delta=DELTA)
+    alpha = direct({sampled(0.01, 1.0): 40, dp.GaussianDpEvent(20.0): 1})
+    beta = direct({sampled(0.02, 1.0): 40, dp.GaussianDpEvent(20.0): 1})
+    assert set(found["parties"]) == {"alpha", "beta"}
+    assert found["parties"]["alpha"]["pld"]["epsilon"] == pytest.approx(alpha, rel=2e-3)
+    assert found["parties"]["beta"]["pld"]["epsilon"] == pytest.approx(beta, rel=2e-3)
+    assert found["pld"] == found["parties"]["beta"]["pld"] | {"party": "beta"}
+    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    one = call_json("account", ledger=path, delta=DELTA, party="alpha")
+    assert one["pld"]["epsilon"] == found["parties"]["alpha"]["pld"]["epsilon"]
+    common = call_json("account", ledger=path, delta=DELTA, party="server")
+    assert common["gdp_exact"]["mu"] == pytest.approx(1 / 20)
+    printed = call("account", ledger=path, delta=DELTA).stdout
+    assert "the largest of 2 parties" in printed
+    assert printed.count("adversary: server") == 2
+
+
+def test_adversaries_have_their_own_numbers(make_ledger: Callable[..., Path]) -> None:
+    views = distributed_gaussian(4.0, 4, secure_aggregation=True, colluding=[1])
+    path = make_ledger(("server", views, 1), unit="client")
+    outsider = call_json("account", ledger=path, delta=DELTA, adversary="outsider")
+    colluding = call_json("account", ledger=path, delta=DELTA, adversary="colluding:1")
+    assert outsider["gdp_exact"]["mu"] == pytest.approx(1 / 4)
+    assert colluding["gdp_exact"]["mu"] == pytest.approx(1 / (4 * math.sqrt(3 / 4)))
+    assert (colluding["unit"], colluding["adversary"]) == ("client", "colluding:1")
+    refused = call("account", ledger=path, delta=DELTA, adversary="colluding:2")
+    assert refused.exit_code == 2
+    assert "colluding:2" in refused.stderr
+
+
+def test_a_release_without_privacy_is_infinite(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(("alpha", server_gaussian(4.0, reason="server adds noise"), 1))
+    found = call_json("account", ledger=path, delta=DELTA)
+    assert {found[name]["epsilon"] for name in FIXED} == {"Infinity"}
+    assert found["gdp_clt"]["bound"] is False
+    assert found["no_guarantee"] == ["server adds noise"]
+    outsider = call_json("account", ledger=path, delta=DELTA, adversary="outsider")
+    assert outsider["gdp_exact"]["mu"] == pytest.approx(1 / 4)
+    printed = call("account", ledger=path, delta=DELTA).stdout
+    assert "NO GUARANTEE: server adds noise" in printed
+    assert "upper bound" not in printed
+
+
+def test_units_and_relations_do_not_mix(make_ledger: Callable[..., Path]) -> None:
+    make_ledger(("alpha", gaussian(4.0), 1))
+    path = make_ledger(("beta", gaussian(4.0), 1), unit="client")
+    refused = call("account", ledger=path, delta=DELTA)
+    assert refused.exit_code == 2
+    assert "Expected --unit (client or example)" in refused.stderr
+    found = call_json("account", ledger=path, delta=DELTA, unit="example")
+    assert found["parties"]["alpha"]["gdp_exact"]["mu"] == pytest.approx(1 / 4)
+    assert found["parties"]["beta"]["pld"]["epsilon"] == "Infinity"
+    assert found["pld"]["epsilon"] == "Infinity"
+    other = call_json("account", ledger=path, delta=DELTA, party="alpha", relation="replace-one")
+    assert other["pld"]["epsilon"] == "Infinity"
+    assert "do not compose" in other["no_guarantee"][0]
+
+
+def test_ledger_s_relation_is_the_default(make_ledger: Callable[..., Path]) -> None:
+    details = {"relation": "replace-one", "randomness": "seeded"}
+    path = make_ledger(("alpha", gaussian(4.0), 1), unit="client", details=details)
+    found = call_json("account", ledger=path, delta=DELTA)
+    assert found["relation"] == "replace-one"
+    assert found["gdp_exact"]["mu"] == pytest.approx(2 / 4)
+    assert found["seeded_noise"] is True
+    assert "there is no protection" in call("account", ledger=path, delta=DELTA).stdout
+
+
+def test_accountants_that_cannot_in_a_ledger(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(("alpha", dp.LaplaceDpEvent(3.0), 2), ("beta", gaussian(9.0), 1))
+    found = call_json("account", ledger=path, delta=DELTA)
+    assert found["prv"]["epsilon"] is None
+    assert "Laplace" in found["prv"]["unsupported"]
+    assert found["prv"]["party"] == "alpha"
+    assert found["pld"]["epsilon"] == pytest.approx(2 / 3, rel=1e-2)
+    assert "gdp_exact" not in found
+    assert "gdp_exact" in found["parties"]["beta"]
+
+
+def test_empty_ledger(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger()
+    assert call_json("account", ledger=path, delta=DELTA)["pld"]["epsilon"] == 0
+    assert "The ledger is empty" in call("account", ledger=path, delta=DELTA).stdout
+
+
+# -- ledger verify, ledger show ----------------------------------------------------------------
+
+
+def edit(path: Path, *statements: str) -> None:
+    """Change rows as somebody with the file and SQLite can, the triggers put back afterwards."""
+    db = sqlite3.connect(path)
+    triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        db.execute(f"DROP TRIGGER {name}")
+    for statement in statements:
+        assert db.execute(statement).rowcount > 0
+    for _, sql in triggers:
+        db.execute(sql)
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entries SET views = replace(views, '1.0', '9.0') WHERE id = 2",
+        "DELETE FROM entries WHERE id = 2",
+        "DELETE FROM entries WHERE id = 4",
+    ],
+)
+def test_broken_chain(make_ledger: Callable[..., Path], statement: str) -> None:
+    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 4))
+    whole = call("ledger", "verify", path)
+    assert (whole.exit_code, whole.stderr) == (0, "")
+    assert call_json("ledger", "verify", path)["ok"] is True
+    edit(path, statement)
+    broken = call("ledger", "verify", path)
+    found = call_json("ledger", "verify", path, status=1)
+    assert broken.exit_code == 1
+    assert found["ok"] is False
+    assert broken.stdout.splitlines() == [f"{path}: {problem}" for problem in found["problems"]]
+    account = call_json("account", ledger=path, delta=DELTA, status=1)
+    assert {account[name]["epsilon"] for name in FIXED} == {"Infinity"}
+    assert "fails its verification" in account["no_guarantee"][0]
+    printed = call("account", ledger=path, delta=DELTA)
+    assert printed.exit_code == 1
+    assert "NO GUARANTEE" in printed.stdout
+
+
+def test_kept_head_notices_a_reset_ledger(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 2))
+    head = call_json("ledger", "verify", path)["head"]
+    kept = {"kept-head": f"{head['id']}:{head['hash']}"}
+    make_ledger(("alpha", gaussian(4.0), 2))
+    assert call("ledger", "verify", path, **kept).exit_code == 0
+    for leftover in tmp_path.glob("ledger.sqlite*"):
+        leftover.unlink()
+    make_ledger(("alpha", gaussian(4.0), 2))
+    assert call("ledger", "verify", path).exit_code == 0
+    assert call("ledger", "verify", path, **kept).exit_code == 1
+
+
+def test_damaged_and_foreign_files(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 200))
+    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    damaged = tmp_path / "damaged.sqlite"
+    shutil.copy(path, damaged)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:16384] + b"\xa5" * (len(content) - 16384))
+    result = call("ledger", "verify", damaged)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) >= 1
+    assert call_json("account", ledger=damaged, delta=DELTA, status=1)["chain"]["ok"] is False
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("not a ledger\n" * 20)
+    for words in (("ledger", "verify", foreign), ("ledger", "show", foreign)):
+        result = call(*words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "not SQLite" in result.stderr
+    assert foreign.read_text() == "not a ledger\n" * 20
+
+
+def test_show(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(
+        ("alpha", dp_sgd(0.25, 1.5, 4), 3), ("beta", no_guarantee("counts [as they are]"), 1)
+    )
+    printed = " ".join(call("ledger", "show", path).stdout.replace("│", " ").split())
+    assert "Gaussian mechanism, noise multiplier 1.5" in printed
+    assert "counts [as they are]" in printed
+    assert "the last" not in printed
+    found = call_json("ledger", "show", path, party="alpha", limit=2)
+    assert found["rows"] == 3
+    assert [entry["id"] for entry in found["entries"]] == [2, 3]
+    assert found["entries"][0]["views"]["server"]["count"] == 4
+    assert found["entries"][0]["details"] == ADD
+    assert "the last 1 of 4 rows" in call("ledger", "show", path, limit=1).stdout
+
+
+# -- bad input ---------------------------------------------------------------------------------
+
+SCHEDULE = "--noise-multiplier 1 --sample-rate 0.1 --steps 10"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("calibrate", ["--epsilon"]),
+        ("calibrate --epsilon x --delta 1e-5", ["--epsilon", "'x'", "float"]),
+        (f"calibrate --epsilon -1 --delta 1e-5 {SCHEDULE[21:]}", ["--epsilon", "-1", "> 0"]),
+        (f"calibrate --epsilon nan --delta 1e-5 {SCHEDULE[21:]}", ["--epsilon", "nan"]),
+        ("calibrate --epsilon 3 --delta 1e-5 --steps 10", ["--sample-rate", "got none"]),
+        (f"calibrate --epsilon 3 --delta 1e-5 {SCHEDULE}", ["no --noise-multiplier"]),
+        (f"calibrate --epsilon 3 {SCHEDULE} --delta 1 --solve-for steps", ["--delta=1"]),
+        (f"calibrate --epsilon 3 {SCHEDULE} --solve-for epsilon", ["--solve-for", "'epsilon'"]),
+        (f"calibrate --epsilon 3 {SCHEDULE} --accountant gdp-clt", ["--accountant", "'pld'"]),
+        (f"account {SCHEDULE}", ["--delta", "got none"]),
+        ("account --delta 1e-5 --steps 3", ["--noise-multiplier, --sample-rate"]),
+        (f"account --delta 1e-5 {SCHEDULE} --ledger x", ["--ledger or a schedule"]),
+        (f"account --delta 1e-5 {SCHEDULE} --party x", ["--party", "--ledger"]),
+        (f"account --delta 1e-5 {SCHEDULE} --adversary eve", ["'eve'", "colluding:m"]),
+        (f"account --delta 1e-5 {SCHEDULE} --unit row", ["--unit", "'row'", "'client'"]),
+        (f"account --delta 0 {SCHEDULE}", ["--delta=0", "above 0"]),
+        ("account --delta 1e-5 --noise-multiplier 0 --sample-rate 1 --steps 1", ["=0", "> 0"]),
+        (
+            "account --delta 1e-5 --noise-multiplier 1 --sample-rate 2 --steps 1",
+            ["--sample-rate=2"],
+        ),
+        ("account --delta 1e-5 --noise-multiplier 1 --sample-rate 1 --steps 0", ["--steps=0"]),
+        ("account --delta 1e-5 --noise-multiplier 1 --sample-rate 1 --steps 1.5", ["integer"]),
+        ("account --delta 1e-5 --ledger /nowhere/ledger", ["/nowhere/ledger", "no file"]),
+        ("ledger verify /nowhere/ledger", ["/nowhere/ledger", "no file"]),
+        ("ledger verify pyproject.toml --kept-head 3", ["--kept-head", "ID:HASH"]),
+        ("ledger show pyproject.toml --limit -1", ["--limit=-1", ">= 0"]),
+        ("ledger erase", ["'erase'"]),
+    ],
+)
+def test_bad_input_is_one_line(line: str, words: list[str]) -> None:
+    for more in ([], ["--json"]):
+        if line == "ledger erase" and more:
+            continue
+        result = call(*line.split(), *more)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith("fedllm: ")
+        assert result.stderr.count("\n") == 1
+        for word in words:
+            assert word in result.stderr
+
+
+def test_unknown_party(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 1))
+    result = call("account", ledger=path, delta=DELTA, party="omega")
+    assert result.exit_code == 2
+    assert "(alpha), got --party=omega" in result.stderr
