@@ -1,0 +1,124 @@
+"""The ClientApp: what a node says of itself, and what of an error may leave a silo."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import app
+from client.node import open_silo
+from fedllm import messages as names
+from fedllm.settings_io import to_json
+from fedllm.silo_worker import shared_tunable
+from fedllm.tunable import initial_params
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def identity() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def context(**node: Any) -> Context:
+    return Context(run_id=1, node_id=5, node_config=node, state=RecordDict(), run_config={})
+
+
+def task(kind: str, settings: Any, folder: Path) -> Message:
+    fields = {
+        names.SETTINGS: to_json(settings),
+        names.RUN_ID: "run",
+        names.RUN_FOLDER: str(folder),
+        names.ROUND: 1,
+        names.PLANNED_ROUNDS: 3,
+    }
+    records: dict[str, Any] = {names.CONFIG: ConfigRecord(fields)}
+    if kind != "query":
+        params = initial_params(shared_tunable(settings), settings)
+        records[names.PARAMS] = ArrayRecord(params)
+    return Message(RecordDict(records), dst_node_id=5, message_type=kind)
+
+
+def info(reply: Message) -> Any:
+    return reply.content[names.INFO]
+
+
+def test_query_tells_silo_and_public_size(tiny_settings: Make, tmp_path: Path) -> None:
+    reply = app(task("query", tiny_settings(), tmp_path), context(**{"partition-id": 1}))
+    assert info(reply)[names.SILO] == "beta"
+    assert info(reply)[names.STATUS] == names.OK
+    assert reply.content[names.METRICS][names.EXAMPLES] == 45
+    beyond = app(task("query", tiny_settings(), tmp_path), context(**{"partition-id": 4}))
+    assert info(beyond)[names.STATUS] == names.IDLE
+
+
+def test_private_size_is_not_told(tiny_settings: Make, tmp_path: Path) -> None:
+    settings = tiny_settings(**{"data.sizes": "private", "client.sampling_rate": 0.1})
+    reply = app(task("query", settings, tmp_path), context(**{"partition-id": 1}))
+    assert names.EXAMPLES not in reply.content[names.METRICS]
+    trained = app(task("train", settings, tmp_path), context(**{"partition-id": 1}))
+    assert info(trained)[names.STATUS] == names.OK
+    assert trained.content[names.METRICS][names.SAMPLING_RATE] == 0.1
+
+
+def test_only_trainable_tensors_and_public_numbers_leave(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    reply = app(task("train", tiny_settings(), tmp_path), context(**{"partition-id": 0}))
+    update = reply.content[names.UPDATE]
+    assert sorted(update) == ["head.bias", "head.weight", "prefix"]
+    told = set(reply.content[names.METRICS])
+    std = {names.NOISE_STD + name for name in update}
+    assert told == {names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS} | std
+    assert set(info(reply)) == {names.SILO, names.STATUS, names.REASON}
+    assert set(reply.content) == {names.UPDATE, names.METRICS, names.INFO}
+
+
+def test_a_silos_own_data_do_not_leave_in_an_error(tiny_settings: Make, tmp_path: Path) -> None:
+    """A label that the settings do not know is private: its text stays at the silo."""
+    rows = [{"text": "w5", "label": "low"}] * 5 + [{"text": "w6", "label": "HIV-positive"}]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    node = {"data-path": str(path), "silo": "clinic", "ledger": str(tmp_path / "own.sqlite")}
+    reply = app(task("train", tiny_settings(), tmp_path), context(**node))
+    assert info(reply)[names.STATUS] == names.FAILED
+    assert "HIV" not in str(reply.content)
+    assert "DataError" in info(reply)[names.REASON]
+
+
+def test_a_node_with_its_own_data_keeps_its_own_ledger(
+    tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word_files: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    settings = tiny_settings(**{"privacy.ledger": str(tmp_path / "the-servers-choice.sqlite")})
+    node = {"data-path": str(word_files / "validation.jsonl"), "silo": "../evil/name"}
+    config = task("query", settings, tmp_path).content[names.CONFIG]
+    worker = open_silo(settings, context(**node), config)
+    assert worker.ledger.path.parent == tmp_path / "home" / ".fedllm"
+    assert not (tmp_path / "the-servers-choice.sqlite").exists()
+    assert worker.log is None
+
+
+def test_malformed_settings_are_a_reply_and_not_a_crash(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    good = json.loads(to_json(tiny_settings()))
+    good["privacy"]["epsilom"] = 3
+    message = task("train", tiny_settings(), tmp_path)
+    message.content[names.CONFIG][names.SETTINGS] = json.dumps(good)
+    reply = app(message, context(**{"partition-id": 0}))
+    assert info(reply)[names.STATUS] == names.FAILED
+    assert "privacy.epsilon" in info(reply)[names.REASON]
+
+
+def test_budget_is_a_reason_to_leave(tiny_settings: Make, tmp_path: Path) -> None:
+    settings = tiny_settings(**{"privacy.epsilon": 0.5})
+    reply = app(task("train", settings, tmp_path), context(**{"partition-id": 0}))
+    assert info(reply)[names.STATUS] == names.LEFT
+    assert names.UPDATE not in reply.content

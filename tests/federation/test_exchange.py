@@ -1,0 +1,105 @@
+"""Sending and waiting: late, double and missing replies, and the way to stop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from server.exchange import Stopped, exchange, wait_for_nodes
+
+
+class Scripted:
+    """A grid whose replies come at given looks: ``script[look]`` names the tasks answered."""
+
+    def __init__(
+        self, script: Sequence[Sequence[int]], nodes: Sequence[Sequence[int]] = ()
+    ) -> None:
+        self.script, self.nodes = list(script), list(nodes)
+        self.sent: list[Message] = []
+        self.looks = 0
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
+            self.sent.append(message)
+        return [message.metadata.message_id for message in self.sent]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        assert list(message_ids)
+        now = self.script[self.looks] if self.looks < len(self.script) else []
+        self.looks += 1
+        return [Message(RecordDict(), reply_to=self.sent[i]) for i in now]
+
+    def get_node_ids(self) -> list[int]:
+        self.looks += 1
+        return list(self.nodes[min(self.looks, len(self.nodes)) - 1])
+
+
+def tasks(count: int) -> list[Message]:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    return [Message(RecordDict(), dst_node_id=i + 10, message_type="train") for i in range(count)]
+
+
+def test_replies_come_in_any_order_and_are_returned_in_the_order_of_the_tasks() -> None:
+    grid: Any = Scripted([[2], [], [0, 1]])
+    seen: list[str] = []
+    replies = exchange(
+        grid,
+        tasks(3),
+        timeout=5,
+        stop=threading.Event(),
+        on_reply=lambda r: seen.append(r.metadata.reply_to_message_id),
+    )
+    assert [r.metadata.reply_to_message_id for r in replies if r] == ["m0", "m1", "m2"]
+    assert seen == ["m2", "m0", "m1"]
+
+
+def test_second_answer_is_ignored() -> None:
+    grid: Any = Scripted([[0, 0], [0], [1]])
+    count = []
+    replies = exchange(grid, tasks(2), timeout=5, stop=threading.Event(), on_reply=count.append)
+    assert len(count) == 2
+    assert all(replies)
+
+
+def test_missing_reply_is_none_after_the_timeout() -> None:
+    grid: Any = Scripted([[1]])
+    began = time.monotonic()
+    replies = exchange(grid, tasks(2), timeout=0.4, stop=threading.Event())
+    assert 0.3 < time.monotonic() - began < 3
+    assert replies[0] is None
+    assert replies[1] is not None
+
+
+def test_no_tasks_need_no_grid() -> None:
+    grid: Any = None
+    assert exchange(grid, [], timeout=1, stop=threading.Event()) == []
+
+
+def test_stop_ends_the_wait_at_once() -> None:
+    grid: Any = Scripted([])
+    stop = threading.Event()
+    threading.Timer(0.2, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        exchange(grid, tasks(1), timeout=60, stop=stop)
+    assert time.monotonic() - began < 3
+
+
+def test_nodes_are_awaited_up_to_a_number_or_until_no_other_comes() -> None:
+    stop = threading.Event()
+    grid: Any = Scripted([], [[], [7], [7, 5], [9, 7, 5]])
+    assert wait_for_nodes(grid, 3, timeout=5, stop=stop) == [5, 7, 9]
+    grid = Scripted([], [[], [7], [7, 5]])
+    assert wait_for_nodes(grid, None, timeout=5, stop=stop, settle=0.3) == [5, 7]
+    grid = Scripted([], [[4]])
+    assert wait_for_nodes(grid, 2, timeout=0.3, stop=stop) == [4]
+    stop.set()
+    with pytest.raises(Stopped):
+        wait_for_nodes(grid, 2, timeout=5, stop=stop)
