@@ -40,7 +40,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Simulate an experiment on this machine; prints a table and the path of the report."""
+    from simulations.runner import prepare
+
     settings = load_settings(experiment, overrides or [])
+    prepare(settings)
     _train(RunFolder.create(settings, folder), as_json)
 
 
@@ -136,6 +139,8 @@ def _train(folder: RunFolder, as_json: bool) -> None:
         console.print(f"  fedllm resume {folder.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if not succeeded(status):
+        typer.echo(f"fedllm: the run {status}: {state['message']}", err=True)
+        typer.echo(f"  fedllm resume {folder.path}   goes on after the last finished round", err=True)
         raise typer.Exit(1)
 
 
