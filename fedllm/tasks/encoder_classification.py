@@ -15,13 +15,19 @@ from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
 from fedllm.tasks.base import Params, Task, column_values, expand_params, mean_of, required
 
+FEATURE_NORM = 4.0
+"""L2 norm of the features that the head reads."""
+
 
 class HeadClassification(Task):
-    """``logits = W x + b`` with x the pooled hidden states, scaled to norm ``sqrt(hidden_size)``.
+    """``logits = W x + b`` with x the pooled hidden states, scaled to norm ``FEATURE_NORM``.
 
     The normalisation is without parameters and by the example itself alone. The head starts at
     zero, so that the first gradient is the same whatever the seed. Private training gains from both:
-    gradient norms of the examples become alike, and clipping cuts them evenly.
+    gradient norms of the examples become alike, and clipping cuts them evenly. The norm is small, so
+    that the gradient of an example that is learnt falls below the clipping norm; with large features
+    every gradient is clipped to one length, and the class scores grow without end (on SST-2 at
+    epsilon = 3: the same accuracy, but a loss of 0.96 for 0.51).
     """
 
     padding_side = "right"
@@ -29,7 +35,6 @@ class HeadClassification(Task):
     def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
         super().__init__(settings, backbone, prefix_length)
         self.labels = list(settings.labels or ())
-        self.feature_scale = float(backbone.hidden_size) ** 0.5
 
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
         columns = [
@@ -59,7 +64,7 @@ class HeadClassification(Task):
         else:
             mask = batch.attention_mask.unsqueeze(-1).to(hidden.dtype)
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
-        pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * self.feature_scale
+        pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * FEATURE_NORM
         return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
