@@ -11,6 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import attr
@@ -181,6 +182,19 @@ def canonical(event: DpEvent) -> DpEvent:
     Raises:
       UnknownEvent: A kind that is not known, or a value out of range.
     """
+    if type(event) in _FREQUENT:
+        try:
+            return _canonical_frequent(event)
+        except TypeError:  # it holds something that cannot be hashed
+            pass
+    return _build(kind(event), _fields(event))
+
+
+_FREQUENT = (dp.GaussianDpEvent, dp.PoissonSampledDpEvent)
+
+
+@lru_cache(maxsize=65536)
+def _canonical_frequent(event: DpEvent) -> DpEvent:
     return _build(kind(event), _fields(event))
 
 

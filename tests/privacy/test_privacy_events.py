@@ -97,6 +97,13 @@ def test_dp_sgd_refuses(arguments, name):
         ev.dp_sgd(*arguments)
 
 
+def test_sampling_of_a_composition_is_kept():
+    inner = dp.ComposedDpEvent([dp.GaussianDpEvent(1.0), dp.GaussianDpEvent(2)])
+    event = dp.PoissonSampledDpEvent(0.1, inner)
+    assert ev.event_from_json(ev.event_to_json(event)) == ev.canonical(event)
+    assert sum(ev.multiset(event).values()) == 1
+
+
 def test_no_guarantee_keeps_its_reason_and_is_non_private_for_dp_accounting():
     event = ev.event_from_json(ev.event_to_json(ev.no_guarantee("loss released in the clear")))
     assert isinstance(event, dp.NonPrivateDpEvent)
@@ -141,6 +148,7 @@ def test_unknown_kinds_are_refused_by_name(event):
         dp.GaussianDpEvent(-1.0),
         dp.GaussianDpEvent(math.nan),
         dp.GaussianDpEvent(math.inf),
+        dp.GaussianDpEvent([1.0]),
         dp.PoissonSampledDpEvent(1.5, dp.GaussianDpEvent(1.0)),
         dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), -1),
         dp.SelfComposedDpEvent(dp.GaussianDpEvent(1.0), 1.5),
@@ -148,7 +156,7 @@ def test_unknown_kinds_are_refused_by_name(event):
     ],
 )
 def test_values_out_of_range_are_refused(event):
-    with pytest.raises(ev.UnknownEvent, match="expected"):
+    with pytest.raises(ev.UnknownEvent, match=r"noise_multiplier|sampling_probability|count"):
         ev.event_to_json(event)
 
 
