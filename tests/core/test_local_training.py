@@ -33,7 +33,10 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
-    return initial_params(tunable, tiny_settings())
+    """Not the initial ones: with a head of zeros the prefix has no gradient."""
+    rng = torch.Generator().manual_seed(2)
+    start = initial_params(tunable, tiny_settings())
+    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
 
 
 def seeded(*labels: str | int) -> Any:
@@ -136,19 +139,25 @@ def noiseless(
     }
 
 
+@pytest.mark.parametrize("prefix_scale", [1.0, 0.25, 3.0])
 def test_update_is_minus_the_rate_times_the_clipped_mean_gradient(
-    tunable: Tunable, params: dict[str, Tensor], features: list[Feature], tiny_settings: Make
+    prefix_scale: float,
+    tunable: Tunable,
+    params: dict[str, Tensor],
+    features: list[Feature],
+    tiny_settings: Make,
 ) -> None:
     """With next to no noise; the divisor is the expected size although 40 examples are drawn."""
-    settings = tiny_settings(**ONE_STEP | {"privacy.noise_multiplier": 1e-9})
+    quiet = {"privacy.noise_multiplier": 1e-9, "privacy.prefix_scale": prefix_scale}
+    settings = tiny_settings(**ONE_STEP | quiet)
     got = train(tunable, params, features, settings, seeded(), 1.0)
     expected = noiseless(tunable, params, features, settings, seeded(), 1.0)
     assert got.examples == 40
+    assert got.clipped > 5, "the scale must matter"
     for name in params:
+        assert expected[name].abs().max() > 1e-3
         torch.testing.assert_close(got.update[name], expected[name], rtol=1e-3, atol=1e-6)
-    doubled = tiny_settings(
-        **ONE_STEP | {"privacy.noise_multiplier": 1e-9, "client.batch_size": 10}
-    )
+    doubled = tiny_settings(**ONE_STEP | quiet | {"client.batch_size": 10})
     half = train(tunable, params, features, doubled, seeded(), 1.0)
     np.testing.assert_allclose(flat(half.update) * 2, flat(got.update), rtol=1e-3, atol=1e-6)
 

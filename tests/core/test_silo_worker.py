@@ -126,8 +126,8 @@ def test_budget_that_is_spent_leaves_no_row_and_no_update(
         for server_round in range(1, 20):
             worker.train(params, server_round, 20)
             done += 1
-    except BudgetExceeded as error:
-        assert "The step is not taken" in str(error)
+    except BudgetExceeded:
+        pass  # before the round that would exceed it
     assert 1 <= done < 19
     assert len(rows(worker)) == done
 
@@ -165,9 +165,13 @@ def test_no_two_silos_rounds_runs_or_values_share_noise(
     moved["prefix"].view(-1)[0] = torch.nextafter(moved["prefix"].view(-1)[0], torch.tensor(9.0))
     alpha = make_worker(settings, tmp_path)
     fewer = Silo("alpha", alpha.silo.train.select(range(59), "alpha"), alpha.silo.held_out)
+    twin = Silo("twin", alpha.silo.train, alpha.silo.held_out)
     streams = {
         "alpha, round 1": noises(alpha, params, 1),
         "round 2": noises(alpha, params, 2),
+        "a silo with the same data": noises(
+            SiloWorker(settings, twin, run="run-1", ledger=tmp_path / "l.sqlite"), params, 1
+        ),
         "beta": noises(make_worker(settings, tmp_path, "beta"), params, 1),
         "one bit of the parameters": noises(alpha, moved, 1),
         "another clip": noises(
