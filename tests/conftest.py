@@ -99,9 +99,8 @@ def make_records(count: int, seed: int, silo: str = "") -> list[dict[str, Any]]:
         words = rng.integers(4, WORDS, size=int(rng.integers(2, 10)))
         label = LABELS[int((words > 31).mean() > 0.5)]
         text = " ".join(f"w{i}" for i in words)
-        records.append(
-            {"text": text, "label": label, "answer": f"w{words[0]} w9", "organisation": silo}
-        )
+        answer = " ".join(f"w{i}" for i in words[: 1 + len(words) // 3])
+        records.append({"text": text, "label": label, "answer": answer, "organisation": silo})
     return records
 
 
