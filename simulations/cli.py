@@ -140,7 +140,9 @@ def _train(folder: RunFolder, as_json: bool) -> None:
         raise typer.Exit(130)
     if not succeeded(status):
         typer.echo(f"fedllm: the run {status}: {state['message']}", err=True)
-        typer.echo(f"  fedllm resume {folder.path}   goes on after the last finished round", err=True)
+        typer.echo(
+            f"  fedllm resume {folder.path}   goes on after the last finished round", err=True
+        )
         raise typer.Exit(1)
 
 

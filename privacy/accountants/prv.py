@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -16,6 +17,9 @@ from scipy.special import erfc
 
 from privacy.accountants.base import Accountant
 from privacy.vocabulary import Relation
+
+# Said by Opacus of the RDP bracket that its PRV accountant starts from; the result does not hang on it.
+warnings.filterwarnings("ignore", message="Optimal order is the", module="opacus")
 
 EPSILON_ERROR = 0.01  # Opacus' default
 _DELTA_ERROR_SHARE = 1e-3  # Opacus' default: delta_error = delta / 1000
