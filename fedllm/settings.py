@@ -412,6 +412,11 @@ class Settings(Section):
             )
         if self.data.source != "tweets" and self.data.path is None:
             raise ValueError(f"Expected data.path for data.source={self.data.source}, got none")
+        if self.task.kind == "generation" and self.evaluation.clients != "off":
+            raise ValueError(
+                "Expected evaluation.clients=off for task.kind=generation (the silos' evaluation "
+                f"counts correct answers), got evaluation.clients={self.evaluation.clients}"
+            )
         if self.privacy.unit == "client" and self.evaluation.clients == "private":
             raise ValueError(
                 "Expected evaluation.clients off or raw for privacy.unit=client (a silo's counts "
