@@ -20,7 +20,6 @@ from torch import Tensor
 
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
-from fedllm.models import shared_backbone
 from fedllm.settings import Settings
 from fedllm.silo_account import (
     SiloAccount,
@@ -30,7 +29,6 @@ from fedllm.silo_account import (
     settings_digest,
 )
 from fedllm.silos import Silo
-from fedllm.tasks import task_kind
 from fedllm.tunable import Tunable, make_tunable
 from privacy.ledger import Ledger
 from privacy.noise import gaussian
@@ -214,16 +212,7 @@ def shared_tunable(settings: Settings) -> Tunable:
     )
     with _lock:
         if key not in _tunables:
-            model = settings.model
-            backbone = shared_backbone(
-                model.name,
-                kind=task_kind(settings.task),
-                dtype=model.dtype,
-                device=model.device,
-                revision=model.revision,
-                gguf_file=model.gguf_file,
-            )
-            _tunables[key] = make_tunable(settings, backbone)
+            _tunables[key] = make_tunable(settings)
         return _tunables[key]
 
 

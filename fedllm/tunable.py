@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedllm.attention import prefix_scope
 from fedllm.inputs import Batch, Feature
-from fedllm.models import Backbone, load_backbone
+from fedllm.models import Backbone, shared_backbone
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
 from fedllm.tasks import Task, make_task, task_kind
@@ -128,14 +128,14 @@ def prefix_layers(settings: PrefixSettings, n_layers: int) -> tuple[int, ...]:
 
 
 def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunable:
-    """Load the backbone (where none is given) and set the task and the prefix's shape.
+    """Load the backbone (once a process; where none is given) and set task and prefix shape.
 
     Raises:
         ValueError: settings that do not fit the model; the setting is named.
     """
     if backbone is None:
         model = settings.model
-        backbone = load_backbone(
+        backbone = shared_backbone(
             model.name,
             kind=task_kind(settings.task),
             dtype=model.dtype,

@@ -18,13 +18,11 @@ from typing import Any
 
 from fedllm.embedded import cache_folder
 from fedllm.local_training import train_locally
-from fedllm.models import shared_backbone
 from fedllm.settings import Settings
 from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
 from fedllm.silo_worker import use_threads
 from fedllm.silos import load_federation
-from fedllm.tasks import task_kind
 from fedllm.tunable import initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.randomness import generator
@@ -51,11 +49,7 @@ def noise_for(settings: Settings, rate: float) -> float:
 def cell(settings: Settings) -> list[dict[str, float]]:
     """Train, and return the server's evaluations (round, loss, accuracy, ...)."""
     federation = load_federation(settings)
-    model = settings.model
-    backbone = shared_backbone(
-        model.name, kind=task_kind(settings.task), dtype=model.dtype, device=model.device
-    )
-    tunable = make_tunable(settings, backbone)
+    tunable = make_tunable(settings)
     features = {s.name: tunable.task.features(s.train.records) for s in federation.silos}
     judged = tunable.task.features(federation.evaluation.records)
     rates = {name: sampling_rate(settings, len(rows)) for name, rows in features.items()}
