@@ -163,7 +163,7 @@ def micro_batches(lengths: Sequence[int], max_tokens: int, overhead: int = 64) -
         lengths: tokens in each example.
         max_tokens: budget for one group, padding included. An example that exceeds the budget by
             itself gets a group of its own.
-        overhead: cost of one group in tokens (about 64 measured on CPUs; thousands on a GPU).
+        overhead: cost of one group in tokens.
 
     Returns:
         Lists of indices into ``lengths``: each index once, longest first, ties by index, so that

@@ -148,6 +148,8 @@ def _train(folder: RunFolder, as_json: bool) -> None:
 
 def _summary(folder: RunFolder, console: Console) -> None:
     """The last evaluation and what each silo spent, as tables, and where the report is."""
+    from simulations.live import epsilon_label
+
     found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     records = folder.metrics()
     table = Table(title="Model, judged on the server's own examples")
@@ -163,7 +165,7 @@ def _summary(folder: RunFolder, console: Console) -> None:
         row = shown[record]
         table.add_row(str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row))
     console.print(table)
-    spent = Table(title="Epsilon spent by silo")
+    spent = Table(title=f"Epsilon spent by silo: {epsilon_label(folder.settings())}")
     for name in ("silo", "examples", "noise multiplier", "sampling rate", "epsilon"):
         spent.add_column(name, justify="left" if name == "silo" else "right")
     silos = folder.read_json("silos.json")

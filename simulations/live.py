@@ -76,7 +76,8 @@ class LiveView:
 
     def render(self) -> Group:
         """The view as it stands."""
-        table = Table(box=None, pad_edge=False)
+        title = f"epsilon: {epsilon_label(self.settings)}"
+        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for title in ("silo", "examples", "epsilon spent", ""):
             table.add_column(title, justify="left" if title in ("silo", "") else "right")
         target = self.settings.privacy.epsilon
@@ -116,6 +117,18 @@ class LiveView:
     def _print(self, text: str) -> None:
         if self.live is None:
             self.console.print(text, highlight=False, markup=False)
+
+
+def epsilon_label(settings: Settings) -> str:
+    """What an epsilon of this run means: delta, unit, relation, adversary, accountant."""
+    privacy = settings.privacy
+    if privacy.mode == "none":
+        return "privacy.mode=none: no guarantee"
+    adversary = "outsider" if privacy.noise_by == "server" else "server"
+    return (
+        f"delta {privacy.delta:g}, unit {privacy.unit}, {privacy.relation}, "
+        f"against the {adversary}, {privacy.accountant.upper()}"
+    )
 
 
 def describe(record: Mapping[str, Any]) -> str:
