@@ -13,7 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from fedllm.settings import Section, Settings
+from fedllm.settings import Settings
+from fedllm.settings_section import Section
 from fedllm.settings_io import (
     SettingsError,
     from_json,

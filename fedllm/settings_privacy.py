@@ -1,0 +1,84 @@
+"""The settings of section ``[privacy]``: the guarantee, its bounds, and each silo's own values."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
+
+
+class PrivacySettings(Section):
+    """The guarantee, and the mechanism that gives it."""
+
+    mode: Literal["dp", "none"] = Field(
+        "dp",
+        description="`none` trains without clipping or noise: for comparison; the report's "
+        "first line says that there is no guarantee.",
+    )
+    unit: Literal["example", "client"] = Field(
+        "example",
+        description="What one record is: one example (local DP-SGD; holds against the "
+        "server), or all of a silo's data (the update is clipped).",
+    )
+    epsilon: PositiveFloat | None = Field(
+        3.0, description="Target epsilon of each silo over the whole run."
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Target delta.")
+    noise_multiplier: PositiveFloat | None = Field(
+        None,
+        description="Noise over sensitivity, given by hand instead of calibrated from epsilon; "
+        "with epsilon the budget still stops the run.",
+    )
+    clip: PositiveFloat = Field(
+        0.5,
+        description="L2 clipping norm, of an example's gradient "
+        "(unit example) or of a silo's update (unit client).",
+    )
+    prefix_scale: PositiveFloat = Field(
+        1.0,
+        description="Unit example: the prefix's gradient is multiplied by this before clipping "
+        "and divided after the noise: below 1 the head gets more of the clipping norm and the prefix "
+        "more of the noise. The guarantee is the same.",
+    )
+    noise_by: Literal["client", "server"] = Field(
+        "client",
+        description="Unit client: who adds the noise. `client` holds against the server; "
+        "`server` needs a trusted server and holds against outsiders only. Unit example: client.",
+    )
+    relation: Literal["add-or-remove-one", "replace-one"] = Field(
+        "add-or-remove-one", description="Neighbouring relation of the guarantee."
+    )
+    accountant: Literal["pld", "rdp"] = Field(
+        "pld", description="Accountant that calibrates the noise and stops the run."
+    )
+    ledger: str | None = Field(
+        None,
+        description="Path of a ledger shared by several runs on the same data, which then "
+        "compose. Empty: a ledger in the run folder.",
+    )
+    randomness: Literal["seeded", "os"] = Field(
+        "os",
+        description="`os`: noise and sampling from the operating system's entropy. `seeded`: "
+        "from `seed`, reproducible; the guarantee then holds only against who does not know the "
+        "seed, and the report says so.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> PrivacySettings:
+        if self.mode == "dp" and self.epsilon is None and self.noise_multiplier is None:
+            raise ValueError(
+                "Expected privacy.epsilon or privacy.noise_multiplier for privacy.mode=dp, got neither"
+            )
+        if self.unit == "example" and self.noise_by == "server":
+            raise ValueError(
+                "Expected privacy.noise_by=client for privacy.unit=example (per-example clipping and "
+                "noise happen at the silo), got privacy.noise_by=server"
+            )
+        if self.unit == "client" and self.prefix_scale != 1.0:
+            raise ValueError(
+                "Expected privacy.prefix_scale=1 for privacy.unit=client, "
+                f"got privacy.prefix_scale={self.prefix_scale}"
+            )
+        return self
