@@ -350,3 +350,18 @@ class Settings(Section):
                 "by Poisson sampling is stated for it), got privacy.relation=replace-one"
             )
         return self
+
+    def for_silo(self, name: str) -> Settings:
+        """The settings as they hold for one silo: its own values in the place of the run's, and no
+        other silo's values."""
+        if not self.privacy.silos:
+            return self
+        own = self.privacy.silos.get(name)
+        values = {} if own is None else own.model_dump(exclude_none=True)
+        client = {key: values.pop(key) for key in ("batch_size", "sampling_rate") if key in values}
+        return self.model_copy(
+            update={
+                "client": self.client.model_copy(update=client),
+                "privacy": self.privacy.model_copy(update=values | {"silos": {}}),
+            }
+        )

@@ -8,7 +8,7 @@ import os
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -78,7 +78,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
     """
     for text in overrides:
         name, sign, raw = text.partition("=")
-        parts = [part.strip() for part in name.strip().split(".")]
+        parts = _key_parts(name.strip())
         if not sign or not all(parts):
             raise SettingsError(f"Expected section.key=value in an override, got {text!r}")
         try:
@@ -91,6 +91,19 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
             if not isinstance(node, dict):
                 raise SettingsError(f"Expected a section at {part!r} in the override {text!r}")
         node[parts[-1]] = value
+
+
+def _key_parts(name: str) -> list[str]:
+    """The parts of a dotted key; a part may be quoted (``privacy.silos."US Airways".epsilon``)."""
+    try:
+        node: Any = tomllib.loads(f"{name} = 0")
+    except tomllib.TOMLDecodeError:
+        return [part.strip() for part in name.split(".")]
+    parts = []
+    while isinstance(node, dict):
+        ((part, node),) = node.items()
+        parts.append(part)
+    return parts
 
 
 def to_toml(settings: Settings, *, documented: bool = False) -> str:
@@ -111,16 +124,22 @@ def to_toml(settings: Settings, *, documented: bool = False) -> str:
             continue
         summary = (type(section).__doc__ or "").strip().splitlines()[0]
         lines += [f"# {summary}", f"[{key}]"]
+        tables: list[str] = []
         for name, field in type(section).model_fields.items():
-            lines.append(f"# {field.description}")
             value = section.model_dump(mode="json")[name]
-            if value is None and _default_is_not_none([key, name]):
+            if isinstance(value, dict) and value:  # tables come after all keys of their section
+                tables += [f"# {field.description}", tomli_w.dumps({key: {name: _clean(value)}})]
+                continue
+            lines.append(f"# {field.description}")
+            if isinstance(value, dict):
+                lines.append(f"# {name} = {{}}")
+            elif value is None and _default_is_not_none([key, name]):
                 lines.append(f'{name} = "none"')
             elif value is None:
                 lines.append(f"# {name} =")
             else:
                 lines.append(tomli_w.dumps({name: value}).strip())
-        lines.append("")
+        lines += ["", *tables]
     return "\n".join(lines)
 
 
@@ -139,13 +158,8 @@ def from_json(text: str) -> Settings:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    def clean(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: clean(v) for k, v in value.items() if v is not None}
-        return value
-
     plain = settings.model_dump(mode="json")
-    cleaned = clean(plain)
+    cleaned = _clean(plain)
     # A key whose default is not "none" but whose value is: TOML has no null, so write "none".
     for section, values in plain.items():
         if isinstance(values, dict):
@@ -153,6 +167,12 @@ def _plain(settings: Settings) -> dict[str, Any]:
                 if value is None and _default_is_not_none([section, key]):
                     cleaned[section][key] = "none"
     return dict(cleaned)
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _clean(v) for k, v in value.items() if v is not None}
+    return value
 
 
 def _read_none(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +232,16 @@ def _unknown_keys(
                 yield from _unknown_keys(value, inner, (*above, key))
             else:
                 yield f"Expected the section [{name}], got {name}={value!r}"
+        elif get_origin(inner) is dict:
+            if not isinstance(value, Mapping):
+                yield f'Expected tables [{name}."NAME"], got {name}={value!r}'
+                continue
+            (kind,) = (arg for arg in get_args(inner) if isinstance(arg, type) and arg is not str)
+            for entry, own in value.items():
+                if isinstance(own, Mapping):
+                    yield from _unknown_keys(own, kind, (*above, key, entry))
+                else:
+                    yield f'Expected a table [{name}."{entry}"], got {own!r}'
 
 
 def _with_data_path(settings: Settings, base: Path) -> Settings:

@@ -9,6 +9,20 @@ from pydantic import Field, model_validator
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
 
 
+class SiloSettings(Section):
+    """One silo's own values; what is empty is the run's (``privacy.*``, ``client.*``)."""
+
+    epsilon: PositiveFloat | None = Field(None, description="Instead of privacy.epsilon.")
+    run_epsilon: PositiveFloat | None = Field(None, description="Instead of privacy.run_epsilon.")
+    delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="Instead of privacy.delta."
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Expected batch size and divisor, instead of client.batch_size."
+    )
+    sampling_rate: Rate | None = Field(None, description="Instead of client.sampling_rate.")
+
+
 class PrivacySettings(Section):
     """The guarantee, and the mechanism that gives it."""
 
@@ -23,9 +37,16 @@ class PrivacySettings(Section):
         "server), or all of a silo's data (the update is clipped).",
     )
     epsilon: PositiveFloat | None = Field(
-        3.0, description="Target epsilon of each silo over the whole run."
+        3.0,
+        description="Bound on each silo's epsilon over all runs on its ledger, this one included; "
+        "the noise is calibrated to use it up.",
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Target delta.")
+    run_epsilon: PositiveFloat | None = Field(
+        None,
+        description="Bound on each silo's epsilon in this run alone, beside `epsilon`; the noise is "
+        "calibrated to the tighter of the two, and a step that would exceed either is not taken.",
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Delta of both bounds.")
     noise_multiplier: PositiveFloat | None = Field(
         None,
         description="Noise over sensitivity, given by hand instead of calibrated from epsilon; "
@@ -64,18 +85,39 @@ class PrivacySettings(Section):
         "from `seed`, reproducible; the guarantee then holds only against who does not know the "
         "seed, and the report says so.",
     )
+    colluding: Literal["others"] | tuple[PositiveInt, ...] = Field(
+        "others",
+        description="Numbers m of silos that may collude with the server against another one: the "
+        "ledger and the report state the guarantee for each. `others`: all but the one.",
+    )
+    silos: dict[str, SiloSettings] = Field(
+        {},
+        description="A silo's own epsilon, run_epsilon, delta, batch_size, sampling_rate, by name: "
+        'a table [privacy.silos."NAME"] each. Each silo is calibrated, and stops, by itself.',
+    )
 
     @model_validator(mode="after")
     def _check(self) -> PrivacySettings:
-        if self.mode == "dp" and self.epsilon is None and self.noise_multiplier is None:
+        given = (self.epsilon, self.run_epsilon, self.noise_multiplier)
+        if self.mode == "dp" and all(value is None for value in given):
             raise ValueError(
-                "Expected privacy.epsilon or privacy.noise_multiplier for privacy.mode=dp, got neither"
+                "Expected privacy.epsilon, privacy.run_epsilon or privacy.noise_multiplier for "
+                "privacy.mode=dp, got none of them"
             )
         if self.unit == "example" and self.noise_by == "server":
             raise ValueError(
                 "Expected privacy.noise_by=client for privacy.unit=example (per-example clipping and "
                 "noise happen at the silo), got privacy.noise_by=server"
             )
+        for name, own in self.silos.items():
+            targets = {k: getattr(own, k) for k in ("epsilon", "run_epsilon", "delta")}
+            mine = [f"{k}={value:g}" for k, value in targets.items() if value is not None]
+            if mine and self.noise_by == "server":
+                raise ValueError(
+                    f"Expected no targets of its own for the silo {name!r} with "
+                    "privacy.noise_by=server (one noise protects all silos), got "
+                    f"privacy.silos.{name}: {', '.join(mine)}"
+                )
         if self.unit == "client" and self.prefix_scale != 1.0:
             raise ValueError(
                 "Expected privacy.prefix_scale=1 for privacy.unit=client, "
