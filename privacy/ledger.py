@@ -16,11 +16,9 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,48 +26,25 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy import ledger_file
-from privacy.events import multiset
+from privacy.ledger_chain import GENESIS, VerifyReport, row_hash, row_problems
 from privacy.ledger_entry import (
     LedgerEntry,
-    canonical_json,
     composed,
     parse_views,
     require_same_unit,
+    view_events,
 )
-from privacy.ledger_file import LedgerError
+from privacy.ledger_file import Database, LedgerError
+from privacy.ledger_tally import History, Tally
 from privacy.vocabulary import Unit
 
 __all__ = ["Ledger", "LedgerConflict", "LedgerEntry", "LedgerError", "VerifyReport", "composed"]
 
 _COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
-GENESIS = "0" * 64
 
 
 class LedgerConflict(LedgerError):
     """The same run, party and key were recorded before with another content."""
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `Ledger.verify` found.
-
-    Attributes:
-      ok: No problem.
-      rows: Number of rows read.
-      problems: One sentence for each problem.
-      head: (id, hash) of the last row, (0, GENESIS) for an empty ledger; keep it elsewhere and
-        give it to a later `verify`, which then notices a ledger that was reset or rewritten.
-    """
-
-    ok: bool
-    rows: int
-    problems: list[str]
-    head: tuple[int, str]
-
-
-def _row_hash(previous: str, row_id: int, time: str, content: Mapping[str, Any]) -> str:
-    body = canonical_json({"id": row_id, "time": time, **content})
-    return sha256(f"{previous}\n{body}".encode()).hexdigest()
 
 
 class Ledger:
@@ -82,7 +57,8 @@ class Ledger:
 
         Args:
           path: The SQLite file.
-          read_only: Open without creating or writing.
+          read_only: Open without creating or writing anything, beside the file neither; what is read
+            are the rows that are durable now.
           timeout: Seconds to wait for other writers.
 
         Raises:
@@ -92,7 +68,8 @@ class Ledger:
         self.path = Path(path)
         self.read_only = read_only
         self._lock = threading.RLock()
-        self._db: sqlite3.Connection | None = ledger_file.open_database(
+        self._tally = Tally()
+        self._db: Database | None = ledger_file.open_database(
             self.path, read_only=read_only, timeout=timeout
         )
 
@@ -113,10 +90,18 @@ class Ledger:
           LedgerConflict: The same run, party and key are there with another content.
           LedgerError: The ledger is read-only or cannot be written; nothing was recorded.
         """
-        return self._write([entry], admit) == 1
+        return self.extend([entry], None if admit is None else lambda new: admit()) == 1
 
-    def extend(self, entries: Iterable[LedgerEntry]) -> int:
-        """Record several entries in one transaction: all of them, or none if one conflicts.
+    def extend(
+        self,
+        entries: Iterable[LedgerEntry],
+        admit: Callable[[Sequence[LedgerEntry]], None] | None = None,
+    ) -> int:
+        """Record several entries in one transaction: all of them, or none.
+
+        Args:
+          entries: The releases.
+          admit: As for `append`; called once, with those that are not there yet, if any.
 
         Returns:
           The number of new rows.
@@ -124,51 +109,51 @@ class Ledger:
         Raises:
           LedgerConflict, LedgerError: As `append`.
         """
-        return self._write(entries, None)
-
-    def _write(self, entries: Iterable[LedgerEntry], admit: Callable[[], None] | None) -> int:
         if self.read_only:
             raise LedgerError(f"Expected a ledger opened for writing, got read-only {self.path}")
         prepared = [(entry, entry.content()) for entry in entries]
-        added = 0
         with self._transaction() as db:
+            new = self._not_recorded(db, prepared)
+            if not new:
+                return 0
+            if admit is not None:
+                admit([entry for entry, _ in new])
             head = db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
             row_id, previous = head if head else (0, GENESIS)
-            for entry, content in prepared:
-                if self._recorded(db, entry, content):
-                    continue
-                if admit is not None:
-                    admit()
+            time = datetime.now(UTC).isoformat(timespec="microseconds")
+            rows = []
+            for _, content in new:
                 row_id += 1
-                time = datetime.now(UTC).isoformat(timespec="microseconds")
-                digest = _row_hash(previous, row_id, time, content)
-                db.execute(
-                    f"INSERT INTO entries ({_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?)",
-                    (row_id, time, *content.values(), previous, digest),
-                )
+                digest = row_hash(previous, row_id, time, content)
+                rows.append((row_id, time, *content.values(), previous, digest))
                 previous = digest
-                added += 1
-            if added:
-                db.execute("UPDATE head SET id = ?, hash = ?", (row_id, previous))
-        return added
+            marks = ",".join("?" * len(rows[0]))
+            db.executemany(f"INSERT INTO entries ({_COLUMNS}) VALUES ({marks})", rows)
+            db.execute("UPDATE head SET id = ?, hash = ?", (row_id, previous))
+        return len(rows)
 
-    def _recorded(
-        self, db: sqlite3.Connection, entry: LedgerEntry, content: Mapping[str, Any]
-    ) -> bool:
-        row = db.execute(
+    def _not_recorded(
+        self, db: sqlite3.Connection, prepared: Iterable[tuple[LedgerEntry, dict[str, Any]]]
+    ) -> list[tuple[LedgerEntry, dict[str, Any]]]:
+        """Leave out what is in the ledger, or came before in the same list, with this content."""
+        query = (
             "SELECT run, party, unit, purpose, round, key, views, details FROM entries "
-            "WHERE run = ? AND party = ? AND key = ?",
-            (entry.run, entry.party, entry.key),
-        ).fetchone()
-        if row is None:
-            return False
-        for (name, new), old in zip(content.items(), row, strict=True):
-            if new != old:
-                raise LedgerConflict(
-                    f"Entry {entry.run}/{entry.party}/{entry.key} is recorded in {self.path} with "
-                    f"{name}={old!r}, now got {name}={new!r}: a key names one release only"
-                )
-        return True
+            "WHERE run = ? AND party = ? AND key = ?"
+        )
+        new: dict[tuple[str, str, str], tuple[LedgerEntry, dict[str, Any]]] = {}
+        for entry, content in prepared:
+            name = (entry.run, entry.party, entry.key)
+            found = new[name][1].values() if name in new else db.execute(query, name).fetchone()
+            if found is None:
+                new[name] = (entry, content)
+                continue
+            for (field, now), old in zip(content.items(), found, strict=True):
+                if now != old:
+                    raise LedgerConflict(
+                        f"Entry {'/'.join(name)} is recorded in {self.path} with {field}={old!r}, "
+                        f"now got {field}={now!r}: a key names one release only"
+                    )
+        return list(new.values())
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -179,6 +164,7 @@ class Ledger:
                 try:
                     yield db
                     db.execute("COMMIT")
+                    self._require_open().check()
                 except BaseException:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
@@ -186,10 +172,13 @@ class Ledger:
             except sqlite3.Error as error:
                 raise LedgerError(f"Cannot write the ledger {self.path}: {error}") from error
 
-    def _open_db(self) -> sqlite3.Connection:
+    def _require_open(self) -> Database:
         if self._db is None:
             raise LedgerError(f"The ledger {self.path} is closed")
         return self._db
+
+    def _open_db(self) -> sqlite3.Connection:
+        return self._require_open().connection
 
     def _select(
         self,
@@ -250,27 +239,36 @@ class Ledger:
     ) -> Counter[DpEvent]:
         """Return the multiset of events in an adversary's view: `composed(entries(...))`, faster.
 
-        Identical rows are counted by the database, so that the cost does not grow with them.
+        Rows are read once and counted from then on, so that the cost does not grow with them.
 
         Raises:
           LedgerError: Rows of several units match (they do not compose), or one cannot be read.
         """
-        rows = self._select(
-            "unit, views, COUNT(*), MIN(id)",
-            "GROUP BY unit, views ORDER BY MIN(id)",
-            party=party,
-            unit=unit,
-            run=run,
-        )
-        require_same_unit(Unit(row[0]) for row in rows)
+        chosen = None if unit is None else Unit(unit).value
+        with self._lock:
+            rows = list(self._fresh_tally().rows(party, chosen, run))
+        require_same_unit(Unit(kind.unit) for kind, _, _ in rows)
         total: Counter[DpEvent] = Counter()
-        for row_unit, views, count, row_id in rows:
-            entry = self._entry(
-                (row_id, "", "-", "-", row_unit, "-", 0, "-", views, "{}", None, None)
-            )
-            for event, times in multiset(entry.view(adversary)).items():
+        for kind, count, row_id in rows:
+            try:
+                events = view_events(kind.views, adversary)
+            except (ValueError, TypeError, AttributeError) as error:
+                raise LedgerError(f"Row {row_id} of the ledger {self.path}: {error}") from error
+            for event, times in events:
                 total[event] += times * count
         return total
+
+    def histories(self) -> dict[str, History]:
+        """Return what each party did: equal histories cost the same, against any adversary."""
+        with self._lock:
+            return self._fresh_tally().histories()
+
+    def _fresh_tally(self) -> Tally:
+        try:
+            self._tally.refresh(self._open_db())
+        except sqlite3.Error as error:
+            raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+        return self._tally
 
     def parties(self) -> list[str]:
         """Return the names of the parties that have entries, sorted."""
@@ -305,7 +303,7 @@ class Ledger:
                     ]
                     for row in db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id"):
                         rows += 1
-                        problems += _row_problems(row, expected_id, previous)
+                        problems += row_problems(row, expected_id, previous)
                         expected_id, previous = row[0] + 1, row[11]
                         hashes[row[0]] = row[11]
                     head = db.execute("SELECT id, hash FROM head").fetchall()
@@ -344,21 +342,3 @@ class Ledger:
     ) -> None:
         """Close the file."""
         self.close()
-
-
-def _row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[str]:
-    row_id, time, *content, recorded_previous, digest = row
-    names = ("run", "party", "unit", "purpose", "round", "key", "views", "details")
-    problems: list[str] = []
-    if row_id != expected_id:
-        problems.append(f"rows {expected_id} to {row_id - 1} are missing")
-    elif recorded_previous != previous:
-        problems.append(f"row {row_id} does not follow the row before it: one was replaced")
-    values = dict(zip(names, content, strict=True))
-    if _row_hash(str(recorded_previous), row_id, time, values) != digest:
-        problems.append(f"row {row_id} was edited: its hash does not match its content")
-    try:
-        parse_views(values["views"])
-    except (ValueError, AttributeError, TypeError) as error:
-        problems.append(f"row {row_id} holds an event that cannot be read: {error}")
-    return problems

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from dp_accounting.dp_event import DpEvent
@@ -25,7 +26,38 @@ def canonical_json(value: Any) -> str:
 
 def parse_views(text: str) -> dict[str, DpEvent]:
     """Read the views column: adversary -> event; ValueError if it is not one."""
+    return dict(_parse_views(text))
+
+
+@lru_cache(maxsize=4096)
+def _parse_views(text: str) -> dict[str, DpEvent]:
     return {name: event_from_json(event) for name, event in json.loads(text).items()}
+
+
+@lru_cache(maxsize=4096)
+def _write_views(views: tuple[tuple[str, DpEvent], ...]) -> str:
+    return canonical_json({name: event_to_json(event) for name, event in views})
+
+
+@lru_cache(maxsize=4096)
+def view_events(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
+    """Return the multiset of events that an adversary sees in a row with this views column.
+
+    Raises:
+      LedgerError: No view of an adversary at least as strong.
+      ValueError: The text is no views column.
+    """
+    return tuple(multiset(_choose_view(_parse_views(text), adversary)).items())
+
+
+def _choose_view(views: Mapping[str, DpEvent], adversary: str) -> DpEvent:
+    wanted = Adversary(adversary)
+    able = [name for name in views if Adversary(name).strength >= wanted.strength]
+    if not able:
+        raise LedgerError(
+            f"Expected a view for adversary {wanted!r} or a stronger one, got views {sorted(views)}"
+        )
+    return views[min(able, key=lambda name: Adversary(name).strength)]
 
 
 @dataclass(frozen=True)
@@ -86,14 +118,10 @@ class LedgerEntry:
         Raises:
           LedgerError: The entry holds no view of an adversary at least as strong.
         """
-        wanted = Adversary(adversary)
-        able = [a for a in self.views if Adversary(a).strength >= wanted.strength]
-        if not able:
-            raise LedgerError(
-                f"Expected a view for adversary {wanted!r} or a stronger one in the entry "
-                f"{self.run}/{self.party}/{self.key}, got views {sorted(self.views)}"
-            )
-        return self.views[min(able, key=lambda a: Adversary(a).strength)]
+        try:
+            return _choose_view(self.views, adversary)
+        except LedgerError as error:
+            raise LedgerError(f"Entry {self.run}/{self.party}/{self.key}: {error}") from None
 
     def content(self) -> dict[str, Any]:
         """Return what is hashed and compared: everything but id, time and hash."""
@@ -104,7 +132,7 @@ class LedgerEntry:
             "purpose": self.purpose,
             "round": self.round,
             "key": self.key,
-            "views": canonical_json({str(a): event_to_json(e) for a, e in self.views.items()}),
+            "views": _write_views(tuple((str(a), e) for a, e in self.views.items())),
             "details": canonical_json(dict(self.details)),
         }
 

@@ -347,7 +347,7 @@ def test_a_ledger_without_its_triggers_is_refused(path):
 
 def test_durability_settings(path):
     with Ledger(path) as ledger:
-        db = ledger._db
+        db = ledger._db.connection
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
 
