@@ -358,7 +358,9 @@ class Settings(Section):
             return self
         own = self.privacy.silos.get(name)
         values = {} if own is None else own.model_dump(exclude_none=True)
-        client = {key: values.pop(key) for key in ("batch_size", "sampling_rate") if key in values}
+        client: dict[str, object] = {
+            key: values.pop(key) for key in ("batch_size", "sampling_rate") if key in values
+        }
         return self.model_copy(
             update={
                 "client": self.client.model_copy(update=client),

@@ -1,8 +1,9 @@
-"""What a silo may spend: its noise, its budget, its rows in the ledger. All before anything leaves.
+"""What a silo may spend: its noise, its budgets, its rows in the ledger. All before anything leaves.
 
 One silo's account for one run. It calibrates the silo's noise multiplier for what the run plans and
 for what the ledger already holds (other runs on the same data), refuses a step *before* it would
-exceed the budget, and records each event durably before the noisy value is made.
+exceed a budget (``privacy.epsilon`` over all runs on the ledger, ``privacy.run_epsilon`` over this
+one), and records each event durably before the noisy value is made.
 """
 
 from __future__ import annotations
@@ -21,22 +22,33 @@ from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
-from privacy.accountants import make_accountant
-from privacy.budget import Budget
+from fedllm.silo_bounds import (
+    Bound,
+    bounds_of,
+    check_evaluations,
+    evaluation_events,
+    planned_evaluations,
+    protected_from,
+)
+from privacy.accountants import UnsupportedEvent, make_accountant
+from privacy.budget import BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events import dp_sgd, gaussian, is_private, multiset, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
+from privacy.views import with_colluders
 from privacy.vocabulary import Adversary, Relation, Unit
 
 TRAIN = "train"
 EVALUATE = "evaluate"
+LEAST_LEFT = 0.01
+"""Share of a budget that other runs must have left: for less, the noise would drown everything."""
 
 
 class SiloAccount:
     """The account of one party (a silo) in one run.
 
     Args:
-        settings: the experiment's settings.
+        settings: the experiment's settings; the party's own values (``privacy.silos``) hold for it.
         run: the run's id; entries of other runs in the same ledger count as spent before.
         party: the silo's name.
         examples: number of the silo's training examples.
@@ -46,11 +58,13 @@ class SiloAccount:
     Attributes:
         sampling_rate: of each example in each local step.
         noise_multiplier: noise standard deviation over sensitivity.
+        bounds: the budgets that each step must keep to.
 
     Raises:
-        ValueError: no noise multiplier reaches the target (for instance since other runs have spent
-            it), or the ledger holds what this party spent for another privacy unit (they do not
-            compose); the message says so.
+        BudgetExceeded: other runs on the ledger have left no room for this one.
+        ValueError: no noise multiplier reaches the target whatever other runs spent, or the ledger
+            holds what this party spent for another privacy unit (they do not compose); the message
+            says so.
     """
 
     def __init__(
@@ -63,7 +77,7 @@ class SiloAccount:
         rounds: int,
         ledger: Ledger,
     ) -> None:
-        self.settings = settings
+        self.settings = settings = settings.for_silo(party)
         self.run = run
         self.party = party
         self.rounds = rounds
@@ -71,22 +85,10 @@ class SiloAccount:
         self.unit = Unit(settings.privacy.unit)
         self.relation = Relation(settings.privacy.relation)
         self.private = settings.privacy.mode == "dp"
-        self.adversary = Adversary(
-            "outsider" if settings.privacy.noise_by == "server" else "server"
-        )
+        self.adversary = protected_from(settings)
         self._refuse_other_units()
         self.sampling_rate = sampling_rate(settings, examples)
-        self.budget = (
-            Budget(
-                settings.privacy.epsilon,
-                settings.privacy.delta,
-                self.relation,
-                self.adversary,
-                settings.privacy.accountant,
-            )
-            if self.private and settings.privacy.epsilon is not None
-            else None
-        )
+        self.bounds = bounds_of(settings) if self.private else ()
         self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
 
     # -- events ----------------------------------------------------------------------------------
@@ -114,12 +116,7 @@ class SiloAccount:
 
     def evaluation_events(self) -> Counter[DpEvent]:
         """The events of one evaluation by the silo; empty where there is none."""
-        how = self.settings.evaluation.clients
-        if how == "private" and self.private:
-            return multiset({gaussian(self.settings.evaluation.clients_noise): 1})
-        if how == "off":
-            return Counter()
-        return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
+        return evaluation_events(self.settings)
 
     def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
@@ -141,12 +138,13 @@ class SiloAccount:
         before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
         return +before
 
-    def _counted(self) -> Counter[DpEvent]:
-        """What the budget counts: all that other runs spent, and this run's events that have a
-        guarantee. What this run releases without one on purpose (``evaluation.clients = "raw"``) is
-        in the ledger, makes every reported epsilon infinite, and leaves the noise as it is."""
-        total = self.spent()
+    def _counted(self, bound: Bound) -> Counter[DpEvent]:
+        """What a budget counts: all that other runs spent (unless it is for this run alone), and this
+        run's events that have a guarantee. What this run releases without one on purpose
+        (``evaluation.clients = "raw"``) is in the ledger, makes every reported epsilon infinite, and
+        leaves the noise as it is."""
         mine = self.ledger.spent(self.adversary, party=self.party, run=self.run)
+        total = mine if bound.this_run else self.spent()
         total.subtract({event: count for event, count in mine.items() if not is_private(event)})
         return +total
 
@@ -175,29 +173,49 @@ class SiloAccount:
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
                 return float(str(entry.details["noise_multiplier"]))
-        if privacy.epsilon is None:
-            raise ValueError("Expected privacy.epsilon or privacy.noise_multiplier, got neither")
-        other = self.spent_before()
-        for event, count in self.evaluation_events().items():
-            if self.settings.evaluation.clients == "private":
-                other[event] += count * evaluation_rounds(self.settings)
         steps = self.rounds * sum(self.training_events(1.0).values())
+        check_evaluations(self.settings, self.party)
         if steps == 0:
             return 0.0  # never trains; a training event without noise is refused
+        return max(self._calibrate(bound, steps) for bound in self.bounds)
+
+    def _calibrate(self, bound: Bound, steps: int) -> float:
+        """The noise multiplier with which the planned run uses a budget up."""
         rate = self.sampling_rate
         if self.unit is Unit.CLIENT:
-            sampled = privacy.noise_by == "server" and self.settings.server.sampling == "poisson"
+            sampled = (
+                self.settings.privacy.noise_by == "server"
+                and self.settings.server.sampling == "poisson"
+            )
             rate = self.settings.server.fraction if sampled else 1.0
-        found = calibrate_noise_multiplier(
-            epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            sampling_rate=rate,
-            steps=steps,
-            relation=self.relation,
-            other_events=other,
-            accountant=privacy.accountant,
-            cache_dir=cache_folder() / "calibration",
-        )
+        before: Counter[DpEvent] = Counter() if bound.this_run else self.spent_before()
+        budget = bound.budget
+        if before:
+            spent = budget.cost(before)
+            if spent > (1 - LEAST_LEFT) * budget.epsilon:
+                message = (
+                    f"No training: other runs have spent epsilon={spent:.6g} at delta="
+                    f"{budget.delta:g}, the budget is epsilon={budget.epsilon:g}"
+                )
+                raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
+        try:
+            found = calibrate_noise_multiplier(
+                epsilon=budget.epsilon,
+                delta=budget.delta,
+                sampling_rate=rate,
+                steps=steps,
+                relation=self.relation,
+                other_events=before + planned_evaluations(self.settings),
+                accountant=self.settings.privacy.accountant,
+                cache_dir=cache_folder() / "calibration",
+            )
+        except UnsupportedEvent:
+            raise
+        except ValueError as error:
+            if not before:
+                raise ValueError(f"{bound.setting} of the silo {self.party}: {error}") from None
+            refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
+            raise bound.exceeded(refusal) from None
         return found.noise_multiplier
 
     # -- spending --------------------------------------------------------------------------------
@@ -231,27 +249,39 @@ class SiloAccount:
             round=server_round,
             key=key,
             views=self._views(events),
-            details={
-                "noise_multiplier": self.noise_multiplier,
-                "sampling_rate": self.sampling_rate,
-                "clip": self.settings.privacy.clip,
-                "delta": self.settings.privacy.delta,
-                "relation": str(self.relation),
-                "randomness": self.settings.privacy.randomness,
-            },
+            details=self._details(),
         )
 
         def admit() -> None:  # while no other process can write to the ledger
             self._refuse_other_units()
-            if self.budget is not None and all(map(is_private, events)):
-                self.budget.admit(self._counted(), events, self._ceiling())
+            if not all(map(is_private, events)):
+                return
+            for bound in self.bounds:
+                try:
+                    bound.budget.admit(self._counted(bound), events, self._ceiling(bound))
+                except BudgetExceeded as error:
+                    raise bound.exceeded(error) from None
 
         return self.ledger.append(entry, admit)
 
-    def _ceiling(self) -> Counter[DpEvent]:
+    def _details(self) -> dict[str, str | float | None]:
+        privacy = self.settings.privacy
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "sampling_rate": self.sampling_rate,
+            "batch_size": self.settings.client.batch_size,
+            "clip": privacy.clip,
+            "epsilon": privacy.epsilon,
+            "run_epsilon": privacy.run_epsilon,
+            "delta": privacy.delta,
+            "relation": str(self.relation),
+            "randomness": privacy.randomness,
+        }
+
+    def _ceiling(self, bound: Bound) -> Counter[DpEvent]:
         planned = self.planned()
         private = {event: count for event, count in planned.items() if is_private(event)}
-        return self.spent_before() + Counter(private)
+        return (Counter() if bound.this_run else self.spent_before()) + Counter(private)
 
     def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
         parts: list[DpEvent] = [
@@ -259,12 +289,15 @@ class SiloAccount:
             for event, count in events.items()
         ]
         event = parts[0] if len(parts) == 1 else ComposedDpEvent(parts)
+        named = self.settings.privacy.colluding
+        colluding = () if named == "others" else named  # a silo does not know how many there are
         if self.private and self.settings.privacy.noise_by == "server":
             seen = no_guarantee(
                 "privacy.noise_by=server: the server sees each update without noise"
             )
-            return {"server": seen, "outsider": event}
-        return {"server": event, "outsider": event}
+            return with_colluders(seen, colluding) | {"outsider": event}
+        # The silo's own noise protects what it sends: whoever colludes knows nothing of it.
+        return with_colluders(event, colluding)
 
 
 def sampling_rate(settings: Settings, examples: int) -> float:
@@ -315,7 +348,7 @@ def settings_digest(settings: Settings) -> str:
             "output": True,
             "data": True,  # the examples themselves are digested, see features_digest
             "model": {"device"},
-            "privacy": {"ledger"},
+            "privacy": {"ledger", "colluding"},
         },
     )
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

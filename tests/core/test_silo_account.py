@@ -19,7 +19,7 @@ from fedllm.silo_account import SiloAccount, default_ledger, release_key, sampli
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.events import dp_sgd, gaussian, is_private
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, LedgerError
 from privacy.vocabulary import Relation, Unit
 
 Make = Callable[..., Any]
@@ -165,7 +165,7 @@ def test_second_run_on_the_same_data_composes(tiny_settings: Make, tmp_path: Pat
         assert spend_all(second) == 6
         epsilon = make_accountant("rdp").epsilon(second.spent(), 1e-5)
         assert 4.0 * 0.998 <= epsilon <= 4.0
-        with pytest.raises(ValueError, match="No noise is enough"):
+        with pytest.raises(BudgetExceeded, match=r"^privacy\.epsilon .*other runs have spent"):
             account(half, ledger, run="run-3")
         elsewhere = account(half, ledger, run="run-3", party="beta")
         assert elsewhere.noise_multiplier == first.noise_multiplier, (
@@ -228,7 +228,7 @@ def test_without_privacy_the_ledger_says_no_guarantee(tiny_settings: Make, ledge
     assert not is_private(entry.view("server"))
     assert "privacy.mode=none" in str(entry.view("outsider"))
     assert one.epsilon() == float("inf")
-    with pytest.raises(ValueError, match="inf"):
+    with pytest.raises(BudgetExceeded, match="inf"):
         account(tiny_settings(**CALIBRATED), ledger, run="later")
 
 
@@ -245,7 +245,7 @@ def test_raw_evaluation_is_recorded_and_training_goes_on(
     assert one.epsilon() == float("inf")
     with pytest.raises(BudgetExceeded):
         one.spend_training(7, "train/7")
-    with pytest.raises(ValueError, match="inf"):
+    with pytest.raises(BudgetExceeded, match="inf"):
         account(tiny_settings(**CALIBRATED), ledger, run="later")
 
 
@@ -362,18 +362,127 @@ def test_two_accounts_that_looked_at_the_same_ledger_cannot_both_take_the_last_s
         except BudgetExceeded:
             outcome.append("refused")
 
-    assert one.budget is not None
-    admit, thread = one.budget.admit, threading.Thread(target=rival)
+    assert one.bounds
+    admit, thread = one.bounds[0].budget.admit, threading.Thread(target=rival)
 
     def slowly(*args: Any) -> None:
         admit(*args)
         thread.start()
         thread.join(timeout=1.0)  # time enough to spend, were it possible
 
-    monkeypatch.setattr(one.budget, "admit", slowly)
+    monkeypatch.setattr(one.bounds[0].budget, "admit", slowly)
     one.spend_training(alone, f"train/{alone}")
     thread.join(timeout=60)
     assert outcome == ["refused"]
     assert len(first.entries()) == alone
     first.close()
     second.close()
+
+
+OWN = {
+    "alpha": {"epsilon": 1.0, "delta": 1e-6},
+    "beta": {"epsilon": 6.0, "sampling_rate": 0.05},
+    "gamma": {"batch_size": 4},
+}
+
+
+def test_each_silo_is_calibrated_to_its_own_target_and_rate(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(**CALIBRATED, **{"privacy.silos": OWN})
+    expected = {  # epsilon, delta, rate, divisor
+        "alpha": (1.0, 1e-6, 8 / 60, 8),
+        "beta": (6.0, 1e-5, 0.05, 8),
+        "gamma": (2.0, 1e-5, 4 / 60, 4),
+        "delta": (2.0, 1e-5, 8 / 60, 8),
+    }
+    judge = make_accountant("rdp")
+    for party, (epsilon, delta, rate, divisor) in expected.items():
+        one = account(settings, ledger, party=party)
+        assert one.sampling_rate == pytest.approx(rate)
+        assert spend_all(one) == 6
+        events = ledger.spent("server", party=party)
+        assert events == Counter({dp_sgd(one.sampling_rate, one.noise_multiplier, 1): 12})
+        assert epsilon * 0.998 <= judge.epsilon(events, delta) <= epsilon
+        details = ledger.entries(party=party)[0].details
+        recorded = (details["epsilon"], details["delta"], details["batch_size"])
+        assert recorded == (epsilon, delta, divisor)
+        assert details["sampling_rate"] == one.sampling_rate
+        assert details["noise_multiplier"] == one.noise_multiplier
+        resumed = account(settings, ledger, party=party)
+        assert resumed.noise_multiplier == one.noise_multiplier
+
+
+def test_run_epsilon_bounds_each_run_and_epsilon_all_of_them(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    """epsilon=2.4 in all, 2 a run: the first run gets 2, the second what is left of 2.4."""
+    changes = CALIBRATED | {"privacy.epsilon": 2.4, "privacy.run_epsilon": 2.0}
+    judge = make_accountant("rdp")
+    one = account(tiny_settings(**changes), ledger)
+    alone = account(tiny_settings(**CALIBRATED), ledger, run="elsewhere")
+    assert one.noise_multiplier == alone.noise_multiplier, "calibrated to the tighter bound"
+    assert spend_all(one) == 6
+    assert 2.0 * 0.998 <= judge.epsilon(one.spent(), 1e-5) <= 2.0
+    with pytest.raises(BudgetExceeded, match=r"^privacy\.run_epsilon \(this run alone\)"):
+        one.spend_training(99, "train/99")
+    two = account(tiny_settings(**changes), ledger, run="run-2")
+    assert two.noise_multiplier > one.noise_multiplier
+    assert spend_all(two) == 6
+    assert 2.4 * 0.998 <= judge.epsilon(two.spent(), 1e-5) <= 2.4
+    with pytest.raises(BudgetExceeded, match=r"^privacy\.epsilon \(all runs on the ledger\)"):
+        two.spend_training(99, "train/99")
+    with pytest.raises(BudgetExceeded, match=r"^privacy\.epsilon \(all runs on the ledger\)"):
+        account(tiny_settings(**changes), ledger, run="run-3")
+    assert not ledger.entries(run="run-3")
+
+
+def test_run_epsilon_alone_leaves_the_ledger_unbounded(tiny_settings: Make, ledger: Ledger) -> None:
+    changes = CALIBRATED | {"privacy.epsilon": None, "privacy.run_epsilon": 2.0}
+    for run in ("a", "b", "c"):
+        one = account(tiny_settings(**changes), ledger, run=run)
+        assert spend_all(one) == 6
+        spent = make_accountant("rdp").epsilon(ledger.spent("server", run=run), 1e-5)
+        assert 2.0 * 0.998 <= spent <= 2.0
+    assert one.epsilon() > 3.0
+
+
+def test_evaluations_that_cost_more_than_the_target_are_refused_by_name(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    evaluated = {
+        "evaluation.clients": "private",
+        "evaluation.clients_holdout": 0.2,
+        "evaluation.clients_noise": 2.0,
+        "evaluation.every": 1,
+    }
+    own = {"privacy.silos": {"alpha": {"epsilon": 0.5}}, "privacy.epsilon": 20.0}
+    settings = tiny_settings(**CALIBRATED | evaluated | own)
+    with pytest.raises(ValueError, match=r"privacy\.epsilon of the silo alpha .*clients_noise"):
+        account(settings, ledger)
+    assert account(settings, ledger, party="beta").noise_multiplier > 0
+
+
+def test_silo_with_one_example_samples_it_always(tiny_settings: Make, ledger: Ledger) -> None:
+    one = account(tiny_settings(**CALIBRATED), ledger, examples=1)
+    assert one.sampling_rate == 1.0
+    assert one.training_event() == gaussian(one.noise_multiplier)
+    assert spend_all(one) == 6
+    assert 2.0 * 0.998 <= one.epsilon() <= 2.0
+
+
+def test_views_of_colluders(tiny_settings: Make, tmp_path: Path) -> None:
+    """Local noise protects from any number of them; noise by the server, from none."""
+    by_server = {"privacy.unit": "client", "privacy.noise_by": "server"}
+    for changes, private in (({}, True), ({"privacy.unit": "client"}, True), (by_server, False)):
+        settings = tiny_settings(**changes, **{"privacy.colluding": [1, 3]})
+        with Ledger(tmp_path / f"{len(changes)}{private}.sqlite") as ledger:
+            one = account(settings, ledger)
+            one.spend_training(1, "train/1")
+            for adversary in ("server", "colluding:1", "colluding:2", "colluding:3"):
+                events = ledger.spent(adversary)
+                assert all(map(is_private, events)) is private, (changes, adversary)
+                assert private is (events == one.spent())
+            assert all(map(is_private, ledger.spent("outsider")))
+            with pytest.raises(LedgerError, match="colluding:4"):
+                ledger.spent("colluding:4")
