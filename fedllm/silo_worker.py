@@ -66,7 +66,7 @@ class SiloWorker:
         ledger: Path,
         log: Path | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = settings.for_silo(silo.name)
         self.silo = silo
         self.run = run
         self.log = log
