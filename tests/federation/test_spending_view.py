@@ -1,0 +1,56 @@
+"""The epsilon that is shown while a run goes on is the one that the silo's ledger gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedllm.silo_account import SiloAccount
+from privacy.ledger import Ledger
+from server.spending import SpendingView
+
+CASES = {
+    "local steps, private evaluation": {
+        "client.local_steps": 3,
+        "evaluation.clients": "private",
+        "evaluation.clients_holdout": 0.2,
+    },
+    "raw evaluation": {"evaluation.clients": "raw", "evaluation.clients_holdout": 0.2},
+    "client level": {"privacy.unit": "client"},
+    "client level, drawn by a trusted server": {
+        "privacy.unit": "client",
+        "privacy.noise_by": "server",
+        "server.sampling": "poisson",
+        "server.fraction": 0.5,
+    },
+    "no privacy": {"privacy.mode": "none"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_view_agrees_with_the_ledger(
+    case: str, tiny_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    settings = tiny_settings(**CASES[case] | {"privacy.epsilon": None})
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    view = SpendingView(settings)
+    for silo, examples in (("alpha", 60), ("beta", 45)):
+        account = SiloAccount(
+            settings, run="r", party=silo, examples=examples, rounds=4, ledger=ledger
+        )
+        for server_round in range(1, 5):
+            account.spend_training(server_round, f"train/{server_round}")
+            view.add_training(
+                silo,
+                sampling_rate=account.sampling_rate,
+                noise_multiplier=account.noise_multiplier,
+                steps=settings.client.local_steps,
+            )
+            if settings.evaluation.clients != "off" and server_round % 2:
+                account.spend_evaluation(server_round, f"evaluate/{server_round}")
+                view.add_evaluation(silo)
+            assert view.epsilon()[silo] == account.epsilon()
+    assert SpendingView(settings).epsilon() == {}
