@@ -23,9 +23,10 @@ from fedllm.settings import Settings
 from fedllm.tunable import PREFIX, Tunable
 from privacy.clipping import clip_vector
 from privacy.noise import add_gaussian
+from privacy.randomness import RandomSource
 from privacy.sampling import poisson_sample
 
-Streams = Callable[..., np.random.Generator]
+Streams = Callable[..., RandomSource]
 """``streams(purpose, step)`` gives the random generator for one use; never the same one twice."""
 
 
@@ -182,7 +183,7 @@ def _noisy(
     weights: Mapping[str, Tensor],
     settings: Settings,
     noise_multiplier: float,
-    rng: np.random.Generator,
+    rng: RandomSource,
 ) -> list[Tensor]:
     flat = torch.cat([value.reshape(-1) for value in sums])
     flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)

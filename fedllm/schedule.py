@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fedllm.settings import Settings
 from privacy.randomness import generator
+from privacy.sampling import poisson_sample
 
 
 def participation(settings: Settings, names: Sequence[str]) -> list[list[str]]:
@@ -18,15 +19,16 @@ def participation(settings: Settings, names: Sequence[str]) -> list[list[str]]:
     a round may then be empty.
 
     For ``privacy.randomness = "os"`` and Poisson sampling the draw must not be predictable from the
-    seed, and is made from the operating system's entropy.
+    seed, and is made from a secret stream.
     """
     ordered = sorted(names)
     fraction, rounds = settings.server.fraction, settings.server.rounds
     if settings.server.sampling == "poisson" and fraction < 1:
         secret = settings.privacy.mode == "dp" and settings.privacy.randomness == "os"
         rng = generator(None if secret else settings.seed, "participation")
-        drawn = rng.random((rounds, len(ordered))) < fraction
-        return [[name for name, taken in zip(ordered, row, strict=True) if taken] for row in drawn]
+        return [
+            [ordered[i] for i in poisson_sample(len(ordered), fraction, rng)] for _ in range(rounds)
+        ]
     rng = generator(settings.seed, "participation")
     size = max(1, round(fraction * len(ordered)))
     schedule: list[list[str]] = []

@@ -81,9 +81,9 @@ class PrivacySettings(Section):
     )
     randomness: Literal["seeded", "os"] = Field(
         "os",
-        description="`os`: noise and sampling from the operating system's entropy. `seeded`: "
-        "from `seed`, reproducible; the guarantee then holds only against who does not know the "
-        "seed, and the report says so.",
+        description="`os`: noise and sampling from AES-256-CTR under keys from the operating system. "
+        "`seeded`: from `seed`, reproducible; the guarantee then holds only against who does not "
+        "know the seed, and the report says so.",
     )
     colluding: Literal["others"] | tuple[PositiveInt, ...] = Field(
         "others",

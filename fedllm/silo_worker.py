@@ -31,7 +31,7 @@ from fedllm.silo_account import (
 from fedllm.silos import Silo
 from fedllm.tunable import Tunable, make_tunable
 from privacy.ledger import Ledger
-from privacy.noise import gaussian
+from privacy.noise import add_gaussian
 from privacy.randomness import generator
 
 
@@ -160,15 +160,16 @@ class SiloWorker:
         if features:
             metrics = self.tunable.evaluate(params, features, self.settings.client.max_tokens)
             correct = round(metrics["accuracy"] * len(features))
-        pair = np.array([correct, float(len(features))])
+        pair = torch.tensor([correct, len(features)], dtype=torch.float64)
         if self.settings.evaluation.clients == "private" and account.private:
-            std = self.settings.evaluation.clients_noise * 2**0.5
-            pair = pair + gaussian(2, std, self.streams(server_round, digest)("evaluate-noise", 0))
+            rng = self.streams(server_round, digest)("evaluate-noise", 0)
+            pair = add_gaussian(pair, 2**0.5, self.settings.evaluation.clients_noise, rng)
         return float(pair[0]), float(pair[1])
 
     def streams(self, server_round: int, digest: str) -> Streams:
-        """Random generators of one round; with seeded randomness, a function of all that the
-        released value depends on, so that the same noise is never added to two different values."""
+        """Sources of randomness of one round: secret, each with a key of its own; with seeded
+        randomness, a function of all that the released value depends on, so that the same noise is
+        never added to two different values."""
         if self.settings.privacy.randomness == "os":
             return lambda purpose, step: generator(None)
         fixed = (self.silo.name, server_round, digest)

@@ -1,25 +1,112 @@
-"""Independent random streams, keyed by a seed and by labels.
+"""Random streams: secret by default, or reproducible from a seed and labels.
 
-Every use of randomness names its stream by labels (run, client, round, purpose), so that no two
-clients and no two rounds ever draw the same noise. The streams are Philox-4x64 counters (Salmon et
-al. 2011, "Parallel random numbers: as easy as 1, 2, 3") with a 128-bit key.
+Without a seed a stream is secret: the keystream of a cipher under a key that the operating system
+gave for this stream alone (`keystream.py`). With a seed it is a Philox-4x64 counter (Salmon et al.
+2011, "Parallel random numbers: as easy as 1, 2, 3") with a 128-bit key; every use names its stream by
+labels (run, client, round, purpose), so that no two clients and no two rounds draw the same noise.
 
-Limits, to be stated wherever a guarantee is reported:
+Limits of a seeded stream, to be stated wherever a guarantee is reported:
 
-* A seeded stream is reproducible: whoever knows the seed can subtract the noise. It is for tests
-  and for reproducible simulation, and protects nobody from those who know the seed.
+* It is reproducible: whoever knows the seed can subtract the noise. It is for tests and for
+  reproducible simulation, and protects nobody from those who know the seed.
 * Philox passes statistical tests but is not proven to be cryptographically secure.
 """
 
 from __future__ import annotations
 
+import builtins
 import hashlib
-import secrets
+import math
+from collections.abc import Sequence
+from typing import Protocol, overload
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
+from privacy.keystream import KeyStream
+
+Size = int | Sequence[int]
 _DOMAIN = b"fedllm.privacy.randomness.v1"
 _MAX_SEED_BITS = 256
+_PAIRS = 1 << 14  # normals are made in chunks that stay in the cache, and below torch's thread pool
+
+
+class RandomSource(Protocol):
+    """What noise and sampling draw from: numpy's `Generator` and `SecretSource` are such sources."""
+
+    def bytes(self, length: int) -> builtins.bytes:
+        """Uniform bytes."""
+        ...
+
+    def random(self, size: Size) -> npt.NDArray[np.float64]:
+        """Uniform multiples of 2^-53 in [0, 1), float64."""
+        ...
+
+    def standard_normal(self, size: Size) -> npt.NDArray[np.float64]:
+        """Independent N(0, 1) samples, float64."""
+        ...
+
+
+class SecretSource:
+    """Random numbers from a keystream of its own: nobody can foresee or reproduce them.
+
+    Not picklable; safe after a fork and between threads (see `KeyStream`).
+    """
+
+    def __init__(self) -> None:
+        self._stream = KeyStream()
+
+    def bytes(self, length: int) -> builtins.bytes:
+        """Uniform bytes."""
+        out = np.empty(length, dtype=np.uint8)
+        self._stream.fill(out)
+        return out.tobytes()
+
+    def random(self, size: Size) -> npt.NDArray[np.float64]:
+        """Uniform multiples of 2^-53 in [0, 1), float64, of shape `size`."""
+        count = size if isinstance(size, int) else math.prod(size)
+        out = (self._words(count) >> np.uint64(11)).astype(np.float64)
+        out *= 2.0**-53
+        return out.reshape(size)
+
+    def standard_normal(self, size: Size) -> npt.NDArray[np.float64]:
+        """Independent N(0, 1) samples, float64, of shape `size`.
+
+        By Box and Muller (1958): sqrt(-2 ln u) * (cos, sin)(2 pi v). u is (w + 1/2) / 2^64 for a
+        uniform 64-bit word w, so at least 2^-65 and never 0: no sample is beyond 9.5, and the mass
+        that a true Gaussian has there is 2e-21. v has 53 bits. There is no rejection, so that the
+        number of operations does not depend on the values.
+        """
+        out = np.empty(size, dtype=np.float64)
+        flat = out.reshape(-1)
+        for start in range(0, flat.size, 2 * _PAIRS):
+            part = flat[start : start + 2 * _PAIRS]
+            half = (part.size + 1) // 2
+            part[:half], part[half:] = self._normal_pairs(half, part.size - half)
+        return out
+
+    def _normal_pairs(
+        self, count: int, second: int
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """The first numbers of `count` pairs, and the other ones of the first `second` pairs."""
+        u = self._words(count).astype(np.float64)
+        u += 0.5
+        u *= 2.0**-64
+        # torch's vectorised functions are several times as fast as numpy's
+        radius = torch.from_numpy(u).log_().mul_(-2.0).sqrt_()
+        angle = torch.from_numpy(self.random(count)).mul_(2.0 * math.pi)
+        sine = torch.sin(angle[:second]).mul_(radius[:second])
+        return angle.cos_().mul_(radius).numpy(), sine.numpy()
+
+    def _words(self, count: int) -> npt.NDArray[np.uint64]:
+        """Uniform 64-bit words."""
+        words = np.empty(count, dtype=np.uint64)
+        self._stream.fill(words.view(np.uint8))
+        return words
+
+    def __repr__(self) -> str:
+        return f"SecretSource({self._stream!r})"
 
 
 def _encode(part: str | int | bytes) -> bytes:
@@ -37,26 +124,34 @@ def _encode(part: str | int | bytes) -> bytes:
     return tag + len(content).to_bytes(8, "big") + content
 
 
-def generator(seed: int | None, *labels: str | int | bytes) -> np.random.Generator:
+@overload
+def generator(seed: int, *labels: str | int | bytes) -> np.random.Generator: ...
+@overload
+def generator(seed: None, *labels: str | int | bytes) -> SecretSource: ...
+@overload
+def generator(
+    seed: int | None, *labels: str | int | bytes
+) -> np.random.Generator | SecretSource: ...
+def generator(seed: int | None, *labels: str | int | bytes) -> np.random.Generator | SecretSource:
     """Return the random stream that belongs to a seed and to a tuple of labels.
 
     Args:
       seed: A whole number from 0 to 2^256 - 1: the stream is then a deterministic function of the
         seed and the labels, with a 128-bit Philox key, SHA-256(seed, labels) truncated. Different
         label tuples give independent streams; labels are length-prefixed and typed, so that
-        ("ab", "c"), ("a", "bc"), (1,) and ("1",) all differ. None: 128 fresh bits from the
-        operating system at each call; the labels then only document the use.
+        ("ab", "c"), ("a", "bc"), (1,) and ("1",) all differ. None: a secret stream under a fresh
+        256-bit key from the operating system at each call; the labels only document the use.
       labels: What the stream is for, for example ("noise", client, round).
 
     Returns:
-      A numpy generator over a Philox bit generator.
+      A numpy generator over a Philox bit generator, or a `SecretSource`.
 
     Raises:
       ValueError: The seed is negative or longer than 256 bits, or a label has another type.
     """
     encoded = [_encode(label) for label in labels]
     if seed is None:
-        return np.random.Generator(np.random.Philox(key=secrets.randbits(128)))
+        return SecretSource()
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise ValueError(f"Expected seed to be a whole number or None, got seed={seed!r}")
     seed = int(seed)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
+from privacy.randomness import RandomSource
 
-def poisson_sample(n: int, rate: float, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+
+def poisson_sample(n: int, rate: float, rng: RandomSource) -> npt.NDArray[np.int64]:
     """Include each of n records independently with probability `rate`.
 
     The size of the sample is random and may be 0; a step on an empty sample must still release its
     noise. The divisor of a mean must be the expected size, n * rate, and not the realised one.
+
+    The probability that is realised is floor(rate * 2^53) / 2^53, never above `rate`: a uniform number
+    is a multiple k of 2^-53, and a comparison with `rate` itself would include a record for the
+    ceil(rate * 2^53) smallest k. A lower rate q' <= q costs no more: the output of the sampled
+    mechanism at q' is that at q, replaced with probability 1 - q'/q by a draw without the record, which
+    is post-processing of the dominating pair ((1 - q)P + qQ, P).
 
     Args:
       n: Number of records, >= 0.
@@ -27,4 +37,5 @@ def poisson_sample(n: int, rate: float, rng: np.random.Generator) -> npt.NDArray
         raise ValueError(f"Expected n >= 0, got n={n}")
     if not 0.0 <= rate <= 1.0:
         raise ValueError(f"Expected 0 <= rate <= 1, got rate={rate}")
-    return np.flatnonzero(rng.random(n) < rate).astype(np.int64)
+    threshold = math.floor(rate * 2.0**53) * 2.0**-53
+    return np.flatnonzero(rng.random(n) < threshold).astype(np.int64)

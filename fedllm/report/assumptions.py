@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedllm.settings import Settings
+from privacy.keystream import CIPHER
 
 Item = tuple[str, str]
 
@@ -51,7 +52,9 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             "Floating-point noise",
             "The theorems are about real numbers; the noise is drawn in 64-bit floating point. It is "
             "summed from four independent draws (Holohan and Braghin, 2021), against attacks that "
-            "read off the low-order bits (Mironov, 2012). This lowers the risk; it is not a proof.",
+            "invert the sampler (Mironov, 2012), and the noisy value is rounded to a fixed grid of about "
+            "2^-16 of the noise's standard deviation, against attacks that read the low-order bits "
+            "(Haney et al., 2022). This stops the known attacks; it is not a proof.",
         )
     )
     items.append(("Sizes of the silos", _sizes(settings)))
@@ -207,8 +210,9 @@ def _randomness(seeded: bool) -> str:
             "or guesses the seed there is no protection. For tests and simulations on public data."
         )
     return (
-        "A 128-bit key from the operating system for each use, expanded by Philox-4x64, a generator "
-        "that passes statistical tests but is not proven cryptographically secure."
+        f"The keystream of {CIPHER}, under a 256-bit key from the operating system for each use, for "
+        "noise and for sampling. Against whoever cannot break this cipher it is as good as true "
+        "randomness; neither keys nor noise are written anywhere."
     )
 
 

@@ -77,7 +77,7 @@ class Bench:
     def steps(self, names: Sequence[str]) -> dict[str, Step]:
         """The steps by name; each has a model of its own, ours share one."""
         backbone = load_backbone(self.source.folder, device=self.device)
-        private, plain = (self._settings(backbone.kind, p) for p in (True, False))
+        private, plain = (self.settings(backbone.kind, p) for p in (True, False))
         tunable = make_tunable(private, backbone)
         features = tunable.task.features(self.records)
         made: dict[str, Step] = {}
@@ -98,13 +98,14 @@ class Bench:
         if name in OURS:
             return self.steps([name])[name]
         backbone = load_backbone(self.source.folder, device=self.device)
-        tunable = make_tunable(self._settings(backbone.kind, True), backbone)
+        tunable = make_tunable(self.settings(backbone.kind, True), backbone)
         features = tunable.task.features(self.records)
         tunable.backbone = tunable.task.backbone = replace(backbone, model=None)
         del backbone
         return self._assembly_step(name == "opacus", tunable, features)
 
-    def _settings(self, kind: str, private: bool) -> Settings:
+    def settings(self, kind: str, private: bool) -> Settings:
+        """One local step on the whole batch, with privacy or without."""
         return workload.settings_for(
             self.source,
             kind,
@@ -118,7 +119,7 @@ class Bench:
 
     def _assembly_step(self, private: bool, tunable: Tunable, features: list[Feature]) -> Step:
         backbone = tunable.backbone
-        settings = self._settings(backbone.kind, True)
+        settings = self.settings(backbone.kind, True)
         choice = assembly.Choice(
             folder=self.source.folder,
             kind=backbone.kind,
@@ -138,8 +139,10 @@ class Bench:
         return make(choice, model, words, tunable, features, self.max_tokens)
 
 
-def our_step(tunable: Tunable, features: list[Feature], settings: Settings) -> Step:
-    """One local step of ours on all of ``features`` (sampling rate 1)."""
+def our_step(
+    tunable: Tunable, features: list[Feature], settings: Settings, *, seed: int | None = 0
+) -> Step:
+    """One local step of ours on all of ``features`` (sampling rate 1); no seed: secret noise."""
     params = initial_params(tunable, settings)
     noise = float(settings.privacy.noise_multiplier or 0.0)
     call = partial(
@@ -150,7 +153,7 @@ def our_step(tunable: Tunable, features: list[Feature], settings: Settings) -> S
         settings,
         sampling_rate=1.0,
         noise_multiplier=noise,
-        streams=lambda purpose, step: generator(0, purpose, step),
+        streams=lambda purpose, step: generator(seed, purpose, step),
     )
     return Step(call, tunable.backbone.model)
 

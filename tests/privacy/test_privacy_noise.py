@@ -1,14 +1,18 @@
-"""Gaussian noise: its scale, its shape, and that nothing non-finite passes."""
+"""Gaussian noise: its scale, its shape, its grid, and that nothing non-finite passes."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.clipping import clip_and_sum
-from privacy.noise import add_gaussian, gaussian
+from privacy.noise import add_gaussian, gaussian, grid_spacing
 from privacy.randomness import generator
 
 
@@ -93,3 +97,45 @@ def test_a_non_finite_vector_is_refused_since_noise_does_not_hide_it(bad):
 def test_integers_are_refused():
     with pytest.raises(ValueError, match="floating"):
         add_gaussian(torch.zeros(3, dtype=torch.int64), 1.0, 1.0, generator(1))
+
+
+@given(st.floats(2.0**-133, 1e30))
+def test_grid_is_a_power_of_two_near_2_to_the_minus_16_of_the_noise(std):
+    spacing = grid_spacing(std)
+    assert math.frexp(spacing)[0] == 0.5
+    assert 2.0**-17 < spacing / std <= 2.0**-16
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf"), 2.0**-134])
+def test_grid_of_bad_std(std):
+    with pytest.raises(ValueError, match="std"):
+        grid_spacing(std)
+
+
+def test_noise_that_underflows_is_refused_and_not_left_out():
+    with pytest.raises(ValueError, match="std"):
+        add_gaussian(torch.zeros(3, dtype=torch.float64), 1e-200, 1e-200, generator(1))
+
+
+@given(
+    std=st.floats(1e-6, 1e6),
+    offset=st.floats(-50, 50),
+    seed=st.integers(0, 2**30),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_result_is_the_noisy_value_on_the_grid_whatever_the_value_is(std, offset, seed, dtype):
+    """In float32 exactly too: no second rounding, which would depend on the value's size."""
+    vector = torch.linspace(-1, 1, 40, dtype=dtype) * std + offset * std
+    noisy = add_gaussian(vector, std, 1.0, generator(seed)).double()
+    points = noisy / grid_spacing(std)
+    assert torch.equal(points, points.round())
+    exact = vector.double() + torch.from_numpy(gaussian(40, std, generator(seed)))
+    assert torch.equal(noisy, (exact / grid_spacing(std)).round() * grid_spacing(std))
+
+
+def test_both_parities_of_the_grid_are_used_alike():
+    """The last bit that leaves is a coin: it tells nothing of the value."""
+    for value in (0.0, 0.3):
+        noisy = add_gaussian(torch.full((100_000,), value), 1.0, 1.1, generator(9))
+        odd = (noisy.double() / grid_spacing(1.1)).long() & 1
+        assert abs(float(odd.double().mean()) - 0.5) < 5 * 0.5 / 100_000**0.5

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +19,7 @@ labels = st.lists(
 
 
 def first(seed, *names):
-    return generator(seed, *names).integers(0, 2**63, size=4).tolist()
+    return generator(seed, *names).bytes(32)
 
 
 @given(st.integers(0, 2**256 - 1), labels, st.integers(0, 2**256 - 1), labels)
@@ -40,7 +43,7 @@ def test_seeds_that_agree_in_their_low_32_or_64_bits_differ():
 
 
 def test_no_seed_gives_fresh_noise_at_each_call():
-    streams = {tuple(first(None, "noise", 1)) for _ in range(50)}
+    streams = {first(None, "noise", 1) for _ in range(50)}
     assert len(streams) == 50
 
 
@@ -103,3 +106,36 @@ def test_poisson_sample_edges():
 def test_poisson_sample_refuses(n, rate):
     with pytest.raises(ValueError, match="Expected"):
         poisson_sample(n, rate, generator(1))
+
+
+class Fixed:
+    """Gives the uniform numbers k * 2^-53 for given k."""
+
+    def __init__(self, ks):
+        self.ks = ks
+
+    def random(self, size):
+        assert size == len(self.ks)
+        return np.array([k * 2.0**-53 for k in self.ks])
+
+
+@given(st.floats(0, 1) | st.floats(0, 1e-12))
+def test_realised_sampling_probability_is_the_largest_multiple_below_the_rate(rate):
+    """Of the 2^53 equally likely uniform numbers, `included` many lead to inclusion."""
+    included = math.floor(Fraction(rate) * 2**53)
+    ks = [k for k in (0, included - 1, included, included + 1, 2**53 - 1) if 0 <= k < 2**53]
+    taken = {ks[i] for i in poisson_sample(len(ks), rate, Fixed(ks))}
+    assert taken == {k for k in ks if k < included}
+    assert Fraction(included, 2**53) <= Fraction(rate)
+
+
+def test_a_rate_below_the_resolution_includes_nobody():
+    """A bare `u < rate` would include the record whose u is 0, with probability 2^-53 > rate."""
+    assert poisson_sample(1, 1e-17, Fixed([0])).tolist() == []
+
+
+def test_poisson_sample_from_the_secret_source():
+    rng = generator(None)
+    sizes = [poisson_sample(400, 0.25, rng).size for _ in range(2000)]
+    assert abs(np.mean(sizes) - 100) < 6 * (75 / 2000) ** 0.5
+    assert 0.75 < np.var(sizes) / 75 < 1.3
