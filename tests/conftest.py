@@ -2,127 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+
+from simulations.benchmark import tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-WORDS = 60
-"""Size of the tiny models' vocabulary: four special tokens, then w4 ... w59."""
-LABELS = ("low", "high")
-
-
-def _save_tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-    from transformers import PreTrainedTokenizerFast
-
-    special = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3}
-    words = special | {f"w{i}": i for i in range(4, WORDS)}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 2)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        pad_token="[PAD]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        bos_token="[CLS]",
-        eos_token="[SEP]",
-    ).save_pretrained(folder)
 
 
 @pytest.fixture(scope="session")
 def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random BERT of two layers, four heads of size 4, with its tokenizer."""
-    import torch
-    from transformers import BertConfig, BertModel
-
     folder = tmp_path_factory.mktemp("tiny-bert")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.4,
-        pad_token_id=1,
-    )
-    BertModel(config).save_pretrained(folder)
-    _save_tokenizer(folder)
+    tiny.save_encoder(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
 def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Llama of two layers with grouped key/value heads, with its tokenizer."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.4,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=3,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    _save_tokenizer(folder)
+    tiny.save_decoder(folder)
     return folder
-
-
-def make_records(count: int, seed: int, silo: str = "") -> list[dict[str, Any]]:
-    """Texts of 2 to 9 words; the label tells whether more than half of them are above w31."""
-    rng = np.random.default_rng(seed)
-    records = []
-    for _ in range(count):
-        words = rng.integers(4, WORDS, size=int(rng.integers(2, 10)))
-        label = LABELS[int((words > 31).mean() > 0.5)]
-        text = " ".join(f"w{i}" for i in words)
-        answer = " ".join(f"w{i}" for i in words[: 1 + len(words) // 3])
-        records.append({"text": text, "label": label, "answer": answer, "organisation": silo})
-    return records
 
 
 @pytest.fixture(scope="session")
 def word_records() -> Callable[..., list[dict[str, Any]]]:
     """``word_records(count, seed, silo="")``."""
-    return make_records
+    return tiny.make_records
 
 
 @pytest.fixture(scope="session")
 def word_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with train.jsonl (silos alpha 60, beta 45, gamma 30, delta 24) and validation.jsonl."""
     folder = tmp_path_factory.mktemp("words")
-    rows = []
-    for seed, (silo, count) in enumerate(
-        {"alpha": 60, "beta": 45, "gamma": 30, "delta": 24}.items()
-    ):
-        rows += make_records(count, seed, silo)
-    validation = make_records(40, 99, "server")
-    for name, chosen in {"train": rows, "validation": validation}.items():
-        text = "".join(json.dumps(row) + "\n" for row in chosen)
-        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    tiny.save_words(folder)
     return folder
 
 
@@ -131,36 +50,7 @@ def tiny_tree(encoder_folder: Path, word_files: Path) -> Callable[..., dict[str,
     """``tiny_tree(**{"section.key": value})``: plain settings of a small seeded experiment."""
 
     def make(**changes: Any) -> dict[str, Any]:
-        tree: dict[str, Any] = {
-            "name": "tiny",
-            "seed": 7,
-            "model": {"name": str(encoder_folder), "device": "cpu"},
-            "prefix": {"length": 2, "init": "random"},
-            "task": {"labels": list(LABELS), "max_length": 16},
-            "data": {
-                "source": "files",
-                "path": str(word_files),
-                "train": "train.jsonl",
-                "validation": "validation.jsonl",
-                "min_size": 1,
-            },
-            "client": {"local_steps": 2, "batch_size": 8, "learning_rate": 0.1},
-            "server": {"rounds": 3, "learning_rate": 0.05},
-            "privacy": {
-                "epsilon": 50.0,
-                "noise_multiplier": 0.8,
-                "clip": 0.5,
-                "randomness": "seeded",
-                "accountant": "rdp",
-            },
-            "evaluation": {"every": 100},
-            "simulation": {"workers": 1},
-            "output": {"tensorboard": False},
-        }
-        for name, value in changes.items():
-            section, _, key = name.rpartition(".")
-            (tree[section] if section else tree)[key] = value
-        return tree
+        return tiny.tree(encoder_folder, word_files, **changes)
 
     return make
 

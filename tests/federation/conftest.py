@@ -1,105 +1,15 @@
-"""A federation within this process: the real ServerApp logic and the real ClientApp, joined by a
-Flower Grid without an engine. Messages cross as protobuf bytes, as they do on a wire."""
+"""A federation within this process; see :mod:`simulations.in_process`."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.common import serde
-from flwr.proto.message_pb2 import Message as ProtoMessage
-from flwr.serverapp import Grid
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
-from server.run import run_experiment
-
-RUN_ID = 77
-FIRST_NODE = 1000
-Tamper = Callable[[Message, Message], Message | None]
-"""``tamper(task, reply)`` gives the reply that arrives, None where none does."""
-
-
-class LocalGrid(Grid):
-    """Answers each message at once, in this process."""
-
-    def __init__(self, client_app: Any, nodes: int, tamper: Tamper | None = None) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
-        self.client_app = client_app
-        self.tamper = tamper
-        self.contexts = {
-            FIRST_NODE + i: Context(
-                run_id=RUN_ID,
-                node_id=FIRST_NODE + i,
-                node_config={"partition-id": i, "num-partitions": nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for i in range(nodes)
-        }
-        self.replies: dict[str, Message] = {}
-        self.sent = 0
-
-    def set_run(self, run: Any) -> None:
-        raise NotImplementedError
-
-    @property
-    def run(self) -> Any:
-        raise NotImplementedError
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        raise NotImplementedError
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.contexts)
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        ids = []
-        for message in messages:
-            self.sent += 1
-            task = over_the_wire(message, f"message-{self.sent}")
-            ids.append(task.metadata.message_id)
-            try:
-                reply = self.client_app(task, self.contexts[task.metadata.dst_node_id])
-            except Exception as error:  # as Flower's engine does
-                reply = Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=task)
-            arrived: Message | None = reply
-            if self.tamper is not None:
-                arrived = self.tamper(task, reply)
-            if arrived is not None:
-                self.replies[ids[-1]] = over_the_wire(arrived, f"reply-{self.sent}")
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self.replies.pop(name) for name in message_ids if name in self.replies]
-
-    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        raise NotImplementedError
-
-
-def over_the_wire(message: Message, message_id: str) -> Message:
-    message.metadata.__dict__["_message_id"] = message_id
-    data = serde.message_to_proto(message).SerializeToString()
-    return serde.message_from_proto(ProtoMessage.FromString(data))
-
-
-def federate(
-    run: RunFolder,
-    tamper: Tamper | None = None,
-    stop: threading.Event | None = None,
-    callbacks: Any = (),
-) -> str:
-    """Run a run folder's experiment in this process; its status."""
-    from client.app import app
-
-    nodes = len(load_federation(run.settings()).silos)
-    grid = LocalGrid(app, nodes, tamper)
-    return run_experiment(grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks)
+from simulations.in_process import federate
 
 
 @pytest.fixture(scope="session")
