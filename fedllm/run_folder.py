@@ -27,6 +27,7 @@ from fedllm.settings_io import SettingsError, parse_settings, to_toml
 SETTINGS = "settings.toml"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
+LEDGER = "ledger.sqlite"
 STATUSES = ("created", "running", "interrupted", "finished", "stopped", "failed")
 _FORMAT = 1
 _NON_FINITE = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -92,17 +93,13 @@ class RunFolder:
         missing = [name for name in (SETTINGS, STATE) if not (folder / name).is_file()]
         if missing:
             raise RunFolderError(f"Expected a run folder, found no {missing[0]} in {folder}")
-        state = _read_json(folder / STATE)
+        state = read_json_file(folder / STATE)
         if state.get("format") != _FORMAT or not isinstance(state.get("run_id"), str):
             raise RunFolderError(
                 f"Expected format {_FORMAT} and a run_id in {folder / STATE}, got "
                 f"format={state.get('format')!r}, run_id={state.get('run_id')!r}"
             )
-        try:
-            tree = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-            settings = parse_settings(tree, source=str(folder / SETTINGS))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, SettingsError) as error:
-            raise RunFolderError(f"The settings of the run {folder} are damaged: {error}") from None
+        settings = read_settings(folder)
         return cls(folder, state["run_id"], settings)
 
     # Parts
@@ -114,8 +111,7 @@ class RunFolder:
     @property
     def ledger_path(self) -> Path:
         """The privacy ledger: ``privacy.ledger`` where several runs share one, else in here."""
-        shared = self._settings.privacy.ledger
-        return _expand(shared) if shared else self.path / "ledger.sqlite"
+        return ledger_of(self._settings, self.path)
 
     @property
     def checkpoints_path(self) -> Path:
@@ -145,7 +141,7 @@ class RunFolder:
         Raises:
             RunFolderError: the file is missing or damaged.
         """
-        state: dict[str, Any] = _read_json(self.path / STATE)
+        state: dict[str, Any] = read_json_file(self.path / STATE)
         return state
 
     def set_state(self, **updates: Any) -> dict[str, Any]:
@@ -205,24 +201,7 @@ class RunFolder:
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
         """The records that can be read, and one sentence about each line that cannot."""
-        try:
-            data = (self.path / METRICS).read_bytes()
-        except FileNotFoundError:
-            return [], []
-        records: list[dict[str, Any]] = []
-        problems: list[str] = []
-        *lines, torn = data.split(b"\n")
-        del torn  # empty, or a line whose end never reached the disk
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                if not isinstance(record["kind"], str) or not isinstance(record["round"], int):
-                    raise ValueError("no kind or round")
-            except (ValueError, TypeError, KeyError) as error:
-                problems.append(f"line {number} is damaged and left out ({error})")
-            else:
-                records.append(_with_floats(record))
-        return records, problems
+        return read_metrics_file(self.path / METRICS)
 
     def truncate_metrics(self, after_round: int) -> int:
         """Drop the records of rounds above ``after_round`` (before a resume repeats them).
@@ -253,12 +232,71 @@ class RunFolder:
             RunFolderError: it is damaged.
         """
         path = self._file(name)
-        return _read_json(path) if path.is_file() else default
+        return read_json_file(path) if path.is_file() else default
 
     def _file(self, name: str) -> Path:
         if not name or Path(name).name != name or name.startswith("."):
             raise RunFolderError(f"Expected a plain file name, got name={name!r}")
         return self.path / name
+
+
+def read_metrics_file(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The records of a metrics file that can be read, and one sentence about each line that cannot.
+
+    A line that a crash cut short is left out; no file is no record.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    records: list[dict[str, Any]] = []
+    problems: list[str] = []
+    *lines, torn = data.split(b"\n")
+    del torn  # empty, or a line whose end never reached the disk
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            round_ = record["round"]
+            if not isinstance(record["kind"], str) or type(round_) is not int:
+                raise ValueError("no kind or round")
+        except (ValueError, TypeError, KeyError) as error:
+            problems.append(f"line {number} is damaged and left out ({error})")
+        else:
+            records.append(_with_floats(record))
+    return records, problems
+
+
+def read_json_file(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        RunFolderError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"Expected JSON in {path}: {error}") from None
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a run folder.
+
+    Raises:
+        RunFolderError: they are missing or damaged.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise RunFolderError(f"Expected a run folder, found no {SETTINGS} in {folder}")
+    try:
+        tree = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        return parse_settings(tree, source=str(folder / SETTINGS))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SettingsError) as error:
+        raise RunFolderError(f"The settings of the run {folder} are damaged: {error}") from None
+
+
+def ledger_of(settings: Settings, folder: Path) -> Path:
+    """The privacy ledger of a run: ``privacy.ledger`` where several share one, else in its folder."""
+    shared = settings.privacy.ledger
+    return _expand(shared) if shared else folder / LEDGER
 
 
 def _now() -> str:
@@ -300,13 +338,6 @@ def _claim(path: Path) -> Path:
     if any(folder.iterdir()):
         raise RunFolderError(f"Expected an empty or new folder for the run, got {folder}")
     return folder
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"Expected JSON in {path}: {error}") from None
 
 
 def _with_floats(value: Any, key: str = "") -> Any:

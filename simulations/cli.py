@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings_io import load_settings, to_toml
-from simulations import cli_accounting
+from simulations import cli_accounting, cli_report
 
 app = typer.Typer(
     name="fedllm",
@@ -55,19 +55,6 @@ def resume(path: RunPath, as_json: AsJson = False) -> None:
     if state["status"] == "finished":
         raise RunFolderError(f"Expected an unfinished run, {path} is finished")
     _train(folder, as_json)
-
-
-@app.command()
-def report(path: RunPath, as_json: AsJson = False) -> None:
-    """Make report.html and report.json again, from the ledger and the metrics."""
-    from fedllm.report import write_report
-
-    folder = RunFolder.open(path)
-    target = write_report(folder)
-    if as_json:
-        typer.echo((folder.path / "report.json").read_text(encoding="utf-8"))
-    else:
-        typer.echo(str(target))
 
 
 @app.command()
@@ -117,6 +104,7 @@ def settings(
     typer.echo(to_toml(tree, documented=True))
 
 
+cli_report.register(app)
 cli_accounting.register(app)
 
 

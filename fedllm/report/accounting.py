@@ -13,11 +13,14 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.events import event_to_json, is_private, kind
-from privacy.ledger import LedgerEntry, composed
+from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 EVERYBODY = "server"
 """The ledger's party for releases that concern all silos together."""
+
+TOGETHER = "all silos together"
+"""The name under which they are reported where no silo has rows of its own."""
 
 ACCOUNTANTS: tuple[tuple[str, str], ...] = (
     ("pld", "PLD"),
@@ -48,6 +51,11 @@ class Figure:
     bound: bool
     mu: float | None = None
     note: str = ""
+
+    @property
+    def epsilon_or_inf(self) -> float:
+        """Epsilon, infinite where there is none."""
+        return math.inf if self.epsilon is None else self.epsilon
 
 
 @dataclass
@@ -122,17 +130,20 @@ class Accounts:
 def account_silos(
     entries: Sequence[LedgerEntry],
     *,
-    run: str,
+    run: str | None,
     silos: Iterable[str],
     unit: Unit,
     relation: Relation,
     accounts: Accounts,
+    defects: Sequence[str] = (),
 ) -> list[SiloAccounting]:
     """Account for every silo of a run, in all that the ledger holds about it.
 
     Args:
         entries: all rows of the ledger, of all runs.
+        run: the run's id; None where it is lost: then every silo of the ledger is one of the run's.
         silos: silos that must appear even where they have no row.
+        defects: why no row can be relied on; then no silo has a guarantee.
         unit: the run's privacy unit; rows of another unit do not compose with it, and a silo that
             has some gets no guarantee. The same for rows of another neighbouring relation.
     """
@@ -142,11 +153,14 @@ def account_silos(
     common = by_party.pop(EVERYBODY, [])
     names = dict.fromkeys(silos)
     names |= dict.fromkeys(
-        party for party, rows in by_party.items() if any(row.run == run for row in rows)
+        party
+        for party, rows in by_party.items()
+        if run is None or any(row.run == run for row in rows)
     )
-    if not names and any(row.run == run for row in common):
-        names = {"all silos together": None}
-    adversaries = adversaries_in(entries)
+    if not names and any(run in (None, row.run) for row in common):
+        names = {TOGETHER: None}
+    concerned = [row for name in names for row in by_party.get(name, [])] + common
+    adversaries = adversaries_in(concerned)
     result = []
     for name in names:
         rows = by_party.get(name, []) + common
@@ -157,18 +171,16 @@ def account_silos(
         silo.trainings = trainings(mine)
         usable = [row for row in rows if row.unit is unit and _relation(row) in (None, relation)]
         for adversary in adversaries:
-            events = composed(usable, adversary)
-            silo.reasons[adversary] = [
-                *_unusable(rows, unit, relation),
-                *no_guarantee_reasons(events),
-            ]
+            events, unseen = _composed(usable, adversary)
+            found = [*defects, *_unusable(rows, unit, relation), *unseen]
+            silo.reasons[adversary] = list(dict.fromkeys(found + no_guarantee_reasons(events)))
             if silo.reasons[adversary]:
                 infinite = "no guarantee: " + "; ".join(silo.reasons[adversary])
                 figures = [Figure(key, math.inf, True, note=infinite) for key, _ in ACCOUNTANTS]
                 silo.figures[adversary] = figures
                 continue
-            found = (accounts.figure(key, events) for key, _ in ACCOUNTANTS)
-            silo.figures[adversary] = [figure for figure in found if figure is not None]
+            answers = (accounts.figure(key, events) for key, _ in ACCOUNTANTS)
+            silo.figures[adversary] = [figure for figure in answers if figure is not None]
         result.append(silo)
     return result
 
@@ -181,10 +193,21 @@ def adversaries_in(entries: Iterable[LedgerEntry]) -> list[str]:
     return [str(name) for name in sorted(found, key=lambda a: a.strength)]
 
 
+def _composed(rows: Sequence[LedgerEntry], adversary: str) -> tuple[Multiset, list[str]]:
+    """The events in an adversary's view, and why some rows have none that could be counted."""
+    try:
+        return composed(rows, adversary), []
+    except LedgerError:
+        wanted = Adversary(adversary).strength
+        blind = sum(max(Adversary(a).strength for a in row.views) < wanted for row in rows)
+        reason = f"{blind} of its ledger rows say nothing about the adversary {adversary}"
+        return Counter(), [reason]
+
+
 def epsilon_by_round(
     entries: Sequence[LedgerEntry],
     *,
-    run: str,
+    run: str | None,
     silo: str,
     unit: Unit,
     adversary: str,
@@ -229,15 +252,16 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
     return [(rate, noise, count) for (rate, noise), count in sorted(found.items())]
 
 
-def releases(entries: Iterable[LedgerEntry], run: str) -> list[dict[str, Any]]:
+def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, Any]]:
     """Every kind of released quantity: purpose, adversary's event in words, silos and number."""
+    adversaries = adversaries_in(entries)
     parties: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     counts: Counter[tuple[str, str, str]] = Counter()
     rows: dict[tuple[str, str, str], set[int]] = defaultdict(set)
     for row in entries:
         owner = "this run" if row.run == run else "other runs"
-        for adversary in (SERVER, OUTSIDER):
-            for event, count in composed([row], adversary).items():
+        for adversary in adversaries:
+            for event, count in _composed([row], adversary)[0].items():
                 mechanism = _mechanism(event)
                 key = (owner, row.purpose, f"{adversary}\n{mechanism}")
                 parties[key].add(row.party)
@@ -248,14 +272,14 @@ def releases(entries: Iterable[LedgerEntry], run: str) -> list[dict[str, Any]]:
         who, mechanism = seen.split("\n", 1)
         merged[owner, purpose, mechanism].append(who)
     table = []
-    for (owner, purpose, mechanism), adversaries in merged.items():
-        key = (owner, purpose, f"{adversaries[0]}\n{mechanism}")
+    for (owner, purpose, mechanism), seers in merged.items():
+        key = (owner, purpose, f"{seers[0]}\n{mechanism}")
         table.append(
             {
                 "owner": owner,
                 "purpose": purpose,
                 "mechanism": mechanism,
-                "seen_by": sorted(adversaries),
+                "seen_by": sorted(seers, key=lambda name: Adversary(name).strength),
                 "silos": len(parties[key]),
                 "rows": len(rows[key]),
                 "uses": counts[key],

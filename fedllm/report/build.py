@@ -2,97 +2,121 @@
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
-from fedllm.checkpoints import latest_checkpoint
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
+from fedllm.report.curves import privacy_curves
 from fedllm.report.guarantee import Headline, headline
-from fedllm.report.training import summarise
-from fedllm.run_folder import RunFolder, RunFolderError
+from fedllm.report.record import RunRecord, read_run
+from fedllm.report.reproduction import reproduction
+from fedllm.report.schema import SCHEMA_ID, VERSION
+from fedllm.report.training import number, summarise
+from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
-from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport
+from privacy.ledger import LedgerEntry, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
 
 CURVES = 8
 """Silos in the drawing of epsilon by round."""
 POINTS = 8
 """Rounds at which each of them is accounted."""
+DELTA = 1e-5
+"""Where neither the settings nor the ledger tell delta."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
 WITHHELD = "withheld: whoever knows it can compute the noise"
 
 
-def build(run: RunFolder) -> dict[str, Any]:
-    """Everything that the report states, as plain values.
+def build(source: RunFolder | str | Path) -> dict[str, Any]:
+    """Everything that the report states, as plain values, as :mod:`fedllm.report.schema` describes it.
 
     Epsilons are computed from the ledger here. A file of the run that is missing or damaged is named
     under ``problems``, and the rest is reported; a ledger that is missing or damaged, or holds less
-    than was released, takes the guarantee away.
+    than was released, takes the guarantee away, and so do settings that cannot be read.
+
+    Raises:
+        RunFolderError: the folder is no run folder at all.
     """
-    settings = run.settings()
-    problems: list[str] = []
-    records, damaged = run.read_metrics()
-    problems += [f"metrics.jsonl: {problem}" for problem in damaged]
-    silos = _read(run, "silos.json", problems) or {}
-    environment = _read(run, "environment.json", problems)
-    entries, verification, ledger_problem = _read_ledger(run)
-    unit, relation = Unit(settings.privacy.unit), Relation(settings.privacy.relation)
-    accounts = Accounts(relation, settings.privacy.delta)
+    run = read_run(source)
+    settings = run.settings
+    unit, relation, delta = _terms(run)
+    accounts = Accounts(relation, delta)
+    defects, lost = _defects(run), _lost(run)
     accounted = accounting.account_silos(
-        entries, run=run.run_id, silos=silos, unit=unit, relation=relation, accounts=accounts
+        run.entries,
+        run=run.run_id,
+        silos=run.silos if not run.ledger_problem else (),
+        unit=unit,
+        relation=relation,
+        accounts=accounts,
+        defects=defects,
     )
-    training = summarise(records, settings)
-    defects = _defects(settings, run, records, entries, verification, ledger_problem)
-    seeded = settings.privacy.mode == "dp" and (
-        settings.privacy.randomness == "seeded" or _any_seeded(entries, accounted)
+    training = summarise(run.metrics, settings)
+    mode = settings.privacy.mode if settings is not None else "dp"
+    seeded = mode == "dp" and (
+        (settings is not None and settings.privacy.randomness == "seeded")
+        or _any_seeded(run.entries, accounted)
     )
     statement = headline(
         accounted,
         unit=unit,
         relation=relation,
-        delta=settings.privacy.delta,
+        delta=delta,
         seeded=seeded,
         defects=defects,
+        lost=lost,
         released=bool(training["finished_rounds"]) or any(silo.rows for silo in accounted),
     )
-    runs = sorted({entry.run for entry in entries})
+    runs = sorted({entry.run for entry in run.entries})
+    head = run.verification.head if run.verification else None
     return {
         "format": "fedllm-report",
-        "version": 1,
+        "version": VERSION,
+        "schema": SCHEMA_ID,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "made_by": f"fedllm {__version__}",
         "headline": statement.sentence,
         "guarantee": asdict(statement),
-        "run": {"folder": run.path.name, "name": settings.name, **run.state()},
-        "silos": [_silo(silo, silos.get(silo.name) or {}) for silo in accounted],
-        "epsilon_by_round": _curves(entries, run, accounted, statement, unit, accounts),
+        "problems": run.problems,
+        "notes": run.notes,
+        "run": {"folder": run.path.name, "name": run.name, **_state(run)},
+        "silos": [_silo(silo, run, accounts) for silo in accounted],
+        "epsilon_by_round": _curves(run, accounted, statement, unit, accounts),
+        "privacy_curves": _privacy_curves(run, accounted, statement, unit, relation),
         "accountants": _trust(relation),
-        "releases": accounting.releases(entries, run.run_id),
-        "assumptions": _titled(assumptions(settings, seeded=seeded, runs=len(runs))),
-        "not_covered": _titled(not_covered(settings)),
+        "releases": accounting.releases(run.entries, run.run_id),
+        "assumptions": _assumed(settings, seeded, len(runs)),
+        "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": {
             "file": run.ledger_path.name,
-            "shared": settings.privacy.ledger is not None,
-            "ok": verification is not None and verification.ok,
-            "rows": len(entries),
-            "rows_of_this_run": sum(entry.run == run.run_id for entry in entries),
+            "shared": settings is not None and settings.privacy.ledger is not None,
+            "ok": run.verification is not None and run.verification.ok and not run.ledger_problem,
+            "rows": len(run.entries),
+            "rows_of_this_run": len(run.own),
             "runs": runs,
-            "last_row": verification.head[0] if verification else None,
-            "last_hash": verification.head[1] if verification else None,
-            "problems": [ledger_problem] if ledger_problem else verification_problems(verification),
+            "last_row": head[0] if head else None,
+            "last_hash": head[1] if head else None,
+            "problems": [
+                *([run.ledger_problem] if run.ledger_problem else []),
+                *(run.verification.problems if run.verification else []),
+            ],
         },
         "training": training,
-        "target": {"epsilon": settings.privacy.epsilon, "delta": settings.privacy.delta},
-        "settings": public_settings(settings),
-        "environment": environment,
-        "problems": problems + _checkpoint_problems(run),
+        "target": {
+            "epsilon": None if settings is None else settings.privacy.epsilon,
+            "delta": None if settings is None else settings.privacy.delta,
+        },
+        "settings": None if settings is None else public_settings(settings),
+        "environment": run.environment,
+        "reproduce": reproduction(run, unit, relation, delta),
     }
 
 
@@ -104,68 +128,85 @@ def public_settings(settings: Settings) -> dict[str, Any]:
     return plain
 
 
-def verification_problems(verification: VerifyReport | None) -> list[str]:
-    """The problems of a verification; none where the ledger could not be read at all."""
-    return list(verification.problems) if verification else []
+def _terms(run: RunRecord) -> tuple[Unit, Relation, float]:
+    """Unit, relation and delta: of the settings, or where they are lost, of the ledger's rows."""
+    if run.settings is not None:
+        privacy = run.settings.privacy
+        return Unit(privacy.unit), Relation(privacy.relation), privacy.delta
+    rows = run.own or run.entries
+    unit = rows[-1].unit if rows else Unit.EXAMPLE
+    relation, delta = Relation.ADD_OR_REMOVE_ONE, DELTA
+    if rows and rows[-1].details.get("relation") in set(Relation):
+        relation = Relation(str(rows[-1].details["relation"]))
+    if rows and isinstance(rows[-1].details.get("delta"), float):
+        delta = float(str(rows[-1].details["delta"]))
+    return unit, relation, delta
 
 
-def _read(run: RunFolder, name: str, problems: list[str]) -> Any:
-    try:
-        value = run.read_json(name)
-    except RunFolderError as error:
-        problems.append(str(error))
-        return None
-    if value is None:
-        problems.append(f"{name} is missing")
-    return value
+def _lost(run: RunRecord) -> list[str]:
+    """What is missing without which no epsilon can be stated."""
+    lost = []
+    begun = bool(run.state["round"]) or any(r["kind"] == "round" for r in run.metrics)
+    if run.ledger_problem and (begun or run.problems):
+        lost.append(run.ledger_problem)
+    if run.settings is None:
+        lost.append(
+            "the run's settings cannot be read, so that nothing tells whether the ledger's events are "
+            "what was done"
+        )
+    if run.run_id is None and run.entries:
+        lost.append(
+            "state.json cannot be read and the ledger holds several runs, so that nothing tells "
+            "which of its rows are this run's"
+        )
+    return lost
 
 
-def _read_ledger(
-    run: RunFolder,
-) -> tuple[list[LedgerEntry], VerifyReport | None, str | None]:
-    if not run.ledger_path.exists():
-        return [], None, "the ledger is missing"
-    try:
-        with Ledger(run.ledger_path, read_only=True) as ledger:
-            verification = ledger.verify()
-            return ledger.entries(), verification, None
-    except LedgerError as error:
-        return [], None, f"the ledger cannot be read: {error}"
-
-
-def _defects(
-    settings: Settings,
-    run: RunFolder,
-    records: Sequence[dict[str, Any]],
-    entries: Sequence[LedgerEntry],
-    verification: VerifyReport | None,
-    ledger_problem: str | None,
-) -> list[str]:
+def _defects(run: RunRecord) -> list[str]:
     """Why there can be no guarantee, whatever the events of the ledger cost."""
     defects = []
-    if settings.privacy.mode == "none":
+    if run.settings is not None and run.settings.privacy.mode == "none":
         defects.append(NO_MECHANISM)
-    rounds = [record for record in records if record["kind"] == "round"]
-    if ledger_problem and (rounds or ledger_problem != "the ledger is missing"):
-        defects.append(ledger_problem)
-    if verification is not None and not verification.ok:
-        found = "; ".join(verification.problems[:3])
+    if run.verification is not None and not run.verification.ok:
+        found = "; ".join(run.verification.problems[:3])
         defects.append(f"the ledger fails its verification: {found}")
-    if verification is not None and settings.privacy.mode == "dp":
-        defects += _unrecorded(run, rounds, entries)
+    dp = run.settings is None or run.settings.privacy.mode == "dp"
+    if run.verification is not None and not run.ledger_problem and dp and run.run_id is not None:
+        defects += _unrecorded(run)
     return defects
 
 
-def _unrecorded(
-    run: RunFolder, rounds: Sequence[dict[str, Any]], entries: Sequence[LedgerEntry]
-) -> list[str]:
+def _state(run: RunRecord) -> dict[str, Any]:
+    keys = ("run_id", "status", "round", "rounds", "message", "created", "updated")
+    return {key: run.state.get(key) for key in keys} | {"silos": sorted(run.silos)}
+
+
+def _assumed(settings: Settings | None, seeded: bool, runs: int) -> list[dict[str, str]]:
+    if settings is not None:
+        return _titled(assumptions(settings, seeded=seeded, runs=runs))
+    return _titled(
+        [
+            (
+                "Not known",
+                "The settings cannot be read. What was clipped, how examples were drawn, who added the "
+                "noise and from which source it came is not known; each is an assumption of every "
+                "epsilon below.",
+            )
+        ]
+    )
+
+
+def _unrecorded(run: RunRecord) -> list[str]:
     """Rounds with more updates than the ledger has training rows for."""
     recorded: Counter[int] = Counter()
-    for entry in entries:
-        if entry.run == run.run_id and entry.purpose == "train":
+    for entry in run.own:
+        if entry.purpose == "train":
             common = entry.party == accounting.EVERYBODY
             recorded[entry.round] += 10**9 if common else 1
-    missing = [r["round"] for r in rounds if (r.get("replied") or 0) > recorded[r["round"]]]
+    rounds = [record for record in run.metrics if record["kind"] == "round"]
+    missing = [r["round"] for r in rounds if number(r.get("replied")) > recorded[r["round"]]]
+    if not missing and not run.metrics_whole and run.state["round"] > max(recorded, default=0):
+        missing = [run.state["round"]]
     if not missing:
         return []
     shown = ", ".join(map(str, missing[:5])) + (", …" if len(missing) > 5 else "")
@@ -182,7 +223,9 @@ def _any_seeded(entries: Sequence[LedgerEntry], accounted: Sequence[SiloAccounti
     )
 
 
-def _silo(silo: SiloAccounting, public: dict[str, Any]) -> dict[str, Any]:
+def _silo(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str, Any]:
+    public = run.silos.get(silo.name)
+    public = public if isinstance(public, dict) else {}
     return {
         "silo": silo.name,
         "examples": public.get("examples"),
@@ -194,6 +237,7 @@ def _silo(silo: SiloAccounting, public: dict[str, Any]) -> dict[str, Any]:
         ],
         "rows": silo.rows,
         "rows_of_other_runs": silo.other_rows,
+        "target": _target(silo, run, accounts),
         "adversaries": {
             adversary: {
                 "headline": asdict(silo.headline(adversary)),
@@ -205,22 +249,38 @@ def _silo(silo: SiloAccounting, public: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str, Any]:
+    """What a silo's settings aim at, and its epsilon at its own delta where that is another one."""
+    if run.settings is None:
+        return {"epsilon": None, "run_epsilon": None, "delta": None, "spent": None}
+    privacy = run.settings.for_silo(silo.name).privacy
+    spent = None
+    if privacy.delta != accounts.delta and not silo.reasons.get(SERVER, ["no row"]):
+        parties = (silo.name, accounting.EVERYBODY)
+        rows = [row for row in run.entries if row.party in parties]
+        name = silo.headline(SERVER).accountant
+        own = Accounts(accounts.relation, privacy.delta)
+        figure = own.figure(name, composed(rows, SERVER)) if name != "none" else None
+        spent = None if figure is None else figure.epsilon
+    found = {key: getattr(privacy, key) for key in ("epsilon", "run_epsilon", "delta")}
+    return {**found, "spent": spent}
+
+
 def _curves(
-    entries: Sequence[LedgerEntry],
-    run: RunFolder,
+    run: RunRecord,
     accounted: Sequence[SiloAccounting],
     statement: Headline,
     unit: Unit,
     accounts: Accounts,
 ) -> dict[str, Any]:
     """Epsilon by round of some silos: those with the largest epsilon, and the smallest."""
-    adversary = OUTSIDER if statement.level == "outsider-only" else SERVER
+    adversary = _drawn_adversary(statement)
     usable = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
     usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
     chosen = usable if len(usable) <= CURVES else [*usable[: CURVES - 1], usable[-1]]
     lines = {
         silo.name: accounting.epsilon_by_round(
-            entries,
+            run.entries,
             run=run.run_id,
             silo=silo.name,
             unit=unit,
@@ -231,6 +291,40 @@ def _curves(
         for silo in chosen
     }
     return {"adversary": str(adversary), "silos": lines, "left_out": len(usable) - len(chosen)}
+
+
+def _privacy_curves(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    relation: Relation,
+) -> dict[str, Any] | None:
+    """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
+    adversary = _drawn_adversary(statement)
+    able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
+    able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
+    if not able:
+        return None
+    worst = max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf)
+    figure = worst.headline(adversary)
+    parties = (worst.name, accounting.EVERYBODY)
+    rows = [row for row in run.entries if row.party in parties and row.unit is unit]
+    if worst.name == accounting.TOGETHER:
+        rows = [row for row in rows if row.party == accounting.EVERYBODY]
+    found = privacy_curves(composed(rows, adversary), figure.accountant, relation)
+    if found is None:
+        return None
+    return {
+        "silo": worst.name,
+        "adversary": str(adversary),
+        "accountant": figure.accountant,
+        **found,
+    }
+
+
+def _drawn_adversary(statement: Headline) -> str:
+    return OUTSIDER if statement.level == "outsider-only" else SERVER
 
 
 def _trust(relation: Relation) -> list[dict[str, Any]]:
@@ -249,13 +343,3 @@ def _trust(relation: Relation) -> list[dict[str, Any]]:
 
 def _titled(items: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"title": title, "text": text} for title, text in items]
-
-
-def _checkpoint_problems(run: RunFolder) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        found = latest_checkpoint(run.checkpoints_path)
-    problems = [str(item.message) for item in caught]
-    if found is None and run.state().get("round", 0) > 0:
-        problems.append("no checkpoint is whole: the model is lost")
-    return problems

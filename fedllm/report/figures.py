@@ -1,71 +1,32 @@
-"""The report's drawings: SVG text to stand inside the page, legible in light and dark."""
+"""The report's drawings."""
 
 from __future__ import annotations
 
-import html
-import io
 import math
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 
-INK, GRID = "#010203", "#010204"
-"""Stand-ins, replaced by the page's own colours."""
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b8658f", "#b07d00", "#3d9ad1", "#7d6cc0", "#7a7a7a")
-_MARKERS = "osD^vPX*"
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fedllm",
-    "font.family": ["sans-serif"],
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.grid": True,
-    "grid.color": GRID,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 4,
-}
+from fedllm.report.guarantee import round_up, shown
+from fedllm.report.svg import (
+    INK,
+    MARKERS,
+    SIZE,
+    by_round,
+    label_at,
+    label_ends,
+    line,
+    render,
+)
 
-
-def learning_curves(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss (or perplexity), and accuracy and macro-F1, by round; None with nothing to draw."""
-    panels = [("Loss", ["loss"]), ("Accuracy and macro-F1", ["accuracy", "macro_f1"])]
-    chosen = [
-        (title, keys)
-        for title, keys in panels
-        if any(_finite(record.get(key)) for record in evaluations for key in keys)
-    ]
-    if not chosen:
-        return None
-
-    def draw(figure: Figure) -> None:
-        for place, (title, keys) in enumerate(chosen, 1):
-            axes = figure.add_subplot(1, len(chosen), place)
-            _draw_metrics(axes, evaluations, keys)
-            axes.set_title(title, fontsize=10, loc="left")
-            if title != "Loss":
-                axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            _by_round(axes)
-
-    what = " and ".join(title.lower() for title, _ in chosen)
-    return _svg(draw, "learning", f"Learning curves: {what} by round", (7.2, 2.7))
+Point = tuple[float, float]
+_SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 
 
 def epsilon_curves(
-    curves: Mapping[str, Sequence[tuple[int, float]]], target: float | None, accountant: str
+    curves: Mapping[str, Sequence[Point]], target: float | None, accountant: str
 ) -> str | None:
     """Epsilon spent by round, one line a silo, with the target; None with nothing finite."""
     finite = {
@@ -74,117 +35,164 @@ def epsilon_curves(
     finite = {silo: points for silo, points in finite.items() if points}
     if not finite:
         return None
+    largest = max(e for points in finite.values() for _, e in points)
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
+        ends = []
         for number, (silo, points) in enumerate(finite.items()):
-            axes.plot(
-                [r for r, _ in points],
-                [e for _, e in points],
-                label=_safe(silo),
-                color=_COLOURS[number % len(_COLOURS)],
-                marker=_MARKERS[number % len(_MARKERS)],
-            )
+            colour = line(axes, points, number, marker=MARKERS[number % len(MARKERS)])
+            ends.append((silo, *points[-1], colour))
         if target is not None:
-            axes.axhline(target, color=INK, linestyle="--", linewidth=1.2, label="target")
-        axes.set_ylim(bottom=0)
+            axes.axhline(target, color=INK, linestyle="--", linewidth=1.2, gid="target")
+            ends.append(("target", axes.get_xlim()[1], target, INK))
+        axes.set_ylim(0, 1.08 * max(largest, target or 0.0) or 1.0)
         axes.set_ylabel(f"epsilon ({accountant})")
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-        _by_round(axes)
+        by_round(axes)
+        label_ends(axes, ends)
 
-    return _svg(draw, "epsilon", "Epsilon spent by round, one line a silo", (7.2, 3.0))
+    last = max(r for points in finite.values() for r, _ in points)
+    title = (
+        f"Line chart of epsilon spent by round, one line for each of {len(finite)} silos. It rises to "
+        f"{shown(largest)} at the most by round {last}"
+        + (f"; the target is {target:g}." if target is not None else ".")
+    )
+    return render(draw, "epsilon", title, (SIZE[0], 3.3))
+
+
+def delta_curve(curves: Mapping[str, Any], epsilon: float, delta: float, accountant: str) -> str:
+    """Delta at every epsilon, the dominating mu's curve above it, and the point that is stated."""
+    points = [(e, d) for e, d, _ in curves["epsilon_delta"] if d > 0]
+    gaussian = [(e, g) for e, _, g in curves["epsilon_delta"] if g is not None and g > 0]
+
+    def draw(axes: Axes) -> None:
+        axes.set_yscale("log")
+        colour = line(axes, points, 0)
+        label_at(axes, f"{accountant}", points[len(points) // 4], (0.62, 0.95), colour)
+        if gaussian:
+            colour = line(axes, gaussian, 1)
+            name = f"mu = {round_up(curves['mu'], 4)}: never below"
+            label_at(axes, name, gaussian[len(gaussian) // 2], (0.50, 0.84), colour)
+        axes.plot([epsilon], [delta], "o", color=INK, markersize=6, gid="mark-stated")
+        label_at(axes, f"stated: {shown(epsilon)}", (epsilon, delta), (0.62, 0.73), INK)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("epsilon")
+        axes.set_ylabel("delta (log scale)")
+
+    title = (
+        f"Curve of delta against epsilon by the {accountant} accountant, falling from "
+        f"{points[0][1]:.2g} at epsilon 0 to {points[-1][1]:.2g} at epsilon {points[-1][0]:.3g}; the "
+        f"stated point is epsilon {shown(epsilon)} at delta {delta:g}."
+    )
+    if gaussian:
+        title += f" The Gaussian curve of mu {round_up(curves['mu'], 4)} is never below it."
+    return render(draw, "delta", title)
+
+
+def trade_off_curve(curves: Mapping[str, Any], accountant: str) -> str:
+    """Missed detections against false alarms: guessing, the guarantee, and the dominating mu."""
+    points = [(a, b) for a, b, _ in curves["trade_off"]]
+    gaussian = [(a, g) for a, _, g in curves["trade_off"] if g is not None]
+
+    def near(found: Sequence[Point], share: float) -> Point:
+        return min(found, key=lambda p: abs(p[0] - share * (p[0] + p[1])))
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [1, 0], color=INK, linestyle=":", linewidth=1.2, gid="mark-guessing")
+        label_at(axes, "guessing", (0.25, 0.75), (0.46, 0.95), INK)
+        colour = line(axes, points, 0)
+        label_at(axes, f"{accountant}: no test is better", near(points, 0.4), (0.46, 0.84), colour)
+        if gaussian:
+            colour = line(axes, gaussian, 1)
+            name = f"mu = {round_up(curves['mu'], 4)}: never above"
+            label_at(axes, name, near(gaussian, 0.55), (0.46, 0.73), colour)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("false alarms (record was not used)")
+        axes.set_ylabel("missed (record was used)")
+
+    at = min(points, key=lambda p: abs(p[0] - 0.05))
+    title = (
+        "Trade-off curve: whoever tests whether one record was used, with false alarms in "
+        f"{at[0]:.0%} of the cases, misses at least {math.floor(1000 * at[1]) / 10:g}% of the records "
+        f"that were used, by the {accountant} accountant; by guessing, {1 - at[0]:.0%}."
+    )
+    if gaussian:
+        title += f" The Gaussian curve of mu {round_up(curves['mu'], 4)} is never above it."
+    return render(draw, "tradeoff", title)
+
+
+def losses(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+    """Loss by round; None with nothing to draw."""
+    return _metrics(evaluations, {"loss": "loss"}, "loss", "loss")
+
+
+def scores(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
+    """Accuracy and macro-F1 by round; None with nothing to draw."""
+    return _metrics(evaluations, _SCORES, "scores", "share")
 
 
 def traffic(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     """Bytes sent down and up by round; None with nothing to draw."""
     lines = {
-        "to the silos": [(r["round"], r["bytes_down"]) for r in rounds if r.get("bytes_down")],
-        "from the silos": [(r["round"], r["bytes_up"]) for r in rounds if r.get("bytes_up")],
+        "to silos": [(r["round"], r["bytes_down"]) for r in rounds if r.get("bytes_down")],
+        "from silos": [(r["round"], r["bytes_up"]) for r in rounds if r.get("bytes_up")],
     }
-    if not any(lines.values()):
+    lines = {name: points for name, points in lines.items() if points}
+    if not lines:
         return None
 
-    def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
+    def draw(axes: Axes) -> None:
+        ends = []
         for number, (name, points) in enumerate(lines.items()):
-            axes.plot(
-                [r for r, _ in points],
-                [b for _, b in points],
-                label=name,
-                color=_COLOURS[number],
-                linestyle=("-", "--")[number],
-            )
+            colour = line(axes, points, number, marker=MARKERS[number])
+            ends.append((name, *points[-1], colour))
         axes.set_ylim(0, 1.15 * max(b for points in lines.values() for _, b in points))
         axes.yaxis.set_major_formatter(EngFormatter(unit="B"))
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
-        _by_round(axes)
+        axes.set_ylabel("bytes in a round")
+        by_round(axes)
+        label_ends(axes, ends)
 
-    return _svg(draw, "traffic", "Bytes sent by round, to and from the silos", (7.2, 2.0))
+    title = "Line chart of the bytes of trained tensors sent in each round, to and from the silos."
+    return render(draw, "traffic", title, (SIZE[0], 2.2))
 
 
-def _draw_metrics(
-    axes: Axes, evaluations: Sequence[Mapping[str, Any]], keys: Sequence[str]
-) -> None:
-    number = 0
+def _metrics(
+    evaluations: Sequence[Mapping[str, Any]], keys: Mapping[str, str], name: str, unit: str
+) -> str | None:
     places = dict.fromkeys(str(record.get("where", "server")) for record in evaluations)
+    lines = {}
     for where in places:
-        for key in keys:
+        for key, title in keys.items():
             points = [
                 (record["round"], record[key])
                 for record in evaluations
                 if str(record.get("where", "server")) == where and _finite(record.get(key))
             ]
             if points:
-                name = {"macro_f1": "macro-F1"}.get(key, key)
-                axes.plot(
-                    [r for r, _ in points],
-                    [v for _, v in points],
-                    label=f"{name}, by the {where}" if len(places) > 1 else name,
-                    color=_COLOURS[number % len(_COLOURS)],
-                    marker=_MARKERS[number % len(_MARKERS)],
-                )
-            number += 1
-    if len(axes.lines) > 1:
-        axes.legend(fontsize=9)
+                lines[f"{title}, {where}" if len(places) > 1 else title] = points
+    if not lines:
+        return None
 
+    def draw(axes: Axes) -> None:
+        ends = []
+        for number, (title, points) in enumerate(lines.items()):
+            marker = MARKERS[number % len(MARKERS)]
+            ends.append((title, *points[-1], line(axes, points, number, marker=marker)))
+        if unit == "share":
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("share of the examples" if unit == "share" else "loss (nats)")
+        by_round(axes)
+        label_ends(axes, ends)
 
-def _by_round(axes: Axes) -> None:
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+    said = "; ".join(
+        f"{title} from {points[0][1]:.3g} in round {points[0][0]} to {points[-1][1]:.3g} in round "
+        f"{points[-1][0]}"
+        for title, points in lines.items()
+    )
+    return render(draw, name, f"Line chart by round: {said}.", (SIZE[0], 2.6))
 
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
-
-
-def _safe(text: str) -> str:
-    """Text that matplotlib takes literally: no mathematics between dollar signs, not too long, and
-    shown in the legend even where it begins with an underscore."""
-    short = text if len(text) <= 24 else text[:23] + "…"
-    short = short.replace("$", r"\$")
-    return f"\u200b{short}" if short.startswith("_") else short
-
-
-def _svg(draw: Any, name: str, title: str, size: tuple[float, float]) -> str:
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasSVG(figure)
-        figure.patch.set_alpha(0)
-        draw(figure)
-        for axes in figure.axes:
-            axes.patch.set_alpha(0)
-        stream = io.StringIO()
-        with warnings.catch_warnings():  # the page's fonts draw the text, not matplotlib's
-            warnings.filterwarnings("ignore", message="Glyph .* missing")
-            figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    text = stream.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', text)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    label = html.escape(title, quote=True)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

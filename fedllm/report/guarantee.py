@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import ROUND_CEILING, Decimal
 from typing import Literal
 
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
-Level = Literal["guaranteed", "conditional", "outsider-only", "none", "nothing-released"]
+Level = Literal["guaranteed", "conditional", "outsider-only", "none", "unknown", "nothing-released"]
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}
 _RELATIONS = {
@@ -29,10 +30,12 @@ class Headline:
 
     Attributes:
         level: "guaranteed"; "conditional" (seeded noise); "outsider-only" (none against the
-            server); "none"; "nothing-released" (no data was used yet).
+            server); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
+            (no data was used yet).
         sentence: the statement in words.
         epsilon: the largest over the silos against ``adversary``; infinite where there is none.
         reasons: why there is no guarantee, or on what it depends.
+        others: adversary -> the largest epsilon over the silos, for every adversary in the ledger.
     """
 
     level: Level
@@ -45,6 +48,7 @@ class Headline:
     accountant: str
     bound: bool
     reasons: tuple[str, ...] = ()
+    others: Mapping[str, float] = field(default_factory=dict)
 
 
 def headline(
@@ -55,6 +59,7 @@ def headline(
     delta: float,
     seeded: bool,
     defects: Sequence[str] = (),
+    lost: Sequence[str] = (),
     released: bool = True,
 ) -> Headline:
     """Choose and word the statement.
@@ -62,6 +67,7 @@ def headline(
     Args:
         defects: why the ledger cannot be relied on, or the mode that has no guarantee; each is a
             reason for no guarantee at all.
+        lost: why no epsilon can be stated at all: what tells it is missing.
         released: whether anything was released yet.
     """
     subject = _SUBJECTS[unit]
@@ -69,11 +75,10 @@ def headline(
     def make(
         level: Level, sentence: str, figure: Figure, adversary: str, reasons: Sequence[str]
     ) -> Headline:
-        epsilon = math.inf if figure.epsilon is None else figure.epsilon
         return Headline(
             level=level,
             sentence=sentence,
-            epsilon=epsilon,
+            epsilon=figure.epsilon_or_inf,
             delta=delta,
             unit=unit.value,
             relation=relation.value,
@@ -81,29 +86,42 @@ def headline(
             accountant=figure.accountant,
             bound=figure.bound,
             reasons=tuple(reasons),
+            others={str(name): figure.epsilon_or_inf for name, figure in worst.items()},
         )
 
-    worst = {name: _worst(silos, name) for name in (OUTSIDER, SERVER)}
-    reasons = {name: _reasons(silos, name) for name in (OUTSIDER, SERVER)}
-    lost = list(dict.fromkeys([*defects, *(reasons[OUTSIDER] if released else [])]))
-    if lost or (released and math.isinf(_epsilon(worst[OUTSIDER]))):
-        lost = lost or [worst[OUTSIDER].note]
+    names = dict.fromkeys([OUTSIDER, SERVER, *(a for silo in silos for a in silo.figures)])
+    colluding = [Adversary(name) for name in names if Adversary(name).strength > SERVER.strength]
+    worst = {Adversary(name): _worst(silos, name) for name in names}
+    reasons = {Adversary(name): _reasons(silos, name) for name in names}
+    none = Figure("none", math.inf, True)
+    if lost:
+        sentence = (
+            f"NO GUARANTEE: no epsilon can be stated. {_listed(lost)} Whatever privacy was meant for "
+            f"{subject} (unit: {unit.value}), nothing here proves it, against anybody."
+        )
+        worst = dict.fromkeys(worst, none)
+        return make("unknown", sentence, none, str(SERVER), lost)
+    missing = list(dict.fromkeys([*defects, *(reasons[OUTSIDER] if released else [])]))
+    if missing or (released and math.isinf(worst[OUTSIDER].epsilon_or_inf)):
+        missing = missing or [worst[OUTSIDER].note]
         sentence = (
             f"NO GUARANTEE: epsilon is infinite. No privacy is guaranteed to {subject}, against "
             f"anybody (unit: {unit.value}; relation: {relation.value}; any delta; no accountant can "
-            f"bound it). {_listed(lost)}"
+            f"bound it). {_listed(missing)}"
         )
-        none = Figure("none", math.inf, True)
-        return make("none", sentence, none, str(SERVER), lost)
+        return make("none", sentence, none, str(SERVER), missing)
     if not released:
         sentence = (
             f"NOTHING RELEASED YET: no use of {subject} is in the ledger, and this run has "
             "finished no round; there is nothing to guarantee."
         )
         return make("nothing-released", sentence, Figure("none", 0.0, True), str(SERVER), [])
-    server_safe = math.isfinite(_epsilon(worst[SERVER]))
+    server_safe = math.isfinite(worst[SERVER].epsilon_or_inf)
     adversary = SERVER if server_safe else OUTSIDER
     statement = _statement(worst[adversary], adversary, unit, relation, delta, len(silos))
+    if server_safe:
+        found = [_collusion(worst[a], a, worst[SERVER], reasons[a]) for a in colluding]
+        statement = " ".join([statement, *found])
     if not server_safe:
         sentence = (
             "NO GUARANTEE against the server: epsilon is infinite. "
@@ -124,9 +142,15 @@ def shown(epsilon: float | None) -> str:
     """Epsilon as printed: rounded up to 3 decimals, so that the printed number holds as well."""
     if epsilon is None:
         return "n/a"
-    if math.isinf(epsilon):
+    return round_up(epsilon, 3)
+
+
+def round_up(value: float, decimals: int) -> str:
+    """A number printed with so many decimals, never below its value (as Python writes it)."""
+    if math.isinf(value):
         return "∞"
-    return f"{math.ceil(epsilon * 1000 - 1e-9) / 1000:.3f}"
+    step = Decimal(1).scaleb(-decimals)
+    return str(Decimal(repr(float(value))).quantize(step, rounding=ROUND_CEILING))
 
 
 def accountant_title(name: str) -> str:
@@ -150,15 +174,25 @@ def _statement(
     )
 
 
+def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Sequence[str]) -> str:
+    """One sentence about an adversary that sees more than the server."""
+    whom = adversary.describe()
+    if math.isinf(figure.epsilon_or_inf):
+        return f"NO GUARANTEE against {whom}. {_listed(reasons or [figure.note])}"
+    if figure == server:
+        return f"The same epsilon holds against {whom}."
+    kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
+    return (
+        f"Against {whom}: epsilon = {shown(figure.epsilon)}, by the "
+        f"{accountant_title(figure.accountant)} accountant, {kind}."
+    )
+
+
 def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
     figures = [silo.headline(adversary) for silo in silos]
     if not figures:
         return Figure("none", math.inf, True, note="no silo is in the ledger")
-    return max(figures, key=_epsilon)
-
-
-def _epsilon(figure: Figure) -> float:
-    return math.inf if figure.epsilon is None else figure.epsilon
+    return max(figures, key=lambda figure: figure.epsilon_or_inf)
 
 
 def _reasons(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:

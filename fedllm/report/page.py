@@ -1,5 +1,7 @@
 """The report's page as a Jinja2 template. Text in Python, since Flower's app bundles carry no .html."""
 
+from __future__ import annotations
+
 PAGE = """\
 {% macro titled(items) %}
 <dl class="items">
@@ -19,140 +21,86 @@ PAGE = """\
   </tbody>
 </table>
 {% endmacro %}
+{% macro steps(trainings, key, pattern) %}
+{% for t in trainings %}<span>{{ pattern | format(t[key]) }}{% if not loop.last %}<br>{% endif %}</span>{% else %}–{% endfor %}
+{% endmacro %}
 {% set g = report.guarantee %}
 {% set run = report.run %}
 {% set training = report.training %}
 {% set ledger = report.ledger %}
+{% set curves = report.privacy_curves %}
 <!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>Privacy report: {{ run.name }}</title>
 <link rel="icon" href="data:,">
 <style>
-:root {
-  color-scheme: light dark;
-  --page: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --grid: #d9dee3; --tint: #f5f7f9;
-  --good: #116329; --good-tint: #e6f5ea; --warn: #7a4b00; --warn-tint: #fff4d6;
-  --bad: #a40e16; --bad-tint: #ffe9e8;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #14181d; --ink: #e4e8ec; --soft: #a3acb6; --line: #39424c; --grid: #353d46; --tint: #1c2229;
-    --good: #7ddc97; --good-tint: #13291b; --warn: #f0c25e; --warn-tint: #2e2510;
-    --bad: #ff9d97; --bad-tint: #381717;
-  }
-}
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body {
-  margin: 0 auto; padding: 1.5rem 1.25rem 3rem; max-width: 68rem; background: var(--page);
-  color: var(--ink); font: 1rem/1.5 system-ui, "Segoe UI", Roboto, Helvetica, Arial, sans-serif;
-}
-h1 { font-size: 1.5rem; margin: 1.5rem 0 .25rem; line-height: 1.25; }
-h2 { font-size: 1.15rem; margin: 2.25rem 0 .5rem; padding-bottom: .25rem; border-bottom: 1px solid var(--line); }
-p { margin: .5rem 0; max-width: 48rem; }
-.soft, caption, figcaption, footer { color: var(--soft); }
-.guarantee {
-  margin: 0; max-width: none; padding: 1rem 1.25rem; border-left: .4rem solid; border-radius: .25rem;
-  font-size: 1.1rem; line-height: 1.45; font-weight: 600; overflow-wrap: anywhere;
-}
-.good { color: var(--good); background: var(--good-tint); border-color: var(--good); }
-.warn { color: var(--warn); background: var(--warn-tint); border-color: var(--warn); }
-.bad { color: var(--bad); background: var(--bad-tint); border-color: var(--bad); }
-strong.good, strong.warn, strong.bad { background: none; }
-td.bad { background: none; border-color: var(--line); }
-.notice { margin: .75rem 0; padding: .6rem 1rem; border-left: .3rem solid; border-radius: .25rem; max-width: none; }
-.notice ul { margin: .25rem 0; padding-left: 1.25rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr)); gap: .75rem; margin: 1rem 0; padding: 0; }
-.tiles div { padding: .6rem .8rem; border: 1px solid var(--line); border-radius: .35rem; background: var(--tint); }
-.tiles dt { font-size: .8rem; color: var(--soft); }
-.tiles dd { margin: 0; font-size: 1.3rem; font-weight: 600; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-caption { text-align: left; padding: 0 0 .4rem; font-size: .85rem; caption-side: top; }
-th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-weight: 600; }
-thead th.num { white-space: normal; }
-thead th small, td small { display: block; font-weight: 400; color: var(--soft); white-space: normal; }
-tbody th { font-weight: 600; }
-.num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.lead { font-weight: 700; }
-.pairs th { width: 34%; font-weight: 400; color: var(--soft); }
-.pairs td { overflow-wrap: anywhere; }
-.columns { columns: 2 24rem; column-gap: 2rem; }
-.columns table { break-inside: avoid; margin: 0 0 1.25rem; }
-.columns caption { font-weight: 600; color: var(--ink); }
-.items dt { font-weight: 600; margin-top: .75rem; }
-.items dd { margin: .1rem 0 0; max-width: 48rem; }
-figure { margin: 1rem 0; }
-figure svg { display: block; width: 100%; height: auto; max-width: 52rem; }
-figcaption { font-size: .85rem; max-width: 48rem; }
-code, .hash { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .85em; overflow-wrap: anywhere; }
-.sign { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: 2.5rem 2rem; margin-top: 3rem; }
-.sign div { border-top: 1px solid var(--ink); padding-top: .25rem; font-size: .85rem; color: var(--soft); }
-footer { margin-top: 2.5rem; font-size: .8rem; }
-@media (max-width: 40rem) { body { padding: 1rem .8rem 2rem; } .guarantee { font-size: 1rem; padding: .8rem .9rem; } }
-@media print {
-  :root {
-    --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --grid: #dddddd; --tint: #f7f7f7;
-    --good: #116329; --good-tint: #e6f5ea; --warn: #7a4b00; --warn-tint: #fff4d6; --bad: #a40e16; --bad-tint: #ffe9e8;
-  }
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
-  .scroll { overflow: visible; }
-  table { font-size: 8pt; }
-  th, td { padding: .25rem .35rem; }
-  h2 { break-after: avoid; }
-  .columns { columns: 2; }
-  figure, tr, .items dt, .guarantee, .sign { break-inside: avoid; }
-  .items dt { break-after: avoid; }
-  .guarantee, .tiles div, .notice { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-}
-</style>
+{{ style }}</style>
 </head>
 <body>
 <main>
 <p class="guarantee {{ tone }}" id="guarantee">{{ g.sentence }}</p>
 
-<h1>Privacy report: {{ run.name }}</h1>
-<p class="soft">Run <code>{{ run.run_id }}</code>, started {{ run.created | moment }}, {{ run.status }}
-after {{ run.round }} of {{ run.rounds }} rounds{% if run.message %} ({{ run.message }}){% endif %}.
-Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
-
 {% if report.problems %}
-<div class="notice warn"><strong>Missing or damaged in this run folder:</strong>
+<div class="notice warn" id="problems"><strong>Missing or damaged in this run folder:</strong>
 <ul>{% for problem in report.problems %}<li>{{ problem }}</li>{% endfor %}</ul></div>
 {% endif %}
+{% if report.notes %}
+<div class="notice warn" id="notes"><strong>Unfinished:</strong>
+<ul>{% for note in report.notes %}<li>{{ note }}</li>{% endfor %}</ul></div>
+{% endif %}
+
+<h1>Privacy report: {{ run.name }}</h1>
+<p class="soft">Run <code>{{ run.run_id or "not known" }}</code>, started {{ run.created | moment }}, {{ run.status }}
+after {{ run.round }}{% if run.rounds is not none %} of {{ run.rounds }}{% endif %} rounds{% if run.message %} ({{ run.message }}){% endif %}.
+Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
 
 <dl class="tiles">
-  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% endif %}</dt><dd>{{ g.epsilon | epsilon }}</dd></div>
+  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>
   <div><dt>target epsilon</dt><dd>{{ report.target.epsilon | number if report.target.epsilon is not none and report.settings.privacy.mode == "dp" else "none" }}</dd></div>
   <div><dt>delta</dt><dd>{{ "%g" | format(g.delta) }}</dd></div>
-  <div><dt>unit</dt><dd>{{ g.unit }}</dd></div>
+  <div><dt>privacy unit</dt><dd>{{ g.unit }}</dd></div>
   <div><dt>silos</dt><dd>{{ report.silos | length }}</dd></div>
 {% for where, rows in final.items() %}{% if rows %}
   <div><dt>{{ rows[0][0] | lower }}, by the {{ where }}</dt><dd>{{ rows[0][1] }}</dd></div>
 {% endif %}{% endfor %}
 </dl>
 
+{% if meaning %}
+<h2>In plain words</h2>
+<p id="meaning">{{ meaning }}</p>
+<p>The words in use here (unit, relation, adversary, epsilon, delta, accountant) are explained under
+<a href="#glossary">Words</a>.</p>
+{% endif %}
+
 <h2>What each silo has spent</h2>
 <p>Every number is computed from the privacy ledger, over everything that the ledger holds about a
 silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}. The unit is
 <strong>{{ g.unit }}</strong>, the neighbouring relation <strong>{{ g.relation }}</strong>, delta is
-<strong>{{ "%g" | format(g.delta) }}</strong>. Printed epsilons are rounded up.
+<strong>{{ "%g" | format(g.delta) }}</strong>. Every printed epsilon and mu is rounded up; the exact
+values are in <code>report.json</code>.
 {% for name, words in adversaries %}<strong>{{ name }}</strong> is {{ words }}{{ "; " if not loop.last else "." }}{% endfor %}</p>
+{% if g.level == "unknown" and rows %}
+<p><strong class="bad">Not a guarantee:</strong> the table says what the events in the ledger cost if they
+are what was done. Nothing proves that they are; see the first line.</p>
+{% endif %}
 {% if rows %}
 <div class="scroll" tabindex="0" role="region" aria-label="Epsilon of each silo">
-<table>
+<table class="stack" id="spent">
 <caption>Epsilon of each silo, by adversary and accountant, at delta = {{ "%g" | format(g.delta) }}.</caption>
 <thead><tr>
   <th scope="col">Silo</th>
   <th scope="col">Adversary</th>
   {% for column in columns %}
-  <th scope="col" class="num">{{ column.title }}<small>{{ "bound" if column.bound else "approximation, no bound" }}{{ ", headline" if column.name == "pld" }}</small></th>
+  <th scope="col" class="num">{{ column.title }}<small>{{ "bound" if column.bound else "approximation, no bound" }}{{ ", headline" if column.name == g.accountant }}</small></th>
   {% endfor %}
+  {% if own_targets %}
+  <th scope="col" class="num">Target</th>
+  {% endif %}
   <th scope="col" class="num">Examples</th>
   <th scope="col" class="num">Sampling rate</th>
   <th scope="col" class="num">Noise multiplier</th>
@@ -161,25 +109,26 @@ silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){%
 <tbody>
 {% for row in rows %}
 <tr>
-  {% if row.first %}
-  <th scope="row" rowspan="{{ row.span }}">{{ row.silo.silo }}{% if row.silo.left %}<small class="soft">left: {{ row.silo.left }}</small>{% endif %}{% if row.silo.rows_of_other_runs %}<small class="soft">{{ row.silo.rows_of_other_runs }} rows of other runs counted in</small>{% endif %}</th>
-  {% endif %}
-  <td>{{ row.adversaries | join(", ") }}</td>
+  <th scope="row">{{ row.silo.silo }}{% if row.silo.left %} <small class="soft">left: {{ row.silo.left }}</small>{% endif %}{% if row.silo.rows_of_other_runs %} <small class="soft">{{ row.silo.rows_of_other_runs }} rows of other runs counted in</small>{% endif %}</th>
+  <td data-label="adversary"><span>{{ row.adversaries | join(", ") }}</span></td>
   {% for column in columns %}
   {% set figure = row.figures.get(column.name) %}
-  <td class="num{{ " lead" if column.name == "pld" }}{{ " bad" if row.reasons }}">{% if figure is none or figure.epsilon is none %}n/a{% else %}{{ figure.epsilon | epsilon }}{% if figure.mu is not none %}<small>mu {{ "%.4g" | format(figure.mu) }}</small>{% endif %}{% endif %}</td>
+  <td data-label="{{ column.title }}{{ "" if column.bound else " (no bound)" }}" class="num{{ " lead" if column.name == g.accountant }}{{ " bad" if row.reasons }}{{ "" if column.bound else " approximation" }}"><span>{% if figure is none or figure.epsilon is none %}n/a{% else %}{{ "" if column.bound or row.reasons else "≈ " }}{{ figure.epsilon | epsilon }}{% if figure.mu is not none %} <small>mu {{ figure.mu | mu }}</small>{% endif %}{% endif %}</span></td>
   {% endfor %}
-  {% if row.first %}
-  <td class="num" rowspan="{{ row.span }}">{{ row.silo.examples | number }}</td>
-  <td class="num" rowspan="{{ row.span }}">{% for t in row.silo.trainings %}{{ "%.4g" | format(t.sampling_rate) }}{% if not loop.last %}<br>{% endif %}{% else %}–{% endfor %}</td>
-  <td class="num" rowspan="{{ row.span }}">{% for t in row.silo.trainings %}{{ "%.4f" | format(t.noise_multiplier) }}{% if not loop.last %}<br>{% endif %}{% else %}–{% endfor %}</td>
-  <td class="num" rowspan="{{ row.span }}">{% for t in row.silo.trainings %}{{ t.steps | number }}{% if not loop.last %}<br>{% endif %}{% else %}–{% endfor %}</td>
+  {% if own_targets %}
+  <td data-label="target" class="num"><span>{{ row.silo.target.epsilon | number }}{% if row.silo.target.run_epsilon is not none %} <small>{{ row.silo.target.run_epsilon | number }} in this run</small>{% endif %}{% if row.silo.target.delta != g.delta %} <small>at delta {{ "%g" | format(row.silo.target.delta) }}{% if row.silo.target.spent is not none %}: spent {{ row.silo.target.spent | epsilon }} against the server{% endif %}</small>{% endif %}</span></td>
   {% endif %}
+  <td data-label="examples" class="num"><span>{{ row.silo.examples | number }}</span></td>
+  <td data-label="sampling rate" class="num"><span>{{ steps(row.silo.trainings, "sampling_rate", "%.4g") }}</span></td>
+  <td data-label="noise multiplier" class="num"><span>{{ steps(row.silo.trainings, "noise_multiplier", "%.4f") }}</span></td>
+  <td data-label="steps" class="num"><span>{{ steps(row.silo.trainings, "steps", "%d") }}</span></td>
 </tr>
 {% endfor %}
 </tbody>
 </table>
 </div>
+{% elif ledger.problems %}
+<p>No epsilon can be stated: {{ ledger.problems | join("; ") }}.{% if named %} Silos of the run, as <code>silos.json</code> names them: {{ named | join(", ") }}.{% endif %}</p>
 {% else %}
 <p>The ledger holds nothing about this run.</p>
 {% endif %}
@@ -194,31 +143,46 @@ silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){%
 {% endif %}
 
 <div class="scroll">
-<table>
+<table class="stack">
 <caption>How far each accountant may be trusted.</caption>
 <thead><tr><th scope="col">Accountant</th><th scope="col">Kind</th><th scope="col">Trust</th></tr></thead>
 <tbody>
 {% for column in report.accountants %}
-<tr><th scope="row">{{ column.title }}</th><td>{{ "proven upper bound" if column.bound else "approximation, never a bound" }}</td><td>{{ column.trust }}{% if column not in columns %} (not applicable to these events){% endif %}</td></tr>
+<tr><th scope="row">{{ column.title }}</th><td data-label="kind"><span>{{ "upper bound" if column.bound else "approximation, never a bound" }}</span></td><td data-label="trust"><span>{{ column.trust }}{% if column not in columns %} (not applicable to these events){% endif %}</span></td></tr>
 {% endfor %}
 </tbody>
 </table>
 </div>
 
+{% if epsilon or delta_curve %}
+<h2>How the privacy was spent</h2>
+<div class="figures">
 {% if epsilon %}
 <figure id="figure-epsilon">{{ epsilon }}
 <figcaption>Epsilon spent by the end of each round against the {{ report.epsilon_by_round.adversary }}, computed
-from the ledger at a few rounds; the dashed line is the target.{% if report.epsilon_by_round.left_out %} Of {{ report.silos | length }} silos, those with the largest epsilon and the smallest are drawn.{% endif %}</figcaption></figure>
+from the ledger at a few rounds{% if report.target.epsilon is not none %}; the dashed line is the target{% endif %}.{% if report.epsilon_by_round.left_out %} Of {{ report.silos | length }} silos, those with the largest epsilon and the smallest are drawn.{% endif %}</figcaption></figure>
+{% endif %}
+{% if delta_curve %}
+<figure id="figure-delta">{{ delta_curve }}
+<figcaption>The guarantee of the silo with the largest epsilon, {{ curves.silo }}, against the {{ curves.adversary }}:
+for every epsilon the delta that holds with it. One point of the curve is stated; all of it holds.
+{% if curves.mu is not none %}The second line is that of the dominating mu, {{ curves.mu | mu }}: one number whose curve is never below the first (for every delta above {{ "%.0e" | format(curves.mu_floor) }}).{% endif %}</figcaption></figure>
+<figure id="figure-tradeoff">{{ trade_off }}
+<figcaption>The same guarantee as a test: who tries to tell whether one given {{ "example" if g.unit == "example" else "silo's data" }} was used
+cannot come below the curve. On the dotted line one only guesses.
+{% if curves.mu is not none %}The curve of the dominating mu is never above (but for {{ "%.0e" | format(curves.mu_floor) }}).{% endif %}</figcaption></figure>
+{% endif %}
+</div>
 {% endif %}
 
 <h2>What was released, and by which mechanism</h2>
 <div class="scroll">
-<table>
-<caption>Every use of private data in the ledger that an adversary sees something of.</caption>
-<thead><tr><th scope="col">Purpose</th><th scope="col">Mechanism</th><th scope="col">Seen so by</th><th scope="col" class="num">Silos</th><th scope="col" class="num">Rows</th><th scope="col" class="num">Uses</th></tr></thead>
+<table class="stack" id="released">
+<caption>Every use of private data in the ledger that an adversary sees something of, with its event.</caption>
+<thead><tr><th scope="col">Purpose</th><th scope="col">Event (mechanism)</th><th scope="col">Seen so by</th><th scope="col" class="num">Silos</th><th scope="col" class="num">Ledger rows</th><th scope="col" class="num">Uses</th></tr></thead>
 <tbody>
 {% for row in report.releases %}
-<tr><th scope="row">{{ row.purpose }}{% if row.owner != "this run" %}<small class="soft">{{ row.owner }}</small>{% endif %}</th><td>{{ row.mechanism }}</td><td>{{ row.seen_by | join(", ") }}</td><td class="num">{{ row.silos | number }}</td><td class="num">{{ row.rows | number }}</td><td class="num">{{ row.uses | number }}</td></tr>
+<tr><th scope="row">{{ row.purpose }} {% if row.owner != "this run" %}<small class="soft">{{ row.owner }}</small>{% endif %}</th><td data-label="event"><span>{{ row.mechanism }}</span></td><td data-label="seen so by"><span>{{ row.seen_by | join(", ") }}</span></td><td data-label="silos" class="num"><span>{{ row.silos | number }}</span></td><td data-label="ledger rows" class="num"><span>{{ row.rows | number }}</span></td><td data-label="uses" class="num"><span>{{ row.uses | number }}</span></td></tr>
 {% else %}
 <tr><td colspan="6">Nothing is recorded.</td></tr>
 {% endfor %}
@@ -230,7 +194,7 @@ from the ledger at a few rounds; the dashed line is the target.{% if report.epsi
 {{ titled(report.assumptions) }}
 
 <h2>What is not covered</h2>
-{{ titled(report.not_covered) }}
+{% if report.not_covered %}{{ titled(report.not_covered) }}{% else %}<p>Not known: the settings cannot be read.</p>{% endif %}
 
 <h2>The ledger</h2>
 <p>{% if ledger.ok %}<strong class="good">Verified:</strong> the chain of hashes over all
@@ -242,12 +206,16 @@ shows whether a row was changed or taken away.</p>
 {{ pairs("Ledger", {"file": ledger.file, "rows": ledger.rows, "last row": ledger.last_row, "last hash (SHA-256)": ledger.last_hash}) }}
 
 <h2>Quality of the model</h2>
-{% if learning %}
-<figure id="figure-learning">{{ learning }}
-<figcaption>On examples that no silo trains on.</figcaption></figure>
+{% if losses or scores %}
+<div class="figures">
+{% if losses %}<figure id="figure-loss">{{ losses }}
+<figcaption>Loss by round, on examples that no silo trains on.</figcaption></figure>{% endif %}
+{% if scores %}<figure id="figure-scores">{{ scores }}
+<figcaption>Accuracy and macro-F1 by round, on the same examples.</figcaption></figure>{% endif %}
+</div>
 {% endif %}
 {% if training.evaluations %}
-<div class="scroll">
+<div class="scroll" tabindex="0" role="region" aria-label="Evaluations">
 <table>
 <caption>Evaluations.</caption>
 <thead><tr><th scope="col" class="num">Round</th><th scope="col">By</th>{% for key, title, pattern in metrics %}<th scope="col" class="num">{{ title }}</th>{% endfor %}</tr></thead>
@@ -265,19 +233,19 @@ shows whether a row was changed or taken away.</p>
 <h2>Course of the run</h2>
 {% if training.withheld %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}. Replies, traffic and failures
-by round are withheld: the guarantee uses that nobody knows which silos took part in a round.</p>
+by round are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>
 {% else %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}; {{ training.replies | number }} updates received;
 {{ training.bytes_down | bytes }} sent to the silos, {{ training.bytes_up | bytes }} received.</p>
 {% if traffic %}<figure id="figure-traffic">{{ traffic }}<figcaption>Bytes of trained tensors by round.</figcaption></figure>{% endif %}
 {% if training.incidents %}
 <div class="scroll">
-<table>
+<table class="stack">
 <caption>Replies that failed or were refused, and silos that left.</caption>
 <thead><tr><th scope="col">Silo</th><th scope="col">What</th><th scope="col">Reason</th><th scope="col" class="num">Times</th><th scope="col" class="num">Last in round</th></tr></thead>
 <tbody>
 {% for item in training.incidents %}
-<tr><th scope="row">{{ item.silo }}</th><td>{{ item.kind }}</td><td>{{ item.reason }}</td><td class="num">{{ item.times }}</td><td class="num">{{ item.last_round }}</td></tr>
+<tr><th scope="row">{{ item.silo }}</th><td data-label="what"><span>{{ item.kind }}</span></td><td data-label="reason"><span>{{ item.reason }}</span></td><td data-label="times" class="num"><span>{{ item.times }}</span></td><td data-label="last in round" class="num"><span>{{ item.last_round }}</span></td></tr>
 {% endfor %}
 </tbody>
 </table>
@@ -288,28 +256,50 @@ by round are withheld: the guarantee uses that nobody knows which silos took par
 {% endif %}
 
 <h2>Settings</h2>
+{% if report.settings is none %}
+<p>Not known: <code>settings.toml</code> cannot be read.</p>
+{% else %}
 <div class="columns">
 {{ pairs("Experiment", top) }}
 {% for name, section in sections.items() %}
 {{ pairs(name, section) }}
 {% endfor %}
 </div>
-
-<h2>Environment, and how to reproduce this report</h2>
-{% if report.environment %}
-<div class="columns">
-{{ pairs("Machine of the server", {"Python": report.environment.python, "platform": report.environment.platform, "CPU": report.environment.cpu, "cores": report.environment.cores, "memory": report.environment.memory_bytes | bytes if report.environment.memory_bytes else none, "GPUs": report.environment.gpus or "none", "revision": (report.environment.git.revision ~ (" with local changes" if report.environment.git.dirty else "")) if report.environment.git else none}) }}
-{{ pairs("Packages", report.environment.packages) }}
-</div>
 {% endif %}
-<p>The report is made again from the run folder with <code>fedllm report {{ run.folder }}</code>, and its
-content as data is in <code>report.json</code>. The settings above are in <code>settings.toml</code>.</p>
 
-<section aria-label="Signature" class="sign">
-  <div>Name and role</div><div>Place and date</div><div>Signature</div>
+<h2>Environment</h2>
+{% if machine %}
+<div class="columns">
+{{ pairs("Machine of the server", machine) }}
+{{ pairs("Packages", packages) }}
+</div>
+{% else %}
+<p>Not known: <code>environment.json</code> cannot be read.</p>
+{% endif %}
+
+<h2>How to reproduce and check this report</h2>
+<p>In the folder that holds the run folder <code>{{ run.folder }}</code>, with fedllm installed:</p>
+<ol>
+{% for step in report.reproduce %}
+<li><strong>{{ step.title }}</strong> {{ step.text }}
+<pre><code>{{ step.command }}</code></pre></li>
+{% endfor %}
+</ol>
+
+<h2 id="glossary">Words</h2>
+{{ titled(glossary) }}
+
+<section class="signoff" aria-labelledby="sign-off">
+<h2 id="sign-off">Sign-off</h2>
+<p>The first line of this report is signed for this run, this ledger and this data:</p>
+{{ pairs("What is signed", {"run": run.run_id or "not known", "statement": g.sentence, "ledger, rows": ledger.rows, "ledger, last hash (SHA-256)": ledger.last_hash, "report.json (SHA-256)": digest}) }}
+<div class="sign">
+  <div>Name</div><div>Role</div><div>Place and date</div><div>Signature</div>
+</div>
 </section>
 </main>
-<footer>{{ report.made_by }}. This page loads nothing from elsewhere.</footer>
+<footer>{{ report.made_by }}. This page loads nothing from elsewhere. Data: <code>report.json</code>,
+schema <code>{{ report.schema }}</code>.</footer>
 </body>
 </html>
 """

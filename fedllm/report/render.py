@@ -3,48 +3,66 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from fedllm.durable import write_text
+from fedllm.durable import json_bytes, write_bytes, write_text
 from fedllm.report import figures
 from fedllm.report.build import build
-from fedllm.report.guarantee import accountant_title, shown
+from fedllm.report.glossary import GLOSSARY, plain_words
+from fedllm.report.guarantee import accountant_title, round_up, shown
 from fedllm.report.page import PAGE
+from fedllm.report.style import STYLE
 from fedllm.report.training import METRICS, metric_rows
-from fedllm.run_folder import RunFolder
+from fedllm.run_folder import RunFolder, RunFolderError
 from privacy.vocabulary import Adversary
 
-_LEVELS = {
+JSON, HTML = "report.json", "report.html"
+_TONES = {
     "guaranteed": "good",
     "conditional": "warn",
     "outsider-only": "bad",
     "none": "bad",
+    "unknown": "bad",
     "nothing-released": "warn",
 }
 
 
-def write_report(run: RunFolder) -> Path:
-    """Write ``report.json`` and ``report.html`` into the run folder.
+def write_report(run: RunFolder | str | Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into the run folder, however damaged that is.
 
     Returns:
         Path of ``report.html``.
+
+    Raises:
+        RunFolderError: it is no run folder, or cannot be written to.
     """
     content = build(run)
-    run.write_json("report.json", content)
-    path = run.path / "report.html"
-    write_text(path, render(content))
-    return path
+    folder = run.path if isinstance(run, RunFolder) else Path(run).expanduser().resolve()
+    data = json_bytes(content)
+    page = render(content, sha256(data).hexdigest())
+    try:
+        write_bytes(folder / JSON, data)
+        write_text(folder / HTML, page)
+    except OSError as error:
+        raise RunFolderError(f"Cannot write the report into {folder}: {error}") from error
+    return folder / HTML
 
 
-def render(content: Mapping[str, Any]) -> str:
-    """The page for :func:`fedllm.report.build`'s content."""
+def render(content: Mapping[str, Any], digest: str) -> str:
+    """The page for :func:`fedllm.report.build`'s content.
+
+    Args:
+        digest: the SHA-256 of ``report.json``, as hex digits.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({"report.html": PAGE}),
+        loader=jinja2.DictLoader({HTML: PAGE}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -52,22 +70,48 @@ def render(content: Mapping[str, Any]) -> str:
     )
     environment.filters |= {
         "epsilon": shown,
-        "accountant": accountant_title,
+        "mu": lambda mu: round_up(mu, 4),
         "number": _number,
         "bytes": _bytes,
         "seconds": _seconds,
         "moment": _moment,
         "value": _value,
     }
-    curves = content["epsilon_by_round"]["silos"]
-    training = content["training"]
+    training, curves = content["training"], content["privacy_curves"]
+    guarantee, settings = content["guarantee"], content["settings"] or {}
+    headline = accountant_title(guarantee["accountant"])
     rows = _rows(content)
-    page = environment.get_template("report.html").render(
+    drawings = {
+        "epsilon": figures.epsilon_curves(
+            content["epsilon_by_round"]["silos"],
+            content["target"]["epsilon"],
+            headline if guarantee["accountant"] != "none" else "by the ledger",
+        ),
+        "losses": figures.losses(training["evaluations"]),
+        "scores": figures.scores(training["evaluations"]),
+        "traffic": figures.traffic(training.get("rounds", [])),
+        "delta_curve": None,
+        "trade_off": None,
+    }
+    if curves is not None:
+        figure = _figure(content, curves)
+        title = accountant_title(curves["accountant"])
+        drawings["delta_curve"] = figures.delta_curve(
+            curves, figure["epsilon"], guarantee["delta"], title
+        )
+        drawings["trade_off"] = figures.trade_off_curve(curves, title)
+    return environment.get_template(HTML).render(
         report=content,
-        tone=_LEVELS[content["guarantee"]["level"]],
+        digest=digest,
+        style=Markup(_style(content)),
+        tone=_tone(guarantee),
+        meaning=plain_words(content),
+        glossary=[{"title": title, "text": text} for title, text in GLOSSARY],
         adversaries=_adversaries(content),
         columns=_columns(content),
         rows=rows,
+        own_targets=bool((settings.get("privacy") or {}).get("silos")),
+        named=content["run"]["silos"],
         explained=_explained(rows),
         final={where: metric_rows(found) for where, found in training["final"].items()},
         metrics=[
@@ -75,19 +119,63 @@ def render(content: Mapping[str, Any]) -> str:
             for key, title, pattern in METRICS
             if any(key in record for record in training["evaluations"])
         ],
-        learning=_markup(figures.learning_curves(training["evaluations"])),
-        epsilon=_markup(
-            figures.epsilon_curves(
-                curves,
-                content["target"]["epsilon"],
-                accountant_title(content["guarantee"]["accountant"]),
-            )
-        ),
-        traffic=_markup(figures.traffic(training.get("rounds", []))),
-        sections={k: v for k, v in content["settings"].items() if isinstance(v, dict)},
-        top={k: v for k, v in content["settings"].items() if not isinstance(v, dict)},
+        sections={k: v for k, v in settings.items() if isinstance(v, dict)},
+        top={k: v for k, v in settings.items() if not isinstance(v, dict)},
+        **_environment(content["environment"]),
+        **{name: _markup(drawing) for name, drawing in drawings.items()},
     )
-    return page
+
+
+def _style(content: Mapping[str, Any]) -> str:
+    """The style sheet with what stands at the edges of printed pages."""
+    run = content["run"]
+    edges = {
+        "header": f"Privacy report: {run['name']}",
+        "moment": _moment(content["made"]),
+        "run": run["run_id"] or "not known",
+    }
+    text = STYLE
+    for name, value in edges.items():
+        plain = re.sub(r"[^\w .:,+-]", "_", value)  # nothing that could end a text in CSS
+        text = text.replace(f"%({name})s", plain[:80])
+    return text
+
+
+def _tone(guarantee: Mapping[str, Any]) -> str:
+    tone = _TONES[guarantee["level"]]
+    lost = any(epsilon == float("inf") for epsilon in guarantee["others"].values())
+    return "warn" if tone == "good" and lost else tone
+
+
+def _figure(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The headline figure of the silo whose curve is drawn."""
+    silo = next(silo for silo in content["silos"] if silo["silo"] == curves["silo"])
+    found: Mapping[str, Any] = silo["adversaries"][curves["adversary"]]["headline"]
+    return found
+
+
+def _environment(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The machine and the packages, as far as they are known."""
+    if not found:
+        return {"machine": None, "packages": {}}
+    git, memory = found.get("git"), found.get("memory_bytes")
+    revision = None
+    if isinstance(git, dict):
+        revision = f"{git.get('revision')}" + (" with local changes" if git.get("dirty") else "")
+    values = {
+        "Python": found.get("python"),
+        "platform": found.get("platform"),
+        "CPU": found.get("cpu"),
+        "cores": found.get("cores"),
+        "memory": _bytes(memory) if isinstance(memory, int | float) else None,
+        "GPUs": found.get("gpus") or "none",
+        "revision": revision,
+    }
+    packages = found.get("packages")
+    return {
+        "machine": values,
+        "packages": packages if isinstance(packages, dict) else {},
+    }
 
 
 def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,16 +186,13 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         for adversary, found in silo["adversaries"].items():
             key = json.dumps(found, sort_keys=True, default=str)
             groups.setdefault(key, []).append(adversary)
-        for number, names in enumerate(groups.values()):
+        for names in groups.values():
             found = silo["adversaries"][names[0]]
-            by_name = {figure["accountant"]: figure for figure in found["figures"]}
             rows.append(
                 {
                     "silo": silo,
-                    "first": number == 0,
-                    "span": len(groups),
                     "adversaries": names,
-                    "figures": by_name,
+                    "figures": {figure["accountant"]: figure for figure in found["figures"]},
                     "reasons": found["reasons"],
                 }
             )
@@ -126,7 +211,7 @@ def _explained(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         {
             "adversaries": adversaries,
             "reason": reason,
-            "silos": "All silos" if set(names) == everyone else ", ".join(names),
+            "silos": "All silos" if set(names) == everyone else ", ".join(dict.fromkeys(names)),
         }
         for (adversaries, reason), names in silos.items()
     ]

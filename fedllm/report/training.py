@@ -21,11 +21,14 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 """Key in a record, title, and how a value is printed."""
 
 
-def participants_are_secret(settings: Settings) -> bool:
+def participants_are_secret(settings: Settings | None) -> bool:
     """Whether amplification rests on nobody knowing which silos took part in a round.
 
-    Then numbers that tell how many silos answered (replies, bytes, failures) are not shown.
+    Then numbers that tell how many silos answered (replies, bytes, failures) are not shown; nor where
+    the settings are lost (None), and nothing tells.
     """
+    if settings is None:
+        return True
     privacy, server = settings.privacy, settings.server
     return (
         privacy.mode == "dp"
@@ -36,7 +39,7 @@ def participants_are_secret(settings: Settings) -> bool:
     )
 
 
-def summarise(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[str, Any]:
+def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -> dict[str, Any]:
     """Evaluations in order, one row a round, totals, and counted failures.
 
     Where participation must stay secret, traffic and replies are left out and ``withheld`` says so.
@@ -52,7 +55,7 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[
             for where, first in _last(reversed(evaluations), "where").items()
         },
         "finished_rounds": max((record["round"] for record in rounds), default=0),
-        "seconds": math.fsum(_number(record.get("seconds")) for record in rounds),
+        "seconds": math.fsum(number(record.get("seconds")) for record in rounds),
         "withheld": withheld,
     }
     if withheld:
@@ -60,19 +63,19 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings) -> dict[
     summary["rounds"] = [
         {
             "round": record["round"],
-            "seconds": record.get("seconds"),
-            "replied": record.get("replied"),
-            "failed": len(record.get("failed") or []),
-            "refused": len(record.get("refused") or []),
-            "left": len(record.get("left") or []),
-            "bytes_down": record.get("bytes_down"),
-            "bytes_up": record.get("bytes_up"),
+            "seconds": number(record.get("seconds")),
+            "replied": int(number(record.get("replied"))),
+            "failed": len(_items(record, "failed")),
+            "refused": len(_items(record, "refused")),
+            "left": len(_items(record, "left")),
+            "bytes_down": int(number(record.get("bytes_down"))),
+            "bytes_up": int(number(record.get("bytes_up"))),
         }
         for record in rounds
     ]
-    summary["bytes_down"] = int(sum(_number(record.get("bytes_down")) for record in rounds))
-    summary["bytes_up"] = int(sum(_number(record.get("bytes_up")) for record in rounds))
-    summary["replies"] = int(sum(_number(record.get("replied")) for record in rounds))
+    summary["bytes_down"] = int(sum(number(record.get("bytes_down")) for record in rounds))
+    summary["bytes_up"] = int(sum(number(record.get("bytes_up")) for record in rounds))
+    summary["replies"] = int(sum(number(record.get("replied")) for record in rounds))
     summary["incidents"] = _incidents(rounds)
     return summary
 
@@ -88,7 +91,9 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("round", "where", *(key for key, _, _ in METRICS))
-    return {key: record[key] for key in keys if key in record}
+    found = {key: record[key] for key in keys if key in record}
+    metrics = {key for key, _, _ in METRICS}
+    return {k: v for k, v in found.items() if k not in metrics or isinstance(v, int | float)}
 
 
 def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -97,7 +102,7 @@ def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     last: dict[tuple[str, str, str], int] = {}
     for record in rounds:
         for kind in ("failed", "refused", "left"):
-            for item in record.get(kind) or []:
+            for item in _items(record, kind):
                 key = (kind, str(item.get("silo")), str(item.get("reason")))
                 counts[key] += 1
                 last[key] = record["round"]
@@ -108,9 +113,15 @@ def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _items(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = record.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
 def _last(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, Mapping[str, Any]]:
     return {str(record.get(key, "server")): record for record in records}
 
 
-def _number(value: Any) -> float:
+def number(value: Any) -> float:
+    """A value of a record as a number; 0 for what is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

@@ -1,0 +1,96 @@
+"""The report's words, explained to a reader who signs it and is no mathematician."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import floor
+from typing import Any
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "Differential privacy",
+        "A property of the way a result is made: whether one record was among the data or not changes "
+        "the chance of every possible result by little. How little is said by epsilon and delta. It "
+        "holds whatever else the adversary knows, and however the result is used later.",
+    ),
+    (
+        "Epsilon",
+        "How far those chances may lie apart: by a factor of e to the power of epsilon (2.72 for "
+        "epsilon = 1, 20.1 for epsilon = 3). Smaller is more private; 0 is perfect, infinite is none.",
+    ),
+    (
+        "Delta",
+        "How much may fall outside of that factor: a probability, to be far below one over the number "
+        "of records. Every epsilon belongs to a delta; the same mechanism has many such pairs.",
+    ),
+    (
+        "Privacy unit",
+        "What one record is, whose presence is hidden: one training example, or all data of one silo "
+        "(client). A person with several records has less protection than the number says.",
+    ),
+    (
+        "Neighbouring relation",
+        "Which two sets of data must look alike: with and without the unit (add-or-remove-one), or "
+        "with the unit exchanged for another (replace-one). Epsilons of different relations do not "
+        "compare.",
+    ),
+    (
+        "Adversary",
+        "Against whom the number holds: an outsider sees the released model only; the server sees "
+        "every message; colluding:m sees every message and controls m of the other silos.",
+    ),
+    (
+        "Silo",
+        "An organisation that takes part with data that stays on its own machines.",
+    ),
+    (
+        "Event",
+        "One use of private data by a mechanism, such as one training step: a random sample of the "
+        "records, each record's influence cut to a fixed size (clipping), and Gaussian noise on the "
+        "sum. The noise multiplier is the noise's standard deviation over that size; the sampling rate "
+        "is each record's probability to be in the sample.",
+    ),
+    (
+        "Ledger",
+        "The list of all events, written before anything is released. Each row carries a hash over "
+        "the row before it, so that a row that was changed or taken away shows.",
+    ),
+    (
+        "Accountant",
+        "A method to compute what all events together cost. An upper bound is a proof: the true "
+        "epsilon is no larger. An approximation may be too small; it is shown for comparison and "
+        "guarantees nothing.",
+    ),
+    (
+        "Mu, and the trade-off function",
+        "Another way to state the same guarantee: to tell whether a record was used is at least as hard "
+        "as to tell two bell curves apart that lie mu standard deviations from each other. The trade-off "
+        "function says for each rate of false alarms how many used records are missed at the least.",
+    ),
+)
+
+_SUBJECTS = {"example": "one given training example", "client": "the data of one given silo"}
+
+
+def plain_words(content: Mapping[str, Any]) -> str | None:
+    """What the guarantee means to whoever tests for a record; None where nothing is guaranteed."""
+    guarantee, curves = content["guarantee"], content["privacy_curves"]
+    if curves is None or guarantee["level"] not in ("guaranteed", "conditional", "outsider-only"):
+        return None
+    alarms, missed, _ = min(curves["trade_off"], key=lambda point: abs(point[0] - 0.05))
+    least = max(0, floor(1000 * missed - 1e-9)) / 10
+    subject = _SUBJECTS[guarantee["unit"]]
+    who = {
+        "outsider": "Somebody who sees the released model",
+        "server": "Somebody who sees every message of the training",
+    }.get(curves["adversary"], "The adversary")
+    limit = {
+        "conditional": ", and does not know the seed of the noise,",
+        "outsider-only": " and nothing else",
+    }.get(guarantee["level"], "")
+    return (
+        f"{who}{limit} and tries to tell whether {subject} was used in the training, and who raises a "
+        f"false alarm in {alarms:.0%} of the cases in which it was not, misses at least {least:g}% of "
+        f"the cases in which it was. By guessing alone, {1 - alarms:.0%} would be missed. This holds "
+        "whatever else is known about the data, and however much computation is spent."
+    )

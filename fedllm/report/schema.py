@@ -1,0 +1,224 @@
+"""The schema of ``report.json``: typed models, and from them a JSON Schema (draft 2020-12)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+VERSION = 2
+SCHEMA_ID = f"urn:fedllm:report:{VERSION}"
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+Real = float | Literal["Infinity", "-Infinity", "NaN"]
+"""A number; what JSON has no number for is a text, as in protobuf's JSON mapping."""
+
+
+class Part(BaseModel):
+    """Base of all parts: other keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class GuaranteePart(Part):
+    """The statement of the report's first line, in words and as values."""
+
+    level: Literal[
+        "guaranteed", "conditional", "outsider-only", "none", "unknown", "nothing-released"
+    ] = Field(
+        description="guaranteed; conditional: only against those who do not know the seed of the "
+        "noise; outsider-only: none against the server; none: no guarantee; unknown: what would tell "
+        "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
+    )
+    sentence: str
+    epsilon: Real = Field(
+        description="Largest over the silos; Infinity where nothing is guaranteed."
+    )
+    delta: float
+    unit: Literal["example", "client"]
+    relation: Literal["add-or-remove-one", "replace-one"]
+    adversary: str = Field(description="outsider, server, or colluding:m.")
+    accountant: str
+    bound: bool = Field(description="Whether epsilon is a proven upper bound.")
+    reasons: list[str]
+    others: dict[str, Real] = Field(description="Adversary to the largest epsilon over the silos.")
+
+
+class RunPart(Part):
+    """Which run, and how far it came. Null: not known, since the file is lost."""
+
+    folder: str
+    name: str
+    run_id: str | None
+    status: str
+    round: int
+    rounds: int | None
+    message: str | None
+    created: str | None
+    updated: str | None
+    silos: list[str] = Field(description="Names in silos.json.")
+
+
+class FigurePart(Part):
+    """One accountant's answer."""
+
+    accountant: str
+    epsilon: Real | None = Field(description="Null: the accountant cannot represent an event.")
+    bound: bool
+    mu: Real | None
+    note: str
+
+
+class AdversaryPart(Part):
+    """A silo's figures against one adversary."""
+
+    headline: FigurePart
+    figures: list[FigurePart]
+    reasons: list[str] = Field(description="Why there is no guarantee; empty where there is one.")
+
+
+class TrainingMechanismPart(Part):
+    """Steps of this run with one sampling rate and noise."""
+
+    sampling_rate: Real
+    noise_multiplier: Real
+    steps: int
+
+
+class SiloTargetPart(Part):
+    """What a silo's settings aim at."""
+
+    epsilon: Real | None = Field(description="For all runs on the ledger together.")
+    run_epsilon: Real | None = Field(description="For this run alone.")
+    delta: float | None
+    spent: Real | None = Field(
+        description="Epsilon against the server at the silo's delta; null where that is the report's."
+    )
+
+
+class SiloPart(Part):
+    """What one silo's data was used for, and what that costs."""
+
+    silo: str
+    examples: int | None = Field(description="Null where private or not known.")
+    left: Any = Field(description="Why the silo left the run, or null.")
+    rounds: int
+    trainings: list[TrainingMechanismPart]
+    rows: int
+    rows_of_other_runs: int
+    target: SiloTargetPart
+    adversaries: dict[str, AdversaryPart]
+
+
+class RoundCurvesPart(Part):
+    """Epsilon by round of some silos: lists of [round, epsilon]."""
+
+    adversary: str
+    silos: dict[str, list[tuple[int, Real]]]
+    left_out: int
+
+
+class PrivacyCurvesPart(Part):
+    """The whole privacy curve of the silo with the largest epsilon."""
+
+    silo: str
+    adversary: str
+    accountant: str
+    mu: float | None = Field(description="The dominating mu.")
+    mu_floor: float | None = Field(description="The mu covers every delta above this.")
+    epsilon_delta: list[tuple[float, float, float | None]] = Field(
+        description="[epsilon, delta, delta of the dominating mu]"
+    )
+    trade_off: list[tuple[float, float, float | None]] = Field(
+        description="[rate of false alarms, least rate of missed detections, the same of the "
+        "dominating mu]"
+    )
+
+
+class AccountantPart(Part):
+    """How far an accountant may be trusted."""
+
+    name: str
+    title: str
+    bound: bool
+    trust: str
+
+
+class ReleasePart(Part):
+    """One kind of released quantity."""
+
+    owner: Literal["this run", "other runs"]
+    purpose: str
+    mechanism: str
+    seen_by: list[str]
+    silos: int
+    rows: int
+    uses: int
+
+
+class TitledPart(Part):
+    """A text with its title."""
+
+    title: str
+    text: str
+
+
+class StepPart(TitledPart):
+    """A text with its title and a command."""
+
+    command: str
+
+
+class LedgerPart(Part):
+    """The ledger that every epsilon was computed from."""
+
+    file: str
+    shared: bool
+    ok: bool = Field(description="Whether it could be read and its chain of hashes is whole.")
+    rows: int
+    rows_of_this_run: int
+    runs: list[str]
+    last_row: int | None
+    last_hash: str | None
+    problems: list[str]
+
+
+class TargetPart(Part):
+    """What the settings aimed at."""
+
+    epsilon: Real | None
+    delta: float | None
+
+
+class Report(Part):
+    """The accounting report of one run."""
+
+    format: Literal["fedllm-report"]
+    version: Literal[2]
+    schema_: Literal["urn:fedllm:report:2"] = Field(alias="schema")
+    made: str
+    made_by: str
+    headline: str
+    guarantee: GuaranteePart
+    problems: list[str] = Field(description="What is missing or damaged in the run folder.")
+    notes: list[str] = Field(description="What is unfinished.")
+    run: RunPart
+    silos: list[SiloPart]
+    epsilon_by_round: RoundCurvesPart
+    privacy_curves: PrivacyCurvesPart | None
+    accountants: list[AccountantPart]
+    releases: list[ReleasePart]
+    assumptions: list[TitledPart]
+    not_covered: list[TitledPart]
+    ledger: LedgerPart
+    training: dict[str, Any] = Field(description="Evaluations, rounds, traffic and failures.")
+    target: TargetPart
+    settings: dict[str, Any] | None = Field(description="As settings.toml; null where it is lost.")
+    environment: dict[str, Any] | None
+    reproduce: list[StepPart]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of ``report.json``."""
+    schema = Report.model_json_schema(by_alias=True)
+    return {"$schema": DIALECT, "$id": SCHEMA_ID, **schema}

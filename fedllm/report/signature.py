@@ -1,0 +1,355 @@
+"""Signing a report, and telling later whether report, ledger and signature are still the same.
+
+What is signed (Ed25519, RFC 8032) is a statement: the SHA-256 of ``report.json`` and ``report.html``,
+the ledger's head (number and hash of its last row) that the report was computed from, who signed and
+when. It stands with its signature in ``report.sig.json``. Since each row of the ledger holds the hash
+of the row before, the head stands for all rows up to it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from fedllm.durable import fsync_folder, json_bytes, write_bytes
+from fedllm.report.ledger_reading import read_ledger
+from fedllm.report.render import HTML, JSON
+from fedllm.run_folder import LEDGER, RunFolderError, ledger_of, read_settings
+
+SIGNATURE = "report.sig.json"
+FORMAT = "fedllm-report-signature"
+VERSION = 1
+_DOMAIN = b"fedllm report signature v1\n"
+"""Goes before the signed bytes, so that a signature made for another purpose cannot serve here."""
+
+
+class SignatureError(ValueError):
+    """A key or a report cannot be used for signing or verifying; the message says why."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was verified.
+
+    Attributes:
+        name: "signature-file", "key", "signature", "report.json", "report.html", "ledger".
+        ok: whether it holds.
+        text: what was found, in words.
+    """
+
+    name: str
+    ok: bool
+    text: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify_report` found.
+
+    Attributes:
+        ok: every check holds.
+        notes: what holds but has to be known: whose key it is was not checked, rows added since.
+        statement: what was signed; None where the file cannot be read. Not to be believed unless
+            the check "signature" holds.
+    """
+
+    ok: bool
+    checks: tuple[Check, ...]
+    notes: tuple[str, ...]
+    statement: Mapping[str, Any] | None
+
+
+# -- keys --------------------------------------------------------------------------------------
+
+
+def generate_key(path: Path) -> tuple[Path, str]:
+    """Make a key pair: the private key at ``path`` (mode 0600), the public one at ``*.pub.pem``.
+
+    Returns:
+        (file of the public key, its fingerprint).
+
+    Raises:
+        SignatureError: one of the files exists, or cannot be written.
+    """
+    public_path = path.with_name(f"{path.stem}.pub.pem")
+    for file in (path, public_path):
+        if file.exists() or file.is_symlink():
+            raise SignatureError(f"Expected no file at {file}: a key is never overwritten")
+    key = Ed25519PrivateKey.generate()
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for file, data, mode in (
+            (path, private, 0o600),
+            (public_path, _pem(key.public_key()), 0o644),
+        ):
+            handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+        fsync_folder(path.parent)
+    except OSError as error:
+        raise SignatureError(f"Cannot write the key {path}: {error}") from error
+    return public_path, fingerprint(key.public_key())
+
+
+def load_private_key(path: Path, password: bytes | None = None) -> Ed25519PrivateKey:
+    """Read a private key in PEM.
+
+    Raises:
+        SignatureError: it is missing, damaged, no Ed25519 key, or encrypted with another password.
+    """
+    try:
+        key = serialization.load_pem_private_key(_read(path, "private key"), password)
+    except TypeError:
+        raise SignatureError(
+            f"Expected a password for {path}, which is encrypted (or none, where it is not)"
+        ) from None
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"Expected a private key in PEM, got {path}: {error}") from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise SignatureError(f"Expected an Ed25519 key, got another kind in {path}")
+    return key
+
+
+def load_public_key(path: Path) -> Ed25519PublicKey:
+    """Read a public key in PEM.
+
+    Raises:
+        SignatureError: it is missing, damaged, or no Ed25519 key.
+    """
+    try:
+        key = serialization.load_pem_public_key(_read(path, "public key"))
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureError(f"Expected a public key in PEM, got {path}: {error}") from None
+    if not isinstance(key, Ed25519PublicKey):
+        raise SignatureError(f"Expected an Ed25519 key, got another kind in {path}")
+    return key
+
+
+def fingerprint(key: Ed25519PublicKey) -> str:
+    """SHA-256 of the raw public key, as hex digits."""
+    return sha256(key.public_bytes_raw()).hexdigest()
+
+
+# -- signing -----------------------------------------------------------------------------------
+
+
+def sign_report(
+    folder: Path, key: Ed25519PrivateKey, *, name: str = "", role: str = ""
+) -> dict[str, Any]:
+    """Sign the report of a run folder and write ``report.sig.json`` beside it.
+
+    Args:
+        name, role: who signs; part of what is signed.
+
+    Returns:
+        The statement that was signed.
+
+    Raises:
+        SignatureError: there is no report, it is damaged, or the ledger is not (or no longer) the one
+            that it was computed from: then make the report again, and read it, before signing.
+    """
+    folder = folder.expanduser().resolve()
+    files = {file: _read(folder / file, "report") for file in (JSON, HTML)}
+    report = _report(files[JSON], folder / JSON)
+    digest = sha256(files[JSON]).hexdigest()
+    if digest not in files[HTML].decode("utf-8", "replace"):
+        raise SignatureError(f"Expected {HTML} made of {JSON}, got two that do not belong together")
+    ledger = report["ledger"]
+    head = (ledger["last_row"], ledger["last_hash"])
+    if head[0] is None or head[1] is None:
+        raise SignatureError(
+            "Expected a report made from a ledger, got one without: nothing to sign"
+        )
+    found = _ledger_check(ledger_path(folder), head)[0]
+    if not found.ok:
+        raise SignatureError(f"Expected the ledger that the report was made from: {found.text}")
+    statement = {
+        "format": FORMAT,
+        "version": VERSION,
+        "run_id": report["run"]["run_id"],
+        "headline": report["headline"],
+        "files": {file: sha256(data).hexdigest() for file, data in files.items()},
+        "ledger": {"file": ledger["file"], "rows": head[0], "hash": head[1]},
+        "signer": {"name": name, "role": role},
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    signed = {
+        "statement": statement,
+        "public_key": key.public_key().public_bytes_raw().hex(),
+        "signature": key.sign(_signed_bytes(statement)).hex(),
+    }
+    try:
+        write_bytes(folder / SIGNATURE, json_bytes(signed))
+    except OSError as error:
+        raise SignatureError(f"Cannot write {folder / SIGNATURE}: {error}") from error
+    return statement
+
+
+# -- verifying ---------------------------------------------------------------------------------
+
+
+def verify_report(
+    folder: Path, public_key: Ed25519PublicKey | None = None, ledger: Path | None = None
+) -> Verification:
+    """Tell whether the report, the ledger and the signature of a run folder are what was signed.
+
+    Args:
+        public_key: the signer's, from a source that is trusted; None takes the one in the signature
+            file, which shows that nothing was altered by others, not who signed.
+        ledger: the ledger's file; by default as the run's settings say.
+
+    Raises:
+        SignatureError: there is no run folder.
+    """
+    folder = folder.expanduser().resolve()
+    if not folder.is_dir():
+        raise SignatureError(f"Expected a run folder, found no folder {folder}")
+    try:
+        statement, embedded, signature = _read_signature(folder / SIGNATURE)
+    except SignatureError as error:
+        return Verification(False, (Check("signature-file", False, str(error)),), (), None)
+    notes = []
+    checks = [Check("signature-file", True, f"{SIGNATURE} can be read.")]
+    if public_key is None:
+        notes.append(
+            f"The key {fingerprint(embedded)} is taken from the signature file itself: this shows "
+            "that nothing was altered since by anybody without that key, not whose key it is. Give "
+            "the signer's public key to check that."
+        )
+    else:
+        same = fingerprint(public_key) == fingerprint(embedded)
+        text = (
+            "The report was signed with the key that was given."
+            if same
+            else f"WRONG KEY: signed with the key {fingerprint(embedded)}, given was "
+            f"{fingerprint(public_key)}."
+        )
+        checks.append(Check("key", same, text))
+    # With the embedded key, so that an altered statement is told apart from a wrong key.
+    checks.append(_signature_check(embedded, signature, statement))
+    checks += [_file_check(folder / name, statement["files"][name]) for name in (JSON, HTML)]
+    signed_head = (statement["ledger"]["rows"], statement["ledger"]["hash"])
+    check, added = _ledger_check(ledger or ledger_path(folder), signed_head)
+    checks.append(check)
+    if added:
+        notes.append(
+            f"{added} rows were added to the ledger after the report: what they cost is not in the "
+            "signed numbers. Make a new report for what is spent by now."
+        )
+    return Verification(all(c.ok for c in checks), tuple(checks), tuple(notes), statement)
+
+
+def ledger_path(folder: Path) -> Path:
+    """The ledger of a run folder: as its settings say, or the one within where they are lost."""
+    try:
+        return ledger_of(read_settings(folder), folder)
+    except RunFolderError:
+        return folder / LEDGER
+
+
+def _signature_check(key: Ed25519PublicKey, signature: bytes, statement: Any) -> Check:
+    try:
+        key.verify(signature, _signed_bytes(statement))
+    except InvalidSignature:
+        text = "ALTERED SIGNATURE: the statement is not what the key signed."
+        return Check("signature", False, text)
+    signer = statement["signer"]
+    who = ", ".join(part for part in (signer["name"], signer["role"]) if part) or "nobody by name"
+    return Check("signature", True, f"The statement was signed by {who} at {statement['time']}.")
+
+
+def _file_check(path: Path, digest: str) -> Check:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return Check(path.name, False, f"MISSING REPORT: {path.name} cannot be read: {error}.")
+    if sha256(data).hexdigest() != digest:
+        text = f"ALTERED REPORT: {path.name} is not the file that was signed (or was made again)."
+        return Check(path.name, False, text)
+    return Check(path.name, True, f"{path.name} is the file that was signed.")
+
+
+def _ledger_check(path: Path, head: tuple[int, str]) -> tuple[Check, int]:
+    """Whether the ledger is whole and goes on from the signed head; how many rows were added."""
+    _, found, problem = read_ledger(path, head)
+    if found is None:
+        return Check("ledger", False, f"NO LEDGER: {path.name}: {problem}."), 0
+    if not found.ok or problem:
+        listed = "; ".join([*found.problems[:3], *([problem] if problem else [])])
+        return Check("ledger", False, f"ALTERED LEDGER: {path.name}: {listed}."), 0
+    added = found.head[0] - head[0]
+    text = f"The ledger is whole and holds the {head[0]} rows that were signed, unaltered."
+    return Check("ledger", True, text), added
+
+
+def _read_signature(path: Path) -> tuple[dict[str, Any], Ed25519PublicKey, bytes]:
+    data = _read(path, "signature")
+    try:
+        found = json.loads(data)
+        statement = found["statement"]
+        key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(found["public_key"]))
+        signature = bytes.fromhex(found["signature"])
+        if (statement["format"], statement["version"]) != (FORMAT, VERSION):
+            raise ValueError(f"format {statement['format']!r}, version {statement['version']!r}")
+        texts = [statement["files"][name] for name in (JSON, HTML)]
+        texts += [statement["ledger"]["hash"], statement["time"]]
+        texts += [statement["signer"]["name"], statement["signer"]["role"]]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("a value is no text")
+        if type(statement["ledger"]["rows"]) is not int:
+            raise ValueError("the number of rows is no whole number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureError(
+            f"DAMAGED SIGNATURE: expected {FORMAT} version {VERSION} in {path.name}: {error!r}"
+        ) from None
+    return statement, key, signature
+
+
+def _report(data: bytes, path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(data)
+        if report["format"] != "fedllm-report" or not isinstance(report["ledger"], dict):
+            raise ValueError("another format")
+        ledger = report["ledger"]
+        _ = (ledger["last_row"], ledger["last_hash"], ledger["file"])
+        _ = (report["run"]["run_id"], report["headline"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise SignatureError(f"Expected a report in {path}: {error!r}") from None
+    return dict(report)
+
+
+def _signed_bytes(statement: Any) -> bytes:
+    return _DOMAIN + json.dumps(
+        statement, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
+    ).encode("ascii")
+
+
+def _pem(key: Ed25519PublicKey) -> bytes:
+    return key.public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = "there is none" if isinstance(error, FileNotFoundError) else str(error)
+        raise SignatureError(f"Expected a {what} at {path}: {reason}") from None
