@@ -236,6 +236,19 @@ class SiloAccount:
         """
         return self._spend(TRAIN, server_round, key, self.training_events())
 
+    def ask_training(self, key: str) -> None:
+        """Ask for what :meth:`spend_training` would record; records nothing.
+
+        Raises:
+            BudgetExceeded: as :meth:`spend_training`.
+        """
+        try:
+            self._admit(self.training_events())
+        except BudgetExceeded:
+            mine = self.ledger.entries(party=self.party, run=self.run)
+            if all(entry.key != key for entry in mine):
+                raise
+
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
         return self._spend(EVALUATE, server_round, key, self.evaluation_events())
@@ -251,18 +264,18 @@ class SiloAccount:
             views=self._views(events),
             details=self._details(),
         )
+        # Asked while no other process can write to the ledger.
+        return self.ledger.append(entry, lambda: self._admit(events))
 
-        def admit() -> None:  # while no other process can write to the ledger
-            self._refuse_other_units()
-            if not all(map(is_private, events)):
-                return
-            for bound in self.bounds:
-                try:
-                    bound.budget.admit(self._counted(bound), events, self._ceiling(bound))
-                except BudgetExceeded as error:
-                    raise bound.exceeded(error) from None
-
-        return self.ledger.append(entry, admit)
+    def _admit(self, events: Counter[DpEvent]) -> None:
+        self._refuse_other_units()
+        if not all(map(is_private, events)):
+            return
+        for bound in self.bounds:
+            try:
+                bound.budget.admit(self._counted(bound), events, self._ceiling(bound))
+            except BudgetExceeded as error:
+                raise bound.exceeded(error) from None
 
     def _details(self) -> dict[str, str | float | None]:
         privacy = self.settings.privacy

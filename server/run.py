@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedllm import environment
 from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
+from fedllm.plan import for_silos, warnings
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import is_evaluation_round, participation
 from fedllm.settings import Settings
@@ -59,6 +60,7 @@ def run_experiment(
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
         nodes, sizes = find_silos(grid, settings, stop, expected_nodes)
+        settings = _checked(settings, run, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         first = _restore(run, strategy)
         if settings.output.tensorboard:
@@ -71,8 +73,11 @@ def run_experiment(
                 "rounds": settings.server.rounds,
                 "silos": sorted(nodes),
                 "sizes": sizes,
+                "targets": {name: strategy.spending.target(name) for name in sorted(nodes)},
             }
         )
+        for sentence in warnings(settings, sizes):
+            everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
         judge = _Judge(settings, tunable, strategy, everyone)
         if first == 0:
@@ -102,7 +107,7 @@ def run_experiment(
             {"kind": "end", "round": run.state()["round"], "status": status, "message": message}
         )
         everyone.close()
-    if run.state()["round"] > 0:
+    if run.state()["round"] > 0 or status == STOPPED:
         from fedllm.export import export_adapter
         from fedllm.report import write_report
 
@@ -111,6 +116,19 @@ def run_experiment(
         if status != INTERRUPTED:  # Ctrl-C should not have to wait for the accountants
             write_report(run)
     return status
+
+
+def _checked(settings: Settings, run: RunFolder, nodes: Mapping[str, int]) -> Settings:
+    """The settings with what depends on the silos' names and number; see :mod:`fedllm.plan`.
+
+    Raises:
+        RunStopped: they do not fit these silos.
+    """
+    saved = run.read_json("schedule.json", None)
+    try:
+        return for_silos(settings, saved["silos"] if saved else sorted(nodes))
+    except ValueError as error:
+        raise RunStopped(str(error)) from None
 
 
 def find_silos(
@@ -202,6 +220,7 @@ class _Judge:
                     "round": server_round,
                     "silo": silo,
                     "epsilon": epsilon,
+                    **self.strategy.spending.target(silo),
                     **mechanism,
                 }
             )
@@ -281,6 +300,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
             "noise_multiplier": strategy.spending.mechanism.get(name, {}).get("noise_multiplier"),
             "participations": sum(name in row for row in strategy.schedule),
             "steps_per_round": strategy.settings.client.local_steps,
+            **strategy.spending.target(name),
             "left": strategy.left.get(name),
         }
         for name in sorted(strategy.nodes)
@@ -298,7 +318,7 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     strategy.params = {name: checkpoint.state[f"last.{name}"].clone() for name in names_of}
     strategy.average = {name: checkpoint.state[f"average.{name}"].clone() for name in names_of}
     strategy.optimizer.load_state(checkpoint.state)
-    strategy.left = dict(checkpoint.meta["left"])
+    strategy.left |= checkpoint.meta["left"]
     strategy.spending.load_plain(checkpoint.meta["spending"])
     strategy.finished_rounds = strategy.moved_rounds = checkpoint.round
     run.truncate_metrics(checkpoint.round)

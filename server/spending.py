@@ -58,17 +58,29 @@ class SpendingView:
         else:
             counts[no_guarantee("evaluation.clients=raw")] += 1
 
+    def target(self, silo: str) -> dict[str, float | None]:
+        """A silo's own bounds: on all runs, on this one, and the delta of both."""
+        privacy = self.settings.for_silo(silo).privacy
+        if privacy.mode == "none":
+            return {"target_epsilon": None, "target_run_epsilon": None, "delta": privacy.delta}
+        return {
+            "target_epsilon": privacy.epsilon,
+            "target_run_epsilon": privacy.run_epsilon,
+            "delta": privacy.delta,
+        }
+
     def epsilon(self) -> dict[str, float]:
-        """Epsilon of each silo so far; equal histories are accounted once."""
+        """Epsilon of each silo so far at its own delta; equal histories are accounted once."""
         privacy = self.settings.privacy
         accountant = make_accountant(privacy.accountant, Relation(privacy.relation))
-        found: dict[frozenset[tuple[str, int]], float] = {}
+        found: dict[tuple[float, frozenset[tuple[str, int]]], float] = {}
         result = {}
         for silo, counts in sorted(self.events.items()):
-            key = frozenset((event_to_json(event), count) for event, count in counts.items())
-            if key not in found:
-                found[key] = float(accountant.epsilon(counts, privacy.delta))
-            result[silo] = found[key]
+            delta = self.settings.for_silo(silo).privacy.delta
+            events = frozenset((event_to_json(event), count) for event, count in counts.items())
+            if (delta, events) not in found:
+                found[delta, events] = float(accountant.epsilon(counts, delta))
+            result[silo] = found[delta, events]
         return result
 
     def to_plain(self) -> dict[str, Any]:

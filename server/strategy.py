@@ -30,7 +30,6 @@ from fedllm import messages as names
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
-from privacy.budget import BudgetExceeded
 from server.aggregation import (
     Contribution,
     UpdateRefused,
@@ -99,7 +98,7 @@ class PrefixStrategy(Strategy):
         self.emit = emit or (lambda record: None)
         self.after_round = after_round or (lambda server_round: None)
         self.spending = SpendingView(settings)
-        self.left: dict[str, str] = {}
+        self.left: dict[str, str] = {} if trusted_noise is None else dict(trusted_noise.left)
         self.finished_rounds = 0
         self.moved_rounds = 0
         self._asked: list[str] = []
@@ -173,6 +172,7 @@ class PrefixStrategy(Strategy):
         for item in left:
             self.left[item["silo"]] = item["reason"]
         update, noise_std = self._mean(server_round, accepted)
+        left += self._left_by_the_server()
         rate = self.optimizer.rate(min(self.params), server_round)
         norm = 0.0
         if update is not None:
@@ -305,7 +305,7 @@ class PrefixStrategy(Strategy):
             fields = ConfigRecord(
                 {
                     **config,
-                    names.SETTINGS: to_json(self.settings),
+                    names.SETTINGS: to_json(self.settings.for_silo(name)),
                     names.RUN_ID: self.run_id,
                     names.RUN_FOLDER: self.run_folder,
                     names.ROUND: server_round,
@@ -379,16 +379,13 @@ class PrefixStrategy(Strategy):
         metrics: Any = reply.content[names.METRICS]
         most = self.settings.server.max_update_norm
         std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
-        self.spending.add_training(
-            name,
-            sampling_rate=float(metrics[names.SAMPLING_RATE]),
-            noise_multiplier=(
-                float(metrics[names.NOISE_MULTIPLIER])
-                if self.trusted_noise is None
-                else self.trusted_noise.noise_multiplier
-            ),
-            steps=int(metrics[names.STEPS]),
+        rate, noise, steps = (
+            metrics[key] for key in (names.SAMPLING_RATE, names.NOISE_MULTIPLIER, names.STEPS)
         )
+        if self.trusted_noise is None:
+            self.spending.add_training(
+                name, sampling_rate=float(rate), noise_multiplier=float(noise), steps=int(steps)
+            )
         return Contribution(name, update, std)
 
     def _mean(
@@ -398,12 +395,23 @@ class PrefixStrategy(Strategy):
             if not accepted:
                 return None, None
             return mean_update(accepted, self.params, len(accepted))
-        clip = self.settings.privacy.clip
+        trusted, clip = self.trusted_noise, self.settings.privacy.clip
+        trusted.left.update(self.left)
         clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
-        try:
-            return self.trusted_noise.release(server_round, clipped, self.params)
-        except BudgetExceeded as error:
-            raise BudgetSpent(str(error)) from None
+        counted, mean, std = trusted.release(server_round, clipped, self.params)
+        rate = self.settings.server.fraction if trusted.poisson else 1.0
+        for name in counted:
+            self.spending.add_training(
+                name, sampling_rate=rate, noise_multiplier=trusted.noise_multiplier, steps=1
+            )
+        return mean, std
+
+    def _left_by_the_server(self) -> list[dict[str, str]]:
+        """Silos that the server's own noise left out, since their budget allows no other round."""
+        known = {} if self.trusted_noise is None else self.trusted_noise.left
+        new = {name: reason for name, reason in known.items() if name not in self.left}
+        self.left |= new
+        return [{"silo": name, "reason": reason} for name, reason in sorted(new.items())]
 
     def _move_average(self) -> None:
         decay = self.settings.server.averaging

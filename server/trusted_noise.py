@@ -9,7 +9,7 @@ silos, whatever the number that answered, and an empty round still releases its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from fedllm.local_training import split_like
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
+from privacy.budget import BudgetExceeded
 from privacy.ledger import Ledger
 from privacy.noise import add_gaussian
 from privacy.randomness import generator
@@ -34,6 +35,10 @@ class TrustedNoise:
             part of the mechanism), its own with fixed sampling.
         schedule: the silos of each round.
         ledger: the server's ledger.
+
+    Attributes:
+        left: why a silo takes no part (any more), by name: its budget is spent. Its update is not in
+            the sum, and no row counts it.
 
     Raises:
         ValueError: no noise multiplier reaches the target.
@@ -56,38 +61,67 @@ class TrustedNoise:
             self.expected = float(len(schedule[0]))
         most = max(sum(name in row for row in schedule) for name in silos)
         rounds = len(schedule) if self.poisson else most
-        self.accounts = {
-            name: SiloAccount(
-                settings, run=run, party=name, examples=1, rounds=rounds, ledger=ledger
-            )
-            for name in sorted(silos)
-        }
+        self.left: dict[str, str] = {}
+        self.accounts: dict[str, SiloAccount] = {}
+        for name in sorted(silos):
+            try:
+                self.accounts[name] = SiloAccount(
+                    settings, run=run, party=name, examples=1, rounds=rounds, ledger=ledger
+                )
+            except BudgetExceeded as error:  # other runs have spent it
+                self.left[name] = str(error)
         # One noise for the sum: the largest that any silo's history asks for.
-        self.noise_multiplier = max(a.noise_multiplier for a in self.accounts.values())
+        self.noise_multiplier = max((a.noise_multiplier for a in self.accounts.values()), default=0)
         for account in self.accounts.values():
             account.noise_multiplier = self.noise_multiplier
 
     def release(
         self, server_round: int, clipped: Sequence[Contribution], params: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The noisy mean of updates of norm at most ``clip`` each.
+    ) -> tuple[list[str], dict[str, Tensor] | None, dict[str, float] | None]:
+        """The noisy mean of updates of norm at most ``clip`` each, and whom it is counted for.
 
-        Raises:
-            BudgetExceeded: the round would exceed a silo's budget; nothing was released.
+        A silo whose budget does not allow the round leaves, and its update is left out. All are asked
+        before any is recorded, since the sum, and so the release, depends on who leaves.
+
+        Returns:
+            Names of the silos that the release is counted for, the mean and its noise's standard
+            deviation; the latter two are None, and nothing was released, where all of them left.
         """
-        clip = self.settings.privacy.clip
-        total, _ = mean_update(clipped, params, 1.0)
-        seeded = self.settings.privacy.randomness == "seeded"
-        digest = params_digest(params)
-        if seeded:
-            # Noise is a function of the sum it is added to: a repeated round with the replies of
-            # other silos is another release, with other noise and another key.
-            parts = (settings_digest(self.settings), digest, params_digest(total))
-            digest = hashlib.sha256("/".join(parts).encode()).hexdigest()
-        key = release_key(self.settings, "train", server_round, digest)
-        counted = self.accounts if self.poisson else self.schedule[server_round - 1]
+        counted = list(self.accounts) if self.poisson else self.schedule[server_round - 1]
+        while counted := [name for name in counted if name not in self.left]:
+            staying = [c for c in clipped if c.silo not in self.left]
+            total, _ = mean_update(staying, params, 1.0)
+            digest = self._digest(total, params)
+            key = release_key(self.settings, "train", server_round, digest)
+            if not self._all_stay(counted, SiloAccount.ask_training, key):
+                continue
+            if self._all_stay(counted, SiloAccount.spend_training, server_round, key):
+                return counted, *self._noisy_mean(server_round, digest, total)
+            # Another process took a budget since it was asked: these rows count too much.
+        return [], None, None
+
+    def _all_stay(self, counted: Sequence[str], act: Callable[..., object], *args: object) -> bool:
+        """Act on each account; those whose budget refuses leave."""
         for name in counted:
-            self.accounts[name].spend_training(server_round, key)
+            try:
+                act(self.accounts[name], *args)
+            except BudgetExceeded as error:
+                self.left[name] = str(error)
+        return not self.left.keys() & counted
+
+    def _digest(self, total: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> str:
+        digest = params_digest(params)
+        if self.settings.privacy.randomness == "os":
+            return digest
+        # Noise is a function of the sum it is added to: a repeated round with the replies of
+        # other silos is another release, with other noise and another key.
+        parts = (settings_digest(self.settings), digest, params_digest(total))
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+
+    def _noisy_mean(
+        self, server_round: int, digest: str, total: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        clip, seeded = self.settings.privacy.clip, self.settings.privacy.randomness == "seeded"
         labels = ("trusted-noise", server_round, digest)
         rng = generator(self.settings.seed, *labels) if seeded else generator(None)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])

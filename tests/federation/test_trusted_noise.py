@@ -14,7 +14,6 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.schedule import participation
-from privacy.budget import BudgetExceeded
 from privacy.events import dp_sgd, gaussian
 from privacy.ledger import Ledger, LedgerError
 from server import trusted_noise
@@ -62,7 +61,7 @@ def test_noise_and_divisor_do_not_depend_on_who_answered(
     trusted = make(**{"server.sampling": sampling})
     samples = []
     for server_round in range(1, 21):
-        mean, std = trusted.release(server_round, contributions(answered), PARAMS)
+        _, mean, std = trusted.release(server_round, contributions(answered), PARAMS)
         samples.append(flat(mean) - answered * 0.001 / 4)  # 4 silos expected
         assert std == pytest.approx(dict.fromkeys(PARAMS, 1.1 * 0.3 / 4))
     sample = np.concatenate(samples) / (1.1 * 0.3 / 4)
@@ -112,15 +111,15 @@ def test_seeded_noise_is_tied_to_the_sum_and_to_the_round(
     """A repeated round with other replies must not show the difference of two sums bare."""
     trusted = make()
     ledger = trusted.accounts["s0"].ledger
-    first = flat(trusted.release(1, contributions(3), PARAMS)[0])
+    first = flat(trusted.release(1, contributions(3), PARAMS)[1])
     count = len(ledger.entries())
-    again = flat(trusted.release(1, contributions(3), PARAMS)[0])
+    again = flat(trusted.release(1, contributions(3), PARAMS)[1])
     assert np.array_equal(first, again)
     assert len(ledger.entries()) == count
-    other = flat(trusted.release(1, contributions(2), PARAMS)[0])
+    other = flat(trusted.release(1, contributions(2), PARAMS)[1])
     assert len(ledger.entries()) == 2 * count, "another sum is another release"
     assert np.abs(first - other).std() > 0.03, "the noises cancel"
-    later = flat(trusted.release(2, contributions(3), PARAMS)[0])
+    later = flat(trusted.release(2, contributions(3), PARAMS)[1])
     assert np.abs(first - later).std() > 0.03
 
 
@@ -129,8 +128,8 @@ def test_fresh_noise_is_another_release_and_no_hash_of_updates_is_recorded(
 ) -> None:
     trusted = make(**{"privacy.randomness": "os"})
     ledger = trusted.accounts["s0"].ledger
-    first = flat(trusted.release(1, contributions(3), PARAMS)[0])
-    again = flat(trusted.release(1, contributions(1), PARAMS)[0])
+    first = flat(trusted.release(1, contributions(3), PARAMS)[1])
+    again = flat(trusted.release(1, contributions(1), PARAMS)[1])
     assert not np.array_equal(first, again)
     keys = [e.key.split("/") for e in ledger.entries()]
     assert len({key[-1] for key in keys}) == 2
@@ -140,16 +139,59 @@ def test_fresh_noise_is_another_release_and_no_hash_of_updates_is_recorded(
 def test_budget_refuses_before_the_release(make: Callable[..., TrustedNoise]) -> None:
     trusted = make(**{"privacy.epsilon": 6.0, "server.fraction": 1.0})
     done = 0
-    try:
-        for server_round in range(1, 31):
-            trusted.release(server_round, contributions(8), PARAMS)
-            done += 1
-    except BudgetExceeded:
-        pass
+    while trusted.release(done + 1, contributions(8), PARAMS)[0] == NAMES:
+        done += 1
     assert 1 <= done < 30
+    assert trusted.release(done + 2, contributions(8), PARAMS) == ([], None, None)
+    assert sorted(trusted.left) == NAMES
     account = trusted.accounts["s7"]
     assert account.spent() == Counter({gaussian(1.1): done})
     assert account.epsilon() <= 6.0
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+def test_silo_without_budget_leaves_and_its_update_is_left_out(
+    sampling: str, make: Callable[..., TrustedNoise]
+) -> None:
+    """Another run has spent what s1 had: the others go on, and what s1 sends reaches no sum."""
+    changes = {"server.sampling": sampling, "server.fraction": 1.0 - 0.1 * (sampling == "poisson")}
+    earlier = make(**changes)
+    for server_round in range(1, 6):
+        earlier.accounts["s1"].spend_training(server_round, f"train/{server_round}")
+    bounded = changes | {"privacy.epsilon": 7.0}
+    trusted = make(**bounded)
+    for account in trusted.accounts.values():
+        account.run = "later"
+    big = Contribution("s1", {n: torch.full_like(v, 1e6) for n, v in PARAMS.items()}, None)
+    sent = [c for c in contributions(8) if c.silo != "s1"] + [big]
+    kept = [name for name in NAMES if name != "s1"]
+    for server_round in (1, 2):
+        counted, mean, _ = trusted.release(server_round, sent, PARAMS)
+        assert counted == kept
+        assert mean is not None
+        assert np.abs(flat(mean)).max() < 10
+    assert list(trusted.left) == ["s1"]
+    assert trusted.left["s1"].startswith("privacy.epsilon (all runs on the ledger)")
+    ledger = trusted.accounts["s0"].ledger
+    rows = Counter(e.party for e in ledger.entries(run="later"))
+    assert rows == dict.fromkeys(kept, 2)
+
+
+def test_repeated_last_round_of_a_seeded_run_is_admitted_again(
+    make: Callable[..., TrustedNoise],
+) -> None:
+    """After a crash between the row and the checkpoint, the round that used the budget up is the
+    same release: the same noise, no new row, nobody leaves."""
+    changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 5.0, "server.rounds": 3}
+    trusted = make(**changes, **{"server.fraction": 1.0})
+    for server_round in (1, 2, 3):
+        last = trusted.release(server_round, contributions(8), PARAMS)
+    again = make(**changes, **{"server.fraction": 1.0})
+    repeated = again.release(3, contributions(8), PARAMS)
+    assert repeated[0] == last[0] == NAMES
+    assert np.array_equal(flat(repeated[1]), flat(last[1]))
+    assert len(again.accounts["s0"].ledger.entries()) == 24
+    assert again.release(3, contributions(7), PARAMS) == ([], None, None)
 
 
 def test_one_noise_serves_the_silo_with_the_longest_history(
