@@ -41,6 +41,7 @@ from privacy.vocabulary import Unit
 __all__ = ["Ledger", "LedgerConflict", "LedgerEntry", "LedgerError", "VerifyReport", "composed"]
 
 _COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
+_LOOKUP = 1000  # keys in one query, with three parameters each: SQLite allows 32766
 
 
 class LedgerConflict(LedgerError):
@@ -133,27 +134,34 @@ class Ledger:
         return len(rows)
 
     def _not_recorded(
-        self, db: sqlite3.Connection, prepared: Iterable[tuple[LedgerEntry, dict[str, Any]]]
+        self, db: sqlite3.Connection, prepared: Sequence[tuple[LedgerEntry, dict[str, Any]]]
     ) -> list[tuple[LedgerEntry, dict[str, Any]]]:
         """Leave out what is in the ledger, or came before in the same list, with this content."""
-        query = (
-            "SELECT run, party, unit, purpose, round, key, views, details FROM entries "
-            "WHERE run = ? AND party = ? AND key = ?"
-        )
-        new: dict[tuple[str, str, str], tuple[LedgerEntry, dict[str, Any]]] = {}
-        for entry, content in prepared:
-            name = (entry.run, entry.party, entry.key)
-            found = new[name][1].values() if name in new else db.execute(query, name).fetchone()
-            if found is None:
-                new[name] = (entry, content)
+        names = [(entry.run, entry.party, entry.key) for entry, _ in prepared]
+        known: dict[tuple[str, str, str], Iterable[Any]] = {}
+        for start in range(0, len(names), _LOOKUP):
+            part = names[start : start + _LOOKUP]
+            rows = db.execute(
+                f"WITH wanted (run, party, key) AS (VALUES {','.join(['(?,?,?)'] * len(part))}) "
+                "SELECT e.run, e.party, e.unit, e.purpose, e.round, e.key, e.views, e.details "
+                "FROM wanted AS w CROSS JOIN entries AS e "  # CROSS: each name looked up in the index
+                "WHERE e.run = w.run AND e.party = w.party AND e.key = w.key",
+                [text for name in part for text in name],
+            )
+            known |= {(row[0], row[1], row[5]): row for row in rows}
+        new = []
+        for name, (entry, content) in zip(names, prepared, strict=True):
+            if name not in known:
+                known[name] = content.values()
+                new.append((entry, content))
                 continue
-            for (field, now), old in zip(content.items(), found, strict=True):
+            for (field, now), old in zip(content.items(), known[name], strict=True):
                 if now != old:
                     raise LedgerConflict(
                         f"Entry {'/'.join(name)} is recorded in {self.path} with {field}={old!r}, "
                         f"now got {field}={now!r}: a key names one release only"
                     )
-        return list(new.values())
+        return new
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

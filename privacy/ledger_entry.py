@@ -34,9 +34,21 @@ def _parse_views(text: str) -> dict[str, DpEvent]:
     return {name: event_from_json(event) for name, event in json.loads(text).items()}
 
 
+def _read_views(views: tuple[tuple[str, DpEvent], ...]) -> tuple[dict[str, DpEvent], str]:
+    """Validate views; in canonical form, and as the text of the views column."""
+    found: dict[str, DpEvent] = {Adversary(name): canonical(event) for name, event in views}
+    for required in ("server", "outsider"):
+        if required not in found:
+            raise ValueError(f'Expected views for "server" and "outsider", got {sorted(found)}')
+    return found, canonical_json({str(name): event_to_json(e) for name, e in found.items()})
+
+
+_read_views_cached = lru_cache(maxsize=4096)(_read_views)
+
+
 @lru_cache(maxsize=4096)
-def _write_views(views: tuple[tuple[str, DpEvent], ...]) -> str:
-    return canonical_json({name: event_to_json(event) for name, event in views})
+def _write_details(details: tuple[tuple[str, type, JsonScalar], ...]) -> str:
+    return canonical_json({name: value for name, _, value in details})
 
 
 @lru_cache(maxsize=4096)
@@ -89,6 +101,7 @@ class LedgerEntry:
     id: int | None = field(default=None, compare=False)
     time: str | None = field(default=None, compare=False)
     hash: str | None = field(default=None, compare=False)
+    _views_text: str = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Validate and canonicalise; ValueError names the field and the value."""
@@ -99,11 +112,13 @@ class LedgerEntry:
         if isinstance(self.round, bool) or not isinstance(self.round, int) or self.round < 0:
             raise ValueError(f"Expected a whole round >= 0, got round={self.round!r}")
         object.__setattr__(self, "unit", Unit(self.unit))
-        views = {Adversary(name): canonical(event) for name, event in self.views.items()}
-        for required in ("server", "outsider"):
-            if required not in views:
-                raise ValueError(f'Expected views for "server" and "outsider", got {sorted(views)}')
-        object.__setattr__(self, "views", views)
+        given = tuple(self.views.items())
+        try:
+            views, text = _read_views_cached(given)
+        except TypeError:  # an event that cannot be hashed before it is canonical
+            views, text = _read_views(given)
+        object.__setattr__(self, "views", dict(views))
+        object.__setattr__(self, "_views_text", text)
         for name, value in self.details.items():
             scalar = value is None or isinstance(value, (str, int, float, bool))
             if not isinstance(name, str) or not scalar:
@@ -132,8 +147,8 @@ class LedgerEntry:
             "purpose": self.purpose,
             "round": self.round,
             "key": self.key,
-            "views": _write_views(tuple((str(a), e) for a, e in self.views.items())),
-            "details": canonical_json(dict(self.details)),
+            "views": self._views_text,
+            "details": _write_details(tuple((n, type(v), v) for n, v in self.details.items())),
         }
 
 

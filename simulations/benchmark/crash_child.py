@@ -117,7 +117,7 @@ class Aim:
             db.set_trace_callback(self._statement)
             return db
 
-        sqlite3.connect = connected
+        setattr(sqlite3, "connect", connected)  # noqa: B010
 
     def _wait(self) -> None:
         self._now.wait()
@@ -177,8 +177,8 @@ def start(
         if sabotage is not None:
             sabotage()
         # What follows the last round only reads what is released, and takes seconds.
-        fedllm.export.export_adapter = lambda run, path: path
-        fedllm.report.write_report = lambda run: None
+        for module, name in ((fedllm.export, "export_adapter"), (fedllm.report, "write_report")):
+            setattr(module, name, lambda *args: None)
         watch = Witness(witness)
         aim.install()
         ended = federate(RunFolder.open(run), watch)
