@@ -33,6 +33,23 @@ class NoGuaranteeDpEvent(dp.NonPrivateDpEvent):  # type: ignore[misc]
     reason: str = ""
 
 
+@attr.s(frozen=True, auto_attribs=True)
+class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
+    """One whole number released with discrete Gaussian noise (dp_accounting has no such event).
+
+    Canonne, Kamath and Steinke 2020. A record that may change several numbers spends one event for
+    each: the worst case is that it changes all of them.
+
+    Attributes:
+      sigma: The parameter of the noise, P[x] proportional to exp(-x^2 / (2 sigma^2)), > 0.
+      sensitivity: The most that one record's contribution to the number is in size; whole, >= 1. As
+        with the other mechanisms, replace-one doubles it, since a contribution may change its sign.
+    """
+
+    sigma: float
+    sensitivity: int = 1
+
+
 def _probability(value: Any) -> float:
     number = _number(value)
     if not 0 <= number <= 1:
@@ -58,6 +75,13 @@ def _whole(value: Any) -> int:
     if isinstance(value, (bool, str)) or int(value) != value or value < 0:
         raise ValueError("expected a whole number >= 0")
     return int(value)
+
+
+def _whole_positive(value: Any) -> int:
+    number = _whole(value)
+    if number < 1:
+        raise ValueError("expected a whole number >= 1")
+    return number
 
 
 def _wholes(value: Any) -> int | tuple[int, ...]:
@@ -92,6 +116,10 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
     "DiscreteLaplace": (
         dp.DiscreteLaplaceDpEvent,
         {"noise_parameter": _number, "sensitivity": _whole},
+    ),
+    "DiscreteGaussian": (
+        DiscreteGaussianDpEvent,
+        {"sigma": _number, "sensitivity": _whole_positive},
     ),
     "RandomizedResponse": (
         dp.RandomizedResponseDpEvent,
@@ -262,6 +290,27 @@ def gaussian(noise_multiplier: float, count: int = 1) -> DpEvent:
     return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
 
 
+def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpEvent:
+    """The event of `count` whole numbers with discrete Gaussian noise, each of its own sensitivity.
+
+    Args:
+      sigma: The parameter of the noise, finite and > 0.
+      sensitivity: The most that one record contributes to each number; whole, >= 1.
+      count: How many numbers one record may change; whole, >= 0.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    if not (math.isfinite(sigma) and sigma > 0):
+        raise ValueError(f"Expected a finite sigma > 0, got sigma={sigma}")
+    if isinstance(sensitivity, bool) or sensitivity != int(sensitivity) or sensitivity < 1:
+        raise ValueError(f"Expected a whole sensitivity >= 1, got sensitivity={sensitivity}")
+    if isinstance(count, bool) or count != int(count) or count < 0:
+        raise ValueError(f"Expected a whole count >= 0, got count={count}")
+    event = DiscreteGaussianDpEvent(float(sigma), int(sensitivity))
+    return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
+
+
 def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent:
     """The event of `steps` DP-SGD steps: Poisson sampling, then the Gaussian mechanism.
 
@@ -342,5 +391,7 @@ def is_private(event: DpEvent) -> bool:
         return False
     if isinstance(event, (dp.GaussianDpEvent, dp.LaplaceDpEvent)):
         return bool(event.noise_multiplier > 0)
+    if isinstance(event, DiscreteGaussianDpEvent):
+        return event.sigma > 0
     inner = getattr(event, "event", None)
     return is_private(inner) if isinstance(inner, DpEvent) else True

@@ -23,13 +23,15 @@ class Accountant(abc.ABC):
 
     Attributes:
       name: The name in reports and settings.
-      is_bound: Whether its epsilon is a proven upper bound; never true for an approximation.
+      is_bound: Whether its epsilon is an upper bound; never true for an approximation.
+      label: What its epsilon may be called, in a few words.
       trust: In one sentence, what its numbers may be trusted for.
       relation: The neighbouring relation of every number it gives.
     """
 
     name: ClassVar[str]
     is_bound: ClassVar[bool]
+    label: ClassVar[str] = "proven upper bound"
     trust: ClassVar[str]
 
     def __init__(self, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> None:
@@ -129,6 +131,15 @@ class Accountant(abc.ABC):
         if not all(is_private(event) for event in flat):
             return math.inf if self._has_mu() else None
         return self._mu(flat)
+
+    def note(self, events: Mapping[DpEvent, int]) -> str:
+        """Return what a reader of these events' numbers must know besides `trust`; may be empty.
+
+        Raises:
+          UnsupportedEvent: An event cannot be represented.
+        """
+        self._prepared(events)
+        return ""
 
     def _has_mu(self) -> bool:
         return type(self)._mu is not Accountant._mu

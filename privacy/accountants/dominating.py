@@ -15,11 +15,15 @@ from dp_accounting.dp_event import DpEvent
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
 from privacy.accountants.loss_distribution import LossDistribution
 from privacy.accountants.pld import PldAccountant
+from privacy.events import is_private
 from privacy.vocabulary import Relation
 
 DELTA_FLOOR = 1e-10
 _GRID = 4000
 _LARGEST_MU = 1e4
+_LARGEST_FLOOR = 1e-6
+_LARGEST_END = 1e5  # an epsilon at the floor beyond which no mu is looked for
+_LARGEST_STEP = 1.0  # between two losses that are compared
 Array = npt.NDArray[np.float64]
 
 
@@ -33,9 +37,10 @@ class DominatingGdpAccountant(PldAccountant):
 
     The floor. Far out in the tail a sampled Gaussian looks like one that is not sampled, and the
     smallest mu for all deltas, however small, would be that of no sampling at all. So the statement
-    is: for every eps the mechanisms are (eps, max(delta_mu(eps), floor))-DP. The floor is 1e-10, or
-    four times the PLD's truncated mass and round-off where that is more; epsilon at a smaller delta
-    is computed with a mu of its own.
+    is: for every eps the mechanisms are (eps, max(delta_mu(eps), floor))-DP; where delta_mu(eps) is
+    above 0.4, (eps, delta_mu(eps) + floor)-DP. The floor is 1e-10, or four times the PLD's truncated
+    mass and round-off where that is more; epsilon at a smaller delta is computed with a mu of its
+    own.
     """
 
     name = "gdp-dominating"
@@ -62,7 +67,18 @@ class DominatingGdpAccountant(PldAccountant):
         return _dominating(frozenset(events.items()), self.relation, floor)
 
     def _mu(self, events: Counter[DpEvent]) -> float | None:
-        return self._mu_above(events, self._floor(events, self.delta_floor))
+        floor = self._floor(events, self.delta_floor)
+        if floor > max(self.delta_floor, _LARGEST_FLOOR):
+            return math.inf  # nothing worth the name holds
+        return self._mu_above(events, floor)
+
+    def note(self, events: Mapping[DpEvent, int]) -> str:
+        """Say for which deltas mu holds."""
+        flat = self._prepared(events)
+        if not flat or not all(is_private(event) for event in flat):
+            return ""
+        floor = self._floor(flat, self.delta_floor)
+        return f"mu holds for every delta above {_rounded_up(floor)}, not for smaller ones"
 
     def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
         floor = self._floor(events, self.delta_floor)
@@ -70,17 +86,29 @@ class DominatingGdpAccountant(PldAccountant):
             floor = self._floor(events, delta)
             if delta < floor:
                 return math.inf
-        return gaussian_epsilon(self._mu_above(events, floor), delta)
+        # Above delta 0.4 the curve may lack the floor, which is added to delta there.
+        return gaussian_epsilon(
+            self._mu_above(events, floor), delta if delta <= 0.4 else max(0.4, delta - floor)
+        )
 
     def _delta(self, events: Counter[DpEvent], epsilon: float) -> float:
         floor = self._floor(events, self.delta_floor)
-        return max(gaussian_delta(self._mu_above(events, floor), epsilon), floor)
+        if floor >= 1:
+            return 1.0
+        delta = gaussian_delta(self._mu_above(events, floor), epsilon)
+        return max(delta, floor) if delta <= 0.4 else delta + floor
 
 
 @lru_cache(maxsize=1024)
 def _dominating(items: frozenset[tuple[DpEvent, int]], relation: Relation, floor: float) -> float:
     distributions = PldAccountant(relation).distributions(Counter(dict(items)))
     return max(dominating_mu(distribution, floor) for distribution in distributions)
+
+
+def _rounded_up(value: float) -> str:
+    """Two digits, never below the value."""
+    text = f"{value:.1e}"
+    return text if float(text) >= value else f"{value * 1.1:.1e}"
 
 
 def log_gaussian_delta(mu: float, epsilon: Array) -> Array:
@@ -99,19 +127,31 @@ def dominating_mu(distribution: LossDistribution, floor: float) -> float:
       floor: Deltas at most this are not covered; more than the distribution's infinite mass.
 
     Returns:
-      mu >= 0 with delta(eps) <= max(delta_mu(eps), floor) for every eps >= 0, at most about 1e-6
-      (relative) above the smallest; infinite if there is none below 1e4.
+      mu >= 0 with delta(eps) <= max(delta_mu(eps), floor) for every eps >= 0 (where delta(eps) is
+      above 1/2: <= delta_mu(eps) + floor), at most about 1e-6 (relative) above the smallest;
+      infinite if there is none below 1e4.
     """
     end = distribution.epsilon(floor)
-    if math.isinf(end):
+    if end > _LARGEST_END:
         return math.inf
+    if end == 0:
+        return 0.0
     losses = distribution.losses
     epsilons = np.append(0.0, losses[(losses > 0) & (losses < end)])
+    if epsilons.size < 2 or max(np.diff(epsilons).max(), end - epsilons[-1]) > _LARGEST_STEP:
+        # More points, so that exp of a difference does not overflow.
+        between = np.arange(0.0, end, _LARGEST_STEP)
+        epsilons = np.unique(np.append(epsilons, between))
+        epsilons = epsilons[epsilons < end]
     deltas = distribution.delta(epsilons)
     if deltas[0] <= floor:
         return 0.0
     # The curve falls to the floor at `end`; what is beyond is not covered.
     epsilons, deltas = np.append(epsilons, end), np.append(deltas, floor)
+    # Near 1 the PLD's round-off would ask for any mu: there the floor is also an allowance.
+    high = deltas > 0.5
+    high[:-1] &= high[1:]
+    deltas = np.where(high, deltas - floor, deltas)
     grid = np.unique(np.linspace(0, epsilons.size - 1, min(_GRID, epsilons.size)).astype(int))
     mu = _smallest(epsilons[grid], np.log(deltas[grid]))
     step = 1e-9

@@ -13,6 +13,8 @@ from dp_accounting.dp_event import DpEvent
 from privacy.accountants.base import Accountant
 from privacy.vocabulary import Relation
 
+_LARGEST_MU = 1e6  # beyond it epsilon, about mu^2 / 2, has no digits left; it is called infinite
+
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
     """Return delta of mu-GDP at epsilon: Phi(-e/mu + mu/2) - exp(e) Phi(-e/mu - mu/2).
@@ -44,7 +46,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
     """
     if mu == 0 or delta >= 1:
         return 0.0
-    if math.isinf(mu) or delta <= 0:
+    if mu > _LARGEST_MU or delta <= 0:
         return math.inf
     target = math.log(delta)
     if _log_delta(mu, 0.0) <= target:
@@ -98,6 +100,7 @@ class CltGdpAccountant(_GdpAccountant):
 
     name = "gdp-clt"
     is_bound = False
+    label = "approximation, never a bound"
     trust = "an approximation that under-reports epsilon; not a bound"
 
     def _refusal(self, event: DpEvent) -> str | None:

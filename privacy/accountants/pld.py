@@ -13,8 +13,14 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as dp_pld
 
 from privacy.accountants.base import Accountant
-from privacy.accountants.gaussian_loss import gaussian_pld
+from privacy.accountants.gaussian_loss import (
+    LARGEST_DISCRETE_SIGMA,
+    discrete_gaussian_losses,
+    gaussian_losses,
+    largest_loss,
+)
 from privacy.accountants.loss_distribution import LossDistribution, compose
+from privacy.events import DiscreteGaussianDpEvent
 from privacy.vocabulary import Relation
 
 _LARGEST_INTERVAL = 1e-4
@@ -22,19 +28,16 @@ _SMALLEST_INTERVAL = 1e-6
 # Numbers of losses above which the interval grows instead.
 _LARGEST_BASE = 1e6
 _LARGEST_COMPOSED = 4e6
+_LARGEST_RESULT = 2e7  # where that estimate was wrong
 _Pair = tuple[LossDistribution, ...]  # one distribution if symmetric, else (remove, add)
 
 
 class PldAccountant(Accountant):
     """Composes discretised privacy loss distributions, in both directions of the relation.
 
-    Replace-one: the sensitivity of a sum of vectors clipped to C is 2 C. For a Poisson-sampled
-    Gaussian the dominating pair is (1-q) N(0, s^2) + q N(+-1, s^2). Proof: for any set A with
-    a = N_0(A), Neyman-Pearson gives N_u(A) <= Phi(Phi^-1(a) + 1/s) and N_v(A) >= Phi(Phi^-1(a) -
-    1/s) for all |u|, |v| <= 1; so the hockey-stick divergence of (1-q) N_0 + q N_u from
-    (1-q) N_0 + q N_v is at most its maximum over half-lines, which u = 1, v = -1 attains. The
-    other records' sampling is a mixture, over which the divergence is jointly convex. Laplace noise
-    is sampled under add-or-remove-one only.
+    The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Under
+    replace-one a Laplace, discrete Laplace or discrete Gaussian mechanism has twice its sensitivity.
+    Laplace noise is sampled under add-or-remove-one only.
     """
 
     name = "pld"
@@ -49,6 +52,10 @@ class PldAccountant(Accountant):
             return None
         if isinstance(event, dp.DiscreteLaplaceDpEvent):
             return None
+        if isinstance(event, DiscreteGaussianDpEvent):
+            if event.sigma <= LARGEST_DISCRETE_SIGMA:
+                return None
+            return f"its loss is computed for sigma <= {LARGEST_DISCRETE_SIGMA:g} only"
         if isinstance(event, dp.RandomizedResponseDpEvent):
             return None if replace else "randomised response is stated for replace-one only"
         if isinstance(event, dp.MixtureOfGaussiansDpEvent):
@@ -99,44 +106,67 @@ def _composed(items: _Items, relation: Relation) -> _Pair:
             counts[event] = count
     if precision > 0:
         counts[dp.GaussianDpEvent(precision**-0.5)] = 1
-    interval = _interval(counts, precision)
+    interval = _interval(counts, relation)
+    while (found := _compose_at(counts, relation, interval)) is None:
+        interval *= 4
+    return found
+
+
+def _compose_at(counts: dict[DpEvent, int], relation: Relation, interval: float) -> _Pair | None:
+    """Compose at one interval; None where the result would be too large for memory."""
     order = sorted(counts.items(), key=repr)  # the same result whatever the order of the set
     bases = [(_base(event, relation, interval), count) for event, count in order]
-    directions = max(len(base) for base, _ in bases)
-    return tuple(
-        compose([(base[min(d, len(base) - 1)], count) for base, count in bases])
-        for d in range(directions)
-    )
+    pair = []
+    for d in range(max(len(base) for base, _ in bases)):
+        parts = [(base[min(d, len(base) - 1)], count) for base, count in bases]
+        if (found := compose(parts, _LARGEST_RESULT)) is None:
+            return None
+        pair.append(found)
+    return tuple(pair)
 
 
-def _spread(event: DpEvent) -> float | None:
+def _spread(event: DpEvent, replace: bool) -> float | None:
     """Approximate standard deviation of the loss, where it may be small."""
+    factor = 2.0 if replace else 1.0
     if isinstance(event, dp.PoissonSampledDpEvent):
         noise = event.event.noise_multiplier
         growth = math.expm1(min(noise**-2, 100.0))
-        return float(event.sampling_probability * math.sqrt(growth))
+        return float(event.sampling_probability * math.sqrt(growth)) * factor
+    if isinstance(event, dp.GaussianDpEvent):
+        return factor / float(event.noise_multiplier)
+    if isinstance(event, DiscreteGaussianDpEvent):
+        return factor * event.sensitivity / event.sigma
     return None
 
 
-def _interval(counts: dict[DpEvent, int], precision: float) -> float:
+def _reach(event: DpEvent, replace: bool) -> float | None:
+    """The largest finite loss of an event that `_spread` knows."""
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return largest_loss(event.event.noise_multiplier, event.sampling_probability, replace)
+    if isinstance(event, dp.GaussianDpEvent):
+        return largest_loss(event.noise_multiplier, 1.0, replace)
+    if isinstance(event, DiscreteGaussianDpEvent):
+        shift = event.sensitivity * (2 if replace else 1)
+        return shift / event.sigma * (shift / event.sigma / 2 + 12 + 2 / event.sigma)
+    return None
+
+
+def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
     """Choose the interval: a tenth of the smallest spread, within what memory allows.
 
     Any interval gives a valid bound; one that is coarse against an event's own losses gives a loose
     one, and ever looser with the number of compositions.
     """
-    smallest = _LARGEST_INTERVAL
-    for event in counts:
-        spread = _spread(event)
-        if spread is not None and 0 < spread / 10 < smallest:
-            smallest = max(_SMALLEST_INTERVAL, 10.0 ** math.floor(math.log10(spread / 10)))
-    single = composed = 16 * math.sqrt(precision) + precision / 2
+    replace = relation is Relation.REPLACE_ONE
+    smallest, single, composed = _LARGEST_INTERVAL, 0.0, 0.0
     for event, count in counts.items():
-        spread = _spread(event)
-        if spread is not None:
-            noise = event.event.noise_multiplier
-            reach = max(0.0, math.log(event.sampling_probability) + 10 / noise + noise**-2 / 2)
-            single = max(single, reach)
-            composed += min(count * reach, 16 * spread * math.sqrt(count))
+        spread, reach = _spread(event, replace), _reach(event, replace)
+        if spread is None or reach is None:
+            continue
+        if 0 < spread / 10 < smallest:
+            smallest = max(_SMALLEST_INTERVAL, 10.0 ** math.floor(math.log10(spread / 10)))
+        single = max(single, reach)
+        composed += min(count * reach, reach + 16 * spread * math.sqrt(count))
     while single / smallest > _LARGEST_BASE or composed / smallest > _LARGEST_COMPOSED:
         smallest *= 2
     return smallest
@@ -144,9 +174,18 @@ def _interval(counts: dict[DpEvent, int], precision: float) -> float:
 
 @lru_cache(maxsize=64)
 def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
+    """One event's loss distributions: ours for Gaussians, else by dp_accounting's factories."""
+    replace = relation is Relation.REPLACE_ONE
+    if isinstance(event, dp.GaussianDpEvent):
+        return gaussian_losses(event.noise_multiplier, 1.0, replace, interval)
+    if isinstance(event, DiscreteGaussianDpEvent):
+        shift = event.sensitivity * (2 if replace else 1)
+        return (discrete_gaussian_losses(event.sigma, shift, interval),)
+    if isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent):
+        noise, rate = event.event.noise_multiplier, event.sampling_probability
+        return gaussian_losses(noise, rate, replace, interval)
     pld = _dp_accounting_pld(event, relation.dp_accounting, interval)
-    symmetric = pld._symmetric
-    pmfs = [pld._pmf_remove] if symmetric else [pld._pmf_remove, pld._pmf_add]
+    pmfs = [pld._pmf_remove] if pld._symmetric else [pld._pmf_remove, pld._pmf_add]
     result = []
     for pmf in pmfs:
         dense = pmf.to_dense_pmf()
@@ -172,12 +211,6 @@ def _dp_accounting_pld(
     """
     replace = relation is dp_accounting.NeighboringRelation.REPLACE_ONE
     common = {"value_discretization_interval": interval}
-    if isinstance(event, dp.GaussianDpEvent):
-        if not replace:
-            return gaussian_pld(event.noise_multiplier, 1.0, interval)
-        return dp_pld.from_gaussian_mechanism(
-            event.noise_multiplier, neighboring_relation=relation, **common
-        )
     if isinstance(event, dp.LaplaceDpEvent):
         return dp_pld.from_laplace_mechanism(
             event.noise_multiplier, sensitivity=2 if replace else 1, **common
@@ -207,16 +240,6 @@ def _dp_accounting_pld(
             **common,
         )
     if isinstance(event, dp.PoissonSampledDpEvent):
-        if isinstance(event.event, dp.GaussianDpEvent):
-            if not replace:
-                noise, rate = event.event.noise_multiplier, event.sampling_probability
-                return gaussian_pld(noise, rate, interval)
-            return dp_pld.from_gaussian_mechanism(
-                event.event.noise_multiplier,
-                sampling_prob=event.sampling_probability,
-                neighboring_relation=relation,
-                **common,
-            )
         return dp_pld.from_laplace_mechanism(
             event.event.noise_multiplier, sampling_prob=event.sampling_probability, **common
         )

@@ -15,6 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from privacy.accountants.base import Accountant
+from privacy.events import DiscreteGaussianDpEvent
 from privacy.vocabulary import Relation
 
 # dp_accounting tells of each order that it leaves out; leaving an order out keeps the bound valid.
@@ -22,6 +23,7 @@ logging.getLogger("absl").addFilter(
     lambda record: "Excluding this order" not in record.getMessage()
 )
 
+_SMALLEST_DIVERGENCE = 1e-15
 ORDERS = tuple(dp_rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
 
@@ -43,10 +45,13 @@ class RdpAccountant(Accountant):
             event,
             dp.GaussianDpEvent
             | dp.LaplaceDpEvent
+            | DiscreteGaussianDpEvent
             | dp.SampledWithoutReplacementDpEvent
             | dp.RandomizedResponseDpEvent,
         ):
             return "its Renyi divergence is stated for add-or-remove-one only"
+        if isinstance(event, DiscreteGaussianDpEvent):
+            return None
         accountant = dp_rdp.RdpAccountant(
             orders=[2.0], neighboring_relation=self.relation.dp_accounting
         )
@@ -77,10 +82,11 @@ class RdpAccountant(Accountant):
 def _usable(divergences: npt.NDArray[np.float64]) -> tuple[list[float], list[float]]:
     """Drop the orders whose divergence is not a positive finite number.
 
-    dp_accounting reads a divergence that round-off made negative as no cost at all.
+    dp_accounting reads a divergence that round-off made negative as no cost at all, and fails on
+    one below round-off; such a one is rounded up.
     """
     kept = [
-        (order, float(value))
+        (order, max(float(value), _SMALLEST_DIVERGENCE))
         for order, value in zip(ORDERS, divergences, strict=True)
         if math.isfinite(value) and value > 0
     ]
@@ -89,7 +95,14 @@ def _usable(divergences: npt.NDArray[np.float64]) -> tuple[list[float], list[flo
 
 @lru_cache(maxsize=4096)
 def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
-    """One event's divergences; where round-off makes one non-positive, infinite."""
+    """One event's divergences; where round-off makes one non-positive, infinite.
+
+    The discrete Gaussian has at most the divergence of the continuous one, order * shift^2 / (2
+    sigma^2), for every whole shift (Canonne, Kamath and Steinke 2020, theorem 4).
+    """
+    if isinstance(event, DiscreteGaussianDpEvent):
+        shift = event.sensitivity * (2 if relation is Relation.REPLACE_ONE else 1)
+        return np.asarray(ORDERS, dtype=np.float64) * (shift / event.sigma) ** 2 / 2
     if relation is Relation.REPLACE_ONE:
         event = _halved(event)
     accountant = dp_rdp.RdpAccountant(

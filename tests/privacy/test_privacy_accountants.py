@@ -311,9 +311,9 @@ def test_a_hundred_thousand_identical_events_take_less_than_a_second():
         cached.cache_clear()
     accountant = make_accountant("pld")
     accountant.epsilon(multi(ev.dp_sgd(0.1, 2.0, 3)), DELTA)  # imports
-    started = time.perf_counter()
+    started = time.process_time()
     epsilon = accountant.epsilon(multi(ev.dp_sgd(256 / 60000, 0.9, 100_000)), DELTA)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert 10 < epsilon < 12
 
 
@@ -324,11 +324,11 @@ def test_one_more_round_for_a_thousand_clients():
     accountant.epsilon(Counter({step: 1000}), DELTA)
     times = []
     for extra in (4, 8, 12, 16, 20):
-        started = time.perf_counter()
+        started = time.process_time()  # the machine may be shared
         values = {accountant.epsilon(Counter({step: 1000 + extra}), DELTA) for _ in range(1000)}
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
         assert len(values) == 1
-    assert min(times) < 0.1  # 20 to 50 ms alone on a core; the machine may be shared
+    assert min(times) < 0.05
 
 
 def test_small_losses_are_not_lost_in_the_grid():
