@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, load_settings
+from server.callbacks import LogWarnings
 from server.run import FAILED, run_experiment
 
 app = ServerApp()
@@ -34,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     else:
         run = RunFolder.create(settings_of(config), Path(folder) if folder else None)
     log.info("run folder: %s", run.path)
-    status = run_experiment(grid, run)
+    status = run_experiment(grid, run, callbacks=[LogWarnings()])
     if status == FAILED:
         raise RuntimeError(str(run.state()["message"]))
 

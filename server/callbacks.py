@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,17 @@ class MetricsFile:
     def record(self, record: Mapping[str, Any]) -> None:
         if record["kind"] in self.KINDS:
             self.run.append_metrics(dict(record))
+
+    def close(self) -> None:
+        pass
+
+
+class LogWarnings:
+    """Writes warnings to the log, where no live view shows them."""
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "warning":
+            logging.getLogger("fedllm").warning(record["message"])
 
     def close(self) -> None:
         pass

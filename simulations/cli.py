@@ -14,25 +14,23 @@ from rich.table import Table
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings_io import load_settings, to_toml
 from simulations import cli_accounting, cli_report
+from simulations.cli_output import AsJson, OneLineErrors, OneLineGroup, Overrides
 
 app = typer.Typer(
     name="fedllm",
     help="Federated, differentially private prefix-tuning of language models.",
     no_args_is_help=True,
     add_completion=False,
+    cls=OneLineGroup,
+    suggest_commands=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment's TOML file.")],
     overrides: Overrides = None,
@@ -47,7 +45,7 @@ def run(
     _train(RunFolder.create(settings, folder), as_json)
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def resume(path: RunPath, as_json: AsJson = False) -> None:
     """Go on with an interrupted run, to the same end as without the interruption."""
     folder = RunFolder.open(path)
@@ -57,7 +55,7 @@ def resume(path: RunPath, as_json: AsJson = False) -> None:
     _train(folder, as_json)
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def predict(
     path: Annotated[Path, typer.Argument(help="A run folder or an exported adapter.")],
     texts: Annotated[list[str], typer.Argument(help="Texts; `-` reads one a line from stdin.")],
@@ -80,7 +78,7 @@ def predict(
             typer.echo(answer if isinstance(answer, str) else json.dumps(answer))
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def export(
     path: RunPath,
     target: Annotated[Path, typer.Argument(help="Folder to write.", metavar="DIR")],
@@ -92,7 +90,7 @@ def export(
     typer.echo(str(target))
 
 
-@app.command()
+@app.command(cls=OneLineErrors)
 def settings(
     experiment: Annotated[Path | None, typer.Argument(help="A TOML file; empty: defaults.")] = None,
     overrides: Overrides = None,
@@ -122,6 +120,8 @@ def _train(folder: RunFolder, as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=2))
     elif succeeded(status):
         _summary(folder, console)
+    if status == "stopped":
+        typer.echo(f"fedllm: the run stopped before its last round: {state['message']}", err=True)
     if status == "interrupted":
         console.print(f"interrupted after round {state['round']}; go on with:")
         console.print(f"  fedllm resume {folder.path}", highlight=False, soft_wrap=True)
@@ -136,7 +136,7 @@ def _train(folder: RunFolder, as_json: bool) -> None:
 
 def _summary(folder: RunFolder, console: Console) -> None:
     """The last evaluation and what each silo spent, as tables, and where the report is."""
-    from simulations.live import epsilon_label
+    from simulations.live import epsilon_label, target_text
 
     found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     records = folder.metrics()
@@ -153,10 +153,11 @@ def _summary(folder: RunFolder, console: Console) -> None:
         row = shown[record]
         table.add_row(str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row))
     console.print(table)
-    spent = Table(title=f"Epsilon spent by silo: {epsilon_label(folder.settings())}")
-    for name in ("silo", "examples", "noise multiplier", "sampling rate", "epsilon"):
-        spent.add_column(name, justify="left" if name == "silo" else "right")
     silos = folder.read_json("silos.json")
+    title = epsilon_label(folder.settings(), len(silos))
+    spent = Table(title=f"Epsilon spent by silo: {title}")
+    for name in ("silo", "examples", "noise multiplier", "sampling rate", "epsilon", "target"):
+        spent.add_column(name, justify="left" if name == "silo" else "right")
     last = {r["silo"]: r["epsilon"] for r in records if r["kind"] == "silo"}
     for name, silo in silos.items():
         epsilon = last.get(name)
@@ -166,6 +167,7 @@ def _summary(folder: RunFolder, console: Console) -> None:
             "-" if not silo["noise_multiplier"] else f"{silo['noise_multiplier']:.4f}",
             "-" if silo["sampling_rate"] is None else f"{silo['sampling_rate']:.4f}",
             "-" if epsilon is None else f"{float(epsilon):.4f}",
+            target_text(silo, folder.settings()),
         )
     console.print(spent)
     console.print(found.get("headline", ""), highlight=False)
@@ -174,11 +176,7 @@ def _summary(folder: RunFolder, console: Console) -> None:
 
 def main() -> None:
     """Entry point: errors about input are one line on stderr and exit status 2."""
-    try:
-        app()
-    except (ValueError, FileNotFoundError) as error:
-        typer.echo(f"fedllm: {error}", err=True)
-        sys.exit(2)
+    app()
 
 
 if __name__ == "__main__":

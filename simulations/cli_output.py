@@ -15,6 +15,10 @@ from typer.core import TyperCommand, TyperGroup
 from fedllm.durable import plain
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
+]
 
 
 class _OneLine(click.Command):
@@ -33,6 +37,9 @@ class _OneLine(click.Command):
             return super().invoke(ctx)
         except (click.UsageError, ValueError, ArithmeticError, OSError) as error:
             _fail(error)
+        except KeyboardInterrupt:
+            typer.echo("fedllm: interrupted", err=True)
+            raise typer.Exit(130) from None
 
 
 class OneLineErrors(_OneLine, TyperCommand):
@@ -49,7 +56,8 @@ def _fail(error: Exception) -> NoReturn:
     message = error.format_message() if isinstance(error, click.UsageError) else str(error)
     if isinstance(error, ArithmeticError):
         message = f"Cannot be computed with these values: {message}"
-    typer.echo("fedllm: " + " ".join(message.split()), err=True)
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    typer.echo("fedllm: " + "; ".join(filter(None, lines)), err=True)
     raise typer.Exit(2) from None
 
 

@@ -34,6 +34,7 @@ class LiveView:
         self.evaluations: list[Mapping[str, Any]] = []
         self.epsilon: dict[str, float] = {}
         self.sizes: dict[str, int | None] = {}
+        self.targets: dict[str, Mapping[str, Any]] = {}
         self.left: dict[str, str] = {}
         self.bytes = 0
         self.note = "starting workers and loading the model"
@@ -47,9 +48,12 @@ class LiveView:
         kind = record["kind"]
         if kind == "start":
             self.sizes = dict(record["sizes"])
+            self.targets = dict(record["targets"])
             self.progress.reset(self.task, completed=record["round"])
             self.note = f"{len(self.sizes)} silos connected"
             self._print(f"{self.settings.name}: {self.note}, {record['rounds']} rounds")
+        elif kind == "warning":
+            self._say(f"warning: {record['message']}")
         elif kind == "reply":
             done = record["round"] - 1 + record["done"] / max(1, record["of"])
             self.progress.update(self.task, completed=done)
@@ -76,11 +80,10 @@ class LiveView:
 
     def render(self) -> Group:
         """The view as it stands."""
-        title = f"epsilon: {epsilon_label(self.settings)}"
+        title = f"epsilon: {epsilon_label(self.settings, len(self.sizes))}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for title in ("silo", "examples", "epsilon spent", ""):
             table.add_column(title, justify="left" if title in ("silo", "") else "right")
-        target = self.settings.privacy.epsilon
         for name in sorted(self.sizes, key=lambda n: -(self.sizes[n] or 0)):
             spent = self.epsilon.get(name)
             text = (
@@ -90,8 +93,9 @@ class LiveView:
                 if math.isinf(spent)
                 else f"{spent:.3f}"
             )
-            if spent is not None and target and not math.isinf(spent):
-                text += f" of {target:g}"
+            target = target_text(self.targets.get(name, {}), self.settings)
+            if spent is not None and target != "-" and not math.isinf(spent):
+                text += f" of {target}"
             size = self.sizes[name]
             table.add_row(
                 name,
@@ -119,16 +123,32 @@ class LiveView:
             self.console.print(text, highlight=False, markup=False)
 
 
-def epsilon_label(settings: Settings) -> str:
+def epsilon_label(settings: Settings, silos: int) -> str:
     """What an epsilon of this run means: delta, unit, relation, adversary, accountant."""
     privacy = settings.privacy
     if privacy.mode == "none":
         return "privacy.mode=none: no guarantee"
-    adversary = "outsider" if privacy.noise_by == "server" else "server"
+    if privacy.noise_by == "server":
+        adversary = "an outsider (none against the server)"
+    else:
+        colluding = (silos - 1,) if privacy.colluding == "others" else privacy.colluding
+        most = max((0, *colluding))
+        adversary = "the server" + (f" and up to {most} other silos" if most else "")
     return (
         f"delta {privacy.delta:g}, unit {privacy.unit}, {privacy.relation}, "
-        f"against the {adversary}, {privacy.accountant.upper()}"
+        f"against {adversary}, {privacy.accountant.upper()}"
+        + ("" if privacy.ledger is None else "; this run without the ledger's others")
     )
+
+
+def target_text(target: Mapping[str, Any], settings: Settings) -> str:
+    """A silo's own bounds, and its delta where it is not the run's; ``-`` where it has none."""
+    whole, run = target.get("target_epsilon"), target.get("target_run_epsilon")
+    texts = [] if whole is None else [f"{whole:g}"]
+    texts += [] if run is None else [f"{run:g} in this run"]
+    if texts and target["delta"] != settings.privacy.delta:
+        texts[-1] += f" at delta {target['delta']:g}"
+    return ", ".join(texts) or "-"
 
 
 def describe(record: Mapping[str, Any]) -> str:

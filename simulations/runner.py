@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedllm.plan import for_silos
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silo_worker import shared_tunable
@@ -27,9 +28,11 @@ def prepare(settings: Settings) -> None:
     """Load data and model once, so that what is wrong with them shows before a run folder is made.
 
     Raises:
-        ValueError: the data, the model or the task's settings are not usable; the message says why.
+        ValueError: the data, the model or the settings are not usable, alone or with these silos; the
+            message says why.
     """
     federation = load_federation(settings)
+    for_silos(settings, federation.names)
     shared_tunable(settings).task.features(federation.evaluation.records)
 
 
