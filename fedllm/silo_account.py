@@ -236,25 +236,31 @@ class SiloAccount:
         """
         return self._spend(TRAIN, server_round, key, self.training_events())
 
-    def ask_training(self, key: str) -> None:
-        """Ask for what :meth:`spend_training` would record; records nothing.
+    def training_entry(self, server_round: int, key: str) -> LedgerEntry:
+        """What :meth:`spend_training` records."""
+        return self._entry(TRAIN, server_round, key, self.training_events())
+
+    def admit_training(self) -> None:
+        """Ask the budgets for one round of training, on top of what the ledger holds.
 
         Raises:
-            BudgetExceeded: as :meth:`spend_training`.
+            BudgetExceeded: it would exceed one.
         """
-        try:
-            self._admit(self.training_events())
-        except BudgetExceeded:
-            mine = self.ledger.entries(party=self.party, run=self.run)
-            if all(entry.key != key for entry in mine):
-                raise
+        self._admit(self.training_events())
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
         return self._spend(EVALUATE, server_round, key, self.evaluation_events())
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
-        entry = LedgerEntry(
+        entry = self._entry(purpose, server_round, key, events)
+        # Asked while no other process can write to the ledger.
+        return self.ledger.append(entry, lambda: self._admit(events))
+
+    def _entry(
+        self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]
+    ) -> LedgerEntry:
+        return LedgerEntry(
             run=self.run,
             party=self.party,
             unit=self.unit,
@@ -262,10 +268,8 @@ class SiloAccount:
             round=server_round,
             key=key,
             views=self._views(events),
-            details=self._details(),
+            details=self.details(),
         )
-        # Asked while no other process can write to the ledger.
-        return self.ledger.append(entry, lambda: self._admit(events))
 
     def _admit(self, events: Counter[DpEvent]) -> None:
         self._refuse_other_units()
@@ -277,7 +281,8 @@ class SiloAccount:
             except BudgetExceeded as error:
                 raise bound.exceeded(error) from None
 
-    def _details(self) -> dict[str, str | float | None]:
+    def details(self) -> dict[str, str | float | None]:
+        """What each row tells of the mechanism and the budgets."""
         privacy = self.settings.privacy
         return {
             "noise_multiplier": self.noise_multiplier,

@@ -9,7 +9,7 @@ silos, whatever the number that answered, and an empty round still releases its 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from fedllm.local_training import split_like
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
+from fedllm.silo_accounts import spend_together
 from privacy.budget import BudgetExceeded
 from privacy.ledger import Ledger
 from privacy.noise import add_gaussian
@@ -81,7 +82,7 @@ class TrustedNoise:
         """The noisy mean of updates of norm at most ``clip`` each, and whom it is counted for.
 
         A silo whose budget does not allow the round leaves, and its update is left out. All are asked
-        before any is recorded, since the sum, and so the release, depends on who leaves.
+        and recorded together, or none: the sum, and so the release, depends on who leaves.
 
         Returns:
             Names of the silos that the release is counted for, the mean and its noise's standard
@@ -93,21 +94,11 @@ class TrustedNoise:
             total, _ = mean_update(staying, params, 1.0)
             digest = self._digest(total, params)
             key = release_key(self.settings, "train", server_round, digest)
-            if not self._all_stay(counted, SiloAccount.ask_training, key):
-                continue
-            if self._all_stay(counted, SiloAccount.spend_training, server_round, key):
+            refused = spend_together((self.accounts[name] for name in counted), server_round, key)
+            if not refused:
                 return counted, *self._noisy_mean(server_round, digest, total)
-            # Another process took a budget since it was asked: these rows count too much.
+            self.left |= {account.party: str(error) for account, error in refused.items()}
         return [], None, None
-
-    def _all_stay(self, counted: Sequence[str], act: Callable[..., object], *args: object) -> bool:
-        """Act on each account; those whose budget refuses leave."""
-        for name in counted:
-            try:
-                act(self.accounts[name], *args)
-            except BudgetExceeded as error:
-                self.left[name] = str(error)
-        return not self.left.keys() & counted
 
     def _digest(self, total: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> str:
         digest = params_digest(params)

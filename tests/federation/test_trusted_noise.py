@@ -99,7 +99,7 @@ def test_no_noise_is_drawn_without_a_row(
     def reached(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("noise was drawn without a row")
 
-    monkeypatch.setattr(Ledger, "append", refuse)
+    monkeypatch.setattr(Ledger, "extend", refuse)
     monkeypatch.setattr(trusted_noise, "add_gaussian", reached)
     with pytest.raises(LedgerError):
         trusted.release(1, contributions(2), PARAMS)
