@@ -146,8 +146,8 @@ def _terms(run: RunRecord) -> tuple[Unit, Relation, float]:
 def _lost(run: RunRecord) -> list[str]:
     """What is missing without which no epsilon can be stated."""
     lost = []
-    begun = bool(run.state["round"]) or any(r["kind"] == "round" for r in run.metrics)
-    if run.ledger_problem and (begun or run.problems):
+    begun = run.state["status"] != "created" or bool(run.state["round"]) or bool(run.metrics)
+    if run.ledger_problem and (begun or run.ledger_path.exists()):
         lost.append(run.ledger_problem)
     if run.settings is None:
         lost.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport
@@ -23,9 +24,15 @@ def read_ledger(
     verification = None
     try:
         with Ledger(path, read_only=True) as ledger:
-            verification = ledger.verify(kept_head)
+            found = ledger.verify(kept_head)
+            problems = [_one_line(problem) for problem in found.problems]
+            verification = replace(found, problems=problems)
             rows = ledger.entries()
     except (LedgerError, OSError) as error:
-        return [], verification, f"the ledger cannot be read: {error}"
+        return [], verification, _one_line(f"the ledger cannot be read: {error}")
     last = verification.head[0]  # a run that goes on may have written more since
     return [row for row in rows if not verification.ok or (row.id or 0) <= last], verification, None
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -27,7 +27,6 @@ from privacy.ledger import LedgerEntry, VerifyReport
 
 _SIGNS = (SETTINGS, STATE, METRICS, LEDGER, "silos.json", "checkpoints")
 """One of these makes a folder a run folder, however damaged."""
-_BEFORE_START = ("created", "unknown")
 
 
 @dataclass
@@ -188,7 +187,7 @@ def _identify(run: RunRecord) -> None:
 
 def _unbegun(run: RunRecord) -> bool:
     """Whether the run wrote no more yet than its settings and state."""
-    return run.state["status"] in _BEFORE_START and not run.state["round"] and not run.entries
+    return run.state["status"] == "created" and not run.state["round"] and not run.entries
 
 
 def _ledger_name(run: RunRecord) -> str:

@@ -99,10 +99,10 @@ footer { margin-top: 2.5rem; font-size: .8rem; }
   h1 { font-size: 15pt; } h2 { font-size: 11.5pt; margin-top: 1.25rem; }
   p, .items dd, figcaption { max-width: none; }
   .scroll { overflow: visible; }
-  table { font-size: 7.5pt; }
+  table { font-size: 7pt; }
   caption { font-size: 8pt; }
-  .stack th[scope="row"] { min-width: 2.2cm; max-width: 4cm; }
-  th, td { padding: .2rem .3rem; }
+  .stack th[scope="row"] { min-width: 2cm; max-width: 3cm; }
+  th, td { padding: .2rem .2rem; }
   thead { display: table-header-group; }
   .columns { columns: 2; }
   .columns table { break-inside: auto; }
