@@ -1,0 +1,96 @@
+"""Codecs of updates: made from settings, or from the state that the server sent."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from fedllm.codec.autoencoder import Autoencoder, train_autoencoder
+from fedllm.codec.base import Code, Codec, compressed_dimension
+from fedllm.codec.identity import Half, Identity
+from fedllm.codec.int8 import Int8
+from fedllm.codec.layout import Layout
+from fedllm.codec.linear import Linear
+from fedllm.codec.prior import Prior
+from fedllm.codec.quantise import Quantised
+from fedllm.codec.random_projection import RandomProjection
+from fedllm.codec.top_k import TopK
+from fedllm.settings_codec import CodecSettings
+
+_CLASSES: tuple[type[Codec], ...] = (
+    Identity,
+    Half,
+    Int8,
+    TopK,
+    RandomProjection,
+    Linear,
+    Autoencoder,
+    Quantised,
+)
+_BY_NAME = {cls.name: cls for cls in _CLASSES}
+
+
+def make_codec(settings: CodecSettings, layout: Layout, prior: Prior | None, seed: int) -> Codec:
+    """The codec that the settings name, for vectors of this layout.
+
+    Args:
+        prior: for ``linear`` and ``autoencoder``; unused by the others.
+        seed: of random rows, ties, initial weights and synthetic gradients; public.
+
+    Raises:
+        ValueError: no prior, or one of another dimension, where one is needed; a ratio that leaves
+            no dimension.
+    """
+    d = layout.dimension
+    if settings.needs_prior and (prior is None or prior.dimension != d):
+        raise ValueError(
+            f"Expected a prior of dimension {d} for codec.name={settings.name}, "
+            f"got {prior.dimension if prior else 'none'}"
+        )
+    made = _make(settings, d, prior, seed)
+    return made if settings.bits == 32 else Quantised(made, settings.bits)
+
+
+def _make(settings: CodecSettings, d: int, prior: Prior | None, seed: int) -> Codec:
+    if settings.name == "none":
+        return Identity(d)
+    if settings.name == "fp16":
+        return Half(d)
+    if settings.name == "int8":
+        return Int8(d)
+    k = compressed_dimension(d, settings.ratio)
+    if settings.name == "top-k":
+        return TopK.of_ratio(d, settings.ratio)
+    if prior is None or settings.name == "random-projection":
+        return RandomProjection(d, k, seed)
+    if settings.name == "linear":
+        return Linear.from_prior(prior, k, seed)
+    return train_autoencoder(prior, k, seed, steps=settings.steps, width=settings.width)
+
+
+def codec_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codec:
+    """The codec that :meth:`Codec.state` described, from anybody.
+
+    Raises:
+        ValueError: the state is not one of a codec.
+    """
+    name = meta.get("name")
+    if name not in _BY_NAME:
+        raise ValueError(f"Expected a codec of {', '.join(_BY_NAME)}, got name={name!r}")
+    try:
+        return _BY_NAME[name].from_state(tensors, meta)
+    except (KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"Expected the state of codec {name}: {error!r}") from None
+
+
+__all__ = [
+    "Code",
+    "Codec",
+    "CodecSettings",
+    "Layout",
+    "Prior",
+    "codec_from_state",
+    "make_codec",
+]

@@ -1,0 +1,237 @@
+"""What a client releases about its gradients before training, under differential privacy.
+
+**The statistic of one vector.** Let a = g/C with ||a|| <= 1 after clipping g to C, cut into blocks
+a_l of size d_l. A *partition* sums the squares of a over groups of coordinates. The parts are
+
+* x, a projection of a: ||x(a) - x(b)|| <= ||a - b||, in the same direction for the block means
+  x_l = sqrt(d_l) mean(a_l) = <a_l, 1>/sqrt(d_l) (``layerwise``), or a itself (``low-rank``);
+* y_j = sum of a_i^2 over group j, for each of m partitions.
+
+``layerwise`` releases x and the blocks' energies; ``low-rank`` releases x = a and all squares;
+``coordinate`` all squares; ``factored`` two partitions: by (head, position) and by (head, head
+dimension) within each block. The statistic is f(a) = (x / w_x, y / w_y) with the weights
+
+    x and one partition:  w_x = sqrt(3/2), w_y = sqrt(3);      m partitions alone:  w_y = sqrt(m).
+
+**Unit client** (the vector is the client's clipped update).
+
+*Zero-out (the client's vector against f = 0): ||f(a)|| <= 1.* ||x|| <= 1, and as y >= 0 has L1 norm
+||a||^2 <= 1, ||y||_2 <= 1 for each partition. So ||f||^2 <= 1/(3/2) + 1/3 = 1, and m/m = 1.
+
+*Replace-one, partitions alone: ||f(a) - f(b)|| <= sqrt(2).* All entries are >= 0, so
+||y(a) - y(b)||^2 <= ||y(a)||^2 + ||y(b)||^2 <= 2 for each partition.
+
+*Replace-one, x and y: ||f(a) - f(b)|| <= 2/sqrt(3/2) = 1.633.* This says that
+D = ||x(a) - x(b)||^2 + 1/2 ||y(a) - y(b)||^2 <= 4: the squares come free. Proof. Write p_l = ||a_l||,
+q_l = ||b_l|| over the groups of the partition. Then D <= sum_l S_l^2 (1 + D_l^2 / 2) with
+S_l = p_l + q_l and D_l = p_l - q_l, as ||a_l - b_l|| <= S_l and y_l(a) - y_l(b) = S_l D_l. Adding
+groups (p, 0) and (0, q) does not lessen this, so let sum p^2 = sum q^2 = 1, hence
+sum S^2 + sum D^2 = 4. If all S_l^2 <= 2: the sum is 4 - sum D_l^2 (1 - S_l^2/2) <= 4. Otherwise let
+p_1 = cos s, q_1 = cos t with S_1^2 > 2, and for the rest A = sin s, B = sin t be the norms of p and q.
+With h = (s+t)/2, e = (s-t)/2: S_1 = 2 cos h cos e > sqrt(2), so cos h > 1/sqrt(2) and
+A + B = 2 sin h cos e < sqrt(2). In the rest S_l <= A + B, so its share is at most
+sum S^2 + (A+B)^2/2 sum D^2, where sum S^2 + sum D^2 = 2(A^2+B^2) and the factor of sum D^2 is below 1;
+it is largest where sum S^2 is, at (A+B)^2 (Cauchy-Schwarz), sum D^2 = (A-B)^2. Together
+D <= 4 cos^2 h cos^2 e (1 + 2 sin^2 h sin^2 e) + 4 sin^2 h cos^2 e (1 + 2 cos^2 h sin^2 e)
+= 4 cos^2 e (1 + sin^2(2h) sin^2 e) <= 4 (1 - sin^4 e) <= 4.
+
+With noise s on x and sqrt(2) s on y that is mu = 2/s (replace-one) and sqrt(1.5)/s = 1.225/s
+(zero-out).
+
+**Unit example** (the vector is a = clip(sum of examples' clipped gradients / B) / C with a public
+divisor B, whatever the number of examples). Adding or removing an example moves the sum over B by at
+most C/B, and projection onto the ball does not stretch: ||a - b|| <= 1/B. Then ||x(a) - x(b)|| <= 1/B,
+and by Cauchy-Schwarz in each group, y_l(a) - y_l(b) = <a_l - b_l, a_l + b_l>, so
+||y(a) - y(b)|| <= ||a - b|| ||a + b|| <= 2/B for each partition. With the weights above:
+
+    x and y:  sqrt(2/3 + 4/3)/B = sqrt(2)/B;      partitions alone:  2/B;      replace-one: twice that.
+
+Never more than the client's sensitivity, which the code uses where B is that small. All bounds are
+in real arithmetic; the statistic is computed in float64 of vectors that were clipped with a margin of
+2^-22.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import torch
+from dp_accounting.dp_event import DpEvent
+from torch import Tensor
+
+from fedllm.codec.layout import Layout
+from privacy import events
+from privacy.clipping import clip_vector
+from privacy.noise import add_gaussian
+from privacy.randomness import RandomSource
+from privacy.vocabulary import Relation, Unit
+
+Kind = Literal["layerwise", "factored", "coordinate", "low-rank"]
+_JOINT = ("layerwise", "low-rank")  # kinds with first moments
+_FACTORS = ((0, 1), (0, 2))  # axes of a block: (head, position); (head, head dimension)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistic of one kind of prior for one layout; see the module for what is proven.
+
+    Attributes:
+        kind: of the prior.
+        layout: of the vectors.
+        clip: C > 0, the L2 norm to which vectors are clipped.
+
+    Raises:
+        ValueError: an unknown kind, or a clip that is not finite and > 0.
+    """
+
+    kind: Kind
+    layout: Layout
+    clip: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"Expected a prior of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if not (math.isfinite(self.clip) and self.clip > 0):
+            raise ValueError(f"Expected a finite clip > 0, got clip={self.clip}")
+
+    @cached_property
+    def partitions(self) -> tuple[tuple[Tensor, int], ...]:
+        """Each partition as the group of each coordinate, int64 [d], and the number of groups."""
+        d = self.layout.dimension
+        if self.kind == "layerwise":
+            return ((self.layout.block_of, len(self.layout.blocks)),)
+        if self.kind == "factored":
+            return tuple(self.layout.partition(axes) for axes in _FACTORS)
+        return ((torch.arange(d), d),)
+
+    @property
+    def first_weight(self) -> float:
+        """w_x."""
+        return math.sqrt(1.5)
+
+    @property
+    def second_weight(self) -> float:
+        """w_y."""
+        return math.sqrt(3.0) if self.kind in _JOINT else math.sqrt(len(self.partitions))
+
+    @property
+    def first_size(self) -> int:
+        """Number of entries of x."""
+        if self.kind == "layerwise":
+            return len(self.layout.blocks)
+        return self.layout.dimension if self.kind == "low-rank" else 0
+
+    @property
+    def size(self) -> int:
+        """Number of entries of the statistic."""
+        return self.first_size + sum(count for _, count in self.partitions)
+
+    def of(self, vector: Tensor) -> Tensor:
+        """f(clip(vector) / C), float64 [size]: norm at most 1. Private until :meth:`release`.
+
+        A vector [d] with an entry that is not finite counts as zero.
+
+        Raises:
+            ValueError: another shape.
+        """
+        if tuple(vector.shape) != (self.layout.dimension,):
+            raise ValueError(
+                f"Expected a vector of shape ({self.layout.dimension},), got {tuple(vector.shape)}"
+            )
+        scaled = clip_vector(vector.cpu(), self.clip)[0].double() / self.clip
+        parts = []
+        if self.kind == "layerwise":
+            sizes = torch.tensor([float(block.size) for block in self.layout.blocks])
+            sums = torch.zeros(len(sizes), dtype=torch.float64)
+            sums.index_add_(0, self.layout.block_of, scaled)
+            parts.append(sums / sizes.double().sqrt() / self.first_weight)
+        elif self.kind == "low-rank":
+            parts.append(scaled / self.first_weight)
+        squares = scaled.square()
+        for group, count in self.partitions:
+            sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, squares)
+            parts.append(sums / self.second_weight)
+        return torch.cat(parts)
+
+    def sensitivity(
+        self,
+        unit: Unit = Unit.CLIENT,
+        relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+        divisor: float = 1.0,
+    ) -> float:
+        """Proven bound of the L2 change of :meth:`of` between neighbours.
+
+        Args:
+            unit: ``client``: the vector is one client's update. ``example``: it is a sum of
+                examples' vectors, each clipped to C, over ``divisor``.
+            divisor: B, public; unit example only.
+
+        Raises:
+            ValueError: a divisor that is not finite and > 0.
+        """
+        if not (math.isfinite(divisor) and divisor > 0):
+            raise ValueError(f"Expected a finite divisor > 0, got divisor={divisor}")
+        joint, replace = self.kind in _JOINT, relation == Relation.REPLACE_ONE
+        whole = math.sqrt(2.0) if replace and not joint else 1.0
+        if joint:  # with examples there is no neighbour at zero: the client's replace-one bound
+            whole = 2 / math.sqrt(1.5) if replace else 1.0
+        if unit == Unit.CLIENT:
+            return whole
+        largest = 2 / math.sqrt(1.5) if joint else math.sqrt(2.0)
+        each = (math.sqrt(2.0) if joint else 2.0) / divisor
+        return min(largest, 2 * each if replace else each)
+
+    def release(
+        self,
+        vector: Tensor,
+        noise_multiplier: float,
+        rng: RandomSource,
+        *,
+        unit: Unit = Unit.CLIENT,
+        divisor: float = 1.0,
+    ) -> Tensor:
+        """The noisy statistic, float64 [size]; its event is :meth:`event`.
+
+        Noise has the standard deviation ``noise_multiplier * sensitivity(unit, add-or-remove-one,
+        divisor)`` in every entry, whatever the relation of the guarantee.
+
+        Raises:
+            ValueError: another shape, or a number out of range.
+        """
+        bound = self.sensitivity(unit, divisor=divisor)
+        return add_gaussian(self.of(vector), bound, noise_multiplier, rng)
+
+    def mu(
+        self,
+        noise_multiplier: float,
+        *,
+        unit: Unit = Unit.CLIENT,
+        relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+        divisor: float = 1.0,
+    ) -> float:
+        """The exact Gaussian-DP parameter of one :meth:`release`, without sampling."""
+        noise = noise_multiplier * self.sensitivity(unit, divisor=divisor)
+        return self.sensitivity(unit, relation, divisor) / noise
+
+    def event(self, noise_multiplier: float) -> DpEvent:
+        """The ledger's event of one :meth:`release`, valid under both relations.
+
+        Under add-or-remove-one it is exact. Accountants double the sensitivity under replace-one,
+        where this statistic's is at most 1.633 times (x and y) or 1.414 times (y alone): the bound is
+        valid and not tight; :meth:`mu` is.
+        """
+        return events.gaussian(noise_multiplier)
+
+    def unscale(self, release: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """First moments x C and the partitions' sums of squares y C^2, in the gradient's units."""
+        first = self.first_moments(release[None])[0]
+        counts = [count for _, count in self.partitions]
+        seconds = release[self.first_size :].double() * self.second_weight * self.clip**2
+        return first, list(seconds.split(counts))
+
+    def first_moments(self, releases: Tensor) -> Tensor:
+        """x C of each release [n, size]: [n, first_size], float64."""
+        return releases[:, : self.first_size].double() * self.first_weight * self.clip

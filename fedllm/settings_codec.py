@@ -1,0 +1,102 @@
+"""The settings of the codec: how updates are encoded on their way to the server and back."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedllm.settings import PositiveFloat, PositiveInt, Section
+
+LEARNED = ("linear", "autoencoder")
+"""Codecs that are fitted to a prior."""
+
+
+class CodecSettings(Section):
+    """Encoding of the updates (DR-Encoder, arXiv 2412.17053)."""
+
+    name: Literal["none", "fp16", "int8", "top-k", "random-projection", "linear", "autoencoder"] = (
+        Field(
+            "none",
+            description="`none` sends float32; `fp16` and `int8` every coordinate in fewer bits; `top-k` the "
+            "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are "
+            "fitted to a prior.",
+        )
+    )
+    ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        32.0,
+        description="How many times shorter the code is than the update (`top-k`: in bytes, its "
+        "indices included). Not for `none`, `fp16`, `int8`.",
+    )
+    prior: Literal["layerwise", "factored", "coordinate", "low-rank"] = Field(
+        "factored",
+        description="What the clients' statistics tell: mean and variance of each layer (the paper); "
+        "second moments by head and position and by head and dimension; of each coordinate; "
+        "coordinates and leading directions.",
+    )
+    prior_source: Literal["private", "public"] = Field(
+        "private",
+        description="`private`: statistics that the clients release under differential privacy, as "
+        "events in the ledger. `public`: the server's own gradients on public text, free.",
+    )
+    rank: Annotated[int, Field(ge=0)] = Field(8, description="`low-rank`: directions at most.")
+    statistics_noise: PositiveFloat = Field(
+        4.0,
+        description="Noise multiplier of each client's release of statistics (over its sensitivity "
+        "to adding or removing one).",
+    )
+    noise: Literal["before-encoding", "in-code"] = Field(
+        "before-encoding",
+        description="Where the privacy noise is added: to all coordinates of the update (the paper), or to "
+        "the code, which has fewer. `in-code` needs a codec with a known Lipschitz constant.",
+    )
+    bits: Literal[32, 16, 8, 4] = Field(
+        32, description="Bits of a number of the code; 8 and 4 by unbiased stochastic rounding."
+    )
+    error_feedback: bool = Field(
+        False,
+        description="The client keeps what its code lost and adds it to its next update, before clipping.",
+    )
+    downlink: Literal["none", "fp16", "int8"] = Field(
+        "none", description="How the server's parameters travel to the clients."
+    )
+    steps: PositiveInt = Field(400, description="`autoencoder`: training steps at most.")
+    width: PositiveInt = Field(64, description="`autoencoder`: channels of the residual blocks.")
+
+    @model_validator(mode="after")
+    def _check(self) -> CodecSettings:
+        if self.noise == "in-code" and self.name in ("autoencoder", "top-k"):
+            raise ValueError(
+                "Expected codec.noise=before-encoding for a codec without a known Lipschitz constant "
+                "(the noise that a code needs is then unknown), got codec.noise=in-code with "
+                f"codec.name={self.name}"
+            )
+        if self.bits != 32 and self.name in ("fp16", "int8", "top-k"):
+            raise ValueError(
+                f"Expected codec.bits=32 for codec.name={self.name} (it has its own number format), "
+                f"got codec.bits={self.bits}"
+            )
+        if self.error_feedback and self.name == "none":
+            raise ValueError(
+                "Expected a codec that loses something for codec.error_feedback, got codec.name=none"
+            )
+        return self
+
+    def check_unit(self, unit: Literal["example", "client"]) -> None:
+        """Refuse what would break the guarantee of this unit of privacy.
+
+        Raises:
+            ValueError: error feedback with noise in the code at unit example: the residual then
+                holds examples of earlier rounds that no clipping and no noise covers.
+        """
+        if unit == "example" and self.error_feedback and self.noise == "in-code":
+            raise ValueError(
+                "Expected codec.noise=before-encoding or privacy.unit=client for "
+                "codec.error_feedback (the residual holds examples of earlier rounds without noise), "
+                "got codec.noise=in-code with privacy.unit=example"
+            )
+
+    @property
+    def needs_prior(self) -> bool:
+        """Whether the codec is fitted to a prior."""
+        return self.name in LEARNED

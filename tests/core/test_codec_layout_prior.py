@@ -1,0 +1,197 @@
+"""The flat vector and its blocks; priors from releases; the residual memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from fedllm.codec import Layout, Prior
+from fedllm.codec.error_feedback import ErrorFeedback
+from fedllm.codec.prior import prior_from_gradients, prior_from_releases
+from fedllm.codec.statistics import Kind, Statistics
+from fedllm.local_training import split_like
+from privacy.randomness import generator
+from privacy.vocabulary import Unit
+
+SHAPES = {"prefix": (2, 2, 3, 4, 8), "head.weight": (2, 16), "head.bias": (2,)}
+LAYOUT = Layout(SHAPES)
+D = LAYOUT.dimension
+
+
+def test_flat_order_is_that_of_local_training() -> None:
+    params = {name: torch.randn(shape) for name, shape in SHAPES.items()}
+    flat = LAYOUT.flatten(params)
+    pieces = split_like(flat, params)
+    back = LAYOUT.unflatten(flat)
+    for name, piece in zip(sorted(params), pieces, strict=True):
+        assert torch.equal(piece, params[name])
+        assert torch.equal(back[name], params[name])
+    assert Layout.of(params) == LAYOUT == Layout.from_json(LAYOUT.to_json())
+
+
+def test_blocks_are_layers_and_keys_or_values() -> None:
+    prefix = torch.zeros(SHAPES["prefix"])
+    prefix[1, 0] = 1.0
+    params = {name: torch.zeros(shape) for name, shape in SHAPES.items()} | {"prefix": prefix}
+    flat = LAYOUT.flatten(params)
+    hit = [b.name for b in LAYOUT.blocks if bool(flat[b.slice].any())]
+    assert hit == ["prefix.1.key"]
+    assert sum(b.size for b in LAYOUT.blocks) == D
+    assert all(bool((LAYOUT.block_of[b.slice] == n).all()) for n, b in enumerate(LAYOUT.blocks))
+
+
+def test_partition_groups_by_block_and_axes() -> None:
+    group, count = LAYOUT.partition((0, 2))
+    block = next(b for b in LAYOUT.blocks if b.name == "prefix.0.value")
+    inside = group[block.slice].reshape(3, 4, 8)
+    assert bool((inside == inside[:, :1]).all())
+    assert inside.unique().numel() == 3 * 8
+    assert count == group.max() + 1 == group.unique().numel()
+
+
+def test_layout_errors() -> None:
+    with pytest.raises(ValueError, match="not empty"):
+        Layout({})
+    with pytest.raises(ValueError, match="shapes"):
+        LAYOUT.flatten({"prefix": torch.zeros(3)})
+    with pytest.raises(ValueError, match="vector of shape"):
+        LAYOUT.unflatten(torch.zeros(3))
+
+
+def separable(count: int) -> torch.Tensor:
+    """Gradients whose variance is a product of head-by-position and head-by-dimension factors."""
+    rng = generator(3)
+    scale = torch.ones(D)
+    for block in LAYOUT.blocks:
+        if len(block.shape) == 3:
+            h, p, j = block.shape
+            a = torch.from_numpy(rng.random((h, p, 1)) + 0.05)
+            b = torch.from_numpy(rng.random((h, 1, j)) + 0.05)
+            scale[block.slice] = (a * b).reshape(-1).float()
+    return torch.from_numpy(rng.standard_normal((count, D))).float() * scale
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_prior_has_the_gradients_energy(kind: Kind) -> None:
+    rows = separable(200) + 0.2
+    prior = prior_from_gradients(kind, LAYOUT, rows, rank=2)
+    assert prior.energy == pytest.approx(float(rows.square().sum(1).mean()), rel=0.02)
+    drawn = prior.sample(400, generator(0))
+    assert float(drawn.square().sum(1).mean()) == pytest.approx(prior.energy, rel=0.05)
+    block = LAYOUT.blocks[3]
+    share = [float(x[:, block.slice].square().sum() / x.square().sum()) for x in (rows, drawn)]
+    assert share[0] == pytest.approx(share[1], rel=0.1)
+
+
+def test_layerwise_prior_is_the_papers() -> None:
+    rows = separable(100) + 0.3
+    prior = prior_from_gradients("layerwise", LAYOUT, rows)
+    for block in LAYOUT.blocks:
+        part = rows[:, block.slice]
+        assert torch.allclose(prior.mean[block.slice], part.mean(), atol=1e-4)
+        expected = part.square().mean() - part.mean().square()
+        assert torch.allclose(prior.variance[block.slice], expected, rtol=1e-3)
+
+
+def test_factored_prior_finds_a_table_of_products() -> None:
+    rows = separable(1500)
+    prior = prior_from_gradients("factored", LAYOUT, rows)
+    truth = rows.square().mean(0)
+    inside = LAYOUT.blocks[3].slice
+    found = torch.corrcoef(torch.stack([prior.second_moments[inside], truth[inside]]))[0, 1]
+    assert float(found) > 0.98
+
+
+def test_coordinate_prior_is_the_second_moments() -> None:
+    rows = separable(50)
+    prior = prior_from_gradients("coordinate", LAYOUT, rows)
+    assert torch.allclose(prior.second_moments, rows.square().mean(0), rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("unit", [Unit.CLIENT, Unit.EXAMPLE])
+def test_noisy_releases_make_a_valid_prior(kind: Kind, unit: Unit) -> None:
+    statistics = Statistics(kind, LAYOUT, clip=1.0)
+    rng = generator(0)
+    rows = separable(20)
+    for multiplier in (0.01, 1.0, 100.0):
+        made = [statistics.release(r, multiplier, rng, unit=unit, divisor=8.0) for r in rows]
+        prior = prior_from_releases(
+            statistics,
+            torch.stack(made),
+            noise_multiplier=multiplier,
+            sensitivity=statistics.sensitivity(unit, divisor=8.0),
+        )
+        assert bool(torch.isfinite(prior.sample(4, rng)).all())
+        assert bool((prior.variance >= 0).all())
+
+
+def test_noise_that_hides_all_shrinks_coordinates_to_their_block() -> None:
+    statistics = Statistics("coordinate", LAYOUT, clip=1.0)
+    rng = generator(1)
+    made = torch.stack([statistics.release(r, 50.0, rng) for r in separable(10)])
+    hidden = prior_from_releases(statistics, made, noise_multiplier=50.0)
+    trusted = prior_from_releases(statistics, made, noise_multiplier=0.0)
+    block = LAYOUT.blocks[3]
+
+    def spread(prior: Prior) -> float:
+        return float(prior.variance[block.slice].std())
+
+    assert spread(hidden) < 0.5 * spread(trusted)
+
+
+def test_prior_state_and_errors() -> None:
+    prior = prior_from_gradients("low-rank", LAYOUT, separable(20), rank=3)
+    again = Prior.from_state(*prior.state())
+    assert again.version == prior.version
+    assert torch.allclose(prior.basis @ prior.basis.T, torch.eye(len(prior.basis)), atol=1e-5)
+    with pytest.raises(ValueError, match="shape"):
+        prior_from_gradients("factored", LAYOUT, torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="not all zero"):
+        prior_from_gradients("factored", LAYOUT, torch.zeros(3, D))
+    with pytest.raises(ValueError, match="finite"):
+        prior_from_releases(Statistics("coordinate", LAYOUT, 1.0), torch.full((1, D), float("nan")))
+    with pytest.raises(ValueError, match=">= 0"):
+        Prior("coordinate", torch.zeros(2), -torch.ones(2), torch.zeros(0, 2), torch.zeros(0))
+
+
+def test_residual_survives_restarts_and_repeated_rounds(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "residual.safetensors"
+    memory = ErrorFeedback(path, 4, "v1")
+    assert not bool(memory.residual(0).any())
+    memory.store(0, torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 0, 3, 0]))
+    lost = torch.tensor([0.0, 2, 0, 4])
+    again = ErrorFeedback(path, 4, "v1")
+    assert torch.equal(again.residual(1), lost)
+    assert not bool(again.residual(0).any())  # the round repeated: what it started from
+    again.store(0, torch.ones(4), torch.zeros(4))
+    assert not bool(again.residual(0).any())
+    again.store(3, torch.zeros(4), lost)
+    assert torch.equal(ErrorFeedback(path, 4, "v1").residual(3), torch.ones(4))
+    with pytest.raises(ValueError, match="round >= 3"):
+        again.residual(2)
+    with pytest.raises(ValueError, match="codec"):
+        ErrorFeedback(path, 4, "v2")
+    with pytest.raises(ValueError, match="5 numbers"):
+        ErrorFeedback(path, 5, "v1")
+    path.write_bytes(b"not a file of tensors")
+    with pytest.raises(ValueError, match="residual of a client"):
+        ErrorFeedback(path, 4, "v1")
+
+
+def test_error_feedback_sends_everything_in_time(tmp_path: Path) -> None:
+    """A constant update through top-1 of 4: the sum of what arrives nears the sum of updates."""
+    from fedllm.codec.top_k import TopK
+
+    codec = TopK(4, 1)
+    memory = ErrorFeedback(tmp_path / "residual.safetensors", 4, codec.version)
+    update, arrived = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.zeros(4)
+    for number in range(40):
+        sent = update + memory.residual(number)
+        decoded = codec.decode(codec.encode(sent, generator(0)))
+        memory.store(number, sent, decoded)
+        arrived += decoded
+    assert torch.allclose(arrived / 40, update, atol=0.05)
