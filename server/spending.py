@@ -13,6 +13,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings import Settings
+from fedllm.silo_bounds import evaluation_events
 from privacy.accountants import make_accountant
 from privacy.events import dp_sgd, event_from_json, event_to_json, gaussian, no_guarantee
 from privacy.vocabulary import Relation
@@ -52,11 +53,7 @@ class SpendingView:
 
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""
-        counts = self.events.setdefault(silo, Counter())
-        if self.settings.evaluation.clients == "private" and self.settings.privacy.mode == "dp":
-            counts[gaussian(self.settings.evaluation.clients_noise)] += 1
-        else:
-            counts[no_guarantee("evaluation.clients=raw")] += 1
+        self.events.setdefault(silo, Counter()).update(evaluation_events(self.settings))
 
     def target(self, silo: str) -> dict[str, float | None]:
         """A silo's own bounds: on all runs, on this one, and the delta of both."""
@@ -73,15 +70,22 @@ class SpendingView:
         """Epsilon of each silo so far at its own delta; equal histories are accounted once."""
         privacy = self.settings.privacy
         accountant = make_accountant(privacy.accountant, Relation(privacy.relation))
-        found: dict[tuple[float, frozenset[tuple[str, int]]], float] = {}
+        found: dict[tuple[float, frozenset[tuple[DpEvent, int]]], float] = {}
         result = {}
         for silo, counts in sorted(self.events.items()):
             delta = self.settings.for_silo(silo).privacy.delta
-            events = frozenset((event_to_json(event), count) for event, count in counts.items())
+            events = frozenset(counts.items())
             if (delta, events) not in found:
                 found[delta, events] = float(accountant.epsilon(counts, delta))
             result[silo] = found[delta, events]
         return result
+
+    def copy(self) -> SpendingView:
+        """The view as it is now, to fall back to."""
+        view = SpendingView(self.settings)
+        view.mechanism = dict(self.mechanism)
+        view.events = {silo: counts.copy() for silo, counts in self.events.items()}
+        return view
 
     def to_plain(self) -> dict[str, Any]:
         """For a checkpoint."""

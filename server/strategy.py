@@ -7,7 +7,6 @@ adds it before the new model exists.
 
 from __future__ import annotations
 
-import copy
 import math
 import threading
 import time
@@ -143,7 +142,7 @@ class PrefixStrategy(Strategy):
         Raises:
             RunStopped: more replies failed than ``server.max_failures`` tolerates.
         """
-        before = copy.deepcopy(self.spending)
+        before = self.spending.copy()
         try:
             return self._aggregate(server_round, list(replies))
         except RunStopped:

@@ -20,7 +20,6 @@ Then a ledger of ``--rows`` rows is opened, verified, and opened for reading.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import tempfile
@@ -90,7 +89,7 @@ def measure_rounds(path: Path, clients: int, rounds: int) -> dict[str, list[floa
     found: dict[str, list[float]] = {"record": [], "epsilon": [], "view": [], "alone": []}
 
     def look(view: SpendingView) -> None:
-        copy.copy(view) if hasattr(view, "__copy__") else copy.deepcopy(view)
+        view.copy()
         for client in range(clients):
             view.add_training(
                 f"client-{client:05}", sampling_rate=RATE, noise_multiplier=NOISE, steps=STEPS
