@@ -264,7 +264,8 @@ class EvaluationSettings(Section):
     )
     clients_noise: PositiveFloat = Field(
         20.0,
-        description="`private`: noise multiplier of each release of the pair (correct, number).",
+        description="`private`: noise multiplier of each release of the pair (correct, number); each "
+        "of the two gets discrete Gaussian noise with sigma = sqrt(2) times this.",
     )
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ one run spends. Both are asked before a step, within the ledger's own transactio
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.budget import Budget, BudgetExceeded
-from privacy.events import gaussian, is_private, multiset, no_guarantee
+from privacy.events import discrete_gaussian, is_private, multiset, no_guarantee
 from privacy.vocabulary import Adversary, Relation
 
 
@@ -70,11 +71,17 @@ def bounds_of(settings: Settings) -> tuple[Bound, ...]:
     )
 
 
+def evaluation_sigma(settings: Settings) -> float:
+    """Sigma of the discrete Gaussian noise on each of a silo's two counts (correct, number)."""
+    return settings.evaluation.clients_noise * math.sqrt(2)
+
+
 def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     """The events of one evaluation by a silo; empty where there is none."""
     how = settings.evaluation.clients
     if how == "private" and settings.privacy.mode == "dp":
-        return multiset({gaussian(settings.evaluation.clients_noise): 1})
+        # Two whole numbers, and an example may change each by one: two events.
+        return multiset({discrete_gaussian(evaluation_sigma(settings)): 2})
     if how == "off":
         return Counter()
     return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import threading
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +29,11 @@ from fedllm.silo_account import (
     release_key,
     settings_digest,
 )
+from fedllm.silo_bounds import evaluation_sigma
 from fedllm.silos import Silo
 from fedllm.tunable import Tunable, make_tunable
+from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
-from privacy.noise import add_gaussian
 from privacy.randomness import generator
 
 
@@ -53,7 +55,7 @@ class SiloWorker:
         settings: the experiment's settings.
         silo: the silo's data.
         run: the run's id.
-        ledger: path of the silo's ledger.
+        ledger: the silo's ledger, open, or its path.
         log: file for what only the silo itself may see (counts of clipped gradients, ...), or None.
     """
 
@@ -63,14 +65,14 @@ class SiloWorker:
         silo: Silo,
         *,
         run: str,
-        ledger: Path,
+        ledger: Ledger | Path,
         log: Path | None = None,
     ) -> None:
         self.settings = settings.for_silo(silo.name)
         self.silo = silo
         self.run = run
         self.log = log
-        self.ledger = Ledger(ledger)
+        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
         self.tunable = shared_tunable(settings)
         self._train: list[Feature] | None = None
         self._held_out: list[Feature] | None = None
@@ -139,11 +141,11 @@ class SiloWorker:
 
     def evaluate(
         self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
-    ) -> tuple[float, float]:
+    ) -> tuple[int, int]:
         """Correct answers and number of the silo's held-out examples.
 
-        With ``evaluation.clients = "private"`` both carry Gaussian noise: the pair has L2 sensitivity
-        sqrt(2) to adding or removing one example.
+        With ``evaluation.clients = "private"`` both carry discrete Gaussian noise, so that they stay
+        whole numbers, and may be negative: adding or removing one example changes each by at most 1.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
@@ -156,15 +158,15 @@ class SiloWorker:
         key = release_key(self.settings, "evaluate", server_round, digest)
         account.spend_evaluation(server_round, key)
         features = self.held_out_features
-        correct = 0.0
+        correct = 0
         if features:
             metrics = self.tunable.evaluate(params, features, self.settings.client.max_tokens)
             correct = round(metrics["accuracy"] * len(features))
-        pair = torch.tensor([correct, len(features)], dtype=torch.float64)
+        pair = np.array([correct, len(features)])
         if self.settings.evaluation.clients == "private" and account.private:
             rng = self.streams(server_round, digest)("evaluate-noise", 0)
-            pair = add_gaussian(pair, 2**0.5, self.settings.evaluation.clients_noise, rng)
-        return float(pair[0]), float(pair[1])
+            pair = add_discrete_gaussian(pair, 1, evaluation_sigma(self.settings), rng)
+        return int(pair[0]), int(pair[1])
 
     def streams(self, server_round: int, digest: str) -> Streams:
         """Sources of randomness of one round: secret, each with a key of its own; with seeded
@@ -203,6 +205,7 @@ class SiloWorker:
 
 _tunables: dict[str, Tunable] = {}
 _workers: dict[tuple[Any, ...], SiloWorker] = {}
+_ledgers: weakref.WeakValueDictionary[tuple[int, ...], Ledger] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
 
@@ -225,10 +228,27 @@ def shared_worker(
     with _lock:
         found = _workers.get(key)
     if found is None:
-        found = SiloWorker(settings, silo, run=run, ledger=ledger, log=log)
+        found = SiloWorker(settings, silo, run=run, ledger=_shared_ledger(ledger), log=log)
         with _lock:
             _workers[key] = found
     return found
+
+
+def _shared_ledger(path: Path) -> Ledger:
+    """The open ledger of this file: one in a process, however many silos share it."""
+    with _lock:
+        if path.exists():
+            found = _ledgers.get(_file_key(path))
+            if found is not None:
+                return found
+        ledger = Ledger(path)
+        _ledgers[_file_key(path)] = ledger
+        return ledger
+
+
+def _file_key(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, os.getpid()
 
 
 def use_threads(count: int) -> None:

@@ -14,25 +14,19 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from privacy.randomness import RandomSource
 
 Integers = npt.NDArray[Any]  # int64, or objects: Python's integers
 _SAFE_BITS = 62
 _SMALLEST_SIGMA, _LARGEST_SIGMA = Fraction(1, 2**20), Fraction(2**40)
 
 
-class ByteSource(Protocol):
-    """A source of uniform random bytes, as numpy's Generator is one."""
-
-    def bytes(self, length: int, /) -> bytes:
-        """Return that many independent, uniform bytes."""
-        ...
-
-
-def _uniform(bound: int, size: int, rng: ByteSource) -> Integers:
+def _uniform(bound: int, size: int, rng: RandomSource) -> Integers:
     """Uniform integers from 0 to bound - 1, by rejection; int64 where bound fits, else objects."""
     bits = (bound - 1).bit_length()
     words = max(1, -(-bits // 64))
@@ -54,7 +48,9 @@ def _uniform(bound: int, size: int, rng: ByteSource) -> Integers:
     return result
 
 
-def _bernoulli_exp(numerators: Integers, denominator: int, rng: ByteSource) -> npt.NDArray[np.bool]:
+def _bernoulli_exp(
+    numerators: Integers, denominator: int, rng: RandomSource
+) -> npt.NDArray[np.bool]:
     """True with probability exp(-n / denominator), each 0 <= n <= denominator (algorithm 1)."""
     result = np.zeros(numerators.size, dtype=bool)
     active = np.arange(numerators.size)
@@ -69,7 +65,7 @@ def _bernoulli_exp(numerators: Integers, denominator: int, rng: ByteSource) -> n
 
 
 def _bernoulli_exp_any(
-    numerators: Integers, denominator: int, rng: ByteSource
+    numerators: Integers, denominator: int, rng: RandomSource
 ) -> npt.NDArray[np.bool]:
     """True with probability exp(-n / denominator), each n >= 0 (algorithm 1, second part)."""
     whole, rest = numerators // denominator, numerators % denominator
@@ -82,7 +78,7 @@ def _bernoulli_exp_any(
         whole[active] -= 1
 
 
-def _discrete_laplace(scale: int, size: int, rng: ByteSource) -> Integers:
+def _discrete_laplace(scale: int, size: int, rng: RandomSource) -> Integers:
     """Integers with P[x] proportional to exp(-|x| / scale), a whole scale >= 1 (algorithm 2)."""
     found: list[Integers] = []
     missing = size
@@ -119,7 +115,7 @@ def _variance(sigma: float | int | Fraction) -> Fraction:
 
 
 def discrete_gaussian(
-    size: int, sigma: float | int | Fraction, rng: ByteSource
+    size: int, sigma: float | int | Fraction, rng: RandomSource
 ) -> npt.NDArray[np.int64]:
     """Draw independent samples of the discrete Gaussian, exactly.
 
@@ -162,7 +158,7 @@ def add_discrete_gaussian(
     counts: npt.ArrayLike,
     sensitivity: int,
     noise_multiplier: float | int | Fraction,
-    rng: ByteSource,
+    rng: RandomSource,
 ) -> npt.NDArray[np.int64]:
     """Return whole numbers plus independent discrete Gaussian noise, as whole numbers.
 

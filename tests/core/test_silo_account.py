@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import threading
 import time
@@ -18,7 +19,7 @@ from fedllm.schedule import evaluation_rounds
 from fedllm.silo_account import SiloAccount, default_ledger, release_key, sampling_rate
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events import dp_sgd, gaussian, is_private
+from privacy.events import discrete_gaussian, dp_sgd, gaussian, is_private
 from privacy.ledger import Ledger, LedgerError
 from privacy.vocabulary import Relation, Unit
 
@@ -91,8 +92,8 @@ def test_calibration_leaves_room_for_private_evaluation(
         if server_round % 2 == 0:
             one.spend_evaluation(server_round, f"evaluate/{server_round}")
     events = one.spent()
-    assert events[gaussian(10.0)] == 3
-    assert sum(events.values()) == 15
+    assert events[discrete_gaussian(10 * math.sqrt(2))] == 6
+    assert sum(events.values()) == 18
     epsilon = make_accountant("rdp").epsilon(events, 1e-5)
     assert 2.0 * 0.998 <= epsilon <= 2.0
     with pytest.raises(BudgetExceeded):

@@ -18,7 +18,7 @@ from fedllm.silo_worker import SiloWorker, shared_tunable, shared_worker
 from fedllm.silos import Silo, load_federation
 from fedllm.tunable import initial_params
 from privacy.budget import BudgetExceeded
-from privacy.events import is_private
+from privacy.events import discrete_gaussian, is_private, multiset
 from privacy.ledger import Ledger, LedgerError
 
 Make = Callable[..., Any]
@@ -214,7 +214,7 @@ def test_key_holds_no_hash_of_the_data_where_noise_is_secret(
 def test_private_evaluation_is_noised_and_recorded(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
-    """std = clients_noise * sqrt(2) on each of the pair, whose sensitivity is sqrt(2)."""
+    """sigma = clients_noise * sqrt(2) on each of the pair, whole numbers, as two events."""
     settings = tiny_settings(
         **PRIVATE, **{"evaluation.clients_noise": 3.0, "privacy.epsilon": None}
     )
@@ -231,7 +231,9 @@ def test_private_evaluation_is_noised_and_recorded(
     recorded = rows(worker)
     assert len(recorded) == 200
     assert {e.purpose for e in recorded} == {"evaluate"}
-    assert "3.0" in str(recorded[0].view("server"))
+    assert got.dtype.kind == "i"
+    event = multiset(recorded[0].view("server"))
+    assert event == multiset(discrete_gaussian(3.0 * 2**0.5, sensitivity=1, count=2))
     assert is_private(recorded[0].view("server"))
 
 
