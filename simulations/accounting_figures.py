@@ -218,9 +218,15 @@ def _account_rows(
     events = composed(rows, adversary)
     key = frozenset(events.items())
     if key not in memory:
-        lost = no_guarantee_reasons(events)
-        memory[key] = _nothing(relation, lost) if lost else _figures(events, relation, delta)
+        memory[key] = figures(events, relation, delta)
     return memory[key]
+
+
+def figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figures:
+    """Every accountant's answer under its JSON name; infinite where an event has no guarantee, with
+    the reasons under ``no_guarantee``."""
+    lost = no_guarantee_reasons(events)
+    return _nothing(relation, lost) if lost else _figures(events, relation, delta)
 
 
 def _figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figures:
@@ -249,12 +255,12 @@ def _figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figu
 
 def _nothing(relation: Relation, reasons: Sequence[str]) -> Figures:
     """Infinite figures: no accountant can help."""
-    figures: Figures = {}
+    found: Figures = {}
     for name, key in _KEYS.items():
         accountant = make_accountant(name, relation)
         figure = {"epsilon": math.inf, "bound": accountant.is_bound, "trust": accountant.trust}
-        figures[key] = figure | ({"mu": math.inf} if "gdp" in name else {})
-    return figures | {"no_guarantee": list(reasons)}
+        found[key] = figure | ({"mu": math.inf} if "gdp" in name else {})
+    return found | {"no_guarantee": list(reasons)}
 
 
 def _largest(parties: Mapping[str, Figures]) -> Figures:

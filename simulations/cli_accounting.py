@@ -7,8 +7,7 @@ with its unit, neighbouring relation, adversary and accountant.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from decimal import Decimal
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +19,15 @@ from simulations import cli_ledger
 from simulations.cli_output import (
     AsJson,
     OneLineErrors,
+    Overrides,
+    epsilon_text,
     make_table,
     print_json,
     print_parts,
     require,
+    rounded,
 )
+from simulations.cli_plan import calibrate_experiment
 
 # torch and dp_accounting take seconds to load: privacy and what uses it are imported by commands.
 APPROXIMATION = "approximation, not a bound"
@@ -89,7 +92,12 @@ Opponent = Annotated[
 
 
 def calibrate(
-    epsilon: Annotated[float, typer.Option(help="Target epsilon.")],
+    ctx: typer.Context,
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(help="An experiment's TOML file, in place of --epsilon and a schedule."),
+    ] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Target epsilon.")] = None,
     delta: Delta = None,
     sample_rate: Rate = None,
     steps: Steps = None,
@@ -107,9 +115,20 @@ def calibrate(
         UnitName, typer.Option(help="What is sampled and protected.")
     ] = UnitName.EXAMPLE,
     adversary: Opponent = "server",
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise (or steps, sampling rate, delta) of DP-SGD that keeps to a target epsilon."""
+    """Find the noise (or steps, sampling rate, delta) of DP-SGD that keeps to a target epsilon.
+
+    Of an experiment: each silo's own noise, before any training (the model is not loaded).
+    """
+    if experiment is not None:
+        calibrate_experiment(ctx, experiment, overrides or [], as_json)
+        return
+    if overrides:
+        raise ValueError("Expected --set with an experiment only, got no experiment")
+    if epsilon is None:
+        raise ValueError("Expected --epsilon, or an experiment's TOML file; got neither")
     given = {
         Unknown.NOISE_MULTIPLIER: _noise(noise_multiplier),
         Unknown.STEPS: _steps(steps),
@@ -162,11 +181,11 @@ def calibrate(
         return
     table = make_table("quantity", "value")
     printed = {  # rounded towards more privacy: the printed schedule keeps to the target as well
-        "noise multiplier": _round(found.noise_multiplier, 6, math.ceil),
-        "sample rate": _round(found.sampling_rate, 6, math.floor),
+        "noise multiplier": rounded(found.noise_multiplier, 6, math.ceil),
+        "sample rate": rounded(found.sampling_rate, 6, math.floor),
         "steps": f"{found.steps}",
-        "epsilon": f"{_epsilon(found.epsilon)} ({BOUND}; target {epsilon:g})",
-        "delta": _round(found.delta, 6, math.ceil),
+        "epsilon": f"{epsilon_text(found.epsilon)} ({BOUND}; target {epsilon:g})",
+        "delta": rounded(found.delta, 6, math.ceil),
         "accountant": accountant.upper(),
         "unit": str(unit),
         "relation": str(relation),
@@ -276,22 +295,6 @@ def _noise(noise: float | None) -> float | None:
 # -- printing ----------------------------------------------------------------------------------
 
 
-def _round(value: float, digits: int, towards: Callable[[Any], int]) -> str:
-    """A value to some significant digits, rounded up or down."""
-    if value == 0 or not math.isfinite(value):
-        return "∞" if value == math.inf else f"{value:g}"
-    places = digits - 1 - math.floor(math.log10(abs(value)))
-    scaled = Decimal(repr(float(value))).scaleb(places)
-    return f"{float(Decimal(towards(scaled)).scaleb(-places)):.{digits}g}"
-
-
-def _epsilon(epsilon: float) -> str:
-    """Rounded up, so that the printed number holds as well."""
-    from fedllm.report.guarantee import shown
-
-    return _round(epsilon, 6, math.ceil) if 1e4 < epsilon < math.inf else shown(epsilon)
-
-
 def _print_account(found: Mapping[str, Any]) -> None:
     """All figures of a schedule or of a ledger, each with all that it needs to mean something."""
     named = (
@@ -313,12 +316,12 @@ def _print_account(found: Mapping[str, Any]) -> None:
         kind = BOUND if figure["bound"] else APPROXIMATION
         if figure["epsilon"] == math.inf:
             kind = "no guarantee" if "no_guarantee" in found else "no finite number"
-        mu = _round(figure["mu"], 5, math.ceil) if "mu" in figure else "-"
+        mu = rounded(figure["mu"], 5, math.ceil) if "mu" in figure else "-"
         if figure["epsilon"] is None:
             notes.append(figure["unsupported"])
             table.add_row(name, "none", "no number: see below", "-")
         else:
-            table.add_row(name, _epsilon(figure["epsilon"]), kind, mu)
+            table.add_row(name, epsilon_text(figure["epsilon"]), kind, mu)
         if figure.get("delta_floor"):
             notes.append(f"The dominating mu holds for every delta above {figure['delta_floor']:g}")
     lost = found.get("no_guarantee", [])
@@ -340,6 +343,6 @@ def _print_account(found: Mapping[str, Any]) -> None:
         each = make_table("party", "rows", "epsilon")
         for name, figures in parties.items():
             epsilon = figures["pld"]["epsilon"]
-            shown = "none" if epsilon is None else _epsilon(epsilon)
+            shown = "none" if epsilon is None else epsilon_text(epsilon)
             each.add_row(Text(name), str(figures["rows"]), shown)
         print_parts(f"Epsilon by party ({BOUND} by PLD) at {named}", each)

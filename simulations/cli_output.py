@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from decimal import Decimal
 from typing import Annotated, Any, NoReturn
 
 import click
@@ -30,6 +32,10 @@ class _OneLine(click.Command):
             return super().make_context(*args, **options)
         except click.UsageError as error:
             _fail(error)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help text, without the backslashes that Typer writes where rich is installed."""
+        return super().get_help(ctx).replace("\\[", "[")
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -85,3 +91,19 @@ def make_table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
+
+
+def rounded(value: float, digits: int, towards: Callable[[Any], int]) -> str:
+    """A value to some significant digits, rounded up or down."""
+    if value == 0 or not math.isfinite(value):
+        return "∞" if value == math.inf else f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = Decimal(repr(float(value))).scaleb(places)
+    return f"{float(Decimal(towards(scaled)).scaleb(-places)):.{digits}g}"
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Rounded up, so that the printed number holds as well."""
+    from fedllm.report.guarantee import shown
+
+    return rounded(epsilon, 6, math.ceil) if 1e4 < epsilon < math.inf else shown(epsilon)

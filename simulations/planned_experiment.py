@@ -1,0 +1,127 @@
+"""What an experiment plans for each silo: rate, target, noise and epsilon, before any training.
+
+The model is not loaded: data, schedule and the ledger that the experiment shares are enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from fedllm import plan
+from fedllm.schedule import participation, planned_rounds
+from fedllm.settings import Settings
+from fedllm.silo_account import SiloAccount, default_ledger
+from fedllm.silos import load_federation
+from privacy.budget import BudgetExceeded
+from privacy.ledger import Ledger
+from server.trusted_noise import TrustedNoise
+from simulations.accounting_figures import Figures, figures
+
+_RUN = "a run that is planned"
+
+
+def plan_experiment(settings: Settings) -> dict[str, Any]:
+    """The plan: what holds for all silos, ``silos`` by name, and ``warnings``.
+
+    A silo has the fixed names of ``fedllm calibrate`` (``noise_multiplier``, ``epsilon``, ``delta``,
+    ``accountant``) and ``bound``, with ``examples``, ``sampling_rate``, ``rounds``, ``steps``, its
+    targets, what other runs of the ledger have ``spent``, and ``figures`` by every accountant, of this
+    run and the ledger's others together. A silo without room on the ledger has ``leaves``, the reason,
+    in place of them.
+
+    Raises:
+        ValueError: the data cannot be read, or the settings do not fit the silos.
+    """
+    federation = load_federation(settings)
+    settings = plan.for_silos(settings, federation.names)
+    sizes = {silo.name: len(silo.train) for silo in federation.silos}
+    schedule = participation(settings, federation.names)
+    privacy = settings.privacy
+    memory: dict[tuple[frozenset[tuple[DpEvent, int]], float], Figures] = {}
+    silos: dict[str, dict[str, Any]] = {}
+    with _ledger(settings) as ledger:
+        accounts = _accounts(settings, sizes, schedule, ledger)
+        for name, account in accounts.items():
+            own = settings.for_silo(name).privacy
+            silos[name] = {
+                "examples": sizes[name],
+                "target_epsilon": own.epsilon,
+                "target_run_epsilon": own.run_epsilon,
+                "delta": own.delta,
+            }
+            if isinstance(account, str):
+                silos[name]["leaves"] = account
+                continue
+            before = account.spent_before()
+            events = account.planned() + before
+            key = frozenset(events.items()), own.delta
+            if key not in memory:
+                memory[key] = figures(events, account.relation, own.delta)
+            found = memory[key]
+            silos[name] |= {
+                "batch_size": settings.for_silo(name).client.batch_size,
+                "sampling_rate": account.sampling_rate,
+                "rounds": account.rounds,
+                "steps": account.rounds * sum(account.training_events().values()),
+                "noise_multiplier": account.noise_multiplier,
+                "epsilon": found[privacy.accountant]["epsilon"],
+                "accountant": privacy.accountant,
+                "bound": found[privacy.accountant]["bound"],
+                "spent": account.bounds[0].budget.cost(before)
+                if before and account.bounds
+                else 0.0,
+                "figures": found,
+            }
+    return {
+        "experiment": settings.name,
+        "mode": privacy.mode,
+        "unit": privacy.unit,
+        "relation": privacy.relation,
+        "adversary": "outsider" if privacy.noise_by == "server" else "server",
+        "noise_by": privacy.noise_by,
+        "silos": silos,
+        "drawn": settings.server.sampling == "poisson" and settings.server.fraction < 1,
+        "warnings": plan.warnings(settings, dict(sizes)),
+    }
+
+
+def _accounts(
+    settings: Settings, sizes: dict[str, int], schedule: Sequence[Sequence[str]], ledger: Ledger
+) -> dict[str, SiloAccount | str]:
+    """Each silo's account, or why it leaves."""
+    if settings.privacy.mode == "dp" and settings.privacy.noise_by == "server":
+        trusted = TrustedNoise(
+            settings, run=_RUN, silos=list(sizes), schedule=schedule, ledger=ledger
+        )
+        return {name: trusted.left.get(name) or trusted.accounts[name] for name in sizes}
+    found: dict[str, SiloAccount | str] = {}
+    for name, examples in sizes.items():
+        try:
+            found[name] = SiloAccount(
+                settings,
+                run=_RUN,
+                party=name,
+                examples=examples,
+                rounds=planned_rounds(schedule, name),
+                ledger=ledger,
+            )
+        except BudgetExceeded as error:
+            found[name] = str(error)
+    return found
+
+
+@contextmanager
+def _ledger(settings: Settings) -> Iterator[Ledger]:
+    """The ledger that the experiment shares with other runs, to read; else an empty one."""
+    with TemporaryDirectory() as folder:
+        path = default_ledger(settings, Path(folder))
+        shared = settings.privacy.ledger is not None and path.exists()
+        empty = Path(folder) / "ledger.sqlite"
+        with Ledger(path, read_only=True) if shared else Ledger(empty) as ledger:
+            yield ledger
