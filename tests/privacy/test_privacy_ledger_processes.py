@@ -128,3 +128,22 @@ def test_kill_nine_while_the_ledger_is_made(tmp_path):
         process.wait(timeout=60)
         with Ledger(path) as ledger:
             assert ledger.verify().ok
+
+
+def test_a_writer_killed_among_others_takes_nothing_with_it(tmp_path):
+    """One of three writers is killed while it writes; the others' rows, and its own, are all there."""
+    path = tmp_path / "ledger.sqlite"
+    victim = start(RELEASER, path, 0, stdout=subprocess.PIPE, text=True)  # party "a"
+    others = [start(WRITER, path, party, 60) for party in "bc"]
+    lines = [victim.stdout.readline() for _ in range(10)]
+    os.kill(victim.pid, signal.SIGKILL)
+    lines += victim.stdout.readlines()
+    victim.wait(timeout=60)
+    assert [w.wait(timeout=120) for w in others] == [0, 0]
+    released = 1 + max(int(line) for line in lines if line.endswith("\n"))
+    with Ledger(path, read_only=True) as ledger:
+        report = ledger.verify()
+        assert report.ok, report.problems
+        for party in "bc":
+            assert [e.round for e in ledger.entries(party=party)] == list(range(60))
+        assert released <= len(ledger.entries(party="a")) <= released + 1
