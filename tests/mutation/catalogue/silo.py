@@ -1,0 +1,231 @@
+"""A silo's account and its worker."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_ACCOUNT = "tests/core/test_silo_account.py"
+_WORKER = "tests/core/test_silo_worker.py"
+_ON_DISK = f"{_WORKER}::test_row_is_on_disk_before_training_begins"
+
+MUTATIONS = (
+    Mutation(
+        "training-not-recorded",
+        "fedllm/silo_worker.py",
+        "            account.spend_training(server_round, key)\n",
+        "            pass\n",
+        "Rounds leave no row: the report says that nothing was released.",
+        (_ON_DISK,),
+    ),
+    Mutation(
+        "recorded-after-training",
+        "fedllm/silo_worker.py",
+        """        if by_client or not account.private:
+            account.spend_training(server_round, key)
+        # Otherwise the server adds the noise, and records the event before it does.
+        result = train_locally(
+            self.tunable,
+            params,
+            self.train_features,
+            self.settings,
+            sampling_rate=account.sampling_rate,
+            noise_multiplier=account.noise_multiplier if by_client else 0.0,
+            streams=self.streams(server_round, digest),
+        )
+""",
+        """        result = train_locally(
+            self.tunable,
+            params,
+            self.train_features,
+            self.settings,
+            sampling_rate=account.sampling_rate,
+            noise_multiplier=account.noise_multiplier if by_client else 0.0,
+            streams=self.streams(server_round, digest),
+        )
+        if by_client or not account.private:
+            account.spend_training(server_round, key)
+""",
+        "The row is written after the noise was drawn: a crash in between under-counts.",
+        (_ON_DISK,),
+    ),
+    Mutation(
+        "refusal-ignored",
+        "fedllm/silo_worker.py",
+        "            account.spend_training(server_round, key)\n",
+        "            try:\n                account.spend_training(server_round, key)\n"
+        "            except Exception:\n                pass\n",
+        "A silo trains on although its budget or its ledger refused.",
+        (f"{_WORKER}::test_nothing_is_computed_where_the_ledger_refuses",),
+    ),
+    Mutation(
+        "evaluation-not-recorded",
+        "fedllm/silo_worker.py",
+        "        account.spend_evaluation(server_round, key)\n",
+        "",
+        "Counts on private held-out examples leave without an event.",
+        (f"{_WORKER}::test_private_evaluation_is_noised_and_recorded",),
+    ),
+    Mutation(
+        "raw-evaluation-costs-nothing",
+        "fedllm/silo_bounds.py",
+        '    if how == "off":\n',
+        '    if how != "private":\n',
+        "Exact counts are sent, and the report still states a finite epsilon.",
+        (
+            f"{_ACCOUNT}::test_raw_evaluation_is_recorded_and_training_goes_on",
+            f"{_WORKER}::test_raw_evaluation_is_exact_and_recorded_as_no_guarantee",
+        ),
+    ),
+    Mutation(
+        "evaluation-counted-as-one-number",
+        "fedllm/silo_bounds.py",
+        "discrete_gaussian(evaluation_sigma(settings)): 2})",
+        "discrete_gaussian(evaluation_sigma(settings)): 1})",
+        "Two counts that one example changes both are recorded as one.",
+        (f"{_WORKER}::test_private_evaluation_is_noised_and_recorded", _ACCOUNT),
+    ),
+    Mutation(
+        "evaluation-at-half-sigma",
+        "fedllm/silo_worker.py",
+        "add_discrete_gaussian(pair, 1, evaluation_sigma(self.settings), rng)",
+        "add_discrete_gaussian(pair, 1, evaluation_sigma(self.settings) / 2, rng)",
+        "The counts carry half of the noise that is recorded.",
+        (f"{_WORKER}::test_private_evaluation_is_noised_and_recorded",),
+    ),
+    Mutation(
+        "evaluation-without-noise-when-empty",
+        "fedllm/silo_worker.py",
+        'if self.settings.evaluation.clients == "private" and account.private:',
+        'if features and self.settings.evaluation.clients == "private" and account.private:',
+        "A silo without held-out examples says so exactly.",
+        (f"{_WORKER}::test_empty_held_out_data_still_release_noise",),
+    ),
+    Mutation(
+        "fewer-steps-recorded",
+        "fedllm/silo_account.py",
+        "return multiset({self.training_event(noise_multiplier): steps})",
+        "return multiset({self.training_event(noise_multiplier): 1})",
+        "Several local steps are taken and one is recorded.",
+        (_ACCOUNT,),
+    ),
+    Mutation(
+        "client-level-amplified-by-the-batch",
+        "fedllm/silo_account.py",
+        "        if self.unit is Unit.EXAMPLE:\n            return dp_sgd(",
+        "        if True:\n            return dp_sgd(",
+        "A client's round is accounted as an example's sampled step: an epsilon far too small.",
+        ("tests/core/test_client_level_events.py",),
+    ),
+    Mutation(
+        "amplified-by-a-draw-that-the-server-sees",
+        "fedllm/silo_account.py",
+        """        if (
+            self.settings.privacy.noise_by == "server"
+            and self.settings.server.sampling == "poisson"
+        ):
+            return dp_sgd(""",
+        """        if self.settings.server.sampling == "poisson":
+            return dp_sgd(""",
+        "Silos that noise their own updates are amplified by a draw that the server makes itself.",
+        (
+            f"{_ACCOUNT}::test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone",
+        ),
+    ),
+    Mutation(
+        "server-given-the-outsiders-event",
+        "fedllm/silo_account.py",
+        'return with_colluders(seen, colluding) | {"outsider": event}',
+        "return with_colluders(event, colluding)",
+        "A server that sees bare updates is said to be protected against.",
+        ("tests/federation/test_trusted_noise.py", _ACCOUNT),
+    ),
+    Mutation(
+        "other-runs-forgotten-by-the-budget",
+        "fedllm/silo_account.py",
+        "return self.ledger.spent(self.adversary, party=self.party, unit=self.unit)",
+        "return self.ledger.spent(self.adversary, party=self.party, unit=self.unit, run=self.run)",
+        "Each experiment on a shared ledger gets the whole budget again.",
+        (f"{_ACCOUNT}::test_second_run_on_the_same_data_composes",),
+    ),
+    Mutation(
+        "other-runs-forgotten-by-the-calibration",
+        "fedllm/silo_account.py",
+        "        before: Counter[DpEvent] = Counter() if bound.this_run else self.spent_before()\n",
+        "        before: Counter[DpEvent] = Counter()\n",
+        "A second run's noise makes no room for the first: it is stopped, or overspends.",
+        (f"{_ACCOUNT}::test_second_run_on_the_same_data_composes",),
+    ),
+    Mutation(
+        "own-target-of-a-silo-ignored",
+        "fedllm/silo_account.py",
+        "self.settings = settings = settings.for_silo(party)",
+        "self.settings = settings",
+        "A silo that asked for a smaller epsilon gets everybody's.",
+        (_ACCOUNT,),
+    ),
+    Mutation(
+        "run-budget-not-asked",
+        "fedllm/silo_bounds.py",
+        "        if epsilon is not None\n",
+        "        if epsilon is not None and not this_run\n",
+        "privacy.run_epsilon bounds nothing: one run may take what was kept for the next.",
+        (_ACCOUNT,),
+    ),
+    Mutation(
+        "ledger-budget-counts-this-run-alone",
+        "fedllm/silo_account.py",
+        "        total = mine if bound.this_run else self.spent()\n",
+        "        total = Counter(mine)\n",
+        "The budget over all runs forgets the others.",
+        (_ACCOUNT,),
+    ),
+    Mutation(
+        "noise-for-the-laxer-budget",
+        "fedllm/silo_account.py",
+        "return max(self._calibrate(bound, steps) for bound in self.bounds)",
+        "return min(self._calibrate(bound, steps) for bound in self.bounds)",
+        "With two budgets the noise fits the larger one: the run ends early or overspends.",
+        (_ACCOUNT,),
+    ),
+    Mutation(
+        "resumed-run-calibrates-anew",
+        "fedllm/silo_account.py",
+        "            if entry.purpose == TRAIN:  # resumed",
+        "            if False:  # resumed",
+        "A resumed run takes a noise of its own, as if the rounds before had not been.",
+        (f"{_ACCOUNT}::test_resumed_run_keeps_its_noise",),
+    ),
+    Mutation(
+        "restarted-silo-trains-without-noise",
+        "fedllm/silo_account.py",
+        'return float(str(entry.details["noise_multiplier"]))',
+        "return 1e-12",
+        "Noise is attached in the first round only: a silo that restarts sends gradients bare.",
+        (f"{_ACCOUNT}::test_resumed_run_keeps_its_noise",),
+    ),
+    Mutation(
+        "repetition-with-fresh-noise-is-free",
+        "fedllm/silo_account.py",
+        'nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"',
+        'nonce = ""',
+        "A round that is repeated with new noise counts once: averaging removes the noise.",
+        (f"{_WORKER}::test_repetition_with_fresh_noise_costs_a_row",),
+    ),
+    Mutation(
+        "silo-weighs-by-its-number-of-examples",
+        "fedllm/silo_worker.py",
+        "            update=result.update,\n",
+        "            update={n: v * (len(self.silo.train) / 50) for n, v in result.update.items()},\n",
+        "Weights by number of examples: private numbers leave, and a large silo's update outgrows "
+        "its noise's scale at the server.",
+        ("tests/federation/test_run.py::test_federation_equals_a_loop_over_the_silos",),
+    ),
+    Mutation(
+        "number-of-examples-leaves",
+        "client/app.py",
+        "            names.STEPS: reply.steps,\n",
+        '            names.STEPS: reply.steps,\n            "examples": len(worker.silo.train),\n',
+        "A silo tells its exact number of examples where that is not public.",
+        ("tests/federation/test_client.py::test_only_trainable_tensors_and_public_numbers_leave",),
+    ),
+)
