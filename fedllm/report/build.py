@@ -14,7 +14,7 @@ from fedllm import __version__
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
-from fedllm.report.curves import privacy_curves
+from fedllm.report.curves import least_missed, privacy_curves
 from fedllm.report.guarantee import Headline, headline
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
@@ -29,6 +29,10 @@ CURVES = 8
 """Silos in the drawing of epsilon by round."""
 POINTS = 8
 """Rounds at which each of them is accounted."""
+FALSE_ALARMS = 0.05
+"""Rate at which the guarantee is put in plain words."""
+DISTINCT = 64
+"""Silos with differing events up to which that is computed."""
 DELTA = 1e-5
 """Where neither the settings nor the ledger tell delta."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
@@ -91,6 +95,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "silos": [_silo(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": _curves(run, accounted, statement, unit, accounts),
         "privacy_curves": _privacy_curves(run, accounted, statement, unit, relation),
+        "meaning": _meaning(run, accounted, statement, unit, relation),
         "accountants": _trust(relation),
         "releases": accounting.releases(run.entries, run.run_id),
         "assumptions": _assumed(settings, seeded, len(runs)),
@@ -308,11 +313,8 @@ def _privacy_curves(
         return None
     worst = max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf)
     figure = worst.headline(adversary)
-    parties = (worst.name, accounting.EVERYBODY)
-    rows = [row for row in run.entries if row.party in parties and row.unit is unit]
-    if worst.name == accounting.TOGETHER:
-        rows = [row for row in rows if row.party == accounting.EVERYBODY]
-    found = privacy_curves(composed(rows, adversary), figure.accountant, relation)
+    events = composed(_rows(run, worst.name, unit), adversary)
+    found = privacy_curves(events, figure.accountant, relation)
     if found is None:
         return None
     return {
@@ -321,6 +323,38 @@ def _privacy_curves(
         "accountant": figure.accountant,
         **found,
     }
+
+
+def _rows(run: RunRecord, silo: str, unit: Unit) -> list[LedgerEntry]:
+    """The rows that count for a silo."""
+    parties = (silo, accounting.EVERYBODY)
+    return [row for row in run.entries if row.party in parties and row.unit is unit]
+
+
+def _meaning(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    relation: Relation,
+) -> dict[str, Any] | None:
+    """What a test with few false alarms misses at the least, in whichever silo; None where nothing
+    is guaranteed, or there are too many different silos to compute it for each."""
+    if statement.level not in ("guaranteed", "conditional", "outsider-only"):
+        return None
+    adversary = _drawn_adversary(statement)
+    distinct = {}
+    for silo in accounted:
+        if silo.rows:
+            events = composed(_rows(run, silo.name, unit), adversary)
+            name = silo.headline(adversary).accountant
+            distinct[frozenset(events.items()), name] = events
+    if not distinct or len(distinct) > DISTINCT:
+        return None
+    missed = min(
+        least_missed(events, name, relation, FALSE_ALARMS) for (_, name), events in distinct.items()
+    )
+    return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
 
 
 def _drawn_adversary(statement: Headline) -> str:

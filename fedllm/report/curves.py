@@ -72,6 +72,20 @@ def privacy_curves(
     }
 
 
+def least_missed(
+    events: Mapping[DpEvent, int], accountant_name: str, relation: Relation, alarms: float
+) -> float:
+    """The least rate of missed detections of any test with this rate of false alarms, or less."""
+    accountant = make_accountant(accountant_name, relation)
+    end = accountant.epsilon(events, SMALLEST_DELTA)
+    end = end if math.isfinite(end) else 2 * accountant.epsilon(events, 1e-5)
+    if not math.isfinite(end) or end > _LARGEST_EPSILON:
+        return 0.0
+    epsilons = np.linspace(0.0, end, _COARSE)
+    deltas = np.array([accountant.delta(events, float(epsilon)) for epsilon in epsilons])
+    return float(trade_off(epsilons, deltas, np.array([alarms]))[0])
+
+
 def trade_off(epsilons: Array, deltas: Array, alphas: Array) -> Array:
     """The trade-off function that a curve of delta implies: never above the true one.
 

@@ -74,16 +74,16 @@ _SUBJECTS = {"example": "one given training example", "client": "the data of one
 
 def plain_words(content: Mapping[str, Any]) -> str | None:
     """What the guarantee means to whoever tests for a record; None where nothing is guaranteed."""
-    guarantee, curves = content["guarantee"], content["privacy_curves"]
-    if curves is None or guarantee["level"] not in ("guaranteed", "conditional", "outsider-only"):
+    guarantee, found = content["guarantee"], content["meaning"]
+    if found is None:
         return None
-    alarms, missed, _ = min(curves["trade_off"], key=lambda point: abs(point[0] - 0.05))
-    least = max(0, floor(1000 * missed - 1e-9)) / 10
+    alarms = found["false_alarms"]
+    least = max(0, floor(1000 * found["missed"] - 1e-9)) / 10
     subject = _SUBJECTS[guarantee["unit"]]
     who = {
         "outsider": "Somebody who sees the released model",
         "server": "Somebody who sees every message of the training",
-    }.get(curves["adversary"], "The adversary")
+    }.get(found["adversary"], "The adversary")
     limit = {
         "conditional": ", and does not know the seed of the noise,",
         "outsider-only": " and nothing else",

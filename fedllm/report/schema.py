@@ -135,6 +135,14 @@ class PrivacyCurvesPart(Part):
     )
 
 
+class MeaningPart(Part):
+    """What the guarantee means to whoever tests for a record, in whichever silo."""
+
+    adversary: str
+    false_alarms: float = Field(description="Rate of false alarms of the test.")
+    missed: float = Field(description="Least rate of missed detections at that rate.")
+
+
 class AccountantPart(Part):
     """How far an accountant may be trusted."""
 
@@ -206,6 +214,7 @@ class Report(Part):
     silos: list[SiloPart]
     epsilon_by_round: RoundCurvesPart
     privacy_curves: PrivacyCurvesPart | None
+    meaning: MeaningPart | None
     accountants: list[AccountantPart]
     releases: list[ReleasePart]
     assumptions: list[TitledPart]

@@ -49,7 +49,7 @@ thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; font-we
 thead th.num { white-space: normal; }
 thead th small, td small { display: block; font-weight: 400; color: var(--soft); white-space: normal; }
 tbody th { font-weight: 600; }
-.stack th[scope="row"] { min-width: 7.5rem; max-width: 14rem; overflow-wrap: anywhere; }
+.stack th[scope="row"] { min-width: 8.75rem; max-width: 14rem; overflow-wrap: anywhere; }
 a { color: inherit; }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .lead { font-weight: 700; }
@@ -100,8 +100,10 @@ footer { margin-top: 2.5rem; font-size: .8rem; }
   p, .items dd, figcaption { max-width: none; }
   .scroll { overflow: visible; }
   table { font-size: 7pt; }
-  caption { font-size: 8pt; }
-  .stack th[scope="row"] { min-width: 2cm; max-width: 3cm; }
+  caption, figcaption, footer { font-size: 8pt; }
+  .tiles { grid-template-columns: repeat(6, 1fr); gap: .4rem; }
+  .tiles dd { font-size: 11pt; }
+  .stack th[scope="row"] { min-width: 2.2cm; max-width: 3cm; }
   th, td { padding: .2rem .2rem; }
   thead { display: table-header-group; }
   .columns { columns: 2; }

@@ -118,3 +118,27 @@ def test_the_trade_off_of_one_gaussian_is_known(tmp_path: Path) -> None:
 def test_plain_words_only_where_something_is_guaranteed(tmp_path: Path) -> None:
     assert plain_words(build(trained(new_run(tmp_path, privacy={"mode": "none"})))) is None
     assert plain_words(build(new_run(tmp_path))) is None
+
+
+def test_plain_words_hold_for_every_silo(tmp_path: Path) -> None:
+    """The silo with the largest epsilon at delta is not the one where a test misses least."""
+    events = {"A": dp_sgd(0.005, 0.55, 1), "B": dp_sgd(0.3, 2.8, 1)}
+    run = new_run(tmp_path)
+    for silo, event in events.items():
+        for round_ in range(1, ROUNDS + 1):
+            enter(run, silo, round_, event)
+    report = build(run)
+    at = {
+        silo["silo"]: silo["adversaries"]["server"]["headline"]["epsilon"]
+        for silo in report["silos"]
+    }
+    assert at["A"] > at["B"]
+    assert report["privacy_curves"]["silo"] == "A"
+    drawn = next(b for a, b, _ in report["privacy_curves"]["trade_off"] if abs(a - 0.05) < 1e-9)
+    missed = report["meaning"]["missed"]
+    assert missed < drawn - 0.01
+    accountant = make_accountant("pld")
+    for at_epsilon in np.linspace(0, 5, 101):  # the supremum over all epsilons is not below any
+        delta = accountant.delta({events["B"]: ROUNDS}, float(at_epsilon))
+        line = max(1 - delta - math.exp(at_epsilon) * 0.05, math.exp(-at_epsilon) * (0.95 - delta))
+        assert line <= missed + 2e-4
