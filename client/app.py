@@ -7,6 +7,7 @@ and a reason; nothing private is in them.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from flwr.clientapp import ClientApp
 
 from client.node import describe_node, open_silo
 from fedllm import messages as names
+from fedllm.codec_store import CodecMissing, keep_in_store
+from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
 from fedllm.settings_io import SettingsError, from_json
 from fedllm.silo_worker import SiloWorker
@@ -31,9 +34,13 @@ def train(message: Message, context: Context) -> Message:
     """One round of local training; replies with the released update, or with why there is none."""
 
     def work(worker: SiloWorker, config: Any) -> RecordDict:
-        content: Any = message.content
-        params = content[names.PARAMS].to_torch_state_dict()
-        reply = worker.train(params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS]))
+        version = str(config.get(names.CODEC_VERSION, ""))
+        reply = worker.train(
+            _params(message, worker),
+            int(config[names.ROUND]),
+            int(config[names.PLANNED_ROUNDS]),
+            version,
+        )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
             names.SAMPLING_RATE: reply.sampling_rate,
@@ -41,10 +48,12 @@ def train(message: Message, context: Context) -> Message:
         }
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
+        told: dict[str, Any] = {names.CODEC_VERSION: version} if version else {}
         return RecordDict(
             {
                 names.UPDATE: ArrayRecord(reply.update),
                 names.METRICS: MetricRecord(metrics),
+                names.INFO: ConfigRecord(told),
             }
         )
 
@@ -56,15 +65,45 @@ def evaluate(message: Message, context: Context) -> Message:
     """Evaluation on the silo's own held-out examples, with noise unless the settings say `raw`."""
 
     def work(worker: SiloWorker, config: Any) -> RecordDict:
-        content: Any = message.content
-        params = content[names.PARAMS].to_torch_state_dict()
         correct, count = worker.evaluate(
-            params, int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS])
+            _params(message, worker), int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS])
         )
         record = MetricRecord({names.CORRECT: correct, names.COUNT: count})
         return RecordDict({names.METRICS: record})
 
     return _answer(message, context, work)
+
+
+@app.query("statistics")
+def statistics(message: Message, context: Context) -> Message:
+    """The silo's noisy statistics before training, for the codec's prior."""
+
+    def work(worker: SiloWorker, config: Any) -> RecordDict:
+        planned = int(config[names.PLANNED_ROUNDS])
+        released, rate = worker.statistics(_params(message, worker), planned)
+        return RecordDict(
+            {
+                names.STATISTICS: ArrayRecord({names.STATISTICS: released}),
+                names.METRICS: MetricRecord({names.SAMPLING_RATE: rate}),
+            }
+        )
+
+    return _answer(message, context, work)
+
+
+@app.query("codec")
+def codec(message: Message, context: Context) -> Message:
+    """Keep the codec that the server sends, after checking it against its version."""
+    config: Any = message.content[names.CONFIG]
+    info: dict[str, Any] = {names.STATUS: names.OK, names.REASON: ""}
+    try:
+        content: Any = message.content
+        tensors = content[names.CODEC].to_torch_state_dict()
+        meta = json.loads(str(config[names.CODEC_META]))
+        keep_in_store(tensors, meta, str(config[names.CODEC_VERSION]))
+    except Exception as error:
+        info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
+    return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
 
 
 @app.query()
@@ -93,12 +132,21 @@ def _answer(
         worker = open_silo(settings, context, config)
         info[names.SILO] = worker.silo.name
         content = work(worker, config)
+        info |= dict(content.config_records.get(names.INFO, {}))
+    except CodecMissing as error:
+        info |= {names.STATUS: names.NEEDS_CODEC, names.REASON: _one_line(error)}
     except BudgetExceeded as error:
         info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
     except Exception as error:
         info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
     content[names.INFO] = ConfigRecord(info)
     return Message(content, reply_to=message)
+
+
+def _params(message: Message, worker: SiloWorker) -> dict[str, Any]:
+    content: Any = message.content
+    tensors = content[names.PARAMS].to_torch_state_dict()
+    return decode_params(tensors, worker.settings.codec.downlink)
 
 
 def _reason(error: Exception, context: Context) -> str:

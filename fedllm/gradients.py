@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedllm.codec.base import Codec
 from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import expand_params
 from fedllm.tunable import Tunable
@@ -39,6 +40,7 @@ def clipped_gradient_sum(
     clip_norm: float,
     scales: Mapping[str, float],
     max_tokens: int,
+    codec: Codec | None = None,
 ) -> ClippedSum:
     """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
@@ -49,18 +51,29 @@ def clipped_gradient_sum(
         params: the point at which to differentiate, on the backbone's device.
         scales: factor of each tensor, see :func:`privacy.clipping.clip_and_sum`.
         max_tokens: size of a physical micro-batch.
+        codec: each example's gradient (all tensors, scaled, in one vector) is projected first, and
+            its *code* is clipped to ``clip_norm``: that bounds the sensitivity of the sum of codes
+            whatever the projection does.
 
     Returns:
-        Sums in the order of sorted names; counts over all micro-batches.
+        Sums in the order of sorted names (with a codec: one sum of codes, [k]); counts over all
+        micro-batches.
     """
     names = sorted(params)
     factors = [scales[name] for name in names]
     sums = [torch.zeros_like(params[name]) for name in names]
+    if codec is not None:
+        sums = [torch.zeros(codec.code_dimension, device=sums[0].device)]
     count, clipped, nonfinite, norms = 0, 0, 0, [torch.zeros(0)]
     for group in tunable.task.batches(features, max_tokens):
         batch = tunable.task.collate([features[i] for i in group])
         grads = per_example_gradients(tunable, params, batch)
-        part = clip_and_sum([grads[name] for name in names], clip_norm, factors)
+        rows = [grads.pop(name) for name in names]
+        if codec is None:
+            part = clip_and_sum(rows, clip_norm, factors)
+        else:
+            scaled = [row.flatten(1) * f for row, f in zip(rows, factors, strict=True)]
+            part = clip_and_sum([codec.project(torch.cat(scaled, dim=1))], clip_norm)
         sums = [total + new for total, new in zip(sums, part.sums, strict=True)]
         count += part.count
         clipped += part.clipped

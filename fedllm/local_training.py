@@ -3,6 +3,7 @@
 Guarantee (unit ``example``): each local step releases a Poisson-subsampled Gaussian mechanism with the
 silo's sampling rate and noise multiplier; the returned update is a function of these releases and of
 public values, so it may be sent to anybody. The caller must have recorded the event before.
+With a codec the message is its code instead; see :mod:`fedllm.encoded_release`.
 
 Guarantee (unit ``client``): the returned update has norm at most ``clip`` (sensitivity ``clip`` to
 adding or removing the silo); with noise by the client it is one Gaussian mechanism.
@@ -17,10 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.encoded_release import (
+    Encoding,
+    Residual,
+    encode_client_update,
+    encode_released_update,
+    gradient_scales,
+)
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX, Tunable
+from fedllm.tunable import Tunable
 from privacy.clipping import clip_vector
 from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
@@ -35,9 +43,10 @@ class LocalResult:
     """What one round of local training gives.
 
     Attributes:
-        update: new minus old parameters, float32 on the CPU; safe to release (see module docstring).
+        update: new minus old parameters, float32 on the CPU, or with a codec the tensors of their
+            code; safe to release (see module docstring).
         noise_std: standard deviation of the privacy noise in each entry of each tensor of ``update``
-            (data-independent), or None where it is not known (local Adam).
+            (data-independent), or None where it is not known (local Adam, most codecs).
         examples, clipped, nonfinite: numbers over all local steps. Private: for the silo's own log,
             not to be sent.
         median_norm: median gradient norm before clipping; private as well, NaN for no example.
@@ -60,6 +69,8 @@ def train_locally(
     sampling_rate: float,
     noise_multiplier: float,
     streams: Streams,
+    encoding: Encoding | None = None,
+    residual: Residual | None = None,
 ) -> LocalResult:
     """Run ``client.local_steps`` steps from ``params``.
 
@@ -72,12 +83,104 @@ def train_locally(
         sampling_rate: probability of each example to be in a step's batch.
         noise_multiplier: noise standard deviation over the clipping norm; 0 only for
             ``privacy.mode = "none"`` or where the server adds the noise.
-        streams: source of randomness for sampling ("sample") and noise ("noise").
+        streams: source of randomness for sampling ("sample"), noise ("noise") and the rounding of
+            codes ("round").
+        encoding: how the update is encoded; None sends it as it is.
+        residual: the silo's error feedback.
 
     Raises:
         ValueError: a noise multiplier that does not fit the mode.
     """
     check_noise(settings, noise_multiplier)
+    steps = _local_steps(
+        tunable,
+        params,
+        features,
+        settings,
+        sampling_rate=sampling_rate,
+        noise_multiplier=noise_multiplier,
+        streams=streams,
+        encoding=encoding if encoding is not None and encoding.in_code else None,
+    )
+    noise_std = update_noise_std(settings, noise_multiplier, steps.update)
+    update, counts = steps.update, steps.counts
+    by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
+    if encoding is not None:
+        rounding = streams("round", settings.client.local_steps)
+        if by_client:
+            code, clipped, bad = encode_client_update(
+                update,
+                encoding,
+                clip=settings.privacy.clip,
+                noise_multiplier=noise_multiplier,
+                noise=streams("noise", settings.client.local_steps),
+                rounding=rounding,
+                residual=residual,
+            )
+            counts[1:] = [int(clipped), int(bad)]
+        elif steps.code is not None:
+            code = encoding.codec.encode_code(steps.code, rounding)
+        else:
+            code = encode_released_update(update, encoding, rounding=rounding, residual=residual)
+        update = dict(code.tensors)
+        noise_std = noise_std if settings.codec.keeps_all else None
+    elif by_client:
+        update, was_clipped, was_bad = _client_release(update, settings, noise_multiplier, streams)
+        counts[1:] = [int(was_clipped), int(was_bad)]
+    return LocalResult(
+        update=update,
+        noise_std=noise_std,
+        examples=counts[0],
+        clipped=counts[1],
+        nonfinite=counts[2],
+        median_norm=float(steps.norms.median()) if len(steps.norms) else float("nan"),
+    )
+
+
+def local_update(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    settings: Settings,
+    *,
+    sampling_rate: float,
+    streams: Streams,
+) -> dict[str, Tensor]:
+    """The update of one round at unit client, before clipping and noise: private."""
+    return _local_steps(
+        tunable,
+        params,
+        features,
+        settings,
+        sampling_rate=sampling_rate,
+        noise_multiplier=0.0,
+        streams=streams,
+        encoding=None,
+    ).update
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """All local steps: the update, the sum of the noisy codes that made it (unit example, noise in
+    the code; else None), numbers of examples, clipped and not finite, and norms before clipping."""
+
+    update: dict[str, Tensor]
+    code: Tensor | None
+    counts: list[int]
+    norms: Tensor
+
+
+def _local_steps(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    settings: Settings,
+    *,
+    sampling_rate: float,
+    noise_multiplier: float,
+    streams: Streams,
+    encoding: Encoding | None,
+) -> _Steps:
     device = tunable.backbone.device
     start = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
     weights = {name: value.clone() for name, value in start.items()}
@@ -86,6 +189,8 @@ def train_locally(
     divisor = float(settings.client.batch_size or 1)
     counts = [0, 0, 0]
     norms: list[Tensor] = []
+    codes: list[Tensor] = []
+    in_code = encoding if per_example else None
     for step in range(settings.client.local_steps):
         drawn = poisson_sample(len(features), sampling_rate, streams("sample", step))
         batch = [features[i] for i in drawn]
@@ -98,9 +203,16 @@ def train_locally(
                 clip_norm=settings.privacy.clip,
                 scales=scales,
                 max_tokens=settings.client.max_tokens,
+                codec=None if in_code is None else in_code.codec,
             )
-            sums = _noisy(total.sums, weights, settings, noise_multiplier, streams("noise", step))
-            sums = [s / scales[name] for s, name in zip(sums, weights, strict=True)]
+            noise = streams("noise", step)
+            if in_code is None:
+                sums = _noisy(total.sums, weights, settings, noise_multiplier, noise)
+                sums = [s / scales[name] for s, name in zip(sums, weights, strict=True)]
+            else:
+                noisy = add_gaussian(total.sums[0], settings.privacy.clip, noise_multiplier, noise)
+                codes.append(noisy.cpu())
+                sums = list(in_code.unflatten(in_code.codec.reconstruct(noisy)).values())
             counts = [a + b for a, b in zip(counts, _counts(total), strict=True)]
             norms.append(total.norms)
         else:
@@ -110,19 +222,11 @@ def train_locally(
             value.grad = (total_gradient / divisor).to(value.dtype)
         optimizer.step()
     update = {name: (weights[name].detach() - start[name]).cpu() for name in weights}
-    noise_std = update_noise_std(settings, noise_multiplier, update)
-    if settings.privacy.mode == "dp" and settings.privacy.unit == "client":
-        update, was_clipped, was_bad = _client_release(update, settings, noise_multiplier, streams)
-        counts[1:] = [int(was_clipped), int(was_bad)]
-    seen = torch.cat(norms) if norms else torch.zeros(0)
-    return LocalResult(
-        update=update,
-        noise_std=noise_std,
-        examples=counts[0],
-        clipped=counts[1],
-        nonfinite=counts[2],
-        median_norm=float(seen.median()) if len(seen) else float("nan"),
-    )
+    code = None
+    if codes:  # SGD: the weights moved by its reconstruction
+        code = torch.stack(codes).double().sum(0) * (-settings.client.learning_rate / divisor)
+        code = code.float()
+    return _Steps(update, code, counts, torch.cat(norms) if norms else torch.zeros(0))
 
 
 def check_noise(settings: Settings, noise_multiplier: float) -> None:
@@ -143,11 +247,6 @@ def check_noise(settings: Settings, noise_multiplier: float) -> None:
             f"Expected noise_multiplier=0 for privacy.mode={privacy.mode}, "
             f"privacy.noise_by={privacy.noise_by}, got noise_multiplier={noise_multiplier}"
         )
-
-
-def gradient_scales(settings: Settings, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Public factor of each tensor before clipping (``privacy.prefix_scale`` for the prefix)."""
-    return {name: settings.privacy.prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
 def update_noise_std(

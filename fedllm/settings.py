@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedllm.settings_codec import CodecSettings
 from fedllm.settings_privacy import PrivacySettings
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
 
@@ -318,6 +319,7 @@ class Settings(Section):
     client: ClientSettings = ClientSettings()
     server: ServerSettings = ServerSettings()
     privacy: PrivacySettings = PrivacySettings()
+    codec: CodecSettings = CodecSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     output: OutputSettings = OutputSettings()
@@ -350,7 +352,33 @@ class Settings(Section):
                 "Expected privacy.relation=add-or-remove-one for privacy.unit=example (amplification "
                 "by Poisson sampling is stated for it), got privacy.relation=replace-one"
             )
+        if self.codec.active:
+            self._check_codec()
         return self
+
+    def _check_codec(self) -> None:
+        codec, privacy = self.codec, self.privacy
+        dp = privacy.mode == "dp"
+        if dp:
+            codec.check_unit(privacy.unit)
+        in_code = dp and codec.noise == "in-code"
+        if in_code and privacy.unit == "example" and self.client.optimizer != "sgd":
+            raise ValueError(
+                "Expected client.optimizer=sgd for codec.noise=in-code with privacy.unit=example (the "
+                "code that is sent is the sum of the steps' noisy codes, which moves the weights only "
+                f"under SGD), got client.optimizer={self.client.optimizer}"
+            )
+        if codec.asks_silos and dp and privacy.noise_by == "server":
+            raise ValueError(
+                "Expected codec.prior_source=public for privacy.noise_by=server (silos that add no "
+                "noise release no statistics of their own), got codec.prior_source=private"
+            )
+        if codec.error_feedback and self.server.checkpoint_every != 1:
+            raise ValueError(
+                "Expected server.checkpoint_every=1 for codec.error_feedback (a silo keeps what its "
+                "last two codes lost, a resumed run may repeat one round), got "
+                f"server.checkpoint_every={self.server.checkpoint_every}"
+            )
 
     def for_silo(self, name: str) -> Settings:
         """The settings as they hold for one silo: its own values in the place of the run's, and no

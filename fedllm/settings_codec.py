@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedllm.settings import PositiveFloat, PositiveInt, Section
+from fedllm.settings_section import PositiveFloat, PositiveInt, Section
 
 LEARNED = ("linear", "autoencoder")
 """Codecs that are fitted to a prior."""
@@ -95,6 +95,21 @@ class CodecSettings(Section):
                 "codec.error_feedback (the residual holds examples of earlier rounds without noise), "
                 "got codec.noise=in-code with privacy.unit=example"
             )
+
+    @property
+    def active(self) -> bool:
+        """Whether updates travel as codes at all."""
+        return self.name != "none" or self.bits != 32
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether every coordinate is sent, and only its number format is shorter."""
+        return self.name in ("none", "fp16", "int8")
+
+    @property
+    def asks_silos(self) -> bool:
+        """Whether the silos release statistics before training."""
+        return self.needs_prior and self.prior_source == "private"
 
     @property
     def needs_prior(self) -> bool:

@@ -29,6 +29,7 @@ from fedllm.silo_bounds import (
     evaluation_events,
     planned_evaluations,
     protected_from,
+    statistics_events,
 )
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.budget import BudgetExceeded
@@ -40,6 +41,7 @@ from privacy.vocabulary import Adversary, Relation, Unit
 
 TRAIN = "train"
 EVALUATE = "evaluate"
+STATISTICS = "statistics"
 LEAST_LEFT = 0.01
 """Share of a budget that other runs must have left: for less, the noise would drown everything."""
 
@@ -118,12 +120,17 @@ class SiloAccount:
         """The events of one evaluation by the silo; empty where there is none."""
         return evaluation_events(self.settings)
 
+    def statistics_events(self) -> Counter[DpEvent]:
+        """The events of the statistics before training; empty where there are none."""
+        return statistics_events(self.settings, self.sampling_rate)
+
     def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
         if self.rounds:
             for event, count in self.training_events(noise_multiplier).items():
                 total[event] += count * self.rounds
+            total += self.statistics_events()
         for event, count in self.evaluation_events().items():
             total[event] += count * evaluation_rounds(self.settings)
         return total
@@ -205,7 +212,7 @@ class SiloAccount:
                 sampling_rate=rate,
                 steps=steps,
                 relation=self.relation,
-                other_events=before + planned_evaluations(self.settings),
+                other_events=before + planned_evaluations(self.settings) + self.statistics_events(),
                 accountant=self.settings.privacy.accountant,
                 cache_dir=cache_folder() / "calibration",
             )
@@ -251,6 +258,10 @@ class SiloAccount:
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
         return self._spend(EVALUATE, server_round, key, self.evaluation_events())
+
+    def spend_statistics(self, key: str) -> bool:
+        """As :meth:`spend_training`, for the statistics before training (round 0)."""
+        return self._spend(STATISTICS, 0, key, self.statistics_events())
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
         entry = self._entry(purpose, server_round, key, events)

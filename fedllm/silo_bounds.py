@@ -16,7 +16,14 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.budget import Budget, BudgetExceeded
-from privacy.events import discrete_gaussian, is_private, multiset, no_guarantee
+from privacy.events import (
+    discrete_gaussian,
+    dp_sgd,
+    gaussian,
+    is_private,
+    multiset,
+    no_guarantee,
+)
 from privacy.vocabulary import Adversary, Relation
 
 
@@ -85,6 +92,22 @@ def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     if how == "off":
         return Counter()
     return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
+
+
+def statistics_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
+    """The events of a silo's statistics before training; empty where the codec asks for none.
+
+    Args:
+        sampling_rate: of each example in the batch that the statistics are of (unit example).
+    """
+    if not settings.codec.asks_silos:
+        return Counter()
+    if settings.privacy.mode == "none":
+        return multiset({no_guarantee("privacy.mode=none: statistics without noise"): 1})
+    noise = settings.codec.statistics_noise
+    if settings.privacy.unit == "example":
+        return multiset({dp_sgd(sampling_rate, noise, 1): 1})
+    return multiset({gaussian(noise): 1})
 
 
 def planned_evaluations(settings: Settings) -> Counter[DpEvent]:

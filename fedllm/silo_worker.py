@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.codec_store import codec_from_store
+from fedllm.encoded_release import Encoding, Residual
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.settings import Settings
@@ -31,6 +33,7 @@ from fedllm.silo_account import (
 )
 from fedllm.silo_bounds import evaluation_sigma
 from fedllm.silos import Silo
+from fedllm.statistics_release import release_statistics
 from fedllm.tunable import Tunable, make_tunable
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
@@ -42,6 +45,7 @@ class TrainReply:
     """What may leave the silo after a round: every field is released or public."""
 
     update: dict[str, Tensor]
+    """The update, or the tensors of its code."""
     noise_std: dict[str, float] | None
     noise_multiplier: float
     sampling_rate: float
@@ -107,15 +111,28 @@ class SiloWorker:
         return self._account
 
     def train(
-        self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
+        self,
+        params: Mapping[str, Tensor],
+        server_round: int,
+        planned_rounds: int,
+        codec_version: str = "",
     ) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
+        Args:
+            codec_version: of the codec to encode the update by; empty for none.
+
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
+            CodecMissing: the codec is not here; nothing was done, nothing recorded.
+            ValueError: the settings ask for a codec and the task names none, or the reverse.
         """
+        encoding = self.encoding(params, codec_version)
+        residual = None
+        if encoding is not None and self.settings.codec.error_feedback:
+            residual = Residual(self.residual_path, encoding, server_round)
         account = self.account(planned_rounds)
-        digest = self.digest(params)
+        digest = self.digest(params, encoding, residual)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         if by_client or not account.private:
@@ -129,6 +146,8 @@ class SiloWorker:
             sampling_rate=account.sampling_rate,
             noise_multiplier=account.noise_multiplier if by_client else 0.0,
             streams=self.streams(server_round, digest),
+            encoding=encoding,
+            residual=residual,
         )
         self._write_log(server_round, result)
         return TrainReply(
@@ -138,6 +157,49 @@ class SiloWorker:
             sampling_rate=account.sampling_rate,
             steps=self.settings.client.local_steps,
         )
+
+    def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
+        """How this round's update is encoded."""
+        if bool(version) != self.settings.codec.active:
+            raise ValueError(
+                f"Expected {'a' if self.settings.codec.active else 'no'} codec with the task for "
+                f"codec.name={self.settings.codec.name}, got version={version!r}"
+            )
+        if not version:
+            return None
+        return Encoding.of(codec_from_store(version), version, self.settings, params)
+
+    @property
+    def residual_path(self) -> Path:
+        """The silo's error feedback in this run: private, beside its log or its ledger."""
+        folder = (self.ledger.path if self.log is None else self.log).parent
+        name = hashlib.sha256(json.dumps([self.run, self.silo.name]).encode()).hexdigest()[:32]
+        return folder / f"residual-{name}.safetensors"
+
+    def statistics(self, params: Mapping[str, Tensor], planned_rounds: int) -> tuple[Tensor, float]:
+        """The silo's noisy statistics at the initial parameters, and its sampling rate.
+
+        Raises:
+            BudgetExceeded: nothing was done, nothing recorded.
+            ValueError: the settings ask for no statistics.
+        """
+        if not self.settings.codec.asks_silos:
+            raise ValueError(
+                "Expected no request for statistics: the codec is not fitted to private ones"
+            )
+        account = self.account(planned_rounds)
+        digest = self.digest(params)
+        account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
+        streams = self.streams(0, digest)
+        released = release_statistics(
+            self.tunable,
+            params,
+            self.train_features,
+            self.settings,
+            sampling_rate=account.sampling_rate,
+            streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
+        )
+        return released, account.sampling_rate
 
     def evaluate(
         self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
@@ -177,16 +239,26 @@ class SiloWorker:
         fixed = (self.silo.name, server_round, digest)
         return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
 
-    def digest(self, params: Mapping[str, Tensor]) -> str:
+    def digest(
+        self,
+        params: Mapping[str, Tensor],
+        encoding: Encoding | None = None,
+        residual: Residual | None = None,
+    ) -> str:
         """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
-        (and so the seed) and data, since other data must neither meet the same noise nor pass for
-        the same release. Else of the parameters alone: no hash of private data leaves the silo."""
+        (and so the seed), data, codec and residual, since other values must neither meet the same
+        noise nor pass for the same release. Else of the parameters alone: no hash of private data leaves the silo."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
         if self._fixed is None:
             data = features_digest([*self.train_features, *self.held_out_features])
             self._fixed = (settings_digest(self.settings), data)
-        return hashlib.sha256("/".join((*self._fixed, params_digest(params))).encode()).hexdigest()
+        parts = [*self._fixed, params_digest(params)]
+        if encoding is not None:
+            parts.append(encoding.version)
+        if residual is not None:
+            parts.append(residual.digest)
+        return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:
         if self.log is None:

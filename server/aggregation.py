@@ -20,11 +20,13 @@ class UpdateRefused(ValueError):
 
 @dataclass(frozen=True)
 class Contribution:
-    """One silo's accepted update, with the noise it says it holds (standard deviation an entry)."""
+    """One silo's accepted update, with the noise it says it holds (standard deviation an entry) and
+    the bytes it came in."""
 
     silo: str
     update: dict[str, Tensor]
     noise_std: dict[str, float] | None
+    bytes: int = 0
 
 
 def check_update(

@@ -23,8 +23,10 @@ from fedllm.tasks.generation import Generation
 from fedllm.tunable import Tunable, initial_params
 from privacy.ledger import Ledger
 from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
+from server.encoder_phase import prepare_codec
 from server.exchange import Stopped, exchange, wait_for_nodes
-from server.strategy import BudgetSpent, PrefixStrategy, RunStopped
+from server.replies import RunStopped
+from server.strategy import BudgetSpent, PrefixStrategy
 from server.trusted_noise import TrustedNoise
 
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
@@ -63,6 +65,7 @@ def run_experiment(
         settings = _checked(settings, run, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         first = _restore(run, strategy)
+        prepare_codec(grid, run, strategy, tunable, stop)
         if settings.output.tensorboard:
             watchers.append(TensorBoard(run.tensorboard_path, first))
             everyone.callbacks = watchers

@@ -13,7 +13,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_events
+from fedllm.silo_bounds import evaluation_events, statistics_events
 from privacy.accountants import make_accountant
 from privacy.events import dp_sgd, event_from_json, event_to_json, gaussian, no_guarantee
 from privacy.vocabulary import Relation
@@ -54,6 +54,11 @@ class SpendingView:
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""
         self.events.setdefault(silo, Counter()).update(evaluation_events(self.settings))
+
+    def add_statistics(self, silo: str, sampling_rate: float) -> None:
+        """The statistics that ``silo`` released before training."""
+        found = statistics_events(self.settings.for_silo(silo), sampling_rate)
+        self.events.setdefault(silo, Counter()).update(found)
 
     def target(self, silo: str) -> dict[str, float | None]:
         """A silo's own bounds: on all runs, on this one, and the delta of both."""

@@ -26,25 +26,25 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedllm import messages as names
+from fedllm.downlink import encode_params
+from fedllm.encoded_release import Encoding
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
+from privacy.randomness import generator
 from server.aggregation import (
     Contribution,
-    UpdateRefused,
     check_noise_std,
     check_update,
     clip_update,
     mean_update,
 )
+from server.codec_link import CODE, CodecLink
 from server.exchange import exchange
 from server.optimizers import ServerOptimizer
+from server.replies import RunStopped, sort_replies
 from server.spending import SpendingView
 from server.trusted_noise import TrustedNoise
-
-
-class RunStopped(Exception):
-    """The run cannot go on; the message says why. Its state is saved."""
 
 
 class BudgetSpent(RunStopped):
@@ -100,6 +100,7 @@ class PrefixStrategy(Strategy):
         self.left: dict[str, str] = {} if trusted_noise is None else dict(trusted_noise.left)
         self.finished_rounds = 0
         self.moved_rounds = 0
+        self.codec: CodecLink | None = None
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -112,7 +113,14 @@ class PrefixStrategy(Strategy):
 
     def arrays(self) -> ArrayRecord:
         """The global parameters as they travel."""
-        return ArrayRecord(self.params)
+        how = self.settings.codec.downlink
+        rng = generator(self.settings.seed, "downlink", self.moved_rounds)
+        return ArrayRecord(encode_params(self.params, how, rng))
+
+    def use_codec(self, encoding: Encoding) -> None:
+        """Let the silos encode their updates from the next round on."""
+        sums_codes = self.trusted_noise is not None and encoding.in_code
+        self.codec = CodecLink(encoding, self.nodes, sums_codes=sums_codes)
 
     # -- Flower's interface ----------------------------------------------------------------------
 
@@ -121,7 +129,7 @@ class PrefixStrategy(Strategy):
     ) -> Iterable[Message]:
         """One task for each silo of this round that is still in the run."""
         chosen = [name for name in self.schedule[server_round - 1] if self._in_run(name)]
-        return self._tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
+        return self.tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -132,7 +140,7 @@ class PrefixStrategy(Strategy):
         ):
             return []
         chosen = [name for name in sorted(self.nodes) if self._in_run(name)]
-        return self._tasks(MessageType.EVALUATE, chosen, server_round, arrays, config)
+        return self.tasks(MessageType.EVALUATE, chosen, server_round, arrays, config)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message | None]
@@ -152,22 +160,20 @@ class PrefixStrategy(Strategy):
     def _aggregate(
         self, server_round: int, replies: Sequence[Message | None]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        accepted, failed, refused, left = self._sort_replies(server_round, replies)
-        asked = len(self._asked)
+        timeout = self.settings.server.timeout
+        found = sort_replies(self._asked, replies, self._contribution, timeout)
+        accepted, left = found.accepted, found.left
+        if self.codec is not None:
+            self.codec.forget(found.without_codec)
         record = self._record | {
             "replied": len(accepted),
-            "failed": failed,
-            "refused": refused,
+            "failed": found.failed,
+            "refused": found.refused,
             "left": left,
-            "bytes_up": sum(_bytes(c.update) for c in accepted),
+            "bytes_up": sum(c.bytes for c in accepted),
         }
-        bad = len(failed) + len(refused)
-        if asked and bad / asked > self.settings.server.max_failures:
-            reasons = "; ".join(f"{item['silo']}: {item['reason']}" for item in failed + refused)
-            raise RunStopped(
-                f"{bad} of {asked} silos failed in round {server_round}, more than "
-                f"server.max_failures={self.settings.server.max_failures} tolerates: {reasons}"
-            )
+        most = self.settings.server.max_failures
+        found.require(len(self._asked), most, f"round {server_round}")
         for item in left:
             self.left[item["silo"]] = item["reason"]
         update, noise_std = self._mean(server_round, accepted)
@@ -239,20 +245,22 @@ class PrefixStrategy(Strategy):
         for server_round in range(self.finished_rounds + 1, rounds + 1):
             self._check_enough()
             began = time.monotonic()
-            tasks = list(
-                self.configure_train(server_round, self.arrays(), train_config or _empty(), grid)
-            )
+            arrays = self.arrays()
+            tasks = list(self.configure_train(server_round, arrays, train_config or _empty(), grid))
+            codec_bytes = 0
+            if self.codec is not None:
+                codec_bytes = self.codec.deliver(grid, self._asked, wait, self.stop)
             self._record = {
                 "kind": "round",
                 "round": server_round,
-                "bytes_down": len(tasks) * _bytes(self.params),
+                "bytes_down": len(tasks) * _bytes(arrays.to_torch_state_dict()) + codec_bytes,
             }
             replies = exchange(
                 grid, tasks, timeout=wait, stop=self.stop, on_reply=self._on_reply(server_round)
             )
-            arrays, metrics = self.aggregate_train(server_round, replies)
-            if arrays is not None:
-                result.arrays = arrays
+            moved, metrics = self.aggregate_train(server_round, replies)
+            if moved is not None:
+                result.arrays = moved
             if metrics is not None:
                 result.train_metrics_clientapp[server_round] = metrics
             self._record["seconds"] = time.monotonic() - began
@@ -290,7 +298,7 @@ class PrefixStrategy(Strategy):
                 f"server.min_clients={self.settings.server.min_clients}; left: {reasons}"
             )
 
-    def _tasks(
+    def tasks(
         self,
         kind: str,
         chosen: Sequence[str],
@@ -298,6 +306,7 @@ class PrefixStrategy(Strategy):
         arrays: ArrayRecord,
         config: ConfigRecord,
     ) -> list[Message]:
+        """One message of this kind for each of the silos, with the parameters and the settings."""
         self._asked = list(chosen)
         tasks = []
         for name in chosen:
@@ -309,6 +318,7 @@ class PrefixStrategy(Strategy):
                     names.RUN_FOLDER: self.run_folder,
                     names.ROUND: server_round,
                     names.PLANNED_ROUNDS: planned_rounds(self.schedule, name),
+                    names.CODEC_VERSION: "" if self.codec is None else self.codec.encoding.version,
                 }
             )
             tasks.append(
@@ -333,48 +343,15 @@ class PrefixStrategy(Strategy):
 
         return tell
 
-    def _sort_replies(
-        self, server_round: int, replies: Sequence[Message | None]
-    ) -> tuple[
-        list[Contribution], list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]
-    ]:
-        accepted: list[Contribution] = []
-        failed: list[dict[str, str]] = []
-        refused: list[dict[str, str]] = []
-        left: list[dict[str, str]] = []
-        for name, reply in zip(self._asked, replies, strict=True):
-            if reply is None:
-                seconds = self.settings.server.timeout
-                failed.append({"silo": name, "reason": f"no reply within {seconds:g} s"})
-                continue
-            if reply.has_error():
-                failed.append({"silo": name, "reason": str(reply.error.reason)[:500]})
-                continue
-            try:
-                info: Any = reply.content[names.INFO]
-                status, reason = info[names.STATUS], str(info[names.REASON])
-                if status == names.LEFT:
-                    left.append({"silo": name, "reason": reason})
-                    continue
-                if status != names.OK:
-                    failed.append({"silo": name, "reason": reason})
-                    continue
-                if info[names.SILO] != name:
-                    raise UpdateRefused(f"Expected a reply of silo {name}, got {info[names.SILO]}")
-                accepted.append(self._contribution(name, reply))
-            except UpdateRefused as error:
-                refused.append({"silo": name, "reason": str(error)})
-            except (KeyError, TypeError, ValueError) as error:
-                refused.append({"silo": name, "reason": f"malformed reply: {error!r}"})
-        return accepted, failed, refused, left
-
     def _contribution(self, name: str, reply: Message) -> Contribution:
         arrays: Any = reply.content[names.UPDATE]
-        update = check_update(
-            arrays.to_torch_state_dict(),
-            self.params,
-            self.settings.server.max_update_norm,
-        )
+        tensors = arrays.to_torch_state_dict()
+        like, update = self.params, tensors
+        if self.codec is not None:
+            info: Any = reply.content[names.INFO]
+            update = self.codec.decode(tensors, str(info.get(names.CODEC_VERSION, "")))
+            like = self.codec.like if self.codec.sums_codes else self.params
+        update = check_update(update, like, self.settings.server.max_update_norm)
         metrics: Any = reply.content[names.METRICS]
         most = self.settings.server.max_update_norm
         std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
@@ -385,7 +362,7 @@ class PrefixStrategy(Strategy):
             self.spending.add_training(
                 name, sampling_rate=float(rate), noise_multiplier=float(noise), steps=int(steps)
             )
-        return Contribution(name, update, std)
+        return Contribution(name, update, std, _bytes(tensors))
 
     def _mean(
         self, server_round: int, accepted: list[Contribution]
@@ -397,12 +374,19 @@ class PrefixStrategy(Strategy):
         trusted, clip = self.trusted_noise, self.settings.privacy.clip
         trusted.left.update(self.left)
         clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
-        counted, mean, std = trusted.release(server_round, clipped, self.params)
+        in_code = self.codec if self.codec is not None and self.codec.sums_codes else None
+        like = self.params if in_code is None else in_code.like
+        counted, mean, std = trusted.release(server_round, clipped, self.params, like)
         rate = self.settings.server.fraction if trusted.poisson else 1.0
         for name in counted:
             self.spending.add_training(
                 name, sampling_rate=rate, noise_multiplier=trusted.noise_multiplier, steps=1
             )
+        if in_code is not None and mean is not None:
+            # Linear: the mean of the codes decodes to the mean of the updates. Post-processing.
+            mean = in_code.reconstruct(mean[CODE])
+            known = std is not None and self.settings.codec.keeps_all
+            std = dict.fromkeys(mean, (std or {})[CODE]) if known else None
         return mean, std
 
     def _left_by_the_server(self) -> list[dict[str, str]]:

@@ -77,12 +77,21 @@ class TrustedNoise:
             account.noise_multiplier = self.noise_multiplier
 
     def release(
-        self, server_round: int, clipped: Sequence[Contribution], params: Mapping[str, Tensor]
+        self,
+        server_round: int,
+        clipped: Sequence[Contribution],
+        params: Mapping[str, Tensor],
+        like: Mapping[str, Tensor] | None = None,
     ) -> tuple[list[str], dict[str, Tensor] | None, dict[str, float] | None]:
         """The noisy mean of updates of norm at most ``clip`` each, and whom it is counted for.
 
         A silo whose budget does not allow the round leaves, and its update is left out. All are asked
         and recorded together, or none: the sum, and so the release, depends on who leaves.
+
+        Args:
+            params: the global parameters, which name the release.
+            like: shapes of what is summed, where it is not the updates but their codes (whose norm
+                is what ``clip`` bounds then): the noise lives in the code's dimensions.
 
         Returns:
             Names of the silos that the release is counted for, the mean and its noise's standard
@@ -91,7 +100,7 @@ class TrustedNoise:
         counted = list(self.accounts) if self.poisson else self.schedule[server_round - 1]
         while counted := [name for name in counted if name not in self.left]:
             staying = [c for c in clipped if c.silo not in self.left]
-            total, _ = mean_update(staying, params, 1.0)
+            total, _ = mean_update(staying, params if like is None else like, 1.0)
             digest = self._digest(total, params)
             key = release_key(self.settings, "train", server_round, digest)
             refused = spend_together((self.accounts[name] for name in counted), server_round, key)

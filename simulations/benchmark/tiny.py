@@ -113,7 +113,7 @@ def tree(encoder: Path, words: Path, **changes: Any) -> dict[str, Any]:
     }
     for name, value in changes.items():
         section, _, key = name.rpartition(".")
-        (plain[section] if section else plain)[key] = value
+        (plain.setdefault(section, {}) if section else plain)[key] = value
     return plain
 
 

@@ -1,0 +1,197 @@
+"""What a silo sends where a codec is in use: the noisy update, encoded, or the update's noisy code.
+
+Coordinates. A codec sees one vector of d numbers: the update's tensors in the order of
+:class:`fedllm.codec.Layout`, each times its scale (``privacy.prefix_scale`` for the prefix), as they are
+when they are clipped. The server divides by the scales again.
+
+**noise = "before-encoding"** (the paper). The update is released as without a codec: clipped and noised
+in d dimensions. Encoding is post-processing: same events, same guarantee.
+
+**noise = "in-code"**. What is clipped to ``clip`` and gets the noise is the code, a vector of k numbers.
+
+*Unit client.* z = clip(project(update + residual)) has norm at most ``clip``, whatever the update, the
+residual and the codec (which is fixed before the round and public): adding or removing the silo moves
+what is released by at most ``clip``, replacing it by twice that, as without a codec.
+*Unit example.* In each local step z_t = (sum over the Poisson batch of clip(project(g_i))) + noise. An
+example enters one summand, of norm at most ``clip``: the sensitivity to adding or removing it is ``clip``,
+and a step is the same Poisson-sampled Gaussian mechanism as without a codec. The step moves the weights
+by -rate * R z_t / B, R being the linear ``reconstruct``. So the update of the round is
+-rate/B * sum_t R z_t = R(-rate/B * sum_t z_t): the code that is sent is this sum of released values, exactly
+(in real arithmetic) what moved the weights, and is not projected a second time. It takes a linear
+``reconstruct``, and plain SGD (the settings refuse Adam).
+**Noise by the server** (unit client): the silo sends the clipped update's code, or its clipped code,
+without noise. The server clips what it decodes once more, so that the sensitivity is its own.
+
+Rounding to fewer bits comes after the noise, and is post-processing too; with noise by the server it comes
+before, and the server's clipping covers it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from fedllm.codec.base import Code, Codec
+from fedllm.codec.error_feedback import ErrorFeedback
+from fedllm.codec.layout import Layout
+from fedllm.settings import Settings
+from fedllm.tunable import PREFIX
+from privacy.clipping import clip_vector
+from privacy.noise import add_gaussian
+from privacy.randomness import RandomSource
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A codec in the coordinates of one run.
+
+    Attributes:
+        codec: fixed before training, and public.
+        version: of the codec.
+        layout: of the trainable tensors.
+        scales: public factor of each tensor before clipping.
+        in_code: whether clipping and noise are in the code.
+
+    Raises:
+        ValueError: a codec of another dimension than the layout's, or one that is not linear for
+            noise in the code.
+    """
+
+    codec: Codec
+    version: str
+    layout: Layout
+    scales: Mapping[str, float]
+    in_code: bool
+
+    def __post_init__(self) -> None:
+        if self.codec.dimension != self.layout.dimension:
+            raise ValueError(
+                f"Expected a codec for the {self.layout.dimension} trained numbers, got one for "
+                f"{self.codec.dimension}"
+            )
+        if self.in_code and not self.codec.linear:
+            raise ValueError(f"Expected a linear codec for codec.noise=in-code, got {self.codec}")
+
+    @classmethod
+    def of(
+        cls, codec: Codec, version: str, settings: Settings, like: Mapping[str, Tensor]
+    ) -> Encoding:
+        """For tensors ``like`` these, under these settings."""
+        in_code = settings.privacy.mode == "dp" and settings.codec.noise == "in-code"
+        scales = gradient_scales(settings, like)
+        return cls(codec, version, Layout.of(like), scales, in_code)
+
+    def flatten(self, update: Mapping[str, Tensor]) -> Tensor:
+        """The update as the codec sees it, float32 [d]."""
+        scaled = {name: value * self.scales[name] for name, value in update.items()}
+        return self.layout.flatten(scaled)
+
+    def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
+        """Inverse of :meth:`flatten`."""
+        parts = self.layout.unflatten(vector)
+        return {name: value / self.scales[name] for name, value in parts.items()}
+
+    @cached_property
+    def float32_bytes(self) -> int:
+        """Bytes of an update without a codec."""
+        return 4 * self.layout.dimension
+
+
+def gradient_scales(settings: Settings, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """Public factor of each tensor before clipping (``privacy.prefix_scale`` for the prefix)."""
+    return {name: settings.privacy.prefix_scale if name == PREFIX else 1.0 for name in params}
+
+
+class Residual:
+    """A silo's error feedback in one round: what earlier codes lost, added to this update.
+
+    With a *linear* codec whose rows are fixed, what a code loses is orthogonal to its rows, and so is
+    lost again by each later code: error feedback changes nothing there but the norm that is clipped.
+    It helps codecs whose choice changes from round to round (``top-k``) or that are not projections.
+
+    Args:
+        path: the silo's file, private to it.
+        number: of the round.
+    """
+
+    def __init__(self, path: Path, encoding: Encoding, number: int) -> None:
+        self._memory = ErrorFeedback(path, encoding.layout.dimension, encoding.version)
+        self._number = number
+        self.value = self._memory.residual(number)
+        self._codec = encoding.codec
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the residual: names the release with seeded noise."""
+        return hashlib.sha256(self.value.numpy().tobytes()).hexdigest()
+
+    def keep(self, sent: Tensor) -> None:
+        """Store what the code of ``sent`` [d] loses, durably.
+
+        The loss of the continuous code of the value itself: neither its noise nor unbiased rounding is
+        fed back.
+        """
+        self._memory.store(self._number, sent, self._codec.reconstruct(self._codec.project(sent)))
+
+
+def encode_client_update(
+    update: Mapping[str, Tensor],
+    encoding: Encoding,
+    *,
+    clip: float,
+    noise_multiplier: float,
+    noise: RandomSource,
+    rounding: RandomSource,
+    residual: Residual | None = None,
+) -> tuple[Code, bool, bool]:
+    """Unit client: clip, add noise (in the order that the encoding says), encode.
+
+    Args:
+        update: new minus old parameters; private.
+        noise_multiplier: over ``clip``; 0 where the server adds the noise.
+
+    Returns:
+        The message, whether the update was clipped, whether it was not finite and counts as zero.
+    """
+    vector = encoding.flatten(update)
+    bad = not bool(vector.isfinite().all())
+    if bad:
+        vector = vector.new_zeros(vector.shape)
+    if residual is not None:
+        vector = vector + residual.value
+    if encoding.in_code:
+        code, clipped, _ = clip_vector(encoding.codec.project(vector), clip)
+        vector = clip_vector(vector, clip)[0] if residual is not None else vector
+    else:
+        vector, clipped, _ = clip_vector(vector, clip)
+        code = vector
+    if residual is not None:
+        residual.keep(vector)
+    if noise_multiplier:
+        code = add_gaussian(code, clip, noise_multiplier, noise)
+    if encoding.in_code:
+        return encoding.codec.encode_code(code, rounding), clipped, bad
+    return encoding.codec.encode(code, rounding), clipped, bad
+
+
+def encode_released_update(
+    update: Mapping[str, Tensor],
+    encoding: Encoding,
+    *,
+    rounding: RandomSource,
+    residual: Residual | None = None,
+) -> Code:
+    """Encode an update that carries its noise already (or has no guarantee): post-processing.
+
+    The residual is then a function of released values too.
+    """
+    vector = encoding.flatten(update)
+    if residual is not None:
+        vector = vector + residual.value
+        residual.keep(vector)
+    return encoding.codec.encode(vector, rounding)

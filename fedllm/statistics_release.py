@@ -1,0 +1,168 @@
+"""The statistics of a silo's gradients before training, released under differential privacy.
+
+What the codec's prior is made of (DR-Encoder's first stage), at the initial parameters. The mechanism and
+its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded the event before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedllm.codec.layout import Layout
+from fedllm.codec.prior import Prior, prior_from_gradients, prior_from_releases
+from fedllm.codec.statistics import Statistics
+from fedllm.encoded_release import gradient_scales
+from fedllm.gradients import clipped_gradient_sum, gradient_sum
+from fedllm.inputs import Feature
+from fedllm.local_training import Streams, local_update
+from fedllm.settings import Settings
+from fedllm.tunable import Tunable
+from privacy.randomness import generator
+from privacy.sampling import poisson_sample
+from privacy.vocabulary import Unit
+
+_PUBLIC_GRADIENTS = 32
+
+
+def statistics_of(settings: Settings, params: Mapping[str, Tensor]) -> Statistics:
+    """The statistic that these settings ask for."""
+    return Statistics(settings.codec.prior, Layout.of(params), settings.privacy.clip)
+
+
+def release_statistics(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    settings: Settings,
+    *,
+    sampling_rate: float,
+    streams: Streams,
+) -> Tensor:
+    """A silo's noisy statistics, float64 [size].
+
+    Unit example: of the sum of a Poisson batch's clipped gradients over ``client.batch_size``, so that
+    the event is the Poisson-sampled Gaussian. Unit client: of the clipped update of one local round.
+    Without privacy (``privacy.mode = "none"``) there is no noise.
+    """
+    statistics = statistics_of(settings, params)
+    unit, divisor = Unit(settings.privacy.unit), float(settings.client.batch_size or 1)
+    if unit is Unit.CLIENT:
+        update = local_update(
+            tunable, params, features, settings, sampling_rate=sampling_rate, streams=streams
+        )
+        vector = statistics.layout.flatten(update)
+    else:
+        drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
+        vector = _clipped_mean(tunable, params, [features[i] for i in drawn], settings, divisor)
+    if settings.privacy.mode == "none":
+        return statistics.of(vector)
+    noise = settings.codec.statistics_noise
+    return statistics.release(vector, noise, streams("noise", 0), unit=unit, divisor=divisor)
+
+
+def prior_of_releases(
+    settings: Settings, params: Mapping[str, Tensor], releases: Mapping[str, Tensor]
+) -> Prior:
+    """The prior of what the silos released, by name: post-processing.
+
+    Silos may have other divisors, and so other noise: the root mean square is that of their mean.
+
+    Raises:
+        ValueError: no release.
+    """
+    statistics = statistics_of(settings, params)
+    unit = Unit(settings.privacy.unit)
+    bounds = [
+        statistics.sensitivity(unit, divisor=float(settings.for_silo(name).client.batch_size or 1))
+        for name in sorted(releases)
+    ]
+    private = settings.privacy.mode == "dp"
+    prior = prior_from_releases(
+        statistics,
+        torch.stack([releases[name] for name in sorted(releases)]) if releases else torch.zeros(0),
+        noise_multiplier=settings.codec.statistics_noise if private else 0.0,
+        sensitivity=float(np.sqrt(np.mean(np.square(bounds)))) if bounds else 1.0,
+        rank=settings.codec.rank,
+    )
+    return _scaled(prior, 1.0 if unit is Unit.CLIENT else _reach(settings))
+
+
+def _reach(settings: Settings) -> float:
+    """From a gradient to an update: how far a round of SGD goes where the gradient stays the same."""
+    return settings.client.learning_rate * settings.client.local_steps
+
+
+def _scaled(prior: Prior, factor: float) -> Prior:
+    """The prior of ``factor`` times the vector."""
+    return replace(
+        prior,
+        mean=prior.mean * factor,
+        variance=prior.variance * factor**2,
+        basis_variance=prior.basis_variance * factor**2,
+    )
+
+
+def prior_of_public_text(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    settings: Settings,
+) -> Prior:
+    """The prior of gradients of examples that no silo has: free.
+
+    Mean gradients of up to 32 groups of examples, clipped as in training. Classification: with labels
+    drawn at random, so that the codec knows nothing of the labels that the model is judged by.
+
+    Raises:
+        ValueError: no examples, or gradients that are all zero.
+    """
+    if not features:
+        raise ValueError("Expected examples at the server for codec.prior_source=public, got none")
+    rng = generator(settings.seed, "codec", "public-prior")
+    count = len(settings.task.labels or ())
+    if settings.task.kind == "classification":
+        labels = (rng.random(len(features)) * count).astype(int)
+        features = [
+            replace(feature, target=int(label))
+            for feature, label in zip(features, labels, strict=True)
+        ]
+    order = np.argsort(rng.random(len(features)), kind="stable")
+    groups = np.array_split(order, min(_PUBLIC_GRADIENTS, len(order)))
+    layout = Layout.of(params)
+    rows = [
+        _clipped_mean(tunable, params, [features[i] for i in group], settings, float(len(group)))
+        for group in groups
+    ]
+    prior = prior_from_gradients(
+        settings.codec.prior, layout, torch.stack(rows), rank=settings.codec.rank
+    )
+    return _scaled(prior, _reach(settings))
+
+
+def _clipped_mean(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    batch: Sequence[Feature],
+    settings: Settings,
+    divisor: float,
+) -> Tensor:
+    """Sum of the gradients (unit example: clipped one by one) over ``divisor``, as the codec sees
+    them: flat and scaled, [d]."""
+    layout, scales = Layout.of(params), gradient_scales(settings, params)
+    device = tunable.backbone.device
+    point = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
+    tokens = settings.client.max_tokens
+    if settings.privacy.unit == "example":
+        clip = settings.privacy.clip
+        sums = clipped_gradient_sum(
+            tunable, point, batch, clip_norm=clip, scales=scales, max_tokens=tokens
+        ).sums
+    else:
+        sums = gradient_sum(tunable, point, batch, max_tokens=tokens)
+    named = {name: value.cpu() for name, value in zip(point, sums, strict=True)}
+    return layout.flatten(named) / divisor

@@ -1,0 +1,116 @@
+"""A run's codec between server and silos: sent once to each, and their codes decoded.
+
+Each silo gets the codec before the first round that it takes part in. What it sends is checked and
+decoded here; decoding is post-processing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.codec import Code, Codec
+from fedllm.encoded_release import Encoding
+from server.aggregation import UpdateRefused
+from server.exchange import exchange
+
+CODE = "code"
+"""Name of the one tensor in the place of an update where the server adds its noise to codes."""
+
+
+class CodecLink:
+    """Delivers the codec, and decodes what comes back.
+
+    Args:
+        encoding: with the codec and its version.
+        nodes: node id of each silo.
+        sums_codes: whether the server adds noise to the sum of the codes: they are then decoded after
+            it, not one by one.
+    """
+
+    def __init__(self, encoding: Encoding, nodes: Mapping[str, int], *, sums_codes: bool) -> None:
+        self.encoding = encoding
+        self.nodes = nodes
+        self.sums_codes = sums_codes
+        self._delivered: set[str] = set()
+
+    @property
+    def like(self) -> dict[str, Tensor]:
+        """Zeros of the shape of what is summed with ``sums_codes``."""
+        return {CODE: torch.zeros(self.encoding.codec.code_dimension)}
+
+    def decode(self, tensors: dict[str, Tensor], version: str) -> dict[str, Tensor]:
+        """The update in a reply, or with ``sums_codes`` its code alone, under the name ``CODE``.
+
+        Raises:
+            UpdateRefused: encoded by another codec, or no code of this one.
+        """
+        if version != self.encoding.version:
+            raise UpdateRefused(
+                f"Expected an update encoded by the codec {self.encoding.version[:12]}, got one by "
+                f"{version[:12]!r}"
+            )
+        try:
+            code = self.encoding.codec.decode_code(Code(tensors))
+        except ValueError as error:
+            raise UpdateRefused(str(error)) from None
+        return {CODE: code} if self.sums_codes else self.reconstruct(code)
+
+    def reconstruct(self, code: Tensor) -> dict[str, Tensor]:
+        """The update that a continuous code [k] stands for."""
+        return self.encoding.unflatten(self.encoding.codec.reconstruct(code))
+
+    def forget(self, silos: Sequence[str]) -> None:
+        """These silos do not have it (any more)."""
+        self._delivered.difference_update(silos)
+
+    def deliver(
+        self, grid: Grid, silos: Sequence[str], timeout: float, stop: threading.Event
+    ) -> int:
+        """Send the codec to those of the silos that do not have it; the bytes sent.
+
+        A silo that does not confirm is sent it again the next time. What it lacks it says itself, in
+        its reply to a task.
+
+        Raises:
+            Stopped: ``stop`` was set.
+        """
+        without = [name for name in silos if name not in self._delivered]
+        messages, size = codec_messages(
+            self.encoding.codec, self.encoding.version, [self.nodes[name] for name in without]
+        )
+        replies = exchange(grid, messages, timeout=timeout, stop=stop)
+        for name, reply in zip(without, replies, strict=True):
+            if reply is None or reply.has_error():
+                continue
+            info: Any = reply.content.config_records.get(names.INFO, {})
+            if info.get(names.STATUS) == names.OK:
+                self._delivered.add(name)
+        return size * len(without)
+
+
+def codec_messages(
+    codec: Codec, version: str, node_ids: Sequence[int]
+) -> tuple[list[Message], int]:
+    """The codec as a message to each node, and the bytes of its tensors."""
+    tensors, meta = codec.state()
+    config = ConfigRecord({names.CODEC_META: json.dumps(meta), names.CODEC_VERSION: version})
+    arrays = ArrayRecord(dict(tensors))
+    messages = [
+        Message(
+            RecordDict({names.CODEC: arrays, names.CONFIG: config}),
+            dst_node_id=node,
+            message_type=names.SEND_CODEC,
+        )
+        for node in node_ids
+    ]
+    size = sum(value.numel() * value.element_size() for value in tensors.values())
+    return messages, size

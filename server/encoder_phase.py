@@ -1,0 +1,142 @@
+"""Before the first round: the statistics of the silos, the prior, and the codec made of them.
+
+Guarantee: a silo's statistics carry its own noise, and their event is in its ledger before. The prior,
+synthetic gradients, the codec and its training are post-processing of them (or of the server's own text).
+The codec is written into the run folder before any silo gets it; a resumed run reads it there, and asks
+for no statistics again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecord, Message
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.codec import Codec, Layout, make_codec
+from fedllm.codec.prior import Prior
+from fedllm.codec_store import read_codec, write_codec
+from fedllm.encoded_release import Encoding
+from fedllm.run_folder import RunFolder
+from fedllm.schedule import planned_rounds
+from fedllm.silos import evaluation_set
+from fedllm.statistics_release import prior_of_public_text, prior_of_releases, statistics_of
+from fedllm.tunable import Tunable
+from server.aggregation import UpdateRefused
+from server.exchange import exchange
+from server.replies import RunStopped, sort_replies
+from server.strategy import PrefixStrategy
+
+CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
+
+
+def prepare_codec(
+    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
+) -> None:
+    """Give the strategy its codec: the one in the run folder, or a new one. Nothing without a codec.
+
+    To be called before the first round, at the initial parameters; later calls read the folder.
+
+    Raises:
+        RunStopped: too many silos failed, none is left, no codec can be made of what they sent, or the
+            one in the folder is not the one that was written.
+        Stopped: ``stop`` was set.
+    """
+    settings = strategy.settings
+    if not settings.codec.active:
+        return
+    described = run.read_json(DESCRIPTION, None)
+    if described is None:
+        if strategy.finished_rounds:
+            raise RunStopped(f"Expected {DESCRIPTION} in {run.path}: the run has begun with it")
+        described = _make(grid, run, strategy, tunable, stop)
+    try:
+        version = str(described["version"])
+        codec = read_codec(run.path / CODEC, version)
+        strategy.use_codec(Encoding.of(codec, version, settings, strategy.params))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunStopped(f"The codec of the run {run.path} is damaged: {error}") from None
+    if strategy.finished_rounds == 0:  # else the checkpoint holds them
+        for silo, rate in described["statistics"].items():
+            strategy.spending.add_statistics(silo, float(rate))
+
+
+def _make(
+    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
+) -> dict[str, Any]:
+    settings, params = strategy.settings, strategy.params
+    prior: Prior | None = None
+    rates: dict[str, float] = {}
+    try:
+        if settings.codec.asks_silos:
+            releases, rates = _ask(grid, strategy, stop)
+            prior = prior_of_releases(settings, params, releases)
+        elif settings.codec.needs_prior:
+            features = tunable.task.features(evaluation_set(settings).records)
+            prior = prior_of_public_text(tunable, params, features, settings)
+        layout = Layout.of(params)
+        codec = make_codec(settings.codec, layout, prior, settings.seed)
+    except ValueError as error:
+        raise RunStopped(f"No codec: {error}") from None
+    tensors, meta = codec.state()
+    described = describe(codec, prior, rates) | {"source": settings.codec.prior_source}
+    write_codec(run.path / CODEC, tensors, meta)
+    run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
+    return described
+
+
+def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> dict[str, Any]:
+    """What is told of a codec: sizes, hashes, and whose statistics it was made of."""
+    return {
+        "version": codec.version,
+        "dimension": codec.dimension,
+        "code_dimension": codec.code_dimension,
+        "linear": codec.linear,
+        "lipschitz": codec.lipschitz,
+        "bytes": codec.bytes,
+        "float32_bytes": 4 * codec.dimension,
+        "prior": None if prior is None else {"kind": prior.kind, "version": prior.version},
+        "statistics": dict(rates),
+    }
+
+
+def _ask(
+    grid: Grid, strategy: PrefixStrategy, stop: threading.Event
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The noisy statistics of the silos that take part, and their sampling rates, by name."""
+    settings = strategy.settings
+    statistics = statistics_of(settings, strategy.params)
+    chosen = [name for name in sorted(strategy.nodes) if planned_rounds(strategy.schedule, name)]
+    chosen = [name for name in chosen if name not in strategy.left]
+    tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, strategy.arrays(), ConfigRecord())
+
+    def read(name: str, reply: Message) -> tuple[str, Tensor, float]:
+        arrays: Any = reply.content[names.STATISTICS]
+        metrics: Any = reply.content[names.METRICS]
+        released = arrays.to_torch_state_dict()[names.STATISTICS]
+        if released.shape != (statistics.size,) or released.dtype != torch.float64:
+            raise UpdateRefused(
+                f"Expected {statistics.size} statistics, got {tuple(released.shape)}, {released.dtype}"
+            )
+        if not bool(torch.isfinite(released).all()):
+            raise UpdateRefused("Expected finite statistics, got NaN or infinity")
+        rate = float(metrics[names.SAMPLING_RATE])
+        if not 0 < rate <= 1:
+            raise UpdateRefused(f"Expected 0 < {names.SAMPLING_RATE} <= 1, got {rate}")
+        return name, released, rate
+
+    timeout = settings.server.timeout
+    replies = exchange(grid, tasks, timeout=timeout, stop=stop)
+    found = sort_replies(chosen, replies, read, timeout)
+    strategy.left |= {item["silo"]: item["reason"] for item in found.left}
+    found.require(len(chosen), settings.server.max_failures, "the statistics before training")
+    if not found.accepted:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
+        raise RunStopped(f"No silo released statistics for the codec; left: {reasons}")
+    releases = {name: released for name, released, _ in found.accepted}
+    return releases, {name: rate for name, _, rate in found.accepted}

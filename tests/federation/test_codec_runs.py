@@ -1,0 +1,326 @@
+"""Whole runs with a codec: real client and server code, joined within this process."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.checkpoints import latest_checkpoint
+from fedllm.codec_store import _loaded
+from fedllm.run_folder import RunFolder
+from privacy.events import dp_sgd, gaussian, is_private
+from privacy.ledger import Ledger
+from privacy.vocabulary import SERVER
+
+Start = Callable[..., RunFolder]
+Federate = Callable[..., str]
+SILOS = ["alpha", "beta", "delta", "gamma"]
+LINEAR = {"codec.name": "linear", "codec.ratio": 4, "codec.prior": "factored"}
+IN_CODE = LINEAR | {"codec.noise": "in-code"}
+CLIENT = {"privacy.unit": "client"}
+TRUSTED = CLIENT | {"privacy.noise_by": "server", "codec.prior_source": "public"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Codecs and calibrations of these tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDLLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        _loaded.clear()
+        yield
+        _loaded.clear()
+
+
+def final(run: RunFolder) -> dict[str, Tensor]:
+    checkpoint = latest_checkpoint(run.checkpoints_path)
+    assert checkpoint is not None
+    return checkpoint.params
+
+
+def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def rows(run: RunFolder) -> list[Any]:
+    with Ledger(run.ledger_path, read_only=True) as ledger:
+        return list(ledger.entries())
+
+
+def rounds(run: RunFolder) -> list[dict[str, Any]]:
+    return [m for m in run.metrics() if m["kind"] == "round"]
+
+
+def silo_of(reply: Message) -> str:
+    info: Any = reply.content[names.INFO]
+    return str(info[names.SILO])
+
+
+CASES = {
+    "fp16": {"codec.name": "fp16"},
+    "int8": {"codec.name": "int8"},
+    "none-8-bits": {"codec.name": "none", "codec.bits": 8},
+    "top-k": {"codec.name": "top-k", "codec.ratio": 4},
+    "top-k-feedback": {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
+    "random-projection": {"codec.name": "random-projection", "codec.ratio": 4, "codec.bits": 4},
+    "linear": LINEAR,
+    "linear-layerwise": LINEAR | {"codec.prior": "layerwise"},
+    "linear-low-rank": LINEAR | {"codec.prior": "low-rank"},
+    "linear-public": LINEAR | {"codec.prior_source": "public"},
+    "autoencoder": {"codec.name": "autoencoder", "codec.ratio": 4, "codec.steps": 20},
+    "in-code": IN_CODE,
+    "in-code-scaled": IN_CODE | {"privacy.prefix_scale": 0.5, "client.local_steps": 2},
+    "in-code-int8": {"codec.name": "int8", "codec.noise": "in-code"},
+    "client": CLIENT | LINEAR,
+    "client-feedback": CLIENT
+    | {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
+    "client-in-code": CLIENT | IN_CODE | {"codec.bits": 8, "codec.error_feedback": True},
+    "trusted": TRUSTED | LINEAR | {"codec.prior_source": "public"},
+    "trusted-in-code": TRUSTED | IN_CODE | {"codec.prior_source": "public"},
+    "without-privacy": {"privacy.mode": "none"} | LINEAR,
+    "downlink": {"codec.downlink": "int8"} | LINEAR,
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_codec_runs_to_the_end(name: str, start_run: Start, in_process: Federate) -> None:
+    changes = {"server.rounds": 2} | CASES[name]
+    run = start_run(name, **changes)
+    asked: list[str] = []
+    sizes: set[int] = set()
+
+    def watch(task: Message, reply: Message) -> Message:
+        asked.append(task.metadata.message_type)
+        if task.metadata.message_type == "train":
+            info: Any = reply.content[names.INFO]
+            assert info[names.STATUS] == names.OK, info[names.REASON]
+            arrays: Any = reply.content[names.UPDATE]
+            tensors = arrays.to_torch_state_dict().values()
+            sizes.add(sum(t.numel() * t.element_size() for t in tensors))
+        return reply
+
+    assert in_process(run, watch) == "finished", run.state()["message"]
+    told = run.read_json("codec.json")
+    assert sizes == {told["bytes"]}
+    assert [r["bytes_up"] for r in rounds(run)] == [len(SILOS) * told["bytes"]] * 2
+    if name.startswith(("linear", "random", "autoencoder", "in-code-scaled")):
+        assert told["bytes"] <= told["float32_bytes"] / 4
+    assert asked.count(names.SEND_CODEC) == len(SILOS)  # once
+    settings = run.settings()
+    private_prior = settings.codec.asks_silos
+    assert asked.count(names.ASK_STATISTICS) == (len(SILOS) if private_prior else 0)
+    found = [row for row in rows(run) if row.purpose == "statistics"]
+    assert sorted(row.party for row in found) == (SILOS if private_prior else [])
+    start = final(run)
+    assert all(bool(torch.isfinite(value).all()) for value in start.values())
+    if settings.codec.downlink == "int8":
+        plain = sum(4 * value.numel() for value in start.values())
+        assert rounds(run)[1]["bytes_down"] < 0.3 * len(SILOS) * plain
+
+
+@pytest.mark.parametrize("unit", ["example", "client"])
+def test_the_statistics_are_in_the_ledger_before_they_leave_and_within_the_target(
+    unit: str, start_run: Start, in_process: Federate
+) -> None:
+    private = {"privacy.unit": unit, "privacy.noise_multiplier": None, "privacy.epsilon": 20.0}
+    run = start_run("stats", **LINEAR, **private)
+    seen: list[str] = []
+
+    def watch(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == names.ASK_STATISTICS:
+            recorded = [row.party for row in rows(run) if row.purpose == "statistics"]
+            assert silo_of(reply) in recorded
+            assert not any(row.purpose == "train" for row in rows(run))
+            seen.append(silo_of(reply))
+        return reply
+
+    assert in_process(run, watch) == "finished"
+    assert sorted(seen) == SILOS
+    for row in rows(run):
+        if row.purpose == "statistics":
+            rate = row.details["sampling_rate"]
+            noise = run.settings().codec.statistics_noise
+            expected = dp_sgd(rate, noise, 1) if unit == "example" else gaussian(noise)
+            assert row.view(SERVER) == expected
+            assert row.round == 0
+            assert is_private(row.view(SERVER))
+    from privacy.accountants import make_accountant
+    from privacy.ledger import composed
+    from privacy.vocabulary import Relation
+
+    settings = run.settings()
+    accountant = make_accountant("rdp", Relation.ADD_OR_REMOVE_ONE)
+    target = float(settings.privacy.epsilon or 0)
+    for silo in SILOS:
+        events = composed([row for row in rows(run) if row.party == silo], SERVER)
+        spent = accountant.epsilon(events, settings.privacy.delta)
+        assert 0.9 * target < spent <= target  # used up: the statistics are in the calibration
+        mine = [r for r in rows(run) if r.purpose == "train" and r.party == silo]
+        training = composed(mine, SERVER)
+        assert accountant.epsilon(training, settings.privacy.delta) < spent
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        IN_CODE,
+        CLIENT | {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
+        LINEAR | {"codec.downlink": "int8", "codec.bits": 8},
+    ],
+    ids=["in-code", "feedback", "rounded"],
+)
+def test_a_resumed_run_gives_the_same_bits_and_asks_for_no_statistics_again(
+    changes: dict[str, Any], start_run: Start, in_process: Federate
+) -> None:
+    whole = start_run("whole", **changes)
+    assert in_process(whole) == "finished"
+    cut = start_run("cut", **changes)
+    stop = threading.Event()
+
+    def tamper(task: Message, reply: Message) -> Message | None:
+        config: Any = task.content[names.CONFIG]
+        if task.metadata.message_type == "train" and int(config[names.ROUND]) == 2:
+            stop.set()  # all silos work, and their replies of round 2 are lost
+        return reply
+
+    assert in_process(cut, tamper, stop) == "interrupted"
+    before = (cut.path / "codec.safetensors").read_bytes()
+    statistics = sum(row.purpose == "statistics" for row in rows(cut))
+    asked: list[str] = []
+
+    def watch(task: Message, reply: Message) -> Message:
+        asked.append(task.metadata.message_type)
+        return reply
+
+    assert in_process(RunFolder.open(cut.path), watch) == "finished"
+    assert names.ASK_STATISTICS not in asked
+    assert sum(row.purpose == "statistics" for row in rows(cut)) == statistics
+    assert (cut.path / "codec.safetensors").read_bytes() == before
+    assert (whole.path / "codec.safetensors").read_bytes() == before
+    assert same_bits(final(cut), final(whole))
+    keys = [{(r.party, r.key) for r in rows(run)} for run in (cut, whole)]
+    assert keys[0] == keys[1]  # the repeated round is the same release, counted once
+
+
+def test_a_changed_codec_file_is_noticed(start_run: Start, in_process: Federate) -> None:
+    run = start_run("changed", **LINEAR)
+    stop = threading.Event()
+
+    def tamper(task: Message, reply: Message) -> Message | None:
+        if task.metadata.message_type == "train":
+            stop.set()
+        return reply
+
+    assert in_process(run, tamper, stop) == "interrupted"
+    path = run.path / "codec.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+    assert in_process(RunFolder.open(run.path)) == "failed"
+    assert "codec" in run.state()["message"]
+    assert not rounds(run)
+
+
+def test_an_update_of_another_codec_is_refused(start_run: Start, in_process: Federate) -> None:
+    run = start_run("version", **LINEAR, **{"server.rounds": 1})
+
+    def tamper(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train" and silo_of(reply) == "beta":
+            info: Any = reply.content[names.INFO]
+            told = ConfigRecord({**dict(info), names.CODEC_VERSION: "0" * 64})
+            reply.content[names.INFO] = told
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    (refused,) = rounds(run)[0]["refused"]
+    assert refused["silo"] == "beta"
+    assert "encoded by the codec" in refused["reason"]
+
+
+@pytest.mark.parametrize("how", ["size", "dtype", "nan", "name"])
+def test_a_message_that_is_no_code_is_refused(
+    how: str, start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("no-code", **LINEAR, **{"server.rounds": 1})
+
+    def tamper(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train" and silo_of(reply) == "beta":
+            arrays: Any = reply.content[names.UPDATE]
+            code = arrays.to_torch_state_dict()["code"]
+            bad = {
+                "size": {"code": code[:-1]},
+                "dtype": {"code": code.double()},
+                "nan": {"code": code * float("nan")},
+                "name": {"other": code},
+            }[how]
+            reply.content[names.UPDATE] = ArrayRecord(bad)
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    assert [item["silo"] for item in rounds(run)[0]["refused"]] == ["beta"]
+    assert rounds(run)[0]["replied"] == 3
+
+
+def test_a_silo_that_lost_the_codec_is_sent_it_again(
+    start_run: Start, in_process: Federate, tmp_path: Path
+) -> None:
+    run = start_run("lost", **LINEAR, **{"server.rounds": 3, "server.max_failures": 1.0})
+    sent: list[str] = []
+
+    def tamper(task: Message, reply: Message) -> Message:
+        kind = task.metadata.message_type
+        sent.append(kind)
+        if kind == names.SEND_CODEC and sent.count(names.SEND_CODEC) == len(SILOS):
+            version = run.read_json("codec.json")["version"]
+            _loaded.clear()
+            (path,) = Path(tmp_cache()).glob(f"{version}.safetensors")
+            path.write_bytes(b"damaged")
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    first, second, third = rounds(run)
+    assert first["replied"] == 0
+    assert all("codec" in item["reason"] for item in first["failed"])
+    assert not any(row.purpose == "train" and row.round == 1 for row in rows(run))  # nothing spent
+    assert (second["replied"], third["replied"]) == (4, 4)
+    assert sent.count(names.SEND_CODEC) == 2 * len(SILOS)
+
+
+def tmp_cache() -> Path:
+    from fedllm.embedded import cache_folder
+
+    return cache_folder() / "codecs"
+
+
+def test_a_silo_without_budget_leaves_at_the_statistics(
+    start_run: Start, in_process: Federate, tmp_path: Path
+) -> None:
+    shared = str(tmp_path / "shared.sqlite")
+    spent = {"privacy.ledger": shared, "server.rounds": 2, "privacy.noise_multiplier": None}
+    first = start_run("first", **spent)
+    assert in_process(first) == "finished"
+    second = start_run("second", **LINEAR, **spent)
+    assert in_process(second) == "failed"
+    assert "No silo released statistics" in second.state()["message"]
+    assert not [row for row in rows(second) if row.purpose == "statistics"]
+
+
+def test_statistics_that_are_none_are_refused(start_run: Start, in_process: Federate) -> None:
+    run = start_run("bad-stats", **LINEAR, **{"server.rounds": 1})
+
+    def tamper(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == names.ASK_STATISTICS and silo_of(reply) == "gamma":
+            arrays: Any = reply.content[names.STATISTICS]
+            value = arrays.to_torch_state_dict()[names.STATISTICS]
+            reply.content[names.STATISTICS] = ArrayRecord({names.STATISTICS: value * float("inf")})
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    assert sorted(run.read_json("codec.json")["statistics"]) == ["alpha", "beta", "delta"]
