@@ -106,7 +106,7 @@ def prior_from_releases(
     releases: Tensor,
     *,
     noise_multiplier: float = 0.0,
-    sensitivity: float = 1.0,
+    divisor: float = 1.0,
     rank: int = 8,
 ) -> Prior:
     """The prior of released statistics, one row for each client.
@@ -117,7 +117,8 @@ def prior_from_releases(
 
     Args:
         releases: [clients, statistics.size], as :meth:`Statistics.release` gave them.
-        noise_multiplier, sensitivity: as given to :meth:`Statistics.release`.
+        noise_multiplier, divisor: as given to :meth:`Statistics.release`. The prior is that of a mean
+            of ``divisor`` records: what varies between them is divided by it.
         rank: ``low-rank``: directions at most.
 
     Raises:
@@ -130,7 +131,7 @@ def prior_from_releases(
     if not bool(torch.isfinite(releases).all()):
         raise ValueError("Expected finite releases, got NaN or infinite values")
     layout, kind = statistics.layout, statistics.kind
-    std = noise_multiplier * sensitivity
+    std = noise_multiplier / divisor
     mean_release = releases.double().mean(0)
     first, seconds = statistics.unscale(mean_release)
     noise_of_mean = std / math.sqrt(len(releases)) * statistics.second_weight * statistics.clip**2
@@ -148,7 +149,8 @@ def prior_from_releases(
             rows = statistics.first_moments(releases)
             noise = std * statistics.first_weight * statistics.clip
             basis, basis_variance = leading_directions(rows, rank, noise)
-            variance = variance - basis_variance.double() @ basis.double().square()
+            if divisor == 1:
+                variance = variance - basis_variance.double() @ basis.double().square()
     if kind == "layerwise":  # noise can make the mean's square larger than the second moment
         second = (variance + mean.square()).clamp(min=0)
         mean = mean.sign() * torch.minimum(mean.abs(), second.sqrt())
@@ -156,7 +158,7 @@ def prior_from_releases(
     return Prior(
         kind=kind,
         mean=mean.float(),
-        variance=variance.clamp(min=0).float(),
+        variance=(variance.clamp(min=0) / divisor).float(),
         basis=basis.float(),
         basis_variance=basis_variance.float(),
     )
