@@ -194,9 +194,10 @@ def measure(
     for (name, epsilon), cells in found.items():
         averaged = {key: show.mean_and_error([cell[key] for cell in cells]) for key in MEASURES}
         areas = {
-            key: show.mean_and_error([cell[key][0] for cell in cells])
-            if len(cells) > 1
-            else cells[0][key]
+            key: (
+                float(np.mean([cell[key][0] for cell in cells])),
+                float(np.linalg.norm([cell[key][1] for cell in cells])) / len(cells),
+            )
             for key in ("auc", "inverted_auc")
         }
         rows.append(
@@ -249,7 +250,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         f"(d = {result['dimension']}), code {result['ratio']:g}x, {result['gradients']} training and "
         f"{result['gradients']} held-out gradients; seeds {result['seeds']}",
         table,
-        "± is one standard error over seeds (of the AUC of one seed: DeLong's); chance is 50 % and a "
+        "± is one standard error over seeds (of AUC: DeLong's, over gradients); chance is 50 % and a "
         "ratio of 1. Inverted span: share of a gradient's squared norm outside the directions found in "
         "the networks alone.",
         "Epsilon: of each client's release of statistics (client of one text), add-or-remove-one, "

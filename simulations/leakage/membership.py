@@ -362,7 +362,7 @@ def main(
     epsilon: Annotated[list[float] | None, typer.Option(help="Claimed for a whole run.")] = None,
     broken: Annotated[
         float, typer.Option(help="Factor of the broken row; 0 leaves it out.")
-    ] = 20.0,
+    ] = 100.0,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 40,
     sampling_rate: Annotated[float, typer.Option(help="Poisson sampling rate of a step.")] = 0.5,
     learning_rate: Annotated[float, typer.Option(help="Adam's.")] = 0.01,
