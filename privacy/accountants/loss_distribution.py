@@ -65,7 +65,8 @@ class LossDistribution:
         """
         first = max(0, 1 - self.start)
         probs = self.probs[first:]
-        losses: Array = (self.start + first + np.arange(probs.size)) * self.interval
+        places: Array = np.arange(probs.size, dtype=np.float64) + (self.start + first)
+        losses = places * self.interval
         upper = np.cumsum(probs[::-1])[::-1]
         # lower[i] = p_i + exp(-interval) lower[i + 1], from the end
         decay = math.exp(-self.interval)
