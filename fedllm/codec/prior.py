@@ -187,14 +187,15 @@ def prior_from_gradients(kind: Kind, layout: Layout, gradients: Tensor, *, rank:
 def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, Tensor]:
     """Orthonormal directions [r, d] of noisy rows [n, d], and the signal's energy in each, [r].
 
-    r <= rank: directions whose energy lies above what noise of this standard deviation alone would
+    r <= min(rank, n/2) (more would fit the rows and leave nothing for what is beside them): directions
+    whose energy lies above what noise of this standard deviation alone would
     give (the edge of the Marchenko-Pastur law), with the energy corrected for the noise in it
     (the spiked model, Baik and Silverstein 2006: observed = (l + s^2)(1 + c s^2 / l), c = d/n).
     """
     n, d = rows.shape
     rows = rows.double()
     values, left = torch.linalg.eigh(rows @ rows.T / n)
-    order = torch.arange(n - 1, -1, -1)[: max(0, rank)]
+    order = torch.arange(n - 1, -1, -1)[: min(rank, n // 2)]
     values, left = values[order].clamp(min=0), left[:, order]
     power, aspect = noise**2, d / n
     edge = power * (1 + math.sqrt(aspect)) ** 2

@@ -213,3 +213,11 @@ def test_error_feedback_sends_everything_in_time(tmp_path: Path) -> None:
         memory.store(number, sent, decoded)
         arrived += decoded
     assert torch.allclose(arrived / 40, update, atol=0.05)
+
+
+def test_directions_never_take_all_of_few_rows() -> None:
+    """With as many directions as rows nothing would be left to choose coordinates by."""
+    prior = prior_from_gradients("low-rank", LAYOUT, separable(10), rank=100)
+    assert len(prior.basis) == 5
+    assert float(prior.variance.sum()) > 0.1 * prior.energy
+    assert len(prior_from_gradients("low-rank", LAYOUT, separable(1), rank=3).basis) == 0
