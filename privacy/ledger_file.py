@@ -50,7 +50,7 @@ CREATE TABLE entries (
   hash TEXT NOT NULL,
   UNIQUE (run, party, key)
 );
-CREATE INDEX entries_by_party ON entries (party, unit, views);
+CREATE INDEX entries_by_party ON entries (party);
 CREATE TABLE head (id INTEGER NOT NULL, hash TEXT NOT NULL);
 INSERT INTO head VALUES (0, '{"0" * 64}');
 CREATE TRIGGER entries_keep_rows BEFORE DELETE ON entries

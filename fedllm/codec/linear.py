@@ -20,8 +20,7 @@ class Linear(Codec):
 
     P = [E_S; V] with S the chosen coordinates and V having zeros there and orthonormal rows, so that
     P P^T = I: ||P g|| <= ||g||, the Lipschitz constant is 1, and ``reconstruct`` = P^T makes
-    ``reconstruct(project(g))`` the orthogonal projection of g. d + k numbers a direction and d a
-    coordinate are never stored: only S and V. The rounding of V to float32 moves the constant by less
+    ``reconstruct(project(g))`` the orthogonal projection of g. Only S and V are stored, no k x d matrix. The rounding of V to float32 moves the constant by less
     than 1e-5 (checked when made); codes are clipped again before noise.
 
     Raises:

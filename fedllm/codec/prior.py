@@ -106,7 +106,7 @@ def prior_from_releases(
     releases: Tensor,
     *,
     noise_multiplier: float = 0.0,
-    sensitivity: float = 1.0,
+    divisor: float = 1.0,
     rank: int = 8,
 ) -> Prior:
     """The prior of released statistics, one row for each client.
@@ -117,7 +117,8 @@ def prior_from_releases(
 
     Args:
         releases: [clients, statistics.size], as :meth:`Statistics.release` gave them.
-        noise_multiplier, sensitivity: as given to :meth:`Statistics.release`.
+        noise_multiplier, divisor: as given to :meth:`Statistics.release`. The prior is that of a mean
+            of ``divisor`` records: what varies between them is divided by it.
         rank: ``low-rank``: directions at most.
 
     Raises:
@@ -130,7 +131,7 @@ def prior_from_releases(
     if not bool(torch.isfinite(releases).all()):
         raise ValueError("Expected finite releases, got NaN or infinite values")
     layout, kind = statistics.layout, statistics.kind
-    std = noise_multiplier * sensitivity
+    std = noise_multiplier / divisor
     mean_release = releases.double().mean(0)
     first, seconds = statistics.unscale(mean_release)
     noise_of_mean = std / math.sqrt(len(releases)) * statistics.second_weight * statistics.clip**2
@@ -148,7 +149,8 @@ def prior_from_releases(
             rows = statistics.first_moments(releases)
             noise = std * statistics.first_weight * statistics.clip
             basis, basis_variance = leading_directions(rows, rank, noise)
-            variance = variance - basis_variance.double() @ basis.double().square()
+            if divisor == 1:
+                variance = variance - basis_variance.double() @ basis.double().square()
     if kind == "layerwise":  # noise can make the mean's square larger than the second moment
         second = (variance + mean.square()).clamp(min=0)
         mean = mean.sign() * torch.minimum(mean.abs(), second.sqrt())
@@ -156,7 +158,7 @@ def prior_from_releases(
     return Prior(
         kind=kind,
         mean=mean.float(),
-        variance=variance.clamp(min=0).float(),
+        variance=(variance.clamp(min=0) / divisor).float(),
         basis=basis.float(),
         basis_variance=basis_variance.float(),
     )
@@ -185,14 +187,15 @@ def prior_from_gradients(kind: Kind, layout: Layout, gradients: Tensor, *, rank:
 def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, Tensor]:
     """Orthonormal directions [r, d] of noisy rows [n, d], and the signal's energy in each, [r].
 
-    r <= rank: directions whose energy lies above what noise of this standard deviation alone would
+    r <= min(rank, n/2) (more would fit the rows and leave nothing for what is beside them): directions
+    whose energy lies above what noise of this standard deviation alone would
     give (the edge of the Marchenko-Pastur law), with the energy corrected for the noise in it
     (the spiked model, Baik and Silverstein 2006: observed = (l + s^2)(1 + c s^2 / l), c = d/n).
     """
     n, d = rows.shape
     rows = rows.double()
     values, left = torch.linalg.eigh(rows @ rows.T / n)
-    order = torch.arange(n - 1, -1, -1)[: max(0, rank)]
+    order = torch.arange(n - 1, -1, -1)[: min(rank, n // 2)]
     values, left = values[order].clamp(min=0), left[:, order]
     power, aspect = noise**2, d / n
     edge = power * (1 + math.sqrt(aspect)) ** 2

@@ -13,7 +13,7 @@ dimension) within each block. The statistic is f(a) = (x / w_x, y / w_y) with th
 
     x and one partition:  w_x = sqrt(3/2), w_y = sqrt(3);      m partitions alone:  w_y = sqrt(m).
 
-**Unit client** (the vector is the client's clipped update).
+**Unit client** (the one record is the client's clipped update).
 
 *Zero-out (the client's vector against f = 0): ||f(a)|| <= 1.* ||x|| <= 1, and as y >= 0 has L1 norm
 ||a||^2 <= 1, ||y||_2 <= 1 for each partition. So ||f||^2 <= 1/(3/2) + 1/3 = 1, and m/m = 1.
@@ -38,15 +38,15 @@ D <= 4 cos^2 h cos^2 e (1 + 2 sin^2 h sin^2 e) + 4 sin^2 h cos^2 e (1 + 2 cos^2 
 With noise s on x and sqrt(2) s on y that is mu = 2/s (replace-one) and sqrt(1.5)/s = 1.225/s
 (zero-out).
 
-**Unit example** (the vector is a = clip(sum of examples' clipped gradients / B) / C with a public
-divisor B, whatever the number of examples). Adding or removing an example moves the sum over B by at
-most C/B, and projection onto the ball does not stretch: ||a - b|| <= 1/B. Then ||x(a) - x(b)|| <= 1/B,
-and by Cauchy-Schwarz in each group, y_l(a) - y_l(b) = <a_l - b_l, a_l + b_l>, so
-||y(a) - y(b)|| <= ||a - b|| ||a + b|| <= 2/B for each partition. With the weights above:
+**Unit example** (records are a client's examples, each with its own clipped gradient). The statistic is
+sum_i f(a_i) / B with a public divisor B, whatever the number of examples. Adding or removing an example
+moves the sum by one f(a), and replacing it by f(a) - f(b): the client's bounds, over B. The second
+moments are those of single examples. They are about B times as large as those of the mean of B
+gradients, and so rise as much further out of the noise; the prior divides by B what is independent
+between examples (:func:`fedllm.codec.prior.prior_from_releases`). Squares of the mean itself would
+move by 2/B (Cauchy-Schwarz): twice the noise for a smaller number.
 
-    x and y:  sqrt(2/3 + 4/3)/B = sqrt(2)/B;      partitions alone:  2/B;      replace-one: twice that.
-
-Never more than the client's sensitivity, which the code uses where B is that small. All bounds are
+All bounds are
 in real arithmetic; the statistic is computed in float64 of vectors that were clipped with a margin of
 2^-22.
 """
@@ -67,7 +67,7 @@ from privacy import events
 from privacy.clipping import clip_vector
 from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
-from privacy.vocabulary import Relation, Unit
+from privacy.vocabulary import Relation
 
 Kind = Literal["layerwise", "factored", "coordinate", "low-rank"]
 _JOINT = ("layerwise", "low-rank")  # kinds with first moments
@@ -142,79 +142,69 @@ class Statistics:
                 f"Expected a vector of shape ({self.layout.dimension},), got {tuple(vector.shape)}"
             )
         scaled = clip_vector(vector.cpu(), self.clip)[0].double() / self.clip
+        return self.of_sums(scaled, scaled.square())
+
+    def total(self, vectors: Tensor) -> Tensor:
+        """Sum of :meth:`of` over the rows of [n, d]; add up micro-batches, then :meth:`release`."""
+        sums = torch.zeros(2, self.layout.dimension, dtype=torch.float64)
+        for vector in vectors:
+            scaled = clip_vector(vector.cpu(), self.clip)[0].double() / self.clip
+            sums[0] += scaled
+            sums[1] += scaled.square()
+        return self.of_sums(sums[0], sums[1])
+
+    def of_sums(self, first: Tensor, squares: Tensor) -> Tensor:
+        """The sum of f over records from sums of a and of a * a, [d] each: f is linear in them.
+
+        The caller has clipped each record: ||a|| <= 1.
+        """
         parts = []
         if self.kind == "layerwise":
             sizes = torch.tensor([float(block.size) for block in self.layout.blocks])
             sums = torch.zeros(len(sizes), dtype=torch.float64)
-            sums.index_add_(0, self.layout.block_of, scaled)
+            sums.index_add_(0, self.layout.block_of, first.double())
             parts.append(sums / sizes.double().sqrt() / self.first_weight)
         elif self.kind == "low-rank":
-            parts.append(scaled / self.first_weight)
-        squares = scaled.square()
+            parts.append(first.double() / self.first_weight)
         for group, count in self.partitions:
-            sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, squares)
+            sums = torch.zeros(count, dtype=torch.float64).index_add_(0, group, squares.double())
             parts.append(sums / self.second_weight)
         return torch.cat(parts)
 
-    def sensitivity(
-        self,
-        unit: Unit = Unit.CLIENT,
-        relation: Relation = Relation.ADD_OR_REMOVE_ONE,
-        divisor: float = 1.0,
-    ) -> float:
-        """Proven bound of the L2 change of :meth:`of` between neighbours.
+    def sensitivity(self, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
+        """Proven bound of the L2 change of the sum of f over records that differ in one.
 
-        Args:
-            unit: ``client``: the vector is one client's update. ``example``: it is a sum of
-                examples' vectors, each clipped to C, over ``divisor``.
-            divisor: B, public; unit example only.
-
-        Raises:
-            ValueError: a divisor that is not finite and > 0.
+        Add-or-remove-one is also zero-out: a record against f = 0.
         """
-        if not (math.isfinite(divisor) and divisor > 0):
-            raise ValueError(f"Expected a finite divisor > 0, got divisor={divisor}")
-        joint, replace = self.kind in _JOINT, relation == Relation.REPLACE_ONE
-        whole = math.sqrt(2.0) if replace and not joint else 1.0
-        if joint:  # with examples there is no neighbour at zero: the client's replace-one bound
-            whole = 2 / math.sqrt(1.5) if replace else 1.0
-        if unit == Unit.CLIENT:
-            return whole
-        largest = 2 / math.sqrt(1.5) if joint else math.sqrt(2.0)
-        each = (math.sqrt(2.0) if joint else 2.0) / divisor
-        return min(largest, 2 * each if replace else each)
+        if relation == Relation.ADD_OR_REMOVE_ONE:
+            return 1.0
+        return 2 / math.sqrt(1.5) if self.kind in _JOINT else math.sqrt(2.0)
 
     def release(
-        self,
-        vector: Tensor,
-        noise_multiplier: float,
-        rng: RandomSource,
-        *,
-        unit: Unit = Unit.CLIENT,
-        divisor: float = 1.0,
+        self, total: Tensor, noise_multiplier: float, rng: RandomSource, *, divisor: float = 1.0
     ) -> Tensor:
         """The noisy statistic, float64 [size]; its event is :meth:`event`.
 
-        Noise has the standard deviation ``noise_multiplier * sensitivity(unit, add-or-remove-one,
-        divisor)`` in every entry, whatever the relation of the guarantee.
+        Noise has the standard deviation ``noise_multiplier / divisor`` in every entry.
+
+        Args:
+            total: from :meth:`of` (unit client), or from :meth:`total` (unit example).
+            divisor: B > 0, public; the expected number of examples at unit example.
 
         Raises:
             ValueError: another shape, or a number out of range.
         """
-        bound = self.sensitivity(unit, divisor=divisor)
-        return add_gaussian(self.of(vector), bound, noise_multiplier, rng)
+        if tuple(total.shape) != (self.size,):
+            raise ValueError(
+                f"Expected a statistic of shape ({self.size},), got {tuple(total.shape)}"
+            )
+        if not (math.isfinite(divisor) and divisor > 0):
+            raise ValueError(f"Expected a finite divisor > 0, got divisor={divisor}")
+        return add_gaussian(total.double(), self.sensitivity(), noise_multiplier, rng) / divisor
 
-    def mu(
-        self,
-        noise_multiplier: float,
-        *,
-        unit: Unit = Unit.CLIENT,
-        relation: Relation = Relation.ADD_OR_REMOVE_ONE,
-        divisor: float = 1.0,
-    ) -> float:
+    def mu(self, noise_multiplier: float, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
         """The exact Gaussian-DP parameter of one :meth:`release`, without sampling."""
-        noise = noise_multiplier * self.sensitivity(unit, divisor=divisor)
-        return self.sensitivity(unit, relation, divisor) / noise
+        return self.sensitivity(relation) / noise_multiplier
 
     def event(self, noise_multiplier: float) -> DpEvent:
         """The ledger's event of one :meth:`release`, valid under both relations.

@@ -258,12 +258,15 @@ def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, 
     parties: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     counts: Counter[tuple[str, str, str]] = Counter()
     rows: dict[tuple[str, str, str], set[int]] = defaultdict(set)
+    found: dict[tuple[str, str, str], dict[str, set[float]]] = defaultdict(dict)
     for row in entries:
         owner = "this run" if row.run == run else "other runs"
         for adversary in adversaries:
             for event, count in _composed([row], adversary)[0].items():
                 mechanism = _mechanism(event)
                 key = (owner, row.purpose, f"{adversary}\n{mechanism}")
+                for name, value in _parameters(event).items():
+                    found[key].setdefault(name, set()).add(value)
                 parties[key].add(row.party)
                 rows[key].add(row.id or 0)
                 counts[key] += count
@@ -279,6 +282,9 @@ def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, 
                 "owner": owner,
                 "purpose": purpose,
                 "mechanism": mechanism,
+                "parameters": {
+                    name: [min(values), max(values)] for name, values in found[key].items()
+                },
                 "seen_by": sorted(seers, key=lambda name: Adversary(name).strength),
                 "silos": len(parties[key]),
                 "rows": len(rows[key]),
@@ -320,6 +326,16 @@ def _mechanism(event: DpEvent) -> str:
     if isinstance(event, dp.GaussianDpEvent):
         return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
     return describe_event(event)
+
+
+def _parameters(event: DpEvent) -> dict[str, float]:
+    """The parameters that :func:`_mechanism` leaves out, by name."""
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        rate = float(event.sampling_probability)
+        return {"sampling rate": rate} | _parameters(event.event)
+    if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
+        return {"noise multiplier": float(event.noise_multiplier)}
+    return {}
 
 
 def _relation(row: LedgerEntry) -> Relation | None:

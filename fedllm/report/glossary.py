@@ -88,9 +88,14 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
         "conditional": ", and does not know the seed of the noise,",
         "outsider-only": " and nothing else",
     }.get(guarantee["level"], "")
+    source = (
+        "as far as the seeded generator is as good as true randomness"
+        if guarantee["level"] == "conditional"
+        else "for anybody who cannot break the cipher that the noise comes from"
+    )
     return (
         f"{who}{limit} and tries to tell whether {subject} was used in the training, and who raises a "
         f"false alarm in {alarms:.0%} of the cases in which it was not, misses at least {least:g}% of "
         f"the cases in which it was. By guessing alone, {1 - alarms:.0%} would be missed. This holds "
-        "whatever else is known about the data, and however much computation is spent."
+        f"whatever else is known about the data, {source}."
     )

@@ -158,6 +158,9 @@ class ReleasePart(Part):
     owner: Literal["this run", "other runs"]
     purpose: str
     mechanism: str
+    parameters: dict[str, tuple[float, float]] = Field(
+        description="Least and greatest value of each parameter over these uses."
+    )
     seen_by: list[str]
     silos: int
     rows: int

@@ -35,6 +35,7 @@ from privacy.accountants.loss_distribution import LossDistribution
 
 Array = npt.NDArray[np.float64]
 _REACH = 10.0  # standard deviations; the mass beyond, below 1e-23, has an infinite loss
+_LOWEST = -60.0  # replace-one: P has less than exp(-60) below, which is put there
 _ROUND_OFF = 1e-15  # share of a cell's mass that is moved up on account of round-off
 LARGEST_DISCRETE_SIGMA = 2e5
 
@@ -61,7 +62,7 @@ def gaussian_losses(
     """
     top = largest_loss(noise, rate, replace)
     if replace or rate == 1:
-        bottom = -top if replace else _lowest(noise, rate)
+        bottom = max(-top, _LOWEST) if replace else _lowest(noise, rate)
         return (_discretised(noise, rate, replace, interval, bottom, top),)
     lowest = _lowest(noise, rate)
     remove = _discretised(noise, rate, False, interval, lowest, top)

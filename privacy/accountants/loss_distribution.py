@@ -65,7 +65,8 @@ class LossDistribution:
         """
         first = max(0, 1 - self.start)
         probs = self.probs[first:]
-        losses = (self.start + first + np.arange(probs.size)) * self.interval
+        places: Array = np.arange(probs.size, dtype=np.float64) + (self.start + first)
+        losses = places * self.interval
         upper = np.cumsum(probs[::-1])[::-1]
         # lower[i] = p_i + exp(-interval) lower[i + 1], from the end
         decay = math.exp(-self.interval)
@@ -148,13 +149,17 @@ def _range(parts: Sequence[tuple[LossDistribution, int]]) -> tuple[int, int]:
 
         Orders lie on a grid, so that those of earlier compositions are known.
         """
+        if place > highest:
+            return math.inf  # where losses are bounded, the search would never end
         order = sign * math.exp(place / _ORDERS)
         log_mgf = sum(count * _log_mgf(part, order) for part, count in parts)
         return (log_mgf + needed) / abs(order) / interval
 
+    start = round(math.log(best) * _ORDERS)
+    highest = start + 2 * _ORDERS
     bounds = {}
     for sign in (1.0, -1.0):
-        place, step = round(math.log(best) * _ORDERS), 2 * _ORDERS
+        place, step = start, 2 * _ORDERS
         found = reach(sign, place)
         while step:  # losses that are rare and large ask for a much smaller order than a Gaussian's
             lower, higher = reach(sign, place - step), reach(sign, place + step)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import scipy.fft
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 from opacus.accountants.analysis import prv as opacus_prv
@@ -19,9 +20,6 @@ from privacy.accountants.base import Accountant
 from privacy.accountants.gaussian_loss import loss_at, output_at
 from privacy.accountants.loss_distribution import LossDistribution
 from privacy.vocabulary import Relation
-
-# Said by Opacus of the RDP bracket that its PRV accountant starts from; the result does not hang on it.
-warnings.filterwarnings("ignore", message="Optimal order is the", module="opacus")
 
 EPSILON_ERROR = 0.01  # Opacus' default
 _DELTA_ERROR_SHARE = 1e-3  # Opacus' default: delta_error = delta / 1000
@@ -58,6 +56,13 @@ class _Prv:
             return 1 - self._below(output_at(-t, s, q))
         return self._below(output_at(t, s, q))
 
+    def reach(self) -> tuple[float, float]:
+        """(least, largest) loss that has mass above 1e-30."""
+        q, s = self.sample_rate, self.noise_multiplier
+        ends = np.array([-_WIDTH * s, 1 + _WIDTH * s])
+        low, high = loss_at(ends, s, q)
+        return (float(-high), float(-low)) if self.add else (float(low), float(high))
+
     def mean(self, t_min: float, t_max: float) -> float:
         """E[loss] given t_min <= loss <= t_max, by Gauss-Legendre panels over the output."""
         q, s = self.sample_rate, self.noise_multiplier
@@ -77,16 +82,25 @@ class _Prv:
         return float((density * (-losses if self.add else losses)).sum() / density.sum())
 
 
-class _Truncated(opacus_prv.TruncatedPrivacyRandomVariable):  # type: ignore[misc]
-    """Opacus' truncation, with the mean by `_Prv`.
+def _discretised(prv: _Prv, domain: Any) -> Any:
+    """Opacus' `discretize` of a truncated random variable, with the mean by `_Prv`.
 
     Opacus integrates the distribution function adaptively, which is slow, and where the function is
     a step (little noise) ends with a warning and a mean that is off; the composition's error bound
-    rests on that mean.
+    rests on that mean. And it evaluates the function everywhere, twice.
     """
-
-    def mean(self) -> float:
-        return float(self._prv.mean(self.t_min, self.t_max))
+    low, high = prv.reach()
+    first = max(0, math.floor((low - domain.t_min) / domain.dt) - 1)
+    last = min(domain.size, math.ceil((high - domain.t_min) / domain.dt) + 2)
+    edges = domain.t_min + (np.arange(first, last + 1) - 0.5) * domain.dt
+    below = prv.cdf(np.clip(edges, domain.t_min, domain.t_max))
+    pmf = np.zeros(domain.size)
+    pmf[first:last] = np.diff(below) / (below[-1] - below[0])
+    ts = domain.t_min + np.arange(first, last) * domain.dt
+    shift = prv.mean(domain.t_min, domain.t_max) - float(ts @ pmf[first:last])
+    if abs(shift) >= domain.dt / 2:
+        raise RuntimeError("The discrete mean differs from the continuous one")
+    return opacus_prv.DiscretePRV(pmf=pmf, domain=domain.shift_right(shift))
 
 
 class PrvAccountant(Accountant):
@@ -156,16 +170,27 @@ def _composed(
     directions = [remove]
     if any(q < 1 for (q, _), _ in parts):
         directions.append([_Prv(q, s, add=True) for (q, s), _ in parts])
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        # Opacus says it of the RDP bracket that gives the domain; any bracket will do.
+        warnings.filterwarnings("ignore", message="Optimal order is the")
         try:
             reach = opacus_prv.compute_safe_domain_size(remove, numbers, EPSILON_ERROR, delta_error)
             mesh = EPSILON_ERROR / math.sqrt(sum(numbers) * math.log(12 / delta_error) / 2)
             if not math.isfinite(reach) or 2 * reach / mesh > _LARGEST_DOMAIN:
                 return None
-            domain = opacus_prv.Domain.create_aligned(-reach, reach, mesh)
+            domain = _domain(reach, mesh)
             return tuple(_compose_direction(prvs, numbers, domain) for prvs in directions)
         except (RuntimeError, ValueError, OverflowError):
             return None
+
+
+def _domain(reach: float, mesh: float) -> Any:
+    """As Opacus' `create_aligned(-reach, reach, mesh)`, of a length that has a fast transform."""
+    size = 2 * math.ceil(reach / mesh) + 2
+    while (found := int(scipy.fft.next_fast_len(size, real=True))) % 2:
+        size = found + 1
+    half = found // 2 - 1
+    return opacus_prv.Domain(-half * mesh, (half + 1) * mesh, found)
 
 
 def _compose_direction(prvs: list[_Prv], numbers: list[int], domain: Any) -> LossDistribution:
@@ -173,9 +198,7 @@ def _compose_direction(prvs: list[_Prv], numbers: list[int], domain: Any) -> Los
 
     Its losses are rounded up to multiples of the mesh, by less than 1 % of the error in epsilon.
     """
-    discrete = [
-        opacus_prv.discretize(_Truncated(prv, domain.t_min, domain.t_max), domain) for prv in prvs
-    ]
+    discrete = [_discretised(prv, domain) for prv in prvs]
     composed = opacus_prv.compose_heterogeneous(discrete, numbers)
     mesh = float(composed.domain.dt)
     return LossDistribution(

@@ -40,7 +40,6 @@ from fedllm.codec.prior import prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
 from fedllm.models import resolve_device
 from privacy.randomness import RandomSource, generator
-from privacy.vocabulary import Unit
 from simulations.benchmark import timing
 from simulations.benchmark.codec_gradients import Gradients, Request, collect, groups, local_seconds
 
@@ -74,16 +73,18 @@ def make_prior(
     given = {"exact": data.fit, "public": data.public, "random-labels": data.random_labels}
     if source in given:
         return prior_from_gradients(kind, data.layout, given[source], rank=rank)
-    unit = Unit.EXAMPLE if source == "dp-example" else Unit.CLIENT
-    divisor = float(group) if unit is Unit.EXAMPLE else 1.0
     statistics = Statistics(kind, data.layout, clip=data.clip)
-    rows = [statistics.release(row, 1 / mu, rng, unit=unit, divisor=divisor) for row in data.fit]
+    if source == "dp-client":
+        divisor, totals = 1.0, [statistics.of(row) for row in data.fit]
+    else:
+        divisor = float(group)
+        totals = [
+            divisor * statistics.of_sums(mean / data.clip, squares / data.clip**2)
+            for mean, squares in zip(data.fit, data.fit_squares, strict=True)
+        ]
+    rows = [statistics.release(total, 1 / mu, rng, divisor=divisor) for total in totals]
     return prior_from_releases(
-        statistics,
-        torch.stack(rows),
-        noise_multiplier=1 / mu,
-        sensitivity=statistics.sensitivity(unit, divisor=divisor),
-        rank=rank,
+        statistics, torch.stack(rows), noise_multiplier=1 / mu, divisor=divisor, rank=rank
     )
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from fedllm import durable
 from fedllm.codec.layout import Layout
 from fedllm.embedded import cache_folder
-from fedllm.gradients import clipped_gradient_sum, gradient_sum
+from fedllm.gradients import gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
 from fedllm.models import load_backbone
 from fedllm.settings import Settings
@@ -38,7 +38,7 @@ from fedllm.tunable import PREFIX, Tunable, initial_params, make_tunable
 from simulations.benchmark import workload
 
 _UNCLIPPED = 1e6
-_VERSION = 3  # part of the cache key: raise it when what is computed changes
+_VERSION = 4  # part of the cache key: raise it when what is computed changes
 Tick = Callable[[str], None]
 
 
@@ -63,12 +63,14 @@ class Gradients:
     """Gradients [clients, d] over the prefix, the layout, and notes on where they are from.
 
     Attributes:
+        fit_squares: [clients, d], mean over a client's examples of the squared clipped gradient.
         clip: L2 norm of an example's gradient at most.
         notes: model and texts, in words.
     """
 
     layout: Layout
     fit: Tensor
+    fit_squares: Tensor
     held_out: Tensor
     public: Tensor
     random_labels: Tensor
@@ -158,20 +160,21 @@ def _compute(
     params = _train(tunable, settings, features[:first], request, tick)
     layout = Layout.of({PREFIX: params[PREFIX]})
     public = tunable.task.features(other)
-    _, norms = _clients(
+    norms = _clients(
         tunable, params, public, request.group, _UNCLIPPED, lambda: tick("norms of public text")
-    )
+    )[-1]
     clip = float(norms.median())
 
-    def of(chosen: Sequence[Feature], what: str) -> Tensor:
-        return _clients(tunable, params, chosen, request.group, clip, lambda: tick(what))[0]
+    def of(chosen: Sequence[Feature], what: str) -> tuple[Tensor, Tensor, Tensor]:
+        return _clients(tunable, params, chosen, request.group, clip, lambda: tick(what))
 
-    held_out = of(features[last:], "held-out clients")
+    fit, fit_squares, _ = of(features[first:last], "clients")
     tensors = {
-        "held_out": held_out,
-        "fit": of(features[first:last], "clients"),
-        "public": of(public, "public text"),
-        "random_labels": of(tunable.task.features(shuffled), "random labels"),
+        "held_out": of(features[last:], "held-out clients")[0],
+        "fit": fit,
+        "fit_squares": fit_squares,
+        "public": of(public, "public text")[0],
+        "random_labels": of(tunable.task.features(shuffled), "random labels")[0],
     }
     notes = {"model": source.note, "text": text, "public": other_text}
     return tensors, {
@@ -210,22 +213,22 @@ def _clients(
     group: int,
     clip: float,
     tick: Callable[[], None],
-) -> tuple[Tensor, Tensor]:
-    """Mean clipped gradient of the prefix for each group of examples, [groups, d]; all norms."""
-    rows, norms = [], []
-    # One norm over the prefix alone: the others weigh nothing.
-    scales = {name: 1.0 if name == PREFIX else 1e-9 for name in params}
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For each group of examples the mean of their prefixes' clipped gradients, [groups, d], and the
+    mean of the squares of these, [groups, d]; the norms of all examples before clipping."""
+    means, squares, norms = [], [], []
     for start in range(0, len(features), group):
-        total = clipped_gradient_sum(
-            tunable,
-            params,
-            features[start : start + group],
-            clip_norm=clip,
-            scales=scales,
-            max_tokens=1024,
-        )
-        prefix = total.sums[sorted(params).index(PREFIX)]
-        rows.append((prefix / group).reshape(-1).float().cpu())
-        norms.append(total.norms)
+        chosen = features[start : start + group]
+        parts = []
+        for batch in tunable.task.batches(chosen, 1024):
+            collated = tunable.task.collate([chosen[i] for i in batch])
+            gradients = per_example_gradients(tunable, params, collated)[PREFIX]
+            parts.append(gradients.reshape(len(batch), -1).float().cpu())
+        rows = torch.cat(parts)
+        length = rows.norm(dim=1, keepdim=True)
+        rows *= (clip / length.clamp(min=1e-30)).clamp(max=1.0)
+        norms.append(length.flatten())
+        means.append(rows.mean(0))
+        squares.append(rows.square().mean(0))
         tick()
-    return torch.stack(rows), torch.cat(norms)
+    return torch.stack(means), torch.stack(squares), torch.cat(norms)

@@ -179,15 +179,15 @@ class Attempts:
                 return
             self.tally.kills[moment] += 1
             self.tally.cases[self.name] += 1
-            head = self._check(name, run, received, head)
+            head = self.check(name, run, received, head)
             go_on = killed()
-        self._check(name, run, received, head, finished=True)
+        self.check(name, run, received, head, finished=True)
         self.tally.runs += 1
 
     def _report(self, problem: str) -> None:
         self.tally.violations.append(f"{self.name}: {problem}")
 
-    def _check(
+    def check(
         self,
         name: str,
         run: RunFolder,

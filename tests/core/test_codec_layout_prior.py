@@ -14,7 +14,6 @@ from fedllm.codec.prior import prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
 from fedllm.local_training import split_like
 from privacy.randomness import generator
-from privacy.vocabulary import Unit
 
 SHAPES = {"prefix": (2, 2, 3, 4, 8), "head.weight": (2, 16), "head.bias": (2,)}
 LAYOUT = Layout(SHAPES)
@@ -112,27 +111,46 @@ def test_coordinate_prior_is_the_second_moments() -> None:
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
-@pytest.mark.parametrize("unit", [Unit.CLIENT, Unit.EXAMPLE])
-def test_noisy_releases_make_a_valid_prior(kind: Kind, unit: Unit) -> None:
+@pytest.mark.parametrize("divisor", [1.0, 8.0])
+def test_noisy_releases_make_a_valid_prior(kind: Kind, divisor: float) -> None:
     statistics = Statistics(kind, LAYOUT, clip=1.0)
     rng = generator(0)
     rows = separable(20)
     for multiplier in (0.01, 1.0, 100.0):
-        made = [statistics.release(r, multiplier, rng, unit=unit, divisor=8.0) for r in rows]
+        made = [
+            statistics.release(divisor * statistics.of(r), multiplier, rng, divisor=divisor)
+            for r in rows
+        ]
         prior = prior_from_releases(
-            statistics,
-            torch.stack(made),
-            noise_multiplier=multiplier,
-            sensitivity=statistics.sensitivity(unit, divisor=8.0),
+            statistics, torch.stack(made), noise_multiplier=multiplier, divisor=divisor
         )
         assert bool(torch.isfinite(prior.sample(4, rng)).all())
         assert bool((prior.variance >= 0).all())
 
 
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_example_statistics_give_the_prior_of_a_mean(kind: Kind) -> None:
+    """Statistics of single examples, in groups of 32: the energy of a group's mean is found."""
+    examples = separable(320) + 0.05
+    groups = examples.reshape(10, 32, D)
+    statistics = Statistics(kind, LAYOUT, clip=float(examples.norm(dim=1).max()) * 1.01)
+    rng = generator(0)
+    made = torch.stack(
+        [statistics.release(statistics.total(g), 0.0, rng, divisor=32) for g in groups]
+    )
+    prior = prior_from_releases(statistics, made, divisor=32.0, rank=1)
+    means = groups.mean(1)
+    if kind in ("layerwise", "low-rank"):  # the others know nothing of a common mean
+        expected = float(means.square().sum(1).mean())
+        assert prior.energy == pytest.approx(expected, rel=0.35)
+    found = float(prior.variance.sum())
+    assert found == pytest.approx(float(means.var(0).sum()), rel=0.35)
+
+
 def test_noise_that_hides_all_shrinks_coordinates_to_their_block() -> None:
     statistics = Statistics("coordinate", LAYOUT, clip=1.0)
     rng = generator(1)
-    made = torch.stack([statistics.release(r, 50.0, rng) for r in separable(10)])
+    made = torch.stack([statistics.release(statistics.of(r), 50.0, rng) for r in separable(10)])
     hidden = prior_from_releases(statistics, made, noise_multiplier=50.0)
     trusted = prior_from_releases(statistics, made, noise_multiplier=0.0)
     block = LAYOUT.blocks[3]
@@ -195,3 +213,11 @@ def test_error_feedback_sends_everything_in_time(tmp_path: Path) -> None:
         memory.store(number, sent, decoded)
         arrived += decoded
     assert torch.allclose(arrived / 40, update, atol=0.05)
+
+
+def test_directions_never_take_all_of_few_rows() -> None:
+    """With as many directions as rows nothing would be left to choose coordinates by."""
+    prior = prior_from_gradients("low-rank", LAYOUT, separable(10), rank=100)
+    assert len(prior.basis) == 5
+    assert float(prior.variance.sum()) > 0.1 * prior.energy
+    assert len(prior_from_gradients("low-rank", LAYOUT, separable(1), rank=3).basis) == 0

@@ -89,7 +89,7 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     monkeypatch.setattr(worker.ledger, "append", refuse)
     monkeypatch.setattr(silo_worker, "train_locally", reached)
     monkeypatch.setattr(worker.tunable, "evaluate", reached)
-    monkeypatch.setattr(silo_worker, "add_gaussian", reached)
+    monkeypatch.setattr(silo_worker, "add_discrete_gaussian", reached)
     with pytest.raises(type(failure)):
         worker.train(params, 1, 3)
     with pytest.raises(type(failure)):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import Counter
 
+import mpmath
 import pytest
 from dp_accounting import dp_event as dp
 from dp_accounting.pld import PLDAccountant
@@ -14,6 +16,7 @@ from dp_accounting.rdp import RdpAccountant
 from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.accountants import pld as pld_module
+from privacy.accountants import prv as prv_module
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
 from privacy.vocabulary import Relation
 
@@ -34,6 +37,15 @@ class AccountantContract:
     base = ev.dp_sgd(0.01, 1.0, 50)  # a schedule that it supports
     other = ev.gaussian(3.0, 2)  # another
     unsupported = dp.SampledWithReplacementDpEvent(100, 10, dp.GaussianDpEvent(1.0))
+    # Noise, rates and kinds that change from step to step and from client to client.
+    mixed = (
+        ev.dp_sgd(0.02, 0.9, 40),
+        ev.dp_sgd(0.1, 2.5, 7),
+        ev.dp_sgd(0.005, 0.7, 3),
+        ev.gaussian(4.0, 3),
+    )
+    noises = (0.05, 0.3, 1.0, 1e4)  # of the extremes
+    many = 10**6
 
     @pytest.fixture
     def accountant(self):
@@ -43,6 +55,9 @@ class AccountantContract:
         assert accountant.name == self.name
         assert accountant.is_bound is self.bound
         assert accountant.trust
+        assert accountant.label
+        assert ("never a bound" in accountant.label) is not self.bound
+        assert isinstance(accountant.note(multi(self.base)), str)
         assert "bound" not in accountant.trust or self.bound or "not a bound" in accountant.trust
 
     def test_nothing_costs_nothing(self, accountant):
@@ -94,6 +109,45 @@ class AccountantContract:
         assert accountant.epsilon(nested, DELTA) == accountant.epsilon(flat, DELTA)
         turned = Counter(dict(reversed(list(flat.items()))))
         assert accountant.epsilon(turned, DELTA) == accountant.epsilon(flat, DELTA)
+
+    def test_heterogeneous_events_compose(self, accountant):
+        """Whatever the grouping; each part adds; a bound is not below PLD's, which is tight."""
+        whole = accountant.epsilon(multi(*self.mixed), DELTA)
+        nested = {dp.ComposedDpEvent(self.mixed[:2]): 1, dp.ComposedDpEvent(self.mixed[2:]): 1}
+        assert accountant.epsilon(nested, DELTA) == whole
+        for k in range(len(self.mixed)):
+            less = [*self.mixed[:k], *self.mixed[k + 1 :]]
+            assert accountant.epsilon(multi(*less), DELTA) < whole
+        if self.bound:
+            assert whole >= make_accountant("pld").epsilon(multi(*self.mixed), DELTA) * (1 - 1e-4)
+
+    def test_nothing_changes_by_asking_or_by_being_refused(self, accountant):
+        before = dict(vars(accountant))
+        first = accountant.epsilon(multi(self.base), DELTA)
+        given = multi(self.base, self.unsupported)
+        copy = Counter(given)
+        with pytest.raises(UnsupportedEvent):
+            accountant.epsilon(given, DELTA)
+        accountant.epsilon(multi(self.other), DELTA)
+        assert given == copy
+        assert vars(accountant) == before
+        assert accountant.epsilon(multi(self.base), DELTA) == first
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("relation", list(Relation))
+    def test_extreme_schedules_give_a_number_or_infinity(self, relation):
+        """Never a traceback or a warning from inside, and never NaN."""
+        judge = make_accountant(self.name, relation)
+        asked = 0
+        for noise, rate, steps in itertools.product(self.noises, (1e-6, 0.5, 1.0), (1, self.many)):
+            events = multi(ev.dp_sgd(rate, noise, steps))
+            if not judge.supports(events):
+                continue
+            asked += 1
+            tight, loose = (judge.epsilon(events, delta) for delta in (1e-12, DELTA))
+            assert 0 <= loose <= tight + (prv_module.EPSILON_ERROR if self.name == "prv" else 0)
+            assert 0 <= judge.delta(events, 1.0) <= 1
+        assert asked >= 2 * len(self.noises)
 
     def test_rounds_are_composed_and_not_forgotten(self, accountant):
         """An accountant made anew each round must not report one round's epsilon."""
@@ -174,12 +228,15 @@ class TestRdp(AccountantContract):
 
 class TestPrv(AccountantContract):
     name = "prv"
+    noises = (0.3, 1e4)  # with less noise, or more steps, its domain is large and slow
+    many = 10**4
 
 
 class TestGdpExact(AccountantContract):
     name = "gdp-exact"
     has_mu = True
     base = ev.gaussian(2.0, 3)
+    mixed = (ev.gaussian(2.0, 3), ev.gaussian(0.9), ev.gaussian(30.0, 1000))
     other = ev.gaussian(1.0)
     unsupported = ev.dp_sgd(0.01, 1.0, 1)
 
@@ -193,6 +250,7 @@ class TestGdpClt(AccountantContract):
 
 class TestGdpDominating(AccountantContract):
     name = "gdp-dominating"
+    noises = (0.05, 1e4)
     has_mu = True
 
 
@@ -272,6 +330,35 @@ def test_rdp_agrees_with_dp_accounting():
         multi(ev.dp_sgd(0.01, 1.0, 500), ev.gaussian(2.0, 3)), DELTA
     )
     assert ours == pytest.approx(reference.get_epsilon(DELTA))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("q", "sigma"), [(0.3, 0.05), (1e-3, 0.3), (0.5, 1.0), (0.9, 20.0)])
+def test_prv_mean_is_right_where_adaptive_integration_fails(q, sigma):
+    mpmath.mp.dps = 30
+    for add in (False, True):
+        got = prv_module._Prv(q, sigma, add).mean(-1e4, 1e4)
+
+        def integrand(x, add=add):
+            zero, one = mpmath.npdf(x, 0, sigma), mpmath.npdf(x, 1, sigma)
+            mixed = (1 - q) * zero + q * one
+            return -zero * mpmath.log(mixed / zero) if add else mixed * mpmath.log(mixed / zero)
+
+        points = sorted({c + k * sigma for c in (0, 1) for k in range(-12, 13, 3)} | {0.5})
+        assert got == pytest.approx(float(mpmath.quad(integrand, points)), rel=1e-9, abs=1e-13)
+
+
+def test_labels_and_notes_say_what_a_number_is():
+    labels = {name: make_accountant(name).label for name in ACCOUNTANTS}
+    assert labels["pld"] == labels["rdp"] == "proven upper bound"
+    assert "own error terms" in labels["prv"]
+    assert "own error terms" in make_accountant("prv").trust
+    assert "never a bound" in labels["gdp-clt"]
+    note = make_accountant("gdp-dominating").note(multi(ev.dp_sgd(0.01, 1.0, 50)))
+    assert "every delta above 1.0e-10" in note
+    many = make_accountant("gdp-dominating")
+    schedule = multi(ev.dp_sgd(0.01, 1.0, 10**6))
+    assert f"{many.floor(schedule):.0e}"[-3:] in many.note(schedule)
 
 
 def test_rdp_drops_orders_that_round_off_made_non_positive():

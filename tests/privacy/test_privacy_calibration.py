@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 
 import pytest
 from dp_accounting import dp_event as dp
@@ -38,21 +39,6 @@ def test_every_accountant_from_the_safe_side(accountant):
     assert result.epsilon == recomputed(result, accountant)
     assert result.accountant == accountant
     assert result.delta == DELTA
-
-
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.floats(0.2, 10),
-    st.sampled_from([1e-4, 1e-5, 1e-7]),
-    st.floats(1e-2, 1.0),
-    st.integers(1, 300),
-)
-def test_any_target_by_pld(epsilon, delta, rate, steps):
-    result = calibrate_noise_multiplier(
-        epsilon=epsilon, delta=delta, sampling_rate=rate, steps=steps
-    )
-    assert epsilon * (1 - 1.001e-3) <= result.epsilon <= epsilon
-    assert recomputed(result) == result.epsilon
 
 
 def test_a_sample_rarer_than_delta_needs_no_noise_to_speak_of():
@@ -236,3 +222,95 @@ def test_the_three_solutions_agree():
     )
     assert delta.delta <= DELTA
     assert delta.delta == pytest.approx(DELTA, rel=0.02)
+
+
+# -- any target, and either relation -----------------------------------------------------------
+
+TRIES = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+RELATIONS = st.sampled_from(list(Relation))
+
+
+def log_floats(low, high):
+    return st.floats(math.log10(low), math.log10(high)).map(lambda x: 10**x)
+
+
+SCHEDULES = {
+    "relation": RELATIONS,
+    "epsilon": log_floats(0.05, 15),
+    "delta": log_floats(1e-11, 1e-2),
+    "rate": log_floats(1e-4, 1),
+    "noise": log_floats(0.5, 8),
+    "steps": st.integers(1, 3000),
+}
+
+
+def only(*names):
+    return {name: SCHEDULES[name] for name in names}
+
+
+@TRIES
+@given(**only("relation", "epsilon", "delta", "rate", "steps"))
+def test_noise_is_never_above_the_target_and_close_to_it(relation, epsilon, delta, rate, steps):
+    result = calibrate_noise_multiplier(
+        epsilon=epsilon, delta=delta, sampling_rate=rate, steps=steps, relation=relation
+    )
+    assert result.epsilon == recomputed(result, relation=relation) <= epsilon
+    assert result.epsilon >= epsilon * (1 - 1e-3) or result.noise_multiplier <= 0.0101
+
+
+@TRIES
+@given(**only("relation", "epsilon", "delta", "rate", "noise"))
+def test_steps_are_the_most_that_keep_to_any_target(relation, epsilon, delta, rate, noise):
+    accountant = make_accountant("pld", relation)
+
+    def cost(steps):
+        return accountant.epsilon(ev.multiset(ev.dp_sgd(rate, noise, steps)), delta)
+
+    most = 20_000
+    solve = partial(
+        calibrate_steps,
+        epsilon=epsilon,
+        delta=delta,
+        sampling_rate=rate,
+        noise_multiplier=noise,
+        relation=relation,
+        most=most,
+    )
+    if cost(1) > epsilon * (1 - 1e-9):
+        with pytest.raises(ValueError, match="Not even one step fits"):
+            solve()
+        return
+    result = solve()
+    assert result.epsilon == cost(result.steps) <= epsilon
+    assert result.steps == most or cost(result.steps + 1) > epsilon * (1 - 1e-8)
+
+
+@TRIES
+@given(**only("relation", "epsilon", "delta", "noise", "steps"))
+def test_sampling_rate_is_never_above_the_target_and_close_to_it(
+    relation, epsilon, delta, noise, steps
+):
+    result = calibrate_sampling_rate(
+        epsilon=epsilon, delta=delta, noise_multiplier=noise, steps=steps, relation=relation
+    )
+    assert result.epsilon == recomputed(result, relation=relation) <= epsilon
+    assert result.epsilon >= epsilon * (1 - 1e-3) or result.sampling_rate == 1
+
+
+@TRIES
+@given(**only("relation", "epsilon", "rate", "noise", "steps"))
+def test_delta_is_the_smallest_at_any_target(relation, epsilon, rate, noise, steps):
+    result = calibrate_delta(
+        epsilon=epsilon,
+        sampling_rate=rate,
+        noise_multiplier=noise,
+        steps=steps,
+        relation=relation,
+    )
+    assert 0 <= result.delta <= 1
+    assert recomputed(result, relation=relation) <= epsilon * (1 + 1e-9)
+    if result.delta > 1e-9:
+        less = make_accountant("pld", relation).epsilon(
+            ev.multiset(ev.dp_sgd(rate, noise, steps)), result.delta * 0.999
+        )
+        assert less >= epsilon * (1 - 1e-9)

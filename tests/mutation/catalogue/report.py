@@ -74,7 +74,9 @@ MUTATIONS = (
         "            if silo.reasons[adversary]:\n",
         "            if False:\n",
         "Figures are printed beside a release that has no guarantee.",
-        (_REPORT,),
+        (
+            "tests/core/test_report_damaged.py::test_an_edited_ledger_states_no_epsilon_for_any_silo",
+        ),
     ),
     Mutation(
         "report-of-a-tampered-ledger",

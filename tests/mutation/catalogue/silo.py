@@ -106,7 +106,7 @@ MUTATIONS = (
         "return multiset({self.training_event(noise_multiplier): steps})",
         "return multiset({self.training_event(noise_multiplier): 1})",
         "Several local steps are taken and one is recorded.",
-        (_ACCOUNT,),
+        ("tests/core/test_client_level_events.py",),
     ),
     Mutation(
         "client-level-amplified-by-the-batch",
@@ -161,7 +161,7 @@ MUTATIONS = (
         "self.settings = settings = settings.for_silo(party)",
         "self.settings = settings",
         "A silo that asked for a smaller epsilon gets everybody's.",
-        (_ACCOUNT,),
+        (f"{_ACCOUNT}::test_each_silo_is_calibrated_to_its_own_target_and_rate",),
     ),
     Mutation(
         "run-budget-not-asked",
@@ -169,7 +169,7 @@ MUTATIONS = (
         "        if epsilon is not None\n",
         "        if epsilon is not None and not this_run\n",
         "privacy.run_epsilon bounds nothing: one run may take what was kept for the next.",
-        (_ACCOUNT,),
+        (f"{_ACCOUNT}::test_run_epsilon_bounds_each_run_and_epsilon_all_of_them",),
     ),
     Mutation(
         "ledger-budget-counts-this-run-alone",
@@ -177,7 +177,7 @@ MUTATIONS = (
         "        total = mine if bound.this_run else self.spent()\n",
         "        total = Counter(mine)\n",
         "The budget over all runs forgets the others.",
-        (_ACCOUNT,),
+        (f"{_ACCOUNT}::test_second_run_on_the_same_data_composes",),
     ),
     Mutation(
         "noise-for-the-laxer-budget",
@@ -185,7 +185,7 @@ MUTATIONS = (
         "return max(self._calibrate(bound, steps) for bound in self.bounds)",
         "return min(self._calibrate(bound, steps) for bound in self.bounds)",
         "With two budgets the noise fits the larger one: the run ends early or overspends.",
-        (_ACCOUNT,),
+        (f"{_ACCOUNT}::test_run_epsilon_bounds_each_run_and_epsilon_all_of_them",),
     ),
     Mutation(
         "resumed-run-calibrates-anew",
@@ -218,7 +218,7 @@ MUTATIONS = (
         "            update={n: v * (len(self.silo.train) / 50) for n, v in result.update.items()},\n",
         "Weights by number of examples: private numbers leave, and a large silo's update outgrows "
         "its noise's scale at the server.",
-        ("tests/federation/test_run.py::test_federation_equals_a_loop_over_the_silos",),
+        ("tests/core/test_recorded_mechanism.py",),
     ),
     Mutation(
         "number-of-examples-leaves",
