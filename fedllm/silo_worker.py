@@ -177,7 +177,7 @@ class SiloWorker:
         return folder / f"residual-{name}.safetensors"
 
     def statistics(self, params: Mapping[str, Tensor], planned_rounds: int) -> tuple[Tensor, float]:
-        """The silo's noisy statistics at the initial parameters, and its sampling rate.
+        """The silo's noisy statistics at ``params``, and its sampling rate.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.

@@ -1,7 +1,7 @@
 """The statistics of a silo's gradients before training, released under differential privacy.
 
-What the codec's prior is made of (DR-Encoder's first stage), at the initial parameters. The mechanism and
-its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded the event before.
+What the codec's prior is made of (DR-Encoder's first stage), at a public point
+(:func:`statistics_point`). The mechanism and its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded the event before.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from fedllm.codec.layout import Layout
 from fedllm.codec.prior import Prior, prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Statistics
 from fedllm.encoded_release import gradient_scales
-from fedllm.gradients import clipped_gradient_sum, gradient_sum
+from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
 from fedllm.local_training import Streams, local_update
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable
 from privacy.randomness import generator
 from privacy.sampling import poisson_sample
-from privacy.vocabulary import Unit
 
 _PUBLIC_GRADIENTS = 32
 
@@ -32,6 +31,24 @@ _PUBLIC_GRADIENTS = 32
 def statistics_of(settings: Settings, params: Mapping[str, Tensor]) -> Statistics:
     """The statistic that these settings ask for."""
     return Statistics(settings.codec.prior, Layout.of(params), settings.privacy.clip)
+
+
+def statistics_point(params: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Where gradients are taken for the prior: the initial parameters, with an ordinary random head.
+
+    A head of zeros, as training starts with, passes no gradient on to the prefix: its statistics would
+    say nothing of it. Matrices of zeros become Gaussian with variance 1/columns. Public: a
+    function of the initial parameters and the seed.
+    """
+    point = {}
+    for name in sorted(params):
+        value = params[name].clone()
+        if value.dim() > 1 and not bool(value.any()):
+            drawn = generator(seed, "codec", "statistics-point", name)
+            noise = drawn.standard_normal(tuple(value.shape)) * value.shape[-1] ** -0.5
+            value = torch.from_numpy(noise).float()
+        point[name] = value
+    return point
 
 
 def release_statistics(
@@ -45,24 +62,43 @@ def release_statistics(
 ) -> Tensor:
     """A silo's noisy statistics, float64 [size].
 
-    Unit example: of the sum of a Poisson batch's clipped gradients over ``client.batch_size``, so that
-    the event is the Poisson-sampled Gaussian. Unit client: of the clipped update of one local round.
+    Unit example: of the gradients of a Poisson batch, each clipped, over ``client.batch_size``; the
+    event is the Poisson-sampled Gaussian. Unit client: of the clipped update of one local round.
     Without privacy (``privacy.mode = "none"``) there is no noise.
     """
     statistics = statistics_of(settings, params)
-    unit, divisor = Unit(settings.privacy.unit), float(settings.client.batch_size or 1)
-    if unit is Unit.CLIENT:
+    divisor = 1.0
+    if settings.privacy.unit == "client":
         update = local_update(
             tunable, params, features, settings, sampling_rate=sampling_rate, streams=streams
         )
-        vector = statistics.layout.flatten(update)
+        total = statistics.of(statistics.layout.flatten(update))
     else:
+        divisor = float(settings.client.batch_size or 1)
         drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
-        vector = _clipped_mean(tunable, params, [features[i] for i in drawn], settings, divisor)
+        total = _total(statistics, tunable, params, [features[i] for i in drawn], settings)
     if settings.privacy.mode == "none":
-        return statistics.of(vector)
+        return total / divisor
     noise = settings.codec.statistics_noise
-    return statistics.release(vector, noise, streams("noise", 0), unit=unit, divisor=divisor)
+    return statistics.release(total, noise, streams("noise", 0), divisor=divisor)
+
+
+def _total(
+    statistics: Statistics,
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    batch: Sequence[Feature],
+    settings: Settings,
+) -> Tensor:
+    """Sum of the examples' statistics, micro-batch by micro-batch."""
+    point, scales = _on_device(tunable, params), gradient_scales(settings, params)
+    total = torch.zeros(statistics.size, dtype=torch.float64)
+    for group in tunable.task.batches(batch, settings.client.max_tokens):
+        micro = tunable.task.collate([batch[i] for i in group])
+        grads = per_example_gradients(tunable, point, micro)
+        rows = [grads.pop(name).flatten(1).cpu() * scales[name] for name in sorted(scales)]
+        total += statistics.total(torch.cat(rows, dim=1))
+    return total
 
 
 def prior_of_releases(
@@ -75,21 +111,20 @@ def prior_of_releases(
     Raises:
         ValueError: no release.
     """
-    statistics = statistics_of(settings, params)
-    unit = Unit(settings.privacy.unit)
-    bounds = [
-        statistics.sensitivity(unit, divisor=float(settings.for_silo(name).client.batch_size or 1))
+    by_client = settings.privacy.unit == "client"
+    divisors = [
+        1.0 if by_client else float(settings.for_silo(name).client.batch_size or 1)
         for name in sorted(releases)
     ]
     private = settings.privacy.mode == "dp"
     prior = prior_from_releases(
-        statistics,
+        statistics_of(settings, params),
         torch.stack([releases[name] for name in sorted(releases)]) if releases else torch.zeros(0),
         noise_multiplier=settings.codec.statistics_noise if private else 0.0,
-        sensitivity=float(np.sqrt(np.mean(np.square(bounds)))) if bounds else 1.0,
+        divisor=float(np.mean(np.power(divisors, -2.0)) ** -0.5) if divisors else 1.0,
         rank=settings.codec.rank,
     )
-    return _scaled(prior, 1.0 if unit is Unit.CLIENT else _reach(settings))
+    return prior if by_client else _scaled(prior, _reach(settings))
 
 
 def _reach(settings: Settings) -> float:
@@ -154,8 +189,7 @@ def _clipped_mean(
     """Sum of the gradients (unit example: clipped one by one) over ``divisor``, as the codec sees
     them: flat and scaled, [d]."""
     layout, scales = Layout.of(params), gradient_scales(settings, params)
-    device = tunable.backbone.device
-    point = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
+    point = _on_device(tunable, params)
     tokens = settings.client.max_tokens
     if settings.privacy.unit == "example":
         clip = settings.privacy.clip
@@ -166,3 +200,8 @@ def _clipped_mean(
         sums = gradient_sum(tunable, point, batch, max_tokens=tokens)
     named = {name: value.cpu() for name, value in zip(point, sums, strict=True)}
     return layout.flatten(named) / divisor
+
+
+def _on_device(tunable: Tunable, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    device = tunable.backbone.device
+    return {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}

@@ -25,7 +25,12 @@ from fedllm.encoded_release import Encoding
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import planned_rounds
 from fedllm.silos import evaluation_set
-from fedllm.statistics_release import prior_of_public_text, prior_of_releases, statistics_of
+from fedllm.statistics_release import (
+    prior_of_public_text,
+    prior_of_releases,
+    statistics_of,
+    statistics_point,
+)
 from fedllm.tunable import Tunable
 from server.aggregation import UpdateRefused
 from server.exchange import exchange
@@ -74,11 +79,12 @@ def _make(
     rates: dict[str, float] = {}
     try:
         if settings.codec.asks_silos:
-            releases, rates = _ask(grid, strategy, stop)
+            releases, rates = _ask(grid, strategy, statistics_point(params, settings.seed), stop)
             prior = prior_of_releases(settings, params, releases)
         elif settings.codec.needs_prior:
             features = tunable.task.features(evaluation_set(settings).records)
-            prior = prior_of_public_text(tunable, params, features, settings)
+            point = statistics_point(params, settings.seed)
+            prior = prior_of_public_text(tunable, point, features, settings)
         layout = Layout.of(params)
         codec = make_codec(settings.codec, layout, prior, settings.seed)
     except ValueError as error:
@@ -106,14 +112,15 @@ def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> d
 
 
 def _ask(
-    grid: Grid, strategy: PrefixStrategy, stop: threading.Event
+    grid: Grid, strategy: PrefixStrategy, point: Mapping[str, Tensor], stop: threading.Event
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The noisy statistics of the silos that take part, and their sampling rates, by name."""
+    """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name."""
     settings = strategy.settings
     statistics = statistics_of(settings, strategy.params)
     chosen = [name for name in sorted(strategy.nodes) if planned_rounds(strategy.schedule, name)]
     chosen = [name for name in chosen if name not in strategy.left]
-    tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, strategy.arrays(), ConfigRecord())
+    arrays = strategy.arrays(point)
+    tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
 
     def read(name: str, reply: Message) -> tuple[str, Tensor, float]:
         arrays: Any = reply.content[names.STATISTICS]

@@ -111,11 +111,11 @@ class PrefixStrategy(Strategy):
         """The parameters to evaluate and export: the last ones, or their moving average."""
         return self.average if self.settings.server.averaging > 0 else self.params
 
-    def arrays(self) -> ArrayRecord:
-        """The global parameters as they travel."""
+    def arrays(self, params: Mapping[str, Tensor] | None = None) -> ArrayRecord:
+        """Parameters (the global ones) as they travel."""
         how = self.settings.codec.downlink
         rng = generator(self.settings.seed, "downlink", self.moved_rounds)
-        return ArrayRecord(encode_params(self.params, how, rng))
+        return ArrayRecord(encode_params(self.params if params is None else params, how, rng))
 
     def use_codec(self, encoding: Encoding) -> None:
         """Let the silos encode their updates from the next round on."""

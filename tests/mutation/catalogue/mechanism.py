@@ -59,8 +59,8 @@ MUTATIONS = (
     Mutation(
         "noise-drawn-once",
         "fedllm/local_training.py",
-        'noise_multiplier, streams("noise", step))',
-        'noise_multiplier, streams("noise", 0))',
+        'noise = streams("noise", step)',
+        'noise = streams("noise", 0)',
         "All local steps of a round share one noise: differences of steps show gradients bare.",
         (_WALK,),
     ),
@@ -198,19 +198,19 @@ MUTATIONS = (
     Mutation(
         "clipping-per-tensor",
         "fedllm/gradients.py",
-        "part = clip_and_sum([grads[name] for name in names], clip_norm, factors)",
-        "each = [clip_and_sum([grads[n]], clip_norm, [scales[n]]) for n in names]\n"
-        "        part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
+        "part = clip_and_sum(rows, clip_norm, factors)",
+        "each = [clip_and_sum([r], clip_norm, [f]) for r, f in zip(rows, factors, strict=True)]\n"
+        "            part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
         "Each tensor is clipped by itself: over k tensors an example moves the sum by sqrt(k) clips.",
         (f"{_GRADIENTS}::test_clipping_is_over_all_tensors_jointly",),
     ),
     Mutation(
         "clipping-after-averaging",
         "fedllm/gradients.py",
-        "part = clip_and_sum([grads[name] for name in names], clip_norm, factors)",
-        "means = [grads[name].mean(0, keepdim=True) for name in names]\n"
-        "        part = clip_and_sum(means, clip_norm, factors)\n"
-        "        part = ClippedSum([s * len(batch) for s in part.sums], *list(vars(part).values())[1:])",
+        "part = clip_and_sum(rows, clip_norm, factors)",
+        "means = [row.mean(0, keepdim=True) for row in rows]\n"
+        "            part = clip_and_sum(means, clip_norm, factors)\n"
+        "            part = ClippedSum([s * len(batch) for s in part.sums], *list(vars(part).values())[1:])",
         "The batch's mean is clipped and not each example: one outlier can turn the whole mean.",
         (f"{_GRADIENTS}::test_one_example_moves_the_sum_by_at_most_the_clipping_norm",),
     ),
@@ -229,6 +229,23 @@ MUTATIONS = (
         "clipped, nonfinite = False, False",
         "A silo's update leaves with whatever norm: noise for one clip does not cover it.",
         (_CLIENT,),
+    ),
+    Mutation(
+        "code-not-clipped",
+        "fedllm/encoded_release.py",
+        "code, clipped, _ = clip_vector(encoding.codec.project(vector), clip)",
+        "code, clipped = encoding.codec.project(vector), False",
+        "With noise in the code, a silo's code leaves with whatever norm.",
+        ("tests/core/test_encoded_release.py",),
+    ),
+    Mutation(
+        "examples-clipped-before-their-codes",
+        "fedllm/gradients.py",
+        "part = clip_and_sum([codec.project(torch.cat(scaled, dim=1))], clip_norm)",
+        "part = clip_and_sum([torch.cat(scaled, dim=1)], clip_norm)\n"
+        "            part = ClippedSum([codec.project(part.sums[0])], *list(vars(part).values())[1:])",
+        "An example's code is as long as the codec makes it: noise for one clip does not cover it.",
+        ("tests/core/test_encoded_release.py",),
     ),
     Mutation(
         "client-update-without-noise",

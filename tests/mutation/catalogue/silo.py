@@ -31,6 +31,8 @@ MUTATIONS = (
             sampling_rate=account.sampling_rate,
             noise_multiplier=account.noise_multiplier if by_client else 0.0,
             streams=self.streams(server_round, digest),
+            encoding=encoding,
+            residual=residual,
         )
 """,
         """        result = train_locally(
@@ -41,6 +43,8 @@ MUTATIONS = (
             sampling_rate=account.sampling_rate,
             noise_multiplier=account.noise_multiplier if by_client else 0.0,
             streams=self.streams(server_round, digest),
+            encoding=encoding,
+            residual=residual,
         )
         if by_client or not account.private:
             account.spend_training(server_round, key)
