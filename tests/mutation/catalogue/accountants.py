@@ -168,12 +168,12 @@ MUTATIONS = (
         (_TABLE, _EXACT, _ACCOUNTANTS),
     ),
     Mutation(
-        "prv-of-one-direction",
+        "prv-of-the-cheaper-direction",
         f"{_FOLDER}prv.py",
-        "directions.append([_Prv(q, s, add=True)",
-        "directions.append([_Prv(q, s, add=False)",
-        "PRV accounts for a removed record alone; one that is added may lose more.",
-        (_EXACT, _ACCOUNTANTS, _ORACLES),
+        "remove = [_Prv(q, s, add=False)",
+        "remove = [_Prv(q, s, add=True)",
+        "PRV accounts for an added record alone; one that is removed loses more.",
+        (_TABLE, _EXACT),
     ),
     Mutation(
         "clt-called-a-bound",
