@@ -141,4 +141,5 @@ class Budget:
             accountant=self.accountant.name,
             bound=self.accountant.is_bound,
             mu=self.accountant.mu(events),
+            note=self.accountant.note(events),
         )

@@ -23,15 +23,14 @@ class Accountant(abc.ABC):
 
     Attributes:
       name: The name in reports and settings.
-      is_bound: Whether its epsilon is an upper bound; never true for an approximation.
-      label: What its epsilon may be called, in a few words.
+      is_bound: Whether its epsilon is an upper bound (of PRV: within its error terms, see `trust`);
+        never true for an approximation.
       trust: In one sentence, what its numbers may be trusted for.
       relation: The neighbouring relation of every number it gives.
     """
 
     name: ClassVar[str]
     is_bound: ClassVar[bool]
-    label: ClassVar[str] = "proven upper bound"
     trust: ClassVar[str]
 
     def __init__(self, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> None:

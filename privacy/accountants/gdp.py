@@ -100,7 +100,6 @@ class CltGdpAccountant(_GdpAccountant):
 
     name = "gdp-clt"
     is_bound = False
-    label = "approximation, never a bound"
     trust = "an approximation that under-reports epsilon; not a bound"
 
     def _refusal(self, event: DpEvent) -> str | None:

@@ -120,6 +120,11 @@ class LossDistribution:
         return min(max(exact, low), high)
 
 
+def no_guarantee(interval: float) -> LossDistribution:
+    """All mass at an infinite loss."""
+    return LossDistribution(interval, start=0, probs=np.zeros(1), infinity=1.0, error=0.0)
+
+
 def _log_mgf(part: LossDistribution, order: float) -> float:
     """Log of E[exp(order * loss)] over the finite losses; computed once for each order."""
     known = part._log_mgfs

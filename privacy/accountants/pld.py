@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import dp_accounting
+import numpy as np
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as dp_pld
@@ -19,7 +20,7 @@ from privacy.accountants.gaussian_loss import (
     gaussian_losses,
     largest_loss,
 )
-from privacy.accountants.loss_distribution import LossDistribution, compose
+from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
 from privacy.events import DiscreteGaussianDpEvent
 from privacy.vocabulary import Relation
 
@@ -28,6 +29,7 @@ _SMALLEST_INTERVAL = 1e-6
 # Numbers of losses above which the interval grows instead.
 _LARGEST_BASE = 1e6
 _LARGEST_COMPOSED = 4e6
+_LARGEST_PURE_LOSS = 100.0  # so little Laplace noise is counted as none
 _LARGEST_RESULT = 2e7  # where that estimate was wrong
 _Pair = tuple[LossDistribution, ...]  # one distribution if symmetric, else (remove, add)
 
@@ -116,6 +118,9 @@ def _compose_at(counts: dict[DpEvent, int], relation: Relation, interval: float)
     """Compose at one interval; None where the result would be too large for memory."""
     order = sorted(counts.items(), key=repr)  # the same result whatever the order of the set
     bases = [(_base(event, relation, interval), count) for event, count in order]
+    for base, _ in bases:
+        if base[0].infinity >= 1:
+            return base
     pair = []
     for d in range(max(len(base) for base, _ in bases)):
         parts = [(base[min(d, len(base) - 1)], count) for base, count in bases]
@@ -151,6 +156,17 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
     return None
 
 
+def _pure_loss(event: DpEvent) -> float:
+    """Largest loss of a mechanism of pure privacy under add-or-remove-one; 0 for others."""
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        event = event.event
+    if isinstance(event, dp.LaplaceDpEvent):
+        return 1 / float(event.noise_multiplier)
+    if isinstance(event, dp.DiscreteLaplaceDpEvent):
+        return float(event.noise_parameter * event.sensitivity)
+    return 0.0
+
+
 def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
     """Choose the interval: a tenth of the smallest spread, within what memory allows.
 
@@ -184,7 +200,13 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     if isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent):
         noise, rate = event.event.noise_multiplier, event.sampling_probability
         return gaussian_losses(noise, rate, replace, interval)
-    pld = _dp_accounting_pld(event, relation.dp_accounting, interval)
+    if _pure_loss(event) > _LARGEST_PURE_LOSS:
+        return (no_guarantee(interval),)
+    try:
+        with np.errstate(all="ignore"):
+            pld = _dp_accounting_pld(event, relation.dp_accounting, interval)
+    except ArithmeticError:  # parameters at which dp_accounting's functions overflow
+        return (no_guarantee(interval),)
     pmfs = [pld._pmf_remove] if pld._symmetric else [pld._pmf_remove, pld._pmf_add]
     result = []
     for pmf in pmfs:

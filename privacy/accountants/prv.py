@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -112,11 +113,14 @@ class PrvAccountant(Accountant):
 
     name = "prv"
     is_bound = True
-    label = "upper bound within its own error terms"
     trust = (
         "valid within its own error terms: the upper end of its error interval (0.01 in epsilon, "
         "delta / 1000 in delta) is given, and its numerical truncation is not proven separately"
     )
+
+    def note(self, events: Mapping[DpEvent, int]) -> str:
+        """Say that the numbers hold within the method's error terms."""
+        return "valid within its own error terms" if self._prepared(events) else ""
 
     def _refusal(self, event: DpEvent) -> str | None:
         if isinstance(event, dp.GaussianDpEvent):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,9 +57,13 @@ class Mutation:
         missing = []
         for test in self.tests:
             path, _, rest = test.partition("::")
-            names = [part.partition("[")[0] for part in rest.split("::") if part]
+            parts = [part.partition("[")[0] for part in rest.split("::") if part]
             file = root / path
             text = file.read_text(encoding="utf-8") if file.is_file() else ""
-            if not text or not all(f"def {n}(" in text or f"class {n}" in text for n in names):
+            wanted = [rf"^class {name}\b" for name in parts[:-1]]
+            # A method may be inherited from another class of the file; a function is at the margin.
+            indent = " +" if parts[:-1] else ""
+            wanted += [rf"^{indent}def {name}\(|^class {name}\b" for name in parts[-1:]]
+            if not text or not all(re.search(pattern, text, re.MULTILINE) for pattern in wanted):
                 missing.append(test)
         return missing

@@ -18,7 +18,8 @@ from privacy.accountants.dominating import (
     log_gaussian_delta,
 )
 from privacy.accountants.gdp import gaussian_delta
-from privacy.vocabulary import Relation
+from privacy.budget import Budget
+from privacy.vocabulary import Relation, Unit
 
 NOISES = (1.7171, 0.8823, 0.6429, 0.4834)
 
@@ -95,6 +96,45 @@ def test_mixed_events_and_replace_one():
         deltas = curves(events, epsilons, relation)
         gaussian = np.exp(log_gaussian_delta(mu, epsilons))
         assert np.all((gaussian >= deltas) | (deltas <= DELTA_FLOOR))
+
+
+def test_the_floor_is_in_the_note_of_a_guarantee():
+    events = reference_schedule(0.8823)
+    budget = Budget(3.0, 1e-5, accountant="gdp-dominating")
+    sentence = budget.guarantee(events, Unit.EXAMPLE).sentence()
+    assert "mu holds for every delta above 1.0e-10, not for smaller ones" in sentence
+    assert make_accountant("gdp-dominating").note({}) == ""
+
+
+def test_deltas_near_one_do_not_ask_for_a_larger_mu():
+    """The PLD is 1 up to round-off there; with it, this mu would be four times as large."""
+    events = ev.multiset(ev.dp_sgd(0.5, 1.0, 1000))
+    accountant = make_accountant("gdp-dominating")
+    pld = make_accountant("pld")
+    for delta in (1e-3, 1e-5, 1e-8):
+        low = pld.epsilon(events, delta)
+        assert low <= accountant.epsilon(events, delta) <= 1.1 * low
+    for epsilon in (0.0, 50.0, 100.0, 200.0):
+        assert accountant.delta(events, epsilon) >= pld.delta(events, epsilon) * (1 - 1e-9) - 1e-10
+
+
+def test_losses_far_apart():
+    """Little noise: most of the mass at no loss, some at losses in the thousands."""
+    for noise in (0.01, 0.02, 0.05):
+        events = ev.multiset(ev.dp_sgd(0.01, noise, 3))
+        accountant = make_accountant("gdp-dominating")
+        pld = make_accountant("pld")
+        for delta in (1e-3, 1e-6):
+            assert accountant.epsilon(events, delta) >= pld.epsilon(events, delta)
+        for epsilon in (0.5, 30.0, 1000.0):
+            assert accountant.delta(events, epsilon) >= pld.delta(events, epsilon) * (1 - 1e-9)
+
+
+def test_no_mu_where_round_off_leaves_no_delta_worth_the_name():
+    events = ev.multiset({ev.dp_sgd(1e-4, 5.0, 1): 10**10})
+    accountant = make_accountant("gdp-dominating")
+    assert accountant.floor(events) > 1e-6
+    assert accountant.mu(events) == math.inf
 
 
 def test_the_floor_is_part_of_the_statement():

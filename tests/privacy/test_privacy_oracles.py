@@ -108,6 +108,19 @@ def test_replace_one_pair_dominates_other_pairs_of_records(seed):
         assert found <= bound + 2e-5  # the grid's own error
 
 
+@pytest.mark.parametrize("relation", list(Relation))
+@pytest.mark.parametrize(("q", "sigma"), itertools.product((1e-6, 0.01, 0.999), (0.01, 0.3, 30.0)))
+def test_total_variation_of_one_step_in_both_directions(q, sigma, relation):
+    """delta(0) is q times the total variation of the Gaussians: known for any noise."""
+    distance = 2.0 if relation is REPLACE else 1.0
+    exact = q * math.erf(distance / (2 * sigma) / math.sqrt(2))
+    accountant = make_accountant("pld", relation)
+    for distribution in accountant.distributions(ev.multiset(ev.dp_sgd(q, sigma, 1))):
+        got = float(distribution.delta(0.0)[0])
+        assert got >= exact * (1 - 1e-12)
+        assert got <= exact * (1 + 1e-5) + 1e-14
+
+
 # -- worlds --------------------------------------------------------------------------------------
 
 
