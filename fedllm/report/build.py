@@ -15,6 +15,7 @@ from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
 from fedllm.report.curves import least_missed, privacy_curves
+from fedllm.report.encoding import encoding
 from fedllm.report.guarantee import Headline, headline
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
@@ -63,6 +64,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         accounts=accounts,
         defects=defects,
     )
+    encoded = encoding(run, accounted, accounts)
     training = summarise(run.metrics, settings)
     mode = settings.privacy.mode if settings is not None else "dp"
     seeded = mode == "dp" and (
@@ -98,6 +100,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "meaning": _meaning(run, accounted, statement, unit, relation),
         "accountants": _trust(relation),
         "releases": accounting.releases(run.entries, run.run_id),
+        "encoding": encoded,
         "assumptions": _assumed(settings, seeded, len(runs)),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": {

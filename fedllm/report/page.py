@@ -190,6 +190,31 @@ cannot come below the curve. On the dotted line one only guesses.
 </table>
 </div>
 
+{% if report.encoding %}
+{% set code = report.encoding %}
+<h2>Encoding</h2>
+<p>Updates travel encoded by the codec <strong>{{ code.codec }}</strong>{% if code.bytes and code.float32_bytes %}: {{ code.bytes | number }} bytes
+for each silo and round in the place of {{ code.float32_bytes | number }} (float32), {{ "%.1f" | format(code.float32_bytes / code.bytes) }} times less{% endif %}.
+{% if code.noise == "in-code" %}Clipping and noise are applied to the code.{% else %}The noise is in the update before it is encoded (with noise by the server: after it is decoded).{% endif %}
+{% if code.prior_source == "private" %}The codec was fitted to statistics that {{ code.statistics_silos | value }} silos released before training: they are events of the ledger.
+{% elif code.prior_source == "public" %}The codec was fitted to gradients of the server's own text, which uses no silo's data.
+{% else %}The codec is fitted to no data.{% endif %}</p>
+{{ pairs("Codec", {"numbers of an update": code.dimension, "numbers of its code": code.code_dimension, "bits": code.bits, "downlink": code.downlink, "error feedback": "yes" if code.error_feedback else "no", "prior": code.prior or "none", "version (SHA-256)": code.version, "version of the prior": code.prior_version or "none"}) }}
+{% if code.mu %}
+<div class="scroll" tabindex="0" role="region" aria-label="Statistics and training apart">
+<table>
+<caption>mu of Gaussian differential privacy in this run, of the silo with the largest: statistics and training apart.</caption>
+<thead><tr><th scope="col">Adversary</th><th scope="col">Silo</th><th scope="col">Statistics</th><th scope="col">Training</th><th scope="col">All</th></tr></thead>
+<tbody>
+{% for row in code.mu %}
+<tr><th scope="row">{{ row.adversary }}</th><td>{{ row.silo }}</td>{% for part in (row.statistics, row.training, row.total) %}<td>{% if part.mu is none %}none{% else %}{{ part.mu | mu }} <small class="soft">{{ "exact" if part.exact else "dominating, a bound" }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% endif %}
+
 <h2>What the guarantee assumes</h2>
 {{ titled(report.assumptions) }}
 

@@ -167,6 +167,49 @@ class ReleasePart(Part):
     uses: int
 
 
+class MuPart(Part):
+    """A parameter of Gaussian differential privacy."""
+
+    mu: Real | None = Field(description="Null: no guarantee, or no accountant has one.")
+    accountant: str | None
+    exact: bool = Field(
+        description="All events are Gaussian mechanisms without sampling, and mu is the root of the sum "
+        "of their squares; else it is the dominating mu, a bound."
+    )
+
+
+class MuPartsPart(Part):
+    """What this run spent of one silo, the one with the largest mu, by purpose."""
+
+    adversary: str
+    silo: str
+    statistics: MuPart
+    training: MuPart
+    total: MuPart
+
+
+class EncodingPart(Part):
+    """How updates travel."""
+
+    codec: str
+    bits: int
+    noise: Literal["before-encoding", "in-code"]
+    error_feedback: bool
+    downlink: str
+    dimension: int | None = Field(description="Numbers of an update. Null: not known.")
+    code_dimension: int | None
+    bytes: int | None = Field(description="Of one update of one silo, as it travels.")
+    float32_bytes: int | None = Field(description="Of the same update without a codec.")
+    version: str | None = Field(description="SHA-256 of encoder and decoder.")
+    prior: str | None
+    prior_version: str | None
+    prior_source: Literal["private", "public"] | None = Field(
+        description="Null: the codec is not fitted to anything."
+    )
+    statistics_silos: int | None = Field(description="Silos that released statistics for it.")
+    mu: list[MuPartsPart]
+
+
 class TitledPart(Part):
     """A text with its title."""
 
@@ -220,6 +263,7 @@ class Report(Part):
     meaning: MeaningPart | None
     accountants: list[AccountantPart]
     releases: list[ReleasePart]
+    encoding: EncodingPart | None = Field(description="Null: updates travel as they are.")
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart

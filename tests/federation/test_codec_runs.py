@@ -324,3 +324,40 @@ def test_statistics_that_are_none_are_refused(start_run: Start, in_process: Fede
 
     assert in_process(run, tamper) == "finished"
     assert sorted(run.read_json("codec.json")["statistics"]) == ["alpha", "beta", "delta"]
+
+
+@pytest.mark.parametrize(
+    "changes", [CLIENT | LINEAR, LINEAR, TRUSTED | IN_CODE], ids=["client", "example", "trusted"]
+)
+def test_the_report_tells_statistics_and_training_apart(
+    changes: dict[str, Any], start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("told", **changes, **{"server.rounds": 2})
+    assert in_process(run) == "finished"
+    report = run.read_json("report.json")
+    part = report["encoding"]
+    assert part["version"] == run.read_json("codec.json")["version"]
+    assert part["bytes"] * 4 <= part["float32_bytes"] < part["bytes"] * 4.2
+    statistics = {row["purpose"] for row in report["releases"]} & {"statistics"}
+    trusted = run.settings().privacy.noise_by == "server"
+    assert bool(statistics) != trusted
+    for row in part["mu"]:
+        if trusted and row["adversary"] != "outsider":
+            assert row["total"]["mu"] is None
+            continue
+        parts = [row[name] for name in ("statistics", "training", "total")]
+        assert (parts[0]["mu"] == 0) == trusted
+        exact = run.settings().privacy.unit == "client"
+        assert parts[2]["exact"] == exact
+        if exact:
+            noise = run.settings().privacy.noise_multiplier
+            assert parts[1]["mu"] == pytest.approx(2**0.5 / noise, rel=1e-9)
+            first = 0 if trusted else 1 / run.settings().codec.statistics_noise
+            assert parts[0]["mu"] == pytest.approx(first, rel=1e-9)
+            together = (parts[0]["mu"] ** 2 + parts[1]["mu"] ** 2) ** 0.5
+            assert parts[2]["mu"] == pytest.approx(together, rel=1e-9)
+        else:
+            assert parts[2]["mu"] >= max(parts[0]["mu"], parts[1]["mu"])
+    page = (run.path / "report.html").read_text()
+    assert "<h2>Encoding</h2>" in page
+    assert part["version"] in page

@@ -1,0 +1,113 @@
+"""The report's section on the codec: what travels, and the share of the statistics in what is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedllm.report import accounting
+from fedllm.report.accounting import Accounts, Figure, SiloAccounting
+from fedllm.report.record import RunRecord
+from fedllm.run_folder import RunFolderError, read_json_file
+from privacy.ledger import LedgerEntry, composed
+
+DESCRIPTION = "codec.json"
+_EXACT, _DOMINATING = "gdp-exact", "gdp-dominating"
+
+
+def encoding(
+    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+) -> dict[str, Any] | None:
+    """The section; None where the run has no codec, or its settings are lost."""
+    if run.settings is None or not run.settings.codec.active:
+        return None
+    codec = run.settings.codec
+    told: dict[str, Any] = {}
+    try:
+        if (run.path / DESCRIPTION).is_file():
+            told = read_json_file(run.path / DESCRIPTION)
+        elif run.state["round"]:
+            run.problems.append(f"{DESCRIPTION} is missing: how updates were encoded is not known")
+        if not isinstance(told, dict):
+            raise RunFolderError("expected a JSON object")
+    except RunFolderError as error:
+        run.problems.append(f"{DESCRIPTION} is damaged: {error}")
+        told = {}
+    prior = told.get("prior")
+    prior = prior if isinstance(prior, dict) else {}
+    asked = told.get("statistics")
+    return {
+        "codec": codec.name,
+        "bits": codec.bits,
+        "noise": codec.noise,
+        "error_feedback": codec.error_feedback,
+        "downlink": codec.downlink,
+        "dimension": _whole(told.get("dimension")),
+        "code_dimension": _whole(told.get("code_dimension")),
+        "bytes": _whole(told.get("bytes")),
+        "float32_bytes": _whole(told.get("float32_bytes")),
+        "version": _text(told.get("version")),
+        "prior": _text(prior.get("kind")),
+        "prior_version": _text(prior.get("version")),
+        "prior_source": codec.prior_source if codec.needs_prior else None,
+        "statistics_silos": len(asked) if isinstance(asked, dict) else None,
+        "mu": _parts(run, accounted, accounts),
+    }
+
+
+def _parts(
+    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+) -> list[dict[str, Any]]:
+    """For each adversary the silo with the largest mu of this run: mu of its statistics, of its
+    training, and of all its events in this run; None where there is no guarantee."""
+    rows: dict[str, list[LedgerEntry]] = {}
+    for entry in run.own:
+        rows.setdefault(entry.party, []).append(entry)
+    common = rows.pop(accounting.EVERYBODY, [])
+    found = []
+    for adversary in accounting.adversaries_in(run.own):
+        worst: dict[str, Any] | None = None
+        for silo in accounted:
+            mine = rows.get(silo.name, []) + common
+            if not mine:
+                continue
+            total = _mu(mine, adversary, accounts, bool(silo.reasons.get(adversary)))
+            if worst is None or _size(total) > _size(worst["total"]):
+                worst = {"adversary": adversary, "silo": silo.name, "total": total}
+        if worst is None:
+            continue
+        mine = rows.get(worst["silo"], []) + common
+        lost = worst["total"]["mu"] is None
+        for part, purpose in (("statistics", "statistics"), ("training", "train")):
+            chosen = [row for row in mine if row.purpose == purpose]
+            worst[part] = _mu(chosen, adversary, accounts, lost)
+        found.append(worst)
+    return found
+
+
+def _mu(
+    rows: Sequence[LedgerEntry], adversary: str, accounts: Accounts, lost: bool
+) -> dict[str, Any]:
+    """mu of the rows' events: exact where all are unsampled Gaussians (the root of the sum of squares),
+    else the dominating one, which is a bound."""
+    if not rows:
+        return {"mu": 0.0, "accountant": _EXACT, "exact": True}
+    if not lost:
+        events = composed(rows, adversary)
+        for name in (_EXACT, _DOMINATING):
+            figure: Figure | None = accounts.figure(name, events)
+            if figure is not None and figure.mu is not None:
+                return {"mu": figure.mu, "accountant": name, "exact": name == _EXACT}
+    return {"mu": None, "accountant": None, "exact": False}
+
+
+def _size(part: dict[str, Any]) -> float:
+    return float("inf") if part["mu"] is None else float(part["mu"])
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,137 @@
+"""Accuracy at equal epsilon, rounds and silos: uncompressed, noise before encoding, noise in the code.
+
+    FEDLLM_TEST_DATA=../shared/data python -m simulations.benchmark.codec_accuracy \
+        [--seeds 0 1 2] [--only uncompressed in-code-32] [--out runs/codec-accuracy] [--set KEY=VALUE]
+
+Client-level DP on SST-2 with 16 silos (`sst2-codec.toml`). Each cell is a whole run with ledger and
+report, in this process and without Flower's engine; finished ones are kept, so the command goes on where
+it was stopped. The table: accuracy (mean over seeds, and the spread: smallest and largest), its
+difference to uncompressed at the same seeds with its standard error, epsilon, bytes up and minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from fedllm.run_folder import RunFolder
+from fedllm.settings_io import load_settings
+from simulations.in_process import federate
+
+EXPERIMENT = Path(__file__).with_name("sst2-codec.toml")
+LINEAR = ["codec.name=linear", "codec.ratio=32"]
+CELLS = {
+    "uncompressed": [],
+    "before-encoding-32": [*LINEAR, "codec.noise=before-encoding"],
+    "in-code-32": [*LINEAR, "codec.noise=in-code"],
+    "in-code-32-8-bits": [*LINEAR, "codec.noise=in-code", "codec.bits=8"],
+    "random-projection-32": [
+        "codec.name=random-projection",
+        "codec.ratio=32",
+        "codec.noise=in-code",
+    ],
+    "non-private": ["privacy.mode=none", "privacy.noise_by=client"],
+}
+DEFAULT = ("uncompressed", "before-encoding-32", "in-code-32")
+
+
+def cell(experiment: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
+    """Figures of one run; runs it (or goes on with it) where it is not finished.
+
+    Raises:
+        RuntimeError: the run failed.
+    """
+    began = time.monotonic()
+    result = folder / "cell.json"
+    if result.exists():
+        return dict(json.loads(result.read_text(encoding="utf-8")))
+    if (folder / "state.json").exists():
+        run = RunFolder.open(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        run = RunFolder.create(load_settings(experiment, overrides), folder)
+    status = federate(run)
+    if status not in ("finished", "stopped"):
+        raise RuntimeError(f"{folder}: {status}, {run.state()['message']}")
+    records = run.metrics()
+    judged = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
+    rounds = [r for r in records if r["kind"] == "round"]
+    replies = sum(r["replied"] for r in rounds)
+    found = {
+        "accuracies": [r["accuracy"] for r in judged],
+        "accuracy": judged[-1]["accuracy"],
+        "examples": judged[-1]["examples"],
+        "bytes": sum(r["bytes_up"] for r in rounds) / replies,
+        "noise_multiplier": run.read_json("silos.json", {}),
+        "headline": run.read_json("report.json")["headline"],
+        "epsilon": run.read_json("report.json")["guarantee"]["epsilon"],
+        "minutes": (time.monotonic() - began) / 60,
+    }
+    first = next(iter(found["noise_multiplier"].values()))
+    found["noise_multiplier"] = first["noise_multiplier"]
+    run.write_json(result.name, found)
+    return found
+
+
+def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
+    """The table of cell -> seed -> figures."""
+    base = found.get("uncompressed", {})
+    lines = [
+        f"{'':22}{'accuracy':>9}{'least':>8}{'most':>8}{'gain':>8}{'+-':>7}{'epsilon':>9}"
+        f"{'bytes':>9}{'times':>7}{'minutes':>9}"
+    ]
+    for name, cells in found.items():
+        values = [c["accuracy"] for c in cells.values()]
+        gains = [
+            c["accuracy"] - base[seed]["accuracy"] for seed, c in cells.items() if seed in base
+        ]
+        error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+        gain = statistics.mean(gains) if gains else math.nan
+        size = statistics.mean(c["bytes"] for c in cells.values())
+        plain = statistics.mean(c["bytes"] for c in base.values()) if base else math.nan
+        epsilon = max(float(c["epsilon"]) for c in cells.values())
+        minutes = statistics.mean(c["minutes"] for c in cells.values())
+        lines.append(
+            f"{name:22}{statistics.mean(values):9.3f}{min(values):8.3f}{max(values):8.3f}{gain:+8.3f}"
+            f"{error:7.3f}{epsilon:9.3g}{size:9.0f}{plain / size:7.1f}{minutes:9.1f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the cells, print the table, write ``codec-accuracy.json``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--experiment", type=Path, default=EXPERIMENT)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/codec-accuracy"))
+    parser.add_argument("--only", nargs="+", choices=list(CELLS), default=list(DEFAULT))
+    parser.add_argument("--set", dest="overrides", action="append", default=[])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for seed in args.seeds:
+        for name in args.only:
+            overrides = [*CELLS[name], f"seed={seed}", *args.overrides]
+            folder = args.out / f"{name}-{seed}"
+            found.setdefault(name, {})[seed] = cell(args.experiment, folder, overrides)
+            done = found[name][seed]
+            print(
+                f"{name}-{seed}: {done['accuracy']:.4f} ({done['minutes']:.1f} minutes)", flush=True
+            )
+    text = table(found)
+    print(f"{args.experiment.stem}, seeds {args.seeds} {' '.join(args.overrides)}\n{text}")
+    target = args.out / "codec-accuracy.json"
+    target.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
