@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +19,7 @@ from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.codec_store import _loaded
 from fedllm.run_folder import RunFolder
+from fedllm.settings_io import to_toml
 from privacy.events import dp_sgd, gaussian, is_private
 from privacy.ledger import Ledger
 from privacy.vocabulary import SERVER
@@ -361,3 +365,31 @@ def test_the_report_tells_statistics_and_training_apart(
     page = (run.path / "report.html").read_text()
     assert "<h2>Encoding</h2>" in page
     assert part["version"] in page
+
+
+@pytest.mark.slow
+def test_flowers_engine_gives_the_same_bits(
+    start_run: Start, in_process: Federate, tiny_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Worker processes find the codec in the cache, by its hash; statistics cross as queries."""
+    changes = IN_CODE | {"codec.bits": 8, "codec.downlink": "fp16", "simulation.workers": 2}
+    here = start_run("here", **changes)
+    assert in_process(here) == "finished"
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
+    words = [sys.executable, "-m", "simulations.cli", "run", str(experiment)]
+    done = subprocess.run(
+        [*words, "--run", str(tmp_path / "engine")],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"FEDLLM_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = RunFolder.open(tmp_path / "engine")
+    assert same_bits(final(here), final(there))
+    assert here.read_json("codec.json") == there.read_json("codec.json")
+    assert [r["bytes_up"] for r in rounds(here)] == [r["bytes_up"] for r in rounds(there)]
+    keys = [{(r.party, r.purpose, r.key) for r in rows(run)} for run in (here, there)]
+    assert keys[0] == keys[1]
