@@ -130,7 +130,7 @@ def table_row(row: Row, solve: bool = False) -> list[Deviation]:
 def run_table() -> tuple[bool, Any]:
     """Print the table and the largest deviations."""
     rows = [row for r in track(TABLE, "table", console=console) for row in table_row(r, True)]
-    shown = Table("target", "accountant", "noise", "reference", "", "cost by PLD", "reference", "")
+    shown = Table("target", "by", "noise", "ref.", "", "PLD cost", "ref.", "")
     for row in TABLE:
         for name in row.figures:
             mine = {d.figure: d for d in rows if (d.target, d.accountant) == (row.target, name)}
