@@ -2,7 +2,8 @@
 
 Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.json``,
 ``environment.json``, ``ledger.sqlite``, ``tensorboard/``, ``checkpoints/``, ``adapter/``,
-``report.html``, ``report.json``, and ``silo-logs/NAME.jsonl``. What is in the folder is public or was
+``report.html``, ``report.json``, with a codec ``codec.safetensors`` and ``codec.json``, and
+``silo-logs/``: NAME.jsonl, and the residuals of error feedback. What is in the folder is public or was
 released with a guarantee that the ledger knows of; the exception are the silo logs of a simulation,
 each private to its silo and read by nothing here.
 """

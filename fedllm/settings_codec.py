@@ -48,14 +48,17 @@ class CodecSettings(Section):
     noise: Literal["before-encoding", "in-code"] = Field(
         "before-encoding",
         description="Where the privacy noise is added: to all coordinates of the update (the paper), or to "
-        "the code, which has fewer. `in-code` needs a codec with a known Lipschitz constant.",
+        "the code, which has fewer. `in-code` needs a codec with a known Lipschitz constant. With "
+        "privacy.noise_by=server the server adds it: to the sum of the decoded updates, or of the codes.",
     )
     bits: Literal[32, 16, 8, 4] = Field(
         32, description="Bits of a number of the code; 8 and 4 by unbiased stochastic rounding."
     )
     error_feedback: bool = Field(
         False,
-        description="The client keeps what its code lost and adds it to its next update, before clipping.",
+        description="The client keeps what its code lost and adds it to its next update, before clipping. "
+        "For codecs whose choice changes between rounds (`top-k`): what fixed linear rows lose, they "
+        "lose again.",
     )
     downlink: Literal["none", "fp16", "int8"] = Field(
         "none", description="How the server's parameters travel to the clients."

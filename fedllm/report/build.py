@@ -15,7 +15,7 @@ from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
 from fedllm.report.curves import least_missed, privacy_curves
-from fedllm.report.encoding import encoding
+from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.guarantee import Headline, headline
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
@@ -180,7 +180,7 @@ def _defects(run: RunRecord) -> list[str]:
         defects.append(f"the ledger fails its verification: {found}")
     dp = run.settings is None or run.settings.privacy.mode == "dp"
     if run.verification is not None and not run.ledger_problem and dp and run.run_id is not None:
-        defects += _unrecorded(run)
+        defects += _unrecorded(run) + unrecorded_statistics(run)
     return defects
 
 

@@ -22,16 +22,12 @@ def encoding(
     if run.settings is None or not run.settings.codec.active:
         return None
     codec = run.settings.codec
-    told: dict[str, Any] = {}
-    try:
-        if (run.path / DESCRIPTION).is_file():
-            told = read_json_file(run.path / DESCRIPTION)
-        elif run.state["round"]:
-            run.problems.append(f"{DESCRIPTION} is missing: how updates were encoded is not known")
-        if not isinstance(told, dict):
-            raise RunFolderError("expected a JSON object")
-    except RunFolderError as error:
-        run.problems.append(f"{DESCRIPTION} is damaged: {error}")
+    told = _described(run)
+    if told is None:
+        if run.state["round"]:
+            run.problems.append(
+                f"{DESCRIPTION} is missing or damaged: how updates were encoded is not known"
+            )
         told = {}
     prior = told.get("prior")
     prior = prior if isinstance(prior, dict) else {}
@@ -53,6 +49,28 @@ def encoding(
         "statistics_silos": len(asked) if isinstance(asked, dict) else None,
         "mu": _parts(run, accounted, accounts),
     }
+
+
+def unrecorded_statistics(run: RunRecord) -> list[str]:
+    """Silos whose statistics made the codec, and of which the ledger has no row."""
+    asked = (_described(run) or {}).get("statistics")
+    recorded = {row.party for row in run.own if row.purpose == "statistics"}
+    missing = sorted(set(asked) - recorded) if isinstance(asked, dict) else []
+    if not missing:
+        return []
+    shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    return [
+        f"the codec was made of statistics of which the ledger has no row, of {shown}: something was "
+        "released without a record"
+    ]
+
+
+def _described(run: RunRecord) -> dict[str, Any] | None:
+    try:
+        found = read_json_file(run.path / DESCRIPTION)
+    except RunFolderError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _parts(

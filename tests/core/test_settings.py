@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from fedllm.settings import Settings
-from fedllm.settings_section import Section
 from fedllm.settings_io import (
     SettingsError,
     from_json,
@@ -23,6 +22,7 @@ from fedllm.settings_io import (
     to_json,
     to_toml,
 )
+from fedllm.settings_section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 

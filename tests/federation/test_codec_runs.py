@@ -18,6 +18,7 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.codec_store import _loaded
+from fedllm.report import build
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import to_toml
 from privacy.events import dp_sgd, gaussian, is_private
@@ -365,6 +366,22 @@ def test_the_report_tells_statistics_and_training_apart(
     page = (run.path / "report.html").read_text()
     assert "<h2>Encoding</h2>" in page
     assert part["version"] in page
+
+
+def test_statistics_without_a_row_take_the_guarantee_away(
+    start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("without-row", **LINEAR, **{"server.rounds": 1})
+    assert in_process(run) == "finished"
+    assert build(run)["guarantee"]["level"] == "conditional"  # seeded
+    told = run.read_json("codec.json")
+    told["statistics"]["omega"] = 0.5
+    run.write_json("codec.json", told)
+    report = build(run)
+    assert report["guarantee"]["level"] == "none"
+    assert "omega" in report["headline"] + " ".join(report["guarantee"]["reasons"])
+    (run.path / "codec.json").unlink()
+    assert any("codec.json" in problem for problem in build(run)["problems"])
 
 
 @pytest.mark.slow
