@@ -121,7 +121,7 @@ def account_ledger(
     unit: Unit | None,
     relation: Relation | None,
     adversary: Adversary,
-    delta: float,
+    delta: float | None,
 ) -> Figures:
     """Figures of each party, by all that the ledger holds about it; the whole is the largest.
 
@@ -132,10 +132,12 @@ def account_ledger(
         party: one party only; None for all.
         unit: None for the unit of the rows.
         relation: None for the relation that the rows record.
+        delta: None for the delta that the rows record, the smallest where they differ.
 
     Raises:
         LedgerError: no ledger, or it holds no view for the adversary or a stronger one.
-        ValueError: no such party; or rows of several units or relations, and none was chosen.
+        ValueError: no such party; or rows of several units or relations, and none was chosen; or no
+            delta, and none is recorded.
     """
     verification = verify_ledger(path)
     rows = _rows_by_party(path, party) if verification.ok else {}
@@ -144,6 +146,7 @@ def account_ledger(
     relations = {str(e.details.get("relation")) for e in everything} & set(Relation)
     stated = Unit(_only("--unit", unit, units, Unit.EXAMPLE))
     neighbours = Relation(_only("--relation", relation, relations, Relation.ADD_OR_REMOVE_ONE))
+    delta = _recorded_delta(everything) if delta is None else delta
     memory: dict[frozenset[tuple[DpEvent, int]], Figures] = {}
     parties: dict[str, Figures] = {
         name: {"rows": len(entries)}
@@ -182,6 +185,14 @@ def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]
     common = found.pop(EVERYBODY, [])
     names_wanted = sorted(found) if party is None else [party]
     return {name: found[name] + common for name in names_wanted}
+
+
+def _recorded_delta(rows: Sequence[LedgerEntry]) -> float:
+    """The smallest delta that the runs recorded: epsilon there holds at the larger ones too."""
+    found = [float(str(r.details["delta"])) for r in rows if r.details.get("delta") is not None]
+    if not found:
+        raise ValueError("Expected --delta above 0 and below 1 (the ledger records none), got none")
+    return min(found)
 
 
 def _only(option: str, chosen: str | None, found: set[str], default: str) -> str:

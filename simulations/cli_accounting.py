@@ -80,7 +80,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(cli_ledger.app)
 
 
-Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1.")]
+Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1; else the ledger's.")]
 Rate = Annotated[float | None, typer.Option(help="Probability of each record to be in a step.")]
 Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
 Noise = Annotated[
@@ -223,7 +223,7 @@ def account(
         "--steps": _steps(steps),
     }
     given = [name for name, value in schedule.items() if value is not None]
-    if delta is None or _delta(delta) is None:
+    if _delta(delta) is None and ledger is None:
         raise ValueError("Expected --delta above 0 and below 1, got none")
     if ledger is not None and given:
         raise ValueError(f"Expected --ledger or a schedule, got --ledger with {', '.join(given)}")
@@ -251,7 +251,7 @@ def account(
                 noise_multiplier=noise_multiplier or 0,
                 sample_rate=sample_rate or 0,
                 steps=steps or 0,
-                delta=delta,
+                delta=delta or 0,
                 unit=Unit(unit or "example"),
                 relation=Relation(relation or "add-or-remove-one"),
                 adversary=against,

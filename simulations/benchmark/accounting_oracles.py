@@ -113,7 +113,7 @@ def quadrature_delta(
             axes.append((mass[keep], (p - q)[keep]))
         total = 0.0
         if not axes:
-            total = float(closed_form(gaussians_mu, np.float64(epsilon)))
+            total = float(closed_form(gaussians_mu, np.asarray(epsilon, dtype=np.float64)))
         elif len(axes) == 1:
             mass, loss = axes[0]
             total = float(mass @ closed_form(gaussians_mu, epsilon - loss))
@@ -177,7 +177,8 @@ def binned(event: DpEvent, turned: bool, relation: Relation) -> tuple[int, Array
     kept = (mass > 0) & (index > -12_000)
     index, mass = np.minimum(index[kept], 12_000), mass[kept]  # a lower loss is a lower bound
     first = int(index.min())
-    return first, np.bincount(index - first, mass)
+    masses: Array = np.bincount(index - first, mass).astype(np.float64)
+    return first, masses
 
 
 def binned_delta(

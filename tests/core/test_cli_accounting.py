@@ -343,6 +343,19 @@ def test_ledger_s_relation_is_the_default(make_ledger: Callable[..., Path]) -> N
     assert "there is no protection" in call("account", ledger=path, delta=DELTA).stdout
 
 
+def test_ledger_s_smallest_delta_is_the_default(make_ledger: Callable[..., Path]) -> None:
+    make_ledger(("alpha", gaussian(4.0), 1), details=ADD | {"delta": 1e-4})
+    path = make_ledger(("alpha", gaussian(4.0), 1), details=ADD | {"delta": 1e-6})
+    assert call_json("account", ledger=path) == call_json("account", ledger=path, delta=1e-6)
+    assert call_json("account", ledger=path, delta=1e-4)["delta"] == 1e-4
+
+
+def test_no_delta_anywhere(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 1))
+    with pytest.raises(ValueError, match="Expected --delta .* the ledger records none"):
+        call("account", ledger=path)
+
+
 def test_accountants_that_cannot_in_a_ledger(make_ledger: Callable[..., Path]) -> None:
     path = make_ledger(("alpha", dp.LaplaceDpEvent(3.0), 2), ("beta", gaussian(9.0), 1))
     found = call_json("account", ledger=path, delta=DELTA)
