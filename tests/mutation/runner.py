@@ -152,7 +152,7 @@ def run_tests(tree: Path, tests: Sequence[str], *, timeout: float, first: bool) 
         return _Run(process.returncode, frozenset(), (), (), output[-2000:])
     passed, failures, errors = set(), [], []
     for case in ElementTree.parse(report).iter("testcase"):
-        test = f"{case.get('file')}::{case.get('name')}"
+        test = _id(case)
         problem = {kind: case.find(kind) for kind in ("failure", "error", "skipped")}
         if problem["failure"] is not None:
             failures.append((test, _first_line(problem["failure"])))
@@ -163,6 +163,14 @@ def run_tests(tree: Path, tests: Sequence[str], *, timeout: float, first: bool) 
     return _Run(
         process.returncode, frozenset(passed), tuple(failures), tuple(errors), output[-2000:]
     )
+
+
+def _id(case: ElementTree.Element) -> str:
+    """pytest's id: file, class where there is one, name."""
+    file, where = case.get("file", ""), case.get("classname", "")
+    module = file.removesuffix(".py").replace("/", ".")
+    classes = where.removeprefix(module).strip(".").replace(".", "::")
+    return "::".join(part for part in (file, classes, case.get("name", "")) if part)
 
 
 def _first_line(element: ElementTree.Element) -> str:

@@ -89,7 +89,7 @@ MUTATIONS = (
     Mutation(
         "report-of-a-ledger-cut-short",
         "fedllm/report/build.py",
-        "        defects += _unrecorded(run)\n",
+        "        defects += _unrecorded(run) + unrecorded_statistics(run)\n",
         "        pass\n",
         "A fresh ledger in a finished run's folder gives a small epsilon.",
         (f"{_REPORT}::test_a_ledger_cut_short_or_lost_gives_no_guarantee",),
