@@ -352,8 +352,9 @@ def test_ledger_s_smallest_delta_is_the_default(make_ledger: Callable[..., Path]
 
 def test_no_delta_anywhere(make_ledger: Callable[..., Path]) -> None:
     path = make_ledger(("alpha", gaussian(4.0), 1))
-    with pytest.raises(ValueError, match="Expected --delta .* the ledger records none"):
-        call("account", ledger=path)
+    refused = call("account", ledger=path)
+    assert refused.exit_code == 2
+    assert "Expected --delta above 0 and below 1 (the ledger records none)" in refused.stderr
 
 
 def test_accountants_that_cannot_in_a_ledger(make_ledger: Callable[..., Path]) -> None:
