@@ -19,6 +19,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
     if privacy.mode == "none":
         text = "privacy.mode = none: nothing was clipped, no noise was added."
         return [("No mechanism", text)]
+    in_code = settings.codec.active and settings.codec.noise == "in-code"
     items = [("Privacy unit", _unit(settings)), ("Neighbouring relation", _relation(settings))]
     if privacy.unit == "example":
         items.append(
@@ -32,7 +33,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         items.append(
             (
                 "Clipping",
-                f"Each example's gradient, over all trained tensors together, is clipped to L2 norm "
+                f"Each example's gradient, over all trained tensors together"
+                f"{', is encoded and its code' if in_code else ','} is clipped to L2 norm "
                 f"{privacy.clip:g}; a gradient that is not finite counts as zero. The sum is "
                 f"divided by the constant {client.batch_size}, not by the number drawn.",
             )
@@ -41,7 +43,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         items.append(
             (
                 "Clipping",
-                f"Each silo's update of a round is clipped to L2 norm {privacy.clip:g} before noise "
+                f"Each silo's update of a round{', as its code,' if in_code else ''} is clipped to L2 norm {privacy.clip:g} before noise "
                 "is added. Updates are averaged with equal weights, which do not depend on data.",
             )
         )
@@ -54,7 +56,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             "summed from four independent draws (Holohan and Braghin, 2021), against attacks that "
             "invert the sampler (Mironov, 2012), and the noisy value is rounded to a fixed grid of about "
             "2^-16 of the noise's standard deviation, against attacks that read the low-order bits "
-            "(Haney et al., 2022). This stops the known attacks; it is not a proof.",
+            "(Haney et al., 2022). This stops the attacks that were tried; it is not a proof.",
         )
     )
     items.append(("Sizes of the silos", _sizes(settings)))

@@ -182,7 +182,7 @@ cannot come below the curve. On the dotted line one only guesses.
 <thead><tr><th scope="col">Purpose</th><th scope="col">Event (mechanism)</th><th scope="col">Seen so by</th><th scope="col" class="num">Silos</th><th scope="col" class="num">Ledger rows</th><th scope="col" class="num">Uses</th></tr></thead>
 <tbody>
 {% for row in report.releases %}
-<tr><th scope="row">{{ row.purpose }} {% if row.owner != "this run" %}<small class="soft">{{ row.owner }}</small>{% endif %}</th><td data-label="event"><span>{{ row.mechanism }}{% for name, (low, high) in row.parameters.items() %}<small class="soft">, {{ name }} {{ "%.4g" | format(low) }}{% if high > low %} to {{ "%.4g" | format(high) }}{% endif %}</small>{% endfor %}</span></td><td data-label="seen so by"><span>{{ row.seen_by | join(", ") }}</span></td><td data-label="silos" class="num"><span>{{ row.silos | number }}</span></td><td data-label="ledger rows" class="num"><span>{{ row.rows | number }}</span></td><td data-label="uses" class="num"><span>{{ row.uses | number }}</span></td></tr>
+<tr><th scope="row">{{ row.purpose }} {% if row.owner != "this run" %}<small class="soft">{{ row.owner }}</small>{% endif %}</th><td data-label="event"><span>{{ row.mechanism }}{% for name, (low, high) in row.parameters.items() %}<small class="soft">{{ name }} {{ "%.4g" | format(low) }}{% if high > low %} to {{ "%.4g" | format(high) }}{% endif %}</small>{% endfor %}</span></td><td data-label="seen so by"><span>{{ row.seen_by | join(", ") }}</span></td><td data-label="silos" class="num"><span>{{ row.silos | number }}</span></td><td data-label="ledger rows" class="num"><span>{{ row.rows | number }}</span></td><td data-label="uses" class="num"><span>{{ row.uses | number }}</span></td></tr>
 {% else %}
 <tr><td colspan="6">Nothing is recorded.</td></tr>
 {% endfor %}
@@ -195,7 +195,7 @@ cannot come below the curve. On the dotted line one only guesses.
 <h2>Encoding</h2>
 <p>Updates travel encoded by the codec <strong>{{ code.codec }}</strong>{% if code.bytes and code.float32_bytes %}: {{ code.bytes | number }} bytes
 for each silo and round in the place of {{ code.float32_bytes | number }} (float32), {{ "%.1f" | format(code.float32_bytes / code.bytes) }} times less{% endif %}.
-{% if code.noise == "in-code" %}Clipping and noise are applied to the code.{% else %}The noise is in the update before it is encoded (with noise by the server: after it is decoded).{% endif %}
+{% if code.noise == "in-code" %}Clipping and noise are applied to the code. {% else %}The noise is in the update before it is encoded (with noise by the server: after it is decoded). {% endif %}
 {% if code.prior_source == "private" %}The codec was fitted to statistics that {{ code.statistics_silos | value }} silos released before training: they are events of the ledger.
 {% elif code.prior_source == "public" %}The codec was fitted to gradients of the server's own text, which uses no silo's data.
 {% else %}The codec is fitted to no data.{% endif %}</p>
