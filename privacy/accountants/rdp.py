@@ -24,6 +24,9 @@ logging.getLogger("absl").addFilter(
 )
 
 _SMALLEST_DIVERGENCE = 1e-15
+# dp_accounting computes (order - 1) * divergence of a sampled event as the logarithm of a sum that is
+# close to 1: its round-off is a few 1e-16, and decides at rates around 1e-12 and 1e25 steps.
+_ROUND_OFF = 1e-14
 ORDERS = tuple(dp_rdp.rdp_privacy_accountant.DEFAULT_RDP_ORDERS)
 
 
@@ -97,6 +100,8 @@ def _usable(divergences: npt.NDArray[np.float64]) -> tuple[list[float], list[flo
 def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
     """One event's divergences; where round-off makes one non-positive, infinite.
 
+    A sampled event's are raised by what round-off may hide, `_ROUND_OFF` / (order - 1).
+
     The discrete Gaussian has at most the divergence of the continuous one, order * shift^2 / (2
     sigma^2), for every whole shift (Canonne, Kamath and Steinke 2020, theorem 4).
     """
@@ -110,7 +115,10 @@ def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
     )
     accountant.compose(event)
     values = np.asarray(accountant._rdp, dtype=np.float64)
-    return np.where(np.isfinite(values) & (values > 0), values, np.inf)
+    values = np.where(np.isfinite(values) & (values > 0), values, np.inf)
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        values = values + _ROUND_OFF / (np.asarray(ORDERS) - 1)
+    return values
 
 
 def _halved(event: DpEvent) -> DpEvent:
