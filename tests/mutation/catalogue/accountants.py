@@ -93,6 +93,14 @@ MUTATIONS = (
         (_TABLE, _EXACT),
     ),
     Mutation(
+        "rdp-without-allowance-for-round-off",
+        f"{_FOLDER}rdp.py",
+        "        values = values + _ROUND_OFF / (np.asarray(ORDERS) - 1)\n",
+        "        values = values + 0.0\n",
+        "Very many events at a tiny rate cost less by RDP than they do.",
+        ("tests/privacy/test_privacy_rdp_round_off.py",),
+    ),
+    Mutation(
         "pld-optimistic",
         f"{_FOLDER}gaussian_loss.py",
         "    probs = np.append(mass - upper, 0.0)\n    probs[1:] += upper\n",
