@@ -11,7 +11,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from fedllm.settings_checks import check_codec, check_flatness
 from fedllm.settings_codec import CodecSettings
+from fedllm.settings_flatness import (
+    AwpSettings,
+    LayersSettings,
+    PublicSettings,
+    TeacherSettings,
+)
 from fedllm.settings_privacy import PrivacySettings
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
 
@@ -31,6 +38,10 @@ class ModelSettings(Section):
         "float32 on a CPU. Prefixes, heads, clipping and noise are float32 always.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    access: Literal["white-box", "black-box"] = Field(
+        "white-box",
+        description="`white-box`: gradients of the model are available; `black-box`: only its outputs.",
+    )
     revision: str | None = Field(None, description="Revision on the Hugging Face hub.")
     gguf_file: str | None = Field(
         None, description="Name of the GGUF file inside a hub repository."
@@ -320,6 +331,10 @@ class Settings(Section):
     server: ServerSettings = ServerSettings()
     privacy: PrivacySettings = PrivacySettings()
     codec: CodecSettings = CodecSettings()
+    awp: AwpSettings = AwpSettings()
+    layers: LayersSettings = LayersSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    public: PublicSettings = PublicSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     output: OutputSettings = OutputSettings()
@@ -352,33 +367,14 @@ class Settings(Section):
                 "Expected privacy.relation=add-or-remove-one for privacy.unit=example (amplification "
                 "by Poisson sampling is stated for it), got privacy.relation=replace-one"
             )
-        if self.codec.active:
-            self._check_codec()
+        check_codec(self)
+        check_flatness(self)
+        if self.model.access == "black-box":
+            raise ValueError(
+                "Expected model.access=white-box: training through outputs alone (zeroth-order steps) "
+                "is not there yet, got model.access=black-box"
+            )
         return self
-
-    def _check_codec(self) -> None:
-        codec, privacy = self.codec, self.privacy
-        dp = privacy.mode == "dp"
-        if dp:
-            codec.check_unit(privacy.unit)
-        in_code = dp and codec.noise == "in-code"
-        if in_code and privacy.unit == "example" and self.client.optimizer != "sgd":
-            raise ValueError(
-                "Expected client.optimizer=sgd for codec.noise=in-code with privacy.unit=example (the "
-                "code that is sent is the sum of the steps' noisy codes, which moves the weights only "
-                f"under SGD), got client.optimizer={self.client.optimizer}"
-            )
-        if codec.asks_silos and dp and privacy.noise_by == "server":
-            raise ValueError(
-                "Expected codec.prior_source=public for privacy.noise_by=server (silos that add no "
-                "noise release no statistics of their own), got codec.prior_source=private"
-            )
-        if codec.error_feedback and self.server.checkpoint_every != 1:
-            raise ValueError(
-                "Expected server.checkpoint_every=1 for codec.error_feedback (a silo keeps what its "
-                "last two codes lost, a resumed run may repeat one round), got "
-                f"server.checkpoint_every={self.server.checkpoint_every}"
-            )
 
     def for_silo(self, name: str) -> Settings:
         """The settings as they hold for one silo: its own values in the place of the run's, and no

@@ -236,8 +236,9 @@ def _unknown_keys(
             if not isinstance(value, Mapping):
                 yield f'Expected tables [{name}."NAME"], got {name}={value!r}'
                 continue
-            (kind,) = (arg for arg in get_args(inner) if isinstance(arg, type) and arg is not str)
-            for entry, own in value.items():
+            kinds = [arg for arg in get_args(inner) if isinstance(arg, type) and arg is not str]
+            for entry, own in value.items() if kinds else ():
+                (kind,) = kinds
                 if isinstance(own, Mapping):
                     yield from _unknown_keys(own, kind, (*above, key, entry))
                 else:

@@ -1,0 +1,103 @@
+"""Checks of the settings across sections: what each section cannot know of the others."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fedllm.settings import Settings
+
+
+def check_flatness(settings: Settings) -> None:
+    """Whether what [awp], [layers] and [teacher] need is there.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if settings.model.access == "black-box":
+        _check_without_gradients(settings)
+    needs_public = {
+        "layers.form=public": settings.layers.form == "public",
+        "teacher.kind=public": settings.teacher.kind == "public",
+        "teacher.distillation > 0": settings.teacher.kind != "none"
+        and settings.teacher.distillation > 0,
+    }
+    for setting, needed in needs_public.items():
+        if needed and settings.public.source == "none":
+            raise ValueError(
+                f"Expected public.source for {setting}: public text that the server has, got "
+                "public.source=none"
+            )
+    if settings.public.source in ("files", "hub") and settings.public.path is None:
+        raise ValueError(
+            f"Expected public.path for public.source={settings.public.source}, got none"
+        )
+    if settings.layers.form != "none" and settings.prefix.length == 0:
+        raise ValueError(
+            f"Expected prefix.length > 0 for layers.form={settings.layers.form} (there is no prefix "
+            "to choose layers of), got prefix.length=0"
+        )
+    if settings.layers.form != "none" and settings.layers.after >= settings.server.rounds:
+        raise ValueError(
+            f"Expected layers.after < server.rounds={settings.server.rounds}, "
+            f"got layers.after={settings.layers.after}"
+        )
+
+
+def _check_without_gradients(settings: Settings) -> None:
+    """What of Privacy-Flat works through the model's outputs alone, and what does not."""
+    needs = {
+        f"awp.form={settings.awp.form}": (
+            settings.awp.form != "none",
+            "the perturbation and the step are gradients of the model; use awp.form=none",
+        ),
+        f"layers.measure={settings.layers.measure}": (
+            settings.layers.form != "none" and settings.layers.measure == "ascent",
+            "one ascent step is a gradient; layers.measure=random needs losses alone",
+        ),
+        f"teacher.kind={settings.teacher.kind}": (
+            settings.teacher.kind in ("public", "nonprivate"),
+            "this teacher is trained by gradients; teacher.kind=ema needs none",
+        ),
+        "teacher.distillation > 0": (
+            settings.teacher.kind != "none" and settings.teacher.distillation > 0,
+            "distillation differentiates the model's outputs; teacher.strength needs no gradient",
+        ),
+    }
+    for setting, (asked, why) in needs.items():
+        if asked:
+            raise ValueError(
+                f"Expected model.access=white-box for {setting} ({why}), got model.access=black-box"
+            )
+
+
+def check_codec(settings: Settings) -> None:
+    """Whether codec, privacy and optimiser fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if not settings.codec.active:
+        return
+    codec, privacy = settings.codec, settings.privacy
+    dp = privacy.mode == "dp"
+    if dp:
+        codec.check_unit(privacy.unit)
+    in_code = dp and codec.noise == "in-code"
+    if in_code and privacy.unit == "example" and settings.client.optimizer != "sgd":
+        raise ValueError(
+            "Expected client.optimizer=sgd for codec.noise=in-code with privacy.unit=example (the "
+            "code that is sent is the sum of the steps' noisy codes, which moves the weights only "
+            f"under SGD), got client.optimizer={settings.client.optimizer}"
+        )
+    if codec.asks_silos and dp and privacy.noise_by == "server":
+        raise ValueError(
+            "Expected codec.prior_source=public for privacy.noise_by=server (silos that add no "
+            "noise release no statistics of their own), got codec.prior_source=private"
+        )
+    if codec.error_feedback and settings.server.checkpoint_every != 1:
+        raise ValueError(
+            "Expected server.checkpoint_every=1 for codec.error_feedback (a silo keeps what its "
+            "last two codes lost, a resumed run may repeat one round), got "
+            f"server.checkpoint_every={settings.server.checkpoint_every}"
+        )
