@@ -32,6 +32,7 @@ def check_flatness(settings: Settings) -> None:
         raise ValueError(
             f"Expected public.path for public.source={settings.public.source}, got none"
         )
+    _check_public(settings)
     if settings.layers.form != "none" and settings.prefix.length == 0:
         raise ValueError(
             f"Expected prefix.length > 0 for layers.form={settings.layers.form} (there is no prefix "
@@ -41,6 +42,29 @@ def check_flatness(settings: Settings) -> None:
         raise ValueError(
             f"Expected layers.after < server.rounds={settings.server.rounds}, "
             f"got layers.after={settings.layers.after}"
+        )
+
+
+def _check_public(settings: Settings) -> None:
+    """Whether [public] fits the task."""
+    public, task = settings.public, settings.task
+    if public.source == "none":
+        return
+    if public.text is not None and len(public.text) != len(task.text):
+        raise ValueError(
+            f"Expected as many public.text columns as task.text ({', '.join(task.text)}), got "
+            f"public.text={', '.join(public.text)}"
+        )
+    if task.kind == "generation" and public.labels:
+        raise ValueError(
+            "Expected no public.labels for task.kind=generation (there are no classes), got "
+            f"{', '.join(public.labels)}"
+        )
+    unknown = sorted(set(public.labels.values()) - set(task.labels or ()))
+    if unknown:
+        raise ValueError(
+            f"Expected classes among task.labels ({', '.join(task.labels or ())}) as values of "
+            f"public.labels, got {', '.join(unknown)}"
         )
 
 

@@ -23,7 +23,8 @@ class SettingsError(ValueError):
 def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read an experiment's TOML file, apply ``section.key=value`` overrides, and check it.
 
-    A relative ``data.path`` is taken relative to the file; ``~`` and ``$VARIABLES`` are expanded.
+    Relative ``data.path`` and ``public.path`` are taken relative to the file; ``~`` and
+    ``$VARIABLES`` are expanded.
 
     Args:
         path: the TOML file.
@@ -44,7 +45,7 @@ def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
         raise SettingsError(f"{file} is not valid TOML: {error}") from None
     apply_overrides(tree, overrides)
     settings = parse_settings(tree, source=str(file))
-    return _with_data_path(settings, file.resolve().parent)
+    return _with_paths(settings, file.resolve().parent)
 
 
 def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Settings:
@@ -245,12 +246,14 @@ def _unknown_keys(
                     yield f'Expected a table [{name}."{entry}"], got {own!r}'
 
 
-def _with_data_path(settings: Settings, base: Path) -> Settings:
-    path = settings.data.path
-    if path is None or settings.data.source != "files":
-        return settings
-    expanded = Path(os.path.expandvars(os.path.expanduser(path)))
-    if not expanded.is_absolute():
-        expanded = (base / expanded).resolve()
-    data = settings.data.model_copy(update={"path": str(expanded)})
-    return settings.model_copy(update={"data": data})
+def _with_paths(settings: Settings, base: Path) -> Settings:
+    """``data.path`` and ``public.path`` made absolute, where they name files."""
+    changed: dict[str, BaseModel] = {}
+    for name, section in (("data", settings.data), ("public", settings.public)):
+        path = section.path
+        if path is not None and section.source == "files":
+            expanded = Path(os.path.expandvars(os.path.expanduser(path)))
+            if not expanded.is_absolute():
+                expanded = (base / expanded).resolve()
+            changed[name] = section.model_copy(update={"path": str(expanded)})
+    return settings.model_copy(update=changed)

@@ -83,7 +83,7 @@ def _load(
     clients_holdout: float,
     max_examples: int | None,
 ) -> Federation:
-    train = _first_by_hash(_source(data, data.train), data.limit, text, seed + 3)
+    train = first_by_hash(_source(data, data.train), data.limit, text, seed + 3)
     if data.validation is not None:
         evaluation = _source(data, data.validation)
     elif data.holdout > 0:
@@ -92,7 +92,7 @@ def _load(
         raise DataError(
             "Expected data.validation or data.holdout > 0 for the server's evaluation, got neither"
         )
-    evaluation = _first_by_hash(evaluation, max_examples, text, seed)
+    evaluation = first_by_hash(evaluation, max_examples, text, seed)
     options: dict[str, object] = {}
     if data.partition == "natural":
         options = {"column": data.silo_column, "names": data.silo_names}
@@ -136,9 +136,11 @@ def _source(data: DataSettings, part: str) -> TextDataset:
     return load_file(Path(str(data.path)) / part, encoding=data.encoding)
 
 
-def _first_by_hash(
+def first_by_hash(
     dataset: TextDataset, count: int | None, text: Sequence[str], seed: int
 ) -> TextDataset:
+    """The ``count`` examples with the smallest hashes of their ``text`` columns, in the data's order;
+    all of them where there are no more, or ``count`` is None."""
     if count is None or len(dataset) <= count:
         return dataset
     order = sorted(

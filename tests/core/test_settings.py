@@ -220,5 +220,12 @@ def test_data_path_is_relative_to_the_file_and_expands_variables(
         "$SOMEWHERE/x": Path("/somewhere/x"),
         "~/x": Path.home() / "x",
     }.items():
-        file.write_text(tomli_w.dumps(tiny_tree(**{"data.path": written})), encoding="utf-8")
-        assert load_settings(file).data.path == str(expected)
+        changes = {
+            "data.path": written,
+            "public.source": "files",
+            "public.path": f"{written}/p.csv",
+        }
+        file.write_text(tomli_w.dumps(tiny_tree(**changes)), encoding="utf-8")
+        settings = load_settings(file)
+        assert settings.data.path == str(expected)
+        assert settings.public.path == str(expected / "p.csv")
