@@ -14,40 +14,18 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-import attr
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
+
+from privacy.event_kinds import DiscreteGaussianDpEvent as DiscreteGaussianDpEvent
+from privacy.event_kinds import NoGuaranteeDpEvent as NoGuaranteeDpEvent
+from privacy.event_kinds import ScalarNoiseDpEvent as ScalarNoiseDpEvent
+from privacy.event_kinds import pairs
+from privacy.scalar_noise import ScalarNoise
 
 
 class UnknownEvent(ValueError):
     """An event of a kind, or with a parameter, that cannot be written down or accounted."""
-
-
-@attr.s(frozen=True, auto_attribs=True)
-class NoGuaranteeDpEvent(dp.NonPrivateDpEvent):  # type: ignore[misc]
-    """A release without any privacy, on purpose, with the reason for it.
-
-    Every accountant treats it as a NonPrivateDpEvent: epsilon is infinite.
-    """
-
-    reason: str = ""
-
-
-@attr.s(frozen=True, auto_attribs=True)
-class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
-    """One whole number released with discrete Gaussian noise (dp_accounting has no such event).
-
-    Canonne, Kamath and Steinke 2020. A record that may change several numbers spends one event for
-    each: the worst case is that it changes all of them.
-
-    Attributes:
-      sigma: The parameter of the noise, P[x] proportional to exp(-x^2 / (2 sigma^2)), > 0.
-      sensitivity: The most that one record's contribution to the number is in size; whole, >= 1. As
-        with the other mechanisms, replace-one doubles it, since a contribution may change its sign.
-    """
-
-    sigma: float
-    sensitivity: int = 1
 
 
 def _probability(value: Any) -> float:
@@ -98,6 +76,17 @@ def _text(value: Any) -> str:
     return value
 
 
+def _pairs(value: Any) -> tuple[tuple[str, float], ...]:
+    """Pairs (name, number) sorted by name; a name once."""
+    listed = isinstance(value, (list, tuple))
+    if not listed or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
+        raise ValueError("expected pairs of a name and a number")
+    found = tuple(sorted((_text(name), _number(number)) for name, number in value))
+    if len(dict(found)) != len(found):
+        raise ValueError("expected each name once")
+    return found
+
+
 def _event(value: Any) -> DpEvent:
     return canonical(value)
 
@@ -121,6 +110,7 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
         DiscreteGaussianDpEvent,
         {"sigma": _number, "sensitivity": _whole_positive},
     ),
+    "ScalarNoise": (ScalarNoiseDpEvent, {"family": _text, "parameters": _pairs}),
     "RandomizedResponse": (
         dp.RandomizedResponseDpEvent,
         {"noise_parameter": _probability, "num_buckets": _whole},
@@ -201,7 +191,10 @@ def _build(name: str, values: Mapping[str, Any]) -> DpEvent:
             raise
         except (TypeError, ValueError, OverflowError) as error:
             raise UnknownEvent(f"Event {name}: {field}={values[field]!r}: {error}") from None
-    return cls(**read)
+    try:
+        return cls(**read)
+    except ValueError as error:
+        raise UnknownEvent(f"Event {name}: {error}") from None
 
 
 def canonical(event: DpEvent) -> DpEvent:
@@ -308,6 +301,28 @@ def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpE
     if isinstance(count, bool) or count != int(count) or count < 0:
         raise ValueError(f"Expected a whole count >= 0, got count={count}")
     event = DiscreteGaussianDpEvent(float(sigma), int(sensitivity))
+    return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
+
+
+def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0) -> DpEvent:
+    """The event of `count` real numbers, each with fresh additive noise of a family.
+
+    Args:
+      noise: The noise in units of the sensitivity (the most that one record contributes).
+      count: How many are released: numbers that one record changes, or steps; whole, >= 0.
+      sampling_rate: Probability that a record is in the Poisson sample that a number is made of,
+        drawn anew for each of them; 0 < rate <= 1.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
+    if isinstance(count, bool) or count != int(count) or count < 0:
+        raise ValueError(f"Expected a whole count >= 0, got count={count}")
+    event: DpEvent = ScalarNoiseDpEvent(noise.family, pairs(noise))
+    if sampling_rate < 1:
+        event = dp.PoissonSampledDpEvent(float(sampling_rate), event)
     return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
 
 

@@ -12,7 +12,8 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.events import DiscreteGaussianDpEvent, event_to_json, is_private, kind
+from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent
+from privacy.events import event_to_json, is_private, kind
 from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
@@ -313,6 +314,9 @@ def describe_event(event: DpEvent) -> str:
         return f"Gaussian mechanism, noise multiplier {event.noise_multiplier:.6g}"
     if isinstance(event, DiscreteGaussianDpEvent):
         return f"discrete Gaussian, sigma {event.sigma:.6g}, sensitivity {event.sensitivity}"
+    if isinstance(event, ScalarNoiseDpEvent):
+        values = ", ".join(f"{name} {value:.6g}" for name, value in event.parameters)
+        return f"one number with {event.family} noise, {values}"
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate = event.sampling_probability
         return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
@@ -325,6 +329,8 @@ def _mechanism(event: DpEvent) -> str:
         return f"Poisson sampling, then {_mechanism(event.event)}"
     if isinstance(event, dp.GaussianDpEvent):
         return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
+    if isinstance(event, ScalarNoiseDpEvent):
+        return f"one number with {event.family} noise"
     return describe_event(event)
 
 
@@ -335,6 +341,8 @@ def _parameters(event: DpEvent) -> dict[str, float]:
         return {"sampling rate": rate} | _parameters(event.event)
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
         return {"noise multiplier": float(event.noise_multiplier)}
+    if isinstance(event, ScalarNoiseDpEvent):
+        return dict(event.parameters)
     return {}
 
 

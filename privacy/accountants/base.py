@@ -10,8 +10,17 @@ from typing import ClassVar
 
 from dp_accounting.dp_event import DpEvent
 
+from privacy.event_kinds import as_accounted
 from privacy.events import is_private, kind, multiset
 from privacy.vocabulary import Relation
+
+
+def _flat(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
+    """The multiset of base events, in the form that accountants know them by."""
+    result: Counter[DpEvent] = Counter()
+    for event, count in multiset(events).items():
+        result[as_accounted(event)] += count
+    return result
 
 
 class UnsupportedEvent(ValueError):
@@ -55,7 +64,7 @@ class Accountant(abc.ABC):
 
     def why_unsupported(self, events: Mapping[DpEvent, int]) -> str | None:
         """Return the reason why some event cannot be represented, or None if all can."""
-        return self._why_unsupported(multiset(events))
+        return self._why_unsupported(_flat(events))
 
     def _why_unsupported(self, events: Counter[DpEvent]) -> str | None:
         for event in events:
@@ -72,7 +81,7 @@ class Accountant(abc.ABC):
         return self.why_unsupported(events) is None
 
     def _prepared(self, events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
-        flat = multiset(events)
+        flat = _flat(events)
         reason = self._why_unsupported(flat)
         if reason is not None:
             raise UnsupportedEvent(reason)

@@ -21,7 +21,9 @@ from privacy.accountants.gaussian_loss import (
     largest_loss,
 )
 from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
-from privacy.events import DiscreteGaussianDpEvent
+from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
+from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent, noise_of
+from privacy.scalar_noise import ScalarNoise
 from privacy.vocabulary import Relation
 
 _LARGEST_INTERVAL = 1e-4
@@ -58,6 +60,8 @@ class PldAccountant(Accountant):
             if event.sigma <= LARGEST_DISCRETE_SIGMA:
                 return None
             return f"its loss is computed for sigma <= {LARGEST_DISCRETE_SIGMA:g} only"
+        if isinstance(event, ScalarNoiseDpEvent):
+            return None
         if isinstance(event, dp.RandomizedResponseDpEvent):
             return None if replace else "randomised response is stated for replace-one only"
         if isinstance(event, dp.MixtureOfGaussiansDpEvent):
@@ -67,10 +71,10 @@ class PldAccountant(Accountant):
         if isinstance(event, dp.PoissonSampledDpEvent):
             if isinstance(event.event, dp.GaussianDpEvent):
                 return None
-            if isinstance(event.event, dp.LaplaceDpEvent):
-                reason = "amplification of Laplace noise is stated for add-or-remove-one only"
+            if isinstance(event.event, dp.LaplaceDpEvent | ScalarNoiseDpEvent):
+                reason = "amplification of other than Gaussian noise is stated for add-or-remove-one only"
                 return reason if replace else None
-            return "Poisson sampling is represented for one Gaussian or Laplace mechanism only"
+            return "Poisson sampling is represented for one number or one Gaussian mechanism only"
         return "dp_accounting has no privacy loss distribution of this event"
 
     def distributions(self, events: Counter[DpEvent]) -> _Pair:
@@ -130,9 +134,21 @@ def _compose_at(counts: dict[DpEvent, int], relation: Relation, interval: float)
     return tuple(pair)
 
 
+def _scalar(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] | None:
+    """(noise, sampling rate, shift) of an event that is one number with noise, sampled or not."""
+    rate, inner = 1.0, event
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        rate, inner = event.sampling_probability, event.event
+    if not isinstance(inner, ScalarNoiseDpEvent):
+        return None
+    return noise_of(inner), rate, 2.0 if replace else 1.0
+
+
 def _spread(event: DpEvent, replace: bool) -> float | None:
     """Approximate standard deviation of the loss, where it may be small."""
     factor = 2.0 if replace else 1.0
+    if (scalar := _scalar(event, replace)) is not None:
+        return scalar_spread(*scalar)[0]
     if isinstance(event, dp.PoissonSampledDpEvent):
         noise = event.event.noise_multiplier
         growth = math.expm1(min(noise**-2, 100.0))
@@ -146,6 +162,8 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
 
 def _reach(event: DpEvent, replace: bool) -> float | None:
     """The largest finite loss of an event that `_spread` knows."""
+    if (scalar := _scalar(event, replace)) is not None:
+        return scalar_spread(*scalar)[1]
     if isinstance(event, dp.PoissonSampledDpEvent):
         return largest_loss(event.event.noise_multiplier, event.sampling_probability, replace)
     if isinstance(event, dp.GaussianDpEvent):
@@ -192,6 +210,8 @@ def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
 def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     """One event's loss distributions: ours for Gaussians, else by dp_accounting's factories."""
     replace = relation is Relation.REPLACE_ONE
+    if (scalar := _scalar(event, replace)) is not None:
+        return scalar_losses(*scalar, interval)
     if isinstance(event, dp.GaussianDpEvent):
         return gaussian_losses(event.noise_multiplier, 1.0, replace, interval)
     if isinstance(event, DiscreteGaussianDpEvent):

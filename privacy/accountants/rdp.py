@@ -15,7 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from privacy.accountants.base import Accountant
-from privacy.events import DiscreteGaussianDpEvent
+from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent
 from privacy.vocabulary import Relation
 
 # dp_accounting tells of each order that it leaves out; leaving an order out keeps the bound valid.
@@ -55,6 +55,9 @@ class RdpAccountant(Accountant):
             return "its Renyi divergence is stated for add-or-remove-one only"
         if isinstance(event, DiscreteGaussianDpEvent):
             return None
+        inner = event.event if isinstance(event, dp.PoissonSampledDpEvent) else event
+        if isinstance(inner, ScalarNoiseDpEvent):
+            return f"the Renyi divergence of {inner.family} noise is not computed here"
         accountant = dp_rdp.RdpAccountant(
             orders=[2.0], neighboring_relation=self.relation.dp_accounting
         )

@@ -1,0 +1,90 @@
+"""The kinds of event that dp_accounting does not have; `events` makes, checks and writes them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import attr
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from privacy.scalar_noise import ScalarNoise, noise_from_dict
+
+Parameters = tuple[tuple[str, float], ...]
+
+
+@attr.s(frozen=True, auto_attribs=True)
+class NoGuaranteeDpEvent(dp.NonPrivateDpEvent):  # type: ignore[misc]
+    """A release without any privacy, on purpose, with the reason for it.
+
+    Every accountant treats it as a NonPrivateDpEvent: epsilon is infinite.
+    """
+
+    reason: str = ""
+
+
+@attr.s(frozen=True, auto_attribs=True)
+class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
+    """One whole number released with discrete Gaussian noise (dp_accounting has no such event).
+
+    Canonne, Kamath and Steinke 2020. A record that may change several numbers spends one event for
+    each: the worst case is that it changes all of them.
+
+    Attributes:
+      sigma: The parameter of the noise, P[x] proportional to exp(-x^2 / (2 sigma^2)), > 0.
+      sensitivity: The most that one record's contribution to the number is in size; whole, >= 1. As
+        with the other mechanisms, replace-one doubles it, since a contribution may change its sign.
+    """
+
+    sigma: float
+    sensitivity: int = 1
+
+
+@attr.s(frozen=True, auto_attribs=True)
+class ScalarNoiseDpEvent(DpEvent):  # type: ignore[misc]
+    """One real number released with additive noise of a family of `privacy.scalar_noise`.
+
+    Attributes:
+      family: The noise's family, such as "laplace" or "lmo".
+      parameters: Its parameters as sorted pairs (name, value), in units of the sensitivity: the most
+        that one record's contribution to the number is in size. As with the other mechanisms,
+        replace-one doubles it.
+
+    Raises:
+      ValueError: No such noise; the message names what is wrong.
+    """
+
+    family: str
+    parameters: Parameters
+
+    def __attrs_post_init__(self) -> None:
+        """Check that there is such noise."""
+        noise_of(self)
+
+
+@lru_cache(maxsize=4096)
+def _noise(family: str, parameters: Parameters) -> ScalarNoise:
+    return noise_from_dict({"family": family, "parameters": dict(parameters)})
+
+
+def noise_of(event: ScalarNoiseDpEvent) -> ScalarNoise:
+    """The noise that an event names, in units of its sensitivity."""
+    return _noise(event.family, event.parameters)
+
+
+def pairs(noise: ScalarNoise) -> Parameters:
+    """The parameters of noise as an event holds them."""
+    return tuple(sorted(noise.parameters.items()))
+
+
+def as_accounted(event: DpEvent) -> DpEvent:
+    """The event that an accountant sees: Gaussian and Laplace noise by dp_accounting's own events."""
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
+    if isinstance(event, ScalarNoiseDpEvent):
+        values = dict(event.parameters)
+        if event.family == "gaussian":
+            return dp.GaussianDpEvent(values["sigma"])
+        if event.family == "laplace":
+            return dp.LaplaceDpEvent(values["scale"])
+    return event
