@@ -50,6 +50,12 @@ class Tunable:
         with self.with_prefix(params):
             return self.task.losses(params, batch)
 
+    def scores(self, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's answers, see :meth:`fedllm.tasks.base.Task.scores`; ``params`` as in
+        :meth:`losses`."""
+        with self.with_prefix(params):
+            return self.task.scores(params, batch)
+
     @torch.no_grad()
     def evaluate(
         self, params: Mapping[str, Tensor], features: Sequence[Feature], max_tokens: int

@@ -27,6 +27,7 @@ from server.encoder_phase import prepare_codec
 from server.exchange import Stopped, exchange, wait_for_nodes
 from server.replies import RunStopped
 from server.strategy import BudgetSpent, PrefixStrategy
+from server.teacher_link import make_teacher
 from server.trusted_noise import TrustedNoise
 
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
@@ -64,6 +65,7 @@ def run_experiment(
         nodes, sizes = find_silos(grid, settings, stop, expected_nodes)
         settings = _checked(settings, run, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
+        strategy.use_teacher(make_teacher(settings, strategy.params, tunable))
         first = _restore(run, strategy)
         prepare_codec(grid, run, strategy, tunable, stop)
         if settings.output.tensorboard:
@@ -290,6 +292,8 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
     state = strategy.optimizer.state()
     state |= {f"last.{name}": value for name, value in strategy.params.items()}
     state |= {f"average.{name}": value for name, value in strategy.average.items()}
+    if strategy.teacher is not None:
+        state |= strategy.teacher.state()
     meta = {
         "left": strategy.left,
         "spending": strategy.spending.to_plain(),
@@ -321,6 +325,8 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     strategy.params = {name: checkpoint.state[f"last.{name}"].clone() for name in names_of}
     strategy.average = {name: checkpoint.state[f"average.{name}"].clone() for name in names_of}
     strategy.optimizer.load_state(checkpoint.state)
+    if strategy.teacher is not None:
+        strategy.teacher.load_state(checkpoint.state)
     strategy.left |= checkpoint.meta["left"]
     strategy.spending.load_plain(checkpoint.meta["spending"])
     strategy.finished_rounds = strategy.moved_rounds = checkpoint.round

@@ -44,6 +44,7 @@ from server.exchange import exchange
 from server.optimizers import ServerOptimizer
 from server.replies import RunStopped, sort_replies
 from server.spending import SpendingView
+from server.teacher_link import TeacherLink
 from server.trusted_noise import TrustedNoise
 
 
@@ -101,6 +102,7 @@ class PrefixStrategy(Strategy):
         self.finished_rounds = 0
         self.moved_rounds = 0
         self.codec: CodecLink | None = None
+        self.teacher: TeacherLink | None = None
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -121,6 +123,10 @@ class PrefixStrategy(Strategy):
         """Let the silos encode their updates from the next round on."""
         sums_codes = self.trusted_noise is not None and encoding.in_code
         self.codec = CodecLink(encoding, self.nodes, sums_codes=sums_codes)
+
+    def use_teacher(self, teacher: TeacherLink | None) -> None:
+        """Let a teacher pull the model after each aggregation from the next round on."""
+        self.teacher = teacher
 
     # -- Flower's interface ----------------------------------------------------------------------
 
@@ -183,6 +189,9 @@ class PrefixStrategy(Strategy):
         if update is not None:
             self.params = self.optimizer.step(self.params, update, noise_std, server_round)
             norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
+        if self.teacher is not None:
+            self.params, told = self.teacher.pull(self.params, server_round)
+            record |= told
         self._move_average()
         self.moved_rounds = server_round
         record |= {"update_norm": norm, "learning_rate": rate}

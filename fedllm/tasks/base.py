@@ -54,6 +54,19 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The model's answers, as unnormalised log-probabilities, and their weights.
+
+        Args:
+            params: as in :meth:`losses`; the prefix is in place already.
+
+        Returns:
+            (B, N, C) float32: scores of C answers for each of N predictions of an example (classes for
+            one prediction, or the vocabulary for each target token); and (B, N): the weight of each
+            prediction in its example's loss, 0 where there is none, with sum 1 for each example.
+        """
+
+    @abstractmethod
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         """Metrics over all batches; ``params`` without batch dimension, the prefix in place."""
 

@@ -72,6 +72,10 @@ class LabelWordClassification(Task):
             self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
         )
 
+    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        scores = self.logits(params, batch).unsqueeze(1)
+        return scores, torch.ones(scores.shape[:2], device=scores.device)
+
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         return classification_metrics(self.logits, params, batches, len(self.labels))
 

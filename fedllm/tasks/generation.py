@@ -58,6 +58,14 @@ class Generation(Task):
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
+        logits, mask = self._predictions(batch)
+        targets = batch.input_ids[:, -mask.shape[1] :]
+        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+        return (nll * mask).sum(1), mask.sum(1)
+
+    def _predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits (B, N, V) of the last N tokens, as many as the longest target has, and which of
+        them count, (B, N)."""
         counted = required(batch.target_mask, "target_mask")
         keep = int(counted.sum(1).max()) + 1
         logits = self.backbone.model(
@@ -65,16 +73,15 @@ class Generation(Task):
             use_cache=False,
             logits_to_keep=keep,
         ).logits.float()
-        targets = batch.input_ids[:, -keep + 1 :]
-        mask = counted[:, -keep + 1 :].float()
-        nll = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), targets, reduction="none"
-        )
-        return (nll * mask).sum(1), mask.sum(1)
+        return logits[:, :-1], counted[:, -keep + 1 :].float()
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         nll, count = self.token_losses(batch)
         return nll / count.clamp(min=1)
+
+    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        logits, mask = self._predictions(batch)
+        return logits, mask / mask.sum(1, keepdim=True).clamp(min=1)
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         loss, nll, tokens, examples = 0.0, 0.0, 0, 0
