@@ -6,14 +6,10 @@ asked, and the bisection stops within `tolerance` of it.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -23,11 +19,13 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import Accountant, make_accountant
 from privacy.events import dp_sgd, event_to_json, multiset
+from privacy.result_cache import read_result, write_result
 from privacy.vocabulary import Relation
 
 _NONE: Mapping[DpEvent, int] = MappingProxyType({})
 _GOAL = 1 - 1e-9  # below the target by more than round-off differs between machines
 _FORMAT = 2
+_KIND = "calibration"  # of the cache's files
 _LARGEST_NOISE = 1e6
 _SMALLEST_NOISE = 1e-2
 _SOLVER_STEPS = 60
@@ -160,7 +158,7 @@ def calibrate_noise_multiplier(
         lambda x: chosen.epsilon(events(x), delta), goal, tolerance, low, high
     )
     result = Calibration(noise, cost, delta, accountant, float(sampling_rate), int(steps))
-    _write_cache(cache_dir, key, result)
+    write_result(cache_dir, _KIND, key, asdict(result))
     return result
 
 
@@ -304,32 +302,9 @@ def calibrate_delta(
     return Calibration(noise_multiplier, epsilon, delta, accountant, sampling_rate, steps)
 
 
-def _cache_file(cache_dir: Path, key: Mapping[str, Any]) -> Path:
-    text = json.dumps(key, sort_keys=True)
-    return cache_dir / f"calibration-{sha256(text.encode()).hexdigest()[:32]}.json"
-
-
 def _read_cache(cache_dir: Path | None, key: Mapping[str, Any]) -> Calibration | None:
     """Read a result; whatever is not exactly one of ours is computed anew."""
-    if cache_dir is None:
-        return None
     try:
-        stored = json.loads(_cache_file(Path(cache_dir), key).read_text("utf-8"))
-        if stored["key"] != json.loads(json.dumps(key)):
-            return None
-        return Calibration(**stored["result"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Calibration(**read_result(cache_dir, _KIND, key))
+    except TypeError:  # none, or not of our fields
         return None
-
-
-def _write_cache(cache_dir: Path | None, key: Mapping[str, Any], result: Calibration) -> None:
-    if cache_dir is None:
-        return
-    path = _cache_file(Path(cache_dir), key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        json.dump({"key": key, "result": asdict(result)}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(name, path)
