@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from privacy.scalar_noise.base import ScalarNoise, noise_from_dict
+from privacy.scalar_noise.exponential_power import ExponentialPowerNoise
 from privacy.scalar_noise.gaussian import GaussianNoise
 from privacy.scalar_noise.laplace import LaplaceNoise
+from privacy.scalar_noise.staircase import StaircaseNoise
 
-__all__ = ["GaussianNoise", "LaplaceNoise", "ScalarNoise", "noise_from_dict"]
+__all__ = [
+    "ExponentialPowerNoise",
+    "GaussianNoise",
+    "LaplaceNoise",
+    "ScalarNoise",
+    "StaircaseNoise",
+    "noise_from_dict",
+]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from ..mutation import Mutation
-from . import accountants, federation, ledger, mechanism, randomness, report, silo
+from . import accountants, federation, ledger, mechanism, noise_search, randomness, report, silo
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
     *randomness.MUTATIONS,
+    *noise_search.MUTATIONS,
     *accountants.MUTATIONS,
     *ledger.MUTATIONS,
     *silo.MUTATIONS,
