@@ -6,9 +6,21 @@ import math
 
 import numpy as np
 
-from privacy.scalar_noise import GaussianNoise, LaplaceNoise, ScalarNoise
+from privacy.scalar_noise import (
+    ExponentialPowerNoise,
+    GaussianNoise,
+    LaplaceNoise,
+    ScalarNoise,
+    StaircaseNoise,
+)
 
-NOISES: list[ScalarNoise] = [LaplaceNoise(1.7), GaussianNoise(1.3)]
+NOISES: list[ScalarNoise] = [
+    LaplaceNoise(1.7),
+    GaussianNoise(1.3),
+    ExponentialPowerNoise(1.4, 2.0),
+    ExponentialPowerNoise(0.7, 1.2),
+    StaircaseNoise(0.8, 0.4),
+]
 
 
 def brute_force_epsilon(
