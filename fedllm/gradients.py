@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedllm.codec.base import Codec
+from fedllm.flatness.perturbation import Perturbation
 from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import expand_params
 from fedllm.tunable import Tunable
@@ -15,18 +16,38 @@ from privacy.clipping import ClippedSum, clip_and_sum
 
 
 def per_example_gradients(
-    tunable: Tunable, params: Mapping[str, Tensor], batch: Batch
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    batch: Batch,
+    perturbation: Perturbation | None = None,
 ) -> dict[str, Tensor]:
     """Gradient of each example's own loss: tensors of shape (B, ...), float32.
 
     The trainable tensors are expanded to one copy an example, the copies are the leaves, and one
     backward pass of the summed losses gives every example's gradient at the cost of a plain step.
+
+    Guarantee: row i depends on example i, ``params`` and the perturbation's radius alone.
+
+    Args:
+        perturbation: each example is differentiated at its own perturbed copy, along the gradient of
+            its own loss at ``params``: a second pass over the same batch.
+
+    Raises:
+        ValueError: the perturbation does not fit the tensors.
     """
-    size = len(batch)
-    leaves = {
-        name: value.clone().requires_grad_(True)
-        for name, value in expand_params(params, size).items()
-    }
+    copies = expand_params(params, len(batch))
+    grads = _gradients_of_copies(tunable, copies, batch)
+    if perturbation is None:
+        return grads
+    moved = {name: copies[name] + v for name, v in perturbation.at(params, grads).items()}
+    return _gradients_of_copies(tunable, copies | moved, batch)
+
+
+def _gradients_of_copies(
+    tunable: Tunable, copies: Mapping[str, Tensor], batch: Batch
+) -> dict[str, Tensor]:
+    """Gradients at ``copies`` (B, ...): row i of the i-th example's loss at the i-th copy."""
+    leaves = {name: value.detach().clone().requires_grad_(True) for name, value in copies.items()}
     losses = tunable.losses(leaves, batch)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
     return dict(zip(leaves, grads, strict=True))
@@ -41,11 +62,13 @@ def clipped_gradient_sum(
     scales: Mapping[str, float],
     max_tokens: int,
     codec: Codec | None = None,
+    perturbation: Perturbation | None = None,
 ) -> ClippedSum:
     """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
-    The sensitivity of the result to adding or removing one example is ``clip_norm``, in the
-    coordinates of ``scales``. No feature at all gives zeros (a Poisson batch may be empty).
+    Guarantee: the sensitivity of the result to adding or removing one example is ``clip_norm``, in the
+    coordinates of ``scales``, with a perturbation too. No feature at all gives zeros (a Poisson batch may
+    be empty).
 
     Args:
         params: the point at which to differentiate, on the backbone's device.
@@ -54,6 +77,8 @@ def clipped_gradient_sum(
         codec: each example's gradient (all tensors, scaled, in one vector) is projected first, and
             its *code* is clipped to ``clip_norm``: that bounds the sensitivity of the sum of codes
             whatever the projection does.
+        perturbation: each example's gradient is taken at its own perturbed point, see
+            :func:`per_example_gradients`.
 
     Returns:
         Sums in the order of sorted names (with a codec: one sum of codes, [k]); counts over all
@@ -67,7 +92,7 @@ def clipped_gradient_sum(
     count, clipped, nonfinite, norms = 0, 0, 0, [torch.zeros(0)]
     for group in tunable.task.batches(features, max_tokens):
         batch = tunable.task.collate([features[i] for i in group])
-        grads = per_example_gradients(tunable, params, batch)
+        grads = per_example_gradients(tunable, params, batch, perturbation)
         rows = [grads.pop(name) for name in names]
         if codec is None:
             part = clip_and_sum(rows, clip_norm, factors)
@@ -88,12 +113,21 @@ def gradient_sum(
     features: Sequence[Feature],
     *,
     max_tokens: int,
+    perturbation: Perturbation | None = None,
 ) -> list[Tensor]:
-    """Plain sum of the gradients, in the order of sorted names: no clipping, no privacy."""
+    """Plain sum of the gradients, in the order of sorted names: no clipping, no privacy.
+
+    Args:
+        perturbation: as for :func:`clipped_gradient_sum`.
+    """
     names = sorted(params)
     sums = [torch.zeros_like(params[name]) for name in names]
     for group in tunable.task.batches(features, max_tokens):
         batch = tunable.task.collate([features[i] for i in group])
+        if perturbation is not None:
+            rows = per_example_gradients(tunable, params, batch, perturbation)
+            sums = [total + rows[n].sum(0) for total, n in zip(sums, names, strict=True)]
+            continue
         leaves = {name: params[name].clone().requires_grad_(True) for name in names}
         losses = tunable.losses(expand_params(leaves, len(batch)), batch)
         grads = torch.autograd.grad(losses.sum(), [leaves[name] for name in names])

@@ -5,6 +5,9 @@ silo's sampling rate and noise multiplier; the returned update is a function of 
 public values, so it may be sent to anybody. The caller must have recorded the event before.
 With a codec the message is its code instead; see :mod:`fedllm.encoded_release`.
 
+With adversarial weight perturbation the gradients are taken at other points; which forms keep this
+guarantee is in :mod:`fedllm.flatness.perturbation`.
+
 Guarantee (unit ``client``): the returned update has norm at most ``clip`` (sensitivity ``clip`` to
 adding or removing the silo); with noise by the client it is one Gaussian mechanism.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +29,7 @@ from fedllm.encoded_release import (
     encode_released_update,
     gradient_scales,
 )
+from fedllm.flatness.perturbation import Perturbation, noise_factor, perturbation_of
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
 from fedllm.settings import Settings
@@ -71,6 +76,8 @@ def train_locally(
     streams: Streams,
     encoding: Encoding | None = None,
     residual: Residual | None = None,
+    server_round: int = 1,
+    previous: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Run ``client.local_steps`` steps from ``params``.
 
@@ -87,9 +94,13 @@ def train_locally(
             codes ("round").
         encoding: how the update is encoded; None sends it as it is.
         residual: the silo's error feedback.
+        server_round: the round, >= 1; the weights are perturbed in the first ``awp.rounds`` alone.
+        previous: ``awp.form = "previous"``: the ascent direction of the first step, made of released
+            values (see :func:`ascent_direction`); None where there is none yet.
 
     Raises:
-        ValueError: a noise multiplier that does not fit the mode.
+        ValueError: a noise multiplier that does not fit the mode, or a perturbation that does not fit
+            the trained tensors.
     """
     check_noise(settings, noise_multiplier)
     steps = _local_steps(
@@ -101,8 +112,10 @@ def train_locally(
         noise_multiplier=noise_multiplier,
         streams=streams,
         encoding=encoding if encoding is not None and encoding.in_code else None,
+        server_round=server_round,
+        previous=previous,
     )
-    noise_std = update_noise_std(settings, noise_multiplier, steps.update)
+    noise_std = update_noise_std(settings, noise_multiplier, steps.update, server_round)
     update, counts = steps.update, steps.counts
     by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
     if encoding is not None:
@@ -146,7 +159,7 @@ def local_update(
     sampling_rate: float,
     streams: Streams,
 ) -> dict[str, Tensor]:
-    """The update of one round at unit client, before clipping and noise: private."""
+    """The update of the first round at unit client, before clipping and noise: private."""
     return _local_steps(
         tunable,
         params,
@@ -156,6 +169,8 @@ def local_update(
         noise_multiplier=0.0,
         streams=streams,
         encoding=None,
+        server_round=1,
+        previous=None,
     ).update
 
 
@@ -180,53 +195,110 @@ def _local_steps(
     noise_multiplier: float,
     streams: Streams,
     encoding: Encoding | None,
+    server_round: int,
+    previous: Mapping[str, Tensor] | None,
 ) -> _Steps:
     device = tunable.backbone.device
-    start = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
+    start = _on(device, params)
     weights = {name: value.clone() for name, value in start.items()}
     optimizer = _optimizer(settings, list(weights.values()))
     per_example = settings.privacy.mode == "dp" and settings.privacy.unit == "example"
     divisor = float(settings.client.batch_size or 1)
+    tokens = settings.client.max_tokens
     counts = [0, 0, 0]
     norms: list[Tensor] = []
     codes: list[Tensor] = []
-    in_code = encoding if per_example else None
+    form, perturbation = settings.awp.form, perturbation_of(settings, server_round)
+    own = perturbation if form == "per-example" else None
+    ascent = None if perturbation is None or previous is None else _on(device, previous)
+    release = partial(
+        _release,
+        tunable,
+        settings=settings,
+        perturbation=own,
+        noise_multiplier=noise_multiplier * noise_factor(settings, server_round),
+        encoding=encoding if per_example else None,
+    )
     for step in range(settings.client.local_steps):
         drawn = poisson_sample(len(features), sampling_rate, streams("sample", step))
         batch = [features[i] for i in drawn]
+        point: Mapping[str, Tensor] = weights
+        if perturbation is not None and form == "private-ascent":
+            ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums
+        elif perturbation is not None and form == "batch":
+            raw = gradient_sum(tunable, weights, batch, max_tokens=tokens)
+            ascent = dict(zip(weights, raw, strict=True))
+        if perturbation is not None and own is None and ascent is not None:
+            point = perturbation.perturbed(weights, ascent)
         if per_example:
-            scales = gradient_scales(settings, weights)
-            total = clipped_gradient_sum(
-                tunable,
-                weights,
-                batch,
-                clip_norm=settings.privacy.clip,
-                scales=scales,
-                max_tokens=settings.client.max_tokens,
-                codec=None if in_code is None else in_code.codec,
-            )
             noise = streams("noise", step)
-            if in_code is None:
-                sums = _noisy(total.sums, weights, settings, noise_multiplier, noise)
-                sums = [s / scales[name] for s, name in zip(sums, weights, strict=True)]
-            else:
-                noisy = add_gaussian(total.sums[0], settings.privacy.clip, noise_multiplier, noise)
-                codes.append(noisy.cpu())
-                sums = list(in_code.unflatten(in_code.codec.reconstruct(noisy)).values())
-            counts = [a + b for a, b in zip(counts, _counts(total), strict=True)]
-            norms.append(total.norms)
+            found = release(point, batch, rng=noise)
+            sums = found.sums
+            counts = [a + b for a, b in zip(counts, found.counts, strict=True)]
+            norms.append(found.norms)
+            codes += [] if found.code is None else [found.code.cpu()]
         else:
-            sums = gradient_sum(tunable, weights, batch, max_tokens=settings.client.max_tokens)
+            plain = gradient_sum(tunable, point, batch, max_tokens=tokens, perturbation=own)
+            sums = dict(zip(weights, plain, strict=True))
             counts[0] += len(batch)
-        for value, total_gradient in zip(weights.values(), sums, strict=True):
-            value.grad = (total_gradient / divisor).to(value.dtype)
+        for name, total_gradient in sums.items():
+            weights[name].grad = (total_gradient / divisor).to(weights[name].dtype)
         optimizer.step()
+        ascent = sums
     update = {name: (weights[name].detach() - start[name]).cpu() for name in weights}
     code = None
     if codes:  # SGD: the weights moved by its reconstruction
         code = torch.stack(codes).double().sum(0) * (-settings.client.learning_rate / divisor)
         code = code.float()
     return _Steps(update, code, counts, torch.cat(norms) if norms else torch.zeros(0))
+
+
+@dataclass(frozen=True)
+class _Released:
+    """A batch's clipped and noisy gradient sum by name, its code (noise in the code; else None),
+    numbers of examples, clipped and not finite, and norms before clipping."""
+
+    sums: dict[str, Tensor]
+    code: Tensor | None
+    counts: tuple[int, int, int]
+    norms: Tensor
+
+
+def _release(
+    tunable: Tunable,
+    point: Mapping[str, Tensor],
+    batch: Sequence[Feature],
+    *,
+    settings: Settings,
+    perturbation: Perturbation | None,
+    noise_multiplier: float,
+    encoding: Encoding | None,
+    rng: RandomSource,
+) -> _Released:
+    """One Gaussian mechanism on a batch: gradients at ``point``, clipped, summed, noised.
+
+    ``rng`` must not have been used for another release.
+    """
+    clip, scales = settings.privacy.clip, gradient_scales(settings, point)
+    total = clipped_gradient_sum(
+        tunable,
+        point,
+        batch,
+        clip_norm=clip,
+        scales=scales,
+        max_tokens=settings.client.max_tokens,
+        codec=None if encoding is None else encoding.codec,
+        perturbation=perturbation,
+    )
+    code = None
+    if encoding is None:
+        noisy = _noisy(total.sums, point, settings, noise_multiplier, rng)
+        sums = {name: s / scales[name] for s, name in zip(noisy, sorted(point), strict=True)}
+    else:
+        code = add_gaussian(total.sums[0], clip, noise_multiplier, rng)
+        sums = encoding.unflatten(encoding.codec.reconstruct(code))
+    counts = (total.count, total.clipped, total.nonfinite)
+    return _Released(sums, code, counts, total.norms)
 
 
 def check_noise(settings: Settings, noise_multiplier: float) -> None:
@@ -250,7 +322,10 @@ def check_noise(settings: Settings, noise_multiplier: float) -> None:
 
 
 def update_noise_std(
-    settings: Settings, noise_multiplier: float, params: Mapping[str, Tensor]
+    settings: Settings,
+    noise_multiplier: float,
+    params: Mapping[str, Tensor],
+    server_round: int = 1,
 ) -> dict[str, float] | None:
     """Standard deviation of the noise in each entry of the update, by tensor; None if not known."""
     privacy, client = settings.privacy, settings.client
@@ -261,9 +336,14 @@ def update_noise_std(
     if client.optimizer != "sgd":
         return None
     scales = gradient_scales(settings, params)
+    noise_multiplier *= noise_factor(settings, server_round)
     one_step = noise_multiplier * privacy.clip / float(client.batch_size or 1)
     factor = client.learning_rate * client.local_steps**0.5
     return {name: one_step * factor / scales[name] for name in params}
+
+
+def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: tensors[n].to(device=device, dtype=torch.float32) for n in sorted(tensors)}
 
 
 def _optimizer(settings: Settings, weights: list[Tensor]) -> torch.optim.Optimizer:
@@ -271,10 +351,6 @@ def _optimizer(settings: Settings, weights: list[Tensor]) -> torch.optim.Optimiz
     if settings.client.optimizer == "adam":
         return torch.optim.Adam(weights, lr=rate)
     return torch.optim.SGD(weights, lr=rate)
-
-
-def _counts(total: object) -> tuple[int, int, int]:
-    return (total.count, total.clipped, total.nonfinite)  # type: ignore[attr-defined]
 
 
 def _noisy(

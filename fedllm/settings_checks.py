@@ -16,6 +16,8 @@ def check_flatness(settings: Settings) -> None:
     """
     if settings.model.access == "black-box":
         _check_without_gradients(settings)
+    if settings.awp.form != "none":
+        _check_perturbation(settings)
     needs_public = {
         "layers.form=public": settings.layers.form == "public",
         "teacher.kind=public": settings.teacher.kind == "public",
@@ -65,6 +67,27 @@ def _check_public(settings: Settings) -> None:
         raise ValueError(
             f"Expected classes among task.labels ({', '.join(task.labels or ())}) as values of "
             f"public.labels, got {', '.join(unknown)}"
+        )
+
+
+def _check_perturbation(settings: Settings) -> None:
+    """Whether there is something to perturb, and the form fits what is protected."""
+    awp, privacy = settings.awp, settings.privacy
+    if settings.prefix.length == 0 and not awp.head:
+        raise ValueError(
+            f"Expected prefix.length > 0 or awp.head=true for awp.form={awp.form} (there is nothing to "
+            "perturb), got prefix.length=0, awp.head=false"
+        )
+    if awp.form == "private-ascent" and (privacy.mode == "none" or privacy.unit == "client"):
+        why = (
+            "without noise it is the form batch"
+            if privacy.mode == "none"
+            else "the whole local training is clipped and noised after it: noise within it protects "
+            "nobody; awp.form=per-example, previous and batch keep that guarantee"
+        )
+        raise ValueError(
+            "Expected privacy.mode=dp and privacy.unit=example for awp.form=private-ascent "
+            f"({why}), got privacy.mode={privacy.mode}, privacy.unit={privacy.unit}"
         )
 
 

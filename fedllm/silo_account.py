@@ -30,11 +30,12 @@ from fedllm.silo_bounds import (
     planned_evaluations,
     protected_from,
     statistics_events,
+    training_events,
 )
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier
-from privacy.events import dp_sgd, gaussian, is_private, multiset, no_guarantee
+from privacy.events import is_private, multiset, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.views import with_colluders
 from privacy.vocabulary import Adversary, Relation, Unit
@@ -95,26 +96,19 @@ class SiloAccount:
 
     # -- events ----------------------------------------------------------------------------------
 
-    def training_event(self, noise_multiplier: float | None = None) -> DpEvent:
-        """The event of one local step (unit example), or of one round (unit client)."""
-        noise = self.noise_multiplier if noise_multiplier is None else noise_multiplier
-        if not self.private:
-            return no_guarantee("privacy.mode=none: training without clipping or noise")
-        if self.unit is Unit.EXAMPLE:
-            return dp_sgd(self.sampling_rate, noise, 1)
-        if (
-            self.settings.privacy.noise_by == "server"
-            and self.settings.server.sampling == "poisson"
-        ):
-            return dp_sgd(self.settings.server.fraction, noise, 1)
-        # Noise over the clipping norm: that replacing a client moves its update by twice this norm
-        # is the accountants' part, which know the relation.
-        return gaussian(noise)
-
-    def training_events(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
+    def training_events(
+        self, server_round: int, noise_multiplier: float | None = None
+    ) -> Counter[DpEvent]:
         """The events of one round of training."""
-        steps = self.settings.client.local_steps if self.unit is Unit.EXAMPLE else 1
-        return multiset({self.training_event(noise_multiplier): steps})
+        noise = self.noise_multiplier if noise_multiplier is None else noise_multiplier
+        return training_events(
+            self.settings, server_round, sampling_rate=self.sampling_rate, noise_multiplier=noise
+        )
+
+    @property
+    def steps(self) -> int:
+        """Mechanisms of one round of training whose noise is calibrated."""
+        return self.settings.client.local_steps if self.unit is Unit.EXAMPLE else 1
 
     def evaluation_events(self) -> Counter[DpEvent]:
         """The events of one evaluation by the silo; empty where there is none."""
@@ -128,9 +122,12 @@ class SiloAccount:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
         if self.rounds:
-            for event, count in self.training_events(noise_multiplier).items():
-                total[event] += count * self.rounds
-            total += self.statistics_events()
+            # Perturbed rounds come first; which rounds the silo takes part in changes no cost.
+            perturbed = min(self.settings.awp.rounds or self.rounds, self.rounds)
+            for first, rounds in ((1, perturbed), (perturbed + 1, self.rounds - perturbed)):
+                for event, count in self.training_events(first, noise_multiplier).items():
+                    total[event] += count * rounds
+            total = multiset(+total) + self.statistics_events()
         for event, count in self.evaluation_events().items():
             total[event] += count * evaluation_rounds(self.settings)
         return total
@@ -180,7 +177,7 @@ class SiloAccount:
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
                 return float(str(entry.details["noise_multiplier"]))
-        steps = self.rounds * sum(self.training_events(1.0).values())
+        steps = self.rounds * self.steps
         check_evaluations(self.settings, self.party)
         if steps == 0:
             return 0.0  # never trains; a training event without noise is refused
@@ -241,19 +238,19 @@ class SiloAccount:
             BudgetExceeded: the round would exceed the budget; nothing was recorded.
             LedgerError: the row could not be written.
         """
-        return self._spend(TRAIN, server_round, key, self.training_events())
+        return self._spend(TRAIN, server_round, key, self.training_events(server_round))
 
     def training_entry(self, server_round: int, key: str) -> LedgerEntry:
         """What :meth:`spend_training` records."""
-        return self._entry(TRAIN, server_round, key, self.training_events())
+        return self._entry(TRAIN, server_round, key, self.training_events(server_round))
 
-    def admit_training(self) -> None:
+    def admit_training(self, server_round: int) -> None:
         """Ask the budgets for one round of training, on top of what the ledger holds.
 
         Raises:
             BudgetExceeded: it would exceed one.
         """
-        self._admit(self.training_events())
+        self._admit(self.training_events(server_round))
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
@@ -284,11 +281,10 @@ class SiloAccount:
 
     def _admit(self, events: Counter[DpEvent]) -> None:
         self._refuse_other_units()
-        if not all(map(is_private, events)):
-            return
-        for bound in self.bounds:
+        asked = {event: count for event, count in events.items() if is_private(event)}
+        for bound in self.bounds if asked else ():
             try:
-                bound.budget.admit(self._counted(bound), events, self._ceiling(bound))
+                bound.budget.admit(self._counted(bound), asked, self._ceiling(bound))
             except BudgetExceeded as error:
                 raise bound.exceeded(error) from None
 

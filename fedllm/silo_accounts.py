@@ -53,7 +53,7 @@ def spend_together(
         for entry in new:
             same = (plans[entry.party], histories.get(entry.party))
             if same not in answers:
-                answers[same] = _ask(by_party[entry.party])
+                answers[same] = _ask(by_party[entry.party], server_round)
             answer = answers[same]
             if answer is not None:
                 refused[by_party[entry.party]] = answer
@@ -70,9 +70,9 @@ def _plan(account: SiloAccount) -> tuple[Any, ...]:
     return (account.run, account.rounds, *account.details().values())
 
 
-def _ask(account: SiloAccount) -> BudgetExceeded | None:
+def _ask(account: SiloAccount, server_round: int) -> BudgetExceeded | None:
     try:
-        account.admit_training()
+        account.admit_training(server_round)
     except BudgetExceeded as error:
         return error
     return None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from dp_accounting.dp_event import DpEvent
 
+from fedllm.flatness.perturbation import is_perturbed, noise_factor
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.budget import Budget, BudgetExceeded
@@ -23,8 +24,16 @@ from privacy.events import (
     is_private,
     multiset,
     no_guarantee,
+    poisson_sampled,
 )
 from privacy.vocabulary import Adversary, Relation
+
+UNBOUNDED_ASCENT = (
+    "awp.form=batch: the weights are perturbed along the batch's raw gradient, so that one example moves "
+    "every other example's gradient too; over B examples the sum may move by (2B - 1) clipping norms, and "
+    "the noise is scaled for one"
+)
+"""Why the paper's form of the perturbation gives no guarantee at unit example."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,55 @@ def bounds_of(settings: Settings) -> tuple[Bound, ...]:
         for setting, scope, epsilon, this_run in found
         if epsilon is not None
     )
+
+
+def training_event(settings: Settings, sampling_rate: float, noise_multiplier: float) -> DpEvent:
+    """The event of one local step (unit example), or of one round (unit client), without perturbation.
+
+    Args:
+        sampling_rate: of each example in a local step.
+        noise_multiplier: noise standard deviation over sensitivity.
+    """
+    if settings.privacy.mode == "none":
+        return no_guarantee("privacy.mode=none: training without clipping or noise")
+    if settings.privacy.unit == "example":
+        return dp_sgd(sampling_rate, noise_multiplier, 1)
+    if settings.privacy.noise_by == "server" and settings.server.sampling == "poisson":
+        return dp_sgd(settings.server.fraction, noise_multiplier, 1)
+    # Noise over the clipping norm: that replacing a client moves its update by twice this norm
+    # is the accountants' part, which know the relation.
+    return gaussian(noise_multiplier)
+
+
+def training_events(
+    settings: Settings,
+    server_round: int,
+    *,
+    sampling_rate: float,
+    noise_multiplier: float,
+    steps: int | None = None,
+) -> Counter[DpEvent]:
+    """The events of one round of training by a silo.
+
+    Unit example, in the rounds of the perturbation: ``awp.form = "private-ascent"`` releases two sums of
+    one Poisson batch in each step, ``"batch"`` has no guarantee, whatever noise the sums carry. At unit
+    client the update is clipped after all steps, and no form changes its event.
+
+    Args:
+        sampling_rate, noise_multiplier: as for :func:`training_event`.
+        steps: local steps, where they are not ``client.local_steps``.
+    """
+    event = training_event(settings, sampling_rate, noise_multiplier)
+    if settings.privacy.unit == "client":
+        return multiset(event)
+    steps = settings.client.local_steps if steps is None else steps
+    form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
+    if settings.privacy.mode == "dp" and form == "private-ascent":
+        one = gaussian(noise_multiplier * noise_factor(settings, server_round))
+        return Counter({poisson_sampled(sampling_rate, (one, one)): steps})
+    if settings.privacy.mode == "dp" and form == "batch":
+        return multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})
+    return multiset({event: steps})
 
 
 def evaluation_sigma(settings: Settings) -> float:

@@ -148,6 +148,7 @@ class SiloWorker:
             streams=self.streams(server_round, digest),
             encoding=encoding,
             residual=residual,
+            server_round=server_round,
         )
         self._write_log(server_round, result)
         return TrainReply(

@@ -348,6 +348,31 @@ def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent
     return step if steps == 1 else dp.SelfComposedDpEvent(step, int(steps))
 
 
+def poisson_sampled(sampling_rate: float, events: Iterable[DpEvent]) -> DpEvent:
+    """The event of several mechanisms on *one* Poisson sample, each of which may know the ones before.
+
+    Where all are Gaussian, `multiset` accounts for them exactly as one: adaptively composed Gaussian
+    mechanisms of multipliers s_i on the same data are dominated by the Gaussian mechanism with 1/s^2
+    = sum_i 1/s_i^2 (their pair of worst-case distributions is a product of normals, which a rotation
+    turns into one; Dong, Roth and Su 2019, corollary 2.1), and sampling amplifies whatever it is (Zhu,
+    Dong and Wang 2022, theorem 11).
+
+    Args:
+      sampling_rate: Probability that a record is in the sample, 0 < rate <= 1.
+      events: Of the mechanisms on the sample, at least one.
+
+    Raises:
+      ValueError: A rate out of range, or no event.
+    """
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
+    parts = tuple(events)
+    if not parts:
+        raise ValueError("Expected at least one event on the sample, got none")
+    inner = parts[0] if len(parts) == 1 else dp.ComposedDpEvent(parts)
+    return canonical(dp.PoissonSampledDpEvent(float(sampling_rate), inner))
+
+
 def no_guarantee(reason: str) -> DpEvent:
     """The event of a release without privacy; epsilon is then infinite. The reason is recorded."""
     if not reason:
@@ -367,8 +392,25 @@ def _add(event: DpEvent, count: int, into: Counter[DpEvent]) -> None:
         _add(event.event, count, into)
     elif isinstance(event, dp.PoissonSampledDpEvent) and event.sampling_probability == 0:
         return
+    elif isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, _COMPOSITIONS):
+        into[dp.PoissonSampledDpEvent(event.sampling_probability, _as_one(event.event))] += count
     else:
         into[event] += count
+
+
+_COMPOSITIONS = (dp.ComposedDpEvent, dp.SelfComposedDpEvent)
+
+
+def _as_one(event: DpEvent) -> DpEvent:
+    """A composition of Gaussian mechanisms as the one that costs as much; others as they are."""
+    parts: Counter[DpEvent] = Counter()
+    _add(event, 1, parts)
+    if parts.total() == 1:
+        return next(iter(parts))
+    if not parts or not all(isinstance(p, dp.GaussianDpEvent) and is_private(p) for p in parts):
+        return event
+    precision = math.fsum(count / part.noise_multiplier**2 for part, count in parts.items())
+    return dp.GaussianDpEvent(precision**-0.5)
 
 
 def multiset(
@@ -378,6 +420,7 @@ def multiset(
 
     Composition of the accountants here does not depend on the order, so a schedule is its
     multiset. Sampling with rate 1 is the event itself, sampling with rate 0 and NoOp are nothing.
+    Gaussian mechanisms on one Poisson sample are one, see `poisson_sampled`.
 
     Args:
       events: One event, several, or counts of events.
@@ -408,5 +451,7 @@ def is_private(event: DpEvent) -> bool:
         return bool(event.noise_multiplier > 0)
     if isinstance(event, DiscreteGaussianDpEvent):
         return event.sigma > 0
+    if isinstance(event, dp.ComposedDpEvent):
+        return all(map(is_private, event.events))
     inner = getattr(event, "event", None)
     return is_private(inner) if isinstance(inner, DpEvent) else True

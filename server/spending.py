@@ -13,9 +13,9 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_events, statistics_events
+from fedllm.silo_bounds import evaluation_events, statistics_events, training_events
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, event_from_json, event_to_json, gaussian, no_guarantee
+from privacy.events import event_from_json, event_to_json, multiset
 from privacy.vocabulary import Relation
 
 
@@ -28,28 +28,32 @@ class SpendingView:
         self.mechanism: dict[str, dict[str, float]] = {}
 
     def add_training(
-        self, silo: str, *, sampling_rate: float, noise_multiplier: float, steps: int
+        self,
+        silo: str,
+        server_round: int,
+        *,
+        sampling_rate: float,
+        noise_multiplier: float,
+        steps: int,
     ) -> None:
-        """A round of training by ``silo``.
+        """A round of training by ``silo``, in ``steps`` local steps.
 
         Raises:
-            ValueError: a rate or a noise multiplier out of range.
+            ValueError: a rate, a noise multiplier or a number of steps out of range.
         """
-        privacy = self.settings.privacy
         self.mechanism[silo] = {
             "sampling_rate": sampling_rate,
             "noise_multiplier": noise_multiplier,
             "steps": steps,
         }
-        counts = self.events.setdefault(silo, Counter())
-        if privacy.mode == "none":
-            counts[no_guarantee("privacy.mode=none")] += 1
-        elif privacy.unit == "example":
-            counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += steps
-        elif privacy.noise_by == "server" and self.settings.server.sampling == "poisson":
-            counts[dp_sgd(self.settings.server.fraction, noise_multiplier, 1)] += 1
-        else:
-            counts[gaussian(noise_multiplier)] += 1
+        found = training_events(
+            self.settings,
+            server_round,
+            sampling_rate=sampling_rate,
+            noise_multiplier=noise_multiplier,
+            steps=steps,
+        )
+        self.events.setdefault(silo, Counter()).update(multiset(found))
 
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""

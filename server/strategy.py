@@ -369,7 +369,11 @@ class PrefixStrategy(Strategy):
         )
         if self.trusted_noise is None:
             self.spending.add_training(
-                name, sampling_rate=float(rate), noise_multiplier=float(noise), steps=int(steps)
+                name,
+                self._record["round"],
+                sampling_rate=float(rate),
+                noise_multiplier=float(noise),
+                steps=int(steps),
             )
         return Contribution(name, update, std, _bytes(tensors))
 
@@ -389,7 +393,11 @@ class PrefixStrategy(Strategy):
         rate = self.settings.server.fraction if trusted.poisson else 1.0
         for name in counted:
             self.spending.add_training(
-                name, sampling_rate=rate, noise_multiplier=trusted.noise_multiplier, steps=1
+                name,
+                server_round,
+                sampling_rate=rate,
+                noise_multiplier=trusted.noise_multiplier,
+                steps=1,
             )
         if in_code is not None and mean is not None:
             # Linear: the mean of the codes decodes to the mean of the updates. Post-processing.

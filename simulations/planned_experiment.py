@@ -68,7 +68,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
                 "batch_size": settings.for_silo(name).client.batch_size,
                 "sampling_rate": account.sampling_rate,
                 "rounds": account.rounds,
-                "steps": account.rounds * sum(account.training_events().values()),
+                "steps": account.rounds * account.steps,
                 "noise_multiplier": account.noise_multiplier,
                 "epsilon": found[privacy.accountant]["epsilon"],
                 "accountant": privacy.accountant,

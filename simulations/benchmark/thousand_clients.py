@@ -105,7 +105,11 @@ def measure_rounds(path: Path, clients: int, rounds: int) -> dict[str, list[tupl
         view.copy()
         for client in range(clients):
             view.add_training(
-                f"client-{client:05}", sampling_rate=RATE, noise_multiplier=NOISE, steps=STEPS
+                f"client-{client:05}",
+                1,
+                sampling_rate=RATE,
+                noise_multiplier=NOISE,
+                steps=STEPS,
             )
         view.epsilon()
 

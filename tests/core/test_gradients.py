@@ -10,26 +10,12 @@ import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from tiny_tunables import KINDS, alone, make, random_params
 from torch import Tensor
 
 from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
-from fedllm.tasks.base import expand_params
 from fedllm.tunable import Tunable, make_tunable
-
-KINDS = ("encoder", "label-words", "generation")
-
-
-def make(kind: str, tiny_settings: Callable[..., Any], decoder_folder: Any) -> Tunable:
-    changes: dict[str, Any] = {}
-    if kind == "label-words":
-        changes["model.name"] = str(decoder_folder)
-        changes["task.label_words"] = ["w5", "w6"]
-        changes["task.prompt"] = "w7 {text} w8"
-    if kind == "generation":
-        changes["model.name"] = str(decoder_folder)
-        changes |= {"task.kind": "generation", "task.target": "answer"}
-    return make_tunable(tiny_settings(**changes))
 
 
 @pytest.fixture(scope="module")
@@ -41,23 +27,6 @@ def tunables(tiny_settings: Callable[..., Any], decoder_folder: Any) -> dict[str
 def features(tunables: dict[str, Tunable], word_records: Any) -> dict[str, list[Feature]]:
     records = word_records(12, 5)
     return {kind: tunable.task.features(records) for kind, tunable in tunables.items()}
-
-
-def random_params(tunable: Tunable, seed: int = 1) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    shapes = {name: value.shape for name, value in tunable.task.initial_params().items()}
-    assert tunable.spec is not None
-    shapes["prefix"] = torch.Size(tunable.spec.shape)
-    return {name: torch.randn(shapes[name], generator=rng) * 0.3 for name in sorted(shapes)}
-
-
-def alone(tunable: Tunable, params: dict[str, Tensor], feature: Feature) -> dict[str, Tensor]:
-    """Ordinary autograd of one example, without any expansion to a batch of several."""
-    leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}
-    batch = tunable.task.collate([feature])
-    loss = tunable.losses(expand_params(leaves, 1), batch).sum()
-    grads = torch.autograd.grad(loss, list(leaves.values()))
-    return dict(zip(leaves, grads, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)

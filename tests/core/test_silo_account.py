@@ -216,8 +216,8 @@ def test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone
         tiny_settings(**changes, **{"privacy.noise_by": "server"}), ledger, examples=1
     )
     by_client = account(tiny_settings(**changes), ledger, examples=1)
-    assert by_server.training_event() == dp_sgd(0.25, 0.8, 1)
-    assert by_client.training_event() == gaussian(0.8)
+    assert by_server.training_events(1) == {dp_sgd(0.25, 0.8, 1): 1}
+    assert by_client.training_events(1) == {gaussian(0.8): 1}
 
 
 def test_without_privacy_the_ledger_says_no_guarantee(tiny_settings: Make, ledger: Ledger) -> None:
@@ -467,7 +467,7 @@ def test_evaluations_that_cost_more_than_the_target_are_refused_by_name(
 def test_silo_with_one_example_samples_it_always(tiny_settings: Make, ledger: Ledger) -> None:
     one = account(tiny_settings(**CALIBRATED), ledger, examples=1)
     assert one.sampling_rate == 1.0
-    assert one.training_event() == gaussian(one.noise_multiplier)
+    assert one.training_events(1) == {gaussian(one.noise_multiplier): 2}
     assert spend_all(one) == 6
     assert 2.0 * 0.998 <= one.epsilon() <= 2.0
 

@@ -27,6 +27,13 @@ CASES = {
         "server.fraction": 0.5,
     },
     "no privacy": {"privacy.mode": "none"},
+    "perturbed by each example's own gradient": {"awp.form": "per-example"},
+    "perturbed by the batch, in two of four rounds": {"awp.form": "batch", "awp.rounds": 2},
+    "two releases of a batch": {"awp.form": "private-ascent", "client.local_steps": 3},
+    "two releases of a batch, in two of four rounds": {
+        "awp.form": "private-ascent",
+        "awp.rounds": 2,
+    },
 }
 
 
@@ -45,6 +52,7 @@ def test_the_view_agrees_with_the_ledger(
             account.spend_training(server_round, f"train/{server_round}")
             view.add_training(
                 silo,
+                server_round,
                 sampling_rate=account.sampling_rate,
                 noise_multiplier=account.noise_multiplier,
                 steps=settings.client.local_steps,

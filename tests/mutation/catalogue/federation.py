@@ -113,8 +113,8 @@ MUTATIONS = (
     Mutation(
         "live-view-counts-one-step",
         "server/spending.py",
-        "counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += steps",
-        "counts[dp_sgd(sampling_rate, noise_multiplier, 1)] += 1",
+        "            steps=steps,\n        )",
+        "            steps=1,\n        )",
         "The epsilon shown while a run goes on is too small: people stop too late.",
         ("tests/federation/test_spending_view.py",),
     ),

@@ -33,6 +33,7 @@ MUTATIONS = (
             streams=self.streams(server_round, digest),
             encoding=encoding,
             residual=residual,
+            server_round=server_round,
         )
 """,
         """        result = train_locally(
@@ -45,6 +46,7 @@ MUTATIONS = (
             streams=self.streams(server_round, digest),
             encoding=encoding,
             residual=residual,
+            server_round=server_round,
         )
         if by_client or not account.private:
             account.spend_training(server_round, key)
@@ -106,30 +108,25 @@ MUTATIONS = (
     ),
     Mutation(
         "fewer-steps-recorded",
-        "fedllm/silo_account.py",
-        "return multiset({self.training_event(noise_multiplier): steps})",
-        "return multiset({self.training_event(noise_multiplier): 1})",
+        "fedllm/silo_bounds.py",
+        "    return multiset({event: steps})\n",
+        "    return multiset({event: 1})\n",
         "Several local steps are taken and one is recorded.",
         ("tests/core/test_client_level_events.py",),
     ),
     Mutation(
         "client-level-amplified-by-the-batch",
-        "fedllm/silo_account.py",
-        "        if self.unit is Unit.EXAMPLE:\n            return dp_sgd(",
-        "        if True:\n            return dp_sgd(",
+        "fedllm/silo_bounds.py",
+        '    if settings.privacy.unit == "example":\n        return dp_sgd(sampling_rate, noise_m',
+        "    if True:\n        return dp_sgd(sampling_rate, noise_m",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
         ("tests/core/test_client_level_events.py",),
     ),
     Mutation(
         "amplified-by-a-draw-that-the-server-sees",
-        "fedllm/silo_account.py",
-        """        if (
-            self.settings.privacy.noise_by == "server"
-            and self.settings.server.sampling == "poisson"
-        ):
-            return dp_sgd(""",
-        """        if self.settings.server.sampling == "poisson":
-            return dp_sgd(""",
+        "fedllm/silo_bounds.py",
+        'if settings.privacy.noise_by == "server" and settings.server.sampling == "poisson":',
+        'if settings.server.sampling == "poisson":',
         "Silos that noise their own updates are amplified by a draw that the server makes itself.",
         (
             f"{_ACCOUNT}::test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone",
