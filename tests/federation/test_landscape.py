@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,18 @@ def test_the_curve_is_the_loss_along_the_direction(runs: dict[str, Path], tmp_pa
     assert found["plane"][0][1] == pytest.approx(found["curves"]["random"][0], rel=1e-6)
     assert found["layers"] == [0, 1]
     assert found["filters"] == 2 * 2 * 4 * 2
+
+
+def test_a_plane_with_the_sharpest_direction(runs: dict[str, Path], tmp_path: Path) -> None:
+    subject = load_subjects([runs["dp"]])[0]
+    tunable = make_subject_tunable(subject)
+    data = held_out_for_all([subject], "evaluation", 10)
+    found = measure(subject, tunable, data, replace(SMALL, second="sharpest"), tmp_path)
+    assert found["plane"][1] == pytest.approx(found["curves"]["sharpest"], rel=1e-6)
+    across = [row[1] for row in found["plane"]]
+    assert across == pytest.approx(found["curves"]["random"], rel=1e-6)
+    with pytest.raises(ValueError, match="second=sharpest"):
+        Plan(second="sharpest", sharpness=False)
 
 
 def test_curvature_is_that_of_the_sharpest_curve(runs: dict[str, Path], tmp_path: Path) -> None:
@@ -241,6 +254,7 @@ def test_command(runs: dict[str, Path], tmp_path: Path) -> None:
         (["--span", "0"], "--span=0"),
         (["--examples", "3"], "--examples=3"),
         (["--data", "public"], "public.source"),
+        (["--second", "sharpest", "--no-sharpness"], "--no-sharpness"),
     ],
 )
 def test_bad_options(runs: dict[str, Path], options: list[str], message: str) -> None:

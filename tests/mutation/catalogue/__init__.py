@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from ..mutation import Mutation
-from . import accountants, federation, ledger, mechanism, noise_search, randomness, report, silo
+from . import (
+    accountants,
+    federation,
+    ledger,
+    measuring,
+    mechanism,
+    noise_search,
+    randomness,
+    report,
+    silo,
+)
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
@@ -14,4 +24,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *silo.MUTATIONS,
     *federation.MUTATIONS,
     *report.MUTATIONS,
+    *measuring.MUTATIONS,
 )
