@@ -183,7 +183,8 @@ def _defects(run: RunRecord) -> list[str]:
         defects.append(f"the ledger fails its verification: {found}")
     dp = run.settings is None or run.settings.privacy.mode == "dp"
     if run.verification is not None and not run.ledger_problem and dp and run.run_id is not None:
-        defects += _unrecorded(run) + unrecorded_statistics(run) + unrecorded_scores(run)
+        defects += _unrecorded(run) + unrecorded_statistics(run)
+        defects += unrecorded_scores(run)
     return defects
 
 
