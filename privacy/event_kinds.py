@@ -62,12 +62,34 @@ class ScalarNoiseDpEvent(DpEvent):  # type: ignore[misc]
         noise_of(self)
 
 
+@attr.s(frozen=True, auto_attribs=True)
+class VectorNoiseDpEvent(DpEvent):  # type: ignore[misc]
+    """A vector released with independent scalar noise on each coordinate.
+
+    Attributes:
+      family, parameters: As of `ScalarNoiseDpEvent`, but in units of the L2 norm that one record's
+        contribution to the vector has at most (the clipping norm).
+      dimension: Number of coordinates, >= 1.
+
+    Raises:
+      ValueError: No such noise; the message names what is wrong.
+    """
+
+    family: str
+    parameters: Parameters
+    dimension: int
+
+    def __attrs_post_init__(self) -> None:
+        """Check that there is such noise."""
+        noise_of(self)
+
+
 @lru_cache(maxsize=4096)
 def _noise(family: str, parameters: Parameters) -> ScalarNoise:
     return noise_from_dict({"family": family, "parameters": dict(parameters)})
 
 
-def noise_of(event: ScalarNoiseDpEvent) -> ScalarNoise:
+def noise_of(event: ScalarNoiseDpEvent | VectorNoiseDpEvent) -> ScalarNoise:
     """The noise that an event names, in units of its sensitivity."""
     return _noise(event.family, event.parameters)
 
@@ -75,16 +97,3 @@ def noise_of(event: ScalarNoiseDpEvent) -> ScalarNoise:
 def pairs(noise: ScalarNoise) -> Parameters:
     """The parameters of noise as an event holds them."""
     return tuple(sorted(noise.parameters.items()))
-
-
-def as_accounted(event: DpEvent) -> DpEvent:
-    """The event that an accountant sees: Gaussian and Laplace noise by dp_accounting's own events."""
-    if isinstance(event, dp.PoissonSampledDpEvent):
-        return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
-    if isinstance(event, ScalarNoiseDpEvent):
-        values = dict(event.parameters)
-        if event.family == "gaussian":
-            return dp.GaussianDpEvent(values["sigma"])
-        if event.family == "laplace":
-            return dp.LaplaceDpEvent(values["scale"])
-    return event

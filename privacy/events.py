@@ -20,6 +20,7 @@ from dp_accounting.dp_event import DpEvent
 from privacy.event_kinds import DiscreteGaussianDpEvent as DiscreteGaussianDpEvent
 from privacy.event_kinds import NoGuaranteeDpEvent as NoGuaranteeDpEvent
 from privacy.event_kinds import ScalarNoiseDpEvent as ScalarNoiseDpEvent
+from privacy.event_kinds import VectorNoiseDpEvent as VectorNoiseDpEvent
 from privacy.event_kinds import pairs
 from privacy.scalar_noise import ScalarNoise
 
@@ -111,6 +112,10 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
         {"sigma": _number, "sensitivity": _whole_positive},
     ),
     "ScalarNoise": (ScalarNoiseDpEvent, {"family": _text, "parameters": _pairs}),
+    "VectorNoise": (
+        VectorNoiseDpEvent,
+        {"family": _text, "parameters": _pairs, "dimension": _whole_positive},
+    ),
     "RandomizedResponse": (
         dp.RandomizedResponseDpEvent,
         {"noise_parameter": _probability, "num_buckets": _whole},
@@ -316,11 +321,32 @@ def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0)
     Raises:
       ValueError: A parameter is out of range.
     """
+    return _repeated(ScalarNoiseDpEvent(noise.family, pairs(noise)), count, sampling_rate)
+
+
+def vector_noise(noise: ScalarNoise, dimension: int, count: int = 1, rate: float = 1.0) -> DpEvent:
+    """The event of `count` vectors with independent scalar noise on each coordinate.
+
+    Args:
+      noise: In units of the L2 norm that one record contributes at most.
+      dimension: Number of coordinates; whole, >= 1.
+      count, rate: As `count` and `sampling_rate` of `scalar_noise`.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    if isinstance(dimension, bool) or dimension != int(dimension) or dimension < 1:
+        raise ValueError(f"Expected a whole dimension >= 1, got dimension={dimension}")
+    one = VectorNoiseDpEvent(noise.family, pairs(noise), int(dimension))
+    return _repeated(one, count, rate)
+
+
+def _repeated(event: DpEvent, count: int, sampling_rate: float) -> DpEvent:
+    """`count` of an event, each on a Poisson sample of its own."""
     if not 0 < sampling_rate <= 1:
         raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
     if isinstance(count, bool) or count != int(count) or count < 0:
         raise ValueError(f"Expected a whole count >= 0, got count={count}")
-    event: DpEvent = ScalarNoiseDpEvent(noise.family, pairs(noise))
     if sampling_rate < 1:
         event = dp.PoissonSampledDpEvent(float(sampling_rate), event)
     return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))

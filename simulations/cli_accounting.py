@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from simulations import cli_ledger
+from simulations import cli_ledger, cli_lmo
 from simulations.cli_output import (
     AsJson,
     OneLineErrors,
@@ -78,6 +78,7 @@ def register(app: typer.Typer) -> None:
     app.command(cls=OneLineErrors)(calibrate)
     app.command(cls=OneLineErrors)(account)
     app.add_typer(cli_ledger.app)
+    cli_lmo.register(app)
 
 
 Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1; else the ledger's.")]

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.event_kinds import as_accounted
+from privacy.accountants.forms import as_accounted, why_unsupported
 from privacy.events import is_private, kind, multiset
 from privacy.vocabulary import Relation
 
@@ -68,7 +68,9 @@ class Accountant(abc.ABC):
 
     def _why_unsupported(self, events: Counter[DpEvent]) -> str | None:
         for event in events:
-            reason = self._refusal(event) if is_private(event) else None
+            reason = None
+            if is_private(event):
+                reason = why_unsupported(event) or self._refusal(event)
             if reason is not None:
                 return (
                     f"The {self.name} accountant (relation {self.relation.value}) cannot represent "

@@ -6,12 +6,14 @@ from privacy.scalar_noise.base import ScalarNoise, noise_from_dict
 from privacy.scalar_noise.exponential_power import ExponentialPowerNoise
 from privacy.scalar_noise.gaussian import GaussianNoise
 from privacy.scalar_noise.laplace import LaplaceNoise
+from privacy.scalar_noise.lmo import LmoNoise
 from privacy.scalar_noise.staircase import StaircaseNoise
 
 __all__ = [
     "ExponentialPowerNoise",
     "GaussianNoise",
     "LaplaceNoise",
+    "LmoNoise",
     "ScalarNoise",
     "StaircaseNoise",
     "noise_from_dict",

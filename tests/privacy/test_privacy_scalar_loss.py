@@ -42,9 +42,9 @@ def delta_by_integration(noise: ScalarNoise, rate: float, epsilon: float, add: b
         first, second = (zero, mixture) if add else (mixture, zero)
         return max(0.0, first - math.exp(epsilon) * second)
 
-    end = 30 * noise.width + 2
+    end = (1e4 if noise.shape == "log-convex" else 30) * noise.width + 2
     breaks = noise.breaks(end)
-    around = noise.width * 2.0 ** np.arange(-12, 5)
+    around = noise.width * 2.0 ** np.arange(-12, 14)
     cuts = {0.5, *(s * b + o for b in [*breaks, *around] for s in (1, -1) for o in (0, 1))}
     inside = sorted({-end, end, 0.0, 1.0, *(float(c) for c in cuts if abs(c) < end)})
     return math.fsum(
@@ -64,7 +64,7 @@ def test_delta_of_one_release_against_integration(noise: ScalarNoise, rate: floa
             truth = delta_by_integration(noise, rate, float(epsilon), bool(add))
             found = float(part.delta(epsilon)[0])
             assert found >= truth * (1 - 1e-7) - 1e-11
-            assert found <= truth * (1 + 1e-4) + 1e-6 * rate
+            assert found <= truth * (1 + 1e-4) + 5e-7
             assert float(floor.delta(epsilon)[0]) <= truth + 1e-8
 
 
@@ -83,11 +83,11 @@ def test_epsilon_against_brute_force_binning(
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=repr)
-@pytest.mark.parametrize(("rate", "count"), [(1.0, 3), (0.2, 20)])
+@pytest.mark.parametrize(("rate", "count"), [(1.0, 3), (0.2, 8)])
 def test_delta_against_monte_carlo(noise: ScalarNoise, rate: float, count: int) -> None:
     """The mean of (1 - exp(eps - loss))+ over real samples, both directions, within 5 errors."""
     rng = generator(11, "monte carlo", noise.family)
-    size = 200_000
+    size = 50_000
     for add in (False, True):
         loss = np.zeros(size)
         for _ in range(count):

@@ -21,6 +21,7 @@ from privacy.scalar_noise import (
     StaircaseNoise,
     noise_from_dict,
 )
+from tests.support.scalar_noise import HEAVY, PAPER_STRONG, PAPER_WEAK
 
 FAMILIES: list[ScalarNoise] = [
     LaplaceNoise(0.4),
@@ -32,6 +33,9 @@ FAMILIES: list[ScalarNoise] = [
     StaircaseNoise(1.0, 0.4, 2.5),
     StaircaseNoise(3.0, 0.2),
     StaircaseNoise(0.7, 1.0),
+    PAPER_STRONG,
+    PAPER_WEAK,
+    HEAVY,
 ]
 
 

@@ -10,16 +10,43 @@ from privacy.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
+    LmoNoise,
     ScalarNoise,
     StaircaseNoise,
 )
 
+# The settings of the LMO-DP paper (arXiv 2405.18776) for epsilon 0.3 and 3.
+PAPER_STRONG = LmoNoise(
+    a1=0.1,
+    a3=0.1,
+    a4=0.1,
+    gamma_shape=1.0,
+    gamma_scale=0.5,
+    exponential_rate=5.0,
+    uniform_low=1.0,
+    uniform_high=2.0,
+)
+PAPER_WEAK = LmoNoise(
+    a1=0.1,
+    a3=0.1,
+    a4=0.9,
+    gamma_shape=2.0,
+    gamma_scale=1.0,
+    exponential_rate=5.0,
+    uniform_low=2.0,
+    uniform_high=3.0,
+)
+# Density of u positive at 0: a tail like 1 / x^1.7.
+HEAVY = LmoNoise(a1=0.3, gamma_shape=0.7, gamma_scale=2.0, a2=0.5, normal_mean=0.3, normal_std=0.6)
 NOISES: list[ScalarNoise] = [
     LaplaceNoise(1.7),
     GaussianNoise(1.3),
     ExponentialPowerNoise(1.4, 2.0),
     ExponentialPowerNoise(0.7, 1.2),
     StaircaseNoise(0.8, 0.4),
+    PAPER_STRONG,
+    PAPER_WEAK.scaled(3.0),
+    HEAVY,
 ]
 
 

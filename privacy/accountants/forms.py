@@ -1,0 +1,48 @@
+"""Events in the form that accountants know them by: special cases as the mechanisms that they are."""
+
+from __future__ import annotations
+
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from privacy.event_kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent, noise_of
+
+
+def as_accounted(event: DpEvent) -> DpEvent:
+    """The event that stands for this one; the same event where none does.
+
+    * One number with Gaussian or Laplace noise: dp_accounting's own event.
+    * A vector of one coordinate: one number.
+    * Another vector with scalar noise: the Gaussian mechanism whose mu bounds it, see `vector_loss`.
+
+    Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
+    least what the event costs.
+    """
+    # Not at the top: the bound is found by means of the accountants.
+    from privacy.accountants.vector_loss import gaussian_bound
+
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
+    if isinstance(event, VectorNoiseDpEvent):
+        if event.dimension == 1:
+            return as_accounted(ScalarNoiseDpEvent(event.family, event.parameters))
+        if why_unsupported(event) is None:
+            return dp.GaussianDpEvent(1 / gaussian_bound(noise_of(event)))
+    if isinstance(event, ScalarNoiseDpEvent):
+        values = dict(event.parameters)
+        if event.family == "gaussian":
+            return dp.GaussianDpEvent(values["sigma"])
+        if event.family == "laplace":
+            return dp.LaplaceDpEvent(values["scale"])
+    return event
+
+
+def why_unsupported(event: DpEvent) -> str | None:
+    """Why no accountant can represent an event with a vector in it, or None."""
+    from privacy.accountants.vector_loss import why_no_bound
+
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return why_unsupported(event.event)
+    if isinstance(event, VectorNoiseDpEvent) and event.dimension > 1:
+        return why_no_bound(noise_of(event))
+    return None

@@ -1,1 +1,0 @@
-"""``fedllm sweep``: one experiment in several arms, over epsilon, seeds and data sets; each cell a run."""
