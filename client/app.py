@@ -91,6 +91,27 @@ def statistics(message: Message, context: Context) -> Message:
     return _answer(message, context, work)
 
 
+@app.query("scores")
+def scores(message: Message, context: Context) -> Message:
+    """The silo's noisy scores of the layers that carry a prefix, for the choice among them."""
+
+    def work(worker: SiloWorker, config: Any) -> RecordDict:
+        released, rate = worker.scores(
+            _params(message, worker),
+            [int(layer) for layer in config[names.CANDIDATES]],
+            int(config[names.ROUND]),
+            int(config[names.PLANNED_ROUNDS]),
+        )
+        return RecordDict(
+            {
+                names.SCORES: ArrayRecord({names.SCORES: released}),
+                names.METRICS: MetricRecord({names.SAMPLING_RATE: rate}),
+            }
+        )
+
+    return _answer(message, context, work)
+
+
 @app.query("codec")
 def codec(message: Message, context: Context) -> Message:
     """Keep the codec that the server sends, after checking it against its version."""

@@ -141,8 +141,8 @@ def _load(source: RunFolder | str | Path) -> tuple[Settings, dict[str, Tensor], 
         raise PredictError(
             f"Expected a checkpoint in the run {source.path}, found none that is whole"
         )
-    settings = source.settings()
     params = {name: value.float() for name, value in released_params(checkpoint).items()}
+    settings = source.settings_of(params)
     return settings, params, checkpoint.round, settings.client.max_tokens
 
 

@@ -2,7 +2,7 @@
 
 Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.json``,
 ``environment.json``, ``ledger.sqlite``, ``tensorboard/``, ``checkpoints/``, ``adapter/``,
-``report.html``, ``report.json``, with a codec ``codec.safetensors`` and ``codec.json``, and
+``report.html``, ``report.json``, with a choice of layers ``layers.json``, with a codec ``codec.safetensors`` and ``codec.json``, and
 ``silo-logs/``: NAME.jsonl, and the residuals of error feedback. What is in the folder is public or was
 released with a guarantee that the ledger knows of; the exception are the silo logs of a simulation,
 each private to its silo and read by nothing here.
@@ -19,11 +19,15 @@ import warnings
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedllm.durable import json_bytes, plain, write_bytes, write_text
+from fedllm.flatness.layer_choice import CHOICE, Choice, read_choice
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, parse_settings, to_toml
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SETTINGS = "settings.toml"
 STATE = "state.json"
@@ -106,8 +110,33 @@ class RunFolder:
     # Parts
 
     def settings(self) -> Settings:
-        """The settings that the run was started with."""
-        return self._settings
+        """The settings that the run goes on with: those that it was started with, and once layers were
+        chosen (``layers.json``), only these under ``prefix.layers``.
+
+        Raises:
+            RunFolderError: ``layers.json`` is damaged.
+        """
+        choice = self.choice()
+        return self._settings if choice is None else choice.settings(self._settings)
+
+    def settings_of(self, params: Mapping[str, Tensor]) -> Settings:
+        """The settings of a checkpoint with these parameters: one of before the choice of layers has
+        the prefix that the run was started with."""
+        choice = self.choice()
+        return self._settings if choice is None else choice.settings_of(self._settings, params)
+
+    def choice(self) -> Choice | None:
+        """The choice of layers, finished or not; None where none was begun.
+
+        Raises:
+            RunFolderError: ``layers.json`` is damaged.
+        """
+        if self._settings.layers.form == "none":
+            return None
+        try:
+            return read_choice(self.path)
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{self.path / CHOICE} is damaged: {error}") from None
 
     @property
     def ledger_path(self) -> Path:

@@ -35,12 +35,42 @@ def check_flatness(settings: Settings) -> None:
             f"Expected public.path for public.source={settings.public.source}, got none"
         )
     _check_public(settings)
-    if settings.layers.form != "none" and settings.prefix.length == 0:
+    _check_layers(settings)
+
+
+def _check_layers(settings: Settings) -> None:
+    """Whether the choice of layers fits model, noise and codec."""
+    layers, prefix = settings.layers, settings.prefix
+    if layers.form == "none":
+        return
+    if prefix.length == 0:
         raise ValueError(
-            f"Expected prefix.length > 0 for layers.form={settings.layers.form} (there is no prefix "
+            f"Expected prefix.length > 0 for layers.form={layers.form} (there is no prefix "
             "to choose layers of), got prefix.length=0"
         )
-    if settings.layers.form != "none" and settings.layers.after >= settings.server.rounds:
+    if prefix.layers != "all" and layers.keep > len(prefix.layers):
+        raise ValueError(
+            f"Expected layers.keep <= {len(prefix.layers)}, the number of prefix.layers, "
+            f"got layers.keep={layers.keep}"
+        )
+    if layers.after > 0 and settings.codec.active:
+        raise ValueError(
+            "Expected layers.after=0 with a codec (it is made for the prefix's shape, before the first "
+            f"round), got layers.after={layers.after} with codec.name={settings.codec.name}, "
+            f"codec.bits={settings.codec.bits}"
+        )
+    if (
+        layers.asks_silos
+        and settings.privacy.mode == "dp"
+        and settings.privacy.noise_by == "server"
+    ):
+        raise ValueError(
+            "Expected layers.form=public for privacy.noise_by=server (silos that add no noise release "
+            f"no scores of their own), got layers.form={layers.form}"
+        )
+    if layers.form == "private-top-k":
+        raise ValueError("Expected layers.form=private: private-top-k is not there yet")
+    if settings.layers.after >= settings.server.rounds:
         raise ValueError(
             f"Expected layers.after < server.rounds={settings.server.rounds}, "
             f"got layers.after={settings.layers.after}"
@@ -99,7 +129,7 @@ def _check_without_gradients(settings: Settings) -> None:
             "the perturbation and the step are gradients of the model; use awp.form=none",
         ),
         f"layers.measure={settings.layers.measure}": (
-            settings.layers.form != "none" and settings.layers.measure == "ascent",
+            settings.layers.form != "none" and settings.layers.measure != "random",
             "one ascent step is a gradient; layers.measure=random needs losses alone",
         ),
         f"teacher.kind={settings.teacher.kind}": (

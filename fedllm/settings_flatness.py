@@ -46,14 +46,21 @@ class LayersSettings(Section):
         "of layers; `paper`: the silos' raw scores, no guarantee.",
     )
     keep: PositiveInt = Field(3, description="Layers that keep their prefix.")
-    measure: Literal["ascent", "random"] = Field(
+    measure: Literal["ascent", "example-ascent", "random"] = Field(
         "ascent",
-        description="Sharpness by one ascent step, or as the mean over `directions` random ones "
-        "(which needs no gradient).",
+        description="Sharpness by one ascent step along the mean loss's gradient (the private forms: "
+        "each example's own), by one along each example's own gradient in every form, or as the mean "
+        "over `directions` random ones (which needs no gradient).",
     )
     directions: PositiveInt = Field(4, description="`random`: number of directions.")
     radius: PositiveFloat = Field(
-        0.05, description="Norm of the perturbation over the norm of the remaining prefix."
+        0.05,
+        description="Norm of the perturbation over the norm of the prefix of all layers to choose from.",
+    )
+    examples: PositiveInt = Field(
+        64,
+        description="Examples of a measurement: of the public text (first by hash), or the expected "
+        "size of a silo's Poisson sample, and the divisor of its sum.",
     )
     search: Literal["one-shot", "greedy"] = Field(
         "one-shot",
@@ -63,17 +70,28 @@ class LayersSettings(Section):
         0, description="Warm-up rounds before the choice; 0 chooses before training."
     )
     bound: PositiveFloat = Field(
-        0.5,
-        description="Private forms: an example's loss difference is clipped to [-bound, bound].",
+        0.1,
+        description="Private forms: bound of an example's differences from their mean over the layers "
+        "(`private`: of their root mean square; `private-top-k`: of each).",
     )
     noise: PositiveFloat = Field(
-        4.0,
+        2.0,
         description="`private`: noise multiplier of a release of scores, over the L2 sensitivity of the "
         "whole vector of scores.",
     )
     epsilon: PositiveFloat = Field(
         0.5, description="`private-top-k`: epsilon (pure) of one noisy choice by a silo."
     )
+    releases: PositiveInt | None = Field(
+        None,
+        description="Releases by each silo: 1, or with `greedy` one for each layer that is dropped. "
+        "The run fills it in, from the number of layers.",
+    )
+
+    @property
+    def asks_silos(self) -> bool:
+        """Whether the silos release anything for the choice."""
+        return self.form not in ("none", "public")
 
 
 class TeacherSettings(Section):

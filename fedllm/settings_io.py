@@ -44,8 +44,20 @@ def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{file} is not valid TOML: {error}") from None
     apply_overrides(tree, overrides)
-    settings = parse_settings(tree, source=str(file))
-    return _with_paths(settings, file.resolve().parent)
+    return settings_of(tree, source=str(file), folder=file.resolve().parent)
+
+
+def settings_of(tree: Mapping[str, Any], source: str, folder: Path) -> Settings:
+    """Check a tree of plain values as :func:`load_settings` does a file's.
+
+    Args:
+        source: goes before what is wrong.
+        folder: what relative paths start from.
+
+    Raises:
+        SettingsError: as :func:`parse_settings`.
+    """
+    return _with_paths(parse_settings(tree, source=source), folder)
 
 
 def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Settings:

@@ -14,6 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 from torch import Tensor
@@ -28,7 +29,9 @@ from fedllm.silo_bounds import (
     check_evaluations,
     evaluation_events,
     planned_evaluations,
+    planned_scores,
     protected_from,
+    score_events,
     statistics_events,
     training_events,
 )
@@ -43,6 +46,7 @@ from privacy.vocabulary import Adversary, Relation, Unit
 TRAIN = "train"
 EVALUATE = "evaluate"
 STATISTICS = "statistics"
+SCORES = "layer-scores"
 LEAST_LEFT = 0.01
 """Share of a budget that other runs must have left: for less, the noise would drown everything."""
 
@@ -118,6 +122,10 @@ class SiloAccount:
         """The events of the statistics before training; empty where there are none."""
         return statistics_events(self.settings, self.sampling_rate)
 
+    def score_events(self) -> Counter[DpEvent]:
+        """The events of one release of layers' scores; empty where there is none."""
+        return score_events(self.settings, self.sampling_rate)
+
     def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
@@ -128,6 +136,7 @@ class SiloAccount:
                 for event, count in self.training_events(first, noise_multiplier).items():
                     total[event] += count * rounds
             total = multiset(+total) + self.statistics_events()
+            total += planned_scores(self.settings, self.sampling_rate)
         for event, count in self.evaluation_events().items():
             total[event] += count * evaluation_rounds(self.settings)
         return total
@@ -209,7 +218,7 @@ class SiloAccount:
                 sampling_rate=rate,
                 steps=steps,
                 relation=self.relation,
-                other_events=before + planned_evaluations(self.settings) + self.statistics_events(),
+                other_events=before + self._planned_beside_training(),
                 accountant=self.settings.privacy.accountant,
                 cache_dir=cache_folder() / "calibration",
             )
@@ -221,6 +230,12 @@ class SiloAccount:
             refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
             raise bound.exceeded(refusal) from None
         return found.noise_multiplier
+
+    def _planned_beside_training(self) -> Counter[DpEvent]:
+        """What calibration leaves room for: what has no guarantee anyway (on purpose) is not counted."""
+        planned = planned_evaluations(self.settings) + self.statistics_events()
+        planned += planned_scores(self.settings, self.sampling_rate)
+        return Counter({event: count for event, count in planned.items() if is_private(event)})
 
     # -- spending --------------------------------------------------------------------------------
 
@@ -259,6 +274,10 @@ class SiloAccount:
     def spend_statistics(self, key: str) -> bool:
         """As :meth:`spend_training`, for the statistics before training (round 0)."""
         return self._spend(STATISTICS, 0, key, self.statistics_events())
+
+    def spend_scores(self, server_round: int, key: str) -> bool:
+        """As :meth:`spend_training`, for one release of layers' scores."""
+        return self._spend(SCORES, server_round, key, self.score_events())
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
         entry = self._entry(purpose, server_round, key, events)
@@ -365,17 +384,20 @@ def release_key(settings: Settings, purpose: str, server_round: int, digest: str
 
 def settings_digest(settings: Settings) -> str:
     """SHA-256 of what the value of a release depends on: not of names, places or resources."""
-    plain = settings.model_dump(
-        mode="json",
-        exclude={
-            "name": True,
-            "simulation": True,
-            "output": True,
-            "data": True,  # the examples themselves are digested, see features_digest
-            "model": {"device"},
-            "privacy": {"ledger", "colluding"},
-        },
-    )
+    without: dict[str, Any] = {
+        "name": True,
+        "simulation": True,
+        "output": True,
+        "data": True,  # the examples themselves are digested, see features_digest
+        "model": {"device"},
+        "privacy": {"ledger", "colluding"},
+        "public": True,  # the server's
+    }
+    if not settings.layers.asks_silos:
+        # Of a choice by public text a silo sees prefix.layers alone. Scores of the silos' own are in
+        # the plan that the noise is calibrated for.
+        without["layers"] = True
+    plain = settings.model_dump(mode="json", exclude=without)
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 

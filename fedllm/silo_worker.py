@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from fedllm.codec_store import codec_from_store
 from fedllm.encoded_release import Encoding, Residual
+from fedllm.flatness.layer_release import release_scores
+from fedllm.flatness.layer_scores import check_candidates
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.settings import Settings
@@ -31,7 +33,7 @@ from fedllm.silo_account import (
     release_key,
     settings_digest,
 )
-from fedllm.silo_bounds import evaluation_sigma
+from fedllm.silo_bounds import evaluation_sigma, score_rate
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
 from fedllm.tunable import Tunable, make_tunable
@@ -199,6 +201,44 @@ class SiloWorker:
             self.settings,
             sampling_rate=account.sampling_rate,
             streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
+        )
+        return released, account.sampling_rate
+
+    def scores(
+        self,
+        params: Mapping[str, Tensor],
+        candidates: Sequence[int],
+        server_round: int,
+        planned_rounds: int,
+    ) -> tuple[Tensor, float]:
+        """The silo's scores of the candidate layers at ``params`` as they may leave it, and its
+        sampling rate in training.
+
+        Raises:
+            BudgetExceeded: nothing was done, nothing recorded.
+            ValueError: the settings ask the silos for no scores, or no such layers carry a prefix.
+        """
+        layers = self.settings.layers
+        if not layers.asks_silos:
+            raise ValueError(
+                f"Expected no request for scores: layers.form={layers.form} asks the silos for none"
+            )
+        check_candidates(self.tunable, candidates)
+        account = self.account(planned_rounds)
+        named = (self.digest(params), layers.model_dump_json(), json.dumps(list(candidates)))
+        digest = hashlib.sha256("/".join(named).encode()).hexdigest()
+        account.spend_scores(
+            server_round, release_key(self.settings, "layer-scores", server_round, digest)
+        )
+        streams = self.streams(server_round, digest)
+        released = release_scores(
+            self.tunable,
+            params,
+            self.train_features,
+            candidates,
+            self.settings,
+            sampling_rate=score_rate(self.settings, account.sampling_rate),
+            streams=lambda purpose, step: streams(f"scores-{purpose}", step),
         )
         return released, account.sampling_rate
 

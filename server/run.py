@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from fedllm import environment
 from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
+from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.plan import for_silos, warnings
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import is_evaluation_round, participation
@@ -25,6 +26,7 @@ from privacy.ledger import Ledger
 from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
 from server.encoder_phase import prepare_codec
 from server.exchange import Stopped, exchange, wait_for_nodes
+from server.layer_phase import LayerPhase, count_scores
 from server.replies import RunStopped
 from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
@@ -63,8 +65,11 @@ def run_experiment(
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
         nodes, sizes = find_silos(grid, settings, stop, expected_nodes)
-        settings = _checked(settings, run, nodes)
+        settings = _checked(settings, run, tunable, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
+        phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
+        if settings.layers.after == 0:
+            tunable, settings = phase.before_round(grid), strategy.settings
         strategy.use_teacher(make_teacher(settings, strategy.params, tunable))
         first = _restore(run, strategy)
         prepare_codec(grid, run, strategy, tunable, stop)
@@ -88,6 +93,11 @@ def run_experiment(
         if first == 0:
             judge.evaluate(0)
         strategy.after_round = _after_round(run, strategy, judge, sizes)
+
+        def before_round(grid: Grid) -> None:
+            judge.tunable = phase.before_round(grid)
+
+        strategy.before_round = before_round
         try:
             strategy.start(grid)
             status = FINISHED
@@ -123,14 +133,19 @@ def run_experiment(
     return status
 
 
-def _checked(settings: Settings, run: RunFolder, nodes: Mapping[str, int]) -> Settings:
-    """The settings with what depends on the silos' names and number; see :mod:`fedllm.plan`.
+def _checked(
+    settings: Settings, run: RunFolder, tunable: Tunable, nodes: Mapping[str, int]
+) -> Settings:
+    """The settings with what depends on the silos' names and number, and on the number of layers; see
+    :mod:`fedllm.plan` and :mod:`fedllm.flatness.layer_choice`.
 
     Raises:
-        RunStopped: they do not fit these silos.
+        RunStopped: they do not fit these silos, or this model.
     """
     saved = run.read_json("schedule.json", None)
+    layers = () if tunable.spec is None else tunable.spec.layers
     try:
+        settings = settings_with_releases(settings, layers)
         return for_silos(settings, saved["silos"] if saved else sorted(nodes))
     except ValueError as error:
         raise RunStopped(str(error)) from None
@@ -297,6 +312,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
     meta = {
         "left": strategy.left,
         "spending": strategy.spending.to_plain(),
+        "layers_chosen": (choice := run.choice()) is not None and choice.kept is not None,
     }
     save_checkpoint(run.checkpoints_path, strategy.finished_rounds, strategy.released, state, meta)
     keep(run.checkpoints_path, strategy.settings.server.keep_checkpoints)
@@ -318,17 +334,26 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
 
 def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     checkpoint = latest_checkpoint(run.checkpoints_path)
+    choice = run.choice()
+    kept = None if choice is None else choice.kept
     if checkpoint is None:
         run.truncate_metrics(-1)
+        if choice is not None and kept is not None:
+            count_scores(strategy, choice)
         return 0
+    state = checkpoint.state
+    if choice is not None and kept is not None:
+        state = kept_rows(state, choice.layers, kept)
     names_of = sorted(strategy.params)
-    strategy.params = {name: checkpoint.state[f"last.{name}"].clone() for name in names_of}
-    strategy.average = {name: checkpoint.state[f"average.{name}"].clone() for name in names_of}
-    strategy.optimizer.load_state(checkpoint.state)
+    strategy.params = {name: state[f"last.{name}"].clone() for name in names_of}
+    strategy.average = {name: state[f"average.{name}"].clone() for name in names_of}
+    strategy.optimizer.load_state(state)
     if strategy.teacher is not None:
-        strategy.teacher.load_state(checkpoint.state)
+        strategy.teacher.load_state(state)
     strategy.left |= checkpoint.meta["left"]
     strategy.spending.load_plain(checkpoint.meta["spending"])
+    if choice is not None and kept is not None and not checkpoint.meta.get("layers_chosen"):
+        count_scores(strategy, choice)  # it was written before the choice
     strategy.finished_rounds = strategy.moved_rounds = checkpoint.round
     run.truncate_metrics(checkpoint.round)
     return checkpoint.round

@@ -13,7 +13,12 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_events, statistics_events, training_events
+from fedllm.silo_bounds import (
+    evaluation_events,
+    score_events,
+    statistics_events,
+    training_events,
+)
 from privacy.accountants import make_accountant
 from privacy.events import event_from_json, event_to_json, multiset
 from privacy.vocabulary import Relation
@@ -62,6 +67,11 @@ class SpendingView:
     def add_statistics(self, silo: str, sampling_rate: float) -> None:
         """The statistics that ``silo`` released before training."""
         found = statistics_events(self.settings.for_silo(silo), sampling_rate)
+        self.events.setdefault(silo, Counter()).update(found)
+
+    def add_scores(self, silo: str, sampling_rate: float) -> None:
+        """One release of layers' scores by ``silo``, which trains at this sampling rate."""
+        found = score_events(self.settings.for_silo(silo), sampling_rate)
         self.events.setdefault(silo, Counter()).update(found)
 
     def target(self, silo: str) -> dict[str, float | None]:

@@ -28,9 +28,11 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.downlink import encode_params
 from fedllm.encoded_release import Encoding
+from fedllm.flatness.layer_choice import kept_rows
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
+from fedllm.tunable import Tunable
 from privacy.randomness import generator
 from server.aggregation import (
     Contribution,
@@ -65,6 +67,7 @@ class PrefixStrategy(Strategy):
         trusted_noise: adds the noise where the server is trusted with it, else None.
         emit: takes each record of the run (see :mod:`server.callbacks`).
         after_round: called after each finished round (checkpoints, evaluation).
+        before_round: called with the grid before each round (choice of layers).
 
     Attributes:
         finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``params``;
@@ -84,6 +87,7 @@ class PrefixStrategy(Strategy):
         trusted_noise: TrustedNoise | None = None,
         emit: Any = None,
         after_round: Any = None,
+        before_round: Any = None,
     ) -> None:
         self.settings = settings
         self.params = {name: params[name].clone() for name in sorted(params)}
@@ -97,6 +101,7 @@ class PrefixStrategy(Strategy):
         self.trusted_noise = trusted_noise
         self.emit = emit or (lambda record: None)
         self.after_round = after_round or (lambda server_round: None)
+        self.before_round = before_round or (lambda grid: None)
         self.spending = SpendingView(settings)
         self.left: dict[str, str] = {} if trusted_noise is None else dict(trusted_noise.left)
         self.finished_rounds = 0
@@ -127,6 +132,32 @@ class PrefixStrategy(Strategy):
     def use_teacher(self, teacher: TeacherLink | None) -> None:
         """Let a teacher pull the model after each aggregation from the next round on."""
         self.teacher = teacher
+
+    def start_from(self, params: Mapping[str, Tensor]) -> None:
+        """Begin with these parameters; to be called before the first round."""
+        self.params = {name: params[name].clone() for name in sorted(params)}
+        self.average = {name: value.clone() for name, value in self.params.items()}
+
+    def use_layers(self, settings: Settings, layers: Sequence[int], tunable: Tunable) -> None:
+        """Go on with the layers of ``settings.prefix`` alone: what is kept of each coordinate is cut.
+
+        Args:
+            settings: with the kept layers.
+            layers: those that carry a prefix so far.
+            tunable: the model with the kept layers.
+        """
+        kept = settings.prefix.layers
+        if kept == "all":
+            raise ValueError("Expected the kept layers in prefix.layers, got all")
+        self.settings = settings
+        if self.trusted_noise is not None:
+            self.trusted_noise.settings = settings
+        self.params = kept_rows(self.params, layers, kept)
+        self.average = kept_rows(self.average, layers, kept)
+        self.optimizer.first = kept_rows(self.optimizer.first, layers, kept)
+        self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
+        if self.teacher is not None:
+            self.teacher.keep_layers([list(layers).index(layer) for layer in kept], tunable)
 
     # -- Flower's interface ----------------------------------------------------------------------
 
@@ -253,6 +284,7 @@ class PrefixStrategy(Strategy):
         result = Result()
         for server_round in range(self.finished_rounds + 1, rounds + 1):
             self._check_enough()
+            self.before_round(grid)
             began = time.monotonic()
             arrays = self.arrays()
             tasks = list(self.configure_train(server_round, arrays, train_config or _empty(), grid))

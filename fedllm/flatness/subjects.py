@@ -123,7 +123,7 @@ def _load(path: Path, round: int | None) -> Subject:
             + (" (server.keep_checkpoints says how many stay)" if kept else "")
         )
     params = {name: value.float() for name, value in released_params(checkpoint).items()}
-    return Subject(run.path.name, run.path, checkpoint.round, run.settings(), params)
+    return Subject(run.path.name, run.path, checkpoint.round, run.settings_of(params), params)
 
 
 def _check_comparable(subjects: Sequence[Subject]) -> None:

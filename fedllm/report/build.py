@@ -17,6 +17,7 @@ from fedllm.report.assumptions import assumptions, not_covered
 from fedllm.report.curves import least_missed, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.guarantee import Headline, headline
+from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
@@ -65,6 +66,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         defects=defects,
     )
     encoded = encoding(run, accounted, accounts)
+    chosen = layers(run, accounted, accounts)
     training = summarise(run.metrics, settings)
     mode = settings.privacy.mode if settings is not None else "dp"
     seeded = mode == "dp" and (
@@ -101,6 +103,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "accountants": _trust(relation),
         "releases": accounting.releases(run.entries, run.run_id),
         "encoding": encoded,
+        "layers": chosen,
         "assumptions": _assumed(settings, seeded, len(runs)),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": {
@@ -181,6 +184,7 @@ def _defects(run: RunRecord) -> list[str]:
     dp = run.settings is None or run.settings.privacy.mode == "dp"
     if run.verification is not None and not run.ledger_problem and dp and run.run_id is not None:
         defects += _unrecorded(run) + unrecorded_statistics(run)
+        defects += unrecorded_scores(run)
     return defects
 
 

@@ -12,6 +12,7 @@ from fedllm.run_folder import RunFolderError, read_json_file
 from privacy.ledger import LedgerEntry, composed
 
 DESCRIPTION = "codec.json"
+_PURPOSES = (("statistics", "statistics"), ("training", "train"))
 _EXACT, _DOMINATING = "gdp-exact", "gdp-dominating"
 
 
@@ -47,7 +48,7 @@ def encoding(
         "prior_version": _text(prior.get("version")),
         "prior_source": codec.prior_source if codec.needs_prior else None,
         "statistics_silos": len(asked) if isinstance(asked, dict) else None,
-        "mu": _parts(run, accounted, accounts),
+        "mu": mu_by_purpose(run, accounted, accounts, _PURPOSES),
     }
 
 
@@ -73,11 +74,18 @@ def _described(run: RunRecord) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _parts(
-    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+def mu_by_purpose(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    accounts: Accounts,
+    purposes: Sequence[tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """For each adversary the silo with the largest mu of this run: mu of its statistics, of its
-    training, and of all its events in this run; None where there is no guarantee."""
+    """For each adversary the silo with the largest mu of this run: mu of its rows of each purpose, and
+    of all its events in this run (``total``); None where there is no guarantee.
+
+    Args:
+        purposes: (key in the result, purpose in the ledger).
+    """
     rows: dict[str, list[LedgerEntry]] = {}
     for entry in run.own:
         rows.setdefault(entry.party, []).append(entry)
@@ -96,7 +104,7 @@ def _parts(
             continue
         mine = rows.get(worst["silo"], []) + common
         lost = worst["total"]["mu"] is None
-        for part, purpose in (("statistics", "statistics"), ("training", "train")):
+        for part, purpose in purposes:
             chosen = [row for row in mine if row.purpose == purpose]
             worst[part] = _mu(chosen, adversary, accounts, lost)
         found.append(worst)

@@ -210,6 +210,42 @@ class EncodingPart(Part):
     mu: list[MuPartsPart]
 
 
+class LayerStepPart(Part):
+    """One measurement of the layers' sharpness."""
+
+    candidates: list[int] = Field(description="Layers with a prefix before it.")
+    mean: list[Real] = Field(description="Score of each, as released: the mean over the silos.")
+    noise_std: Real = Field(description="Of the privacy noise in each mean score.")
+    dropped: list[int]
+    silos: int = Field(description="That released scores; 0 where public text was measured.")
+    seconds: float
+    bytes: int
+
+
+class LayerMuPart(Part):
+    """What this run spent of one silo, the one with the largest mu, by purpose."""
+
+    adversary: str
+    silo: str
+    scores: MuPart
+    training: MuPart
+    total: MuPart
+
+
+class LayersPart(Part):
+    """The choice of the layers that keep their prefix. Null: not known, or not yet chosen."""
+
+    form: Literal["public", "private", "private-top-k", "paper"]
+    measure: Literal["ascent", "example-ascent", "random"]
+    search: Literal["one-shot", "greedy"]
+    radius: float
+    round: int | None = Field(description="Rounds of training before the choice.")
+    layers: list[int] | None = Field(description="Layers to choose from.")
+    kept: list[int] | None
+    steps: list[LayerStepPart]
+    mu: list[LayerMuPart]
+
+
 class TitledPart(Part):
     """A text with its title."""
 
@@ -264,6 +300,7 @@ class Report(Part):
     accountants: list[AccountantPart]
     releases: list[ReleasePart]
     encoding: EncodingPart | None = Field(description="Null: updates travel as they are.")
+    layers: LayersPart | None = Field(description="Null: all layers of the settings were trained.")
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart

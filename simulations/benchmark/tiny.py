@@ -16,8 +16,8 @@ SILOS = {"alpha": 60, "beta": 45, "gamma": 30, "delta": 24}
 """Number of training examples of each silo."""
 
 
-def save_encoder(folder: Path) -> None:
-    """Write a random BERT of two layers, four heads of size 4, with its tokenizer."""
+def save_encoder(folder: Path, layers: int = 2) -> None:
+    """Write a random BERT of two (or more) layers, four heads of size 4, with its tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -26,7 +26,7 @@ def save_encoder(folder: Path) -> None:
         vocab_size=WORDS,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=64,
         initializer_range=0.4,
@@ -36,8 +36,8 @@ def save_encoder(folder: Path) -> None:
     _save_tokenizer(folder)
 
 
-def save_decoder(folder: Path) -> None:
-    """Write a random Llama of two layers with grouped key/value heads, with its tokenizer."""
+def save_decoder(folder: Path, layers: int = 2) -> None:
+    """Write a random Llama of two (or more) layers with grouped key/value heads, with its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -46,7 +46,7 @@ def save_decoder(folder: Path) -> None:
         vocab_size=WORDS,
         hidden_size=16,
         intermediate_size=24,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,

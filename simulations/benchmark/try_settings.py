@@ -1,6 +1,6 @@
 """Try settings of one experiment without Flower: the same silos, steps, noise and optimiser in one process.
 
-    FEDLLM_TEST_DATA=../shared/data python -m simulations.benchmark.sweep \
+    FEDLLM_TEST_DATA=../shared/data python -m simulations.benchmark.try_settings \
         simulations/benchmark/sst2-minilm.toml --try "server.learning_rate=1e-2" \
         --try "prefix.length=0" --try "privacy.mode=none; prefix.length=8" [--json OUT]
 

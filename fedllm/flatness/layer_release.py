@@ -1,0 +1,107 @@
+"""What a silo releases for the choice of layers: its scores, under differential privacy.
+
+Scores are those of :mod:`fedllm.flatness.layer_scores`, of L candidates. The caller must have recorded
+the event (:func:`fedllm.silo_bounds.score_events`) before. Only the order of the scores matters, so the
+private forms measure an example's differences from their own mean over the candidates,
+d_i = (s_i1 - mean, ..., s_iL - mean): what all layers share is most of s_i (ten times what they differ by,
+on a small encoder), and would ask for a bound, and so for noise, as much larger.
+
+**private, unit example.** With each d_i clipped to the L2 norm B sqrt(L) (B = ``layers.bound`` bounds the
+root mean square of its L entries; entries clipped to [-B, B] would be within the same ball), the silo
+releases (sum over a Poisson sample of d_i + noise) / n with a public divisor n = ``layers.examples``.
+
+Guarantee: d_i is a function of example i and of public values, as its ascent step is along its own
+gradient (or along public random directions). Adding or removing example i thus changes the sum by d_i
+alone, of norm at most B sqrt(L), and the release is the Poisson-sampled Gaussian mechanism with noise
+multiplier ``layers.noise`` over that sensitivity. With a step along the batch's gradient, one example
+would move v and with it every other d_j: the clipped sum could change by up to 2 B n sqrt(L).
+
+**private, unit client.** The mean of d_i over a sample of the silo's examples, clipped to the same norm,
+plus the same noise. Guarantee: the record is the silo, its vector is one release of norm at most
+B sqrt(L), and the release is the Gaussian mechanism. (How the silo samples, and what it divides by, is
+then its own affair.)
+
+**paper.** S_l of the mean loss over a sample, as it is: no guarantee, and the ledger's event says so.
+
+A number that is not finite counts as 0, in all forms. All is in real arithmetic, see
+:mod:`privacy.noise`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
+from fedllm.inputs import Feature
+from fedllm.local_training import Streams
+from fedllm.settings import Settings
+from fedllm.tasks.base import Params
+from fedllm.tunable import Tunable
+from privacy.clipping import clip_and_sum, clip_vector
+from privacy.noise import add_gaussian
+from privacy.sampling import poisson_sample
+
+
+def release_scores(
+    tunable: Tunable,
+    params: Params,
+    features: Sequence[Feature],
+    candidates: Sequence[int],
+    settings: Settings,
+    *,
+    sampling_rate: float,
+    streams: Streams,
+) -> Tensor:
+    """A silo's scores of the candidates as they leave it, float64 [candidates].
+
+    Without privacy (``privacy.mode = "none"``) there is no noise.
+
+    Args:
+        params: public: where the scores are measured (see :func:`fedllm.silo_worker`).
+        sampling_rate: of each example, :func:`fedllm.silo_bounds.score_rate`.
+        streams: source of randomness for sampling ("sample") and noise ("noise").
+    """
+    drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
+    sample = [features[i] for i in drawn]
+    layers, by_client = settings.layers, settings.privacy.unit == "client"
+    if layers.form == "paper":
+        if not sample:
+            return torch.zeros(len(candidates), dtype=torch.float64)
+        return mean_sharpness(tunable, params, sample, candidates, settings).nan_to_num(0.0)
+    sensitivity = score_sensitivity(layers.bound, len(candidates))
+    differences = relative(example_sharpness(tunable, params, sample, candidates, settings))
+    if by_client:
+        divisor = 1.0
+        mean = differences.sum(0) / max(1, len(sample))
+        total = clip_vector(mean, sensitivity)[0].double()
+    else:
+        divisor = float(layers.examples)
+        total = clip_and_sum([differences], sensitivity).sums[0].double()
+    if settings.privacy.mode == "none":
+        return total / divisor
+    return add_gaussian(total, sensitivity, layers.noise, streams("noise", 0)) / divisor
+
+
+def relative(sharpness: Tensor) -> Tensor:
+    """Each row minus its own mean; a row with an entry that is not finite counts as 0."""
+    finite = sharpness.isfinite().all(dim=1, keepdim=True)
+    known = torch.where(finite, sharpness, 0.0)
+    return known - known.mean(dim=1, keepdim=True)
+
+
+def score_sensitivity(bound: float, candidates: int) -> float:
+    """B sqrt(L): the L2 norm to which one record's vector of scores is clipped."""
+    return bound * math.sqrt(candidates)
+
+
+def score_noise_std(settings: Settings, candidates: int) -> float:
+    """Standard deviation of the noise in each score that a silo releases (public); 0 without noise."""
+    layers = settings.layers
+    if layers.form != "private" or settings.privacy.mode == "none":
+        return 0.0
+    divisor = 1.0 if settings.privacy.unit == "client" else float(layers.examples)
+    return layers.noise * score_sensitivity(layers.bound, candidates) / divisor

@@ -1,0 +1,224 @@
+"""How sharp the loss becomes where a layer's prefix is removed: Privacy-Flat's second level.
+
+For a layer l among the *candidates* (the layers that still carry a prefix), with w_-l the prefix without
+that layer's part,
+
+    S_l = max over ||v|| <= rho of L(w_-l + v) - L(w_-l)                       (arXiv 2403.04124, level 2)
+
+A layer whose removal makes the landscape sharper is one that keeps it flat. The head is not perturbed.
+
+**The ball.** rho = ``layers.radius`` * ||w||, w being the prefix of all candidates, and v goes over all
+remaining layers together. One radius for all l: a ball that shrank with the layer removed (rho relative
+to ||w_-l||), or the sum of one ball a layer, would mix that layer's own norm into the comparison.
+
+**The maximum** is taken by one ascent step, v = rho g / ||g|| with g the gradient at w_-l (no step where
+g = 0), or replaced by the mean over m random v on the sphere, each with both signs, which cancels the
+slope: this needs no gradient. The random directions are public, a function of the seed alone.
+
+**Whose gradient.** :func:`mean_sharpness` takes g of the mean loss, as the paper writes it. One example
+then moves v, and with v every example's difference. :func:`example_sharpness` takes each example's own
+g: a row of its result is a function of that example and of public values (it is m-sharpness with m = 1,
+Foret et al. 2021, arXiv 2010.01412, section 4). That is what the private forms stand on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fedllm.inputs import Batch, Feature
+from fedllm.settings import Settings
+from fedllm.tasks.base import Params, expand_params
+from fedllm.tunable import PREFIX, Tunable
+from privacy.randomness import generator
+
+
+def example_sharpness(
+    tunable: Tunable,
+    params: Params,
+    features: Sequence[Feature],
+    candidates: Sequence[int],
+    settings: Settings,
+) -> Tensor:
+    """Each example's own S_l for each candidate, float64 [n, candidates] on the CPU.
+
+    Row i depends on example i alone (up to rounding: batch mates change only the order of sums).
+    Not bounded yet, and private.
+
+    Args:
+        params: the trainable tensors; the prefix has a row for each layer of ``tunable.spec``.
+        candidates: layers that carry a prefix, at least two, ascending.
+
+    Raises:
+        ValueError: candidates that the prefix does not have, or fewer than two.
+    """
+    found = torch.zeros(len(features), len(candidates), dtype=torch.float64)
+    for column, reduced in enumerate(_without_each(tunable, params, candidates, settings)):
+        for group in tunable.task.batches(features, settings.client.max_tokens):
+            batch = tunable.task.collate([features[i] for i in group])
+            found[group, column] = _example_differences(reduced, batch).double().cpu()
+    return found
+
+
+def mean_sharpness(
+    tunable: Tunable,
+    params: Params,
+    features: Sequence[Feature],
+    candidates: Sequence[int],
+    settings: Settings,
+) -> Tensor:
+    """S_l of the mean loss over ``features`` for each candidate, float64 [candidates] on the CPU.
+
+    As the paper writes it: one v for all examples (``layers.measure = "example-ascent"``: the mean of
+    each one's own). No guarantee on private data, whatever is added to it: its sensitivity to one
+    example is not bounded by anything here.
+
+    Args, Raises: as :func:`example_sharpness`; and ValueError without features.
+    """
+    if not features:
+        raise ValueError("Expected examples to measure the layers' sharpness on, got none")
+    if settings.layers.measure == "example-ascent":
+        return example_sharpness(tunable, params, features, candidates, settings).mean(0)
+    scores = []
+    for reduced in _without_each(tunable, params, candidates, settings):
+        if reduced.directions is None:
+            moves = [reduced.step(_mean_gradient(reduced, features, settings))]
+        else:
+            moves = list(reduced.signed_directions())
+        groups = tunable.task.batches(features, settings.client.max_tokens)
+        total = 0.0
+        for group in groups:
+            batch = tunable.task.collate([features[i] for i in group])
+            with torch.no_grad():
+                before = reduced.losses(reduced.prefix, batch)
+                after = [reduced.losses(reduced.prefix + move, batch) for move in moves]
+            total += float((torch.stack(after).double().mean(0) - before.double()).sum())
+        scores.append(total / len(features))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+def check_candidates(tunable: Tunable, candidates: Sequence[int]) -> None:
+    """Refuse candidates that cannot be scored.
+
+    Raises:
+        ValueError: fewer than two, not ascending, or without a prefix.
+    """
+    layers = () if tunable.spec is None else tunable.spec.layers
+    if len(candidates) < 2 or list(candidates) != sorted(set(candidates) & set(layers)):
+        raise ValueError(
+            f"Expected at least two ascending layers among {list(layers)}, which carry a prefix, got "
+            f"candidates={list(candidates)}"
+        )
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    """The model without one candidate's prefix.
+
+    Attributes:
+        tunable: with the remaining layers.
+        params: on the backbone's device; the prefix is that of the remaining layers.
+        radius: rho, of this ball and of every other candidate's.
+        directions: random ones in the remaining coordinates [m, ...] of norm rho, or None for ascent.
+    """
+
+    tunable: Tunable
+    params: dict[str, Tensor]
+    radius: float
+    directions: Tensor | None
+
+    @property
+    def prefix(self) -> Tensor:
+        """The remaining prefix, [layers, 2, heads, length, size]."""
+        return self.params[PREFIX]
+
+    def losses(self, prefix: Tensor, batch: Batch) -> Tensor:
+        """Loss of each example [B] at ``prefix``: one for all, or one an example [B, ...]."""
+        shared = prefix.dim() == self.prefix.dim()
+        given = expand_params(self.params, len(batch))
+        given[PREFIX] = prefix.expand(len(batch), *prefix.shape) if shared else prefix
+        return self.tunable.losses(given, batch)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """rho g / ||g|| for a gradient of the prefix's shape; zero where g is zero or not finite."""
+        norm = gradient.double().norm()
+        if not (torch.isfinite(norm) and norm > 0):
+            return torch.zeros_like(gradient)
+        return (gradient.double() * (self.radius / norm)).to(gradient.dtype)
+
+    def signed_directions(self) -> Iterator[Tensor]:
+        """Each random direction, and its opposite."""
+        for direction in () if self.directions is None else self.directions:
+            yield direction
+            yield -direction
+
+
+def _without_each(
+    tunable: Tunable, params: Params, candidates: Sequence[int], settings: Settings
+) -> Iterator[_Reduced]:
+    check_candidates(tunable, candidates)
+    assert tunable.spec is not None  # it was looked at
+    rows = [tunable.spec.layers.index(layer) for layer in candidates]
+    device = tunable.backbone.device
+    moved = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
+    whole = moved[PREFIX][rows]
+    radius = settings.layers.radius * float(whole.double().norm())
+    drawn = None
+    if settings.layers.measure == "random":
+        drawn = _directions(settings, tuple(moved[PREFIX].shape))[:, rows].to(device)
+    for place in range(len(rows)):
+        rest = [other for other in range(len(rows)) if other != place]
+        spec = replace(tunable.spec, layers=tuple(candidates[other] for other in rest))
+        directions = None
+        if drawn is not None:
+            part = drawn[:, rest]
+            norms = part.double().flatten(1).norm(dim=1)
+            directions = (part.double() * (radius / norms)[:, None, None, None, None, None]).float()
+        yield _Reduced(
+            Tunable(tunable.backbone, tunable.task, spec),
+            moved | {PREFIX: whole[rest]},
+            radius,
+            directions,
+        )
+
+
+def _directions(settings: Settings, shape: tuple[int, ...]) -> Tensor:
+    """Gaussian directions for the whole prefix, float32 [m, *shape]; the same for all who measure."""
+    rng = generator(settings.seed, "layers", "directions")
+    drawn = rng.standard_normal((settings.layers.directions, *shape))
+    return torch.from_numpy(drawn).float()
+
+
+def _example_differences(reduced: _Reduced, batch: Batch) -> Tensor:
+    """S_l of each example's own loss, [B]."""
+    if reduced.directions is not None:
+        with torch.no_grad():
+            before = reduced.losses(reduced.prefix, batch)
+            after = [
+                reduced.losses(reduced.prefix + move, batch) for move in reduced.signed_directions()
+            ]
+        return torch.stack(after).mean(0) - before
+    prefix = reduced.prefix.expand(len(batch), *reduced.prefix.shape)
+    leaf = prefix.clone().requires_grad_(True)
+    before = reduced.losses(leaf, batch)
+    (gradient,) = torch.autograd.grad(before.sum(), [leaf])
+    with torch.no_grad():
+        moved = torch.stack(
+            [p + reduced.step(g) for p, g in zip(prefix.unbind(), gradient.unbind(), strict=True)]
+        )
+        return reduced.losses(moved, batch) - before.detach()
+
+
+def _mean_gradient(reduced: _Reduced, features: Sequence[Feature], settings: Settings) -> Tensor:
+    """Gradient of the mean loss with respect to the remaining prefix."""
+    total = torch.zeros_like(reduced.prefix)
+    task = reduced.tunable.task
+    for group in task.batches(features, settings.client.max_tokens):
+        batch = task.collate([features[i] for i in group])
+        leaf = reduced.prefix.clone().requires_grad_(True)
+        losses = reduced.losses(leaf, batch)
+        total += torch.autograd.grad(losses.sum(), [leaf])[0]
+    return total / len(features)

@@ -1,0 +1,299 @@
+"""A sweep's file (TOML): what it compares, and the cells that follow from it.
+
+name = "privacy-flat"
+base = "benchmark/sst2-minilm.toml"   # or a table [base] of settings
+baseline = "plain DP"                 # what every arm is compared with
+reference = "non-private"             # what the gap is measured to
+epsilon = [3.0, 8.0]
+seeds = [0, 1, 2]
+
+[settings]                            # over the base's, in every cell
+[datasets.sst2]                       # settings of each data set; may be left out
+[arms."plain DP"]                     # settings of each arm
+[arms."within a layer"]
+awp.form = "per-example"
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from fedllm.run_folder import RunFolder, RunFolderError
+from fedllm.settings import Settings
+from fedllm.settings_io import SettingsError, apply_overrides, settings_of
+from fedllm.settings_section import PositiveFloat, Section
+
+Tree = dict[str, Any]
+Changes = dict[str, Any] | tuple[str, ...]
+"""A tree of settings, or ``section.key=value`` texts."""
+METRICS = {
+    "accuracy": True,
+    "macro_f1": True,
+    "bleu": True,
+    "rouge_l": True,
+    "loss": False,
+    "perplexity": False,
+}
+"""Whether larger is better."""
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
+_FACTORS = {"epsilon": "epsilon = [...]", "seed": "seeds = [...]"}
+
+
+class SweepFile(Section):
+    """The sweep's file as it is written."""
+
+    name: Annotated[str, Field(pattern=_NAME)]
+    base: str | Tree
+    arms: Annotated[dict[str, Changes], Field(min_length=1)]
+    baseline: str | None = None
+    reference: str | None = None
+    epsilon: tuple[PositiveFloat, ...] | None = None
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    settings: Changes = Field(default_factory=dict)
+    datasets: dict[str, Changes] = Field(default_factory=dict)
+    metric: Literal["accuracy", "macro_f1", "bleu", "rouge_l", "loss", "perplexity"] = "accuracy"
+    folder: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        epsilon: None where the arm trains without privacy: then one cell stands for every epsilon.
+        settings: what the run is made with; its ``name`` is the cell's.
+    """
+
+    arm: str
+    dataset: str
+    epsilon: float | None
+    seed: int
+    settings: Settings
+
+    @property
+    def title(self) -> str:
+        """For people: data set, arm, epsilon and seed."""
+        epsilon = "no privacy" if self.epsilon is None else f"epsilon {self.epsilon:g}"
+        parts = [self.dataset, self.arm, epsilon, f"seed {self.seed}"]
+        return ", ".join(filter(None, parts))
+
+    @property
+    def key(self) -> str:
+        """Name of the run folder, but for its number: readable, and a hash of the settings that are
+        not the default (so that a setting that a later version adds makes no new cell)."""
+        own = self.settings.model_dump(mode="json", exclude_defaults=True)
+        digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
+        return f"{self.settings.name}-{digest}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, ready to run.
+
+    Attributes:
+        folder: where its runs, logs and results are.
+        arms: in the file's order.
+        datasets: names, in the file's order; [""] where there is one without a name.
+        cells: seed by seed, so that a first comparison is there early.
+        only: the arms to run; the results show the others' too, as far as they are there.
+    """
+
+    name: str
+    source: Path
+    folder: Path
+    metric: str
+    arms: tuple[str, ...]
+    datasets: tuple[str, ...]
+    epsilons: tuple[float, ...]
+    seeds: tuple[int, ...]
+    baseline: str | None
+    reference: str | None
+    cells: tuple[Cell, ...]
+    only: tuple[str, ...] = ()
+
+    @property
+    def chosen(self) -> tuple[Cell, ...]:
+        """The cells to run."""
+        return tuple(cell for cell in self.cells if not self.only or cell.arm in self.only)
+
+    @property
+    def runs_folder(self) -> Path:
+        """Folder of the cells' run folders."""
+        return self.folder / "cells"
+
+    def run_path(self, cell: Cell) -> Path:
+        """The cell's run folder, there or not: the one that was made with the same settings."""
+        number = 1
+        while True:
+            path = self.runs_folder / (cell.key if number == 1 else f"{cell.key}-{number}")
+            if not path.exists():
+                return path
+            try:
+                if RunFolder.open(path).settings() == cell.settings:
+                    return path
+            except RunFolderError:
+                pass  # damaged: left as it is, and the cell starts anew beside it
+            number += 1
+
+
+def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None = None) -> Sweep:
+    """Read a sweep's file and check the settings of every cell.
+
+    A relative ``base`` and a relative ``folder`` are taken relative to the file and to the working
+    directory; a data path in any part of the file, as in the base's own file.
+
+    Args:
+        only: run these arms alone.
+        folder: of runs and results, instead of the file's.
+
+    Raises:
+        SettingsError: the file, or a cell's settings, are not accepted; the cell is named.
+    """
+    file = Path(path)
+    found = _read(file)
+    unknown = [arm for arm in only if arm not in found.arms]
+    if unknown:
+        raise SettingsError(
+            f"Expected --only to name one of the arms {', '.join(found.arms)}; got {unknown[0]!r}"
+        )
+    base, home = _base(found, file)
+    epsilons: tuple[float | None, ...] = found.epsilon or (None,)
+    seeds: tuple[int | None, ...] = found.seeds or (None,)
+    datasets = found.datasets or {"": {}}
+    cells: dict[tuple[str, str], Cell] = {}
+    for seed in seeds:
+        for epsilon in epsilons:
+            for dataset, at_data in datasets.items():
+                for arm, in_arm in found.arms.items():
+                    tree = copy.deepcopy(base)
+                    for changes in (found.settings, at_data, in_arm):
+                        _change(tree, changes, str(file))
+                    if epsilon is not None:
+                        tree.setdefault("privacy", {})["epsilon"] = epsilon
+                    if seed is not None:
+                        tree["seed"] = seed
+                    source = f"{file}, arm {arm!r}" + (f", data set {dataset!r}" if dataset else "")
+                    cell = _cell(found.name, arm, dataset, tree, source, home)
+                    cells.setdefault((cell.arm, cell.key), cell)
+    kept = tuple(cells.values())
+    return Sweep(
+        name=found.name,
+        source=file.resolve(),
+        folder=Path(folder or found.folder or f"runs/sweep-{found.name}").expanduser().absolute(),
+        metric=found.metric,
+        arms=tuple(found.arms),
+        datasets=tuple(datasets),
+        epsilons=tuple(sorted({c.epsilon for c in kept if c.epsilon is not None})),
+        seeds=tuple(sorted({c.seed for c in kept})),
+        baseline=found.baseline,
+        reference=found.reference,
+        cells=kept,
+        only=tuple(only),
+    )
+
+
+def _read(file: Path) -> SweepFile:
+    try:
+        tree = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"Expected a sweep's TOML file, found no file {file}") from None
+    except IsADirectoryError:
+        raise SettingsError(f"Expected a sweep's TOML file, got the folder {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file} is not valid TOML: {error}") from None
+    try:
+        found = SweepFile.model_validate(tree)
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors():
+            key = ".".join(str(part) for part in problem["loc"][:2])
+            if problem["type"] == "extra_forbidden":
+                known = ", ".join(SweepFile.model_fields)
+                lines.append(f"{file}: Expected a known key, got {key}; known: {known}")
+            elif problem["type"] == "missing":
+                lines.append(f"{file}: Expected {key} in a sweep's file, got none")
+            else:
+                got = problem["input"]
+                lines.append(f"{file}: Expected {key}: {problem['msg']}; got {got!r}")
+        raise SettingsError("\n".join(dict.fromkeys(lines))) from None
+    for role in ("baseline", "reference"):
+        arm = getattr(found, role)
+        if arm is not None and arm not in found.arms:
+            raise SettingsError(
+                f"{file}: Expected {role} to name one of the arms {', '.join(found.arms)}; got {arm!r}"
+            )
+    slugs: dict[str, str] = {}
+    for arm in (*found.arms, *found.datasets):
+        if _slug(arm) in slugs or not _slug(arm):
+            raise SettingsError(
+                f"{file}: Expected names of arms and data sets that differ in letters and digits, "
+                f"got {slugs.get(_slug(arm), '')!r} and {arm!r}"
+            )
+        slugs[_slug(arm)] = arm
+    return found
+
+
+def _base(found: SweepFile, file: Path) -> tuple[Tree, Path]:
+    """The base's tree, and the folder that its relative paths start from."""
+    if not isinstance(found.base, str):
+        return dict(found.base), file.resolve().parent
+    path = (file.resolve().parent / Path(found.base).expanduser()).resolve()
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")), path.parent
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(
+            f"{file}: Expected base to be an experiment's TOML file: {error}"
+        ) from None
+
+
+def _change(tree: Tree, changes: Changes, source: str) -> None:
+    """Put settings over those of ``tree``, in place; keys may be dotted."""
+    if not isinstance(changes, Mapping):
+        apply_overrides(tree, changes)
+        return
+    for name, value in changes.items():
+        *above, key = name.split(".") if re.fullmatch(r"[\w.-]+", name) else [name]
+        node = tree
+        for part in above:
+            node = node.setdefault(part, {})
+        if isinstance(value, Mapping) and isinstance(node.get(key), dict) and key != "labels":
+            _change(node[key], dict(value), source)
+        elif isinstance(value, Mapping) and not above and key not in node:
+            node[key] = {}
+            _change(node[key], dict(value), source)
+        else:
+            node[key] = copy.deepcopy(value)
+
+
+def _cell(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Path) -> Cell:
+    parts = [sweep, _slug(dataset), _slug(arm)]
+    tree["name"] = "-".join(filter(None, parts))[:50].strip("-.")
+    settings = settings_of(tree, source=source, folder=home)
+    epsilon = settings.privacy.epsilon
+    if settings.privacy.mode == "none":
+        epsilon = None  # one run for all of them: epsilon changes nothing in it
+        privacy = settings.privacy.model_copy(update={"epsilon": None})
+        settings = settings.model_copy(update={"privacy": privacy})
+    where = "" if epsilon is None else f"-eps{epsilon:g}"
+    named = f"{settings.name}{where}-seed{settings.seed}".replace("+", "")[:64]
+    if settings.privacy.ledger is not None:
+        ledger = str(Path(settings.privacy.ledger).expanduser().absolute())
+        privacy = settings.privacy.model_copy(update={"ledger": ledger})
+        settings = settings.model_copy(update={"privacy": privacy})
+    settings = settings.model_copy(update={"name": named})
+    return Cell(arm, dataset, epsilon, settings.seed, settings)
+
+
+def _slug(name: str) -> str:
+    """Letters, digits and hyphens of a name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()

@@ -1,0 +1,233 @@
+"""From a sweep's run folders to its table, as plain values (``results.json``)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from fedllm import __version__
+from fedllm.run_folder import RunFolder, RunFolderError
+from simulations.sweep.plan import METRICS, Cell, Sweep
+from simulations.sweep.statistics import gap_closed, holm, paired, paired_examples, summary
+from simulations.sweep.worker import JUDGED
+
+FORMAT = "fedllm-sweep"
+VERSION = 1
+
+
+def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Everything that the sweep states.
+
+    Keys: ``cells`` (one a run: where it is, its metrics, its guarantee by its own ledger) and ``table``
+    (one row an arm, epsilon and data set), with what was compared by which test in ``tests``.
+
+    Args:
+        failed: title of a cell -> why it failed.
+    """
+    failed = failed or {}
+    found = [_cell(sweep, cell, failed.get(cell.title)) for cell in sweep.cells]
+    answers = [found_cell.pop("answers") for found_cell in found]
+    rows = []
+    for dataset in sweep.datasets:
+        for epsilon in sweep.epsilons or (None,):
+            for arm in sweep.arms:
+                row = _row(sweep, found, answers, dataset, epsilon, arm)
+                if row is not None:
+                    rows.append(row)
+    _adjust(rows)
+    done = sum(cell["done"] for cell in found)
+    compared = sum(row["over_seeds"] is not None for row in rows)
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "made_by": f"fedllm {__version__}",
+        "name": sweep.name,
+        "file": sweep.source.name,
+        "metric": sweep.metric,
+        "larger_is_better": METRICS[sweep.metric],
+        "baseline": sweep.baseline,
+        "reference": sweep.reference,
+        "arms": list(sweep.arms),
+        "datasets": list(sweep.datasets),
+        "epsilons": list(sweep.epsilons),
+        "seeds": list(sweep.seeds),
+        "done": done,
+        "of": len(found),
+        "comparisons": compared,
+        "table": rows,
+        "cells": found,
+    }
+
+
+def _cell(sweep: Sweep, cell: Cell, failure: str | None) -> dict[str, Any]:
+    path = sweep.run_path(cell)
+    privacy = cell.settings.privacy
+    found: dict[str, Any] = {
+        "title": cell.title,
+        "arm": cell.arm,
+        "dataset": cell.dataset,
+        "epsilon": cell.epsilon,
+        "delta": privacy.delta if privacy.mode == "dp" else None,
+        "seed": cell.seed,
+        "run": str(path.relative_to(sweep.folder)),
+        "status": "new",
+        "message": failure or "",
+        "round": 0,
+        "rounds": cell.settings.server.rounds,
+        "done": False,
+        "metrics": {},
+        "guarantee": None,
+        "processor_seconds_a_round": None,
+        "answers": None,
+    }
+    if not path.exists():
+        return found | ({"status": "failed"} if failure else {})
+    try:
+        run = RunFolder.open(path)
+        state = run.state()
+        found |= {key: state[key] for key in ("status", "round")}
+        found["message"] = failure or state["message"]
+        judged = run.read_json(JUDGED)
+        if state["status"] not in ("finished", "stopped") or judged is None:
+            return found
+        last = [r for r in run.metrics() if r["kind"] == "evaluation" and r["where"] == "server"][
+            -1
+        ]
+        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+    except (RunFolderError, OSError, ValueError, IndexError) as error:
+        return found | {"status": "failed", "message": f"cannot be read: {error}"}
+    found["metrics"] = {name: last[name] for name in METRICS if name in last}
+    found["examples"] = int(last["examples"]) if "examples" in last else None
+    found["guarantee"] = _guarantee(report)
+    found["done"] = sweep.metric in last and math.isfinite(last[sweep.metric])
+    found["processor_seconds_a_round"] = judged["processor_seconds_a_round"]
+    answers = judged["answers"]
+    found["answers"] = None if answers is None else [(str(key), bool(ok)) for key, ok in answers]
+    return found
+
+
+def _guarantee(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the run's report states, computed from its ledger."""
+    keys = ("level", "epsilon", "delta", "unit", "relation", "adversary", "accountant", "bound")
+    stated = report["guarantee"]
+    found = {key: stated[key] for key in keys}
+    if found["epsilon"] == "Infinity":
+        found["epsilon"] = math.inf
+    return found | {"reasons": list(stated["reasons"]), "sentence": report["headline"]}
+
+
+def _row(
+    sweep: Sweep,
+    cells: Sequence[Mapping[str, Any]],
+    answers: Sequence[Any],
+    dataset: str,
+    epsilon: float | None,
+    arm: str,
+) -> dict[str, Any] | None:
+    """One arm at one epsilon; None where the sweep has no such cell."""
+
+    def of(name: str | None) -> dict[int, int]:
+        """Seed -> place, of the cells that an arm is judged by at this epsilon."""
+        chosen = [
+            i
+            for i, cell in enumerate(cells)
+            if cell["arm"] == name
+            and cell["dataset"] == dataset
+            and cell["epsilon"] in (epsilon, None)
+        ]
+        return {cells[i]["seed"]: i for i in chosen}
+
+    def values(places: Mapping[int, int]) -> dict[int, float]:
+        return {
+            seed: float(cells[i]["metrics"][sweep.metric])
+            for seed, i in places.items()
+            if cells[i]["done"]
+        }
+
+    mine = of(arm)
+    if not mine:
+        return None
+    scores = values(mine)
+    done = [cells[i] for seed, i in mine.items() if seed in scores]
+    base, goal = of(sweep.baseline), of(sweep.reference)
+    row: dict[str, Any] = {
+        "dataset": dataset,
+        "epsilon": epsilon,
+        "arm": arm,
+        "planned": len(mine),
+        "seeds": sorted(scores),
+        "values": [scores[seed] for seed in sorted(scores)],
+        "summary": asdict(summary(scores.values())) if scores else None,
+        "over_seeds": None,
+        "over_examples": None,
+        "gap": None,
+        "gap_closed": None,
+        "cost": _ratio(cells, mine, base),
+        "guarantee": _joined([cell["guarantee"] for cell in done]),
+        "no_privacy": bool(done) and all(cell["epsilon"] is None for cell in done),
+    }
+    if sweep.baseline is None or arm == sweep.baseline:
+        return row
+    over_seeds = paired(scores, values(base))
+    row["over_seeds"] = None if over_seeds is None else asdict(over_seeds)
+    judged = {seed: answers[i] for seed, i in mine.items() if seed in scores and answers[i]}
+    by_base = {seed: answers[i] for seed, i in base.items() if answers[i]}
+    if sweep.metric == "accuracy" and judged and by_base:
+        over_examples = paired_examples(judged, by_base)
+        row["over_examples"] = None if over_examples is None else asdict(over_examples)
+    if sweep.reference is not None and arm != sweep.reference:
+        common = sorted(scores.keys() & values(base).keys() & values(goal).keys())
+        if common:
+            gap = paired(values(goal), values(base))
+            row["gap"] = None if gap is None else asdict(gap)
+            means = [
+                sum(found[seed] for seed in common) / len(common)
+                for found in (scores, values(base), values(goal))
+            ]
+            row["gap_closed"] = gap_closed(*means)
+    return row
+
+
+def _ratio(
+    cells: Sequence[Mapping[str, Any]], mine: Mapping[int, int], base: Mapping[int, int]
+) -> float | None:
+    """Median processor seconds of a round, over the baseline's."""
+
+    def median(places: Mapping[int, int]) -> float | None:
+        found = sorted(
+            cells[i]["processor_seconds_a_round"]
+            for i in places.values()
+            if cells[i]["processor_seconds_a_round"] is not None
+        )
+        return found[len(found) // 2] if found else None
+
+    ours, theirs = median(mine), median(base)
+    return ours / theirs if ours is not None and theirs else None
+
+
+def _joined(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """One statement for all seeds: the worst of them."""
+    if not guarantees:
+        return None
+    order = ["guaranteed", "conditional", "outsider-only"]
+    worst = max(
+        guarantees,
+        key=lambda g: (
+            order.index(g["level"]) if g["level"] in order else len(order),
+            g["epsilon"],
+        ),
+    )
+    return dict(worst)
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Holm's correction over all comparisons of the table, for each of the two tests."""
+    for test in ("over_seeds", "over_examples"):
+        compared = [row[test] for row in rows if row[test] is not None]
+        for found, p in zip(compared, holm([found["p"] for found in compared]), strict=True):
+            found["p_holm"] = p
