@@ -82,8 +82,12 @@ def _log_interval(low: Array, high: Array) -> Array:
 
 
 def truncated_quantile(low: float, high: float, probability: Array) -> Array:
-    """The quantile of N(0, 1) given low <= z <= high; 0 < probability < 1."""
-    if low > 0:  # by symmetry, on the side where the tail is accurate
+    """Samples of N(0, 1) given low <= z <= high, from uniform 0 < probability < 1.
+
+    The quantile of that probability, or, for low > 0, of one minus it (distributed the same): on the
+    side where the tail is accurate.
+    """
+    if low > 0:
         return -truncated_quantile(-high, -low, probability)
     bottom, top = float(log_ndtr(low)), float(log_ndtr(high))
     log_mass = top + math.log(-math.expm1(bottom - top))

@@ -27,8 +27,8 @@ MUTATIONS = (
     Mutation(
         "lmo-one-scale-for-all-coordinates",
         "privacy/scalar_noise/lmo.py",
-        "/ self.sample_inverse_scale(shape, source))",
-        "/ float(self.sample_inverse_scale(1, source)[0]))",
+        "standard_laplace(shape, source) / self.sample_inverse_scale(shape, source)",
+        "standard_laplace(shape, source) / float(self.sample_inverse_scale(1, source)[0])",
         "One random scale for the whole vector: an unlucky draw leaves all coordinates nearly bare.",
         (_SHARED, _FIT),
     ),
