@@ -40,6 +40,7 @@ def train(message: Message, context: Context) -> Message:
             int(config[names.ROUND]),
             int(config[names.PLANNED_ROUNDS]),
             version,
+            _duplicate(message),
         )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
@@ -49,13 +50,16 @@ def train(message: Message, context: Context) -> Message:
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
         told: dict[str, Any] = {names.CODEC_VERSION: version} if version else {}
-        return RecordDict(
+        content = RecordDict(
             {
                 names.UPDATE: ArrayRecord(reply.update),
                 names.METRICS: MetricRecord(metrics),
                 names.INFO: ConfigRecord(told),
             }
         )
+        if reply.duplicate is not None:
+            content[names.DUPLICATE] = ArrayRecord(reply.duplicate)
+        return content
 
     return _answer(message, context, work)
 
@@ -168,6 +172,14 @@ def _params(message: Message, worker: SiloWorker) -> dict[str, Any]:
     content: Any = message.content
     tensors = content[names.PARAMS].to_torch_state_dict()
     return decode_params(tensors, worker.settings.codec.downlink)
+
+
+def _duplicate(message: Message) -> dict[str, Any] | None:
+    """The non-private teacher's parameters, where the task brings them."""
+    content: Any = message.content
+    if names.DUPLICATE not in content.array_records:
+        return None
+    return dict(content[names.DUPLICATE].to_torch_state_dict())
 
 
 def _reason(error: Exception, context: Context) -> str:

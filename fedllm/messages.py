@@ -7,6 +7,9 @@ from __future__ import annotations
 
 PARAMS = "params"
 """Arrays: the global parameters (downlink)."""
+DUPLICATE = "duplicate"
+"""Arrays: the non-private teacher's parameters with a task (downlink), a silo's raw update of it with a
+reply (uplink); ``teacher.kind = "nonprivate"`` alone."""
 UPDATE = "update"
 """Arrays: a silo's update (uplink)."""
 CODEC = "codec"

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from fedllm.settings import Settings
-from fedllm.silo_bounds import check_evaluations
+from fedllm.silo_bounds import RAW_DUPLICATE, check_evaluations
 
 _SHOWN = 20
 _MISMATCH = 2.0
@@ -59,6 +59,8 @@ def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
     if settings.privacy.mode == "none":
         return []
     found: dict[str, list[str]] = {}
+    if settings.teacher.kind == "nonprivate":
+        found[f"NO GUARANTEE: {RAW_DUPLICATE}. Every epsilon is infinite"] = sorted(sizes)
     for name, examples in sorted(sizes.items()):
         own = settings.for_silo(name)
         for what in _silo_warnings(own, len(sizes), examples):

@@ -34,6 +34,11 @@ UNBOUNDED_ASCENT = (
     "the noise is scaled for one"
 )
 """Why the paper's form of the perturbation gives no guarantee at unit example."""
+RAW_DUPLICATE = (
+    "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
+    "updates as they are, and the model is pulled towards it"
+)
+"""Why a run with the paper's own teacher has no guarantee."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +122,26 @@ def training_events(
 
     Unit example, in the rounds of the perturbation: ``awp.form = "private-ascent"`` releases two sums of
     one Poisson batch in each step, ``"batch"`` has no guarantee, whatever noise the sums carry. At unit
-    client the update is clipped after all steps, and no form changes its event.
+    client the update is clipped after all steps, and no form changes its event. With
+    ``teacher.kind = "nonprivate"`` one event without a guarantee stands beside them, in every mode.
 
     Args:
         sampling_rate, noise_multiplier: as for :func:`training_event`.
         steps: local steps, where they are not ``client.local_steps``.
     """
+    noise = noise_multiplier
+    model = _model_events(settings, server_round, sampling_rate, noise, steps)
+    return model + duplicate_events(settings)
+
+
+def _model_events(
+    settings: Settings,
+    server_round: int,
+    sampling_rate: float,
+    noise_multiplier: float,
+    steps: int | None,
+) -> Counter[DpEvent]:
+    """The events of the model's own update."""
     event = training_event(settings, sampling_rate, noise_multiplier)
     if settings.privacy.unit == "client":
         return multiset(event)
@@ -150,6 +169,14 @@ def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     if how == "off":
         return Counter()
     return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
+
+
+def duplicate_events(settings: Settings) -> Counter[DpEvent]:
+    """What a round of training releases beside the model's update, with ``teacher.kind = "nonprivate"``:
+    the raw update of a duplicate. One event without a guarantee; else none."""
+    if settings.teacher.kind != "nonprivate":
+        return Counter()
+    return multiset({no_guarantee(RAW_DUPLICATE): 1})
 
 
 def statistics_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedllm.codec_store import codec_from_store
 from fedllm.encoded_release import Encoding, Residual
+from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
 from fedllm.inputs import Feature
@@ -52,6 +53,8 @@ class TrainReply:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    duplicate: dict[str, Tensor] | None = None
+    """Raw, without a guarantee: the update of the non-private teacher, where the settings have one."""
 
 
 class SiloWorker:
@@ -118,17 +121,22 @@ class SiloWorker:
         server_round: int,
         planned_rounds: int,
         codec_version: str = "",
+        duplicate: Mapping[str, Tensor] | None = None,
     ) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
         Args:
             codec_version: of the codec to encode the update by; empty for none.
+            duplicate: parameters of the teacher that is trained without privacy
+                (``teacher.kind = "nonprivate"``), whose events the recorded row then holds.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
-            ValueError: the settings ask for a codec and the task names none, or the reverse.
+            ValueError: the settings ask for a codec or a non-private teacher and the task brings none,
+                or the reverse.
         """
+        self._check_duplicate(duplicate)
         encoding = self.encoding(params, codec_version)
         residual = None
         if encoding is not None and self.settings.codec.error_feedback:
@@ -153,13 +161,33 @@ class SiloWorker:
             server_round=server_round,
         )
         self._write_log(server_round, result)
+        raw = None
+        if duplicate is not None:
+            raw = duplicate_update(
+                self.tunable,
+                duplicate,
+                self.train_features,
+                self.settings,
+                sampling_rate=account.sampling_rate,
+                streams=self.streams(server_round, digest),
+            )
         return TrainReply(
             update=result.update,
             noise_std=result.noise_std,
             noise_multiplier=account.noise_multiplier,
             sampling_rate=account.sampling_rate,
             steps=self.settings.client.local_steps,
+            duplicate=raw,
         )
+
+    def _check_duplicate(self, duplicate: Mapping[str, Tensor] | None) -> None:
+        """The settings decide what the ledger records: a raw update is sent only where they say so."""
+        kind = self.settings.teacher.kind
+        if (duplicate is not None) != (kind == "nonprivate"):
+            raise ValueError(
+                f"Expected {'a' if kind == 'nonprivate' else 'no'} duplicate to train with the task for "
+                f"teacher.kind={kind}, got {'none' if duplicate is None else 'one'}"
+            )
 
     def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
         """How this round's update is encoded."""

@@ -20,13 +20,14 @@ class UpdateRefused(ValueError):
 
 @dataclass(frozen=True)
 class Contribution:
-    """One silo's accepted update, with the noise it says it holds (standard deviation an entry) and
-    the bytes it came in."""
+    """One silo's accepted update, with the noise it says it holds (standard deviation an entry), the
+    bytes it came in, and its raw update of a non-private teacher where there is one."""
 
     silo: str
     update: dict[str, Tensor]
     noise_std: dict[str, float] | None
     bytes: int = 0
+    duplicate: dict[str, Tensor] | None = None
 
 
 def check_update(

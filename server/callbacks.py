@@ -13,8 +13,8 @@ from fedllm.run_folder import RunFolder
 class Callback(Protocol):
     """Receives each record of a run: a mapping with ``kind``, ``round`` and numbers.
 
-    Kinds: ``start`` (names of the silos, their targets, rounds), ``warning``, ``round``, ``silo``,
-    ``evaluation``, ``end``. Every value is released or public.
+    Kinds: ``teacher`` (progress of its training on public text), ``start`` (names of the silos, their
+    targets, rounds), ``warning``, ``round``, ``silo``, ``evaluation``, ``end``. Every value is released or public.
     """
 
     def record(self, record: Mapping[str, Any]) -> None:

@@ -70,7 +70,8 @@ def run_experiment(
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
         if settings.layers.after == 0:
             tunable, settings = phase.before_round(grid), strategy.settings
-        strategy.use_teacher(make_teacher(settings, strategy.params, tunable))
+        teacher = make_teacher(run, settings, strategy.params, tunable, stop, everyone.record)
+        strategy.use_teacher(teacher)
         first = _restore(run, strategy)
         prepare_codec(grid, run, strategy, tunable, stop)
         if settings.output.tensorboard:

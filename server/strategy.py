@@ -221,6 +221,9 @@ class PrefixStrategy(Strategy):
             self.params = self.optimizer.step(self.params, update, noise_std, server_round)
             norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
         if self.teacher is not None:
+            # Those whose spending is recorded: a trusted server may have left silos out.
+            counted = [c for c in accepted if c.silo not in self.left and update is not None]
+            self.teacher.move(counted, server_round)
             self.params, told = self.teacher.pull(self.params, server_round)
             record |= told
         self._move_average()
@@ -294,7 +297,7 @@ class PrefixStrategy(Strategy):
             self._record = {
                 "kind": "round",
                 "round": server_round,
-                "bytes_down": len(tasks) * _bytes(arrays.to_torch_state_dict()) + codec_bytes,
+                "bytes_down": len(tasks) * _array_bytes(tasks[:1]) + codec_bytes,
             }
             replies = exchange(
                 grid, tasks, timeout=wait, stop=self.stop, on_reply=self._on_reply(server_round)
@@ -349,6 +352,9 @@ class PrefixStrategy(Strategy):
     ) -> list[Message]:
         """One message of this kind for each of the silos, with the parameters and the settings."""
         self._asked = list(chosen)
+        duplicate = None
+        if self.teacher is not None and kind == MessageType.TRAIN:
+            duplicate = self.teacher.arrays()
         tasks = []
         for name in chosen:
             fields = ConfigRecord(
@@ -362,9 +368,12 @@ class PrefixStrategy(Strategy):
                     names.CODEC_VERSION: "" if self.codec is None else self.codec.encoding.version,
                 }
             )
+            content = RecordDict({names.PARAMS: arrays, names.CONFIG: fields})
+            if duplicate is not None:
+                content[names.DUPLICATE] = duplicate
             tasks.append(
                 Message(
-                    RecordDict({names.PARAMS: arrays, names.CONFIG: fields}),
+                    content,
                     dst_node_id=self.nodes[name],
                     message_type=kind,
                     group_id=str(server_round),
@@ -407,7 +416,9 @@ class PrefixStrategy(Strategy):
                 noise_multiplier=float(noise),
                 steps=int(steps),
             )
-        return Contribution(name, update, std, _bytes(tensors))
+        duplicate = None if self.teacher is None else self.teacher.read(reply, most)
+        size = _bytes(tensors) + _bytes(duplicate or {})
+        return Contribution(name, update, std, size, duplicate)
 
     def _mean(
         self, server_round: int, accepted: list[Contribution]
@@ -453,6 +464,12 @@ class PrefixStrategy(Strategy):
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:
     return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
+def _array_bytes(tasks: Sequence[Message]) -> int:
+    """Bytes of all tensors that tasks carry."""
+    records = [record for task in tasks for record in task.content.array_records.values()]
+    return sum(_bytes(record.to_torch_state_dict()) for record in records)
 
 
 def _empty() -> ConfigRecord:

@@ -1,22 +1,41 @@
 """The teacher on the server (:mod:`fedllm.flatness.teacher`): made before the first round, pulls after each.
 
-Guarantee: with the teachers ``ema`` and ``public``, unchanged, by post-processing; see there.
+Guarantee: with the teachers ``ema`` and ``public`` unchanged, by post-processing; see there. With
+``nonprivate`` there is none: the silos send a duplicate's updates as they are, each after its own ledger
+has taken a row without a guarantee.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
-from fedllm.flatness.teacher import EmaTeacher, Teacher, make_distillation
+from fedllm import messages as names
+from fedllm.data.records import DataError
+from fedllm.flatness.public_teacher import TeacherError, public_teacher
+from fedllm.flatness.teacher import EmaTeacher, Teacher, cut, make_distillation
+from fedllm.inputs import Feature
+from fedllm.public_data import load_public
+from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
+from fedllm.silos import evaluation_set
 from fedllm.tunable import Tunable
+from server.aggregation import Contribution, check_update, mean_update
+from server.exchange import Stopped
+from server.optimizers import ServerOptimizer
 from server.replies import RunStopped
 
-PREFIX = "teacher."
-"""Of the teacher's tensors in a checkpoint's state."""
+PREFIX, OPTIMIZER = "teacher.", "optimizer."
+"""Of the teacher's tensors in a checkpoint's state, and of its optimiser's among them."""
+WEIGHTS, DESCRIPTION = "teacher.safetensors", "teacher.json"
+"""Files of the run folder: a teacher trained on public text, and what is told of it."""
+Emit = Callable[[Mapping[str, Any]], None]
 
 
 class TeacherLink:
@@ -36,6 +55,21 @@ class TeacherLink:
         seconds = time.monotonic() - began
         return pulled, {"teacher_seconds": seconds, **self.teacher.told}
 
+    def arrays(self) -> ArrayRecord | None:
+        """What the silos get beside the model in a task of training; None for nothing."""
+        return None
+
+    def read(self, reply: Message, most: float) -> dict[str, Tensor] | None:
+        """What a silo's reply brings beside its update; None for nothing.
+
+        Raises:
+            KeyError, UpdateRefused: it is not there, or is not usable.
+        """
+        return None
+
+    def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
+        """Let the teacher learn from what the silos sent beside their updates."""
+
     def keep_layers(self, positions: Sequence[int], tunable: Tunable | None = None) -> None:
         """See :meth:`fedllm.flatness.teacher.Teacher.keep_layers`."""
         self.teacher.keep_layers(positions, tunable)
@@ -54,25 +88,139 @@ class TeacherLink:
         self.teacher.load_state(found)
 
 
+class DuplicateLink(TeacherLink):
+    """``nonprivate``: the silos train the teacher beside the model, without clipping and noise.
+
+    Guarantee: none. The teacher's weights hold raw updates, and the model is pulled towards them.
+
+    The duplicate begins where the model begins, and is moved by an optimiser of its own with the
+    server's settings, on the mean of the silos' updates with equal weights.
+    """
+
+    def __init__(self, teacher: Teacher, settings: Settings) -> None:
+        super().__init__(teacher)
+        # There is no noise to correct for.
+        server = settings.server.model_copy(update={"noise_correction": False})
+        self.optimizer = ServerOptimizer(server, teacher.weights)
+
+    def arrays(self) -> ArrayRecord:
+        return ArrayRecord(dict(self.teacher.weights))
+
+    def read(self, reply: Message, most: float) -> dict[str, Tensor]:
+        content: Any = reply.content
+        tensors = content[names.DUPLICATE].to_torch_state_dict()
+        return check_update(tensors, self.teacher.weights, most)
+
+    def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
+        updates = [
+            Contribution(c.silo, c.duplicate, None) for c in accepted if c.duplicate is not None
+        ]
+        if updates:
+            mean, _ = mean_update(updates, self.teacher.weights, len(updates))
+            self.teacher.weights = self.optimizer.step(
+                self.teacher.weights, mean, None, server_round
+            )
+
+    def keep_layers(self, positions: Sequence[int], tunable: Tunable | None = None) -> None:
+        super().keep_layers(positions, tunable)
+        self.optimizer.first = cut(self.optimizer.first, positions)
+        self.optimizer.second = cut(self.optimizer.second, positions)
+
+    def state(self) -> dict[str, Tensor]:
+        found = {PREFIX + name: value for name, value in self.teacher.weights.items()}
+        moments = self.optimizer.state().items()
+        return found | {PREFIX + OPTIMIZER + name: value for name, value in moments}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        weights = self.teacher.weights
+        self.teacher.weights = {name: state[PREFIX + name].clone() for name in weights}
+        start = PREFIX + OPTIMIZER
+        moments = {n.removeprefix(start): v for n, v in state.items() if n.startswith(start)}
+        self.optimizer.load_state(moments)
+
+
 def make_teacher(
-    settings: Settings, params: Mapping[str, Tensor], tunable: Tunable
+    run: RunFolder,
+    settings: Settings,
+    params: Mapping[str, Tensor],
+    tunable: Tunable,
+    stop: threading.Event,
+    emit: Emit,
 ) -> TeacherLink | None:
-    """The teacher that the settings ask for; None for none.
+    """The teacher that the settings ask for; None for none. A ``public`` one is trained here, or read
+    from the run folder.
 
     Args:
         params: the parameters before training.
+        stop: set by another thread to interrupt a training on public text; what is done is kept.
+        emit: takes its progress: ``kind`` "teacher", ``step``, ``of``, ``loss``.
 
     Raises:
-        RunStopped: there is no public text as the settings name it.
+        RunStopped: there is no public text as the settings name it, or the teacher in the folder is
+            damaged.
+        Stopped: ``stop`` was set.
     """
-    teacher = settings.teacher
+    teacher, device = settings.teacher, tunable.backbone.device
     if teacher.kind == "none":
         return None
     try:
         distillation = make_distillation(settings, tunable)
-    except ValueError as error:
+        weights = params
+        if teacher.kind == "public":
+            weights = _trained(run, settings, params, tunable, stop, emit)
+    except (DataError, TeacherError) as error:
         raise RunStopped(f"No teacher: {error}") from None
-    if teacher.kind != "ema":
-        raise RunStopped(f"Expected teacher.kind=ema, got teacher.kind={teacher.kind}")
-    device = tunable.backbone.device
-    return TeacherLink(EmaTeacher(teacher, params, device=device, distillation=distillation))
+    kind = EmaTeacher if teacher.kind == "ema" else Teacher
+    made = kind(teacher, weights, device=device, distillation=distillation)
+    return DuplicateLink(made, settings) if teacher.kind == "nonprivate" else TeacherLink(made)
+
+
+def _trained(
+    run: RunFolder,
+    settings: Settings,
+    params: Mapping[str, Tensor],
+    tunable: Tunable,
+    stop: threading.Event,
+    emit: Emit,
+) -> dict[str, Tensor]:
+    """The weights of the teacher that is trained on public text."""
+    losses: list[float] = []
+
+    def features() -> list[Feature]:
+        return tunable.task.features(load_public(settings).dataset.records)
+
+    def tell(step: int, loss: float) -> None:
+        losses.append(loss)
+        steps = settings.teacher.public_steps
+        emit({"kind": "teacher", "round": 0, "step": step, "of": steps, "loss": loss})
+        if stop.is_set():
+            raise Stopped
+
+    described = run.read_json(DESCRIPTION, None)
+    if described is not None and not (run.path / WEIGHTS).is_file():
+        raise TeacherError(
+            f"Expected the teacher of this run in {run.path / WEIGHTS}, found no file"
+        )
+    weights = public_teacher(run.path / WEIGHTS, tunable, params, features, settings, tell)
+    digest = hashlib.sha256((run.path / WEIGHTS).read_bytes()).hexdigest()
+    if described is None:
+        public = load_public(settings)
+        judged = tunable.task.features(evaluation_set(settings).records)
+        metrics = tunable.evaluate(weights, judged, settings.client.max_tokens)
+        run.write_json(
+            DESCRIPTION,
+            {
+                "sha256": digest,
+                "steps": settings.teacher.public_steps,
+                "examples": len(public.dataset),
+                "left_out_in_evaluation": public.in_evaluation,
+                "in_silos": public.in_silos,
+                "evaluation": metrics,
+            },
+        )
+    elif described.get("sha256") != digest:
+        raise TeacherError(
+            f"Expected the teacher of this run in {run.path / WEIGHTS}, got another file (SHA-256 "
+            f"{digest[:12]})"
+        )
+    return weights

@@ -14,6 +14,9 @@ from rich.table import Table
 
 from fedllm.settings import Settings
 
+_TEACHER_LINES = 50
+"""Steps of a teacher's training between two lines, where the output is no terminal."""
+
 
 class LiveView:
     """A progress bar and a table on a terminal; plain lines where the output is no terminal."""
@@ -54,6 +57,13 @@ class LiveView:
             self._print(f"{self.settings.name}: {self.note}, {record['rounds']} rounds")
         elif kind == "warning":
             self._say(f"warning: {record['message']}")
+        elif kind == "teacher":
+            self.note = (
+                f"teacher on public text: step {record['step']} of {record['of']}, "
+                f"loss {record['loss']:.4f}"
+            )
+            if record["step"] % _TEACHER_LINES == 0 or record["step"] == record["of"]:
+                self._print(f"  {self.note}  [{time.monotonic() - self.began:.0f} s]")
         elif kind == "reply":
             done = record["round"] - 1 + record["done"] / max(1, record["of"])
             self.progress.update(self.task, completed=done)

@@ -108,10 +108,7 @@ class Teacher:
                 ascending.
             tunable: the model with the prefix's new shape; needed with distillation.
         """
-        chosen = torch.tensor(list(positions), dtype=torch.long)
-        for tensors in self._tensors():
-            if PREFIX in tensors:
-                tensors[PREFIX] = tensors[PREFIX].index_select(0, chosen)
+        self.weights = cut(self.weights, positions)
         if self.distillation is not None:
             if tunable is None:
                 raise ValueError("Expected the model of the kept layers for distillation, got none")
@@ -127,10 +124,6 @@ class Teacher:
         Raises:
             KeyError: a tensor is missing.
         """
-
-    def _tensors(self) -> list[dict[str, Tensor]]:
-        """All tensors of the shape of the model."""
-        return [self.weights]
 
     def _step(
         self, weights: Tensors, teacher: Tensors, server_round: int, step: int
@@ -176,6 +169,12 @@ def distance(first: Tensors, second: Tensors) -> float:
     """L2 norm of the difference over all tensors."""
     squares = (float((first[n] - second[n]).double().square().sum()) for n in sorted(first))
     return math.sqrt(sum(squares))
+
+
+def cut(tensors: Tensors, positions: Sequence[int]) -> dict[str, Tensor]:
+    """The tensors with some rows of the prefix alone (its first dimension: layers)."""
+    chosen = torch.tensor(list(positions), dtype=torch.long)
+    return {n: v.index_select(0, chosen) if n == PREFIX else v for n, v in tensors.items()}
 
 
 def make_distillation(settings: Settings, tunable: Tunable) -> Distillation | None:

@@ -21,6 +21,7 @@ from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
+from fedllm.report.teacher import membership, teacher, teacher_defects
 from fedllm.report.training import number, summarise
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
@@ -68,6 +69,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
     encoded = encoding(run, accounted, accounts)
     chosen = layers(run, accounted, accounts)
     training = summarise(run.metrics, settings)
+    taught, measured = teacher(run), membership(run)
     mode = settings.privacy.mode if settings is not None else "dp"
     seeded = mode == "dp" and (
         (settings is not None and settings.privacy.randomness == "seeded")
@@ -121,6 +123,8 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
             ],
         },
         "training": training,
+        "teacher": taught,
+        "membership": measured,
         "target": {
             "epsilon": None if settings is None else settings.privacy.epsilon,
             "delta": None if settings is None else settings.privacy.delta,
@@ -178,6 +182,7 @@ def _defects(run: RunRecord) -> list[str]:
     defects = []
     if run.settings is not None and run.settings.privacy.mode == "none":
         defects.append(NO_MECHANISM)
+    defects += teacher_defects(run)
     if run.verification is not None and not run.verification.ok:
         found = "; ".join(run.verification.problems[:3])
         defects.append(f"the ledger fails its verification: {found}")

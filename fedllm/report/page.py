@@ -24,7 +24,13 @@ PAGE = """\
 {% macro steps(trainings, key, pattern) %}
 {% for t in trainings %}<span>{{ pattern | format(t[key]) }}{% if not loop.last %}<br>{% endif %}</span>{% else %}–{% endfor %}
 {% endmacro %}
+{% macro measured(attacks) %}
+<ul>{% for row in attacks %}<li>{{ row.attack }}: AUC {{ "%.3f" | format(row.auc) }}, 95% confidence interval {{ "%.3f" | format(row.low) }} to {{ "%.3f" | format(row.high) }}, over {{ row.runs }} {{ "run" if row.runs == 1 else "runs" }} (0.5 is guessing).</li>{% endfor %}</ul>
+<p>What these attacks achieved; another attack may achieve more. A measurement is no guarantee.</p>
+{% endmacro %}
 {% set g = report.guarantee %}
+{% set taught = report.teacher %}
+{% set unguarded = taught and not taught.guarantee %}
 {% set run = report.run %}
 {% set training = report.training %}
 {% set ledger = report.ledger %}
@@ -45,6 +51,10 @@ PAGE = """\
 <main>
 <p class="guarantee {{ tone }}" id="guarantee">{{ g.sentence }}</p>
 
+{% if unguarded %}
+<div class="notice warn" id="membership"><strong>Membership inference, measured:</strong>
+{% if report.membership %}{{ measured(report.membership) }}{% else %}<p>Not measured for this model (no <code>membership.json</code> in the run folder). Nothing bounds what it tells of a single record.</p>{% endif %}</div>
+{% endif %}
 {% if report.problems %}
 <div class="notice warn" id="problems"><strong>Missing or damaged in this run folder:</strong>
 <ul>{% for problem in report.problems %}<li>{{ problem }}</li>{% endfor %}</ul></div>
@@ -292,7 +302,20 @@ shows whether a row was changed or taken away.</p>
 <p>No evaluation is recorded.</p>
 {% endif %}
 
+{% if report.membership and not unguarded %}
+<h2>Membership inference, measured</h2>
+{{ measured(report.membership) }}
+{% endif %}
+
 <h2>Course of the run</h2>
+{% if taught %}
+<p id="teacher"><strong>Teacher <code>{{ taught.kind }}</code>.</strong> {{ taught.sentence }}</p>
+<p>{{ taught.rounds }} rounds with it{% if taught.start %}, after {{ taught.start }} without{% endif %}:
+{{ taught.steps }} {{ "step" if taught.steps == 1 else "steps" }} each, closeness of weights (strength {{ "%g" | format(taught.strength) }}{% if taught.decay is not none %}, decay {{ "%g" | format(taught.decay) }}{% endif %})
+{% if taught.distillation %}and of answers on public text (weight {{ "%g" | format(taught.distillation) }}, temperature {{ "%g" | format(taught.temperature) }}){% endif %},
+{{ taught.seconds | seconds }} on the server{% if taught.last_distance is not none %}; distance of the weights before the last pull {{ "%.4g" | format(taught.last_distance) }}{% endif %}{% if taught.last_divergence is not none %}, divergence of the answers {{ "%.4g" | format(taught.last_divergence) }}{% endif %}.
+{% if taught.public %}It was trained in {{ taught.public.steps | number }} steps on {{ taught.public.examples | number }} public examples ({{ taught.public.left_out_in_evaluation | number }} texts that the server evaluates on were left out{% if taught.public.in_silos %}; {{ taught.public.in_silos | number }} are examples of a silo too{% endif %}){% if taught.public.evaluation.accuracy is defined %}; by itself it reaches an accuracy of {{ "%.1f" | format(100 * taught.public.evaluation.accuracy) }}%{% endif %}.{% endif %}</p>
+{% endif %}
 {% if training.withheld %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}. Replies, traffic and failures
 by round are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>

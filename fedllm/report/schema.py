@@ -246,6 +246,53 @@ class LayersPart(Part):
     mu: list[LayerMuPart]
 
 
+class PublicTeacherPart(Part):
+    """What the server trained on public text before the first round."""
+
+    examples: int = Field(description="Public examples.")
+    steps: int
+    left_out_in_evaluation: int = Field(description="Public texts that the server evaluates on.")
+    in_silos: int = Field(description="Public examples that a silo of the simulation has too.")
+    evaluation: dict[str, Real] = Field(
+        description="Of the teacher itself, on the server's examples."
+    )
+    sha256: str
+
+
+class TeacherPart(Part):
+    """The teacher that pulled the model on the server after each aggregation."""
+
+    kind: Literal["ema", "public", "nonprivate"]
+    guarantee: bool = Field(description="Whether the guarantee is the one without it.")
+    sentence: str
+    strength: float
+    steps: int = Field(description="On the server after each aggregation.")
+    learning_rate: float
+    decay: float | None
+    distillation: float
+    temperature: float | None
+    start: int = Field(description="First rounds without it.")
+    rounds: int = Field(description="Rounds in which it pulled.")
+    seconds: float = Field(description="On the server, in all rounds.")
+    last_distance: Real | None = Field(
+        description="Norm of model minus teacher before the last pull."
+    )
+    last_divergence: Real | None = Field(
+        description="Of the answers on public text before the last pull; null without distillation."
+    )
+    public: PublicTeacherPart | None
+
+
+class MembershipPart(Part):
+    """A measured attack on the model: no guarantee, and no bound."""
+
+    attack: str
+    auc: Real = Field(description="0.5 is guessing.")
+    low: Real = Field(description="Of the 95% confidence interval of the AUC.")
+    high: Real
+    runs: int = Field(description="Models that it was measured on.")
+
+
 class TitledPart(Part):
     """A text with its title."""
 
@@ -305,6 +352,8 @@ class Report(Part):
     not_covered: list[TitledPart]
     ledger: LedgerPart
     training: dict[str, Any] = Field(description="Evaluations, rounds, traffic and failures.")
+    teacher: TeacherPart | None = Field(description="Null: no teacher.")
+    membership: list[MembershipPart]
     target: TargetPart
     settings: dict[str, Any] | None = Field(description="As settings.toml; null where it is lost.")
     environment: dict[str, Any] | None

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint, load_checkpoint
 from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import shared_tunable
+from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silos import load_federation
 from fedllm.tunable import initial_params
+from privacy.events import is_private, multiset
 from privacy.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer
@@ -170,3 +173,209 @@ def test_distillation_without_usable_text_is_told_before_training(
     assert "No teacher" in run.state()["message"]
     assert "absent.jsonl" in run.state()["message"]
     assert not run.ledger_path.exists() or not events(run)
+
+
+def steps_of(run: RunFolder, in_process: Federate, *halts: int) -> list[int]:
+    """Run, interrupted after these steps of the teacher's training; all steps that were told."""
+    steps: list[int] = []
+    for at in [*halts, None]:
+        stop = threading.Event()
+
+        class Watch:
+            def record(
+                self,
+                record: Mapping[str, Any],
+                at: int | None = at,
+                halt: threading.Event = stop,
+            ) -> None:
+                if record["kind"] == "teacher":
+                    steps.append(record["step"])
+                    if record["step"] == at:
+                        halt.set()
+
+            def close(self) -> None:
+                pass
+
+        expected = "finished" if at is None else "interrupted"
+        assert in_process(RunFolder.open(run.path), None, stop, (Watch(),)) == expected
+    return steps
+
+
+def test_public_teacher_is_trained_once_and_pulls_the_model(
+    start_run: Start, in_process: Federate, public_text: dict[str, Any]
+) -> None:
+    changes = public_text | {"teacher.kind": "public", "teacher.public_steps": 30}
+    changes |= {"teacher.strength": 1.0, "teacher.public_learning_rate": 0.05}
+    run, parts = start_run("run", **changes), start_run("parts", **changes)
+    assert steps_of(run, in_process) == list(range(1, 31))
+    assert steps_of(parts, in_process, 7, 29) == list(range(1, 31))
+    first, second = (latest_checkpoint(r.checkpoints_path) for r in (run, parts))
+    assert first is not None
+    assert second is not None
+    assert same_bits(first.state, second.state)
+    assert events(run) == events(parts) == events(finished(start_run("plain"), in_process))
+    # Strength 1 sets the model to the teacher.
+    teacher = load_file(run.path / "teacher.safetensors")
+    for name, value in first.params.items():
+        assert torch.allclose(value, teacher[f"weights.{name}"], atol=1e-6)
+    described = run.read_json("teacher.json")
+    judged = next(m for m in reversed(run.metrics()) if m["kind"] == "evaluation")
+    assert described["evaluation"]["loss"] == pytest.approx(judged["loss"], abs=1e-4)
+    assert (described["examples"], described["left_out_in_evaluation"]) == (30, 0)
+    report = run.read_json("report.json")
+    assert report["guarantee"]["level"] == "conditional", "seeded, as without a teacher"
+    assert report["teacher"]["kind"] == "public"
+    assert report["teacher"]["public"]["examples"] == 30
+    # Another file under the same name is refused.
+    (parts.path / "teacher.safetensors").write_bytes(
+        (run.path / "teacher.safetensors").read_bytes()[:-1]
+    )
+    assert in_process(RunFolder.open(parts.path)) == "failed"
+    assert "No teacher" in parts.state()["message"]
+
+
+def finished(run: RunFolder, in_process: Federate) -> RunFolder:
+    assert in_process(run) == "finished"
+    return run
+
+
+NONPRIVATE = {"teacher.kind": "nonprivate", "teacher.strength": 0.5}
+PLAIN = {"privacy.mode": "none"}
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "example": {},
+    "client": {"privacy.unit": "client"},
+    "trusted server": {
+        "privacy.unit": "client",
+        "privacy.noise_by": "server",
+        "privacy.epsilon": None,
+        "server.sampling": "poisson",
+        "server.fraction": 0.7,
+    },
+    "codec": {"codec.name": "top-k"},
+}
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_a_nonprivate_teacher_is_labelled_everywhere(
+    mechanism: str, start_run: Start, in_process: Federate
+) -> None:
+    """Each round's row holds the event of the plain run and one without a guarantee, and nobody's
+    epsilon is finite: in the ledger, in the live view, in the report's first line."""
+    changes = MECHANISMS[mechanism]
+    plain = finished(start_run("plain", **changes), in_process)
+    seen: list[dict[str, Any]] = []
+
+    class Watch:
+        def record(self, record: Mapping[str, Any]) -> None:
+            seen.append(dict(record))
+
+        def close(self) -> None:
+            pass
+
+    run = start_run("run", **changes, **NONPRIVATE)
+    assert in_process(run, None, None, (Watch(),)) == "finished"
+    with Ledger(run.ledger_path, read_only=True) as mine, Ledger(plain.ledger_path) as other:
+        rows = {(e.party, e.round): e for e in mine.entries()}
+        without = {(e.party, e.round): e for e in other.entries()}
+    assert rows
+    assert rows.keys() == without.keys()
+    for place, entry in rows.items():
+        assert entry.details == without[place].details, "the model's own noise is what it was"
+        for adversary, event in entry.views.items():
+            found = multiset(event)
+            before = multiset(without[place].views[adversary])
+            assert Counter({e: n for e, n in found.items() if is_private(e)}) == Counter(
+                {e: n for e, n in before.items() if is_private(e)}
+            )
+            assert not all(map(is_private, found))
+    warned = [r["message"] for r in seen if r["kind"] == "warning"]
+    assert any("NO GUARANTEE" in text and "teacher.kind=nonprivate" in text for text in warned)
+    spent = [r["epsilon"] for r in run.metrics() if r["kind"] == "silo"]
+    assert spent
+    assert all(value == float("inf") for value in spent)
+    report = run.read_json("report.json")
+    assert report["headline"].startswith("NO GUARANTEE: epsilon is infinite")
+    assert "teacher.kind=nonprivate" in report["headline"]
+    assert report["teacher"]["guarantee"] is False
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert page.index("teacher.kind=nonprivate") < page.index("<h1>")
+
+
+def test_the_duplicate_is_the_model_of_a_run_without_privacy(
+    start_run: Start, in_process: Federate
+) -> None:
+    """With full batches nothing is drawn: the duplicate's path is that of plain federated training,
+    whatever the private model beside it does; and the private one is pulled towards it."""
+    changes = {"client.sampling_rate": 1.0, "server.keep_checkpoints": 3}
+    plain = finished(start_run("plain", **changes, **PLAIN), in_process)
+    run = finished(start_run("run", **changes, **NONPRIVATE), in_process)
+    for t in (1, 2, 3):
+        model = load_checkpoint(plain.checkpoints_path / f"round-{t:05d}").params
+        state = load_checkpoint(run.checkpoints_path / f"round-{t:05d}").state
+        for name, value in model.items():
+            assert torch.allclose(value, state[f"teacher.{name}"], atol=1e-5), (t, name)
+            assert not torch.equal(state[f"last.{name}"], state[f"teacher.{name}"])
+    rows = [r for r in run.metrics() if r["kind"] == "round"]
+    plainly = [r for r in plain.metrics() if r["kind"] == "round"]
+    for key in ("bytes_up", "bytes_down"):
+        assert [r[key] for r in rows] == [2 * r[key] for r in plainly], "two of each tensor"
+
+
+def test_resumed_duplicate_has_the_same_bits(start_run: Start, in_process: Federate) -> None:
+    changes = NONPRIVATE | {"server.rounds": 4, "server.checkpoint_every": 2}
+    whole = finished(start_run("whole", **changes), in_process)
+    parts = start_run("parts", **changes)
+    stop = threading.Event()
+
+    def tamper(task: Message, reply: Message) -> Message | None:
+        content: Any = task.content
+        if content[names.CONFIG].get(names.ROUND) != 4:
+            return reply
+        stop.set()
+        return None
+
+    assert in_process(parts, tamper, stop) == "interrupted"
+    assert in_process(RunFolder.open(parts.path)) == "finished"
+    first, second = (latest_checkpoint(r.checkpoints_path) for r in (whole, parts))
+    assert first is not None
+    assert second is not None
+    assert same_bits(first.state, second.state)
+
+
+def test_a_raw_update_is_not_given_unless_the_settings_say_so(
+    start_run: Start, tiny_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Whatever a server asks for: the settings that the silo's ledger goes by decide."""
+    silo = load_federation(tiny_settings()).silos[0]
+    for changes, sends in (({}, True), (EMA, True), (NONPRIVATE, False)):
+        settings = tiny_settings(**changes)
+        params = initial_params(shared_tunable(settings), settings)
+        ledger = tmp_path / f"{len(changes)}.sqlite"
+        worker = SiloWorker(settings, silo, run="r", ledger=ledger)
+        with pytest.raises(ValueError, match=r"duplicate to train with the task for teacher\.kind"):
+            worker.train(params, 1, 3, duplicate=params if sends else None)
+        with Ledger(ledger, read_only=True) as found:
+            assert not list(found.entries())
+
+
+@pytest.mark.parametrize("fault", ["absent", "shape", "nan"])
+def test_a_bad_duplicate_refuses_the_whole_reply(
+    fault: str, start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("run", **NONPRIVATE, **{"server.max_failures": 1.0})
+
+    def tamper(task: Message, reply: Message) -> Message:
+        content: Any = reply.content
+        if task.metadata.message_type == "train" and content[names.INFO][names.SILO] == "beta":
+            tensors = content[names.DUPLICATE].to_torch_state_dict()
+            if fault == "absent":
+                del content[names.DUPLICATE]
+            else:
+                bad = tensors["prefix"][:1] if fault == "shape" else tensors["prefix"] * torch.nan
+                content[names.DUPLICATE] = ArrayRecord({**tensors, "prefix": bad})
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    rows = [r for r in run.metrics() if r["kind"] == "round"]
+    assert all([item["silo"] for item in r["refused"]] == ["beta"] for r in rows)
+    assert all(r["replied"] == 3 for r in rows)
