@@ -17,6 +17,8 @@ from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint, load_checkpoint
+from fedllm.report import write_report
+from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
 from fedllm.silo_worker import SiloWorker, shared_tunable
 from fedllm.silos import load_federation
@@ -379,3 +381,80 @@ def test_a_bad_duplicate_refuses_the_whole_reply(
     rows = [r for r in run.metrics() if r["kind"] == "round"]
     assert all([item["silo"] for item in r["refused"]] == ["beta"] for r in rows)
     assert all(r["replied"] == 3 for r in rows)
+
+
+def test_a_trusted_server_uses_no_duplicate_that_its_ledger_does_not_know(
+    start_run: Start, in_process: Federate
+) -> None:
+    """The budget ends the run in round 3: the silos have sent raw updates by then, no row records them,
+    and neither the model nor the teacher takes them."""
+    run = start_run(
+        "run",
+        **NONPRIVATE,
+        **{
+            "privacy.unit": "client",
+            "privacy.noise_by": "server",
+            "privacy.noise_multiplier": 1.0,
+            "privacy.epsilon": 8.5,
+            "server.rounds": 5,
+            "server.keep_checkpoints": 5,
+        },
+    )
+    asked: list[int] = []
+
+    def tamper(task: Message, reply: Message) -> Message:
+        content: Any = reply.content
+        if task.metadata.message_type == "train":
+            assert names.DUPLICATE in content.array_records
+            asked.append(int(task.content[names.CONFIG][names.ROUND]))  # type: ignore[index,arg-type,call-overload]
+        return reply
+
+    assert in_process(run, tamper) == "stopped"
+    with Ledger(run.ledger_path, read_only=True) as ledger:
+        recorded = max(entry.round for entry in ledger.entries())
+    assert max(asked) == recorded + 1 == run.state()["round"]
+    states = [
+        load_checkpoint(run.checkpoints_path / f"round-{t:05d}").state
+        for t in (recorded, recorded + 1)
+    ]
+    teachers = [{n: v for n, v in s.items() if n.startswith("teacher.")} for s in states]
+    assert same_bits(*teachers)
+
+
+def test_the_report_says_it_even_where_the_ledger_does_not(
+    start_run: Start, in_process: Federate
+) -> None:
+    """Settings with a non-private teacher take the guarantee away, whatever the rows hold."""
+    run = finished(start_run("run"), in_process)
+    assert run.read_json("report.json")["guarantee"]["level"] == "conditional"
+    file = run.path / "settings.toml"
+    text = file.read_text(encoding="utf-8")
+    assert text.count('kind = "none"') == 1
+    file.write_text(text.replace('kind = "none"', 'kind = "nonprivate"'), encoding="utf-8")
+    report = build(run.path)
+    assert report["headline"].startswith("NO GUARANTEE: epsilon is infinite")
+    assert "teacher.kind=nonprivate" in report["headline"]
+
+
+def test_measured_membership_stands_beside_the_first_line(
+    start_run: Start, in_process: Federate
+) -> None:
+    run = finished(start_run("run", **NONPRIVATE), in_process)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Not measured for this model" in page[: page.index("<h1>")]
+    figure = {"attack": "loss threshold", "auc": 0.731, "low": 0.702, "high": 0.758, "runs": 3}
+    run.write_json("membership.json", figure)
+    write_report(run)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    above = page[: page.index("<h1>")]
+    assert "loss threshold: AUC 0.731, 95% confidence interval 0.702 to 0.758, over 3 runs" in above
+    assert build(run.path)["membership"] == [figure]
+    run.write_json("membership.json", {"attacks": [figure, figure | {"attack": "calibrated"}]})
+    assert [row["attack"] for row in build(run.path)["membership"]] == [
+        "loss threshold",
+        "calibrated",
+    ]
+    run.write_json("membership.json", {"attack": "loss threshold"})
+    found = build(run.path)
+    assert found["membership"] == []
+    assert any("membership.json is damaged" in problem for problem in found["problems"])

@@ -14,6 +14,7 @@ from . import (
     randomness,
     report,
     silo,
+    teacher,
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -27,4 +28,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *federation.MUTATIONS,
     *report.MUTATIONS,
     *measuring.MUTATIONS,
+    *teacher.MUTATIONS,
 )
