@@ -458,3 +458,33 @@ def test_measured_membership_stands_beside_the_first_line(
     found = build(run.path)
     assert found["membership"] == []
     assert any("membership.json is damaged" in problem for problem in found["problems"])
+
+
+@pytest.mark.parametrize("kind", ["ema", "public", "nonprivate"])
+def test_layers_dropped_after_a_warm_up_leave_every_teacher(
+    kind: str, start_run: Start, in_process: Federate, public_text: dict[str, Any]
+) -> None:
+    """With distillation; interrupted after the choice, and resumed to the same bits."""
+    changes = public_text | {"teacher.kind": kind, "teacher.distillation": 0.5}
+    changes |= {"teacher.public_steps": 5, "layers.form": "public", "layers.keep": 1}
+    changes |= {"layers.after": 2, "server.rounds": 4, "server.checkpoint_every": 2}
+    whole = finished(start_run("whole", **changes), in_process)
+    parts = start_run("parts", **changes)
+    stop = threading.Event()
+
+    def tamper(task: Message, reply: Message) -> Message | None:
+        content: Any = task.content
+        if content[names.CONFIG].get(names.ROUND) != 4:
+            return reply
+        stop.set()
+        return None
+
+    assert in_process(parts, tamper, stop) == "interrupted"
+    assert in_process(RunFolder.open(parts.path)) == "finished"
+    first, second = (latest_checkpoint(r.checkpoints_path) for r in (whole, parts))
+    assert first is not None
+    assert second is not None
+    assert first.params["prefix"].shape[0] == 1
+    assert same_bits(first.state, second.state)
+    rows = [m for m in whole.metrics() if m["kind"] == "round"]
+    assert all(m["teacher_divergence"] >= 0 for m in rows)
