@@ -68,8 +68,6 @@ def _check_layers(settings: Settings) -> None:
             "Expected layers.form=public for privacy.noise_by=server (silos that add no noise release "
             f"no scores of their own), got layers.form={layers.form}"
         )
-    if layers.form == "private-top-k":
-        raise ValueError("Expected layers.form=private: private-top-k is not there yet")
     if settings.layers.after >= settings.server.rounds:
         raise ValueError(
             f"Expected layers.after < server.rounds={settings.server.rounds}, "

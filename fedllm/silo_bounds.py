@@ -25,6 +25,7 @@ from privacy.events import (
     multiset,
     no_guarantee,
     poisson_sampled,
+    pure_dp,
 )
 from privacy.vocabulary import Adversary, Relation
 
@@ -220,6 +221,8 @@ def score_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
         return multiset({no_guarantee("privacy.mode=none: layers' scores without noise"): 1})
     if layers.form == "paper":
         return multiset({no_guarantee("layers.form=paper: layers' scores sent as they are"): 1})
+    if layers.form == "private-top-k":
+        return multiset({pure_dp(layers.epsilon): 1})
     if settings.privacy.unit == "example":
         return multiset({dp_sgd(score_rate(settings, sampling_rate), layers.noise, 1): 1})
     return multiset({gaussian(layers.noise): 1})

@@ -252,6 +252,10 @@ class SiloWorker:
                 f"Expected no request for scores: layers.form={layers.form} asks the silos for none"
             )
         check_candidates(self.tunable, candidates)
+        if len(candidates) <= layers.keep:
+            raise ValueError(
+                f"Expected more candidates than layers.keep={layers.keep}, got {list(candidates)}"
+            )
         account = self.account(planned_rounds)
         named = (self.digest(params), layers.model_dump_json(), json.dumps(list(candidates)))
         digest = hashlib.sha256("/".join(named).encode()).hexdigest()

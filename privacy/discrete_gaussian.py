@@ -48,6 +48,17 @@ def _uniform(bound: int, size: int, rng: RandomSource) -> Integers:
     return result
 
 
+def uniform_below(bound: int, rng: RandomSource) -> int:
+    """One uniform whole number from 0 to bound - 1; bound >= 1."""
+    return int(_uniform(bound, 1, rng)[0])
+
+
+def bernoulli_exp(exponent: Fraction, rng: RandomSource) -> bool:
+    """True with probability exp(-exponent), exactly; exponent >= 0 (algorithm 1)."""
+    numerator = np.array([exponent.numerator], dtype=object)
+    return bool(_bernoulli_exp_any(numerator, exponent.denominator, rng)[0])
+
+
 def _bernoulli_exp(
     numerators: Integers, denominator: int, rng: RandomSource
 ) -> npt.NDArray[np.bool]:

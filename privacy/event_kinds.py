@@ -41,6 +41,28 @@ class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
 
 
 @attr.s(frozen=True, auto_attribs=True)
+class PureDpEvent(DpEvent):  # type: ignore[misc]
+    """One use of any mechanism that is (epsilon, 0)-DP under add-or-remove-one.
+
+    Its dominating pair is that of randomised response with the losses +epsilon and -epsilon, at the
+    probabilities e^eps / (1 + e^eps) and 1 / (1 + e^eps). Proof (Kairouz, Oh and Viswanath 2015, arXiv
+    1311.0776): let P and Q be two neighbours' outputs, S an event, a = P(S), b = Q(S) and 1 <= g <= e^eps.
+    Of S and of its complement, a <= e^eps b and 1 - b <= e^eps (1 - a). Under these two, a - g b is largest
+    where both are equalities, a = e^eps / (1 + e^eps) and b = 1 / (1 + e^eps): the pair's own hockey-stick
+    divergence (e^eps - g) / (1 + e^eps). For g > e^eps both are 0, and for g < 1 it is the same with P and
+    Q exchanged. A pair that dominates may take the mechanism's place in every (adaptive) composition (Zhu,
+    Dong and Wang 2022, theorem 10).
+
+    Replacing a record is removing one and adding another: 2 epsilon.
+
+    Attributes:
+      epsilon: >= 0.
+    """
+
+    epsilon: float
+
+
+@attr.s(frozen=True, auto_attribs=True)
 class ScalarNoiseDpEvent(DpEvent):  # type: ignore[misc]
     """One real number released with additive noise of a family of `privacy.scalar_noise`.
 

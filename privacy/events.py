@@ -19,6 +19,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.event_kinds import DiscreteGaussianDpEvent as DiscreteGaussianDpEvent
 from privacy.event_kinds import NoGuaranteeDpEvent as NoGuaranteeDpEvent
+from privacy.event_kinds import PureDpEvent as PureDpEvent
 from privacy.event_kinds import ScalarNoiseDpEvent as ScalarNoiseDpEvent
 from privacy.event_kinds import VectorNoiseDpEvent as VectorNoiseDpEvent
 from privacy.event_kinds import pairs
@@ -111,6 +112,7 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
         DiscreteGaussianDpEvent,
         {"sigma": _number, "sensitivity": _whole_positive},
     ),
+    "PureDp": (PureDpEvent, {"epsilon": _number}),
     "ScalarNoise": (ScalarNoiseDpEvent, {"family": _text, "parameters": _pairs}),
     "VectorNoise": (
         VectorNoiseDpEvent,
@@ -307,6 +309,17 @@ def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpE
         raise ValueError(f"Expected a whole count >= 0, got count={count}")
     event = DiscreteGaussianDpEvent(float(sigma), int(sensitivity))
     return event if count == 1 else dp.SelfComposedDpEvent(event, int(count))
+
+
+def pure_dp(epsilon: float) -> DpEvent:
+    """The event of a mechanism that is (epsilon, 0)-DP under add-or-remove-one, such as a noisy choice.
+
+    Raises:
+      ValueError: epsilon is not finite and > 0.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"Expected a finite epsilon > 0, got epsilon={epsilon}")
+    return PureDpEvent(float(epsilon))
 
 
 def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0) -> DpEvent:

@@ -30,6 +30,7 @@ from fedllm.flatness.layer_choice import (
     CHOICE,
     Choice,
     Step,
+    kept_in_a_step,
     mean_scores,
     to_drop,
 )
@@ -208,6 +209,10 @@ def _ask(
             )
         if not bool(torch.isfinite(released).all()):
             raise UpdateRefused("Expected finite scores, got NaN or infinity")
+        if settings.layers.form == "private-top-k":
+            votes = kept_in_a_step(len(candidates), settings)
+            if sorted(released.tolist()) != [0.0] * (len(candidates) - votes) + [1.0] * votes:
+                raise UpdateRefused(f"Expected {votes} votes of 1, else 0, got {released.tolist()}")
         rate = float(content[names.METRICS][names.SAMPLING_RATE])
         if not 0 < rate <= 1:
             raise UpdateRefused(f"Expected 0 < {names.SAMPLING_RATE} <= 1, got {rate}")

@@ -146,6 +146,12 @@ def settings_with_releases(settings: Settings, layers: Sequence[int]) -> Setting
     return settings.model_copy(update={"layers": changed})
 
 
+def kept_in_a_step(candidates: int, settings: Settings) -> int:
+    """How many of the candidates a step of the search keeps."""
+    greedy = settings.layers.search == "greedy"
+    return max(settings.layers.keep, candidates - 1) if greedy else settings.layers.keep
+
+
 def mean_scores(scores: Mapping[str, Sequence[float]]) -> list[float]:
     """Mean over the silos with equal weights, in the order of their names.
 
@@ -163,9 +169,7 @@ def to_drop(candidates: Sequence[int], mean: Sequence[float], settings: Settings
     One shot drops all but ``layers.keep``, greedy drops one. Of layers with the same score the lower
     ones are dropped (those near the input, whose prefix acts on the output through the others').
     """
-    count = len(candidates) - settings.layers.keep
-    if settings.layers.search == "greedy":
-        count = min(1, count)
+    count = len(candidates) - kept_in_a_step(len(candidates), settings)
     order = sorted(range(len(candidates)), key=lambda place: (mean[place], candidates[place]))
     return sorted(candidates[place] for place in order[:count])
 

@@ -21,6 +21,15 @@ plus the same noise. Guarantee: the record is the silo, its vector is one releas
 B sqrt(L), and the release is the Gaussian mechanism. (How the silo samples, and what it divides by, is
 then its own affair.)
 
+**private-top-k.** Each entry of d_i is clipped to [-B, B] and rounded to a multiple of B / 2^20, so that
+the sums over the sample are whole numbers. Of these utilities the silo makes one noisy choice of the
+layers to keep, and releases it as a vote of 0 or 1 for each (one shot: ``layers.keep`` votes; a step of a
+greedy search: all but one). Guarantee: adding or removing an example changes each utility by at most 2^20,
+so the choice (:func:`privacy.selection.noisy_top`) is eps'-DP in exact arithmetic, and with the Poisson
+sample ``layers.epsilon``-DP for eps' = :func:`privacy.selection.amplified`. Unit client: the utilities are
+the clipped and rounded means over a sample of the silo's examples; without the silo they are 0, which
+changes each by at most 2^20 as well, and nothing is amplified: eps' = ``layers.epsilon``.
+
 **paper.** S_l of the mean loss over a sample, as it is: no guarantee, and the ledger's event says so.
 
 A number that is not finite counts as 0, in all forms. All is in real arithmetic, see
@@ -35,6 +44,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedllm.flatness.layer_choice import kept_in_a_step
 from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
 from fedllm.inputs import Feature
 from fedllm.local_training import Streams
@@ -43,7 +53,12 @@ from fedllm.tasks.base import Params
 from fedllm.tunable import Tunable
 from privacy.clipping import clip_and_sum, clip_vector
 from privacy.noise import add_gaussian
+from privacy.randomness import RandomSource
 from privacy.sampling import poisson_sample
+from privacy.selection import amplified, noisy_top
+
+UNITS = 2**20
+"""Whole units in ``layers.bound``: the sensitivity of a utility."""
 
 
 def release_scores(
@@ -56,7 +71,7 @@ def release_scores(
     sampling_rate: float,
     streams: Streams,
 ) -> Tensor:
-    """A silo's scores of the candidates as they leave it, float64 [candidates].
+    """A silo's scores (``private-top-k``: votes) of the candidates as they leave it, float64 [candidates].
 
     Without privacy (``privacy.mode = "none"``) there is no noise.
 
@@ -72,8 +87,11 @@ def release_scores(
         if not sample:
             return torch.zeros(len(candidates), dtype=torch.float64)
         return mean_sharpness(tunable, params, sample, candidates, settings).nan_to_num(0.0)
-    sensitivity = score_sensitivity(layers.bound, len(candidates))
     differences = relative(example_sharpness(tunable, params, sample, candidates, settings))
+    if layers.form == "private-top-k":
+        rate = 1.0 if by_client else sampling_rate
+        return _votes(differences, settings, rate, streams("noise", 0))
+    sensitivity = score_sensitivity(layers.bound, len(candidates))
     if by_client:
         divisor = 1.0
         mean = differences.sum(0) / max(1, len(sample))
@@ -84,6 +102,24 @@ def release_scores(
     if settings.privacy.mode == "none":
         return total / divisor
     return add_gaussian(total, sensitivity, layers.noise, streams("noise", 0)) / divisor
+
+
+def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSource) -> Tensor:
+    """1 for each candidate that the silo would keep, else 0."""
+    layers = settings.layers
+    scaled = differences.clamp(-layers.bound, layers.bound) * (UNITS / layers.bound)
+    if settings.privacy.unit == "client":
+        scaled = scaled.sum(0, keepdim=True) / max(1, len(scaled))
+    utilities = [int(value) for value in scaled.round().clamp(-UNITS, UNITS).long().sum(0)]
+    count = kept_in_a_step(len(utilities), settings)
+    if settings.privacy.mode == "none":
+        order = sorted(range(len(utilities)), key=lambda place: (utilities[place], place))
+        chosen = order[len(order) - count :]
+    else:
+        chosen = noisy_top(utilities, count, UNITS, amplified(layers.epsilon, rate), rng)
+    votes = torch.zeros(len(utilities), dtype=torch.float64)
+    votes[chosen] = 1.0
+    return votes
 
 
 def relative(sharpness: Tensor) -> Tensor:

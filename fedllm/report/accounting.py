@@ -12,7 +12,7 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent
+from privacy.event_kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
 from privacy.events import event_to_json, is_private, kind
 from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
@@ -312,6 +312,8 @@ def describe_event(event: DpEvent) -> str:
         return f"released without privacy: {reason}"
     if isinstance(event, dp.GaussianDpEvent):
         return f"Gaussian mechanism, noise multiplier {event.noise_multiplier:.6g}"
+    if isinstance(event, PureDpEvent):
+        return f"a mechanism of pure privacy (a noisy choice), epsilon {event.epsilon:.6g}"
     if isinstance(event, DiscreteGaussianDpEvent):
         return f"discrete Gaussian, sigma {event.sigma:.6g}, sensitivity {event.sensitivity}"
     if isinstance(event, ScalarNoiseDpEvent):

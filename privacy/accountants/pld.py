@@ -22,7 +22,12 @@ from privacy.accountants.gaussian_loss import (
 )
 from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
-from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent, noise_of
+from privacy.event_kinds import (
+    DiscreteGaussianDpEvent,
+    PureDpEvent,
+    ScalarNoiseDpEvent,
+    noise_of,
+)
 from privacy.scalar_noise import ScalarNoise
 from privacy.vocabulary import Relation
 
@@ -40,7 +45,8 @@ class PldAccountant(Accountant):
     """Composes discretised privacy loss distributions, in both directions of the relation.
 
     The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Under
-    replace-one a Laplace, discrete Laplace or discrete Gaussian mechanism has twice its sensitivity.
+    replace-one a Laplace, discrete Laplace or discrete Gaussian mechanism has twice its sensitivity, and
+    one of pure privacy twice its epsilon.
     Laplace noise is sampled under add-or-remove-one only.
     """
 
@@ -60,7 +66,7 @@ class PldAccountant(Accountant):
             if event.sigma <= LARGEST_DISCRETE_SIGMA:
                 return None
             return f"its loss is computed for sigma <= {LARGEST_DISCRETE_SIGMA:g} only"
-        if isinstance(event, ScalarNoiseDpEvent):
+        if isinstance(event, ScalarNoiseDpEvent | PureDpEvent):
             return None
         if isinstance(event, dp.RandomizedResponseDpEvent):
             return None if replace else "randomised response is stated for replace-one only"
@@ -157,6 +163,8 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
         return factor / float(event.noise_multiplier)
     if isinstance(event, DiscreteGaussianDpEvent):
         return factor * event.sensitivity / event.sigma
+    if isinstance(event, PureDpEvent):
+        return factor * float(event.epsilon)
     return None
 
 
@@ -171,6 +179,8 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
     if isinstance(event, DiscreteGaussianDpEvent):
         shift = event.sensitivity * (2 if replace else 1)
         return shift / event.sigma * (shift / event.sigma / 2 + 12 + 2 / event.sigma)
+    if isinstance(event, PureDpEvent):
+        return min(float(event.epsilon), _LARGEST_PURE_LOSS) * (2 if replace else 1)
     return None
 
 
@@ -217,6 +227,8 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     if isinstance(event, DiscreteGaussianDpEvent):
         shift = event.sensitivity * (2 if replace else 1)
         return (discrete_gaussian_losses(event.sigma, shift, interval),)
+    if isinstance(event, PureDpEvent):
+        return (pure_losses(event.epsilon * (2 if replace else 1), interval),)
     if isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent):
         noise, rate = event.event.noise_multiplier, event.sampling_probability
         return gaussian_losses(noise, rate, replace, interval)
@@ -241,6 +253,21 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
             )
         )
     return tuple(result)
+
+
+def pure_losses(epsilon: float, interval: float) -> LossDistribution:
+    """The loss of randomised response with the losses +-epsilon, both directions alike.
+
+    Epsilon is rounded up to a multiple of the interval: the pair of the larger epsilon dominates that of
+    the smaller one, being the dominating pair of everything that is as private (see `PureDpEvent`).
+    """
+    if epsilon > _LARGEST_PURE_LOSS:
+        return no_guarantee(interval)
+    steps = math.ceil(epsilon / interval)
+    probs = np.zeros(2 * steps + 1)
+    probs[0] = 1 / (1 + math.exp(steps * interval))
+    probs[-1] += 1 - probs[0]
+    return LossDistribution(interval, -steps, probs, 0.0, float(np.finfo(np.float64).eps))
 
 
 def _dp_accounting_pld(

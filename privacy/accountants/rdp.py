@@ -15,7 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from privacy.accountants.base import Accountant
-from privacy.event_kinds import DiscreteGaussianDpEvent, ScalarNoiseDpEvent
+from privacy.event_kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
 from privacy.vocabulary import Relation
 
 # dp_accounting tells of each order that it leaves out; leaving an order out keeps the bound valid.
@@ -49,11 +49,12 @@ class RdpAccountant(Accountant):
             dp.GaussianDpEvent
             | dp.LaplaceDpEvent
             | DiscreteGaussianDpEvent
+            | PureDpEvent
             | dp.SampledWithoutReplacementDpEvent
             | dp.RandomizedResponseDpEvent,
         ):
             return "its Renyi divergence is stated for add-or-remove-one only"
-        if isinstance(event, DiscreteGaussianDpEvent):
+        if isinstance(event, DiscreteGaussianDpEvent | PureDpEvent):
             return None
         inner = event.event if isinstance(event, dp.PoissonSampledDpEvent) else event
         if isinstance(inner, ScalarNoiseDpEvent):
@@ -111,6 +112,8 @@ def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
     if isinstance(event, DiscreteGaussianDpEvent):
         shift = event.sensitivity * (2 if relation is Relation.REPLACE_ONE else 1)
         return np.asarray(ORDERS, dtype=np.float64) * (shift / event.sigma) ** 2 / 2
+    if isinstance(event, PureDpEvent):
+        return _pure(event.epsilon * (2 if relation is Relation.REPLACE_ONE else 1))
     if relation is Relation.REPLACE_ONE:
         event = _halved(event)
     accountant = dp_rdp.RdpAccountant(
@@ -122,6 +125,17 @@ def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
     if isinstance(event, dp.PoissonSampledDpEvent):
         values = values + _ROUND_OFF / (np.asarray(ORDERS) - 1)
     return values
+
+
+def _pure(epsilon: float) -> npt.NDArray[np.float64]:
+    """Divergences of randomised response with the losses +-epsilon, which dominates pure privacy:
+    log(cosh((order - 1/2) epsilon) / cosh(epsilon / 2)) / (order - 1), raised by round-off."""
+    orders = np.asarray(ORDERS, dtype=np.float64)
+    arguments = (orders - 0.5) * epsilon
+    # log(2 cosh x) = x + log(1 + exp(-2 x))
+    above = arguments + np.log1p(np.exp(-2 * arguments))
+    below = epsilon / 2 + math.log1p(math.exp(-epsilon))
+    return np.asarray((above - below + _ROUND_OFF * (1 + above)) / (orders - 1))
 
 
 def _halved(event: DpEvent) -> DpEvent:

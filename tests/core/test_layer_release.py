@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from fedllm.statistics_release import statistics_point
 from fedllm.tunable import Tunable, initial_params
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events import dp_sgd, gaussian, is_private, multiset
+from privacy.events import dp_sgd, gaussian, is_private, multiset, pure_dp
 from privacy.ledger import Ledger
 from privacy.randomness import generator
 from privacy.vocabulary import SERVER
+from tests.support.choices import by_subsets
 from tests.support.deep import LAYERS, deep_settings
 
 Make = Callable[..., Any]
@@ -177,6 +179,58 @@ def test_a_whole_silo_moves_its_vector_by_the_sensitivity(
     assert release(tunable, point, [], settings).tolist() == [0.0] * LAYERS
 
 
+def test_votes_of_a_silo_follow_the_noisy_choice(
+    make: Make, tunable: Tunable, features: list[Feature], point: dict[str, Tensor]
+) -> None:
+    """Against the exact probabilities of the utilities that the differences give."""
+    bound, epsilon, rate = 0.1, 4.0, 0.8
+    settings = make(
+        **{"layers.form": "private-top-k", "layers.bound": bound, "layers.epsilon": epsilon}
+    )
+    given = torch.tensor([[0.0, 0.05, -0.3, 0.1], [0.02, 0.05, -0.01, math.nan]]).double()
+    assert score_events(settings, rate) == multiset({pure_dp(epsilon): 1})
+
+    def fixed(t: Any, p: Any, sample: Any, candidates: Any, s: Any) -> Tensor:
+        return given[: len(sample)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_release, "example_sharpness", fixed)
+        for options, unit in (({"sampling_rate": 1.0}, "example"), ({}, "client")):
+            own = make(
+                **{"layers.form": "private-top-k", "layers.bound": bound, "privacy.unit": unit}
+                | {"layers.epsilon": epsilon}
+            )
+            drawn = [release(tunable, point, features[:2], own, **options) for _ in range(1500)]
+            assert all(sorted(votes.tolist()) == [0, 0, 1, 1] for votes in drawn)
+            relative = (given[0] - given[0].mean()).clamp(-bound, bound) / bound
+            utilities = relative if unit == "example" else relative / 2
+            expected = by_subsets((utilities * 2**20).round().tolist(), 2, 2**20, epsilon)
+            found = Counter(tuple(votes.nonzero().flatten().tolist()) for votes in drawn)
+            names = sorted(expected)
+            wanted = [expected[n] * 1500 for n in names]
+            assert stats.chisquare([found[n] for n in names], wanted).pvalue > 1e-4
+
+
+def test_a_sampled_choice_costs_what_is_recorded(
+    make: Make, tunable: Tunable, features: list[Feature], point: dict[str, Tensor]
+) -> None:
+    """The noise is that of the larger epsilon which the sample brings down; not so at unit client."""
+    asked: list[float] = []
+
+    def watch(utilities: Any, count: int, sensitivity: int, epsilon: float, rng: Any) -> list[int]:
+        assert (count, sensitivity, len(utilities)) == (2, 2**20, LAYERS)
+        asked.append(epsilon)
+        return [0, 1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layer_release, "noisy_top", watch)
+        for unit in ("example", "client"):
+            own = make(**{"layers.form": "private-top-k", "privacy.unit": unit})
+            release(tunable, point, features[:3], own, sampling_rate=0.25)
+    assert math.log1p(0.25 * math.expm1(asked[0])) == pytest.approx(0.5)
+    assert asked[1] == 0.5
+
+
 # -- the worker and its account ------------------------------------------------------------------
 
 
@@ -202,6 +256,7 @@ def test_the_row_is_on_disk_before_the_scores_are_measured(
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         seen.append(len(scores_rows(tmp_path)))
+        assert kwargs["sampling_rate"] == pytest.approx(16 / 60)
         return inner(*args, **kwargs)
 
     monkeypatch.setattr(silo_worker, "release_scores", watched)

@@ -19,7 +19,7 @@ from fedllm.predict import Predictor
 from fedllm.report import build
 from fedllm.run_folder import RunFolder, RunFolderError
 from privacy.accountants import make_accountant
-from privacy.events import is_private
+from privacy.events import is_private, pure_dp
 from privacy.ledger import Ledger, composed
 from privacy.vocabulary import SERVER
 from tests.support.deep import LAYERS, deep_settings
@@ -216,6 +216,38 @@ def test_a_checkpoint_of_before_the_choice_is_used_with_all_its_layers(
     with pytest.raises(RunFolderError, match=r"layers\.json is damaged"):
         run.settings()
     assert any("layers.json" in problem for problem in build(run)["problems"])
+
+
+@pytest.mark.parametrize("search", ["one-shot", "greedy"])
+def test_votes_are_counted(search: str, start: Start, in_process: Federate) -> None:
+    changes = {"layers.form": "private-top-k", "layers.examples": 16, "layers.epsilon": 2.0}
+    run = start("votes", **changes, **{"layers.search": search, "layers.keep": 1})
+    steps = 3 if search == "greedy" else 1
+
+    def tamper(task: Message, reply: Message) -> Message:
+        content: Any = reply.content
+        if task.metadata.message_type == names.ASK_SCORES:
+            silo = str(content[names.INFO][names.SILO])
+            votes = content[names.SCORES].to_torch_state_dict()[names.SCORES]
+            if silo == "gamma":  # more votes than it has
+                content[names.SCORES] = ArrayRecord({names.SCORES: torch.ones_like(votes)})
+        return reply
+
+    assert in_process(run, tamper) == "finished", run.state()["message"]
+    choice = choice_of(run)
+    assert len(choice.steps) == steps
+    for step in choice.steps:
+        kept = len(step.candidates) - len(step.dropped)
+        assert kept == (1 if search == "one-shot" else len(step.candidates) - 1)
+        assert all(sum(votes) == kept for votes in step.scores.values())
+        assert sorted(step.scores) == ["alpha", "beta", "delta"]
+        counted = [sum(votes) for votes in zip(*step.scores.values(), strict=True)]
+        assert step.mean == pytest.approx([count / 3 for count in counted])
+    recorded = [row.view(SERVER) for row in rows(run, "layer-scores") if row.party == "alpha"]
+    assert recorded == [pure_dp(2.0)] * steps
+    (server,) = [r for r in build(run)["layers"]["mu"] if r["adversary"] == "server"]
+    assert server["scores"]["mu"] > 0
+    assert not server["scores"]["exact"]
 
 
 def test_scores_as_they_are_take_the_guarantee_away(start: Start, in_process: Federate) -> None:

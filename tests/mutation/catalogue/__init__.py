@@ -6,6 +6,7 @@ from ..mutation import Mutation
 from . import (
     accountants,
     federation,
+    layers,
     ledger,
     lmo,
     measuring,
@@ -26,6 +27,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *ledger.MUTATIONS,
     *silo.MUTATIONS,
     *federation.MUTATIONS,
+    *layers.MUTATIONS,
     *report.MUTATIONS,
     *measuring.MUTATIONS,
     *teacher.MUTATIONS,
