@@ -69,10 +69,11 @@ class LayersSettings(Section):
     after: Annotated[int, Field(ge=0)] = Field(
         0, description="Warm-up rounds before the choice; 0 chooses before training."
     )
-    bound: PositiveFloat = Field(
-        0.1,
+    bound: PositiveFloat | None = Field(
+        None,
         description="Private forms: bound of an example's differences from their mean over the layers "
-        "(`private`: of their root mean square; `private-top-k`: of each).",
+        "(`private`: of their root mean square; `private-top-k`: of each). Empty: every example's "
+        "differences are scaled to the same size, so that there is no bound to choose.",
     )
     noise: PositiveFloat = Field(
         2.0,

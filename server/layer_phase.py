@@ -96,16 +96,12 @@ class LayerPhase:
             raise RunStopped(f"Expected {CHOICE} in {self.run.path}: the run has begun with it")
         if strategy.finished_rounds:
             self.save()  # whatever server.checkpoint_every: a resumed run must not go back behind it
+        assert self.tunable.spec is not None  # settings_with_releases has looked
+        record = {"kind": "layers", "round": strategy.finished_rounds, "form": settings.layers.form}
+        record["of"] = list(self.tunable.spec.layers)
+        strategy.emit(record | {"kept": None})
         choice = choose(grid, self.run, strategy, self.tunable, self.stop)
-        strategy.emit(
-            {
-                "kind": "layers",
-                "round": strategy.finished_rounds,
-                "form": choice.form,
-                "kept": list(choice.remaining),
-                "of": list(choice.layers),
-            }
-        )
+        strategy.emit(record | {"kept": list(choice.remaining)})
         changed = choice.settings(settings)
         self.tunable = shared_tunable(changed)
         strategy.use_layers(changed, choice.layers, self.tunable)
@@ -137,9 +133,9 @@ def choose(
         RunStopped, Stopped: as :meth:`LayerPhase.before_round`.
     """
     settings = strategy.settings
-    assert tunable.spec is not None  # settings_with_releases has looked
     choice = run.choice()
     if choice is None:
+        assert tunable.spec is not None  # settings_with_releases has looked
         choice = Choice.begin(settings, tunable.spec.layers, strategy.finished_rounds)
     point = statistics_point(strategy.params, settings.seed)
     features = None if settings.layers.asks_silos else _public_features(settings, tunable)

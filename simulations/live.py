@@ -77,6 +77,9 @@ class LiveView:
                 self._say(f"round {record['round']}: {item['silo']} not used: {item['reason']}")
             for item in record["left"]:
                 self._say(f"round {record['round']}: {item['silo']} leaves: {item['reason']}")
+        elif kind == "layers":
+            self.note = describe_layers(record)
+            self._print(f"  {self.note}  [{time.monotonic() - self.began:.0f} s]")
         elif kind == "silo":
             self.epsilon[record["silo"]] = record["epsilon"]
         elif kind == "evaluation":
@@ -159,6 +162,15 @@ def target_text(target: Mapping[str, Any], settings: Settings) -> str:
     if texts and target["delta"] != settings.privacy.delta:
         texts[-1] += f" at delta {target['delta']:g}"
     return ", ".join(texts) or "-"
+
+
+def describe_layers(record: Mapping[str, Any]) -> str:
+    """One line about the choice of layers: that it begins, or which it is."""
+    of = ", ".join(map(str, record["of"]))
+    if record["kept"] is None:
+        return f"measuring the sharpness without each of the layers {of} ({record['form']})"
+    kept = ", ".join(map(str, record["kept"]))
+    return f"layers {kept} keep their prefix, of {of} ({record['form']})"
 
 
 def describe(record: Mapping[str, Any]) -> str:

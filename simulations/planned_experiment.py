@@ -1,6 +1,7 @@
 """What an experiment plans for each silo: rate, target, noise and epsilon, before any training.
 
-The model is not loaded: data, schedule and the ledger that the experiment shares are enough.
+The model is not loaded: data, schedule and the ledger that the experiment shares are enough. (The silos'
+scores of a greedy choice among all layers are the exception: their number is that of the model's layers.)
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from fedllm import plan
+from fedllm.flatness.layer_choice import settings_with_releases
 from fedllm.schedule import participation, planned_rounds
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, default_ledger
@@ -39,7 +41,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         ValueError: the data cannot be read, or the settings do not fit the silos.
     """
     federation = load_federation(settings)
-    settings = plan.for_silos(settings, federation.names)
+    settings = plan.for_silos(_with_releases(settings), federation.names)
     sizes = {silo.name: len(silo.train) for silo in federation.silos}
     schedule = participation(settings, federation.names)
     privacy = settings.privacy
@@ -89,6 +91,19 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         "drawn": settings.server.sampling == "poisson" and settings.server.fraction < 1,
         "warnings": plan.warnings(settings, dict(sizes)),
     }
+
+
+def _with_releases(settings: Settings) -> Settings:
+    layers = settings.layers
+    if not layers.asks_silos or layers.search == "one-shot":
+        return settings
+    carrying = settings.prefix.layers
+    if carrying == "all":
+        from fedllm.silo_worker import shared_tunable
+
+        spec = shared_tunable(settings).spec
+        carrying = () if spec is None else spec.layers
+    return settings_with_releases(settings, carrying)
 
 
 def _accounts(

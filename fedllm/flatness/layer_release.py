@@ -9,6 +9,9 @@ on a small encoder), and would ask for a bound, and so for noise, as much larger
 **private, unit example.** With each d_i clipped to the L2 norm B sqrt(L) (B = ``layers.bound`` bounds the
 root mean square of its L entries; entries clipped to [-B, B] would be within the same ball), the silo
 releases (sum over a Poisson sample of d_i + noise) / n with a public divisor n = ``layers.examples``.
+Without ``layers.bound`` B = 1 and every d_i is scaled to the norm itself, up or down: how large losses are
+depends on the head and on the warm-up, and their order over the layers does not (what Bu et al. 2023, arXiv
+2206.07136, do with gradients).
 
 Guarantee: d_i is a function of example i and of public values, as its ascent step is along its own
 gradient (or along public random directions). Adding or removing example i thus changes the sum by d_i
@@ -16,18 +19,19 @@ alone, of norm at most B sqrt(L), and the release is the Poisson-sampled Gaussia
 multiplier ``layers.noise`` over that sensitivity. With a step along the batch's gradient, one example
 would move v and with it every other d_j: the clipped sum could change by up to 2 B n sqrt(L).
 
-**private, unit client.** The mean of d_i over a sample of the silo's examples, clipped to the same norm,
-plus the same noise. Guarantee: the record is the silo, its vector is one release of norm at most
+**private, unit client.** The mean of d_i over a sample of the silo's examples, clipped (or scaled) to the
+same norm, plus the same noise. Guarantee: the record is the silo, its vector is one release of norm at most
 B sqrt(L), and the release is the Gaussian mechanism. (How the silo samples, and what it divides by, is
 then its own affair.)
 
-**private-top-k.** Each entry of d_i is clipped to [-B, B] and rounded to a multiple of B / 2^20, so that
-the sums over the sample are whole numbers. Of these utilities the silo makes one noisy choice of the
+**private-top-k.** Each entry of d_i is clipped to [-B, B] (without ``layers.bound``: d_i is divided by its
+largest entry in size) and rounded to a multiple of B / 2^20, so that the sums over the sample are whole
+numbers. Of these utilities the silo makes one noisy choice of the
 layers to keep, and releases it as a vote of 0 or 1 for each (one shot: ``layers.keep`` votes; a step of a
 greedy search: all but one). Guarantee: adding or removing an example changes each utility by at most 2^20,
 so the choice (:func:`privacy.selection.noisy_top`) is eps'-DP in exact arithmetic, and with the Poisson
 sample ``layers.epsilon``-DP for eps' = :func:`privacy.selection.amplified`. Unit client: the utilities are
-the clipped and rounded means over a sample of the silo's examples; without the silo they are 0, which
+the bounded and rounded means over a sample of the silo's examples; without the silo they are 0, which
 changes each by at most 2^20 as well, and nothing is amplified: eps' = ``layers.epsilon``.
 
 **paper.** S_l of the mean loss over a sample, as it is: no guarantee, and the ledger's event says so.
@@ -51,12 +55,13 @@ from fedllm.local_training import Streams
 from fedllm.settings import Settings
 from fedllm.tasks.base import Params
 from fedllm.tunable import Tunable
-from privacy.clipping import clip_and_sum, clip_vector
+from privacy.clipping import clip_and_sum
 from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
 from privacy.sampling import poisson_sample
 from privacy.selection import amplified, noisy_top
 
+_MARGIN = 1.0 - 2.0**-22
 UNITS = 2**20
 """Whole units in ``layers.bound``: the sensitivity of a utility."""
 
@@ -91,14 +96,15 @@ def release_scores(
     if layers.form == "private-top-k":
         rate = 1.0 if by_client else sampling_rate
         return _votes(differences, settings, rate, streams("noise", 0))
-    sensitivity = score_sensitivity(layers.bound, len(candidates))
+    divisor = float(layers.examples)
     if by_client:
         divisor = 1.0
-        mean = differences.sum(0) / max(1, len(sample))
-        total = clip_vector(mean, sensitivity)[0].double()
-    else:
-        divisor = float(layers.examples)
-        total = clip_and_sum([differences], sensitivity).sums[0].double()
+        differences = differences.sum(0, keepdim=True) / max(1, len(sample))
+    sensitivity = score_sensitivity(settings, len(candidates))
+    if layers.bound is None:
+        # To a little less, as clipping does, so that rounding to float32 does not go beyond.
+        differences = _scaled(differences, differences.norm(dim=1)) * (sensitivity * _MARGIN)
+    total = clip_and_sum([differences], sensitivity).sums[0].double()
     if settings.privacy.mode == "none":
         return total / divisor
     return add_gaussian(total, sensitivity, layers.noise, streams("noise", 0)) / divisor
@@ -107,10 +113,13 @@ def release_scores(
 def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSource) -> Tensor:
     """1 for each candidate that the silo would keep, else 0."""
     layers = settings.layers
-    scaled = differences.clamp(-layers.bound, layers.bound) * (UNITS / layers.bound)
     if settings.privacy.unit == "client":
-        scaled = scaled.sum(0, keepdim=True) / max(1, len(scaled))
-    utilities = [int(value) for value in scaled.round().clamp(-UNITS, UNITS).long().sum(0)]
+        differences = differences.sum(0, keepdim=True) / max(1, len(differences))
+    if layers.bound is None:
+        units = _scaled(differences, differences.abs().amax(dim=1)) * UNITS
+    else:
+        units = differences * (UNITS / layers.bound)
+    utilities = [int(value) for value in units.round().clamp(-UNITS, UNITS).long().sum(0)]
     count = kept_in_a_step(len(utilities), settings)
     if settings.privacy.mode == "none":
         order = sorted(range(len(utilities)), key=lambda place: (utilities[place], place))
@@ -122,6 +131,11 @@ def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSour
     return votes
 
 
+def _scaled(rows: Tensor, sizes: Tensor) -> Tensor:
+    """Each row over its size; a row of zeros stays."""
+    return rows / torch.where(sizes > 0, sizes, 1.0)[:, None]
+
+
 def relative(sharpness: Tensor) -> Tensor:
     """Each row minus its own mean; a row with an entry that is not finite counts as 0."""
     finite = sharpness.isfinite().all(dim=1, keepdim=True)
@@ -129,9 +143,9 @@ def relative(sharpness: Tensor) -> Tensor:
     return known - known.mean(dim=1, keepdim=True)
 
 
-def score_sensitivity(bound: float, candidates: int) -> float:
-    """B sqrt(L): the L2 norm to which one record's vector of scores is clipped."""
-    return bound * math.sqrt(candidates)
+def score_sensitivity(settings: Settings, candidates: int) -> float:
+    """B sqrt(L): the L2 norm of one record's vector of scores at most."""
+    return (settings.layers.bound or 1.0) * math.sqrt(candidates)
 
 
 def score_noise_std(settings: Settings, candidates: int) -> float:
@@ -140,4 +154,4 @@ def score_noise_std(settings: Settings, candidates: int) -> float:
     if layers.form != "private" or settings.privacy.mode == "none":
         return 0.0
     divisor = 1.0 if settings.privacy.unit == "client" else float(layers.examples)
-    return layers.noise * score_sensitivity(layers.bound, candidates) / divisor
+    return layers.noise * score_sensitivity(settings, candidates) / divisor
