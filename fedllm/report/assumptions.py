@@ -49,6 +49,15 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         )
     items.append(("Who adds the noise", _noise(settings)))
     items.append(("Source of randomness", _randomness(seeded)))
+    used_for = _uses_of_public_text(settings)
+    if used_for:
+        items.append(
+            (
+                "Public text",
+                f"The text of [public] (public.source = {settings.public.source}) holds no record of a "
+                f"silo's data. It was used for {used_for}, without noise, and nothing protects it.",
+            )
+        )
     items.append(
         (
             "Floating-point noise",
@@ -172,6 +181,16 @@ def not_covered(settings: Settings) -> list[Item]:
             )
         )
     return items
+
+
+def _uses_of_public_text(settings: Settings) -> str:
+    teacher = settings.teacher
+    uses = {
+        "the choice of layers": settings.layers.form == "public",
+        "the training of the teacher": teacher.kind == "public",
+        "the distillation from the teacher": teacher.kind != "none" and teacher.distillation > 0,
+    }
+    return " and ".join(use for use, asked in uses.items() if asked)
 
 
 def _unit(settings: Settings) -> str:

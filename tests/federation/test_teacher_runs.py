@@ -228,6 +228,8 @@ def test_public_teacher_is_trained_once_and_pulls_the_model(
     assert report["guarantee"]["level"] == "conditional", "seeded, as without a teacher"
     assert report["teacher"]["kind"] == "public"
     assert report["teacher"]["public"]["examples"] == 30
+    assumed = {item["title"]: item["text"] for item in report["assumptions"]}
+    assert "used for the training of the teacher, without noise" in assumed["Public text"]
     # Another file under the same name is refused.
     (parts.path / "teacher.safetensors").write_bytes(
         (run.path / "teacher.safetensors").read_bytes()[:-1]
