@@ -104,7 +104,7 @@ def model_card(
     run: RunFolder, checkpoint: Checkpoint, report: Mapping[str, Any], *, peft: bool
 ) -> str:
     """The card's text (Markdown with the hub's metadata): guarantee first, then use and limits."""
-    settings = run.settings()
+    settings = run.settings_of(released_params(checkpoint))
     model, task = settings.model, settings.task
     lines = [
         "---",
@@ -127,7 +127,7 @@ def model_card(
         f"- Base model: `{model.name}`"
         + (f", revision `{model.revision}`" if model.revision else "")
         + ", frozen.",
-        f"- Trained: {_trained(checkpoint)}, in {checkpoint.round} federated rounds with "
+        f"- Trained: {_trained(checkpoint, settings)}, in {checkpoint.round} federated rounds with "
         f"{len(report['silos'])} silos.",
         f"- Task: {task.kind}"
         + _classes(settings)
@@ -223,11 +223,13 @@ def _tags(settings: Settings, peft: bool) -> list[str]:
     return tags
 
 
-def _trained(checkpoint: Checkpoint) -> str:
+def _trained(checkpoint: Checkpoint, settings: Settings) -> str:
     parts = []
     if PREFIX in checkpoint.params:
         layers, _, _, length, _ = checkpoint.params[PREFIX].shape
-        parts.append(f"a prefix of {length} positions in {layers} layers")
+        named = settings.prefix.layers
+        which = "" if named == "all" else f" ({', '.join(map(str, named))})"
+        parts.append(f"a prefix of {length} positions in {layers} layers{which}")
     if any(name != PREFIX for name in checkpoint.params):
         parts.append("a classification head")
     count = sum(value.numel() for value in checkpoint.params.values())

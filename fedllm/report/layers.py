@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from fedllm.flatness.layer_choice import CHOICE, Choice, read_choice
+from fedllm.flatness.layer_choice import CHOICE, Choice, Step, read_choice
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.encoding import mu_by_purpose
 from fedllm.report.record import RunRecord
@@ -41,6 +41,7 @@ def layers(
                 "mean": list(step.mean),
                 "noise_std": step.noise_std,
                 "dropped": list(step.dropped),
+                "margin": _margin(step),
                 "silos": len(step.sampling_rates),
                 "seconds": step.seconds,
                 "bytes": step.bytes_up + step.bytes_down,
@@ -64,6 +65,13 @@ def unrecorded_scores(run: RunRecord) -> list[str]:
         f"the layers were chosen by scores of which the ledger has no row, of {shown}: something was "
         "released without a record"
     ]
+
+
+def _margin(step: Step) -> float:
+    """The lowest score that was kept minus the highest that was dropped."""
+    scores = dict(zip(step.candidates, step.mean, strict=True))
+    dropped = [scores.pop(layer) for layer in step.dropped]
+    return min(scores.values()) - max(dropped)
 
 
 def _told(run: RunRecord) -> Choice | None:

@@ -237,11 +237,11 @@ a layer is kept where the loss without its prefix is sharper (Privacy-Flat, leve
 {% if choice.steps %}
 <div class="scroll" tabindex="0" role="region" aria-label="Scores of the layers">
 <table>
-<caption>Scores ({{ "random directions" if choice.measure == "random" else "one ascent step" }}, radius {{ "%.3g" | format(choice.radius) }}{% if choice.search == "greedy" %}, one layer dropped at a time{% endif %}); the higher, the more the layer's prefix flattens.</caption>
-<thead><tr><th scope="col">Step</th>{% for layer in choice.layers %}<th scope="col" class="num">Layer {{ layer }}</th>{% endfor %}<th scope="col" class="num">Noise (std)</th><th scope="col">Dropped</th></tr></thead>
+<caption>Scores ({{ "random directions" if choice.measure == "random" else "one ascent step" }}, radius {{ "%.3g" | format(choice.radius) }}{% if choice.search == "greedy" %}, one layer dropped at a time{% endif %}); the higher, the more the layer's prefix flattens. The margin is from the lowest that was kept to the highest that was dropped: below the noise, the choice is mostly the noise's.</caption>
+<thead><tr><th scope="col">Step</th>{% for layer in choice.layers %}<th scope="col" class="num">Layer {{ layer }}</th>{% endfor %}<th scope="col" class="num">Noise (std)</th><th scope="col" class="num">Margin</th><th scope="col">Dropped</th></tr></thead>
 <tbody>
 {% for step in choice.steps %}
-<tr><th scope="row">{{ loop.index }}</th>{% for layer in choice.layers %}<td class="num">{% if layer in step.candidates %}{{ "%.4g" | format(step.mean[step.candidates.index(layer)]) }}{% else %}–{% endif %}</td>{% endfor %}<td class="num">{{ "%.2g" | format(step.noise_std) }}</td><td>{{ step.dropped | join(", ") }}</td></tr>
+<tr><th scope="row">{{ loop.index }}</th>{% for layer in choice.layers %}<td class="num">{% if layer in step.candidates %}{{ "%.4g" | format(step.mean[step.candidates.index(layer)]) }}{% else %}–{% endif %}</td>{% endfor %}<td class="num">{{ "%.2g" | format(step.noise_std) }}</td><td class="num">{{ "%.2g" | format(step.margin) }}</td><td>{{ step.dropped | join(", ") }}</td></tr>
 {% endfor %}
 </tbody>
 </table>

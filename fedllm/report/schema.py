@@ -217,6 +217,7 @@ class LayerStepPart(Part):
     mean: list[Real] = Field(description="Score of each, as released: the mean over the silos.")
     noise_std: Real = Field(description="Of the privacy noise in each mean score.")
     dropped: list[int]
+    margin: Real = Field(description="The lowest score kept minus the highest dropped.")
     silos: int = Field(description="That released scores; 0 where public text was measured.")
     seconds: float
     bytes: int

@@ -200,6 +200,67 @@ def test_a_run_that_was_interrupted_at_the_choice_gives_the_same_bits(
     assert keys[0] == keys[1]
 
 
+def test_a_run_killed_before_its_first_round_goes_on_with_its_choice(
+    start: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint yet: the choice alone is on disk."""
+    changes = PRIVATE | {"server.rounds": 2}
+    whole, run = start("whole", **changes), start("cut", **changes)
+    assert in_process(whole) == "finished"
+
+    def write(name: str, value: Any) -> Any:
+        RunFolder.write_json(run, name, value)
+        if name == "layers.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_json", write)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(run)
+    asked: list[str] = []
+
+    def watch(task: Message, reply: Message) -> Message:
+        asked.append(task.metadata.message_type)
+        return reply
+
+    again = RunFolder.open(run.path)
+    assert again.settings().prefix.layers != "all"
+    assert in_process(again, watch) == "finished"
+    assert names.ASK_SCORES not in asked
+    assert same_bits(final(again), final(whole))
+    keys = [{(r.party, r.key) for r in rows(r)} for r in (again, whole)]
+    assert keys[0] == keys[1]
+
+
+def test_a_trusted_server_goes_on_with_fewer_layers(start: Start, in_process: Federate) -> None:
+    trusted = {"privacy.unit": "client", "privacy.noise_by": "server"}
+    run = start("trusted", **trusted, **{"layers.form": "public", "layers.after": 1})
+    assert in_process(run) == "finished", run.state()["message"]
+    assert final(run)["prefix"].shape[0] == 2
+    assert rounds(run)[-1]["bytes_up"] < rounds(run)[0]["bytes_up"]
+
+
+def test_a_decoder_with_chosen_layers_is_exported_without_peft(
+    start: Start, in_process: Federate, tmp_path: Path, word_files: Path
+) -> None:
+    """PEFT's format has a prefix in every layer; none there is another model than one of zeros."""
+    settings = deep_settings(tmp_path, word_files, "decoder")(
+        **{"layers.form": "public", "server.rounds": 1}
+    )
+    run = RunFolder.create(settings, tmp_path / "decoder")
+    assert in_process(run) == "finished", run.state()["message"]
+    from fedllm.export import export_adapter
+
+    exported = export_adapter(run, tmp_path / "out")
+    assert not exported.peft
+    assert "every layer" in exported.why_not_peft
+    kept = choice_of(run).remaining
+    predictor = Predictor(tmp_path / "out")
+    assert predictor.tunable.spec is not None
+    assert predictor.tunable.spec.layers == kept
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"2 positions in 2 layers ({kept[0]}, {kept[1]})" in card
+
+
 def test_a_checkpoint_of_before_the_choice_is_used_with_all_its_layers(
     start: Start, in_process: Federate
 ) -> None:
