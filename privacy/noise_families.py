@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from privacy.scalar_noise import (
     ExponentialPowerNoise,
@@ -30,6 +31,8 @@ class SearchSpace:
       low, high: Bounds of each number of a shape; empty where the family has one shape only.
       grid: Shapes to try first.
       make: (shape, amount > 0) -> noise. More noise hides more: epsilon falls with the amount.
+      cost: (shape, amount) -> noise on one number that costs at least as much; None: the noise itself.
+      accounted_as: A word for `cost`, of the cache's key.
     """
 
     family: str
@@ -37,6 +40,12 @@ class SearchSpace:
     high: Shape
     grid: tuple[Shape, ...]
     make: Callable[[Shape, float], ScalarNoise]
+    cost: Callable[[Shape, float], ScalarNoise] | None = None
+    accounted_as: str = "itself"
+
+    def accounted(self, shape: Shape, amount: float) -> ScalarNoise:
+        """What is accounted in place of `make(shape, amount)`."""
+        return (self.cost or self.make)(shape, amount)
 
     def clipped(self, shape: Sequence[float]) -> Shape:
         """The nearest shape within the bounds."""
@@ -58,9 +67,9 @@ def _exponential_power(shape: Shape, amount: float) -> ScalarNoise:
     return unit.scaled(amount / unit.mean_abs)
 
 
-def _staircase(shape: Shape, amount: float) -> ScalarNoise:
+def _staircase(shape: Shape, amount: float, period: float = 1.0) -> ScalarNoise:
     """The shape is gamma; the amount of noise is the inverse of the step's loss."""
-    return StaircaseNoise(1 / amount, shape[0])
+    return StaircaseNoise(period / amount, shape[0], period)
 
 
 def _lmo(shape: Shape, amount: float) -> ScalarNoise:
@@ -77,8 +86,8 @@ def _lmo(shape: Shape, amount: float) -> ScalarNoise:
         a1=first,
         a3=third,
         a4=fourth,
-        gamma_shape=k,
-        gamma_scale=1 / k,
+        gamma_shape=k if first else 1.0,
+        gamma_scale=1 / k if first else 1.0,
         exponential_rate=1.0,
         uniform_low=1 - spread,
         uniform_high=1 + spread,
@@ -92,7 +101,36 @@ def _between(low: float, high: float, count: int) -> tuple[Shape, ...]:
 _LOG_BETA = (math.log(0.5), math.log(4.0))
 _LOG_K = (math.log(0.25), math.log(64.0))
 
-SPACES: tuple[SearchSpace, ...] = (  # from the simplest to the richest: ties go to the simpler
+
+def search_spaces(dimension: int) -> list[SearchSpace]:
+    """The families from the simplest to the richest: ties go to the simpler.
+
+    Of vectors the staircase's steps are as wide as the change of an entry that is spread over all.
+    """
+    steps = partial(_staircase, period=dimension**-0.5)
+    return [replace(s, make=steps) if s.family == "staircase" else s for s in _SPACES]
+
+
+def pure_laplace_space(dimension: int) -> SearchSpace:
+    """Laplace noise on each entry of a vector, accounted by pure privacy.
+
+    Guarantee: a change v of L2 norm 1 has an L1 norm of at most sqrt(dimension), so one release is (e,
+    0)-DP with e = sqrt(dimension) / scale, and no such mechanism costs more than randomised response
+    (Kairouz, Oh and Viswanath 2015, "The composition theorem for differential privacy"),
+    which a staircase of gamma = 1/2 is: its loss is e or -e, with those probabilities.
+    """
+    return SearchSpace(
+        "laplace",
+        (),
+        (),
+        ((),),
+        _laplace,
+        lambda shape, amount: StaircaseNoise(dimension**0.5 / amount, 0.5),
+        "pure",
+    )
+
+
+_SPACES: tuple[SearchSpace, ...] = (
     SearchSpace("gaussian", (), (), ((),), _gaussian),
     SearchSpace("laplace", (), (), ((),), _laplace),
     SearchSpace(

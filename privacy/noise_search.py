@@ -10,82 +10,33 @@ answer.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from dp_accounting.dp_event import DpEvent
 from scipy.optimize import minimize, minimize_scalar
 
 from privacy.accountants import make_accountant
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
 from privacy.calibration import GOAL, solve_decreasing
-from privacy.events import multiset, scalar_noise
-from privacy.noise_families import SPACES, SearchSpace, Shape
+from privacy.events import scalar_noise
+from privacy.noise_families import SearchSpace, Shape, pure_laplace_space, search_spaces
+from privacy.noise_question import NoiseQuestion, Objective
 from privacy.result_cache import read_result, write_result
 from privacy.scalar_noise import ScalarNoise, noise_from_dict
+from privacy.vector_shift import splits, spread_losses
 
-_FORMAT = 1  # part of the cache's key: raise it when an answer may change
+_LIBRARY = version("dp-accounting")
 _TIE = 1e-3  # relative gain below which the simpler family is named
 _COARSE, _FINE = 2e-3, 1e-4  # tolerances of epsilon
 _CELLS_OF_SPREAD, _CELLS_OF_EPSILON = 30, 400
 _MOST_CELLS = 300_000
 _LARGEST_AMOUNT, _SMALLEST_AMOUNT = 1e9, 1e-4
-_LOCAL_STEPS = {1: 14, 4: 140}  # by the number of a shape's parameters
-SMALLEST_DELTA = 1e-13  # below, floating point is most of what the accountant answers
-
-
-class Objective(StrEnum):
-    """What the search minimises; `usefulness` is the probability that |noise| is below `gamma`."""
-
-    STD = "std"
-    MEAN_ABS = "mean-abs"
-    USEFULNESS = "usefulness"
-
-
-@dataclass(frozen=True)
-class NoiseQuestion:
-    """What the noise is for: numbers that one record changes by at most 1, each in a step of its own.
-
-    Attributes:
-      epsilon, delta: The target of all steps together, under add-or-remove-one.
-      steps: How many numbers are released.
-      sampling_rate: Probability of each record to be in a step, drawn anew for each (Poisson).
-      objective: What is made least (of usefulness: its complement).
-      gamma: For usefulness: the error that is acceptable, in units of the sensitivity; 0 is the
-        standard deviation of the Gaussian that keeps to the target.
-
-    Raises:
-      ValueError: A value is out of range.
-    """
-
-    epsilon: float
-    delta: float
-    steps: int = 1
-    sampling_rate: float = 1.0
-    objective: Objective = Objective.STD
-    gamma: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
-            raise ValueError(f"Expected a finite epsilon > 0, got epsilon={self.epsilon}")
-        if not SMALLEST_DELTA <= self.delta < 1:
-            raise ValueError(f"Expected {SMALLEST_DELTA:g} <= delta < 1, got delta={self.delta}")
-        if isinstance(self.steps, bool) or self.steps != int(self.steps) or self.steps < 1:
-            raise ValueError(f"Expected a whole number of steps >= 1, got steps={self.steps}")
-        if not 0 < self.sampling_rate <= 1:
-            raise ValueError(
-                f"Expected 0 < sampling_rate <= 1, got sampling_rate={self.sampling_rate}"
-            )
-        if not (self.gamma >= 0 and math.isfinite(self.gamma)):
-            raise ValueError(f"Expected a finite gamma >= 0, got gamma={self.gamma}")
+_LOCAL_STEPS = {1: 14, 4: 100}  # by the number of a shape's parameters
 
 
 @dataclass(frozen=True)
@@ -93,16 +44,19 @@ class Candidate:
     """The best noise of one family.
 
     Attributes:
-      noise: For a number of sensitivity 1; `noise.scaled(c)` for sensitivity c.
-      epsilon: What all steps cost by the PLD accountant: at most the target.
+      noise: For a number, or a vector, of sensitivity 1; `noise.scaled(c)` for sensitivity c.
+      epsilon: What all steps cost, at most the target: by the PLD accountant, unless `floor`.
       value: The objective, least is best.
       tried: How many shapes were calibrated.
+      floor: Of a vector: the noise is the least that could be enough, and comes without a guarantee
+        (`vector_shift`); epsilon is that of the changes that were looked at.
     """
 
     noise: ScalarNoise
     epsilon: float
     value: float
     tried: int
+    floor: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,22 +66,30 @@ class NoiseSearch:
     Attributes:
       question: With `gamma` filled in.
       candidates: By family.
+      proven: Of vectors, Laplace noise with a guarantee, by pure privacy; None for numbers.
     """
 
     question: NoiseQuestion
     candidates: dict[str, Candidate]
+    proven: Candidate | None = None
 
     @property
     def winner(self) -> Candidate:
-        """The best; where families are within 0.1 % of it, the simplest of these."""
-        best = min(candidate.value for candidate in self.candidates.values())
-        close = (c for c in self.candidates.values() if c.value <= best * (1 + _TIE))
-        return next(close)
+        """The best with a guarantee; where families are within 0.1 % of it, the simplest of these."""
+        offered = [c for c in (*self.candidates.values(), self.proven) if c and not c.floor]
+        best = min(candidate.value for candidate in offered)
+        return next(c for c in offered if c.value <= best * (1 + _TIE))
 
     @property
     def gaussian(self) -> Candidate:
         """The Gaussian that keeps to the same target."""
         return self.candidates["gaussian"]
+
+    @property
+    def undecided(self) -> list[str]:
+        """Families that may do better than the winner, but come without a guarantee for vectors."""
+        limit = self.winner.value * (1 - _TIE)
+        return [f for f, c in self.candidates.items() if c.floor and c.value < limit]
 
 
 Progress = Callable[[float, str], None]
@@ -150,10 +112,11 @@ def search_noise(
     Raises:
       ValueError: No amount of noise keeps to the target.
 
-    Guarantee: of every candidate, `epsilon` is an upper bound by the PLD accountant at the question's
-    delta, steps and sampling rate, and is at most the question's epsilon.
+    Guarantee: of every candidate that is no floor, `epsilon` is an upper bound by the PLD accountant at
+    the question's delta, steps and sampling rate, and is at most the question's epsilon.
     """
-    spaces = [s for s in SPACES if not families or s.family in ("gaussian", *families)]
+    spaces = search_spaces(question.dimension)
+    spaces = [s for s in spaces if not families or s.family in ("gaussian", *families)]
     candidates: dict[str, Candidate] = {}
     for place, space in enumerate(spaces):
 
@@ -161,36 +124,37 @@ def search_noise(
             progress((place + min(share, 1.0)) / len(spaces), family)
 
         tell(0.0)
-        candidates[space.family] = _family(question, space, cache_dir, tell)
+        floor = question.dimension > 1 and space.family != "gaussian"
+        candidates[space.family] = _kept(question, space, floor, cache_dir, tell)
         if space.family == "gaussian" and question.gamma == 0:
-            std = candidates["gaussian"].noise.std
-            question = NoiseQuestion(**{**asdict(question), "gamma": std})
+            question = replace(question, gamma=candidates["gaussian"].noise.std)
+    proven = None
+    if question.dimension > 1 and "laplace" in candidates:
+        pure = pure_laplace_space(question.dimension)
+        proven = _kept(question, pure, False, cache_dir, lambda share: None)
     progress(1.0, "")
-    return NoiseSearch(question, candidates)
+    return NoiseSearch(question, candidates, proven)
 
 
-def _family(
+def _kept(
     question: NoiseQuestion,
     space: SearchSpace,
+    floor: bool,
     cache_dir: Path | None,
     tell: Callable[[float], None],
 ) -> Candidate:
-    key = {
-        "format": _FORMAT,
-        "dp-accounting": version("dp-accounting"),
-        "family": space.family,
-        **{k: repr(v) if isinstance(v, float) else v for k, v in asdict(question).items()},
-    }
+    """The best of one family, from the cache if it is there."""
+    asked = question
     if question.objective is not Objective.USEFULNESS or space.family == "gaussian":
-        key["gamma"] = None  # it changes nothing
+        asked = replace(question, gamma=0.0)  # it changes nothing
+    key = asked.key(family=space.family, accounted=space.accounted_as, library=_LIBRARY)
     stored = read_result(cache_dir, "noise", key)
     try:
         return Candidate(**{**stored, "noise": noise_from_dict(stored["noise"])})
     except (TypeError, KeyError, ValueError):  # none, or none of ours
         pass
-    found = _Search(question, space, tell).run()
-    result = {**asdict(found), "noise": found.noise.to_dict()}
-    write_result(cache_dir, "noise", key, result)
+    found = _Search(question, space, floor, tell).run()
+    write_result(cache_dir, "noise", key, {**asdict(found), "noise": found.noise.to_dict()})
     return found
 
 
@@ -204,7 +168,14 @@ def objective_value(noise: ScalarNoise, question: NoiseQuestion) -> float:
 
 
 def composed_loss(noise: ScalarNoise, question: NoiseQuestion) -> tuple[LossDistribution, ...]:
-    """The loss of all steps, one distribution a direction: an upper bound, fine enough to search by."""
+    """The loss of all steps, one distribution a direction.
+
+    Of numbers (and of Gaussian noise, whatever the dimension) an upper bound, fine enough to search by; of
+    vectors that of the change spread over most entries.
+    """
+    if question.dimension > 1 and noise.family != "gaussian":
+        most = splits(question.dimension)[-1]
+        return _spread(noise, question, most)
     spread, reach = scalar_spread(noise, question.sampling_rate, 1.0)
     interval = min(spread / _CELLS_OF_SPREAD, question.epsilon / _CELLS_OF_EPSILON)
     interval = max(interval, min(reach, 100.0) / _MOST_CELLS)
@@ -217,31 +188,59 @@ def composed_loss(noise: ScalarNoise, question: NoiseQuestion) -> tuple[LossDist
         interval *= 2
 
 
+def _spread(
+    noise: ScalarNoise, question: NoiseQuestion, entries: int
+) -> tuple[LossDistribution, ...]:
+    resolution = question.epsilon / _CELLS_OF_EPSILON
+    return spread_losses(noise, entries, question.sampling_rate, question.steps, resolution)
+
+
+def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
+    """Epsilon of all steps: of numbers an upper bound, of vectors a floor (`vector_shift`)."""
+    if question.dimension == 1 or noise.family == "gaussian":
+        losses = composed_loss(noise, question)
+    else:
+        each = (_spread(noise, question, entries) for entries in splits(question.dimension))
+        losses = tuple(loss for pair in each for loss in pair)
+    return max(loss.epsilon(question.delta) for loss in losses)
+
+
+def accounted_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
+    """Epsilon of all steps as the ledger's headline accountant has it, for a number of sensitivity 1."""
+    event = scalar_noise(noise, question.steps, question.sampling_rate)
+    return make_accountant("pld").epsilon({event: 1}, question.delta)
+
+
 @dataclass
 class _Search:
     """The search through one family."""
 
     question: NoiseQuestion
     space: SearchSpace
+    floor: bool
     tell: Callable[[float], None]
 
     def __post_init__(self) -> None:
         self.known: dict[Shape, tuple[float, float]] = {}  # shape -> (value, amount)
         self.amount = 1.0  # of the last shape: the next one's is near
         dimension = len(self.space.low)
-        self.expected = len(self.space.grid) + 2 * _LOCAL_STEPS.get(dimension, 0)
+        local = 2 * _LOCAL_STEPS.get(dimension, 0) if dimension == 1 or not self.floor else 0
+        self.expected = len(self.space.grid) + local
 
     def run(self) -> Candidate:
         for shape in self.space.grid:
             self.value(shape)
         for start in self._starts():
-            self._refine(start)
+            if len(start) == 1 or not self.floor:  # of vectors' mixtures the grid says enough
+                self._refine(start)
         shape = min(self.known, key=lambda s: (self.known[s][0], s))
         if not math.isfinite(self.known[shape][0]):
             raise ValueError(f"No {self.space.family} noise keeps to the target of {self.question}")
-        amount, epsilon = self._least_amount(shape, self.known[shape][1], self._epsilon, _FINE)
+        final = self._quick if self.floor else self._accounted
+        amount, epsilon = self._least_amount(shape, self.known[shape][1], final, _FINE)
         noise = self.space.make(shape, amount)
-        return Candidate(noise, epsilon, objective_value(noise, self.question), len(self.known))
+        value = objective_value(noise, self.question)
+        return Candidate(noise, epsilon, value, len(self.known), self.floor)
 
     def value(self, shape: Shape) -> float:
         """The objective of a shape in the least amount that keeps to the target."""
@@ -255,7 +254,7 @@ class _Search:
 
     def _measure(self, shape: Shape) -> tuple[float, float]:
         try:
-            amount, _ = self._least_amount(shape, self.amount, self._quick_epsilon, _COARSE)
+            amount, _ = self._least_amount(shape, self.amount, self._quick, _COARSE)
         except ValueError:
             return math.inf, math.nan
         self.amount = amount
@@ -268,7 +267,7 @@ class _Search:
 
         @cache
         def of(amount: float) -> float:
-            return cost(self.space.make(shape, amount))
+            return cost(self.space.accounted(shape, amount))
 
         goal = self.question.epsilon * GOAL
         factor = 1.05 if tolerance == _FINE else 1.3
@@ -284,11 +283,11 @@ class _Search:
             factor = min(factor**2, 16.0)
         return solve_decreasing(of, goal, tolerance, low, high)
 
-    def _quick_epsilon(self, noise: ScalarNoise) -> float:
-        return max(d.epsilon(self.question.delta) for d in composed_loss(noise, self.question))
+    def _quick(self, noise: ScalarNoise) -> float:
+        return quick_epsilon(noise, self.question)
 
-    def _epsilon(self, noise: ScalarNoise) -> float:
-        return make_accountant("pld").epsilon(events(noise, self.question), self.question.delta)
+    def _accounted(self, noise: ScalarNoise) -> float:
+        return accounted_epsilon(noise, self.question)
 
     def _starts(self) -> list[Shape]:
         """The grid's best shape and, of those that are not beside it, the second."""
@@ -333,17 +332,13 @@ class _Search:
         )
 
 
-def events(noise: ScalarNoise, question: NoiseQuestion) -> Counter[DpEvent]:
-    """What the question's steps cost with this noise, as the ledger would hold it."""
-    return multiset(scalar_noise(noise, question.steps, question.sampling_rate))
-
-
 def figures(search: NoiseSearch) -> dict[str, Any]:
     """The answer as JSON's types: the winner, the Gaussian, and every family's best.
 
     Returns:
       `family`, `parameters`, `std`, `mean_abs` of the winner; `gaussian_std` and the winner's ratios to
-      the Gaussian `ratio_std` and `ratio_mean_abs`; the question; `families`, the same of each.
+      the Gaussian `ratio_std` and `ratio_mean_abs`; the question; `families`, the same of each (`floor`:
+      at least so much is needed); of vectors `proven_laplace` and the families left `undecided`.
     """
     gaussian = search.gaussian.noise
 
@@ -357,12 +352,14 @@ def figures(search: NoiseSearch) -> dict[str, Any]:
             "ratio_std": noise.std / gaussian.std,
             "ratio_mean_abs": noise.mean_abs / gaussian.mean_abs,
             "epsilon": candidate.epsilon,
+            "floor": candidate.floor,
         }
 
-    question: Mapping[str, Any] = asdict(search.question)
     return {
         **of(search.winner),
         "gaussian_std": gaussian.std,
-        "question": {**question, "objective": str(search.question.objective)},
+        "question": search.question.to_dict(),
         "families": [of(candidate) for candidate in search.candidates.values()],
+        **({"proven_laplace": of(search.proven)} if search.proven else {}),
+        "undecided": search.undecided,
     }
