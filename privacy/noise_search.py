@@ -284,7 +284,9 @@ class _Search:
         return solve_decreasing(of, goal, tolerance, low, high)
 
     def _quick(self, noise: ScalarNoise) -> float:
-        return quick_epsilon(noise, self.question)
+        # What has a guarantee is accounted as a number: the Gaussian, and the bound by pure privacy.
+        asked = self.question if self.floor else replace(self.question, dimension=1)
+        return quick_epsilon(noise, asked)
 
     def _accounted(self, noise: ScalarNoise) -> float:
         return accounted_epsilon(noise, self.question)

@@ -20,6 +20,7 @@ MOST_ENTRIES = (
     4096  # over which a change is spread: more change little, and cost time and round-off
 )
 _CELLS = 30  # in a standard deviation of a loss
+_FEW = 16
 _MOST_CELLS = 400_000
 
 
@@ -46,7 +47,8 @@ def spread_losses(
     """
     shift = 1 / math.sqrt(entries)
     spread, reach = scalar_spread(noise, 1.0, shift)
-    interval = min(spread / _CELLS, resolution)
+    # The largest loss of few entries is the sum of theirs, and so is its rounding.
+    interval = min(spread / _CELLS, resolution / min(entries, _FEW))
     interval = max(interval, min(reach, 100.0) / _MOST_CELLS)
     (one,) = scalar_losses(noise, 1.0, shift, interval)
     vector = _composed(one, entries)
