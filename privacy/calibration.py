@@ -23,7 +23,7 @@ from privacy.result_cache import read_result, write_result
 from privacy.vocabulary import Relation
 
 _NONE: Mapping[DpEvent, int] = MappingProxyType({})
-_GOAL = 1 - 1e-9  # below the target by more than round-off differs between machines
+GOAL = 1 - 1e-9  # below the target by more than round-off differs between machines
 _FORMAT = 2
 _KIND = "calibration"  # of the cache's files
 _LARGEST_NOISE = 1e6
@@ -56,14 +56,14 @@ def _require_room(
     accountant: Accountant, others: Counter[DpEvent], epsilon: float, delta: float
 ) -> None:
     spent = accountant.epsilon(others, delta)
-    if spent >= epsilon * _GOAL:
+    if spent >= epsilon * GOAL:
         raise ValueError(
             f"No noise is enough: the other events alone cost epsilon={spent:.6g} at "
             f"delta={delta:g}, the target is epsilon={epsilon:g}"
         )
 
 
-def _solve_decreasing(
+def solve_decreasing(
     cost: Callable[[float], float], goal: float, tolerance: float, low: float, high: float
 ) -> tuple[float, float]:
     """Find x in (low, high] with goal (1 - tolerance) <= cost(x) <= goal; cost decreases in x.
@@ -152,9 +152,9 @@ def calibrate_noise_multiplier(
         return others + multiset(dp_sgd(sampling_rate, noise, steps))
 
     _require_room(chosen, others, epsilon, delta)
-    goal = epsilon * _GOAL
+    goal = epsilon * GOAL
     low, high = _bracket(chosen, events, goal, delta)
-    noise, cost = _solve_decreasing(
+    noise, cost = solve_decreasing(
         lambda x: chosen.epsilon(events(x), delta), goal, tolerance, low, high
     )
     result = Calibration(noise, cost, delta, accountant, float(sampling_rate), int(steps))
@@ -225,7 +225,7 @@ def calibrate_steps(
             others + multiset(dp_sgd(sampling_rate, noise_multiplier, steps)), delta
         )
 
-    goal = epsilon * _GOAL
+    goal = epsilon * GOAL
     one = cost(1)
     if one > goal:
         raise ValueError(
@@ -266,7 +266,7 @@ def calibrate_sampling_rate(
         rate = min(1.0, 1 / inverse_rate)
         return chosen.epsilon(others + multiset(dp_sgd(rate, noise_multiplier, steps)), delta)
 
-    goal = epsilon * _GOAL
+    goal = epsilon * GOAL
     high = 1.0
     while cost(high) > goal:
         high *= 4
@@ -275,7 +275,7 @@ def calibrate_sampling_rate(
                 f"No sampling_rate above 1e-9 keeps to epsilon={epsilon:g} with "
                 f"noise_multiplier={noise_multiplier:g} and steps={steps}"
             )
-    inverse, found = _solve_decreasing(cost, goal, tolerance, max(1.0, high / 4), high)
+    inverse, found = solve_decreasing(cost, goal, tolerance, max(1.0, high / 4), high)
     rate = min(1.0, 1 / inverse)
     return Calibration(noise_multiplier, found, delta, accountant, rate, steps)
 

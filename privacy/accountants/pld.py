@@ -28,7 +28,7 @@ from privacy.event_kinds import (
     ScalarNoiseDpEvent,
     noise_of,
 )
-from privacy.scalar_noise import ScalarNoise
+from privacy.scalar_noise import LaplaceNoise, ScalarNoise
 from privacy.vocabulary import Relation
 
 _LARGEST_INTERVAL = 1e-4
@@ -150,10 +150,20 @@ def _scalar(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] |
     return noise_of(inner), rate, 2.0 if replace else 1.0
 
 
+def _laplace(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] | None:
+    """The same of dp_accounting's own Laplace event; None where it is so large as to be nothing."""
+    rate, inner = 1.0, event
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        rate, inner = event.sampling_probability, event.event
+    if not isinstance(inner, dp.LaplaceDpEvent) or _pure_loss(event) > _LARGEST_PURE_LOSS:
+        return None
+    return LaplaceNoise(inner.noise_multiplier), rate, 2.0 if replace else 1.0
+
+
 def _spread(event: DpEvent, replace: bool) -> float | None:
     """Approximate standard deviation of the loss, where it may be small."""
     factor = 2.0 if replace else 1.0
-    if (scalar := _scalar(event, replace)) is not None:
+    if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[0]
     if isinstance(event, dp.PoissonSampledDpEvent):
         noise = event.event.noise_multiplier
@@ -170,7 +180,7 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
 
 def _reach(event: DpEvent, replace: bool) -> float | None:
     """The largest finite loss of an event that `_spread` knows."""
-    if (scalar := _scalar(event, replace)) is not None:
+    if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[1]
     if isinstance(event, dp.PoissonSampledDpEvent):
         return largest_loss(event.event.noise_multiplier, event.sampling_probability, replace)

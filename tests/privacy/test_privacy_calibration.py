@@ -144,7 +144,7 @@ def test_cache_saves_the_work_and_is_keyed_by_every_input(tmp_path, monkeypatch)
     def fail(*_):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(calibration, "_solve_decreasing", fail)
+    monkeypatch.setattr(calibration, "solve_decreasing", fail)
     assert calibrate_noise_multiplier(**ARGUMENTS, cache_dir=tmp_path) == first
     for changes in (
         {"epsilon": 1.6},

@@ -234,8 +234,8 @@ MUTATIONS = (
     Mutation(
         "calibration-with-slack",
         "privacy/calibration.py",
-        "_GOAL = 1 - 1e-9",
-        "_GOAL = 1 + 1e-3",
+        "GOAL = 1 - 1e-9",
+        "GOAL = 1 + 1e-3",
         "Every calibrated run costs up to a thousandth more than its owner allowed.",
         (f"{_CALIBRATION}::test_every_accountant_from_the_safe_side",),
     ),
