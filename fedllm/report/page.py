@@ -26,7 +26,7 @@ PAGE = """\
 {% endmacro %}
 {% macro measured(attacks) %}
 <ul>{% for row in attacks %}<li>{{ row.attack }}: AUC {{ "%.3f" | format(row.auc) }}, 95% confidence interval {{ "%.3f" | format(row.low) }} to {{ "%.3f" | format(row.high) }}, over {{ row.runs }} {{ "run" if row.runs == 1 else "runs" }} (0.5 is guessing).</li>{% endfor %}</ul>
-<p>What these attacks achieved; another attack may achieve more. A measurement is no guarantee.</p>
+<p>What these attacks achieved; another attack may achieve more. A measurement is no guarantee.{% if attacks[0].label %} It is {{ attacks[0].label }}.{% endif %}</p>
 {% endmacro %}
 {% set g = report.guarantee %}
 {% set taught = report.teacher %}
@@ -53,7 +53,7 @@ PAGE = """\
 
 {% if unguarded %}
 <div class="notice warn" id="membership"><strong>Membership inference, measured:</strong>
-{% if report.membership %}{{ measured(report.membership) }}{% else %}<p>Not measured for this model (no <code>membership.json</code> in the run folder). Nothing bounds what it tells of a single record.</p>{% endif %}</div>
+{% if report.membership %}{{ measured(report.membership) }}{% else %}<p>Not measured for this model (no <code>membership.json</code> in the run folder; <code>python -m simulations.leakage.run_membership</code> writes it). Nothing bounds what it tells of a single record.</p>{% endif %}</div>
 {% endif %}
 {% if report.problems %}
 <div class="notice warn" id="problems"><strong>Missing or damaged in this run folder:</strong>

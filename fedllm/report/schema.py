@@ -292,6 +292,7 @@ class MembershipPart(Part):
     low: Real = Field(description="Of the 95% confidence interval of the AUC.")
     high: Real
     runs: int = Field(description="Models that it was measured on.")
+    label: str | None = Field(description="What its author says of it.")
 
 
 class TitledPart(Part):

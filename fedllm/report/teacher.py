@@ -61,11 +61,16 @@ def teacher_defects(run: RunRecord) -> list[str]:
 
 def membership(run: RunRecord) -> list[dict[str, Any]]:
     """Measured membership inference against the run's model: attack, AUC with its confidence interval,
-    number of runs; empty where none was measured. What is damaged becomes a problem of the run."""
+    number of runs, and what is to be said of the measurement; empty where none was measured. What is
+    damaged becomes a problem of the run.
+
+    The file holds one such object, a list of them, or ``attacks`` with the list beside a ``label``.
+    """
     found = _read(run, MEMBERSHIP)
     if found is None:
         return []
     rows = found.get("attacks", [found]) if isinstance(found, dict) else found
+    label = found.get("label") if isinstance(found, dict) else None
     try:
         return [
             {
@@ -74,6 +79,7 @@ def membership(run: RunRecord) -> list[dict[str, Any]]:
                 "low": float(row["low"]),
                 "high": float(row["high"]),
                 "runs": int(row["runs"]),
+                "label": str(label) if label else None,
             }
             for row in rows
         ]

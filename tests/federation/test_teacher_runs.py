@@ -450,12 +450,14 @@ def test_measured_membership_stands_beside_the_first_line(
     page = (run.path / "report.html").read_text(encoding="utf-8")
     above = page[: page.index("<h1>")]
     assert "loss threshold: AUC 0.731, 95% confidence interval 0.702 to 0.758, over 3 runs" in above
-    assert build(run.path)["membership"] == [figure]
-    run.write_json("membership.json", {"attacks": [figure, figure | {"attack": "calibrated"}]})
-    assert [row["attack"] for row in build(run.path)["membership"]] == [
-        "loss threshold",
-        "calibrated",
-    ]
+    assert build(run.path)["membership"] == [figure | {"label": None}]
+    both = [figure, figure | {"attack": "calibrated"}]
+    run.write_json("membership.json", {"attacks": both, "label": "made of <private> texts"})
+    found = build(run.path)["membership"]
+    assert found == [row | {"label": "made of <private> texts"} for row in both]
+    write_report(run)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "It is made of &lt;private&gt; texts." in page[: page.index("<h1>")]
     run.write_json("membership.json", {"attack": "loss threshold"})
     found = build(run.path)
     assert found["membership"] == []
