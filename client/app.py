@@ -40,7 +40,8 @@ def train(message: Message, context: Context) -> Message:
             int(config[names.ROUND]),
             int(config[names.PLANNED_ROUNDS]),
             version,
-            _duplicate(message),
+            duplicate=_duplicate(message),
+            previous=_previous(message, worker),
         )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
@@ -180,6 +181,15 @@ def _duplicate(message: Message) -> dict[str, Any] | None:
     if names.DUPLICATE not in content.array_records:
         return None
     return dict(content[names.DUPLICATE].to_torch_state_dict())
+
+
+def _previous(message: Message, worker: SiloWorker) -> dict[str, Any] | None:
+    """The last round's mean update, where the task brings it."""
+    content: Any = message.content
+    if names.PREVIOUS not in content.array_records:
+        return None
+    tensors = content[names.PREVIOUS].to_torch_state_dict()
+    return decode_params(tensors, worker.settings.codec.downlink)
 
 
 def _reason(error: Exception, context: Context) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.flatness.perturbation import is_perturbed, noise_factor
+from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.budget import Budget, BudgetExceeded
@@ -29,12 +29,6 @@ from privacy.events import (
 )
 from privacy.vocabulary import Adversary, Relation
 
-UNBOUNDED_ASCENT = (
-    "awp.form=batch: the weights are perturbed along the batch's raw gradient, so that one example moves "
-    "every other example's gradient too; over B examples the sum may move by (2B - 1) clipping norms, and "
-    "the noise is scaled for one"
-)
-"""Why the paper's form of the perturbation gives no guarantee at unit example."""
 RAW_DUPLICATE = (
     "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
     "updates as they are, and the model is pulled towards it"

@@ -24,6 +24,7 @@ from fedllm.encoded_release import Encoding, Residual
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
+from fedllm.flatness.perturbation import ascent_direction, is_perturbed
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.settings import Settings
@@ -122,6 +123,7 @@ class SiloWorker:
         planned_rounds: int,
         codec_version: str = "",
         duplicate: Mapping[str, Tensor] | None = None,
+        previous: Mapping[str, Tensor] | None = None,
     ) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
@@ -129,20 +131,23 @@ class SiloWorker:
             codec_version: of the codec to encode the update by; empty for none.
             duplicate: parameters of the teacher that is trained without privacy
                 (``teacher.kind = "nonprivate"``), whose events the recorded row then holds.
+            previous: ``awp.form = "previous"``: the last round's mean update, released by the server;
+                None before there is one. Other forms do not use it.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
             ValueError: the settings ask for a codec or a non-private teacher and the task brings none,
-                or the reverse.
+                or the reverse; a previous update that does not fit the parameters.
         """
         self._check_duplicate(duplicate)
+        ascent = self.ascent(params, server_round, previous)
         encoding = self.encoding(params, codec_version)
         residual = None
         if encoding is not None and self.settings.codec.error_feedback:
             residual = Residual(self.residual_path, encoding, server_round)
         account = self.account(planned_rounds)
-        digest = self.digest(params, encoding, residual)
+        digest = self.digest(params, encoding, residual, ascent)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         if by_client or not account.private:
@@ -159,6 +164,7 @@ class SiloWorker:
             encoding=encoding,
             residual=residual,
             server_round=server_round,
+            previous=ascent,
         )
         self._write_log(server_round, result)
         raw = None
@@ -188,6 +194,22 @@ class SiloWorker:
                 f"Expected {'a' if kind == 'nonprivate' else 'no'} duplicate to train with the task for "
                 f"teacher.kind={kind}, got {'none' if duplicate is None else 'one'}"
             )
+
+    def ascent(
+        self,
+        params: Mapping[str, Tensor],
+        server_round: int,
+        previous: Mapping[str, Tensor] | None,
+    ) -> dict[str, Tensor] | None:
+        """The direction in which the first step's weights are perturbed; None for none."""
+        awp = self.settings.awp
+        if previous is None or awp.form != "previous" or not is_perturbed(awp, server_round):
+            return None
+        shapes = {name: tuple(value.shape) for name, value in params.items()}
+        given = {name: tuple(value.shape) for name, value in previous.items()}
+        if given != shapes:
+            raise ValueError(f"Expected a previous update of shapes {shapes}, got {given}")
+        return ascent_direction(previous)
 
     def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
         """How this round's update is encoded."""
@@ -317,9 +339,10 @@ class SiloWorker:
         params: Mapping[str, Tensor],
         encoding: Encoding | None = None,
         residual: Residual | None = None,
+        ascent: Mapping[str, Tensor] | None = None,
     ) -> str:
         """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
-        (and so the seed), data, codec and residual, since other values must neither meet the same
+        (and so the seed), data, codec, residual and first ascent, since other values must neither meet the same
         noise nor pass for the same release. Else of the parameters alone: no hash of private data leaves the silo."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
@@ -331,6 +354,8 @@ class SiloWorker:
             parts.append(encoding.version)
         if residual is not None:
             parts.append(residual.digest)
+        if ascent is not None:
+            parts.append(params_digest(ascent))
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:

@@ -310,6 +310,8 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
     state |= {f"average.{name}": value for name, value in strategy.average.items()}
     if strategy.teacher is not None:
         state |= strategy.teacher.state()
+    if strategy.previous is not None:
+        state |= {f"previous.{name}": value for name, value in strategy.previous.items()}
     meta = {
         "left": strategy.left,
         "spending": strategy.spending.to_plain(),
@@ -351,6 +353,8 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     strategy.optimizer.load_state(state)
     if strategy.teacher is not None:
         strategy.teacher.load_state(state)
+    previous = {n: state[k] for n in names_of if (k := f"previous.{n}") in state}
+    strategy.previous = {n: value.clone() for n, value in previous.items()} or None
     strategy.left |= checkpoint.meta["left"]
     strategy.spending.load_plain(checkpoint.meta["spending"])
     if choice is not None and kept is not None and not checkpoint.meta.get("layers_chosen"):

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flwr.app import (
@@ -29,6 +30,7 @@ from fedllm import messages as names
 from fedllm.downlink import encode_params
 from fedllm.encoded_release import Encoding
 from fedllm.flatness.layer_choice import kept_rows
+from fedllm.flatness.perturbation import is_perturbed
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
@@ -72,6 +74,7 @@ class PrefixStrategy(Strategy):
     Attributes:
         finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``params``;
             they differ while the silos evaluate.
+        previous: mean update of the last round, where ``awp.form = "previous"`` needs it.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class PrefixStrategy(Strategy):
         self.moved_rounds = 0
         self.codec: CodecLink | None = None
         self.teacher: TeacherLink | None = None
+        self.previous: dict[str, Tensor] | None = None
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -156,6 +160,8 @@ class PrefixStrategy(Strategy):
         self.average = kept_rows(self.average, layers, kept)
         self.optimizer.first = kept_rows(self.optimizer.first, layers, kept)
         self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
+        if self.previous is not None:
+            self.previous = kept_rows(self.previous, layers, kept)
         if self.teacher is not None:
             self.teacher.keep_layers([list(layers).index(layer) for layer in kept], tunable)
 
@@ -198,7 +204,8 @@ class PrefixStrategy(Strategy):
         self, server_round: int, replies: Sequence[Message | None]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         timeout = self.settings.server.timeout
-        found = sort_replies(self._asked, replies, self._contribution, timeout)
+        read = partial(self._contribution, server_round)
+        found = sort_replies(self._asked, replies, read, timeout)
         accepted, left = found.accepted, found.left
         if self.codec is not None:
             self.codec.forget(found.without_codec)
@@ -220,6 +227,9 @@ class PrefixStrategy(Strategy):
         if update is not None:
             self.params = self.optimizer.step(self.params, update, noise_std, server_round)
             norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
+            awp = self.settings.awp
+            needed = awp.form == "previous" and is_perturbed(awp, server_round + 1)
+            self.previous = update if needed else None
         if self.teacher is not None:
             # Those whose spending is recorded: a trusted server may have left silos out.
             counted = [c for c in accepted if c.silo not in self.left and update is not None]
@@ -355,6 +365,7 @@ class PrefixStrategy(Strategy):
         duplicate = None
         if self.teacher is not None and kind == MessageType.TRAIN:
             duplicate = self.teacher.arrays()
+        previous = self._previous_arrays(kind, server_round)
         tasks = []
         for name in chosen:
             fields = ConfigRecord(
@@ -371,6 +382,8 @@ class PrefixStrategy(Strategy):
             content = RecordDict({names.PARAMS: arrays, names.CONFIG: fields})
             if duplicate is not None:
                 content[names.DUPLICATE] = duplicate
+            if previous is not None:
+                content[names.PREVIOUS] = previous
             tasks.append(
                 Message(
                     content,
@@ -380,6 +393,14 @@ class PrefixStrategy(Strategy):
                 )
             )
         return tasks
+
+    def _previous_arrays(self, kind: str, server_round: int) -> ArrayRecord | None:
+        """The last mean update as it travels, with the tasks that ascend along it."""
+        wanted = kind == MessageType.TRAIN and is_perturbed(self.settings.awp, server_round)
+        if self.previous is None or not wanted:
+            return None
+        rng = generator(self.settings.seed, "downlink", "previous", self.moved_rounds)
+        return ArrayRecord(encode_params(self.previous, self.settings.codec.downlink, rng))
 
     def _on_reply(self, server_round: int) -> Any:
         done = 0
@@ -393,7 +414,7 @@ class PrefixStrategy(Strategy):
 
         return tell
 
-    def _contribution(self, name: str, reply: Message) -> Contribution:
+    def _contribution(self, server_round: int, name: str, reply: Message) -> Contribution:
         arrays: Any = reply.content[names.UPDATE]
         tensors = arrays.to_torch_state_dict()
         like, update = self.params, tensors
@@ -411,7 +432,7 @@ class PrefixStrategy(Strategy):
         if self.trusted_noise is None:
             self.spending.add_training(
                 name,
-                self._record["round"],
+                server_round,
                 sampling_rate=float(rate),
                 noise_multiplier=float(noise),
                 steps=int(steps),

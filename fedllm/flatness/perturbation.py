@@ -37,6 +37,13 @@ from fedllm.tunable import PREFIX
 _PREFIX_LAYER = 4  # axes of one layer: key or value, heads, positions, head_dim
 _MATRIX = 2
 
+UNBOUNDED_ASCENT = (
+    "awp.form=batch: the weights are perturbed along the batch's raw gradient, so that one example moves "
+    "every other example's gradient too; over B examples the sum may move by (2B - 1) clipping norms, and "
+    "the noise is scaled for one"
+)
+"""Why the paper's form of the perturbation gives no guarantee at unit example."""
+
 
 @dataclass(frozen=True)
 class Perturbation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedllm.report.perturbation import meaning
 from fedllm.settings import Settings
 from privacy.keystream import CIPHER
 
@@ -47,6 +48,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
                 "is added. Updates are averaged with equal weights, which do not depend on data.",
             )
         )
+    if settings.awp.form != "none":
+        items.append(("Perturbed weights", meaning(settings)))
     items.append(("Who adds the noise", _noise(settings)))
     items.append(("Source of randomness", _randomness(seeded)))
     used_for = _uses_of_public_text(settings)

@@ -316,6 +316,11 @@ shows whether a row was changed or taken away.</p>
 {{ taught.seconds | seconds }} on the server{% if taught.last_distance is not none %}; distance of the weights before the last pull {{ "%.4g" | format(taught.last_distance) }}{% endif %}{% if taught.last_divergence is not none %}, divergence of the answers {{ "%.4g" | format(taught.last_divergence) }}{% endif %}.
 {% if taught.public %}It was trained in {{ taught.public.steps | number }} steps on {{ taught.public.examples | number }} public examples ({{ taught.public.left_out_in_evaluation | number }} texts that the server evaluates on were left out{% if taught.public.in_silos %}; {{ taught.public.in_silos | number }} are examples of a silo too{% endif %}){% if taught.public.evaluation.accuracy is defined %}; by itself it reaches an accuracy of {{ "%.1f" | format(100 * taught.public.evaluation.accuracy) }}%{% endif %}.{% endif %}</p>
 {% endif %}
+{% if training.perturbation %}
+{% set awp = training.perturbation %}
+<p>Gradients were taken at adversarially perturbed weights{% if awp.rounds %} in the first {{ awp.rounds | number }} {{ "round" if awp.rounds == 1 else "rounds" }}{% endif %}
+(form <strong>{{ awp.form }}</strong>, gamma {{ "%.4g" | format(awp.gamma) }} of the norm of each prefix layer{{ " and of the head" if awp.head }}). {{ awp.guarantee }}</p>
+{% endif %}
 {% if training.withheld %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}. Replies, traffic and failures
 by round are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>

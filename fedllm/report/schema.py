@@ -353,7 +353,9 @@ class Report(Part):
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart
-    training: dict[str, Any] = Field(description="Evaluations, rounds, traffic and failures.")
+    training: dict[str, Any] = Field(
+        description="Evaluations, rounds, traffic, failures, perturbation of weights."
+    )
     teacher: TeacherPart | None = Field(description="Null: no teacher.")
     membership: list[MembershipPart]
     target: TargetPart

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from fedllm.report.perturbation import perturbation
 from fedllm.settings import Settings
 
 METRICS: tuple[tuple[str, str, str], ...] = (
@@ -40,7 +41,7 @@ def participants_are_secret(settings: Settings | None) -> bool:
 
 
 def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -> dict[str, Any]:
-    """Evaluations in order, one row a round, totals, and counted failures.
+    """Evaluations in order, one row a round, totals, counted failures, and the perturbation of weights.
 
     Where participation must stay secret, traffic and replies are left out and ``withheld`` says so.
     """
@@ -57,6 +58,7 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
         "finished_rounds": max((record["round"] for record in rounds), default=0),
         "seconds": math.fsum(number(record.get("seconds")) for record in rounds),
         "withheld": withheld,
+        "perturbation": perturbation(settings),
     }
     if withheld:
         return summary

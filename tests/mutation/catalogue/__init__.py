@@ -12,6 +12,7 @@ from . import (
     measuring,
     mechanism,
     noise_search,
+    perturbation,
     randomness,
     report,
     silo,
@@ -20,6 +21,7 @@ from . import (
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
+    *perturbation.MUTATIONS,
     *randomness.MUTATIONS,
     *noise_search.MUTATIONS,
     *lmo.MUTATIONS,

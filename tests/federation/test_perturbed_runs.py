@@ -1,0 +1,267 @@
+"""Whole runs with each form of the perturbation: ledger, report, messages, resuming, Flower's engine."""
+
+from __future__ import annotations
+
+import html
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from dp_accounting import dp_event as dp
+from flwr.app import Message
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.checkpoints import latest_checkpoint
+from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
+from fedllm.report import build
+from fedllm.report.render import render
+from fedllm.run_folder import RunFolder
+from fedllm.settings_io import to_toml
+from privacy.accountants import make_accountant
+from privacy.events import dp_sgd, gaussian, is_private
+from privacy.ledger import Ledger
+from privacy.vocabulary import OUTSIDER, SERVER
+
+Start = Callable[..., RunFolder]
+Federate = Callable[..., str]
+FORMS = ("per-example", "previous", "private-ascent", "batch")
+SILOS = 4
+CHANGES = {"server.rounds": 3, "awp.gamma": 0.5, "awp.rounds": 2}
+IN_CODE = {"codec.name": "random-projection", "codec.ratio": 4, "codec.noise": "in-code"}
+
+
+def entries(run: RunFolder) -> list[Any]:
+    with Ledger(run.ledger_path, read_only=True) as ledger:
+        return list(ledger.entries())
+
+
+def final(run: RunFolder) -> dict[str, Tensor]:
+    checkpoint = latest_checkpoint(run.checkpoints_path)
+    assert checkpoint is not None
+    return checkpoint.params
+
+
+def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
+    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
+
+
+def leaves(event: Any) -> list[Any]:
+    """The mechanisms of a row as it was written, not normalised."""
+    if isinstance(event, dp.SelfComposedDpEvent):
+        return leaves(event.event) * event.count
+    if isinstance(event, dp.ComposedDpEvent):
+        return [leaf for part in event.events for leaf in leaves(part)]
+    return [event]
+
+
+@pytest.mark.parametrize("codec", ["plain", "in-code"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_and_report_say_what_each_form_guarantees(
+    form: str, codec: str, start_run: Start, in_process: Federate
+) -> None:
+    """Two perturbed rounds of two steps and a plain one, by four silos."""
+    changes = CHANGES | {"awp.form": form} | (IN_CODE if codec == "in-code" else {})
+    run = start_run("run", **changes)
+    assert in_process(run) == "finished", run.state()["message"]
+    found = entries(run)
+    assert len(found) == 3 * SILOS
+    for row in found:
+        rate, noise = row.details["sampling_rate"], row.details["noise_multiplier"]
+        assert noise == 0.8
+        plain = dp_sgd(rate, noise, 1)
+        once = gaussian(noise * math.sqrt(2))
+        twice = dp.PoissonSampledDpEvent(rate, dp.ComposedDpEvent((once, once)))
+        steps = leaves(row.view(SERVER))
+        if form == "private-ascent" and row.round <= 2:
+            assert steps == [twice] * 2
+        elif form == "batch" and row.round <= 2:
+            assert [s for s in steps if is_private(s)] == [plain] * 2
+            reasons = [s.reason for s in steps if not is_private(s)]
+            assert reasons == [UNBOUNDED_ASCENT] * 2
+        else:
+            assert steps == [plain] * 2
+    report = build(run)
+    told = report["training"]["perturbation"]
+    assert (told["form"], told["gamma"], told["rounds"]) == (form, 0.5, 2)
+    page = html.unescape(render(report, "0" * 64))
+    assert f"<strong>{form}</strong>, gamma 0.5 " in page
+    assert told["guarantee"].split(":")[0] in page
+    if form == "batch":
+        assert report["headline"].startswith("NO GUARANTEE: epsilon is infinite.")
+        assert UNBOUNDED_ASCENT in report["headline"]
+        assert report["guarantee"]["level"] == "none"
+        assert math.isinf(report["guarantee"]["epsilon"])
+        return
+    assert report["guarantee"]["level"] == "conditional"  # the noise is seeded
+    bare = start_run("bare", **{k: v for k, v in changes.items() if not k.startswith("awp.")})
+    assert in_process(bare) == "finished"
+    assert report["guarantee"]["epsilon"] == pytest.approx(
+        build(bare)["guarantee"]["epsilon"], rel=1e-9
+    )
+    assert not same_bits(final(run), final(bare))
+
+
+@pytest.mark.parametrize("form", ["per-example", "previous", "batch"])
+def test_at_client_level_every_form_keeps_the_guarantee(
+    form: str, start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("run", **CHANGES, **{"awp.form": form, "privacy.unit": "client"})
+    assert in_process(run) == "finished"
+    assert all(leaves(row.view(SERVER)) == [gaussian(0.8)] for row in entries(run))
+    report = build(run)
+    assert report["guarantee"]["level"] == "conditional"
+    assert report["guarantee"]["epsilon"] < math.inf
+    assert "as a whole afterwards" in report["training"]["perturbation"]["guarantee"]
+
+
+def test_noise_by_the_server_and_the_previous_update(
+    start_run: Start, in_process: Federate
+) -> None:
+    changes = {"privacy.unit": "client", "privacy.noise_by": "server", "awp.form": "previous"}
+    run = start_run("run", **CHANGES, **changes)
+    assert in_process(run) == "finished"
+    assert all(leaves(row.view(OUTSIDER)) == [gaussian(0.8)] for row in entries(run))
+    assert build(run)["guarantee"]["level"] == "outsider-only"
+
+
+def test_a_target_is_used_up_and_not_exceeded(start_run: Start, in_process: Federate) -> None:
+    """Calibration counts two releases of a batch as the one step they cost as much as; with ``batch``
+    the noise is that of a run with a guarantee, and the ledger says that it gives none."""
+    target = {"privacy.epsilon": 4.0, "privacy.noise_multiplier": None}
+    noise = {}
+    for form in ("none", "private-ascent", "batch"):
+        run = start_run(form, **CHANGES, **target, **{"awp.form": form})
+        assert in_process(run) == "finished"
+        found = entries(run)
+        assert len(found) == 3 * SILOS
+        noise[form] = {row.party: row.details["noise_multiplier"] for row in found}
+        with Ledger(run.ledger_path, read_only=True) as ledger:
+            spent = ledger.spent(SERVER, party="alpha")
+        accountant = make_accountant("rdp")
+        private = {event: count for event, count in spent.items() if is_private(event)}
+        assert 0.99 * 4 < accountant.epsilon(private, 1e-5) <= 4
+        assert math.isinf(accountant.epsilon(spent, 1e-5)) == (form == "batch")
+    assert noise["private-ascent"] == noise["none"] == noise["batch"]
+
+
+def watch_previous(seen: dict[int, list[dict[str, Tensor] | None]]) -> Any:
+    def watch(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train":
+            config: Any = task.content[names.CONFIG]
+            content: Any = task.content
+            sent = None
+            if names.PREVIOUS in content.array_records:
+                sent = content[names.PREVIOUS].to_torch_state_dict()
+            seen.setdefault(int(config[names.ROUND]), []).append(sent)
+        return reply
+
+    return watch
+
+
+def test_previous_is_the_last_mean_update_in_the_perturbed_rounds_alone(
+    start_run: Start, in_process: Federate
+) -> None:
+    """With SGD and rate 1 at the server the mean update is what the parameters moved by."""
+    changes = {"awp.form": "previous", "server.rounds": 4, "awp.rounds": 3}
+    server = {"server.optimizer": "sgd", "server.learning_rate": 1.0, "server.momentum": 0.0}
+    server |= {"server.schedule": "constant", "server.keep_checkpoints": 10}
+    run = start_run("run", **CHANGES | changes, **server)
+    seen: dict[int, list[dict[str, Tensor] | None]] = {}
+    assert in_process(run, watch_previous(seen)) == "finished"
+    assert seen[1] == seen[4] == [None] * SILOS
+    from fedllm.checkpoints import load_checkpoint
+
+    params = {
+        n: load_checkpoint(run.checkpoints_path / f"round-{n:05d}").params for n in range(1, 5)
+    }
+    for server_round in (2, 3):
+        assert len(seen[server_round]) == SILOS
+        for sent in seen[server_round]:
+            assert sent is not None
+            if server_round == 3:
+                for name, value in sent.items():
+                    moved = params[2][name] - params[1][name]
+                    torch.testing.assert_close(value, moved, rtol=1e-4, atol=1e-6)
+    rounds = [r["bytes_down"] for r in run.metrics() if r["kind"] == "round"]
+    assert rounds == [rounds[0], 2 * rounds[0], 2 * rounds[0], rounds[0]]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"server.checkpoint_every": 2, "server.fraction": 0.75, "codec.downlink": "int8"},
+        IN_CODE,
+    ],
+    ids=["plain", "partial", "in-code"],
+)
+def test_a_resumed_run_ascends_along_the_same_update(
+    changes: dict[str, Any], start_run: Start, in_process: Federate
+) -> None:
+    changes = CHANGES | {"awp.form": "previous", "server.rounds": 5, "awp.rounds": 4} | changes
+    whole, cut = start_run("whole", **changes), start_run("cut", **changes)
+    assert in_process(whole) == "finished"
+    stop = threading.Event()
+
+    def tamper(task: Message, reply: Message) -> Message | None:
+        config: Any = task.content[names.CONFIG]
+        if task.metadata.message_type == "train" and int(config[names.ROUND]) == 4:
+            stop.set()
+        return reply
+
+    assert in_process(cut, tamper, stop) == "interrupted"
+    assert in_process(RunFolder.open(cut.path)) == "finished"
+    assert same_bits(final(whole), final(cut))
+    keys = [{(r.party, r.key) for r in entries(run)} for run in (whole, cut)]
+    assert keys[0] == keys[1]
+
+
+def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
+    from fedllm.silo_worker import SiloWorker, shared_tunable
+    from fedllm.silos import load_federation
+    from fedllm.tunable import initial_params
+
+    settings = tiny_settings(**{"awp.form": "previous"})
+    silo = load_federation(settings).silos[0]
+    worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
+    params = initial_params(shared_tunable(settings), settings)
+    short = {name: value[:1] for name, value in params.items()}
+    with pytest.raises(ValueError, match=r"Expected a previous update of shapes"):
+        worker.train(params, 2, 3, previous=short)
+    assert not list(worker.ledger.entries()), "nothing is spent on a task that cannot be done"
+    digests = {worker.digest(params, ascent=a) for a in (None, params, {**params})}
+    assert len(digests) == 2, "noise of one value would meet another"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["per-example", "previous", "private-ascent"])
+def test_flowers_engine_with_two_workers_gives_the_same_bits(
+    form: str, start_run: Start, in_process: Federate, tiny_settings: Any, tmp_path: Path
+) -> None:
+    changes = CHANGES | {"awp.form": form, "simulation.workers": 2}
+    here = start_run("here", **changes)
+    assert in_process(here) == "finished"
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
+    words = [sys.executable, "-m", "simulations.cli", "run", str(experiment)]
+    done = subprocess.run(
+        [*words, "--run", str(tmp_path / "engine")],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"FEDLLM_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    there = RunFolder.open(tmp_path / "engine")
+    assert same_bits(final(here), final(there))
+    keys = [{(r.party, r.key) for r in entries(run)} for run in (here, there)]
+    assert keys[0] == keys[1]
