@@ -34,6 +34,7 @@ MUTATIONS = (
             encoding=encoding,
             residual=residual,
             server_round=server_round,
+            previous=ascent,
         )
 """,
         """        result = train_locally(
@@ -47,6 +48,7 @@ MUTATIONS = (
             encoding=encoding,
             residual=residual,
             server_round=server_round,
+            previous=ascent,
         )
         if by_client or not account.private:
             account.spend_training(server_round, key)
