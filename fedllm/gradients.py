@@ -40,6 +40,7 @@ def per_example_gradients(
     if perturbation is None:
         return grads
     moved = {name: copies[name] + v for name, v in perturbation.at(params, grads).items()}
+    del grads  # not to be held while the second pass runs
     return _gradients_of_copies(tunable, copies | moved, batch)
 
 
@@ -47,7 +48,9 @@ def _gradients_of_copies(
     tunable: Tunable, copies: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, Tensor]:
     """Gradients at ``copies`` (B, ...): row i of the i-th example's loss at the i-th copy."""
-    leaves = {name: value.detach().clone().requires_grad_(True) for name, value in copies.items()}
+    leaves = {
+        name: value.detach().contiguous().requires_grad_(True) for name, value in copies.items()
+    }
     losses = tunable.losses(leaves, batch)
     grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
     return dict(zip(leaves, grads, strict=True))
