@@ -56,7 +56,7 @@ def calls(model: str, options: argparse.Namespace) -> tuple[dict[str, Callable[[
     params = {n: v.to(device) for n, v in initial_params(tunable, base).items()}
     # Any direction costs as much.
     previous = {name: torch.ones_like(value) for name, value in params.items()}
-    made = {}
+    made: dict[str, Callable[[], Any]] = {}
     for form in (PLAIN, *FORMS):
         settings = Settings.model_validate(base.model_dump() | {"awp": {"form": form}})
         made[form] = partial(

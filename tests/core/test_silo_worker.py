@@ -291,7 +291,9 @@ def test_what_is_private_goes_to_the_silos_log_alone(
     record = json.loads(log.read_text(encoding="utf-8"))
     assert record["round"] == 1
     assert {"examples", "clipped", "nonfinite", "median_norm"} < set(record)
-    assert set(vars(reply)) == {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps"}
+    public = {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps", "duplicate"}
+    assert set(vars(reply)) == public
+    assert reply.duplicate is None, "a raw update leaves only for a teacher without privacy"
 
 
 def test_workers_and_models_are_shared_within_a_process(
