@@ -55,7 +55,8 @@ class LayersSettings(Section):
     directions: PositiveInt = Field(4, description="`random`: number of directions.")
     radius: PositiveFloat = Field(
         0.05,
-        description="Norm of the perturbation over the norm of the prefix of all layers to choose from.",
+        description="Norm of the perturbation over the norm of the prefix of all layers to choose from. "
+        "Random directions see the curvature alone, and want about 0.3.",
     )
     examples: PositiveInt = Field(
         64,

@@ -85,7 +85,7 @@ def mean_sharpness(
     scores = []
     for reduced in _without_each(tunable, params, candidates, settings):
         if reduced.directions is None:
-            moves = [reduced.step(_mean_gradient(reduced, features, settings))]
+            moves = [reduced.steps(_mean_gradient(reduced, features, settings)[None])[0]]
         else:
             moves = list(reduced.signed_directions())
         groups = tunable.task.batches(features, settings.client.max_tokens)
@@ -142,12 +142,14 @@ class _Reduced:
         given[PREFIX] = prefix.expand(len(batch), *prefix.shape) if shared else prefix
         return self.tunable.losses(given, batch)
 
-    def step(self, gradient: Tensor) -> Tensor:
-        """rho g / ||g|| for a gradient of the prefix's shape; zero where g is zero or not finite."""
-        norm = gradient.double().norm()
-        if not (torch.isfinite(norm) and norm > 0):
-            return torch.zeros_like(gradient)
-        return (gradient.double() * (self.radius / norm)).to(gradient.dtype)
+    def steps(self, gradients: Tensor) -> Tensor:
+        """rho g / ||g|| for each of the gradients [B, ...]; zero where g is zero or not finite."""
+        norms = gradients.double().flatten(1).norm(dim=1)
+        usable = norms.isfinite() & (norms > 0)
+        factors = torch.where(usable, self.radius / torch.where(usable, norms, 1.0), 0.0)
+        shape = (-1, *[1] * (gradients.dim() - 1))
+        found = torch.where(usable.view(shape), gradients.double(), 0.0) * factors.view(shape)
+        return found.to(gradients.dtype)
 
     def signed_directions(self) -> Iterator[Tensor]:
         """Each random direction, and its opposite."""
@@ -206,9 +208,7 @@ def _example_differences(reduced: _Reduced, batch: Batch) -> Tensor:
     before = reduced.losses(leaf, batch)
     (gradient,) = torch.autograd.grad(before.sum(), [leaf])
     with torch.no_grad():
-        moved = torch.stack(
-            [p + reduced.step(g) for p, g in zip(prefix.unbind(), gradient.unbind(), strict=True)]
-        )
+        moved = prefix + reduced.steps(gradient)
         return reduced.losses(moved, batch) - before.detach()
 
 
