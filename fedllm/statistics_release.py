@@ -21,6 +21,7 @@ from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gra
 from fedllm.inputs import Feature
 from fedllm.local_training import Streams, local_update
 from fedllm.settings import Settings
+from fedllm.settings_codec import CodecSettings
 from fedllm.tunable import Tunable
 from privacy.randomness import generator
 from privacy.sampling import poisson_sample
@@ -150,33 +151,50 @@ def prior_of_public_text(
 ) -> Prior:
     """The prior of gradients of examples that no silo has: free.
 
-    Mean gradients of up to 32 groups of examples, clipped as in training. Classification: with labels
-    drawn at random, so that the codec knows nothing of the labels that the model is judged by.
+    Mean gradients of at least 32 groups of examples, and of four times ``codec.rank`` where there are
+    enough, clipped as in training. Classification: what a label changes. Labels are drawn at random,
+    each class equally often in a group, so that the codec knows nothing of the labels that the model is
+    judged by, and half the difference is taken to the gradient with each label moved on to the next
+    class. The model's own answers cancel out in it. Without that, the direction that all texts
+    share (the mean feature, half the energy of a head's gradient) would come first: it tells how
+    often the classes occur, and hardly which text is of which.
 
     Raises:
-        ValueError: no examples, or gradients that are all zero.
+        ValueError: fewer examples than classes, or gradients that are all zero.
     """
-    if not features:
-        raise ValueError("Expected examples at the server for codec.prior_source=public, got none")
+    classes = len(settings.task.labels or ()) if settings.task.kind == "classification" else 1
+    if len(features) < classes:
+        raise ValueError(
+            f"Expected at least {classes} public examples for codec.prior_source=public, got "
+            f"{len(features)}"
+        )
     rng = generator(settings.seed, "codec", "public-prior")
-    count = len(settings.task.labels or ())
-    if settings.task.kind == "classification":
-        labels = (rng.random(len(features)) * count).astype(int)
-        features = [
-            replace(feature, target=int(label))
-            for feature, label in zip(features, labels, strict=True)
-        ]
-    order = np.argsort(rng.random(len(features)), kind="stable")
-    groups = np.array_split(order, min(_PUBLIC_GRADIENTS, len(order)))
+    groups = _public_groups(len(features), classes, settings.codec, rng)
     layout = Layout.of(params)
-    rows = [
-        _clipped_mean(tunable, params, [features[i] for i in group], settings, float(len(group)))
-        for group in groups
-    ]
-    prior = prior_from_gradients(
-        settings.codec.prior, layout, torch.stack(rows), rank=settings.codec.rank
-    )
+    rows = []
+    for group in groups:
+        chosen = [features[i] for i in group]
+        if settings.task.kind == "classification":  # the order is random already
+            chosen = [replace(f, target=place % classes) for place, f in enumerate(chosen)]
+        rows.append(_clipped_mean(tunable, params, chosen, settings, float(len(group))))
+    gradients = torch.stack(rows)
+    if settings.task.kind == "classification" and len(gradients) > 1:
+        gradients = gradients - gradients.mean(0)
+    prior = prior_from_gradients(settings.codec.prior, layout, gradients, rank=settings.codec.rank)
     return _scaled(prior, _reach(settings))
+
+
+def _public_groups(
+    count: int, classes: int, codec: CodecSettings, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Numbers of the examples of each group, in random order; the size is a multiple of ``classes``."""
+    wanted = _PUBLIC_GRADIENTS
+    if codec.prior == "low-rank":
+        wanted = max(wanted, 4 * codec.rank)
+    size = max(1, count // wanted // classes) * classes
+    number = min(count // size, wanted)
+    order = np.argsort(rng.random(count), kind="stable")[: number * size]
+    return list(order.reshape(number, size))
 
 
 def _clipped_mean(

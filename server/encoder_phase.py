@@ -21,9 +21,12 @@ from fedllm import messages as names
 from fedllm.codec import Codec, Layout, make_codec
 from fedllm.codec.prior import Prior
 from fedllm.codec_store import read_codec, write_codec
+from fedllm.data.records import Record
 from fedllm.encoded_release import Encoding
+from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import planned_rounds
+from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.statistics_release import (
     prior_of_public_text,
@@ -82,7 +85,7 @@ def _make(
             releases, rates = _ask(grid, strategy, statistics_point(params, settings.seed), stop)
             prior = prior_of_releases(settings, params, releases)
         elif settings.codec.needs_prior:
-            features = tunable.task.features(evaluation_set(settings).records)
+            features = tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
             prior = prior_of_public_text(tunable, point, features, settings)
         layout = Layout.of(params)
@@ -94,6 +97,13 @@ def _make(
     write_codec(run.path / CODEC, tensors, meta)
     run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
     return described
+
+
+def _public_records(settings: Settings) -> list[Record]:
+    """The text of ``[public]``; without one the server's evaluation examples, whose classes are unused."""
+    if settings.public.source == "none":
+        return list(evaluation_set(settings).records)
+    return list(public_set(settings, labelled=False).records)
 
 
 def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> dict[str, Any]:
