@@ -267,6 +267,14 @@ class SiloAccount:
         """
         self._admit(self.training_events(server_round))
 
+    def statistics_entry(self, key: str) -> LedgerEntry:
+        """What :meth:`spend_statistics` records."""
+        return self._entry(STATISTICS, 0, key, self.statistics_events())
+
+    def admit_statistics(self) -> None:
+        """As :meth:`admit_training`, for the statistics before training."""
+        self._admit(self.statistics_events())
+
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
         return self._spend(EVALUATE, server_round, key, self.evaluation_events())

@@ -1,7 +1,9 @@
 """The statistics of a silo's gradients before training, released under differential privacy.
 
 What the codec's prior is made of (DR-Encoder's first stage), at a public point
-(:func:`statistics_point`). The mechanism and its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded the event before.
+(:func:`statistics_point`). The mechanism and its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded
+the event before. With noise by a trusted server a silo sends its statistic as it is, and the
+server's :mod:`server.trusted_noise` clips, records and adds the noise.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ def release_statistics(
 
     Unit example: of the gradients of a Poisson batch, each clipped, over ``client.batch_size``; the
     event is the Poisson-sampled Gaussian. Unit client: of the clipped update of one local round.
-    Without privacy (``privacy.mode = "none"``) there is no noise.
+    Without privacy (``privacy.mode = "none"``) there is no noise, and with noise by the server none of
+    the silo's: what is returned is then private, and for the trusted server alone.
     """
     statistics = statistics_of(settings, params)
     divisor = 1.0
@@ -78,7 +81,7 @@ def release_statistics(
         divisor = float(settings.client.batch_size or 1)
         drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
         total = _total(statistics, tunable, params, [features[i] for i in drawn], settings)
-    if settings.privacy.mode == "none":
+    if settings.privacy.mode == "none" or settings.privacy.noise_by == "server":
         return total / divisor
     noise = settings.codec.statistics_noise
     return statistics.release(total, noise, streams("noise", 0), divisor=divisor)
@@ -128,6 +131,15 @@ def prior_of_releases(
     return prior if by_client else _scaled(prior, _reach(settings))
 
 
+def prior_of_mean(
+    settings: Settings, params: Mapping[str, Tensor], mean: Tensor, silos: int
+) -> Prior:
+    """The prior of what a trusted server released: the mean over ``silos`` of their statistics [size]
+    (unit client), with one noise for all. Post-processing."""
+    noise = settings.codec.statistics_noise / silos
+    return prior_from_releases(statistics_of(settings, params), mean[None], noise_multiplier=noise)
+
+
 def _reach(settings: Settings) -> float:
     """From a gradient to an update: how far a round of SGD goes where the gradient stays the same."""
     return settings.client.learning_rate * settings.client.local_steps
@@ -174,13 +186,19 @@ def prior_of_public_text(
     rows = []
     for group in groups:
         chosen = [features[i] for i in group]
+        size = float(len(group))
         if settings.task.kind == "classification":  # the order is random already
-            chosen = [replace(f, target=place % classes) for place, f in enumerate(chosen)]
-        rows.append(_clipped_mean(tunable, params, chosen, settings, float(len(group))))
-    gradients = torch.stack(rows)
-    if settings.task.kind == "classification" and len(gradients) > 1:
-        gradients = gradients - gradients.mean(0)
-    prior = prior_from_gradients(settings.codec.prior, layout, gradients, rank=settings.codec.rank)
+            drawn, moved = (
+                [replace(f, target=(place + by) % classes) for place, f in enumerate(chosen)]
+                for by in (0, 1)
+            )
+            row = _clipped_mean(tunable, params, drawn, settings, size)
+            rows.append((row - _clipped_mean(tunable, params, moved, settings, size)) / 2)
+        else:
+            rows.append(_clipped_mean(tunable, params, chosen, settings, size))
+    prior = prior_from_gradients(
+        settings.codec.prior, layout, torch.stack(rows), rank=settings.codec.rank
+    )
     return _scaled(prior, _reach(settings))
 
 
