@@ -428,7 +428,12 @@ def test_parameters_in_bits_that_lack_their_scales_are_refused(params: dict[str,
         (IN_CODE | {"codec.name": "autoencoder"}, "codec.noise"),
         (IN_CODE | {"codec.name": "linear", "codec.error_feedback": True}, "codec.error_feedback"),
         (
-            {"codec.name": "linear", "privacy.unit": "client", "privacy.noise_by": "server"},
+            {
+                "codec.name": "linear",
+                "codec.prior": "low-rank",
+                "privacy.unit": "client",
+                "privacy.noise_by": "server",
+            },
             "codec.prior_source",
         ),
         (

@@ -103,6 +103,22 @@ MUTATIONS = (
         (f"{_TRUSTED}::test_no_noise_is_drawn_without_a_row",),
     ),
     Mutation(
+        "trusted-statistics-not-clipped",
+        "server/trusted_noise.py",
+        "rows = [clip_vector(received[name], 1.0)[0] for name in counted if name in received]",
+        "rows = [received[name] for name in counted if name in received]",
+        "The statistics' sensitivity hangs on a silo's word.",
+        (f"{_TRUSTED}::test_noise_on_statistics_is_for_one_silo_whatever_they_send",),
+    ),
+    Mutation(
+        "trusted-statistics-without-a-row",
+        "server/trusted_noise.py",
+        "refused = spend_together(accounts, 0, key, statistics=True)",
+        "refused = {}",
+        "The sum of the statistics is released without a record.",
+        (f"{_TRUSTED}::test_statistics_have_their_row_before_their_noise",),
+    ),
+    Mutation(
         "trusted-noise-by-the-round-alone",
         "server/trusted_noise.py",
         'labels = ("trusted-noise", server_round, digest)',
