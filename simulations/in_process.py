@@ -111,11 +111,4 @@ def federate(
 
     nodes = len(load_federation(run.settings()).silos)
     grid = LocalGrid(app, nodes, tamper)
-    return run_experiment(
-        grid,
-        run,
-        stop=stop,
-        expected_nodes=nodes,
-        callbacks=callbacks,
-        evaluation_threads=run.settings().simulation.threads,
-    )
+    return run_experiment(grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks)

@@ -12,13 +12,7 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.accountants.forms import as_accounted
-from privacy.event_kinds import (
-    DiscreteGaussianDpEvent,
-    PureDpEvent,
-    ScalarNoiseDpEvent,
-    VectorNoiseDpEvent,
-)
+from privacy.event_kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
 from privacy.events import event_to_json, is_private, kind
 from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
@@ -254,8 +248,6 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
             rate, inner = 1.0, event
             if isinstance(event, dp.PoissonSampledDpEvent):
                 rate, inner = float(event.sampling_probability), event.event
-            if isinstance(inner, VectorNoiseDpEvent):
-                inner = as_accounted(inner)
             if isinstance(inner, dp.GaussianDpEvent):
                 found[rate, float(inner.noise_multiplier)] += count
     return [(rate, noise, count) for (rate, noise), count in sorted(found.items())]
@@ -324,10 +316,9 @@ def describe_event(event: DpEvent) -> str:
         return f"a mechanism of pure privacy (a noisy choice), epsilon {event.epsilon:.6g}"
     if isinstance(event, DiscreteGaussianDpEvent):
         return f"discrete Gaussian, sigma {event.sigma:.6g}, sensitivity {event.sensitivity}"
-    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
+    if isinstance(event, ScalarNoiseDpEvent):
         values = ", ".join(f"{name} {value:.6g}" for name, value in event.parameters)
-        what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
-        return f"{what} with {event.family} noise, {values}"
+        return f"one number with {event.family} noise, {values}"
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate = event.sampling_probability
         return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
@@ -340,9 +331,8 @@ def _mechanism(event: DpEvent) -> str:
         return f"Poisson sampling, then {_mechanism(event.event)}"
     if isinstance(event, dp.GaussianDpEvent):
         return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
-    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
-        what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
-        return f"{what} with {event.family} noise"
+    if isinstance(event, ScalarNoiseDpEvent):
+        return f"one number with {event.family} noise"
     return describe_event(event)
 
 
@@ -353,7 +343,7 @@ def _parameters(event: DpEvent) -> dict[str, float]:
         return {"sampling rate": rate} | _parameters(event.event)
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
         return {"noise multiplier": float(event.noise_multiplier)}
-    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
+    if isinstance(event, ScalarNoiseDpEvent):
         return dict(event.parameters)
     return {}
 
