@@ -165,10 +165,12 @@ def check_codec(settings: Settings) -> None:
             "code that is sent is the sum of the steps' noisy codes, which moves the weights only "
             f"under SGD), got client.optimizer={settings.client.optimizer}"
         )
-    if codec.asks_silos and dp and privacy.noise_by == "server":
+    if codec.asks_silos and dp and privacy.noise_by == "server" and codec.prior == "low-rank":
         raise ValueError(
-            "Expected codec.prior_source=public for privacy.noise_by=server (silos that add no "
-            "noise release no statistics of their own), got codec.prior_source=private"
+            "Expected codec.prior=layerwise, factored or coordinate, or codec.prior_source=public, for "
+            "privacy.noise_by=server (directions are found in the releases of single silos, and a "
+            "trusted server releases one sum), got codec.prior=low-rank with "
+            "codec.prior_source=private"
         )
     if codec.error_feedback and settings.server.checkpoint_every != 1:
         raise ValueError(

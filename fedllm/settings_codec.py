@@ -37,7 +37,8 @@ class CodecSettings(Section):
     prior_source: Literal["private", "public"] = Field(
         "private",
         description="`private`: statistics that the clients release under differential privacy, as "
-        "events in the ledger. `public`: the server's own gradients on public text, free.",
+        "events in the ledger. `public`: the server's own gradients on the text of [public] (where that "
+        "is none: on its evaluation examples) with labels drawn at random, free.",
     )
     rank: Annotated[int, Field(ge=0)] = Field(8, description="`low-rank`: directions at most.")
     statistics_noise: PositiveFloat = Field(

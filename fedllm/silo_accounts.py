@@ -17,9 +17,11 @@ class _Refused(Exception):
 
 
 def spend_together(
-    accounts: Iterable[SiloAccount], server_round: int, key: str
+    accounts: Iterable[SiloAccount], server_round: int, key: str, *, statistics: bool = False
 ) -> dict[SiloAccount, BudgetExceeded]:
     """Record one round of training for several parties, durably: a row for each, or none at all.
+
+    With ``statistics`` it is their statistics before training (round 0) instead.
 
     Silos with the same mechanism, targets and history are asked for once.
 
@@ -43,7 +45,11 @@ def spend_together(
     entries = []
     for name, account in by_party.items():
         if plans[name] not in templates:
-            templates[plans[name]] = account.training_entry(server_round, key)
+            templates[plans[name]] = (
+                account.statistics_entry(key)
+                if statistics
+                else account.training_entry(server_round, key)
+            )
         entries.append(dataclasses.replace(templates[plans[name]], party=name))
     refused: dict[SiloAccount, BudgetExceeded] = {}
 
@@ -53,7 +59,7 @@ def spend_together(
         for entry in new:
             same = (plans[entry.party], histories.get(entry.party))
             if same not in answers:
-                answers[same] = _ask(by_party[entry.party], server_round)
+                answers[same] = _ask(by_party[entry.party], server_round, statistics)
             answer = answers[same]
             if answer is not None:
                 refused[by_party[entry.party]] = answer
@@ -70,9 +76,12 @@ def _plan(account: SiloAccount) -> tuple[Any, ...]:
     return (account.run, account.rounds, *account.details().values())
 
 
-def _ask(account: SiloAccount, server_round: int) -> BudgetExceeded | None:
+def _ask(account: SiloAccount, server_round: int, statistics: bool) -> BudgetExceeded | None:
     try:
-        account.admit_training(server_round)
+        if statistics:
+            account.admit_statistics()
+        else:
+            account.admit_training(server_round)
     except BudgetExceeded as error:
         return error
     return None

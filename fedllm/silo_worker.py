@@ -232,6 +232,8 @@ class SiloWorker:
     def statistics(self, params: Mapping[str, Tensor], planned_rounds: int) -> tuple[Tensor, float]:
         """The silo's noisy statistics at ``params``, and its sampling rate.
 
+        With noise by the server they carry none, and it is the server that records the event.
+
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
             ValueError: the settings ask for no statistics.
@@ -242,7 +244,8 @@ class SiloWorker:
             )
         account = self.account(planned_rounds)
         digest = self.digest(params)
-        account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
+        if self.settings.privacy.noise_by == "client" or not account.private:
+            account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
         streams = self.streams(0, digest)
         released = release_statistics(
             self.tunable,

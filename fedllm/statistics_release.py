@@ -1,7 +1,9 @@
 """The statistics of a silo's gradients before training, released under differential privacy.
 
 What the codec's prior is made of (DR-Encoder's first stage), at a public point
-(:func:`statistics_point`). The mechanism and its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded the event before.
+(:func:`statistics_point`). The mechanism and its sensitivity are in :mod:`fedllm.codec.statistics`; the caller must have recorded
+the event before. With noise by a trusted server a silo sends its statistic as it is, and the
+server's :mod:`server.trusted_noise` clips, records and adds the noise.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gra
 from fedllm.inputs import Feature
 from fedllm.local_training import Streams, local_update
 from fedllm.settings import Settings
+from fedllm.settings_codec import CodecSettings
 from fedllm.tunable import Tunable
 from privacy.randomness import generator
 from privacy.sampling import poisson_sample
@@ -64,7 +67,8 @@ def release_statistics(
 
     Unit example: of the gradients of a Poisson batch, each clipped, over ``client.batch_size``; the
     event is the Poisson-sampled Gaussian. Unit client: of the clipped update of one local round.
-    Without privacy (``privacy.mode = "none"``) there is no noise.
+    Without privacy (``privacy.mode = "none"``) there is no noise, and with noise by the server none of
+    the silo's: what is returned is then private, and for the trusted server alone.
     """
     statistics = statistics_of(settings, params)
     divisor = 1.0
@@ -77,7 +81,7 @@ def release_statistics(
         divisor = float(settings.client.batch_size or 1)
         drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
         total = _total(statistics, tunable, params, [features[i] for i in drawn], settings)
-    if settings.privacy.mode == "none":
+    if settings.privacy.mode == "none" or settings.privacy.noise_by == "server":
         return total / divisor
     noise = settings.codec.statistics_noise
     return statistics.release(total, noise, streams("noise", 0), divisor=divisor)
@@ -127,6 +131,15 @@ def prior_of_releases(
     return prior if by_client else _scaled(prior, _reach(settings))
 
 
+def prior_of_mean(
+    settings: Settings, params: Mapping[str, Tensor], mean: Tensor, silos: int
+) -> Prior:
+    """The prior of what a trusted server released: the mean over ``silos`` of their statistics [size]
+    (unit client), with one noise for all. Post-processing."""
+    noise = settings.codec.statistics_noise / silos
+    return prior_from_releases(statistics_of(settings, params), mean[None], noise_multiplier=noise)
+
+
 def _reach(settings: Settings) -> float:
     """From a gradient to an update: how far a round of SGD goes where the gradient stays the same."""
     return settings.client.learning_rate * settings.client.local_steps
@@ -150,33 +163,56 @@ def prior_of_public_text(
 ) -> Prior:
     """The prior of gradients of examples that no silo has: free.
 
-    Mean gradients of up to 32 groups of examples, clipped as in training. Classification: with labels
-    drawn at random, so that the codec knows nothing of the labels that the model is judged by.
+    Mean gradients of at least 32 groups of examples, and of four times ``codec.rank`` where there are
+    enough, clipped as in training. Classification: what a label changes. Labels are drawn at random,
+    each class equally often in a group, so that the codec knows nothing of the labels that the model is
+    judged by, and half the difference is taken to the gradient with each label moved on to the next
+    class. The model's own answers cancel out in it. Without that, the direction that all texts
+    share (the mean feature, half the energy of a head's gradient) would come first: it tells how
+    often the classes occur, and hardly which text is of which.
 
     Raises:
-        ValueError: no examples, or gradients that are all zero.
+        ValueError: fewer examples than classes, or gradients that are all zero.
     """
-    if not features:
-        raise ValueError("Expected examples at the server for codec.prior_source=public, got none")
+    classes = len(settings.task.labels or ()) if settings.task.kind == "classification" else 1
+    if len(features) < classes:
+        raise ValueError(
+            f"Expected at least {classes} public examples for codec.prior_source=public, got "
+            f"{len(features)}"
+        )
     rng = generator(settings.seed, "codec", "public-prior")
-    count = len(settings.task.labels or ())
-    if settings.task.kind == "classification":
-        labels = (rng.random(len(features)) * count).astype(int)
-        features = [
-            replace(feature, target=int(label))
-            for feature, label in zip(features, labels, strict=True)
-        ]
-    order = np.argsort(rng.random(len(features)), kind="stable")
-    groups = np.array_split(order, min(_PUBLIC_GRADIENTS, len(order)))
+    groups = _public_groups(len(features), classes, settings.codec, rng)
     layout = Layout.of(params)
-    rows = [
-        _clipped_mean(tunable, params, [features[i] for i in group], settings, float(len(group)))
-        for group in groups
-    ]
+    rows = []
+    for group in groups:
+        chosen = [features[i] for i in group]
+        size = float(len(group))
+        if settings.task.kind == "classification":  # the order is random already
+            drawn, moved = (
+                [replace(f, target=(place + by) % classes) for place, f in enumerate(chosen)]
+                for by in (0, 1)
+            )
+            row = _clipped_mean(tunable, params, drawn, settings, size)
+            rows.append((row - _clipped_mean(tunable, params, moved, settings, size)) / 2)
+        else:
+            rows.append(_clipped_mean(tunable, params, chosen, settings, size))
     prior = prior_from_gradients(
         settings.codec.prior, layout, torch.stack(rows), rank=settings.codec.rank
     )
     return _scaled(prior, _reach(settings))
+
+
+def _public_groups(
+    count: int, classes: int, codec: CodecSettings, rng: np.random.Generator
+) -> list[np.ndarray]:
+    """Numbers of the examples of each group, in random order; the size is a multiple of ``classes``."""
+    wanted = _PUBLIC_GRADIENTS
+    if codec.prior == "low-rank":
+        wanted = max(wanted, 4 * codec.rank)
+    size = max(1, count // wanted // classes) * classes
+    number = min(count // size, wanted)
+    order = np.argsort(rng.random(count), kind="stable")[: number * size]
+    return list(order.reshape(number, size))
 
 
 def _clipped_mean(

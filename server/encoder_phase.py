@@ -1,6 +1,7 @@
 """Before the first round: the statistics of the silos, the prior, and the codec made of them.
 
-Guarantee: a silo's statistics carry its own noise, and their event is in its ledger before. The prior,
+Guarantee: a silo's statistics carry its own noise, and their event is in its ledger before; with a
+trusted server their sum carries the server's, and their events are in the server's. The prior,
 synthetic gradients, the codec and its training are post-processing of them (or of the server's own text).
 The codec is written into the run folder before any silo gets it; a resumed run reads it there, and asks
 for no statistics again.
@@ -21,11 +22,15 @@ from fedllm import messages as names
 from fedllm.codec import Codec, Layout, make_codec
 from fedllm.codec.prior import Prior
 from fedllm.codec_store import read_codec, write_codec
+from fedllm.data.records import Record
 from fedllm.encoded_release import Encoding
+from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import planned_rounds
+from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.statistics_release import (
+    prior_of_mean,
     prior_of_public_text,
     prior_of_releases,
     statistics_of,
@@ -79,10 +84,14 @@ def _make(
     rates: dict[str, float] = {}
     try:
         if settings.codec.asks_silos:
-            releases, rates = _ask(grid, strategy, statistics_point(params, settings.seed), stop)
-            prior = prior_of_releases(settings, params, releases)
+            point = statistics_point(params, settings.seed)
+            releases, rates = _ask(grid, strategy, point, stop)
+            if strategy.trusted_noise is None:
+                prior = prior_of_releases(settings, params, releases)
+            else:
+                prior, rates = _released_by_the_server(strategy, point, releases)
         elif settings.codec.needs_prior:
-            features = tunable.task.features(evaluation_set(settings).records)
+            features = tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
             prior = prior_of_public_text(tunable, point, features, settings)
         layout = Layout.of(params)
@@ -94,6 +103,13 @@ def _make(
     write_codec(run.path / CODEC, tensors, meta)
     run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
     return described
+
+
+def _public_records(settings: Settings) -> list[Record]:
+    """The text of ``[public]``; without one the server's evaluation examples, whose classes are unused."""
+    if settings.public.source == "none":
+        return list(evaluation_set(settings).records)
+    return list(public_set(settings, labelled=False).records)
 
 
 def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> dict[str, Any]:
@@ -111,13 +127,36 @@ def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> d
     }
 
 
+def _released_by_the_server(
+    strategy: PrefixStrategy, point: Mapping[str, Tensor], received: Mapping[str, Tensor]
+) -> tuple[Prior, dict[str, float]]:
+    """The prior of the noisy mean of statistics that came without noise, and whom it is counted for."""
+    settings, trusted = strategy.settings, strategy.trusted_noise
+    assert trusted is not None
+    trusted.left.update(strategy.left)
+    size = statistics_of(settings, strategy.params).size
+    counted, mean = trusted.release_statistics(received, size, point)
+    strategy.left |= trusted.left
+    if mean is None:
+        raise RunStopped(_nobody(strategy))
+    prior = prior_of_mean(settings, strategy.params, mean, len(trusted.accounts))
+    return prior, dict.fromkeys(counted, 1.0)
+
+
+def _nobody(strategy: PrefixStrategy) -> str:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
+    return f"No silo released statistics for the codec; left: {reasons}"
+
+
 def _ask(
     grid: Grid, strategy: PrefixStrategy, point: Mapping[str, Tensor], stop: threading.Event
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name."""
     settings = strategy.settings
     statistics = statistics_of(settings, strategy.params)
-    chosen = [name for name in sorted(strategy.nodes) if planned_rounds(strategy.schedule, name)]
+    chosen = sorted(strategy.nodes)
+    if strategy.trusted_noise is None:
+        chosen = [name for name in chosen if planned_rounds(strategy.schedule, name)]
     chosen = [name for name in chosen if name not in strategy.left]
     arrays = strategy.arrays(point)
     tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
@@ -143,7 +182,6 @@ def _ask(
     strategy.left |= {item["silo"]: item["reason"] for item in found.left}
     found.require(len(chosen), settings.server.max_failures, "the statistics before training")
     if not found.accepted:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
-        raise RunStopped(f"No silo released statistics for the codec; left: {reasons}")
+        raise RunStopped(_nobody(strategy))
     releases = {name: released for name, released, _ in found.accepted}
     return releases, {name: rate for name, _, rate in found.accepted}

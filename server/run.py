@@ -42,6 +42,7 @@ def run_experiment(
     stop: threading.Event | None = None,
     expected_nodes: int | None = None,
     callbacks: Sequence[Callback] = (),
+    evaluation_threads: int | None = None,
 ) -> str:
     """Run (or go on with) the experiment of a run folder.
 
@@ -51,6 +52,8 @@ def run_experiment(
         stop: set by another thread to interrupt; the state of the last finished round is kept.
         expected_nodes: number of nodes to wait for; None takes those that are there first.
         callbacks: watch the run, beside the metrics file and TensorBoard.
+        evaluation_threads: CPU threads of the server's evaluations; None takes all cores (where the
+            silos' processes wait meanwhile).
 
     Returns:
         The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed``.
@@ -90,7 +93,7 @@ def run_experiment(
         for sentence in warnings(settings, sizes):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
-        judge = _Judge(settings, tunable, strategy, everyone)
+        judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or _cores())
         if first == 0:
             judge.evaluate(0)
         strategy.after_round = _after_round(run, strategy, judge, sizes)
@@ -208,8 +211,14 @@ class _Judge:
     """Evaluation by the server on its own examples, and the view of what the silos have spent."""
 
     def __init__(
-        self, settings: Settings, tunable: Tunable, strategy: PrefixStrategy, emit: Callbacks
+        self,
+        settings: Settings,
+        tunable: Tunable,
+        strategy: PrefixStrategy,
+        emit: Callbacks,
+        threads: int,
     ) -> None:
+        self.threads = max(threads, settings.simulation.threads)
         self.settings = settings
         self.tunable = tunable
         self.strategy = strategy
@@ -218,7 +227,7 @@ class _Judge:
 
     def evaluate(self, server_round: int) -> None:
         settings, params = self.settings, self.strategy.released
-        use_threads(max(settings.simulation.threads, _cores()))
+        use_threads(self.threads)
         try:
             metrics = self.tunable.evaluate(params, self.features, settings.client.max_tokens)
             last = server_round == settings.server.rounds

@@ -4,6 +4,8 @@ Guarantee (unit ``client``, against outsiders; none against the server, which se
 released mean is a Gaussian mechanism of sensitivity ``clip`` on the sum of the updates, with Poisson
 sampling of the silos where ``server.sampling = "poisson"``. The divisor is the *expected* number of
 silos, whatever the number that answered, and an empty round still releases its noise.
+The statistics before training are one more such sum: of all silos' statistics, without sampling, each
+of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statistics_noise``.
 """
 
 from __future__ import annotations
@@ -15,13 +17,15 @@ import torch
 from torch import Tensor
 
 from fedllm.local_training import split_like
+from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
 from fedllm.silo_accounts import spend_together
 from privacy.budget import BudgetExceeded
+from privacy.clipping import clip_vector
 from privacy.ledger import Ledger
 from privacy.noise import add_gaussian
-from privacy.randomness import generator
+from privacy.randomness import RandomSource, generator
 from server.aggregation import Contribution, mean_update
 
 
@@ -109,6 +113,45 @@ class TrustedNoise:
             self.left |= {account.party: str(error) for account, error in refused.items()}
         return [], None, None
 
+    def release_statistics(
+        self, received: Mapping[str, Tensor], size: int, params: Mapping[str, Tensor]
+    ) -> tuple[list[str], Tensor | None]:
+        """The noisy mean of the silos' statistics, and whom it is counted for: all that were asked.
+
+        Each is clipped to norm 1 here, whatever the silo says. Noise of standard deviation
+        ``codec.statistics_noise`` is added to the sum, once; the divisor is the number of silos in the
+        run, whatever the number that answered. As in :meth:`release`, a silo whose budget refuses
+        leaves, and all are recorded together before the noise is drawn, or none.
+
+        Args:
+            received: statistics [size] by silo, of those that answered.
+            size: of the statistic.
+            params: the point of the statistics, which names the release.
+
+        Returns:
+            Names of the silos that it is counted for, and the mean, float64 [size]; None where all left.
+        """
+        settings, everybody = self.settings, len(self.accounts)
+        while counted := [name for name in self.accounts if name not in self.left]:
+            rows = [clip_vector(received[name], 1.0)[0] for name in counted if name in received]
+            total = torch.stack([torch.zeros(size), *rows]).double().sum(0)
+            digest = self._digest({"statistics": total}, params)
+            key = release_key(settings, "statistics", 0, digest)
+            accounts = [self.accounts[name] for name in counted]
+            refused = spend_together(accounts, 0, key, statistics=True)
+            self.left |= {account.party: str(error) for account, error in refused.items()}
+            if refused:
+                continue
+            rng = self._stream("trusted-statistics", digest)
+            noisy = add_gaussian(total, 1.0, settings.codec.statistics_noise, rng)
+            return counted, noisy / everybody
+        return [], None
+
+    def _stream(self, *labels: str | int) -> RandomSource:
+        """Secret noise; with seeded randomness a function of the labels."""
+        seeded = self.settings.privacy.randomness == "seeded"
+        return generator(self.settings.seed, *labels) if seeded else generator(None)
+
     def _digest(self, total: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> str:
         digest = params_digest(params)
         if self.settings.privacy.randomness == "os":
@@ -121,11 +164,11 @@ class TrustedNoise:
     def _noisy_mean(
         self, server_round: int, digest: str, total: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        clip, seeded = self.settings.privacy.clip, self.settings.privacy.randomness == "seeded"
+        clip = self.settings.privacy.clip
         labels = ("trusted-noise", server_round, digest)
-        rng = generator(self.settings.seed, *labels) if seeded else generator(None)
+        rng = self._stream(*labels)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
-        flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected
+        flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected
         mean = dict(zip(sorted(total), split_like(flat, total), strict=True))
-        std = self.noise_multiplier * clip / self.expected
+        std = noise_std(self.settings, self.noise_multiplier) * clip / self.expected
         return mean, dict.fromkeys(mean, std)

@@ -111,4 +111,11 @@ def federate(
 
     nodes = len(load_federation(run.settings()).silos)
     grid = LocalGrid(app, nodes, tamper)
-    return run_experiment(grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks)
+    return run_experiment(
+        grid,
+        run,
+        stop=stop,
+        expected_nodes=nodes,
+        callbacks=callbacks,
+        evaluation_threads=run.settings().simulation.threads,
+    )

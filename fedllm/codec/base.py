@@ -175,7 +175,8 @@ def state_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         head = json.dumps([name, str(tensor.dtype), list(tensor.shape)])
         digest.update(head.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        if tensor.numel():  # one without elements has no strides to view it by
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -1,12 +1,16 @@
 """Accuracy at equal epsilon, rounds and silos: uncompressed, noise before encoding, noise in the code.
 
     FEDLLM_TEST_DATA=../shared/data python -m simulations.benchmark.codec_accuracy \
-        [--seeds 0 1 2] [--only uncompressed in-code-32] [--out runs/codec-accuracy] [--set KEY=VALUE]
+        [--seeds 0 1 2] [--only uncompressed in-code-588] [--out runs/codec-accuracy] [--set KEY=VALUE]
 
 Client-level DP on SST-2 with 16 silos (`sst2-codec.toml`). Each cell is a whole run with ledger and
 report, in this process and without Flower's engine; finished ones are kept, so the command goes on where
 it was stopped. The table: accuracy (mean over seeds, and the spread: smallest and largest), its
 difference to uncompressed at the same seeds with its standard error, epsilon, bytes up and minutes.
+
+Which text is whose: of the validation file's 1,000 sentences a half (drawn by the seed, the same in
+every cell) is what the model is judged by, and the other half, without its labels, the server's public
+text, to which the code is fitted. Neither is a silo's.
 """
 
 from __future__ import annotations
@@ -20,25 +24,48 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fedllm.data.sources import load_file
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import load_settings
+from privacy.randomness import generator
 from simulations.in_process import federate
 
 EXPERIMENT = Path(__file__).with_name("sst2-codec.toml")
-LINEAR = ["codec.name=linear", "codec.ratio=32"]
+LINEAR = ["codec.name=linear", "codec.prior=low-rank", "codec.rank=64"]
+"""64 directions of public text; at 588x they are the whole code, at 32x coordinates fill it up."""
+BEFORE, IN_CODE = "codec.noise=before-encoding", "codec.noise=in-code"
 CELLS = {
     "uncompressed": [],
-    "before-encoding-32": [*LINEAR, "codec.noise=before-encoding"],
-    "in-code-32": [*LINEAR, "codec.noise=in-code"],
-    "in-code-32-8-bits": [*LINEAR, "codec.noise=in-code", "codec.bits=8"],
-    "random-projection-32": [
-        "codec.name=random-projection",
-        "codec.ratio=32",
-        "codec.noise=in-code",
-    ],
+    "before-encoding-32": [*LINEAR, "codec.ratio=32", BEFORE],
+    "before-encoding-588": [*LINEAR, "codec.ratio=588", BEFORE],
+    "in-code-32": [*LINEAR, "codec.ratio=32", IN_CODE],
+    "in-code-588": [*LINEAR, "codec.ratio=588", IN_CODE],
+    "in-code-588-8-bits": [*LINEAR, "codec.ratio=588", IN_CODE, "codec.bits=8"],
+    "coordinate-in-code-32": ["codec.name=linear", "codec.prior=coordinate", IN_CODE],
+    "random-projection-32": ["codec.name=random-projection", "codec.ratio=32", IN_CODE],
     "non-private": ["privacy.mode=none", "privacy.noise_by=client"],
 }
-DEFAULT = ("uncompressed", "before-encoding-32", "in-code-32")
+DEFAULT = ("uncompressed", "before-encoding-32", "in-code-32", "in-code-588")
+
+
+def halves(experiment: Path, folder: Path, seed: int) -> list[str]:
+    """Write the two halves of the validation file, drawn by ``seed``; the settings that name them."""
+    settings = load_settings(experiment)
+    validation = Path(str(settings.data.path)) / str(settings.data.validation)
+    records = load_file(validation, encoding=settings.data.encoding).records
+    order = generator(seed, "codec-accuracy", "halves").permutation(len(records))
+    parts = {"judged": order[: len(order) // 2], "public": order[len(order) // 2 :]}
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, chosen in parts.items():
+        paths[name] = (folder / f"{name}-{seed}.jsonl").absolute()
+        lines = (json.dumps(records[row]) + "\n" for row in sorted(chosen))
+        paths[name].write_text("".join(lines), encoding="utf-8")
+    return [
+        f"data.validation={paths['judged']}",
+        "public.source=files",
+        f"public.path={paths['public']}",
+    ]
 
 
 def cell(experiment: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
@@ -118,8 +145,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for seed in args.seeds:
+        texts = halves(args.experiment, args.out / "texts", seed)
         for name in args.only:
-            overrides = [*CELLS[name], f"seed={seed}", *args.overrides]
+            overrides = [*CELLS[name], *texts, f"seed={seed}", *args.overrides]
             folder = args.out / f"{name}-{seed}"
             found.setdefault(name, {})[seed] = cell(args.experiment, folder, overrides)
             done = found[name][seed]

@@ -242,6 +242,37 @@ def test_a_direction_that_the_coordinates_hold_makes_room() -> None:
     assert float(rows[:, 20].norm()) == pytest.approx(1.0)
 
 
+def test_directions_may_be_the_whole_code_and_travel_on_their_support() -> None:
+    """Ten directions that live in a tenth of the coordinates: no coordinate is sent, nor the rest."""
+    rng = generator(4)
+    inside = torch.from_numpy(rng.permutation(400)[:40]).sort().values
+    basis = torch.zeros(10, 400)
+    basis[:, inside] = torch.linalg.qr(torch.from_numpy(rng.standard_normal((40, 10))))[0].T.float()
+    outside = torch.full((400,), 1e-6)
+    prior = Prior("low-rank", torch.zeros(400), outside, basis, torch.linspace(2.0, 1.0, 10))
+    codec = Linear.from_prior(prior, 10, seed=0)
+    tensors, meta = codec.state()
+    assert tensors["coordinates"].numel() == 0
+    assert tensors["directions"].shape == (10, 40)
+    assert torch.equal(tensors["support"].long(), inside)
+    vector = torch.from_numpy(rng.standard_normal((3, 400))).float()
+    expected = vector @ basis.T @ basis
+    assert torch.allclose(codec.reconstruct(codec.project(vector)), expected, atol=1e-5)
+    # As a wire gives them back: tensors without elements have no strides of their own.
+    again = {name: torch.from_numpy(np.array(value.numpy())) for name, value in tensors.items()}
+    again["coordinates"] = torch.from_numpy(np.frombuffer(b"", dtype=np.int32).copy())
+    assert codec_from_state(again, meta).version == codec.version
+
+
+def test_what_the_support_leaves_out_is_negligible() -> None:
+    spread = prior_from_gradients("low-rank", LAYOUT, gradients(60), rank=12)
+    codec = Linear.from_prior(spread, 12, seed=0)
+    rows = codec.project(torch.eye(D)).double().T
+    assert torch.allclose(rows @ rows.T, torch.eye(12, dtype=torch.float64), atol=1e-6)
+    kept = (rows @ spread.basis.double().T @ spread.basis_variance.sqrt().diag().double()).square()
+    assert float(kept.sum()) >= (1 - 2e-4) * float(spread.basis_variance.sum())
+
+
 def test_linear_refuses_rows_that_stretch() -> None:
     tensors, meta = Linear.from_prior(PRIOR, 24, seed=0).state()
     tensors["directions"] = tensors["directions"] * 1.01

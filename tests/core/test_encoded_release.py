@@ -144,7 +144,7 @@ def test_a_silos_noiseless_code_has_at_most_the_clipping_norm(
     code, _, was_bad = encode_client_update(
         update,
         encoding,
-        clip=clip,
+        settings=settings,
         noise_multiplier=0.0,
         noise=streams("noise", 0),
         rounding=streams("round", 0),
@@ -295,7 +295,7 @@ def test_the_residual_is_added_before_clipping_and_kept(
         code, _, _ = encode_client_update(
             update,
             encoding,
-            clip=clip,
+            settings=settings,
             noise_multiplier=0.0,
             noise=streams("noise", 0),
             rounding=streams("round", 0),
@@ -428,7 +428,12 @@ def test_parameters_in_bits_that_lack_their_scales_are_refused(params: dict[str,
         (IN_CODE | {"codec.name": "autoencoder"}, "codec.noise"),
         (IN_CODE | {"codec.name": "linear", "codec.error_feedback": True}, "codec.error_feedback"),
         (
-            {"codec.name": "linear", "privacy.unit": "client", "privacy.noise_by": "server"},
+            {
+                "codec.name": "linear",
+                "codec.prior": "low-rank",
+                "privacy.unit": "client",
+                "privacy.noise_by": "server",
+            },
             "codec.prior_source",
         ),
         (

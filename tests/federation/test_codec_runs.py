@@ -89,6 +89,7 @@ CASES = {
     "client-in-code": CLIENT | IN_CODE | {"codec.bits": 8, "codec.error_feedback": True},
     "trusted": TRUSTED | LINEAR | {"codec.prior_source": "public"},
     "trusted-in-code": TRUSTED | IN_CODE | {"codec.prior_source": "public"},
+    "trusted-private": CLIENT | {"privacy.noise_by": "server"} | IN_CODE,
     "without-privacy": {"privacy.mode": "none"} | LINEAR,
     "downlink": {"codec.downlink": "int8"} | LINEAR,
 }
@@ -214,6 +215,34 @@ def test_a_resumed_run_gives_the_same_bits_and_asks_for_no_statistics_again(
     assert keys[0] == keys[1]  # the repeated round is the same release, counted once
 
 
+def test_a_trusted_server_records_and_noises_the_statistics_once(
+    start_run: Start, in_process: Federate
+) -> None:
+    """Its ledger: a row a silo before training, private to outsiders alone; a silo's word is clipped."""
+    changes = CLIENT | {"privacy.noise_by": "server", "codec.statistics_noise": 5.0} | IN_CODE
+    run = start_run("trusted-stats", **changes, **{"server.rounds": 1})
+    sent: list[Tensor] = []
+
+    def tamper(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == names.ASK_STATISTICS:
+            assert not rows(run)
+            arrays: Any = reply.content[names.STATISTICS]
+            value = arrays.to_torch_state_dict()[names.STATISTICS]
+            sent.append(value)
+            if silo_of(reply) == "gamma":
+                reply.content[names.STATISTICS] = ArrayRecord({names.STATISTICS: value * 1e6})
+        return reply
+
+    assert in_process(run, tamper) == "finished"
+    assert all(0 < float(value.norm()) <= 1 for value in sent)
+    found = [row for row in rows(run) if row.purpose == "statistics"]
+    assert sorted(row.party for row in found) == SILOS
+    for row in found:
+        assert row.view("outsider") == gaussian(5.0)
+        assert not is_private(row.view(SERVER))
+    assert sorted(run.read_json("codec.json")["statistics"]) == SILOS
+
+
 def test_a_changed_codec_file_is_noticed(start_run: Start, in_process: Federate) -> None:
     run = start_run("changed", **LINEAR)
     stop = threading.Event()
@@ -332,7 +361,9 @@ def test_statistics_that_are_none_are_refused(start_run: Start, in_process: Fede
 
 
 @pytest.mark.parametrize(
-    "changes", [CLIENT | LINEAR, LINEAR, TRUSTED | IN_CODE], ids=["client", "example", "trusted"]
+    "changes",
+    [CLIENT | LINEAR, LINEAR, TRUSTED | IN_CODE, CLIENT | {"privacy.noise_by": "server"} | LINEAR],
+    ids=["client", "example", "trusted", "trusted-private"],
 )
 def test_the_report_tells_statistics_and_training_apart(
     changes: dict[str, Any], start_run: Start, in_process: Federate
@@ -345,19 +376,20 @@ def test_the_report_tells_statistics_and_training_apart(
     assert part["bytes"] * 4 <= part["float32_bytes"] < part["bytes"] * 4.2
     statistics = {row["purpose"] for row in report["releases"]} & {"statistics"}
     trusted = run.settings().privacy.noise_by == "server"
-    assert bool(statistics) != trusted
+    private_prior = run.settings().codec.asks_silos
+    assert bool(statistics) == private_prior
     for row in part["mu"]:
         if trusted and row["adversary"] != "outsider":
             assert row["total"]["mu"] is None
             continue
         parts = [row[name] for name in ("statistics", "training", "total")]
-        assert (parts[0]["mu"] == 0) == trusted
+        assert (parts[0]["mu"] > 0) == private_prior
         exact = run.settings().privacy.unit == "client"
         assert parts[2]["exact"] == exact
         if exact:
             noise = run.settings().privacy.noise_multiplier
             assert parts[1]["mu"] == pytest.approx(2**0.5 / noise, rel=1e-9)
-            first = 0 if trusted else 1 / run.settings().codec.statistics_noise
+            first = 1 / run.settings().codec.statistics_noise if private_prior else 0
             assert parts[0]["mu"] == pytest.approx(first, rel=1e-9)
             together = (parts[0]["mu"] ** 2 + parts[1]["mu"] ** 2) ** 0.5
             assert parts[2]["mu"] == pytest.approx(together, rel=1e-9)

@@ -100,7 +100,7 @@ def test_no_noise_is_drawn_without_a_row(
         raise AssertionError("noise was drawn without a row")
 
     monkeypatch.setattr(Ledger, "extend", refuse)
-    monkeypatch.setattr(trusted_noise, "add_gaussian", reached)
+    monkeypatch.setattr(trusted_noise, "add_noise", reached)
     with pytest.raises(LedgerError):
         trusted.release(1, contributions(2), PARAMS)
 
@@ -205,3 +205,90 @@ def test_one_noise_serves_the_silo_with_the_longest_history(
     trusted = make(**changes)
     assert trusted.noise_multiplier > fresh * 1.001
     assert {a.noise_multiplier for a in trusted.accounts.values()} == {trusted.noise_multiplier}
+
+
+STATISTICS = {
+    "codec.name": "linear",
+    "codec.prior": "coordinate",
+    "codec.prior_source": "private",
+    "codec.statistics_noise": 2.5,
+}
+
+
+def unit_rows(count: int, length: float = 1.0) -> dict[str, Tensor]:
+    """A statistic of 1,200 numbers for each of ``count`` silos, all the same."""
+    return {name: torch.full((1200,), length / 1200**0.5).double() for name in NAMES[:count]}
+
+
+@pytest.mark.parametrize("sampling", ["fixed", "poisson"])
+@pytest.mark.parametrize(("answered", "length"), [(0, 1.0), (3, 1.0), (8, 1e5)])
+def test_noise_on_statistics_is_for_one_silo_whatever_they_send(
+    sampling: str, answered: int, length: float, make: Callable[..., TrustedNoise]
+) -> None:
+    """Sum of vectors that were clipped to norm 1, plus noise of statistics_noise, over eight silos."""
+    trusted = make(**STATISTICS | {"server.sampling": sampling})
+    signal = answered / 1200**0.5
+    sample = []
+    for run in range(12):
+        params = PARAMS | {"head.bias": torch.full((50,), float(run))}
+        counted, mean = trusted.release_statistics(unit_rows(answered, length), 1200, params)
+        assert mean is not None
+        assert counted == NAMES
+        sample.append((8 * mean.numpy() - signal) / 2.5)
+    flattened = np.concatenate(sample)
+    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], flattened.size) / flattened.size
+    assert low < (flattened**2).mean() < high
+    assert abs(flattened.mean()) < 5.5 / flattened.size**0.5
+    spent = trusted.accounts["s7"].ledger.spent("outsider", party="s7")
+    assert spent == Counter({gaussian(2.5): 12})  # everybody is asked: no amplification
+
+
+def test_statistics_have_their_row_before_their_noise(
+    make: Callable[..., TrustedNoise], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted = make(**STATISTICS)
+
+    def refuse(*args: Any, **kwargs: Any) -> bool:
+        raise LedgerError("disk full")
+
+    def reached(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("noise was drawn without a row")
+
+    monkeypatch.setattr(Ledger, "extend", refuse)
+    monkeypatch.setattr(trusted_noise, "add_gaussian", reached)
+    with pytest.raises(LedgerError):
+        trusted.release_statistics(unit_rows(8), 1200, PARAMS)
+
+
+def test_statistics_are_in_the_calibration_and_leave_out_whom_the_budget_refuses(
+    make: Callable[..., TrustedNoise],
+) -> None:
+    target = {"privacy.noise_multiplier": None, "privacy.epsilon": 5.0, "server.rounds": 3}
+    plain = make(**target).noise_multiplier
+    trusted = make(**STATISTICS | target)
+    assert trusted.noise_multiplier > 1.001 * plain
+    other = make(**{"server.rounds": 3, "privacy.noise_multiplier": 0.5})
+    other.accounts["s2"].run = "earlier"
+    other.accounts["s2"].spend_training(1, "train/1")
+    counted, mean = trusted.release_statistics(unit_rows(8), 1200, PARAMS)
+    assert mean is not None
+    assert counted == [name for name in NAMES if name != "s2"]
+    assert list(trusted.left) == ["s2"]
+    for server_round in (1, 2, 3):
+        assert trusted.release(server_round, contributions(8), PARAMS)[1] is not None
+    assert trusted.accounts["s0"].epsilon() <= 5.0
+
+
+def test_seeded_noise_on_statistics_is_tied_to_their_sum(
+    make: Callable[..., TrustedNoise],
+) -> None:
+    trusted = make(**STATISTICS)
+    first, again, other = (
+        trusted.release_statistics(unit_rows(count), 1200, PARAMS)[1] for count in (4, 4, 5)
+    )
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first, again)
+    assert len(trusted.accounts["s0"].ledger.entries(party="s0")) == 2
+    assert float((first - other).std()) > 0.1, "the noises cancel"

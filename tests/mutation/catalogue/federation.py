@@ -8,7 +8,7 @@ _AGGREGATION = "tests/federation/test_aggregation.py"
 _TRUSTED = "tests/federation/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/federation/test_run.py"
-_RELEASE = "flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected"
+_RELEASE = "flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected"
 
 MUTATIONS = (
     Mutation(
@@ -66,7 +66,8 @@ MUTATIONS = (
         "trusted-noise-too-small",
         "server/trusted_noise.py",
         _RELEASE,
-        "flat = add_gaussian(flat, clip / self.expected, self.noise_multiplier, rng) / self.expected",
+        "less = self.noise_multiplier / self.expected\n"
+        "        flat = add_noise(self.settings, flat, less, rng) / self.expected",
         "The mean's noise on the sum: too small by the number of clients.",
         (_SIZE,),
     ),
@@ -101,6 +102,22 @@ MUTATIONS = (
         "refused = {}",
         "The trusted server's releases are not in the ledger.",
         (f"{_TRUSTED}::test_no_noise_is_drawn_without_a_row",),
+    ),
+    Mutation(
+        "trusted-statistics-not-clipped",
+        "server/trusted_noise.py",
+        "rows = [clip_vector(received[name], 1.0)[0] for name in counted if name in received]",
+        "rows = [received[name] for name in counted if name in received]",
+        "The statistics' sensitivity hangs on a silo's word.",
+        (f"{_TRUSTED}::test_noise_on_statistics_is_for_one_silo_whatever_they_send",),
+    ),
+    Mutation(
+        "trusted-statistics-without-a-row",
+        "server/trusted_noise.py",
+        "refused = spend_together(accounts, 0, key, statistics=True)",
+        "refused = {}",
+        "The sum of the statistics is released without a record.",
+        (f"{_TRUSTED}::test_statistics_have_their_row_before_their_noise",),
     ),
     Mutation(
         "trusted-noise-by-the-round-alone",
