@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
 from fedllm.settings import Settings
 from fedllm.silo_bounds import RAW_DUPLICATE, check_evaluations
 
@@ -61,6 +62,8 @@ def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
     found: dict[str, list[str]] = {}
     if settings.teacher.kind == "nonprivate":
         found[f"NO GUARANTEE: {RAW_DUPLICATE}. Every epsilon is infinite"] = sorted(sizes)
+    if settings.awp.form == "batch" and settings.privacy.unit == "example":
+        found[f"NO GUARANTEE: {UNBOUNDED_ASCENT}. Every epsilon is infinite"] = sorted(sizes)
     for name, examples in sorted(sizes.items()):
         own = settings.for_silo(name)
         for what in _silo_warnings(own, len(sizes), examples):

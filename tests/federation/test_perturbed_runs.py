@@ -94,6 +94,8 @@ def test_rows_and_report_say_what_each_form_guarantees(
     page = html.unescape(render(report, "0" * 64))
     assert f"<strong>{form}</strong>, gamma 0.5 " in page
     assert told["guarantee"].split(":")[0] in page
+    warned = [m["message"] for m in run.metrics() if m["kind"] == "warning"]
+    assert any(f"NO GUARANTEE: {UNBOUNDED_ASCENT}" in text for text in warned) == (form == "batch")
     if form == "batch":
         assert report["headline"].startswith("NO GUARANTEE: epsilon is infinite.")
         assert UNBOUNDED_ASCENT in report["headline"]
