@@ -61,3 +61,29 @@ def tiny_settings(tiny_tree: Callable[..., dict[str, Any]]) -> Callable[..., Any
     from fedllm.settings_io import parse_settings
 
     return lambda **changes: parse_settings(tiny_tree(**changes))
+
+
+@pytest.fixture(scope="session")
+def random_words_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT of two layers with heads of size 16, and a tokenizer for the benchmarks' random words."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from simulations.benchmark import workload
+
+    path = tmp_path_factory.mktemp("random-words-bert")
+    torch.manual_seed(0)
+    tokenizer = workload.stand_in_tokenizer(encoder=True)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    BertModel(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

@@ -72,8 +72,7 @@ def true_positive_rate(
         ``tpr``, its Clopper-Pearson interval ``low`` and ``high`` at that threshold, and the ``fpr``
         reached there with its upper limit ``fpr_high``.
     """
-    allowed = math.floor(rate * len(others) + 1e-9)
-    threshold = np.sort(others)[::-1][allowed] if allowed < len(others) else -math.inf
+    threshold = threshold_of(others, rate)
     hits, false = int((members > threshold).sum()), int((others > threshold).sum())
     low, high = clopper_pearson(hits, len(members), confidence)
     return {
@@ -83,6 +82,12 @@ def true_positive_rate(
         "fpr": false / len(others),
         "fpr_high": clopper_pearson(false, len(others), confidence)[1],
     }
+
+
+def threshold_of(others: Array, rate: float) -> float:
+    """The smallest threshold that at most a share ``rate`` of the others lies above."""
+    allowed = math.floor(rate * len(others) + 1e-9)
+    return float(np.sort(others)[::-1][allowed]) if allowed < len(others) else -math.inf
 
 
 def clopper_pearson(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -21,22 +21,19 @@ divided by a factor that its claim does not tell of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
 from matplotlib.figure import Figure
 from scipy.stats import rankdata
-from torch import Tensor
 
 from fedllm.inputs import Feature
 from fedllm.local_training import train_locally
 from fedllm.settings import Settings
-from fedllm.tasks.base import expand_params
 from fedllm.tunable import Tunable, initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events import dp_sgd, multiset
@@ -51,10 +48,10 @@ from simulations.cli_output import (
     require,
 )
 from simulations.leakage import auditing, show
+from simulations.leakage.membership_attacks import RATES, attack, flipped, losses, roc
 from simulations.leakage.scene import MICRO_BATCH, load_distinct, with_client
 
 DELTA = 1e-5
-RATES = (0.01, 0.05)
 ATTACKS = ("loss", "LiRA")
 GROUPS = ("canaries", "texts")
 
@@ -119,21 +116,6 @@ def claims(epsilons: Sequence[float], broken: float | None, training: Training) 
     return found
 
 
-def flipped(feature: Feature, classes: int) -> Feature:
-    """The same text with another label."""
-    return Feature(feature.input_ids, (int(feature.target or 0) + 1) % classes)
-
-
-def losses(tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature]) -> Tensor:
-    """Loss of each text, (n,) float64."""
-    found = torch.zeros(len(features), dtype=torch.float64)
-    with torch.no_grad():
-        for group in tunable.task.batches(features, MICRO_BATCH):
-            batch = tunable.task.collate([features[i] for i in group])
-            found[group] = tunable.losses(expand_params(params, len(group)), batch).double().cpu()
-    return found
-
-
 def train_runs(
     tunable: Tunable,
     features: Sequence[Feature],
@@ -166,21 +148,6 @@ def train_runs(
         final = {name: start[name] + result.update[name] for name in start}
         found[run] = losses(tunable, final, features).numpy()
     return included, found
-
-
-def attack(included: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """AUC as mean and standard error over runs, and TPR at fixed FPR over all runs together."""
-    areas = [
-        auditing.area_under_curve(s[chosen], s[~chosen])[0]
-        for s, chosen in zip(scores, included, strict=True)
-    ]
-    return {
-        "auc": show.mean_and_error(areas),
-        "tpr": {
-            str(rate): auditing.true_positive_rate(scores[included], scores[~included], rate)
-            for rate in RATES
-        },
-    }
 
 
 def measure(
@@ -260,14 +227,6 @@ def measure(
         "accountant": "pld",
         "rows": rows,
     }
-
-
-def roc(scores: np.ndarray, included: np.ndarray) -> list[list[float]]:
-    """FPR and TPR of every threshold, for the figure."""
-    order = np.argsort(-scores.ravel())
-    member = included.ravel()[order]
-    false, hits = np.cumsum(~member) / (~member).sum(), np.cumsum(member) / member.sum()
-    return [[0.0, *false.tolist()], [0.0, *hits.tolist()]]
 
 
 def tables(result: dict[str, Any]) -> list[Any]:

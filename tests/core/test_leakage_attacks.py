@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 from fedllm.codec.autoencoder import train_autoencoder
 from fedllm.codec.layout import Layout
 from privacy.randomness import generator
-from simulations.benchmark import workload
 from simulations.leakage import autoencoder_inversion, gradient_inversion, membership
 from simulations.leakage.protections import CLIP, Protection, noise_for
 from simulations.leakage.scene import Scene, make_scene
@@ -24,26 +23,9 @@ PREFIX = 7
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(random_words_encoder: Path) -> str:
     """A random BERT of two layers with heads of size 16, and a tokenizer for random words."""
-    from transformers import BertConfig, BertModel
-
-    path = tmp_path_factory.mktemp("leakage-bert")
-    torch.manual_seed(0)
-    tokenizer = workload.stand_in_tokenizer(encoder=True)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.1,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    BertModel(config).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return str(path)
+    return str(random_words_encoder)
 
 
 @pytest.fixture(scope="module")
