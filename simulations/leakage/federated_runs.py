@@ -50,13 +50,13 @@ class Experiment:
         model: embedded name or folder of an encoder.
     """
 
-    texts: int = 512
+    texts: int = 256
     silos: int = 8
-    rounds: int = 40
+    rounds: int = 20
     epsilon: float = 8.0
-    sampling_rate: float = 0.25
-    learning_rate: float = 0.01
-    head_learning_rate: float = 0.05
+    sampling_rate: float = 0.5
+    learning_rate: float = 0.02
+    head_learning_rate: float = 0.1
     prefix_length: int = 4
     model: str = "minilm"
     data: str = "auto"

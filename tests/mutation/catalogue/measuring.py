@@ -5,6 +5,9 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _SUBJECTS = "fedllm/flatness/subjects.py"
+_RUNS = "simulations/leakage/federated_runs.py"
+_ONE_RUN = "simulations/leakage/run_membership.py"
+_MEMBERSHIP = "tests/federation/test_flat_membership.py"
 _LANDSCAPE = "tests/federation/test_landscape.py"
 
 MUTATIONS = (
@@ -23,5 +26,21 @@ MUTATIONS = (
         'origin, label = "the silos\' training examples", None',
         "Numbers made of private examples without noise are printed like those of public text.",
         (f"{_LANDSCAPE}::test_no_run_trained_on_what_is_measured",),
+    ),
+    Mutation(
+        "proven-maximum-without-a-guarantee",
+        _RUNS,
+        "if not all(is_private(event) for events in spent for event, _ in events):",
+        "if not any(is_private(event) for events in spent for event, _ in events):",
+        "A form without a guarantee is shown with a proven maximum beside it.",
+        (f"{_MEMBERSHIP}::test_a_row_with_a_labelled_form_has_no_bound",),
+    ),
+    Mutation(
+        "members-among-the-others",
+        _ONE_RUN,
+        "for key, r in once(records).items() if key not in members}",
+        "for key, r in once(records).items()}",
+        "Members count as others, and the measured leak shrinks.",
+        (f"{_MEMBERSHIP}::test_others_trained_nothing",),
     ),
 )
