@@ -6,8 +6,9 @@ Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.
 ``codec.safetensors`` and ``codec.json``, with a teacher trained on public text ``teacher.safetensors``
 and ``teacher.json``, where membership inference was measured ``membership.json``, and ``silo-logs/``:
 NAME.jsonl, and the residuals of error feedback. What is in the folder is public, or was released with a
-guarantee, or without one, that the ledger knows of; the exception are the silo logs of a simulation, each
-private to its silo and read by nothing here.
+guarantee, or without one, that the ledger knows of; the exceptions are the silo logs of a simulation, each
+private to its silo and read by nothing here, and what was measured on demand: ``membership.json`` (an
+attack, made of the silos' texts) and ``landscape/`` (which says on whose text).
 """
 
 from __future__ import annotations

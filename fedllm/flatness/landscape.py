@@ -41,6 +41,7 @@ from fedllm.flatness.objective import (
 from fedllm.flatness.sharpness import hutchinson_trace, m_sharpness, top_eigenvalue
 from fedllm.flatness.subjects import MeasuredOn, Subject, kept_layers
 from fedllm.inputs import Feature
+from fedllm.models import Backbone
 from fedllm.tunable import PREFIX, Tunable
 from privacy.randomness import generator
 
@@ -64,7 +65,7 @@ class Plan:
         group: m of m-sharpness.
         rho: radius of m-sharpness, L2 norm of the step in the weights.
         radius: radius relative to the norm of the tensors that vary.
-        max_tokens: padded tokens of a micro-batch.
+        max_tokens: padded tokens of a micro-batch; None: by the model's size (:func:`tokens_that_fit`).
         seed: of directions, probes and starting vectors.
     """
 
@@ -79,7 +80,7 @@ class Plan:
     group: int = 16
     rho: float = 0.05
     radius: float = 0.05
-    max_tokens: int = 2048
+    max_tokens: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -115,6 +116,14 @@ class Plan:
         if self.sharpness:
             total += 2 * self.products + self.probes + 2 * (examples // self.group) + self.grid
         return total
+
+
+def tokens_that_fit(backbone: Backbone) -> int:
+    """Padded tokens of a micro-batch whose graph of second derivatives takes about a gigabyte.
+
+    A token's graph grows with layers and hidden size; MiniLM bears 2,048 tokens, SmolLM2-135M 273.
+    """
+    return max(64, min(2048, 2048 * 6 * 384 // (backbone.n_layers * backbone.hidden_size)))
 
 
 def random_direction(
@@ -221,12 +230,13 @@ def measure(
     params = {name: value.to(tunable.backbone.device) for name, value in subject.params.items()}
     features = tunable.task.features(data.records)
     layers = kept_layers(subject, tunable)
-    objective = make_objective(tunable, params, features, over=names, max_tokens=plan.max_tokens)
+    tokens = plan.max_tokens or tokens_that_fit(tunable.backbone)
+    objective = make_objective(tunable, params, features, over=names, max_tokens=tokens)
     scaled = objective.rescaled(filter_norms(params, names))
     store = Grids(cache / f"{_key(subject, tunable, features, plan, names, layers)}.json")
     filters = filter_count(params, names)
     try:
-        metrics = store.get("metrics", lambda: tunable.evaluate(params, features, plan.max_tokens))
+        metrics = store.get("metrics", lambda: tunable.evaluate(params, features, tokens))
         if not math.isfinite(metrics["loss"]):
             raise ValueError(f"Expected a finite loss of {subject.label}, got {metrics['loss']}")
         first, second = (
@@ -301,10 +311,9 @@ def _sharpness(
     advance: Advance,
 ) -> tuple[dict[str, Any], Tensor]:
     """The numbers, and the sharpest direction in filter-normalised coordinates (norm 1)."""
+    tokens = plan.max_tokens or tokens_that_fit(tunable.backbone)
     groups = [
-        make_objective(
-            tunable, params, features[i : i + plan.group], over=names, max_tokens=plan.max_tokens
-        )
+        make_objective(tunable, params, features[i : i + plan.group], over=names, max_tokens=tokens)
         for i in range(0, len(features) - plan.group + 1, plan.group)
     ]
     if not groups:
@@ -313,7 +322,7 @@ def _sharpness(
         )
 
     def eigenvalue(target: Objective) -> dict[str, Any]:
-        with target.hessian() as product:
+        with target.hessian(2 * tokens) as product:
             found = top_eigenvalue(
                 product,
                 target.scales,
@@ -330,7 +339,7 @@ def _sharpness(
         }
 
     def trace() -> list[float]:
-        with objective.hessian() as product:
+        with objective.hessian(2 * tokens) as product:
             return list(
                 hutchinson_trace(
                     product, objective.scales, probes=plan.probes, seed=plan.seed, advance=advance
