@@ -39,10 +39,10 @@ from torch import Tensor
 from fedllm.codec.base import Code, Codec
 from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.codec.layout import Layout
+from fedllm.mechanism import add_noise
 from fedllm.settings import Settings
 from fedllm.tunable import PREFIX
 from privacy.clipping import clip_vector
-from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
 
 
@@ -143,7 +143,7 @@ def encode_client_update(
     update: Mapping[str, Tensor],
     encoding: Encoding,
     *,
-    clip: float,
+    settings: Settings,
     noise_multiplier: float,
     noise: RandomSource,
     rounding: RandomSource,
@@ -153,11 +153,13 @@ def encode_client_update(
 
     Args:
         update: new minus old parameters; private.
-        noise_multiplier: over ``clip``; 0 where the server adds the noise.
+        settings: of the clipping norm and of the mechanism.
+        noise_multiplier: 0 where the server adds the noise.
 
     Returns:
         The message, whether the update was clipped, whether it was not finite and counts as zero.
     """
+    clip = settings.privacy.clip
     vector = encoding.flatten(update)
     bad = not bool(vector.isfinite().all())
     if bad:
@@ -173,7 +175,7 @@ def encode_client_update(
     if residual is not None:
         residual.keep(vector)
     if noise_multiplier:
-        code = add_gaussian(code, clip, noise_multiplier, noise)
+        code = add_noise(settings, code, noise_multiplier, noise)
     if encoding.in_code:
         return encoding.codec.encode_code(code, rounding), clipped, bad
     return encoding.codec.encode(code, rounding), clipped, bad

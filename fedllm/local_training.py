@@ -32,10 +32,10 @@ from fedllm.encoded_release import (
 from fedllm.flatness.perturbation import Perturbation, noise_factor, perturbation_of
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
+from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable
 from privacy.clipping import clip_vector
-from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
 from privacy.sampling import poisson_sample
 
@@ -124,7 +124,7 @@ def train_locally(
             code, clipped, bad = encode_client_update(
                 update,
                 encoding,
-                clip=settings.privacy.clip,
+                settings=settings,
                 noise_multiplier=noise_multiplier,
                 noise=streams("noise", settings.client.local_steps),
                 rounding=rounding,
@@ -295,7 +295,7 @@ def _release(
         noisy = _noisy(total.sums, point, settings, noise_multiplier, rng)
         sums = {name: s / scales[name] for s, name in zip(noisy, sorted(point), strict=True)}
     else:
-        code = add_gaussian(total.sums[0], clip, noise_multiplier, rng)
+        code = add_noise(settings, total.sums[0], noise_multiplier, rng)
         sums = encoding.unflatten(encoding.codec.reconstruct(code))
     counts = (total.count, total.clipped, total.nonfinite)
     return _Released(sums, code, counts, total.norms)
@@ -332,12 +332,12 @@ def update_noise_std(
     if privacy.mode == "none":
         return dict.fromkeys(params, 0.0)
     if privacy.unit == "client":
-        return dict.fromkeys(params, noise_multiplier * privacy.clip)
+        return dict.fromkeys(params, noise_std(settings, noise_multiplier) * privacy.clip)
     if client.optimizer != "sgd":
         return None
     scales = gradient_scales(settings, params)
     noise_multiplier *= noise_factor(settings, server_round)
-    one_step = noise_multiplier * privacy.clip / float(client.batch_size or 1)
+    one_step = noise_std(settings, noise_multiplier) * privacy.clip / float(client.batch_size or 1)
     factor = client.learning_rate * client.local_steps**0.5
     return {name: one_step * factor / scales[name] for name in params}
 
@@ -361,7 +361,7 @@ def _noisy(
     rng: RandomSource,
 ) -> list[Tensor]:
     flat = torch.cat([value.reshape(-1) for value in sums])
-    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)
+    flat = add_noise(settings, flat, noise_multiplier, rng)
     return split_like(flat, weights)
 
 
@@ -372,7 +372,7 @@ def _client_release(
     flat, clipped, nonfinite = clip_vector(flat, settings.privacy.clip)
     if settings.privacy.noise_by == "client":
         rng = streams("noise", settings.client.local_steps)
-        flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)
+        flat = add_noise(settings, flat, noise_multiplier, rng)
     return dict(zip(sorted(update), split_like(flat, update), strict=True)), clipped, nonfinite
 
 

@@ -23,8 +23,8 @@ class SettingsError(ValueError):
 def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read an experiment's TOML file, apply ``section.key=value`` overrides, and check it.
 
-    Relative ``data.path`` and ``public.path`` are taken relative to the file; ``~`` and
-    ``$VARIABLES`` are expanded.
+    Relative ``data.path``, ``public.path`` and ``privacy.noise`` are taken relative to the file; ``~``
+    and ``$VARIABLES`` are expanded. The noise's file is read here, so that the settings hold what it says.
 
     Args:
         path: the TOML file.
@@ -259,8 +259,18 @@ def _unknown_keys(
 
 
 def _with_paths(settings: Settings, base: Path) -> Settings:
-    """``data.path`` and ``public.path`` made absolute, where they name files."""
+    """``data.path`` and ``public.path`` made absolute, where they name files; ``privacy.noise`` read."""
     changed: dict[str, BaseModel] = {}
+    named = settings.privacy.noise
+    if named is not None and not named.lstrip().startswith("{"):
+        from fedllm.mechanism import noise_text
+
+        file = base / Path(os.path.expandvars(os.path.expanduser(named)))
+        try:
+            text = noise_text(file)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        changed["privacy"] = settings.privacy.model_copy(update={"noise": text})
     for name, section in (("data", settings.data), ("public", settings.public)):
         path = section.path
         if path is not None and section.source == "files":

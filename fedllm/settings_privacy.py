@@ -50,7 +50,24 @@ class PrivacySettings(Section):
     noise_multiplier: PositiveFloat | None = Field(
         None,
         description="Noise over sensitivity, given by hand instead of calibrated from epsilon; "
-        "with epsilon the budget still stops the run.",
+        "with epsilon the budget still stops the run. Mechanism lmo: of the Gaussian noise with "
+        "the same guarantee.",
+    )
+    mechanism: Literal["gaussian", "lmo"] = Field(
+        "gaussian",
+        description="Noise on the vectors that training releases. `lmo`: that of `noise`, scaled to the "
+        "same proven guarantee on vectors as Gaussian noise of the noise multiplier: for comparison, "
+        "it needs a standard deviation some 1.8 times as large.",
+    )
+    noise: str | None = Field(
+        None,
+        description="Mechanism lmo: JSON file with the noise (parameters of LMO-DP, or what `fedllm "
+        "noise-search` wrote), relative to the settings file; or the JSON itself.",
+    )
+    noise_scale: PositiveFloat | None = Field(
+        None,
+        description="Mechanism lmo: the file's noise times this, in units of the clipping norm, instead "
+        "of calibrated: 1 is the paper's use of a parameter file, whatever it truly costs.",
     )
     clip: PositiveFloat = Field(
         0.5,
@@ -96,14 +113,33 @@ class PrivacySettings(Section):
         'a table [privacy.silos."NAME"] each. Each silo is calibrated, and stops, by itself.',
     )
 
+    def _check_mechanism(self) -> None:
+        if self.mechanism == "lmo" and self.noise is None:
+            raise ValueError(
+                "Expected privacy.noise, a file with the noise, for privacy.mechanism=lmo, got none"
+            )
+        if self.mechanism == "gaussian":
+            for name in ("noise", "noise_scale"):
+                if (value := getattr(self, name)) is not None:
+                    raise ValueError(
+                        f"Expected privacy.mechanism=lmo for privacy.{name}, got "
+                        f"privacy.{name}={value} with privacy.mechanism=gaussian"
+                    )
+        if self.noise_scale is not None and self.noise_multiplier is not None:
+            raise ValueError(
+                "Expected privacy.noise_scale or privacy.noise_multiplier, got both: "
+                f"{self.noise_scale:g} and {self.noise_multiplier:g}"
+            )
+
     @model_validator(mode="after")
     def _check(self) -> PrivacySettings:
-        given = (self.epsilon, self.run_epsilon, self.noise_multiplier)
+        given = (self.epsilon, self.run_epsilon, self.noise_multiplier, self.noise_scale)
         if self.mode == "dp" and all(value is None for value in given):
             raise ValueError(
                 "Expected privacy.epsilon, privacy.run_epsilon or privacy.noise_multiplier for "
                 "privacy.mode=dp, got none of them"
             )
+        self._check_mechanism()
         if self.unit == "example" and self.noise_by == "server":
             raise ValueError(
                 "Expected privacy.noise_by=client for privacy.unit=example (per-example clipping and "

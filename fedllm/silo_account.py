@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
+from fedllm.mechanism import multiplier_of, noise_of
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.silo_bounds import (
@@ -183,6 +184,8 @@ class SiloAccount:
         privacy = self.settings.privacy
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
+        if privacy.noise_scale is not None and (noise := noise_of(self.settings)) is not None:
+            return multiplier_of(noise, privacy.noise_scale)
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
                 return float(str(entry.details["noise_multiplier"]))

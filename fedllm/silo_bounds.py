@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
+from fedllm.mechanism import release_event
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from privacy.budget import Budget, BudgetExceeded
@@ -96,13 +97,14 @@ def training_event(settings: Settings, sampling_rate: float, noise_multiplier: f
     """
     if settings.privacy.mode == "none":
         return no_guarantee("privacy.mode=none: training without clipping or noise")
+    event = release_event(settings, noise_multiplier)
     if settings.privacy.unit == "example":
-        return dp_sgd(sampling_rate, noise_multiplier, 1)
-    if settings.privacy.noise_by == "server" and settings.server.sampling == "poisson":
-        return dp_sgd(settings.server.fraction, noise_multiplier, 1)
+        return poisson_sampled(sampling_rate, (event,)) if sampling_rate < 1 else event
+    fraction = settings.server.fraction
+    sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"
     # Noise over the clipping norm: that replacing a client moves its update by twice this norm
     # is the accountants' part, which know the relation.
-    return gaussian(noise_multiplier)
+    return poisson_sampled(fraction, (event,)) if sampled and fraction < 1 else event
 
 
 def training_events(
@@ -143,7 +145,7 @@ def _model_events(
     steps = settings.client.local_steps if steps is None else steps
     form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
     if settings.privacy.mode == "dp" and form == "private-ascent":
-        one = gaussian(noise_multiplier * noise_factor(settings, server_round))
+        one = release_event(settings, noise_multiplier * noise_factor(settings, server_round))
         return Counter({poisson_sampled(sampling_rate, (one, one)): steps})
     if settings.privacy.mode == "dp" and form == "batch":
         return multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})

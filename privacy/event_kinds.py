@@ -91,7 +91,7 @@ class VectorNoiseDpEvent(DpEvent):  # type: ignore[misc]
     Attributes:
       family, parameters: As of `ScalarNoiseDpEvent`, but in units of the L2 norm that one record's
         contribution to the vector has at most (the clipping norm).
-      dimension: Number of coordinates, >= 1.
+      dimension: Number of coordinates, >= 1; 0 where it is not stated, and may be any.
 
     Raises:
       ValueError: No such noise; the message names what is wrong.

@@ -116,7 +116,7 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
     "ScalarNoise": (ScalarNoiseDpEvent, {"family": _text, "parameters": _pairs}),
     "VectorNoise": (
         VectorNoiseDpEvent,
-        {"family": _text, "parameters": _pairs, "dimension": _whole_positive},
+        {"family": _text, "parameters": _pairs, "dimension": _whole},
     ),
     "RandomizedResponse": (
         dp.RandomizedResponseDpEvent,
@@ -342,14 +342,14 @@ def vector_noise(noise: ScalarNoise, dimension: int, count: int = 1, rate: float
 
     Args:
       noise: In units of the L2 norm that one record contributes at most.
-      dimension: Number of coordinates; whole, >= 1.
+      dimension: Number of coordinates, whole, >= 1; 0 for any number.
       count, rate: As `count` and `sampling_rate` of `scalar_noise`.
 
     Raises:
       ValueError: A parameter is out of range.
     """
-    if isinstance(dimension, bool) or dimension != int(dimension) or dimension < 1:
-        raise ValueError(f"Expected a whole dimension >= 1, got dimension={dimension}")
+    if isinstance(dimension, bool) or dimension != int(dimension) or dimension < 0:
+        raise ValueError(f"Expected a whole dimension >= 0, got dimension={dimension}")
     one = VectorNoiseDpEvent(noise.family, pairs(noise), int(dimension))
     return _repeated(one, count, rate)
 

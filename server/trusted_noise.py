@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from fedllm.local_training import split_like
+from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
 from fedllm.silo_accounts import spend_together
 from privacy.budget import BudgetExceeded
 from privacy.ledger import Ledger
-from privacy.noise import add_gaussian
 from privacy.randomness import generator
 from server.aggregation import Contribution, mean_update
 
@@ -125,7 +125,7 @@ class TrustedNoise:
         labels = ("trusted-noise", server_round, digest)
         rng = generator(self.settings.seed, *labels) if seeded else generator(None)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
-        flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected
+        flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected
         mean = dict(zip(sorted(total), split_like(flat, total), strict=True))
-        std = self.noise_multiplier * clip / self.expected
+        std = noise_std(self.settings, self.noise_multiplier) * clip / self.expected
         return mean, dict.fromkeys(mean, std)

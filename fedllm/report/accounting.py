@@ -12,7 +12,13 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.event_kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
+from privacy.accountants.forms import as_accounted
+from privacy.event_kinds import (
+    DiscreteGaussianDpEvent,
+    PureDpEvent,
+    ScalarNoiseDpEvent,
+    VectorNoiseDpEvent,
+)
 from privacy.events import event_to_json, is_private, kind
 from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
@@ -248,6 +254,8 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
             rate, inner = 1.0, event
             if isinstance(event, dp.PoissonSampledDpEvent):
                 rate, inner = float(event.sampling_probability), event.event
+            if isinstance(inner, VectorNoiseDpEvent):
+                inner = as_accounted(inner)
             if isinstance(inner, dp.GaussianDpEvent):
                 found[rate, float(inner.noise_multiplier)] += count
     return [(rate, noise, count) for (rate, noise), count in sorted(found.items())]
@@ -316,9 +324,10 @@ def describe_event(event: DpEvent) -> str:
         return f"a mechanism of pure privacy (a noisy choice), epsilon {event.epsilon:.6g}"
     if isinstance(event, DiscreteGaussianDpEvent):
         return f"discrete Gaussian, sigma {event.sigma:.6g}, sensitivity {event.sensitivity}"
-    if isinstance(event, ScalarNoiseDpEvent):
+    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
         values = ", ".join(f"{name} {value:.6g}" for name, value in event.parameters)
-        return f"one number with {event.family} noise, {values}"
+        what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
+        return f"{what} with {event.family} noise, {values}"
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate = event.sampling_probability
         return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
@@ -331,8 +340,9 @@ def _mechanism(event: DpEvent) -> str:
         return f"Poisson sampling, then {_mechanism(event.event)}"
     if isinstance(event, dp.GaussianDpEvent):
         return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
-    if isinstance(event, ScalarNoiseDpEvent):
-        return f"one number with {event.family} noise"
+    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
+        what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
+        return f"{what} with {event.family} noise"
     return describe_event(event)
 
 
@@ -343,7 +353,7 @@ def _parameters(event: DpEvent) -> dict[str, float]:
         return {"sampling rate": rate} | _parameters(event.event)
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
         return {"noise multiplier": float(event.noise_multiplier)}
-    if isinstance(event, ScalarNoiseDpEvent):
+    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
         return dict(event.parameters)
     return {}
 

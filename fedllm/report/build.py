@@ -18,6 +18,7 @@ from fedllm.report.curves import least_missed, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.guarantee import Headline, headline
 from fedllm.report.layers import layers, unrecorded_scores
+from fedllm.report.lmo import lmo
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
@@ -106,6 +107,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "releases": accounting.releases(run.entries, run.run_id),
         "encoding": encoded,
         "layers": chosen,
+        "lmo": lmo(run, accounted, relation, delta),
         "assumptions": _assumed(settings, seeded, len(runs)),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": {

@@ -262,6 +262,27 @@ a layer is kept where the loss without its prefix is sharper (Privacy-Flat, leve
 {% endif %}
 {% endif %}
 
+{% if report.lmo %}
+{% set lmo = report.lmo %}
+<h2>LMO noise</h2>
+<p>The vectors of training carry the noise of LMO-DP, Laplace noise of random scale. Its published accounting is
+that of one number, at orders where its formula does not hold; gradients are vectors, and a change that is spread
+over their coordinates costs far more. What is claimed is shown beside what is true, for the silo
+<strong>{{ lmo.silo }}</strong>, at delta = {{ "%g" | format(lmo.delta) }}. The noise has a standard deviation of {{ "%.4g" | format(lmo.std) if lmo.std is number else "∞" }} clipping norms;
+Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std) }}.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="LMO noise: claimed and true">
+<table id="lmo">
+<caption>Epsilon of LMO noise: as claimed, and truly.</caption>
+<thead><tr><th scope="col">Account</th><th scope="col" class="num">One step, not sampled</th><th scope="col" class="num">All {{ lmo.steps | number }} steps{% if lmo.sampling_rate < 1 %}, sampled{% endif %}</th><th scope="col">Holds</th></tr></thead>
+<tbody>
+<tr><th scope="row">claimed</th><td class="num approximation">{{ lmo.step.claimed | epsilon }}</td><td class="num approximation">{{ lmo.training.claimed | epsilon }}{% if lmo.sampling_rate < 1 %} <small class="soft">without sampling</small>{% endif %}</td><td><strong class="bad">no bound</strong>: the formula of one number{% if not (lmo.step.order_exists and lmo.training.order_exists) %}, at order {{ lmo.training.order if lmo.step.order_exists else lmo.step.order }}; only orders below {{ "%.4g" | format(lmo.largest_order) }} exist{% endif %}</td></tr>
+<tr><th scope="row">true, change spread over the coordinates</th><td class="num">{{ lmo.step.spread | epsilon }}</td><td class="num">{{ lmo.training.spread | epsilon }}</td><td>the limit of many coordinates: about what is truly spent, and no bound of all changes</td></tr>
+<tr><th scope="row">proven for every change</th><td class="num">{{ lmo.step.bound | epsilon }}</td><td class="num">{{ lmo.training.bound | epsilon }}</td><td><strong class="good">upper bound</strong>, what the ledger counts</td></tr>
+</tbody>
+</table>
+</div>
+{% endif %}
+
 <h2>What the guarantee assumes</h2>
 {{ titled(report.assumptions) }}
 

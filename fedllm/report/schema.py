@@ -295,6 +295,36 @@ class MembershipPart(Part):
     label: str | None = Field(description="What its author says of it.")
 
 
+class LmoCostPart(Part):
+    """Epsilon of LMO noise on a vector, by three accounts."""
+
+    claimed: Real = Field(
+        description="By LMO-DP's published accounting, of one number at the best order, existing or not, "
+        "without sampling. No bound of anything."
+    )
+    order: int
+    order_exists: bool
+    spread: Real = Field(
+        description="Of a change spread over many coordinates, in the limit: about what is truly spent."
+    )
+    bound: Real = Field(description="Proven for every change; what the ledger counts.")
+
+
+class LmoPart(Part):
+    """LMO noise: what is claimed beside what is true, of the silo with the least noise."""
+
+    silo: str
+    parameters: dict[str, float] = Field(description="In units of the clipping norm.")
+    delta: float
+    steps: int
+    sampling_rate: Real
+    std: Real = Field(description="Of each coordinate's noise over the clipping norm.")
+    gaussian_std: Real = Field(description="Of the Gaussian noise that truly costs as much.")
+    largest_order: Real = Field(description="Orders below this exist.")
+    step: LmoCostPart = Field(description="One step, without sampling.")
+    training: LmoCostPart = Field(description="All steps; the claim without sampling.")
+
+
 class TitledPart(Part):
     """A text with its title."""
 
@@ -350,6 +380,7 @@ class Report(Part):
     releases: list[ReleasePart]
     encoding: EncodingPart | None = Field(description="Null: updates travel as they are.")
     layers: LayersPart | None = Field(description="Null: all layers of the settings were trained.")
+    lmo: LmoPart | None = Field(description="Null: no vector was released with LMO noise.")
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart

@@ -20,7 +20,7 @@ def _flat(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
     result: Counter[DpEvent] = Counter()
     for event, count in multiset(events).items():
         result[as_accounted(event)] += count
-    return result
+    return multiset(result)
 
 
 class UnsupportedEvent(ValueError):

@@ -23,6 +23,10 @@ def as_accounted(event: DpEvent) -> DpEvent:
 
     if isinstance(event, dp.PoissonSampledDpEvent):
         return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
+    if isinstance(event, dp.SelfComposedDpEvent):  # several releases of one sample
+        return dp.SelfComposedDpEvent(as_accounted(event.event), event.count)
+    if isinstance(event, dp.ComposedDpEvent):
+        return dp.ComposedDpEvent([as_accounted(part) for part in event.events])
     if isinstance(event, VectorNoiseDpEvent):
         if event.dimension == 1:
             return as_accounted(ScalarNoiseDpEvent(event.family, event.parameters))
@@ -41,8 +45,10 @@ def why_unsupported(event: DpEvent) -> str | None:
     """Why no accountant can represent an event with a vector in it, or None."""
     from privacy.accountants.vector_loss import why_no_bound
 
-    if isinstance(event, dp.PoissonSampledDpEvent):
+    if isinstance(event, dp.PoissonSampledDpEvent | dp.SelfComposedDpEvent):
         return why_unsupported(event.event)
-    if isinstance(event, VectorNoiseDpEvent) and event.dimension > 1:
+    if isinstance(event, dp.ComposedDpEvent):
+        return next(filter(None, map(why_unsupported, event.events)), None)
+    if isinstance(event, VectorNoiseDpEvent) and event.dimension != 1:
         return why_no_bound(noise_of(event))
     return None

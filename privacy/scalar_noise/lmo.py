@@ -18,6 +18,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from privacy.randomness import RandomSource
 from privacy.scalar_noise.base import (
     Array,
     ScalarNoise,
+    noise_from_dict,
     require_not_negative,
     require_positive,
 )
@@ -235,6 +237,23 @@ class LmoNoise(ScalarNoise):
         )
 
 
+def noise_from_json(data: object) -> ScalarNoise:
+    """Read noise from a file's JSON: a flat table of LMO parameters, or of any family with its name.
+
+    In the latter only the keys family and parameters count; what else is there is for people.
+
+    Raises:
+      ValueError: See `lmo_from_dict` and `ScalarNoise.from_dict`.
+    """
+    if isinstance(data, Mapping) and "family" in data:
+        return noise_from_dict(_named_part(data))
+    return lmo_from_dict(data)
+
+
+def _named_part(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in ("family", "parameters") if key in data}
+
+
 def lmo_from_dict(data: object) -> LmoNoise:
     """Read LMO noise from JSON: a flat table of parameters, or what `ScalarNoise.to_dict` writes.
 
@@ -247,7 +266,7 @@ def lmo_from_dict(data: object) -> LmoNoise:
     if not isinstance(data, Mapping):
         raise ValueError(f"Expected LMO noise as a JSON object, got {type(data).__name__}")
     if "family" in data:
-        return LmoNoise.from_dict(data)
+        return LmoNoise.from_dict(_named_part(data))
     known = [field.name for field in fields(LmoNoise)]
     unknown = sorted(set(map(str, data)) - set(known))
     if unknown:

@@ -144,7 +144,7 @@ def test_a_silos_noiseless_code_has_at_most_the_clipping_norm(
     code, _, was_bad = encode_client_update(
         update,
         encoding,
-        clip=clip,
+        settings=settings,
         noise_multiplier=0.0,
         noise=streams("noise", 0),
         rounding=streams("round", 0),
@@ -295,7 +295,7 @@ def test_the_residual_is_added_before_clipping_and_kept(
         code, _, _ = encode_client_update(
             update,
             encoding,
-            clip=clip,
+            settings=settings,
             noise_multiplier=0.0,
             noise=streams("noise", 0),
             rounding=streams("round", 0),

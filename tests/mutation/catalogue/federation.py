@@ -8,7 +8,7 @@ _AGGREGATION = "tests/federation/test_aggregation.py"
 _TRUSTED = "tests/federation/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/federation/test_run.py"
-_RELEASE = "flat = add_gaussian(flat, clip, self.noise_multiplier, rng) / self.expected"
+_RELEASE = "flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected"
 
 MUTATIONS = (
     Mutation(
@@ -66,7 +66,8 @@ MUTATIONS = (
         "trusted-noise-too-small",
         "server/trusted_noise.py",
         _RELEASE,
-        "flat = add_gaussian(flat, clip / self.expected, self.noise_multiplier, rng) / self.expected",
+        "less = self.noise_multiplier / self.expected\n"
+        "        flat = add_noise(self.settings, flat, less, rng) / self.expected",
         "The mean's noise on the sum: too small by the number of clients.",
         (_SIZE,),
     ),

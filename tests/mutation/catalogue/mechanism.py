@@ -18,7 +18,7 @@ MUTATIONS = (
     Mutation(
         "no-noise",
         "fedllm/local_training.py",
-        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
         "    return split_like(flat, weights)",
         "Gradient sums leave without noise: the server reads off each example's part.",
@@ -27,30 +27,28 @@ MUTATIONS = (
     Mutation(
         "half-noise-in-the-step",
         "fedllm/local_training.py",
-        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
-        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier / 2, rng)\n"
+        "    flat = add_noise(settings, flat, noise_multiplier / 2, rng)\n"
         "    return split_like(flat, weights)",
         "Noise at half scale: each example loses about four times the reported divergence.",
         (_SIZE,),
     ),
     Mutation(
         "noise-for-sensitivity-one",
-        "fedllm/local_training.py",
-        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
-        "    return split_like(flat, weights)",
-        "    flat = add_gaussian(flat, 1.0, noise_multiplier, rng)\n"
-        "    return split_like(flat, weights)",
+        "fedllm/mechanism.py",
+        "return add_gaussian(vector, clip, noise_multiplier, rng)",
+        "return add_gaussian(vector, 1.0, noise_multiplier, rng)",
         "Noise scaled for sensitivity 1 whatever the clip: with a clip above 1 examples are exposed.",
         (_SIZE,),
     ),
     Mutation(
         "noise-for-the-mean-on-the-sum",
         "fedllm/local_training.py",
-        "    flat = add_gaussian(flat, settings.privacy.clip, noise_multiplier, rng)\n"
+        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
-        "    clip = settings.privacy.clip / float(settings.client.batch_size or 1)\n"
-        "    flat = add_gaussian(flat, clip, noise_multiplier, rng)\n"
+        "    less = noise_multiplier / float(settings.client.batch_size or 1)\n"
+        "    flat = add_noise(settings, flat, less, rng)\n"
         "    return split_like(flat, weights)",
         "Noise for the mean's sensitivity on the sum, which is divided again: batch_size times too "
         "little for every example.",

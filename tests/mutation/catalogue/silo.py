@@ -119,16 +119,16 @@ MUTATIONS = (
     Mutation(
         "client-level-amplified-by-the-batch",
         "fedllm/silo_bounds.py",
-        '    if settings.privacy.unit == "example":\n        return dp_sgd(sampling_rate, noise_m',
-        "    if True:\n        return dp_sgd(sampling_rate, noise_m",
+        '    if settings.privacy.unit == "example":\n        return poisson_sampled(sampling_rate',
+        "    if True:\n        return poisson_sampled(sampling_rate",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
         ("tests/core/test_client_level_events.py",),
     ),
     Mutation(
         "amplified-by-a-draw-that-the-server-sees",
         "fedllm/silo_bounds.py",
-        'if settings.privacy.noise_by == "server" and settings.server.sampling == "poisson":',
-        'if settings.server.sampling == "poisson":',
+        'sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"',
+        'sampled = settings.server.sampling == "poisson"',
         "Silos that noise their own updates are amplified by a draw that the server makes itself.",
         (
             f"{_ACCOUNT}::test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone",

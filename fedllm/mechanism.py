@@ -1,0 +1,120 @@
+"""The mechanism that training releases its vectors with: Gaussian noise, or LMO noise of a file.
+
+A noise multiplier means the same for both: 1 / mu of the mechanism for a vector clipped to norm 1. For
+Gaussian noise it is the standard deviation over the clipping norm. LMO noise is scaled so that the mu
+that is *proven* for it on vectors (:mod:`privacy.accountants.vector_loss`) is the same: what calibrates
+Gaussian noise calibrates it too, and the ledger costs both alike, whatever is claimed for either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import lru_cache
+from pathlib import Path
+
+from dp_accounting.dp_event import DpEvent
+from torch import Tensor
+
+from fedllm.settings import Settings
+from privacy.accountants.vector_loss import gaussian_bound, why_no_bound
+from privacy.events import gaussian, vector_noise
+from privacy.noise import add_gaussian
+from privacy.randomness import RandomSource
+from privacy.scalar_noise import ScalarNoise
+from privacy.scalar_noise.lmo import noise_from_json
+from privacy.vector_noise import add_scalar_noise
+
+_MARGIN = 1e-8  # of scale: more than round-off between here and the accountants
+
+
+def noise_of(settings: Settings) -> ScalarNoise | None:
+    """The noise that ``privacy.noise`` names, as it is there; None for Gaussian noise.
+
+    Raises:
+        ValueError: the file is missing, is not noise, or noise that vectors have no bound for.
+    """
+    if settings.privacy.mechanism == "gaussian":
+        return None
+    text = str(settings.privacy.noise)
+    return _read(text) if text.lstrip().startswith("{") else _in_file(Path(text))
+
+
+def _in_file(path: Path) -> ScalarNoise:
+    try:
+        return _read(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Expected noise in privacy.noise={str(path)!r}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> ScalarNoise:
+    """Of JSON."""
+    try:
+        noise = noise_from_json(json.loads(text))
+    except ValueError as error:
+        raise ValueError(f"Expected noise in privacy.noise: {error}") from None
+    reason = why_no_bound(noise)
+    if reason is not None:
+        raise ValueError(f"Expected Gaussian, Laplace or LMO noise in privacy.noise: {reason}")
+    return noise
+
+
+def noise_text(path: Path) -> str:
+    """A noise file's content on one line, as settings that travel hold it.
+
+    Raises:
+        ValueError: no such file, or it is not noise.
+    """
+    return json.dumps(_in_file(path).to_dict(), sort_keys=True)
+
+
+@lru_cache(maxsize=64)
+def _unit(noise: ScalarNoise) -> ScalarNoise:
+    """The noise scaled to be 1-GDP on vectors of sensitivity 1."""
+    return noise.scaled(gaussian_bound(noise) * (1 + _MARGIN))
+
+
+def scaled_noise(settings: Settings, noise_multiplier: float) -> ScalarNoise | None:
+    """The noise of each coordinate in units of the clipping norm; None for Gaussian noise."""
+    noise = noise_of(settings)
+    return None if noise is None else _unit(noise).scaled(noise_multiplier)
+
+
+def multiplier_of(noise: ScalarNoise, scale: float) -> float:
+    """The noise multiplier with which ``scaled_noise`` is ``scale`` times the noise."""
+    return scale / (gaussian_bound(noise) * (1 + _MARGIN))
+
+
+def release_event(settings: Settings, noise_multiplier: float) -> DpEvent:
+    """The event of one vector, clipped to the clipping norm and noised by :func:`add_noise`."""
+    noise = scaled_noise(settings, noise_multiplier)
+    # The bound holds whatever the number of coordinates, which is not known before the model is.
+    return gaussian(noise_multiplier) if noise is None else vector_noise(noise, 0)
+
+
+def noise_std(settings: Settings, noise_multiplier: float) -> float:
+    """Standard deviation of the noise of each coordinate over the clipping norm; may be infinite."""
+    noise = None if noise_multiplier == 0 else scaled_noise(settings, noise_multiplier)
+    return noise_multiplier if noise is None else noise.std
+
+
+def add_noise(
+    settings: Settings, vector: Tensor, noise_multiplier: float, rng: RandomSource
+) -> Tensor:
+    """A vector of sensitivity ``privacy.clip`` (L2), with noise on every coordinate.
+
+    Guarantee: its event is :func:`release_event`.
+
+    Raises:
+        ValueError: the noise multiplier is not finite and > 0, or the vector not finite.
+    """
+    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ValueError(
+            f"Expected a finite noise_multiplier > 0, got noise_multiplier={noise_multiplier}"
+        )
+    clip = settings.privacy.clip
+    noise = scaled_noise(settings, noise_multiplier)
+    if noise is None:
+        return add_gaussian(vector, clip, noise_multiplier, rng)
+    return add_scalar_noise(vector, clip, noise, rng)

@@ -1,0 +1,92 @@
+"""The report's section on LMO noise: what its published accounting claims, beside what is true."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from dp_accounting import dp_event as dp
+
+from fedllm.report.accounting import EVERYBODY, SiloAccounting
+from fedllm.report.record import RunRecord
+from privacy.accountants import make_accountant
+from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.vector_loss import gaussian_bound, limit_mu
+from privacy.event_kinds import VectorNoiseDpEvent, noise_of
+from privacy.events import dp_sgd, is_private
+from privacy.ledger import LedgerEntry, composed
+from privacy.scalar_noise import LmoNoise
+from privacy.scalar_noise.lmo_claim import claimed_epsilon
+from privacy.vocabulary import OUTSIDER, SERVER, Relation
+
+
+def lmo(
+    run: RunRecord, accounted: Sequence[SiloAccounting], relation: Relation, delta: float
+) -> dict[str, Any] | None:
+    """The section, of the silo with the most steps of the least noise; None where no vector of this run
+    was released with LMO noise."""
+    found = []
+    for silo in accounted:
+        rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
+        for (event, rate), count in _vectors(rows).items():
+            noise = noise_of(event)
+            if isinstance(noise, LmoNoise):
+                found.append((noise.width, -count, -rate, silo.name, noise))
+    if not found:
+        return None
+    _, count, rate, name, noise = min(found, key=lambda row: row[:4])
+    steps, rate = -count, -rate
+    factor = 2.0 if relation is Relation.REPLACE_ONE else 1.0
+    # What a replaced record may change is twice as large: the noise is half as large against it.
+    against = noise.scaled(1 / factor)
+    bound, limit = gaussian_bound(against), limit_mu(against)
+    accountant = make_accountant("pld", relation)
+
+    def training(mu: float) -> float:
+        """Epsilon of all steps with sampling, where a step costs mu at most."""
+        events = dp_sgd(rate, factor / mu, steps)
+        return accountant.epsilon({events: 1}, delta)
+
+    one, many = claimed_epsilon(against, delta), claimed_epsilon(against, delta, steps)
+    return {
+        "silo": name,
+        "parameters": noise.parameters,
+        "delta": delta,
+        "steps": steps,
+        "sampling_rate": rate,
+        "std": noise.std,
+        "gaussian_std": factor / limit,
+        "largest_order": one.largest_order,
+        "step": {
+            "claimed": one.epsilon,
+            "order": one.order,
+            "order_exists": one.valid,
+            "spread": gaussian_epsilon(limit, delta),
+            "bound": gaussian_epsilon(bound, delta),
+        },
+        "training": {
+            "claimed": many.epsilon,
+            "order": many.order,
+            "order_exists": many.valid,
+            "spread": training(limit),
+            "bound": training(bound),
+        },
+    }
+
+
+def _vectors(rows: Sequence[LedgerEntry]) -> Counter[tuple[VectorNoiseDpEvent, float]]:
+    """How many vectors were released, by event and sampling rate, as the server sees it, or the
+    outsider where the server sees the values without noise."""
+    found: Counter[tuple[VectorNoiseDpEvent, float]] = Counter()
+    for row in rows:
+        events = composed([row], SERVER)
+        if not all(map(is_private, events)):
+            events = composed([row], OUTSIDER)
+        for event, count in events.items():
+            rate, inner = 1.0, event
+            if isinstance(event, dp.PoissonSampledDpEvent):
+                rate, inner = float(event.sampling_probability), event.event
+            if isinstance(inner, VectorNoiseDpEvent):
+                found[inner, rate] += count
+    return found
