@@ -57,7 +57,7 @@ class PrivacySettings(Section):
         "gaussian",
         description="Noise on the vectors that training releases. `lmo`: that of `noise`, scaled to the "
         "same proven guarantee on vectors as Gaussian noise of the noise multiplier: for comparison, "
-        "it needs a standard deviation some 1.8 times as large.",
+        "its standard deviation is then 1.8 times as large or more.",
     )
     noise: str | None = Field(
         None,

@@ -26,7 +26,7 @@ def as_accounted(event: DpEvent) -> DpEvent:
     if isinstance(event, dp.SelfComposedDpEvent):  # several releases of one sample
         return dp.SelfComposedDpEvent(as_accounted(event.event), event.count)
     if isinstance(event, dp.ComposedDpEvent):
-        return dp.ComposedDpEvent([as_accounted(part) for part in event.events])
+        return dp.ComposedDpEvent(tuple(as_accounted(part) for part in event.events))
     if isinstance(event, VectorNoiseDpEvent):
         if event.dimension == 1:
             return as_accounted(ScalarNoiseDpEvent(event.family, event.parameters))

@@ -126,7 +126,7 @@ def test_events_are_sampled_and_composed_as_those_of_gaussian_noise(tiny_setting
     for changes in (
         {},
         {"privacy.unit": "client"},
-        {"awp.form": "private-ascent", "awp.radius": 0.1},
+        {"awp.form": "private-ascent"},
     ):
         costs = []
         for mechanism in (LMO, {}):
