@@ -100,7 +100,7 @@ def test_no_noise_is_drawn_without_a_row(
         raise AssertionError("noise was drawn without a row")
 
     monkeypatch.setattr(Ledger, "extend", refuse)
-    monkeypatch.setattr(trusted_noise, "add_gaussian", reached)
+    monkeypatch.setattr(trusted_noise, "add_noise", reached)
     with pytest.raises(LedgerError):
         trusted.release(1, contributions(2), PARAMS)
 
