@@ -129,8 +129,8 @@ def measure(
             for group in GROUPS
         }
     return {
-        "data": texts.origin,
         **vars(experiment),
+        "data": texts.origin,
         "runs": runs,
         "delta": DELTA,
         "unit": "example",

@@ -21,6 +21,7 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
+from fedllm.plan import warnings
 from fedllm.report import build
 from fedllm.report.render import render
 from fedllm.run_folder import RunFolder
@@ -94,8 +95,6 @@ def test_rows_and_report_say_what_each_form_guarantees(
     page = html.unescape(render(report, "0" * 64))
     assert f"<strong>{form}</strong>, gamma 0.5 " in page
     assert told["guarantee"].split(":")[0] in page
-    warned = [m["message"] for m in run.metrics() if m["kind"] == "warning"]
-    assert any(f"NO GUARANTEE: {UNBOUNDED_ASCENT}" in text for text in warned) == (form == "batch")
     if form == "batch":
         assert report["headline"].startswith("NO GUARANTEE: epsilon is infinite.")
         assert UNBOUNDED_ASCENT in report["headline"]
@@ -109,6 +108,15 @@ def test_rows_and_report_say_what_each_form_guarantees(
         build(bare)["guarantee"]["epsilon"], rel=1e-9
     )
     assert not same_bits(final(run), final(bare))
+
+
+def test_the_form_without_a_guarantee_is_warned_of_before_training(tiny_settings: Any) -> None:
+    for form in FORMS:
+        settings = tiny_settings(**{"awp.form": form})
+        warned = " ".join(warnings(settings, {"alpha": 60}))
+        assert (f"NO GUARANTEE: {UNBOUNDED_ASCENT}" in warned) == (form == "batch")
+    by_client = tiny_settings(**{"awp.form": "batch", "privacy.unit": "client"})
+    assert "NO GUARANTEE" not in " ".join(warnings(by_client, {"alpha": 60}))
 
 
 @pytest.mark.parametrize("form", ["per-example", "previous", "batch"])
