@@ -68,7 +68,7 @@ def experiment(random_words_encoder: Path) -> Experiment:
     return Experiment(
         texts=64,
         silos=2,
-        rounds=30,
+        rounds=80,
         epsilon=1.0,
         sampling_rate=0.5,
         learning_rate=0.05,
@@ -95,8 +95,10 @@ def test_members_of_federated_models_are_known_without_privacy_and_not_with_it(
 ) -> None:
     result = flat_membership.measure(experiment, [Row("DP"), OPEN], 3, tmp_path)
     private, bare = result["rows"]
-    # 32 texts of a group in 3 runs, half of them members: a standard error of about 0.06
-    assert bare["canaries"]["loss"]["auc"][0] > 0.5 + 3.3 * 0.06
+    # 32 texts of a group in 3 runs, half of them members: a standard error of about 0.06, and of
+    # 0.042 for both groups together
+    both = np.mean([bare[group]["loss"]["auc"][0] for group in flat_membership.GROUPS])
+    assert both > 0.5 + 3.3 * 0.042
     assert bare["member_loss"] < bare["other_loss"]
     assert bare["proven"] is None
     assert 0.5 < private["proven"]["auc"] < 0.75
