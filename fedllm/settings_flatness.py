@@ -28,7 +28,9 @@ class AwpSettings(Section):
         "no guarantee.",
     )
     gamma: PositiveFloat = Field(
-        0.05, description="Norm of a layer's perturbation over the norm of that layer's prefix."
+        0.002,
+        description="Norm of a layer's perturbation over the norm of that layer's prefix. A prefix made "
+        "of a phrase is large, and `per-example` drowns it at 0.01 already.",
     )
     rounds: PositiveInt | None = Field(
         None, description="Only in so many first rounds (the paper's awp_rounds); empty: in all."
