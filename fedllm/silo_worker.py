@@ -147,7 +147,7 @@ class SiloWorker:
         if encoding is not None and self.settings.codec.error_feedback:
             residual = Residual(self.residual_path, encoding, server_round)
         account = self.account(planned_rounds)
-        digest = self.digest(params, encoding, residual, ascent)
+        digest = self.digest(params, account.noise_multiplier, encoding, residual, ascent)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         if by_client or not account.private:
@@ -243,7 +243,7 @@ class SiloWorker:
                 "Expected no request for statistics: the codec is not fitted to private ones"
             )
         account = self.account(planned_rounds)
-        digest = self.digest(params)
+        digest = self.digest(params, account.noise_multiplier)
         if self.settings.privacy.noise_by == "client" or not account.private:
             account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
         streams = self.streams(0, digest)
@@ -282,7 +282,8 @@ class SiloWorker:
                 f"Expected more candidates than layers.keep={layers.keep}, got {list(candidates)}"
             )
         account = self.account(planned_rounds)
-        named = (self.digest(params), layers.model_dump_json(), json.dumps(list(candidates)))
+        at = self.digest(params, account.noise_multiplier)
+        named = (at, layers.model_dump_json(), json.dumps(list(candidates)))
         digest = hashlib.sha256("/".join(named).encode()).hexdigest()
         account.spend_scores(
             server_round, release_key(self.settings, "layer-scores", server_round, digest)
@@ -314,7 +315,7 @@ class SiloWorker:
         if self.settings.evaluation.clients == "off":
             raise ValueError("Expected no evaluation by the silo, evaluation.clients is off")
         account = self.account(planned_rounds)
-        digest = self.digest(params)
+        digest = self.digest(params, account.noise_multiplier)
         key = release_key(self.settings, "evaluate", server_round, digest)
         account.spend_evaluation(server_round, key)
         features = self.held_out_features
@@ -340,19 +341,21 @@ class SiloWorker:
     def digest(
         self,
         params: Mapping[str, Tensor],
+        noise_multiplier: float,
         encoding: Encoding | None = None,
         residual: Residual | None = None,
         ascent: Mapping[str, Tensor] | None = None,
     ) -> str:
         """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
-        (and so the seed), data, codec, residual and first ascent, since other values must neither meet the same
-        noise nor pass for the same release. Else of the parameters alone: no hash of private data leaves the silo."""
+        (and so the seed), data, noise multiplier (equal settings find another one beside another history), codec,
+        residual and first ascent, since other values must neither meet the same noise, at whatever scale, nor
+        pass for the same release. Else of the parameters alone: no hash of private data leaves the silo."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
         if self._fixed is None:
             data = features_digest([*self.train_features, *self.held_out_features])
             self._fixed = (settings_digest(self.settings), data)
-        parts = [*self._fixed, params_digest(params)]
+        parts = [*self._fixed, noise_multiplier.hex(), params_digest(params)]
         if encoding is not None:
             parts.append(encoding.version)
         if residual is not None:

@@ -157,8 +157,10 @@ class TrustedNoise:
         if self.settings.privacy.randomness == "os":
             return digest
         # Noise is a function of the sum it is added to: a repeated round with the replies of
-        # other silos is another release, with other noise and another key.
-        parts = (settings_digest(self.settings), digest, params_digest(total))
+        # other silos is another release, with other noise and another key; and so is the same sum
+        # with noise of another size, which equal settings find beside another history.
+        noise = float(self.noise_multiplier).hex()
+        parts = (settings_digest(self.settings), noise, digest, params_digest(total))
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _noisy_mean(

@@ -151,9 +151,11 @@ def test_repetition_with_fresh_noise_costs_a_row(
     assert len(rows(worker)) == 2
 
 
-def noises(worker: SiloWorker, params: dict[str, Tensor], server_round: int) -> np.ndarray:
+def noises(
+    worker: SiloWorker, params: dict[str, Tensor], server_round: int, noise: float = 1.0
+) -> np.ndarray:
     """First numbers of the streams that a round would draw its noise from."""
-    streams = worker.streams(server_round, worker.digest(params))
+    streams = worker.streams(server_round, worker.digest(params, noise))
     return np.concatenate([streams("noise", step).standard_normal(4) for step in range(3)])
 
 
@@ -178,6 +180,7 @@ def test_no_two_silos_rounds_runs_or_values_share_noise(
             make_worker(tiny_settings(**{"privacy.clip": 0.4}), tmp_path), params, 1
         ),
         "another seed": noises(make_worker(tiny_settings(seed=8), tmp_path), params, 1),
+        "another noise multiplier": noises(alpha, params, 1, noise=1.5),
         "one example fewer": noises(
             SiloWorker(settings, fewer, run="run-1", ledger=tmp_path / "l.sqlite"), params, 1
         ),
@@ -202,13 +205,33 @@ def test_same_round_on_other_data_is_another_release(
     assert len(rows(changed)) == 2
 
 
+def test_equal_settings_at_another_scale_of_noise_meet_other_noise(
+    tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
+) -> None:
+    """Two seeded runs share a ledger: the second finds more noise for the same settings, because it
+    counts the first. The same z at two scales would cancel: x = (s2 y1 - s1 y2) / (s2 - s1)."""
+    settings = tiny_settings(**{"privacy.noise_multiplier": None, "privacy.epsilon": 8.0})
+    first = make_worker(settings, tmp_path)
+    before = first.train(params, 1, 3)
+    second = make_worker(settings, tmp_path, run="run-2")
+    after = second.train(params, 1, 3)
+    assert after.noise_multiplier > 1.05 * before.noise_multiplier, (
+        "the history asks for more noise"
+    )
+    scale = before.noise_multiplier / after.noise_multiplier
+    bare = torch.cat([(before.update[n] - scale * after.update[n]).reshape(-1) for n in params])
+    noise = torch.cat([before.update[n].reshape(-1) for n in params])
+    assert float(bare.std()) > 0.5 * float(noise.std()), "the noises cancel"
+    assert len(rows(second)) == 2
+
+
 def test_key_holds_no_hash_of_the_data_where_noise_is_secret(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
     worker = make_worker(tiny_settings(**{"privacy.randomness": "os"}), tmp_path)
     part = Silo("alpha", worker.silo.train.select(range(9), "alpha"), worker.silo.held_out)
     other = SiloWorker(worker.settings, part, run="run-1", ledger=tmp_path / "ledger.sqlite")
-    assert worker.digest(params) == other.digest(params)
+    assert worker.digest(params, 1.0) == other.digest(params, 1.0)
 
 
 def test_private_evaluation_is_noised_and_recorded(

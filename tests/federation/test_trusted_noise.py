@@ -123,6 +123,15 @@ def test_seeded_noise_is_tied_to_the_sum_and_to_the_round(
     assert np.abs(first - later).std() > 0.03
 
 
+def test_seeded_noise_of_another_size_is_other_noise(make: Callable[..., TrustedNoise]) -> None:
+    """The same z at two scales would show the sum: a longer history beside equal settings."""
+    trusted = make()
+    first, scale = flat(trusted.release(1, contributions(3), PARAMS)[1]), trusted.noise_multiplier
+    trusted.noise_multiplier = 2 * scale
+    second = flat(trusted.release(1, contributions(3), PARAMS)[1])
+    assert np.std(2 * first - second) > 1.5 * np.std(first), "the noises cancel"
+
+
 def test_fresh_noise_is_another_release_and_no_hash_of_updates_is_recorded(
     make: Callable[..., TrustedNoise],
 ) -> None:

@@ -120,6 +120,14 @@ MUTATIONS = (
         (f"{_TRUSTED}::test_statistics_have_their_row_before_their_noise",),
     ),
     Mutation(
+        "trusted-noise-at-two-scales",
+        "server/trusted_noise.py",
+        "parts = (settings_digest(self.settings), noise, digest, params_digest(total))",
+        "parts = (settings_digest(self.settings), digest, params_digest(total))",
+        "The same sum beside a longer history gets the same noise, larger: the difference is bare.",
+        (f"{_TRUSTED}::test_seeded_noise_of_another_size_is_other_noise",),
+    ),
+    Mutation(
         "trusted-noise-by-the-round-alone",
         "server/trusted_noise.py",
         'labels = ("trusted-noise", server_round, digest)',

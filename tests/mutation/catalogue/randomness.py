@@ -55,6 +55,14 @@ MUTATIONS = (
         (_SHARED,),
     ),
     Mutation(
+        "same-noise-at-two-scales",
+        "fedllm/silo_worker.py",
+        "parts = [*self._fixed, noise_multiplier.hex(), params_digest(params)]",
+        "parts = [*self._fixed, params_digest(params)]",
+        "Equal settings beside another history: the same noise at two scales, which cancels.",
+        (f"{_WORKER}::test_equal_settings_at_another_scale_of_noise_meet_other_noise",),
+    ),
+    Mutation(
         "streams-blind-to-the-purpose",
         "fedllm/silo_worker.py",
         "generator(self.settings.seed, *fixed, purpose, step)",
