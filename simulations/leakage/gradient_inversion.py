@@ -12,6 +12,9 @@ two things (``token_recovery.py``):
 * to name the text among a pool of texts of the same length, by maximum likelihood. Chance is one in
   the pool's number. Under noise no adversary does better than ``proven``.
 
+The linear code is fitted to the gradients of other texts of the same source (low-rank prior): as
+much as a public text could ever know.
+
 Each epsilon is of this one message: unit client, add-or-remove-one, against the server, by the
 exact accountant of the Gaussian mechanism. In a run of many rounds at the same total epsilon each
 message has more noise than here.
@@ -26,6 +29,7 @@ import numpy as np
 import typer
 from matplotlib.figure import Figure
 
+from fedllm.codec.layout import Layout
 from fedllm.inputs import Feature
 from privacy.randomness import generator
 from simulations.cli_output import (
@@ -42,6 +46,7 @@ from simulations.leakage.scene import Scene, make_scene
 from simulations.leakage.token_recovery import identify, rank_tokens, recovery, refine
 
 TEXTS_AT_HAND = 2500
+PUBLIC_TEXTS = 256
 MEASURES = ("anywhere", "in_place", "whole")
 
 
@@ -149,7 +154,10 @@ def measure(
     chosen = [t for length in lengths for t in texts_of_length(scene, length, texts)]
     pools = [texts_of_length(scene, length, pool) for length in lengths]
     rows = []
-    forms = protections(scene.dimension, epsilons, ratio)
+    attacked = {id(text) for text in (*chosen, *(text for group in pools for text in group))}
+    others = [text for text in scene.features if id(text) not in attacked][:PUBLIC_TEXTS]
+    layout = Layout.of(scene.params)
+    forms = protections(scene.dimension, epsilons, ratio, layout, scene.gradients(others))
     recovered = recover_tokens(scene, forms, chosen, width=width, sweeps=sweeps, seed=seed)
     for protection, found in zip(forms, recovered, strict=True):
         named = identify_texts(scene, protection, pools, draws, seed)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from fedllm.codec.base import Codec, compressed_dimension
 from fedllm.codec.identity import Half
+from fedllm.codec.layout import Layout
+from fedllm.codec.linear import Linear
+from fedllm.codec.prior import prior_from_gradients
 from fedllm.codec.random_projection import RandomProjection
 from fedllm.codec.top_k import TopK
 from privacy.calibration import calibrate_noise_multiplier
@@ -107,13 +110,21 @@ def noise_for(epsilon: float) -> float:
     return found.noise_multiplier
 
 
-def protections(dimension: int, epsilons: Sequence[float], ratio: float) -> list[Protection]:
+def protections(
+    dimension: int,
+    epsilons: Sequence[float],
+    ratio: float,
+    layout: Layout | None = None,
+    public: Tensor | None = None,
+) -> list[Protection]:
     """None, clipping, codes without noise, noise, and noise in the code.
 
     Args:
         dimension: d, the length of a gradient.
         epsilons: of one message; noise in the code is shown for the first.
         ratio: compression of the codes.
+        layout: of a gradient; with it and ``public`` there are rows of the linear code.
+        public: gradients [n, d] of public text, to which the linear code is fitted (low-rank prior).
     """
     projection = RandomProjection(dimension, compressed_dimension(dimension, ratio), seed=0)
     sparse = TopK(dimension, compressed_dimension(dimension, ratio))
@@ -125,10 +136,17 @@ def protections(dimension: int, epsilons: Sequence[float], ratio: float) -> list
         Protection(f"clipped, top-k {ratio:g}x", clip=CLIP, codec=sparse),
         Protection(f"clipped, random projection {ratio:g}x", clip=CLIP, codec=projection),
     ]
+    codes: list[tuple[str, Codec]] = [("random projection", projection)]
+    if layout is not None and public is not None:
+        prior = prior_from_gradients("low-rank", layout, public, rank=projection.code_dimension)
+        linear = Linear.from_prior(prior, projection.code_dimension, seed=0)
+        codes.append(("linear", linear))
+        found.append(Protection(f"clipped, linear {ratio:g}x", clip=CLIP, codec=linear))
     for epsilon, noise in noises.items():
         name = f"clipped, noise, epsilon={epsilon:g}"
         found.append(Protection(name, CLIP, None, noise, epsilon))
     for epsilon, noise in list(noises.items())[:1]:
-        name = f"random projection {ratio:g}x, noise in code, epsilon={epsilon:g}"
-        found.append(Protection(name, CLIP, projection, noise, epsilon))
+        for code, codec in codes:
+            name = f"{code} {ratio:g}x, noise in code, epsilon={epsilon:g}"
+            found.append(Protection(name, CLIP, codec, noise, epsilon))
     return found
