@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
+from fedllm.lmo_target import claimed_multiplier, true_multiplier
 from fedllm.mechanism import multiplier_of, noise_of
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
@@ -193,17 +194,40 @@ class SiloAccount:
         check_evaluations(self.settings, self.party)
         if steps == 0:
             return 0.0  # never trains; a training event without noise is refused
+        if privacy.calibrate_to != "proven":
+            return self._meet_unproven(steps)
         return max(self._calibrate(bound, steps) for bound in self.bounds)
+
+    @property
+    def _rate(self) -> float:
+        """Probability of each record to be in one mechanism of training."""
+        if self.unit is Unit.EXAMPLE:
+            return self.sampling_rate
+        server = self.settings.server
+        sampled = self.settings.privacy.noise_by == "server" and server.sampling == "poisson"
+        return server.fraction if sampled else 1.0
+
+    def _meet_unproven(self, steps: int) -> float:
+        """The noise multiplier that meets ``privacy.epsilon`` by a figure that is no bound, of this
+        run's training alone (``claimed``), or of all that this run plans (``true``)."""
+        privacy = self.settings.privacy
+        epsilon = float(privacy.epsilon or 0)
+        if privacy.calibrate_to == "claimed":
+            return claimed_multiplier(self.settings, epsilon, self._rate, steps)
+        found = calibrate_noise_multiplier(
+            epsilon=epsilon,
+            delta=privacy.delta,
+            sampling_rate=self._rate,
+            steps=steps,
+            relation=self.relation,
+            other_events=self._planned_beside_training(),
+            accountant=privacy.accountant,
+            cache_dir=cache_folder() / "calibration",
+        )
+        return true_multiplier(self.settings, found.noise_multiplier)
 
     def _calibrate(self, bound: Bound, steps: int) -> float:
         """The noise multiplier with which the planned run uses a budget up."""
-        rate = self.sampling_rate
-        if self.unit is Unit.CLIENT:
-            sampled = (
-                self.settings.privacy.noise_by == "server"
-                and self.settings.server.sampling == "poisson"
-            )
-            rate = self.settings.server.fraction if sampled else 1.0
         before: Counter[DpEvent] = Counter() if bound.this_run else self.spent_before()
         budget = bound.budget
         if before:
@@ -218,7 +242,7 @@ class SiloAccount:
             found = calibrate_noise_multiplier(
                 epsilon=budget.epsilon,
                 delta=budget.delta,
-                sampling_rate=rate,
+                sampling_rate=self._rate,
                 steps=steps,
                 relation=self.relation,
                 other_events=before + self._planned_beside_training(),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
+from fedllm.lmo_target import unproven
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
@@ -85,6 +86,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         defects=defects,
         lost=lost,
         released=bool(training["finished_rounds"]) or any(silo.rows for silo in accounted),
+        unproven=None if settings is None else unproven(settings),
     )
     runs = sorted({entry.run for entry in run.entries})
     head = run.verification.head if run.verification else None
@@ -354,7 +356,7 @@ def _meaning(
 ) -> dict[str, Any] | None:
     """What a test with few false alarms misses at the least, in whichever silo; None where nothing
     is guaranteed, or there are too many different silos to compute it for each."""
-    if statement.level not in ("guaranteed", "conditional", "outsider-only"):
+    if statement.level not in ("guaranteed", "not-as-asked", "conditional", "outsider-only"):
         return None
     adversary = _drawn_adversary(statement)
     distinct = {}

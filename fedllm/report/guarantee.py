@@ -11,7 +11,15 @@ from typing import Literal
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
-Level = Literal["guaranteed", "conditional", "outsider-only", "none", "unknown", "nothing-released"]
+Level = Literal[
+    "guaranteed",
+    "not-as-asked",
+    "conditional",
+    "outsider-only",
+    "none",
+    "unknown",
+    "nothing-released",
+]
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}
 _RELATIONS = {
@@ -29,7 +37,8 @@ class Headline:
     """The statement of the report.
 
     Attributes:
-        level: "guaranteed"; "conditional" (seeded noise); "outsider-only" (none against the
+        level: "guaranteed"; "not-as-asked" (at another epsilon than the settings name, on purpose);
+            "conditional" (seeded noise); "outsider-only" (none against the
             server); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
             (no data was used yet).
         sentence: the statement in words.
@@ -61,6 +70,7 @@ def headline(
     defects: Sequence[str] = (),
     lost: Sequence[str] = (),
     released: bool = True,
+    unproven: str | None = None,
 ) -> Headline:
     """Choose and word the statement.
 
@@ -69,12 +79,16 @@ def headline(
             reason for no guarantee at all.
         lost: why no epsilon can be stated at all: what tells it is missing.
         released: whether anything was released yet.
+        unproven: why the settings' epsilon is none that is guaranteed; goes before the statement.
     """
     subject = _SUBJECTS[unit]
 
     def make(
         level: Level, sentence: str, figure: Figure, adversary: str, reasons: Sequence[str]
     ) -> Headline:
+        if unproven is not None:
+            sentence, reasons = f"{unproven} {sentence}", [unproven, *reasons]
+            level = "not-as-asked" if level == "guaranteed" else level
         return Headline(
             level=level,
             sentence=sentence,

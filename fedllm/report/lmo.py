@@ -16,6 +16,7 @@ from privacy.accountants.vector_loss import gaussian_bound, limit_mu
 from privacy.event_kinds import VectorNoiseDpEvent, noise_of
 from privacy.events import dp_sgd, is_private
 from privacy.ledger import LedgerEntry, composed
+from privacy.lmo_published import published_epsilon
 from privacy.scalar_noise import LmoNoise
 from privacy.scalar_noise.lmo_claim import claimed_epsilon
 from privacy.vocabulary import OUTSIDER, SERVER, Relation
@@ -72,6 +73,7 @@ def lmo(
             "spread": training(limit),
             "bound": training(bound),
         },
+        "published": published_epsilon(against, delta, rate, steps),
     }
 
 

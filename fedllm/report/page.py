@@ -70,7 +70,7 @@ after {{ run.round }}{% if run.rounds is not none %} of {{ run.rounds }}{% endif
 Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
 
 <dl class="tiles">
-  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>
+  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% elif g.level == "not-as-asked" %}, by proof{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>
   <div><dt>target epsilon</dt><dd>{{ report.target.epsilon | number if report.target.epsilon is not none and report.settings.privacy.mode == "dp" else "none" }}</dd></div>
   <div><dt>delta</dt><dd>{{ "%g" | format(g.delta) }}</dd></div>
   <div><dt>privacy unit</dt><dd>{{ g.unit }}</dd></div>
@@ -275,7 +275,7 @@ Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std)
 <caption>Epsilon of LMO noise: as claimed, and truly.</caption>
 <thead><tr><th scope="col">Account</th><th scope="col" class="num">One step, not sampled</th><th scope="col" class="num">All {{ lmo.steps | number }} steps{% if lmo.sampling_rate < 1 %}, sampled{% endif %}</th><th scope="col">Holds</th></tr></thead>
 <tbody>
-<tr><th scope="row">claimed</th><td class="num approximation">{{ lmo.step.claimed | epsilon }}</td><td class="num approximation">{{ lmo.training.claimed | epsilon }}{% if lmo.sampling_rate < 1 %} <small class="soft">without sampling</small>{% endif %}</td><td><strong class="bad">no bound</strong>: the formula of one number{% if not (lmo.step.order_exists and lmo.training.order_exists) %}, at order {{ lmo.training.order if lmo.step.order_exists else lmo.step.order }}; only orders below {{ "%.4g" | format(lmo.largest_order) }} exist{% endif %}</td></tr>
+<tr><th scope="row">claimed</th><td class="num approximation">{{ lmo.step.claimed | epsilon }}</td><td class="num approximation">{{ lmo.published | epsilon }} <small class="soft">as the authors' code composes; {{ lmo.training.claimed | epsilon }} by R&eacute;nyi composition{% if lmo.sampling_rate < 1 %} without sampling{% endif %}</small></td><td><strong class="bad">no bound</strong>: the formula of one number{% if not (lmo.step.order_exists and lmo.training.order_exists) %}, at order {{ lmo.training.order if lmo.step.order_exists else lmo.step.order }}; only orders below {{ "%.4g" | format(lmo.largest_order) }} exist{% endif %}</td></tr>
 <tr><th scope="row">true, change spread over the coordinates</th><td class="num">{{ lmo.step.spread | epsilon }}</td><td class="num">{{ lmo.training.spread | epsilon }}</td><td>the limit of many coordinates: about what is truly spent, and no bound of all changes</td></tr>
 <tr><th scope="row">proven for every change</th><td class="num">{{ lmo.step.bound | epsilon }}</td><td class="num">{{ lmo.training.bound | epsilon }}</td><td><strong class="good">upper bound</strong>, what the ledger counts</td></tr>
 </tbody>

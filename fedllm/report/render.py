@@ -26,6 +26,7 @@ from privacy.vocabulary import Adversary
 JSON, HTML = "report.json", "report.html"
 _TONES = {
     "guaranteed": "good",
+    "not-as-asked": "warn",
     "conditional": "warn",
     "outsider-only": "bad",
     "none": "bad",

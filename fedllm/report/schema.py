@@ -24,9 +24,15 @@ class GuaranteePart(Part):
     """The statement of the report's first line, in words and as values."""
 
     level: Literal[
-        "guaranteed", "conditional", "outsider-only", "none", "unknown", "nothing-released"
+        "guaranteed",
+        "not-as-asked",
+        "conditional",
+        "outsider-only",
+        "none",
+        "unknown",
+        "nothing-released",
     ] = Field(
-        description="guaranteed; conditional: only against those who do not know the seed of the "
+        description="guaranteed; not-as-asked: at another epsilon than the settings name; conditional: only against those who do not know the seed of the "
         "noise; outsider-only: none against the server; none: no guarantee; unknown: what would tell "
         "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
     )
@@ -323,6 +329,10 @@ class LmoPart(Part):
     largest_order: Real = Field(description="Orders below this exist.")
     step: LmoCostPart = Field(description="One step, without sampling.")
     training: LmoCostPart = Field(description="All steps; the claim without sampling.")
+    published: Real = Field(
+        description="What the authors' code says of all steps with sampling: the cost of the Gaussian that "
+        "the classical formula gives for one step's claim. No bound of anything."
+    )
 
 
 class TitledPart(Part):

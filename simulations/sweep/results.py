@@ -214,7 +214,7 @@ def _joined(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """One statement for all seeds: the worst of them."""
     if not guarantees:
         return None
-    order = ["guaranteed", "conditional", "outsider-only"]
+    order = ["guaranteed", "not-as-asked", "conditional", "outsider-only"]
     worst = max(
         guarantees,
         key=lambda g: (

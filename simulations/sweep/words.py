@@ -101,7 +101,11 @@ def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
         return "none", "trained without privacy"
     if math.isinf(found["epsilon"]):
         return "NO GUARANTEE", ""
-    details = {"conditional": "if the seed is secret", "outsider-only": "against outsiders only"}
+    details = {
+        "not-as-asked": "not the epsilon asked for",
+        "conditional": "if the seed is secret",
+        "outsider-only": "against outsiders only",
+    }
     return shown(found["epsilon"]), details.get(found["level"], "")
 
 

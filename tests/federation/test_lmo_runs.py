@@ -46,7 +46,12 @@ FLAT = {
         "uniform_high",
     ]
 }
-LMO = {"privacy.mechanism": "lmo", "privacy.noise": json.dumps(PAPER_STRONG.to_dict())}
+LMO: dict[str, Any] = {
+    "privacy.mechanism": "lmo",
+    "privacy.noise": json.dumps(PAPER_STRONG.to_dict()),
+}
+
+UNPROVEN = LMO | {"privacy.noise_multiplier": None, "privacy.epsilon": 2.0}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +69,30 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         ),
         ({"privacy.noise_scale": 1.0}, "Expected privacy.mechanism=lmo for privacy.noise_scale"),
         (LMO | {"privacy.noise_scale": 1.0, "privacy.noise_multiplier": 1.0}, "got both"),
+        ({"privacy.calibrate_to": "true"}, "privacy.mechanism=lmo for privacy.calibrate_to=true"),
+        (
+            LMO | {"privacy.calibrate_to": "claimed", "privacy.epsilon": None},
+            "Expected privacy.epsilon, the figure to meet",
+        ),
+        (
+            LMO | {"privacy.calibrate_to": "true", "privacy.noise_multiplier": 1.0},
+            "Expected no privacy.noise_multiplier",
+        ),
+        (
+            UNPROVEN | {"privacy.calibrate_to": "true", "privacy.run_epsilon": 1.0},
+            "Expected no privacy.run_epsilon",
+        ),
+        (
+            UNPROVEN
+            | {"privacy.calibrate_to": "true", "privacy.silos": {"a": {"run_epsilon": 1.0}}},
+            r'Expected no privacy.silos."a".run_epsilon',
+        ),
+        (
+            UNPROVEN
+            | {"privacy.calibrate_to": "claimed", "privacy.relation": "replace-one"}
+            | {"privacy.unit": "client"},
+            "Expected privacy.relation=add-or-remove-one",
+        ),
     ],
 )
 def test_settings_that_are_refused(
@@ -216,3 +245,45 @@ def test_the_scale_and_the_multiplier_name_the_same_noise(tiny_settings: Make) -
         make_accountant("pld").epsilon({dp_sgd(0.1, 2.0, 5): 1}, 1e-6), rel=1e-6
     )
     assert parse_settings(settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize("changes", [{}, {"privacy.unit": "client", "privacy.noise_by": "server"}])
+@pytest.mark.parametrize("figure", ["claimed", "true"])
+def test_noise_for_a_figure_that_is_no_bound_is_labelled(
+    start_run: Start, in_process: Federate, figure: str, changes: dict[str, Any]
+) -> None:
+    asked = {
+        "privacy.calibrate_to": figure,
+        "privacy.randomness": "os",
+        "privacy.accountant": "pld",
+        "evaluation.clients": "off",
+    }
+    run = start_run("unproven", **UNPROVEN, **asked, **changes)
+    assert in_process(run) == "finished"  # no bound stops it: it spends more than epsilon
+    content = build(run)
+    section, found = content["lmo"], content["guarantee"]
+    assert content["headline"].startswith(
+        f"NO GUARANTEE at epsilon = 2, to which the noise was calibrated (privacy.calibrate_to = {figure})"
+    )
+    by_server = "privacy.noise_by" in changes
+    assert found["level"] == ("outsider-only" if by_server else "not-as-asked")
+    assert found["epsilon"] > 2.0 * 1.1
+    assert f"epsilon = {math.ceil(found['epsilon'] * 1000) / 1000}" in content["headline"]
+    assert found["epsilon"] == pytest.approx(section["training"]["bound"], rel=1e-3)
+    if figure == "true":
+        assert 0.99 * 2.0 <= section["training"]["spread"] <= 2.0
+    else:
+        assert 0.99 * 2.0 <= section["published"] <= 2.0
+        assert section["training"]["spread"] > 5 * 2.0
+    html = render(content, "0" * 64)
+    assert html.index("NO GUARANTEE at epsilon = 2") < html.index("<h1>")
+
+
+def test_a_claim_needs_noise_that_something_is_claimed_of(
+    start_run: Start, in_process: Federate
+) -> None:
+    laplace = json.dumps({"family": "laplace", "parameters": {"scale": 1.0}})
+    changes = {"privacy.noise": laplace, "privacy.calibrate_to": "claimed"}
+    run = start_run("laplace", **UNPROVEN | changes)
+    assert in_process(run) == "failed"
+    assert "Expected parameters of LMO-DP in privacy.noise" in run.state()["message"]
