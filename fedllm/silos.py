@@ -66,12 +66,24 @@ def load_silo_file(settings: Settings, path: str | Path, name: str) -> Silo:
 
 
 def evaluation_set(settings: Settings) -> TextDataset:
-    """The server's own examples alone.
+    """The server's own examples alone. With ``data.validation`` nothing else is read, so that a server
+    needs none of the silos' files.
 
     Raises:
         DataError: as :func:`load_federation`.
     """
+    if settings.data.validation is not None:
+        return _validation(
+            settings.data, settings.task.text, settings.evaluation.max_examples, settings.seed
+        )
     return load_federation(settings).evaluation
+
+
+@lru_cache(maxsize=4)
+def _validation(
+    data: DataSettings, text: tuple[str, ...], max_examples: int | None, seed: int
+) -> TextDataset:
+    return first_by_hash(_source(data, str(data.validation)), max_examples, text, seed)
 
 
 @lru_cache(maxsize=4)
@@ -85,14 +97,14 @@ def _load(
 ) -> Federation:
     train = first_by_hash(_source(data, data.train), data.limit, text, seed + 3)
     if data.validation is not None:
-        evaluation = _source(data, data.validation)
+        evaluation = _validation(data, text, max_examples, seed)
     elif data.holdout > 0:
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
+        evaluation = first_by_hash(evaluation, max_examples, text, seed)
     else:
         raise DataError(
             "Expected data.validation or data.holdout > 0 for the server's evaluation, got neither"
         )
-    evaluation = first_by_hash(evaluation, max_examples, text, seed)
     options: dict[str, object] = {}
     if data.partition == "natural":
         options = {"column": data.silo_column, "names": data.silo_names}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError, load_settings
-from server.callbacks import LogWarnings
+from fedllm.settings_io import SettingsError, from_json, load_settings
+from server.callbacks import LogProgress
 from server.run import FAILED, run_experiment
 
 app = ServerApp()
@@ -20,33 +22,60 @@ log = logging.getLogger("fedllm")
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the experiment that the run configuration names (``flwr run .``).
+    """Run the experiment that the run configuration names (``flwr run .``, ``fedllm deploy submit``).
 
-    Keys: ``experiment`` (a TOML file inside the app, or an absolute path), ``overrides``
-    (``"section.key=value; ..."``), ``run-folder`` (absolute; an existing run is resumed).
+    Keys: ``settings`` (resolved settings as JSON) or ``experiment`` (a TOML file inside the app, or an
+    absolute path); ``overrides`` (``"section.key=value; ..."``); ``run-folder`` (an existing run is gone
+    on with; a relative one is below the working directory); ``silos`` (names to wait for, separated by
+    commas; empty takes those that are there).
 
     Raises:
-        RuntimeError: the run failed; Flower then shows it as failed.
+        RuntimeError: the run failed, or another process has its folder; Flower then shows it as failed.
     """
+    _log_to_stdout()
     config = context.run_config
-    folder = str(config.get("run-folder", ""))
-    if folder and (Path(folder) / "state.json").exists():
+    given = str(config.get("run-folder", ""))
+    folder = Path(given).absolute() if given else None
+    if folder and (folder / "state.json").exists():
         run = RunFolder.open(folder)
     else:
-        run = RunFolder.create(settings_of(config), Path(folder) if folder else None)
+        run = RunFolder.create(settings_of(config), folder)
     log.info("run folder: %s", run.path)
-    status = run_experiment(grid, run, callbacks=[LogWarnings()])
+    names = [name.strip() for name in str(config.get("silos", "")).split(",")]
+    try:
+        # Of the system: it goes with this process, however that ends.
+        with FileLock(run.path / ".lock", timeout=0):
+            status = run_experiment(
+                grid,
+                run,
+                expected_silos=[name for name in names if name],
+                callbacks=[LogProgress()],
+            )
+    except Timeout:
+        raise RuntimeError(f"Another process is at work in the run folder {run.path}") from None
     if status == FAILED:
         raise RuntimeError(str(run.state()["message"]))
+
+
+def _log_to_stdout() -> None:
+    """Flower keeps what a server app prints as the run's log."""
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
 
 
 def settings_of(config: object) -> Settings:
     """Settings that a Flower run configuration names.
 
     Raises:
-        SettingsError: no ``experiment``, or what it names is not valid.
+        SettingsError: neither ``settings`` nor ``experiment``, or what they hold is not valid.
     """
     values = dict(config)  # type: ignore[call-overload]
+    if values.get("settings"):
+        return from_json(str(values["settings"]))
     name = str(values.get("experiment", ""))
     if not name:
         raise SettingsError("Expected experiment=PATH in the run configuration, got none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,15 +43,41 @@ class MetricsFile:
         pass
 
 
-class LogWarnings:
-    """Writes warnings to the log, where no live view shows them."""
+class LogProgress:
+    """Writes each record as a line of the log ``fedllm``, where no live view shows it."""
 
     def record(self, record: Mapping[str, Any]) -> None:
-        if record["kind"] == "warning":
-            logging.getLogger("fedllm").warning(record["message"])
+        log = logging.getLogger("fedllm")
+        kind, where = record["kind"], f"round {record['round']}"
+        if kind == "warning":
+            log.warning(record["message"])
+        elif kind == "start":
+            last = (
+                f"of {record['rounds']}, after round {record['round']}" if record["round"] else ""
+            )
+            log.info("silos: %s; rounds: %s %s", ", ".join(record["silos"]), record["rounds"], last)
+        elif kind == "round":
+            asked = record["replied"] + len(record["failed"]) + len(record["refused"])
+            asked += len(record["left"])
+            seconds = record.get("seconds", math.nan)
+            log.info("%s: %d of %d silos, %.1f s", where, record["replied"], asked, seconds)
+            for group in ("failed", "refused", "left"):
+                for item in record[group]:
+                    log.warning("%s: %s %s: %s", where, item["silo"], group, item["reason"])
+        elif kind == "evaluation":
+            log.info("%s: %s (judged by the %s)", where, _numbers(record), record["where"])
+        elif kind == "silo":
+            log.info("%s: %s spent epsilon %.4f", where, record["silo"], record["epsilon"])
+        elif kind == "end":
+            log.info("%s after %s %s", record["status"], where, record["message"])
 
     def close(self) -> None:
         pass
+
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    shown = ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
+    return ", ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
 
 
 class TensorBoard:

@@ -41,6 +41,7 @@ def run_experiment(
     *,
     stop: threading.Event | None = None,
     expected_nodes: int | None = None,
+    expected_silos: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     evaluation_threads: int | None = None,
 ) -> str:
@@ -51,6 +52,7 @@ def run_experiment(
         run: the folder, new or with checkpoints.
         stop: set by another thread to interrupt; the state of the last finished round is kept.
         expected_nodes: number of nodes to wait for; None takes those that are there first.
+        expected_silos: names of the silos to wait for, one a node; the run fails without one of them.
         callbacks: watch the run, beside the metrics file and TensorBoard.
         evaluation_threads: CPU threads of the server's evaluations; None takes all cores (where the
             silos' processes wait meanwhile).
@@ -67,7 +69,9 @@ def run_experiment(
         run.write_json("environment.json", environment.describe())
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
-        nodes, sizes = find_silos(grid, settings, stop, expected_nodes)
+        nodes, sizes = find_silos(
+            grid, settings, stop, expected_nodes, expected_silos=expected_silos
+        )
         settings = _checked(settings, run, tunable, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
@@ -156,7 +160,12 @@ def _checked(
 
 
 def find_silos(
-    grid: Grid, settings: Settings, stop: threading.Event, expected: int | None
+    grid: Grid,
+    settings: Settings,
+    stop: threading.Event,
+    expected: int | None,
+    *,
+    expected_silos: Sequence[str] = (),
 ) -> tuple[dict[str, int], dict[str, int | None]]:
     """Ask the connected nodes who they are.
 
@@ -164,14 +173,17 @@ def find_silos(
         Node id and (public) number of examples of each silo, by name.
 
     Raises:
-        RunStopped: no node has a silo, two nodes have the same one, or a node cannot take part (bad
-            data or settings); the node's own words are in the message.
+        RunStopped: no node has a silo, two nodes have the same one, one of ``expected_silos`` did not
+            come within ``server.wait_for_clients`` (the message names it), or a node cannot take part
+            (bad data or settings; the node's own words are in the message).
     """
+    expected = len(expected_silos) or expected
     node_ids = wait_for_nodes(grid, expected, timeout=settings.server.wait_for_clients, stop=stop)
-    if len(node_ids) < (expected or 1):
+    if len(node_ids) < (1 if expected_silos else expected or 1):
+        missing = f"; missing: {', '.join(expected_silos)}" if expected_silos else ""
         raise RunStopped(
             f"Expected {expected or 'some'} nodes within server.wait_for_clients="
-            f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}"
+            f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}{missing}"
         )
     config = ConfigRecord({names.SETTINGS: to_json(settings)})
     tasks = [
@@ -200,6 +212,12 @@ def find_silos(
             numbers: Any = reply.content[names.METRICS]
             size = numbers.get(names.EXAMPLES)
             sizes[name] = None if size is None else int(size)
+    if absent := sorted(set(expected_silos) - set(nodes)):
+        said = f" ({'; '.join(problems)})" if problems else ""
+        raise RunStopped(
+            f"Expected the silos {', '.join(expected_silos)} within server.wait_for_clients="
+            f"{settings.server.wait_for_clients:g} s; missing: {', '.join(absent)}{said}"
+        )
     share = len(problems) / max(1, len(problems) + len(nodes))
     if not nodes or share > settings.server.max_failures:
         said = "; ".join(dict.fromkeys(problems)) or "none of the nodes has a silo"

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings_io import load_settings, to_toml
-from simulations import cli_accounting, cli_landscape, cli_noise, cli_report, cli_sweep
+from simulations import cli_accounting, cli_deploy, cli_landscape, cli_noise, cli_report, cli_sweep
 from simulations.cli_output import AsJson, OneLineErrors, OneLineGroup, Overrides
 
 app = typer.Typer(
@@ -107,6 +107,7 @@ cli_accounting.register(app)
 cli_landscape.register(app)
 cli_sweep.register(app)
 cli_noise.register(app)
+cli_deploy.register(app)
 
 
 def _train(folder: RunFolder, as_json: bool) -> None:

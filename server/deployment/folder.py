@@ -1,0 +1,317 @@
+"""The folder of a deployment: ``deployment.toml``, and where each file of it is.
+
+The folder belongs to the operator and lives on the server's machine. What the other machines need is
+below ``for-nodes/NAME`` and ``for-operator``: each is whole by itself, to be copied there.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fedllm.durable import write_text
+
+DEPLOYMENT = "deployment.toml"
+NODE = "node.toml"
+OPERATOR = "operator.toml"
+ENVIRONMENT = "FEDLLM_DEPLOYMENT"
+"""Environment variable that names the folder where no option does."""
+
+_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
+_HOST = re.compile(
+    r"^(?=.{1,253}$)[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$"
+)
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class DeploymentError(ValueError):
+    """A deployment's folder, keys, programs or network are not as they must be."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Ports(_Section):
+    """TCP ports on the server's machine.
+
+    Attributes:
+        nodes: public; TLS, and nothing but what nodes need.
+        superlink: loopback only; all of Flower's interfaces, the one that starts runs included.
+        operator: public; TLS, and only for who shows the operator's certificate. 0: closed, and runs are
+            submitted on the server's machine (or through an SSH tunnel).
+    """
+
+    nodes: Port = 8443
+    superlink: Port = 8000
+    operator: Annotated[int, Field(ge=0, le=65535)] = 0
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Ports:
+        used = [port for port in (self.nodes, self.superlink, self.operator) if port]
+        if len(set(used)) != len(used):
+            raise ValueError(
+                f"Expected distinct ports, got nodes={self.nodes}, superlink={self.superlink}, "
+                f"operator={self.operator}"
+            )
+        return self
+
+
+class Machines(_Section):
+    """Where things are on the machines; written into the unit files.
+
+    Attributes:
+        programs: folder with ``fedllm`` and Flower's programs (a virtual environment's ``bin``).
+        folder: where a machine's own part of the deployment lies.
+        user: who runs the services.
+    """
+
+    programs: str = "/opt/fedllm/bin"
+    folder: str = "/srv/fedllm"
+    user: str = "fedllm"
+
+
+class Deployment(_Section):
+    """Who is in a federation and how it is reached (``deployment.toml``).
+
+    Attributes:
+        name: of the federation.
+        hosts: DNS names and IP addresses by which nodes and the operator reach the server; in its
+            certificate. The first is the one that the nodes are told.
+        nodes: names of the nodes, each of which serves the silo of the same name.
+    """
+
+    name: str = "fedllm"
+    hosts: tuple[str, ...] = Field(min_length=1)
+    nodes: tuple[str, ...] = ()
+    ports: Ports = Ports()
+    machines: Machines = Machines()
+
+    @field_validator("hosts")
+    @classmethod
+    def _check_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not is_address(host) and not _HOST.match(host):
+                raise ValueError(f"Expected a host name or an IP address, got {host!r}")
+        return hosts
+
+    @field_validator("name", "nodes")
+    @classmethod
+    def _check_names(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else list(value)
+        for name in names:
+            check_name(name)
+        if len(set(names)) != len(names):
+            raise ValueError(f"Expected distinct nodes, got {', '.join(names)}")
+        return value
+
+    @property
+    def address(self) -> str:
+        """``host:port`` of the nodes' door; an IPv6 address in brackets."""
+        return join_address(self.hosts[0], self.ports.nodes)
+
+
+class NodeFile(_Section):
+    """What a node is (``node.toml``, on the node's machine).
+
+    Attributes:
+        name: the node's, and its silo's.
+        server: ``host:port`` of the server's door for nodes.
+        port: loopback port of the node's own programs; another one for each node of a machine.
+        config: further entries of Flower's node configuration: ``data-path``, ``ledger``, ...
+            Relative paths are relative to the file.
+    """
+
+    name: str
+    server: str
+    port: Port = 9094
+    config: dict[str, str | int | float | bool] = {}
+
+    @field_validator("name")
+    @classmethod
+    def _check(cls, name: str) -> str:
+        check_name(name)
+        return name
+
+
+class OperatorFile(_Section):
+    """Where the operator's own door is (``operator.toml``, on the operator's machine)."""
+
+    server: str
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless ``name`` may name a node (and a file)."""
+    if not _NAME.match(name):
+        raise ValueError(
+            f"Expected a name of letters, digits, dots, hyphens and underscores, got {name!r}"
+        )
+
+
+def is_address(host: str) -> bool:
+    """Whether ``host`` is an IP address rather than a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def join_address(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port``.
+
+    Raises:
+        DeploymentError: it is not of this form.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise DeploymentError(f"Expected server=HOST:PORT, got server={address!r}")
+    return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The files of a deployment's folder."""
+
+    path: Path
+
+    @property
+    def deployment(self) -> Path:
+        return self.path / DEPLOYMENT
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "tls" / "ca.pem"
+
+    @property
+    def ca_key(self) -> Path:
+        return self.path / "tls" / "ca.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.path / "tls" / "server.pem"
+
+    @property
+    def server_key(self) -> Path:
+        return self.path / "tls" / "server.key"
+
+    @property
+    def secret(self) -> Path:
+        """Shared by SuperLink and SuperExec alone: who has it may act for the server app."""
+        return self.path / "tls" / "superexec.secret"
+
+    @property
+    def proxy(self) -> Path:
+        return self.path / "nginx.conf"
+
+    @property
+    def app(self) -> Path:
+        """The code that a submitted run ships."""
+        return self.path / "app"
+
+    @property
+    def state(self) -> Path:
+        """SuperLink's database, Flower's own folder, process ids."""
+        return self.path / "state"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    @property
+    def units(self) -> Path:
+        return self.path / "units"
+
+    @property
+    def operator(self) -> Path:
+        return self.path / "for-operator"
+
+    def public_key(self, node: str) -> Path:
+        return self.path / "nodes" / f"{node}.pub"
+
+    def node(self, node: str) -> Path:
+        return self.path / "for-nodes" / node
+
+    def load(self) -> Deployment:
+        """The deployment that the folder describes.
+
+        Raises:
+            DeploymentError: there is none, or it is not valid.
+        """
+        return read(self.deployment, Deployment, "a deployment's folder (`fedllm deploy init`)")
+
+    def save(self, deployment: Deployment) -> None:
+        """Write ``deployment.toml``."""
+        write_toml(self.deployment, deployment, _HEAD)
+
+
+_HEAD = "# A federation: who is in it and where. Every `fedllm deploy` command reads this file.\n\n"
+
+
+def find_folder(given: Path | None, file: str = DEPLOYMENT) -> Path:
+    """The folder that an option, the environment variable FEDLLM_DEPLOYMENT or the working directory
+    names.
+
+    Raises:
+        DeploymentError: none of them has ``file``.
+    """
+    if given is not None:
+        chosen = given
+    else:
+        chosen = Path(os.environ.get(ENVIRONMENT) or ".")
+    chosen = chosen.expanduser().absolute()
+    if not (chosen / file).is_file():
+        said = "--folder" if given else ENVIRONMENT if os.environ.get(ENVIRONMENT) else "here"
+        raise DeploymentError(
+            f"Expected {file} in the folder ({said}: {chosen}), found none; name it by --folder, or "
+            f"make one by `fedllm deploy init`"
+        )
+    return chosen
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def read(path: Path, kind: type[_Model], what: str) -> _Model:
+    """A TOML file as a checked value.
+
+    Raises:
+        DeploymentError: it is missing, no TOML, or not valid; the message names the key.
+    """
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DeploymentError(f"Expected {path.name} in {what}, found none at {path}") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise DeploymentError(f"Expected TOML in {path}: {error}") from None
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise DeploymentError(
+            f"{path}: {key}: {first['msg'].removeprefix('Value error, ')}"
+        ) from None
+
+
+def write_toml(path: Path, value: BaseModel, head: str = "") -> None:
+    """Write a checked value as TOML."""
+    write_text(path, head + tomli_w.dumps(value.model_dump(mode="json")))

@@ -1,0 +1,142 @@
+"""nginx in front of the SuperLink: what of it a node may reach, and nothing else.
+
+Flower serves the nodes' interface (``/v1/fleet/``), the control interface (``/v1/control/``, which
+starts runs and has no authentication of its own) and the app processes' (``/v1/runtime/``) on one port.
+So that port stays on loopback. The public port carries requests of exactly the form
+``POST /v1/fleet/NAME``; SuperLink itself then asks for the node's signature. The second public port, if
+there is one, carries the control interface to callers with the operator's certificate.
+
+Access log: time, address, verdict (``ok`` or ``REFUSED``), request, status, and why it was refused.
+Failed TLS handshakes (a caller that does not trust this server, or one with a wrong certificate) are in
+the error log.
+"""
+
+from __future__ import annotations
+
+from server.deployment.folder import Deployment
+
+_MAX_BODY = "64m"
+"""Flower cuts arrays into pieces of 5 MiB, so that no message is near this."""
+
+_HEAD = """\
+# Written by `fedllm deploy init` from deployment.toml; `fedllm deploy write` writes it anew.
+# Start: nginx -p FOLDER -c nginx.conf -e logs/proxy-error.log
+daemon off;
+pid state/nginx.pid;
+error_log logs/proxy-error.log info;
+worker_processes 2;
+events { worker_connections 1024; }
+
+http {
+    map $status $verdict {
+        ~^[23]  ok;
+        default REFUSED;
+    }
+    map $status $why {
+        ~^[23]  "-";
+        400     "no valid client certificate, or no HTTP";
+        401     "SuperLink: signature, clock or node does not fit";
+        403     "not served at this door";
+        412     "SuperLink: unknown key, or the node's last connection has not expired";
+        413     "message too large";
+        502     "SuperLink is not running";
+        default "see SuperLink's log";
+    }
+    # What every node does all the time, and did well, is no news.
+    map "$request_uri $status" $news {
+        "~^/v1/fleet/(pull-messages|send-node-heartbeat|pull-object|push-object|confirm-message-received) 200$" 0;
+        default 1;
+    }
+    log_format readable '$time_iso8601 $remote_addr $verdict "$request_method $request_uri" '
+                        'status=$status why="$why" caller="$ssl_client_s_dn" '
+                        'in=$request_length out=$bytes_sent seconds=$request_time';
+    access_log logs/proxy-access.log readable if=$news;
+
+    server_tokens off;
+    default_type text/plain;
+    client_max_body_size %(body)s;
+    client_body_temp_path state/nginx-body;
+    proxy_temp_path state/nginx-proxy;
+    fastcgi_temp_path state/nginx-fastcgi;
+    uwsgi_temp_path state/nginx-uwsgi;
+    scgi_temp_path state/nginx-scgi;
+
+    ssl_certificate tls/server.pem;
+    ssl_certificate_key tls/server.key;
+    ssl_protocols TLSv1.2 TLSv1.3;
+
+    upstream superlink {
+        server 127.0.0.1:%(superlink)d;
+        keepalive 16;
+    }
+    proxy_http_version 1.1;
+    proxy_set_header Connection "";
+    proxy_set_header Host localhost;
+    proxy_ssl_verify on;
+    proxy_ssl_trusted_certificate tls/ca.pem;
+    proxy_ssl_name localhost;
+    proxy_ssl_protocols TLSv1.2 TLSv1.3;
+    # Pieces are passed on as they come: nothing of a message touches the disk here.
+    proxy_request_buffering off;
+    proxy_buffering off;
+    proxy_connect_timeout 5s;
+    proxy_read_timeout 300s;
+    proxy_send_timeout 300s;
+"""
+
+_NODES = """
+    # Nodes.
+    server {
+        %(listen_nodes)s
+        ssl_session_cache shared:nodes:1m;
+        # The request as it came is what is passed on, so it is what is checked: nothing encoded, no dots.
+        if ($request_uri !~ "^/v1/fleet/[a-z-]+$") { return 403 "%(refusal)s\\n"; }
+        if ($request_method != POST) { return 403 "%(refusal)s\\n"; }
+        location / { proxy_pass https://superlink; }
+    }
+"""
+
+_OPERATOR = """
+    # The operator.
+    server {
+        %(listen_operator)s
+        # No handshake is shortened here: each shows the certificate.
+        ssl_session_cache off;
+        ssl_session_tickets off;
+        ssl_client_certificate tls/ca.pem;
+        ssl_verify_client on;
+        ssl_verify_depth 1;
+        if ($request_uri !~ "^/v1/control/[a-z-]+$") { return 403 "%(operator_refusal)s\\n"; }
+        if ($request_method != POST) { return 403 "%(operator_refusal)s\\n"; }
+        location / {
+            proxy_pass https://superlink;
+            proxy_read_timeout 3600s;  # the stream of a run's log
+        }
+    }
+"""
+
+REFUSAL = "Refused: this door serves nodes (POST /v1/fleet/...) and nothing else."
+OPERATOR_REFUSAL = "Refused: this door serves the operator (POST /v1/control/...) and nothing else."
+
+
+def nginx_conf(deployment: Deployment) -> str:
+    """The configuration of nginx for a deployment; paths are relative to its folder (``nginx -p``)."""
+    ports = deployment.ports
+    values = {
+        "body": _MAX_BODY,
+        "listen_nodes": _listen(deployment, ports.nodes),
+        "superlink": ports.superlink,
+        "listen_operator": _listen(deployment, ports.operator),
+        "refusal": REFUSAL,
+        "operator_refusal": OPERATOR_REFUSAL,
+    }
+    parts = [_HEAD, _NODES] + ([_OPERATOR] if ports.operator else [])
+    return "".join(part % values for part in parts) + "}\n"
+
+
+def _listen(deployment: Deployment, port: int) -> str:
+    """IPv4 always; IPv6 where the server has such an address (not every machine does IPv6)."""
+    lines = [f"listen {port} ssl;"]
+    if any(":" in host for host in deployment.hosts):
+        lines.append(f"listen [::]:{port} ssl;")
+    return " ".join(lines)

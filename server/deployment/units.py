@@ -1,0 +1,232 @@
+"""Ready files for systemd, Docker Compose and Slurm, with the paths that the deployment names."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import PurePosixPath
+
+from server.deployment.folder import Deployment, Folder
+from server.deployment.programs import Program, server_programs
+
+_RESTART = {"superlink": 2, "superexec": 2, "proxy": 2}
+
+
+def server_units(folder: Folder, deployment: Deployment) -> dict[str, str]:
+    """File name to text: what starts the server's three programs on its machine.
+
+    Raises:
+        DeploymentError: a program is not installed here (its options are those of the installed one).
+    """
+    programs = server_programs(folder, deployment)
+    target = deployment.machines.folder
+    files = {f"systemd/fedllm-{p.name}.service": _service(p, folder, deployment) for p in programs}
+    files["docker/Dockerfile"] = DOCKERFILE
+    files["docker/compose.yaml"] = _compose(programs, folder, deployment)
+    files["slurm/server.sbatch"] = _SLURM_SERVER.format(
+        programs=deployment.machines.programs, folder=target
+    )
+    return files
+
+
+def node_units(name: str, deployment: Deployment) -> dict[str, str]:
+    """File name to text: what starts a node on its machine."""
+    machines = deployment.machines
+    values = {
+        "name": name,
+        "user": machines.user,
+        "folder": machines.folder,
+        "programs": machines.programs,
+    }
+    return {
+        f"systemd/fedllm-node-{name}.service": _NODE_SERVICE.format(**values),
+        "docker/Dockerfile": DOCKERFILE,
+        "docker/compose.yaml": _NODE_COMPOSE.format(**values),
+        "slurm/node.sbatch": _SLURM_NODE.format(**values),
+    }
+
+
+def _moved(program: Program, folder: Folder, deployment: Deployment) -> list[str]:
+    """A program's command with the paths of the machine that it is for."""
+    target, programs = deployment.machines.folder, deployment.machines.programs
+    first, *rest = program.command
+    name = PurePosixPath(first).name
+    words = [f"{programs}/{name}" if name.startswith("flower") else f"/usr/sbin/{name}"]
+    return words + [word.replace(str(folder.path), target) for word in rest]
+
+
+def _service(program: Program, folder: Folder, deployment: Deployment) -> str:
+    machines = deployment.machines
+    environment = {
+        name: value.replace(str(folder.path), machines.folder)
+        for name, value in program.environment.items()
+        if name != "PATH"
+    }
+    lines = [
+        "[Unit]",
+        f"Description=fedllm: {program.name} of the federation {deployment.name}",
+        "After=network-online.target",
+        "Wants=network-online.target",
+        "",
+        "[Service]",
+        f"User={machines.user}",
+        f"WorkingDirectory={machines.folder}",
+        *(f'Environment="{name}={value}"' for name, value in environment.items()),
+        f'Environment="PATH={machines.programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"',
+        f"ExecStart={shlex.join(_moved(program, folder, deployment))}",
+    ]
+    if program.name == "superlink":
+        lines.append(
+            f"ExecStartPost={machines.programs}/fedllm deploy register --folder {machines.folder}"
+        )
+    lines += [
+        "Restart=always",
+        f"RestartSec={_RESTART[program.name]}",
+        *_HARDENING,
+        f"ReadWritePaths={machines.folder}",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+_HARDENING = (
+    "NoNewPrivileges=yes",
+    "PrivateTmp=yes",
+    "ProtectSystem=full",
+    "UMask=0077",
+)
+
+_NODE_SERVICE = """\
+[Unit]
+Description=fedllm: node {name}
+After=network-online.target
+Wants=network-online.target
+
+[Service]
+User={user}
+WorkingDirectory={folder}
+Environment="PATH={programs}:/usr/local/bin:/usr/bin:/bin"
+ExecStart={programs}/fedllm deploy node --folder {folder}
+# SIGTERM tells the server that the node leaves; after a kill the server keeps it for a minute.
+KillSignal=SIGTERM
+TimeoutStopSec=30
+Restart=always
+RestartSec=15
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=full
+UMask=0077
+ReadWritePaths={folder}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+DOCKERFILE = """\
+# docker build -t fedllm -f Dockerfile SOURCE   (SOURCE: the repository, or a folder with the wheel)
+FROM python:3.11-slim
+RUN apt-get update && apt-get install -y --no-install-recommends nginx-light \\
+    && rm -rf /var/lib/apt/lists/*
+COPY . /source
+RUN pip install --no-cache-dir /source && rm -rf /source
+RUN useradd --create-home fedllm
+USER fedllm
+"""
+
+_NODE_COMPOSE = """\
+# docker compose -f compose.yaml up -d   (in the node's folder; `fedllm` is the image of Dockerfile)
+services:
+  node:
+    image: fedllm
+    command: fedllm deploy node --folder /node
+    volumes:
+      - ../..:/node
+    restart: always
+    stop_grace_period: 30s
+    # A GPU (needs NVIDIA's container toolkit); remove for a node without one.
+    deploy:
+      resources:
+        reservations:
+          devices:
+            - driver: nvidia
+              count: 1
+              capabilities: [gpu]
+"""
+
+_SLURM_NODE = """\
+#!/bin/bash
+# sbatch node.sbatch   (the node's folder must be on a file system that the job sees)
+#SBATCH --job-name=fedllm-{name}
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=4
+#SBATCH --gres=gpu:1
+#SBATCH --time=24:00:00
+# A minute before the end of its time the node leaves in order; the next job goes on.
+#SBATCH --signal=B:TERM@60
+#SBATCH --requeue
+set -euo pipefail
+folder=${{FEDLLM_NODE:-{folder}}}
+# Several jobs may share a machine: the node's own port follows from the job.
+port=$((20000 + ${{SLURM_JOB_ID:-0}} % 20000))
+{programs}/fedllm deploy node --folder "$folder" --port "$port" &
+node=$!
+trap 'kill -TERM $node; wait $node' TERM INT
+wait $node
+"""
+
+_SLURM_SERVER = """\
+#!/bin/bash
+# For a machine that the nodes can reach under the name in deployment.toml (a service node).
+#SBATCH --job-name=fedllm-server
+#SBATCH --ntasks=1
+#SBATCH --cpus-per-task=2
+#SBATCH --time=7-00:00:00
+#SBATCH --signal=B:TERM@60
+#SBATCH --requeue
+set -euo pipefail
+folder=${{FEDLLM_DEPLOYMENT:-{folder}}}
+{programs}/fedllm deploy server --folder "$folder" &
+server=$!
+trap 'kill -TERM $server; wait $server' TERM INT
+wait $server
+"""
+
+
+def _compose(programs: list[Program], folder: Folder, deployment: Deployment) -> str:
+    """Three services that share one network namespace, so that loopback is theirs alone."""
+    ports = [deployment.ports.nodes] + (
+        [deployment.ports.operator] if deployment.ports.operator else []
+    )
+    lines = [
+        "# docker compose -f units/docker/compose.yaml up -d   (in the deployment's folder)",
+        "# docker compose -f units/docker/compose.yaml exec superlink fedllm deploy status --folder /deployment",
+        "services:",
+    ]
+    for program in programs:
+        first, *rest = program.command
+        words = [PurePosixPath(first).name] + [
+            word.replace(str(folder.path), "/deployment") for word in rest
+        ]
+        lines += [
+            f"  {program.name}:",
+            "    image: fedllm",
+            f"    command: {shlex.join(words)}",
+            "    working_dir: /deployment",
+            "    volumes:",
+            "      - ../..:/deployment",
+            "    restart: always",
+        ]
+        environment = {k: v for k, v in program.environment.items() if k != "PATH"}
+        if environment:
+            lines.append("    environment:")
+            lines += [
+                f'      {name}: "{value.replace(str(folder.path), "/deployment")}"'
+                for name, value in environment.items()
+            ]
+        if program.name == "superlink":
+            lines.append("    ports:")
+            lines += [f'      - "{port}:{port}"' for port in ports]
+        else:
+            lines += ['    network_mode: "service:superlink"', "    depends_on: [superlink]"]
+    return "\n".join(lines) + "\n"
