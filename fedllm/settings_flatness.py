@@ -56,9 +56,10 @@ class LayersSettings(Section):
     )
     directions: PositiveInt = Field(4, description="`random`: number of directions.")
     radius: PositiveFloat = Field(
-        0.05,
+        0.002,
         description="Norm of the perturbation over the norm of the prefix of all layers to choose from. "
-        "Random directions see the curvature alone, and want about 0.3.",
+        "A prefix made of a phrase is large: 0.05 leaves what is flat or sharp far behind. Random "
+        "directions see the curvature alone, and want about a hundred times more.",
     )
     examples: PositiveInt = Field(
         64,
