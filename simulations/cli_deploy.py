@@ -224,11 +224,15 @@ def renew(
     if what not in ("server", "operator"):
         raise DeploymentError(f"Expected server or operator, got {what}")
     home = Folder(find_folder(folder))
-    (setup.renew_server if what == "server" else setup.renew_operator)(home, home.load(), days)
+    deployment = home.load()
     if what == "server":
+        setup.renew_server(home, deployment, days)
         typer.echo(f"{home.server_certificate}: restart the server to use it")
     else:
+        setup.renew_operator(home, deployment, days)
+        setup.write_files(home, deployment)
         typer.echo(f"for the operator's machine: {home.operator}")
+        typer.echo("restart the server to refuse the old one")
 
 
 @app.command(cls=OneLineErrors)

@@ -172,6 +172,16 @@ def validity(certificate: Path) -> Validity:
     return Validity(found.not_valid_before_utc, found.not_valid_after_utc)
 
 
+def serial(certificate: Path) -> str:
+    """A certificate's serial number as nginx writes it: hexadecimal, whole bytes.
+
+    Raises:
+        DeploymentError: it cannot be read.
+    """
+    number = _read(certificate).serial_number
+    return number.to_bytes((number.bit_length() + 7) // 8, "big").hex().upper()
+
+
 def check(authority: Path, certificate: Path, hosts: Sequence[str] = ()) -> list[str]:
     """What an operator should know before a certificate is used.
 

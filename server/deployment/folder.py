@@ -210,6 +210,11 @@ class Folder:
         return self.path / "tls" / "server.key"
 
     @property
+    def operator_certificate(self) -> Path:
+        """The operator's certificate made last; its key is in ``for-operator`` alone."""
+        return self.path / "tls" / "operator.pem"
+
+    @property
     def secret(self) -> Path:
         """Shared by SuperLink and SuperExec alone: who has it may act for the server app."""
         return self.path / "tls" / "superexec.secret"

@@ -36,7 +36,7 @@ http {
         ~^[23]  "-";
         400     "no valid client certificate, or no HTTP";
         401     "SuperLink: signature, clock or node does not fit";
-        403     "not served at this door";
+        403     "not served at this door, or a certificate that was replaced";
         412     "SuperLink: unknown key, or the node's last connection has not expired";
         413     "message too large";
         502     "SuperLink is not running";
@@ -106,6 +106,8 @@ _OPERATOR = """
         ssl_client_certificate tls/ca.pem;
         ssl_verify_client on;
         ssl_verify_depth 1;
+        # The certificate made last, and no older one that has not ended yet.
+        if ($ssl_client_serial != "%(serial)s") { return 403 "%(replaced)s\\n"; }
         if ($request_uri !~ "^/v1/control/[a-z-]+$") { return 403 "%(operator_refusal)s\\n"; }
         if ($request_method != POST) { return 403 "%(operator_refusal)s\\n"; }
         location / {
@@ -116,11 +118,17 @@ _OPERATOR = """
 """
 
 REFUSAL = "Refused: this door serves nodes (POST /v1/fleet/...) and nothing else."
+REPLACED = "Refused: this certificate of the operator was replaced by a newer one."
 OPERATOR_REFUSAL = "Refused: this door serves the operator (POST /v1/control/...) and nothing else."
 
 
-def nginx_conf(deployment: Deployment) -> str:
-    """The configuration of nginx for a deployment; paths are relative to its folder (``nginx -p``)."""
+def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
+    """The configuration of nginx for a deployment; paths are relative to its folder (``nginx -p``).
+
+    Args:
+        operator_serial: serial number of the operator's certificate, hexadecimal; needed with
+            ``ports.operator``.
+    """
     ports = deployment.ports
     values = {
         "body": _MAX_BODY,
@@ -129,6 +137,8 @@ def nginx_conf(deployment: Deployment) -> str:
         "listen_operator": _listen(deployment, ports.operator),
         "refusal": REFUSAL,
         "operator_refusal": OPERATOR_REFUSAL,
+        "serial": operator_serial,
+        "replaced": REPLACED,
     }
     parts = [_HEAD, _NODES] + ([_OPERATOR] if ports.operator else [])
     return "".join(part % values for part in parts) + "}\n"

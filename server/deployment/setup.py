@@ -45,8 +45,6 @@ def create(folder: Folder, deployment: Deployment) -> str:
     folder.save(deployment)
     for name in nodes:
         deployment = add_node(folder, deployment, name)
-    if deployment.ports.operator:
-        renew_operator(folder, deployment)
     write_files(folder, deployment)
     return digest
 
@@ -57,7 +55,12 @@ def write_files(folder: Folder, deployment: Deployment) -> None:
     Raises:
         DeploymentError: a needed program is not installed.
     """
-    write_text(folder.proxy, nginx_conf(deployment))
+    serial = ""
+    if deployment.ports.operator:
+        if not folder.operator_certificate.exists():
+            renew_operator(folder, deployment)
+        serial = certificates.serial(folder.operator_certificate)
+    write_text(folder.proxy, nginx_conf(deployment, serial))
     _write_all(folder.units, server_units(folder, deployment))
 
 
@@ -142,7 +145,8 @@ def renew_server(
 def renew_operator(
     folder: Folder, deployment: Deployment, days: float = certificates.CERTIFICATE_DAYS
 ) -> None:
-    """The operator's part of the folder, with a new key and certificate.
+    """The operator's part of the folder, with a new key and certificate. nginx refuses the old one from
+    its next start with the written configuration on.
 
     Raises:
         DeploymentError: the operator has no door (``ports.operator = 0``), or as
@@ -163,6 +167,7 @@ def renew_operator(
         name=f"{deployment.name} operator",
         days=days,
     )
+    shutil.copyfile(part / "operator.pem", folder.operator_certificate)
     shutil.copyfile(folder.ca, part / "ca.pem")
     where = join_address(deployment.hosts[0], deployment.ports.operator)
     write_toml(part / OPERATOR, OperatorFile(server=where))

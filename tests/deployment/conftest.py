@@ -20,20 +20,40 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 @pytest.fixture
-def start_proxy() -> Iterator[Callable[[Folder], None]]:
-    """Starts nginx for a folder; it ends with the test."""
+def proxies() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """The nginx processes of a test; they end with it."""
     started: list[subprocess.Popen[bytes]] = []
-
-    def start(folder: Folder) -> None:
-        deployment = folder.load()
-        program = programs.server_programs(folder, deployment)[-1]
-        started.append(subprocess.Popen(program.command, cwd=folder.path))
-        wait_for(lambda: listens(deployment.ports.nodes), "nginx to listen")
-
-    yield start
+    yield started
     for process in started:
         process.terminate()
         process.wait(20)
+
+
+@pytest.fixture
+def start_proxy(proxies: list[subprocess.Popen[bytes]]) -> Callable[[Folder], None]:
+    """Starts nginx for a folder."""
+
+    def start(folder: Folder) -> None:
+        program = programs.server_programs(folder, folder.load())[-1]
+        proxies.append(subprocess.Popen(program.command, cwd=folder.path))
+        wait_for(lambda: listens(folder.load().ports.nodes), "nginx to listen")
+
+    return start
+
+
+@pytest.fixture
+def restart_proxy(
+    proxies: list[subprocess.Popen[bytes]], start_proxy: Callable[[Folder], None]
+) -> Callable[[Folder], None]:
+    """Ends the nginx started last and starts another, which reads the configuration anew."""
+
+    def restart(folder: Folder) -> None:
+        last = proxies.pop()
+        last.terminate()
+        last.wait(20)
+        start_proxy(folder)
+
+    return restart
 
 
 @pytest.fixture(scope="session")

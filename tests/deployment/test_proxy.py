@@ -55,7 +55,7 @@ def test_nodes_reach_nothing_but_their_interface(folder: Folder, start_proxy: St
         assert (status, body.strip()) == (403, REFUSAL), target
     assert ask(port, "/v1/fleet/pull-messages", ca=folder.ca, method="GET")[0] == 403
     line = log_line(folder, "proxy-access.log", "POST /v1/control/start-run")
-    assert 'REFUSED "POST /v1/control/start-run" status=403 why="not served at this door"' in line
+    assert 'REFUSED "POST /v1/control/start-run" status=403 why="not served at this door, ' in line
     # What nodes need is passed on (there is no SuperLink here).
     assert ask(port, "/v1/fleet/pull-messages", ca=folder.ca)[0] == 502
     line = log_line(folder, "proxy-access.log", "POST /v1/fleet/pull-messages", "502")
@@ -75,7 +75,7 @@ def test_the_control_client_is_refused_at_the_nodes_door(
 
 
 def test_the_operators_door_wants_the_operators_certificate(
-    folder: Folder, start_proxy: Start, tmp_path: Path
+    folder: Folder, start_proxy: Start, restart_proxy: Start, tmp_path: Path
 ) -> None:
     start_proxy(folder)
     port = folder.load().ports.operator
@@ -115,6 +115,13 @@ def test_the_operators_door_wants_the_operators_certificate(
         line = log_line(folder, "proxy-access.log", f"POST {target}", "status=400")
         assert 'why="no valid client certificate, or no HTTP"' in line
     log_line(folder, "proxy-error.log", "certificate has expired")
+    old = tmp_path / "old"
+    shutil.copytree(folder.operator, old)
+    setup.renew_operator(folder, folder.load())
+    setup.write_files(folder, folder.load())
+    restart_proxy(folder)
+    with connect(old) as link, pytest.raises(DeploymentError, match="was replaced by a newer one"):
+        link.nodes()
     with connect(folder.operator) as link, pytest.raises(DeploymentError, match="502"):
         link.nodes()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 from . import (
     accountants,
+    deployment,
     federation,
     layers,
     ledger,
@@ -29,6 +30,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *ledger.MUTATIONS,
     *silo.MUTATIONS,
     *federation.MUTATIONS,
+    *deployment.MUTATIONS,
     *layers.MUTATIONS,
     *report.MUTATIONS,
     *measuring.MUTATIONS,
