@@ -121,6 +121,9 @@ def run_experiment(
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
     except RunStopped as error:
         message = str(error)
+    except SystemExit:  # Flower ends a stopped run's process this way
+        status, message = INTERRUPTED, "stopped; resuming goes on after the last finished round"
+        raise
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"
         raise

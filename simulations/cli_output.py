@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, NoReturn
@@ -41,6 +43,9 @@ class _OneLine(click.Command):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:  # `| head` has seen enough; nothing more may be written at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
         except (click.UsageError, ValueError, ArithmeticError, OSError) as error:
             _fail(error)
         except KeyboardInterrupt:

@@ -79,11 +79,11 @@ def why_it_ended(program: Program, text: str) -> str:
     """Why a SuperNode ended, from what it wrote last."""
     lowered = text.lower()
     if "certificate" in lowered and "verify" in lowered:
-        return "the server's certificate is not one that this node trusts."
+        return "the server's certificate is not one that this node trusts"
     if _REFUSED.search(text) and "activat" in lowered:
         return (
-            "the server refused this node's key. Either it is not registered there (the operator "
+            "the server refused this node's key: either it is not registered there (the operator "
             "sees that by `fedllm deploy status`), or this node's last process was killed and the "
-            "server has not given it up yet, which takes a minute."
+            "server has not given it up yet, which takes a minute"
         )
     return last_line(text)

@@ -107,15 +107,21 @@ class Supervisor:
             if process is not None and process.poll() is not None:
                 del self._running[program.name]  # what it started may live on, and ends by itself
                 self._due[program.name] = now + program.restart_after
-                with contextlib.suppress(OSError):
-                    reason = self.explain(program, self._written(program))
-                    self.say(
-                        f"{program.name} ended (status {process.returncode}): {reason} "
-                        f"Next start in {program.restart_after:g} s; its log: {program.log}"
-                    )
+                self.say(
+                    f"{program.name} ended: {self._reason(program, process.returncode)} "
+                    f"Next start in {program.restart_after:g} s; its log: {program.log}"
+                )
             elif process is None and self._due.get(program.name, now) <= now:
                 self.say(f"{program.name} is started again")
                 self.start(program)
+
+    def _reason(self, program: Program, status: int) -> str:
+        if status < 0:
+            return f"killed by {signal.Signals(-status).name}."
+        try:
+            return f"{self.explain(program, self._written(program))} (status {status})."
+        except OSError as error:
+            return f"status {status}; its log cannot be read: {error}."
 
     def _written(self, program: Program) -> str:
         with open(program.log, "rb") as log:
@@ -148,10 +154,9 @@ def require_free_port(port: int, what: str, host: str = "127.0.0.1") -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, with a full stop."""
+    """The last line that is not empty, without a full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    said = lines[-1] if lines else "it wrote nothing"
-    return said if said.endswith(".") else f"{said}."
+    return lines[-1].rstrip(".") if lines else "it wrote nothing"
 
 
 def claim(path: Path) -> None:

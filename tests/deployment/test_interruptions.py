@@ -57,7 +57,7 @@ def test_killed_superlink_and_killed_server_app_lose_no_round(
     at_round(1)
     os.kill(process_of("flower-superlink", path), signal.SIGKILL)
     at_round(2)
-    assert "superlink ended (status -9)" in federation.said("server")
+    assert "superlink ended: killed by SIGKILL" in federation.said("server")
     os.kill(process_of("flwr-serverapp", path), signal.SIGKILL)
     early = federation.call("resume", place.name)
     assert early.returncode == 2

@@ -1,0 +1,123 @@
+"""Programs kept running: restarted after their pause, stopped with what they started, explained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from deployments import wait_for
+
+from server.deployment.folder import DeploymentError
+from server.deployment.node import why_it_ended
+from server.deployment.processes import Supervisor, claim, require_free_port
+from server.deployment.programs import Program
+
+
+def program(folder: Path, name: str, code: str, pause: float = 0.3) -> Program:
+    command = (sys.executable, "-c", code)
+    return Program(name, command, folder, folder / f"{name}.log", {"MARK": name}, pause)
+
+
+def test_what_ends_is_started_again_and_all_stop_together(tmp_path: Path) -> None:
+    said: list[str] = []
+    short = "import os; print('begun', os.environ['MARK'], flush=True); raise SystemExit(3)"
+    # Ignores SIGTERM, and leaves a child: both must be gone in the end.
+    stubborn = (
+        "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        "p = subprocess.Popen(['sleep', '1000']); print(p.pid, flush=True); time.sleep(1000)"
+    )
+    programs = [program(tmp_path, "short", short), program(tmp_path, "stubborn", stubborn)]
+    supervisor = Supervisor(programs, said.append)
+    running = threading.Thread(target=supervisor.run)
+    running.start()
+    log = tmp_path / "short.log"
+    wait_for(lambda: log.exists() and log.read_text().count("begun short") >= 2, "a restart")
+    child = int(wait_for(lambda: (tmp_path / "stubborn.log").read_text(), "the child").split()[0])
+    supervisor.stop.set()
+    running.join(60)
+    assert not running.is_alive()
+    assert "short ended: begun short (status 3). Next start in 0.3 s" in said[0]
+    assert any("stubborn did not end in time" in line for line in said)
+    wait_for(lambda: not _lives(child), "the child to be gone", 20)
+
+
+def _lives(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def test_a_killed_program_is_called_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    supervisor = Supervisor([program(tmp_path, "x", "import time; time.sleep(1000)")], said.append)
+    running = threading.Thread(target=supervisor.run)
+    running.start()
+    process = wait_for(lambda: supervisor._running.get("x"), "the start")
+    os.kill(process.pid, signal.SIGKILL)
+    wait_for(lambda: said, "the report")
+    supervisor.stop.set()
+    running.join(60)
+    assert said[0].startswith("x ended: killed by SIGKILL.")
+
+
+def test_what_cannot_start_says_so(tmp_path: Path) -> None:
+    missing = Program("x", ("/not/there",), tmp_path, tmp_path / "x.log")
+    with pytest.raises(DeploymentError, match="x cannot be started"):
+        Supervisor([missing], print).run()
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(DeploymentError, match=f"Expected the free port {port} for nodes"):
+            require_free_port(port, "nodes")
+    require_free_port(port, "nodes")
+
+
+def test_a_folder_is_served_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from server.deployment.processes import claim;"
+        "claim(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    root = Path(__file__).resolve().parents[2]
+    lock = tmp_path / "state" / "server.pid"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(lock)],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    with pytest.raises(DeploymentError, match=f"process {holder.pid} does"):
+        claim(lock)
+    holder.kill()
+    holder.communicate()
+    claim(lock)
+
+
+@pytest.mark.parametrize(
+    ("wrote", "said"),
+    [
+        ("ERROR: certificate verify failed: self-signed", "not one that this node trusts"),
+        (
+            "Failed to initialize the connection.\n[code: 600] SuperNode activation failed.",
+            "refused this node's key",
+        ),
+        ("one\ntwo\n\n", "two"),
+        ("", "it wrote nothing"),
+    ],
+)
+def test_why_a_node_ended(tmp_path: Path, wrote: str, said: str) -> None:
+    assert said in why_it_ended(Program("supernode", ("x",), tmp_path, tmp_path / "x"), wrote)
