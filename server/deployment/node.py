@@ -75,8 +75,8 @@ def check_server(folder: Path, node: NodeFile, timeout: float = 10.0) -> None:
         raise Unreachable(f"The server {node.server} cannot be reached: {error}") from None
 
 
-def why_it_ended(program: Program, text: str) -> str:
-    """Why a SuperNode ended, from what it wrote last."""
+def why_it_ended(program: Program, text: str, status: int) -> str:
+    """Why a SuperNode ended, from what it wrote last and its exit status."""
     lowered = text.lower()
     if "certificate" in lowered and "verify" in lowered:
         return "the server's certificate is not one that this node trusts"
@@ -85,5 +85,10 @@ def why_it_ended(program: Program, text: str) -> str:
             "the server refused this node's key: either it is not registered there (the operator "
             "sees that by `fedllm deploy status`), or this node's last process was killed and the "
             "server has not given it up yet, which takes a minute"
+        )
+    if status == 0:  # what Flower does on 401, without a word
+        return (
+            "it was told to end: by the server, which knows this node's key no longer (the next start "
+            "tells), or by a signal"
         )
     return last_line(text)

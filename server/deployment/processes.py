@@ -28,14 +28,14 @@ class Supervisor:
     Args:
         programs: in the order of their start; stopped in reverse.
         say: takes one line for people.
-        explain: makes of a program that ended, and what it wrote last, the reason in words.
+        explain: makes of a program that ended, what it wrote last and its exit status the reason in words.
     """
 
     def __init__(
         self,
         programs: Sequence[Program],
         say: Say,
-        explain: Callable[[Program, str], str] = lambda program, text: last_line(text),
+        explain: Callable[[Program, str, int], str] = lambda program, text, status: last_line(text),
     ) -> None:
         self.programs = list(programs)
         self.say = say
@@ -119,7 +119,7 @@ class Supervisor:
         if status < 0:
             return f"killed by {signal.Signals(-status).name}."
         try:
-            return f"{self.explain(program, self._written(program))} (status {status})."
+            return f"{self.explain(program, self._written(program), status)} (status {status})."
         except OSError as error:
             return f"status {status}; its log cannot be read: {error}."
 

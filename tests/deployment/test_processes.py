@@ -108,16 +108,19 @@ def test_a_folder_is_served_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrote", "said"),
+    ("wrote", "status", "said"),
     [
-        ("ERROR: certificate verify failed: self-signed", "not one that this node trusts"),
+        ("ERROR: certificate verify failed: self-signed", 1, "not one that this node trusts"),
         (
             "Failed to initialize the connection.\n[code: 600] SuperNode activation failed.",
+            1,
             "refused this node's key",
         ),
-        ("one\ntwo\n\n", "two"),
-        ("", "it wrote nothing"),
+        ("one\ntwo\n\n", 1, "two"),
+        ("", 1, "it wrote nothing"),
+        ("INFO: fine", 0, "knows this node's key no longer"),
     ],
 )
-def test_why_a_node_ended(tmp_path: Path, wrote: str, said: str) -> None:
-    assert said in why_it_ended(Program("supernode", ("x",), tmp_path, tmp_path / "x"), wrote)
+def test_why_a_node_ended(tmp_path: Path, wrote: str, status: int, said: str) -> None:
+    ended = Program("supernode", ("x",), tmp_path, tmp_path / "x")
+    assert said in why_it_ended(ended, wrote, status)
