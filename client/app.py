@@ -42,6 +42,7 @@ def train(message: Message, context: Context) -> Message:
             version,
             duplicate=_duplicate(message),
             previous=_previous(message, worker),
+            directions=str(config.get(names.DIRECTIONS, "")),
         )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,

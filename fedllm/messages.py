@@ -37,6 +37,9 @@ CODEC_VERSION = "codec-version"
 CODEC_META = "codec-meta"
 """JSON: what of a codec is not a tensor."""
 
+DIRECTIONS = "directions"
+"""Public seed of the round's random directions (``model.access = "black-box"``); empty for none."""
+
 CANDIDATES = "candidates"
 """Numbers of the layers to score."""
 

@@ -21,6 +21,7 @@ from fedllm.settings_flatness import (
 )
 from fedllm.settings_privacy import PrivacySettings
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
+from fedllm.settings_zeroth_order import ZerothOrderSettings, check_zeroth_order
 
 
 class ModelSettings(Section):
@@ -40,7 +41,8 @@ class ModelSettings(Section):
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     access: Literal["white-box", "black-box"] = Field(
         "white-box",
-        description="`white-box`: gradients of the model are available; `black-box`: only its outputs.",
+        description="`white-box`: gradients of the model are available; `black-box`: only its outputs "
+        "are, and it is trained by steps along random directions ([zeroth_order]).",
     )
     revision: str | None = Field(None, description="Revision on the Hugging Face hub.")
     gguf_file: str | None = Field(
@@ -332,6 +334,7 @@ class Settings(Section):
     privacy: PrivacySettings = PrivacySettings()
     codec: CodecSettings = CodecSettings()
     awp: AwpSettings = AwpSettings()
+    zeroth_order: ZerothOrderSettings = ZerothOrderSettings()
     layers: LayersSettings = LayersSettings()
     teacher: TeacherSettings = TeacherSettings()
     public: PublicSettings = PublicSettings()
@@ -369,11 +372,7 @@ class Settings(Section):
             )
         check_codec(self)
         check_flatness(self)
-        if self.model.access == "black-box":
-            raise ValueError(
-                "Expected model.access=white-box: training through outputs alone (zeroth-order steps) "
-                "is not there yet, got model.access=black-box"
-            )
+        check_zeroth_order(self)
         return self
 
     def for_silo(self, name: str) -> Settings:

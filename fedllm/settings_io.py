@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 
 
 class SettingsError(ValueError):
@@ -267,7 +268,7 @@ def _with_paths(settings: Settings, base: Path) -> Settings:
 
         file = base / Path(os.path.expandvars(os.path.expanduser(named)))
         try:
-            text = noise_text(file)
+            text = noise_text(file, numbers=noises_numbers(settings))
         except ValueError as error:
             raise SettingsError(str(error)) from None
         changed["privacy"] = settings.privacy.model_copy(update={"noise": text})

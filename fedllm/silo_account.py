@@ -22,9 +22,10 @@ from torch import Tensor
 from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
 from fedllm.lmo_target import claimed_multiplier, true_multiplier
-from fedllm.mechanism import multiplier_of, noise_of
+from fedllm.mechanism import multiplier_of, noise_of, number_multiplier, unit_noise
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import (
     Bound,
     bounds_of,
@@ -114,7 +115,10 @@ class SiloAccount:
     @property
     def steps(self) -> int:
         """Mechanisms of one round of training whose noise is calibrated."""
-        return self.settings.client.local_steps if self.unit is Unit.EXAMPLE else 1
+        steps = self.settings.client.local_steps
+        if noises_numbers(self.settings):
+            return steps * self.settings.zeroth_order.directions
+        return steps if self.unit is Unit.EXAMPLE else 1
 
     def evaluation_events(self) -> Counter[DpEvent]:
         """The events of one evaluation by the silo; empty where there is none."""
@@ -186,7 +190,8 @@ class SiloAccount:
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
         if privacy.noise_scale is not None and (noise := noise_of(self.settings)) is not None:
-            return multiplier_of(noise, privacy.noise_scale)
+            meaning = number_multiplier if noises_numbers(self.settings) else multiplier_of
+            return meaning(noise, privacy.noise_scale)
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
                 return float(str(entry.details["noise_multiplier"]))
@@ -248,6 +253,7 @@ class SiloAccount:
                 other_events=before + self._planned_beside_training(),
                 accountant=self.settings.privacy.accountant,
                 cache_dir=cache_folder() / "calibration",
+                noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
             )
         except UnsupportedEvent:
             raise

@@ -17,6 +17,7 @@ from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_f
 from fedllm.mechanism import release_event
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 from privacy.budget import Budget, BudgetExceeded
 from privacy.events import (
     discrete_gaussian,
@@ -92,7 +93,8 @@ def bounds_of(settings: Settings) -> tuple[Bound, ...]:
 
 
 def training_event(settings: Settings, sampling_rate: float, noise_multiplier: float) -> DpEvent:
-    """The event of one local step (unit example), or of one round (unit client), without perturbation.
+    """The event of one local step (unit example), or of one round (unit client), without perturbation;
+    with noise of a file on single numbers (:func:`noises_numbers`), that of one number.
 
     Args:
         sampling_rate: of each example in a local step.
@@ -125,6 +127,8 @@ def training_events(
     client the update is clipped after all steps, and no form changes its event. With
     ``teacher.kind = "nonprivate"`` one event without a guarantee stands beside them, in every mode.
 
+    With noise of a file on single numbers each of ``zeroth_order.directions`` in each local step is an event.
+
     Args:
         sampling_rate, noise_multiplier: as for :func:`training_event`.
         steps: local steps, where they are not ``client.local_steps``.
@@ -143,9 +147,13 @@ def _model_events(
 ) -> Counter[DpEvent]:
     """The events of the model's own update."""
     event = training_event(settings, sampling_rate, noise_multiplier)
+    steps = settings.client.local_steps if steps is None else steps
+    if noises_numbers(settings):
+        # Unit example: each number is of a Poisson batch of its own. Unit client: each bounds what the
+        # silo contributes to it.
+        return multiset({event: steps * settings.zeroth_order.directions})
     if settings.privacy.unit == "client":
         return multiset(event)
-    steps = settings.client.local_steps if steps is None else steps
     form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
     if settings.privacy.mode == "dp" and form == "private-ascent":
         one = release_event(settings, noise_multiplier * noise_factor(settings, server_round))

@@ -25,6 +25,7 @@ from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
 from fedllm.flatness.perturbation import ascent_direction, is_perturbed
+from fedllm.forward_only import LocalForwardOnly
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.settings import Settings
@@ -39,6 +40,7 @@ from fedllm.silo_bounds import evaluation_sigma, score_rate
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
 from fedllm.tunable import Tunable, make_tunable
+from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
 from privacy.randomness import generator
@@ -124,6 +126,7 @@ class SiloWorker:
         codec_version: str = "",
         duplicate: Mapping[str, Tensor] | None = None,
         previous: Mapping[str, Tensor] | None = None,
+        directions: str = "",
     ) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
@@ -133,39 +136,56 @@ class SiloWorker:
                 (``teacher.kind = "nonprivate"``), whose events the recorded row then holds.
             previous: ``awp.form = "previous"``: the last round's mean update, released by the server;
                 None before there is one. Other forms do not use it.
+            directions: ``model.access = "black-box"``: the round's public seed of random directions.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
-            ValueError: the settings ask for a codec or a non-private teacher and the task brings none,
-                or the reverse; a previous update that does not fit the parameters.
+            ValueError: the settings ask for a codec, a non-private teacher or a seed of directions and the
+                task brings none, or the reverse; a previous update that does not fit the parameters.
         """
         self._check_duplicate(duplicate)
+        along = self.directions(params, directions)
         ascent = self.ascent(params, server_round, previous)
         encoding = self.encoding(params, codec_version)
         residual = None
         if encoding is not None and self.settings.codec.error_feedback:
             residual = Residual(self.residual_path, encoding, server_round)
         account = self.account(planned_rounds)
-        digest = self.digest(params, account.noise_multiplier, encoding, residual, ascent)
+        multiplier = account.noise_multiplier
+        digest = self.digest(params, multiplier, encoding, residual, ascent, directions)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        result = train_locally(
-            self.tunable,
-            params,
-            self.train_features,
-            self.settings,
-            sampling_rate=account.sampling_rate,
-            noise_multiplier=account.noise_multiplier if by_client else 0.0,
-            streams=self.streams(server_round, digest),
-            encoding=encoding,
-            residual=residual,
-            server_round=server_round,
-            previous=ascent,
-        )
+        noise = multiplier if by_client else 0.0
+        streams = self.streams(server_round, digest)
+        if along is not None:
+            result = train_forward_only(
+                LocalForwardOnly(self.tunable),
+                params,
+                self.train_features,
+                self.settings,
+                sampling_rate=account.sampling_rate,
+                noise_multiplier=noise,
+                streams=streams,
+                directions=along,
+            )
+        else:
+            result = train_locally(
+                self.tunable,
+                params,
+                self.train_features,
+                self.settings,
+                sampling_rate=account.sampling_rate,
+                noise_multiplier=noise,
+                streams=streams,
+                encoding=encoding,
+                residual=residual,
+                server_round=server_round,
+                previous=ascent,
+            )
         self._write_log(server_round, result)
         raw = None
         if duplicate is not None:
@@ -194,6 +214,16 @@ class SiloWorker:
                 f"Expected {'a' if kind == 'nonprivate' else 'no'} duplicate to train with the task for "
                 f"teacher.kind={kind}, got {'none' if duplicate is None else 'one'}"
             )
+
+    def directions(self, params: Mapping[str, Tensor], seed: str) -> Directions | None:
+        """The random directions of a round; None for a model that is trained by gradients."""
+        access = self.settings.model.access
+        if bool(seed) != (access == "black-box"):
+            raise ValueError(
+                f"Expected {'a' if access == 'black-box' else 'no'} seed of directions with the task for "
+                f"model.access={access}, got {seed!r}"
+            )
+        return Directions(self.settings, params, seed) if seed else None
 
     def ascent(
         self,
@@ -345,11 +375,13 @@ class SiloWorker:
         encoding: Encoding | None = None,
         residual: Residual | None = None,
         ascent: Mapping[str, Tensor] | None = None,
+        directions: str = "",
     ) -> str:
         """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
         (and so the seed), data, noise multiplier (equal settings find another one beside another history), codec,
-        residual and first ascent, since other values must neither meet the same noise, at whatever scale, nor
-        pass for the same release. Else of the parameters alone: no hash of private data leaves the silo."""
+        residual, first ascent and seed of directions, since other values must neither meet the same noise, at
+        whatever scale, nor pass for the same release. Else of the parameters alone: no hash of private data
+        leaves the silo."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
         if self._fixed is None:
@@ -362,6 +394,8 @@ class SiloWorker:
             parts.append(residual.digest)
         if ascent is not None:
             parts.append(params_digest(ascent))
+        if directions:
+            parts.append(f"directions {directions}")
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:

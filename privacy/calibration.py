@@ -18,8 +18,9 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import Accountant, make_accountant
-from privacy.events import dp_sgd, event_to_json, multiset
+from privacy.events import dp_sgd, event_to_json, multiset, scalar_noise
 from privacy.result_cache import read_result, write_result
+from privacy.scalar_noise import ScalarNoise
 from privacy.vocabulary import Relation
 
 _NONE: Mapping[DpEvent, int] = MappingProxyType({})
@@ -106,6 +107,7 @@ def calibrate_noise_multiplier(
     accountant: str = "pld",
     tolerance: float = 1e-3,
     cache_dir: Path | None = None,
+    noise: ScalarNoise | None = None,
 ) -> Calibration:
     """Return the smallest noise multiplier (within tolerance) that keeps to the target.
 
@@ -121,6 +123,8 @@ def calibrate_noise_multiplier(
         cost jumps over that range, as where hardly any record is ever sampled (steps * rate about
         delta or less): then any noise will do, and the smallest considered, 0.01, is returned.
       cache_dir: Folder where results are kept as JSON, keyed by all inputs and versions.
+      noise: Each step releases one number with this noise, times the multiplier, in units of the number's
+        sensitivity. None: Gaussian noise on a vector (DP-SGD).
 
     Raises:
       ValueError: An input is out of range, or the target is impossible; the message says why.
@@ -144,20 +148,24 @@ def calibrate_noise_multiplier(
         "accountant": accountant,
         "tolerance": repr(float(tolerance)),
     }
+    if noise is not None:
+        key["noise"] = noise.to_dict()
     cached = _read_cache(cache_dir, key)
     if cached is not None:
         return cached
 
-    def events(noise: float) -> Counter[DpEvent]:
-        return others + multiset(dp_sgd(sampling_rate, noise, steps))
+    def events(multiplier: float) -> Counter[DpEvent]:
+        if noise is None:
+            return others + multiset(dp_sgd(sampling_rate, multiplier, steps))
+        return others + multiset(scalar_noise(noise.scaled(multiplier), steps, sampling_rate))
 
     _require_room(chosen, others, epsilon, delta)
     goal = epsilon * GOAL
     low, high = _bracket(chosen, events, goal, delta)
-    noise, cost = solve_decreasing(
+    found, cost = solve_decreasing(
         lambda x: chosen.epsilon(events(x), delta), goal, tolerance, low, high
     )
-    result = Calibration(noise, cost, delta, accountant, float(sampling_rate), int(steps))
+    result = Calibration(found, cost, delta, accountant, float(sampling_rate), int(steps))
     write_result(cache_dir, _KIND, key, asdict(result))
     return result
 

@@ -27,7 +27,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.downlink import encode_params
+from fedllm.downlink import decode_params, encode_params
 from fedllm.encoded_release import Encoding
 from fedllm.flatness.layer_choice import kept_rows
 from fedllm.flatness.perturbation import is_perturbed
@@ -44,6 +44,7 @@ from server.aggregation import (
     mean_update,
 )
 from server.codec_link import CODE, CodecLink
+from server.directions_link import DirectionsLink
 from server.exchange import exchange
 from server.optimizers import ServerOptimizer
 from server.replies import RunStopped, sort_replies
@@ -111,6 +112,8 @@ class PrefixStrategy(Strategy):
         self.moved_rounds = 0
         self.codec: CodecLink | None = None
         self.teacher: TeacherLink | None = None
+        black_box = settings.model.access == "black-box"
+        self.directions = DirectionsLink(settings, run_id) if black_box else None
         self.previous: dict[str, Tensor] | None = None
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
@@ -366,6 +369,10 @@ class PrefixStrategy(Strategy):
         if self.teacher is not None and kind == MessageType.TRAIN:
             duplicate = self.teacher.arrays()
         previous = self._previous_arrays(kind, server_round)
+        directions = ""
+        if self.directions is not None and kind == MessageType.TRAIN:
+            sent = decode_params(arrays.to_torch_state_dict(), self.settings.codec.downlink)
+            directions = self.directions.announce(self.settings, sent, server_round)
         tasks = []
         for name in chosen:
             fields = ConfigRecord(
@@ -377,6 +384,7 @@ class PrefixStrategy(Strategy):
                     names.ROUND: server_round,
                     names.PLANNED_ROUNDS: planned_rounds(self.schedule, name),
                     names.CODEC_VERSION: "" if self.codec is None else self.codec.encoding.version,
+                    names.DIRECTIONS: directions,
                 }
             )
             content = RecordDict({names.PARAMS: arrays, names.CONFIG: fields})
@@ -422,6 +430,8 @@ class PrefixStrategy(Strategy):
             info: Any = reply.content[names.INFO]
             update = self.codec.decode(tensors, str(info.get(names.CODEC_VERSION, "")))
             like = self.codec.like if self.codec.sums_codes else self.params
+        elif self.directions is not None:
+            like = self.directions.like
         update = check_update(update, like, self.settings.server.max_update_norm)
         metrics: Any = reply.content[names.METRICS]
         most = self.settings.server.max_update_norm
@@ -447,12 +457,23 @@ class PrefixStrategy(Strategy):
         if self.trusted_noise is None:
             if not accepted:
                 return None, None
+            if self.directions is not None:
+                numbers, _ = mean_update(accepted, self.directions.like, len(accepted))
+                return self.directions.expand(numbers), None
             return mean_update(accepted, self.params, len(accepted))
         trusted, clip = self.trusted_noise, self.settings.privacy.clip
         trusted.left.update(self.left)
-        clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
-        in_code = self.codec if self.codec is not None and self.codec.sums_codes else None
+        along, in_code = self.directions, None
+        if self.codec is not None and self.codec.sums_codes:
+            in_code = self.codec
         like = self.params if in_code is None else in_code.like
+        like = like if along is None else along.like
+        clipped = [
+            Contribution(
+                c.silo, clip_update(c.update, clip) if along is None else along.clip(c.update), None
+            )
+            for c in accepted
+        ]
         counted, mean, std = trusted.release(server_round, clipped, self.params, like)
         rate = self.settings.server.fraction if trusted.poisson else 1.0
         for name in counted:
@@ -461,8 +482,10 @@ class PrefixStrategy(Strategy):
                 server_round,
                 sampling_rate=rate,
                 noise_multiplier=trusted.noise_multiplier,
-                steps=1,
+                steps=1 if along is None else self.settings.client.local_steps,
             )
+        if along is not None and mean is not None:
+            return along.expand(mean), None
         if in_code is not None and mean is not None:
             # Linear: the mean of the codes decodes to the mean of the updates. Post-processing.
             mean = in_code.reconstruct(mean[CODE])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fedllm.report.perturbation import meaning
+from fedllm.report.zeroth_order import DIRECTIONS, clipping
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 from privacy.keystream import CIPHER
 
 Item = tuple[str, str]
@@ -21,6 +23,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         text = "privacy.mode = none: nothing was clipped, no noise was added."
         return [("No mechanism", text)]
     in_code = settings.codec.active and settings.codec.noise == "in-code"
+    black_box = settings.model.access == "black-box"
     items = [("Privacy unit", _unit(settings)), ("Neighbouring relation", _relation(settings))]
     if privacy.unit == "example":
         items.append(
@@ -28,9 +31,14 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
                 "Sampling",
                 "In every local step each silo draws each of its examples by itself with the stated "
                 "sampling rate (Poisson sampling), and tells nobody which it drew. The guarantee "
-                "uses this secrecy (amplification by sampling).",
+                "uses this secrecy (amplification by sampling)."
+                + (" Each direction has a draw of its own." if noises_numbers(settings) else ""),
             )
         )
+    if black_box:
+        items.append(("Clipping", clipping(settings)))
+        items.append(("Random directions", DIRECTIONS))
+    elif privacy.unit == "example":
         items.append(
             (
                 "Clipping",

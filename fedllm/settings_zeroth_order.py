@@ -1,0 +1,92 @@
+"""The settings of training through a model's outputs alone (``model.access = "black-box"``)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from fedllm.settings_section import PositiveFloat, PositiveInt, Section
+
+if TYPE_CHECKING:
+    from fedllm.settings import Settings
+
+
+class ZerothOrderSettings(Section):
+    """Steps along random directions: a silo's message is one number for each of them."""
+
+    directions: PositiveInt = Field(
+        8,
+        description="Random directions of a step, and numbers that a silo sends for it. A step costs two "
+        "forward passes over its batch for each.",
+    )
+    smoothing: PositiveFloat = Field(
+        0.01,
+        description="c of the difference quotient (loss(w + c z) - loss(w - c z)) / 2c that privacy.clip "
+        "bounds, in units of `scale`.",
+    )
+    scale: Literal["prefix", "one"] = Field(
+        "prefix",
+        description="Size of a direction's entries: `prefix` the root mean square of each layer's keys, and "
+        "of its values, in the round's model (which is public); `one` the same for all.",
+    )
+    subspace: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Dimension of a random subspace, the same in all rounds, in which the directions lie: "
+        "fewer numbers to find, and fewer that can be reached. 0: all coordinates.",
+    )
+
+
+def check_zeroth_order(settings: Settings) -> None:
+    """Whether the rest of the settings fits training through outputs alone.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if settings.model.access == "white-box":
+        return
+    privacy, server = settings.privacy, settings.server
+    if settings.codec.active:
+        raise ValueError(
+            "Expected no codec for model.access=black-box (a silo's message is "
+            f"zeroth_order.directions={settings.zeroth_order.directions} numbers a step already), got "
+            f"codec.name={settings.codec.name}, codec.bits={settings.codec.bits}"
+        )
+    if settings.client.optimizer != "sgd":
+        raise ValueError(
+            "Expected client.optimizer=sgd for model.access=black-box (the server rebuilds the update from "
+            f"the numbers of all local steps), got client.optimizer={settings.client.optimizer}"
+        )
+    if privacy.prefix_scale != 1.0:
+        raise ValueError(
+            "Expected privacy.prefix_scale=1 for model.access=black-box (what is clipped are differences "
+            f"of losses, which belong to no tensor), got privacy.prefix_scale={privacy.prefix_scale}"
+        )
+    if not noises_numbers(settings):
+        return
+    if privacy.accountant != "pld":
+        raise ValueError(
+            "Expected privacy.accountant=pld for noise of a file on single numbers, got "
+            f"privacy.accountant={privacy.accountant}"
+        )
+    if privacy.calibrate_to != "proven":
+        raise ValueError(
+            "Expected privacy.calibrate_to=proven for noise of a file on single numbers (its true cost is what "
+            f"is proven), got privacy.calibrate_to={privacy.calibrate_to}"
+        )
+    several = settings.zeroth_order.directions * settings.client.local_steps > 1
+    sampled = privacy.noise_by == "server" and server.sampling == "poisson"
+    if sampled and several:
+        raise ValueError(
+            "Expected zeroth_order.directions=1 and client.local_steps=1, or server.sampling=fixed, for "
+            "noise of a file with privacy.noise_by=server (no accountant here represents several such "
+            f"numbers of one Poisson sample), got zeroth_order.directions={settings.zeroth_order.directions}, "
+            f"client.local_steps={settings.client.local_steps}, server.sampling=poisson"
+        )
+
+
+def noises_numbers(settings: Settings) -> bool:
+    """Whether each number that training releases gets a file's noise by itself, and is an event of its own;
+    else they are one vector with Gaussian noise."""
+    black_box = settings.model.access == "black-box"
+    return black_box and settings.privacy.mode == "dp" and settings.privacy.mechanism == "lmo"

@@ -1,0 +1,173 @@
+"""``model.access = "black-box"`` in whole runs: messages, the rebuilt model, the ledger, resuming, the report."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.checkpoints import latest_checkpoint
+from fedllm.report.build import build
+from fedllm.run_folder import RunFolder
+from fedllm.silo_worker import shared_tunable
+from fedllm.tunable import initial_params
+from fedllm.zeroth_order import NUMBERS, Directions, round_seed
+from privacy.accountants import make_accountant
+from privacy.event_kinds import ScalarNoiseDpEvent
+from privacy.ledger import Ledger
+
+Start = Callable[..., RunFolder]
+Federate = Callable[..., str]
+BLACK_BOX = {
+    "model.access": "black-box",
+    "zeroth_order.directions": 3,
+    "server.rounds": 2,
+    "server.optimizer": "sgd",
+    "server.learning_rate": 1.0,
+    "server.momentum": 0.0,
+    "server.schedule": "constant",
+    "privacy.accountant": "pld",
+}
+LAPLACE = {
+    "privacy.mechanism": "lmo",
+    "privacy.noise": json.dumps({"family": "laplace", "parameters": {"scale": 1.0}}),
+}
+CLIENT = {"privacy.unit": "client"}
+TRUSTED = CLIENT | {"privacy.noise_by": "server"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDLLM_CACHE", str(tmp_path_factory.getbasetemp() / "calibrations"))
+
+
+def last(run: RunFolder) -> dict[str, Tensor]:
+    found = latest_checkpoint(run.checkpoints_path)
+    assert found is not None
+    return found.params
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, LAPLACE, CLIENT, CLIENT | LAPLACE, TRUSTED, TRUSTED | LAPLACE],
+    ids=["example", "example-laplace", "client", "client-laplace", "trusted", "trusted-laplace"],
+)
+def test_a_run_spends_its_target_and_sends_a_few_numbers(
+    start_run: Start, in_process: Federate, changes: dict[str, Any]
+) -> None:
+    target = {"privacy.noise_multiplier": None, "privacy.epsilon": 4.0}
+    run = start_run("run", **BLACK_BOX | changes | target)
+    assert in_process(run) == "finished"
+    rounds = [r for r in run.metrics() if r["kind"] == "round"]
+    assert [r["bytes_up"] for r in rounds] == [4 * 2 * 3 * 4] * 2  # 4 silos, 2 steps, 3 directions
+    adversary = "outsider" if changes.get("privacy.noise_by") == "server" else "server"
+    with Ledger(run.ledger_path, read_only=True) as ledger:
+        for party in ledger.parties():
+            spent = ledger.spent(adversary, party=party)
+            assert 4.0 * 0.99 <= make_accountant("pld").epsilon(spent, 1e-5) <= 4.0
+            singles = [e for e in spent if isinstance(getattr(e, "event", e), ScalarNoiseDpEvent)]
+            if changes.get("privacy.mechanism") == "lmo":
+                assert len(singles) == len(spent) == 1
+                assert spent.total() == 2 * 2 * 3
+            else:
+                assert not singles
+    report = build(run)
+    assert report["guarantee"]["epsilon"] == pytest.approx(4.0, rel=0.01)
+    spending = [r["epsilon"] for r in run.metrics() if r["kind"] == "silo"]
+    assert max(spending) == pytest.approx(4.0, rel=0.01)
+    titles = {item["title"]: item["text"] for item in report["assumptions"]}
+    assert "differences of losses" in titles["Clipping"] or "numbers" in titles["Clipping"]
+    assert "gradient" not in titles["Clipping"]
+
+
+@pytest.mark.parametrize("more", [{}, {"codec.downlink": "int8"}, {"zeroth_order.subspace": 5}])
+def test_the_model_is_what_the_numbers_and_the_announced_seeds_say(
+    start_run: Start, in_process: Federate, more: dict[str, Any]
+) -> None:
+    received: dict[int, list[tuple[Tensor, str, dict[str, Tensor]]]] = {}
+
+    def tamper(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type == "train":
+            config: Any = task.content[names.CONFIG]
+            update: Any = reply.content[names.UPDATE]
+            sent: Any = task.content[names.PARAMS]
+            tensors = update.to_torch_state_dict()
+            assert list(tensors) == [NUMBERS]
+            server_round, seed = int(config[names.ROUND]), str(config[names.DIRECTIONS])
+            told = (tensors[NUMBERS], seed, sent.to_torch_state_dict())
+            received.setdefault(server_round, []).append(told)
+        return reply
+
+    from fedllm.downlink import decode_params
+
+    run = start_run("run", **BLACK_BOX | more)
+    assert in_process(run, tamper) == "finished"
+    settings = run.settings()
+    expected = initial_params(shared_tunable(settings), settings)
+    for server_round in (1, 2):
+        rows = received[server_round]
+        assert {seed for _, seed, _ in rows} == {round_seed(7, run.run_id, server_round)}
+        sent = decode_params(rows[0][2], settings.codec.downlink)
+        directions = Directions(settings, sent, rows[0][1])
+        assert len({row[0].numpy().tobytes() for row in rows}) == 4
+        mean = torch.stack([row[0].double() for row in rows]).mean(0).float()
+        moved = directions.update(mean)
+        expected = {name: value + moved[name] for name, value in expected.items()}
+    for name, value in last(run).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        assert float(moved[name].norm()) > 0
+
+
+def test_a_resumed_run_is_the_run(start_run: Start, in_process: Federate) -> None:
+    whole = start_run("whole", **BLACK_BOX | LAPLACE)
+    assert in_process(whole) == "finished"
+    halted = start_run("halted", **BLACK_BOX | LAPLACE)
+    stop = threading.Event()
+
+    class Halt:
+        def record(self, record: dict[str, Any]) -> None:
+            if record["kind"] == "round" and record["round"] == 1:
+                stop.set()
+
+        def close(self) -> None:
+            pass
+
+    assert in_process(halted, stop=stop, callbacks=[Halt()]) == "interrupted"
+    assert in_process(halted) == "finished"
+    # Directions and noise are those of the run's own id: the same rounds, not the same numbers.
+    assert halted.state()["round"] == whole.state()["round"] == 2
+    with Ledger(halted.ledger_path, read_only=True) as ledger:
+        for party in ledger.parties():
+            assert ledger.spent("server", party=party).total() == 2 * 2 * 3
+    for folder in (whole, halted):
+        assert build(folder)["guarantee"]["level"] == "conditional"
+
+
+def test_numbers_of_another_shape_are_refused(start_run: Start, in_process: Federate) -> None:
+    def tamper(task: Message, reply: Message) -> Message:
+        info: Any = reply.content.config_records.get(names.INFO, {})
+        if task.metadata.message_type == "train" and info[names.SILO] == "alpha":
+            reply.content[names.UPDATE] = ArrayRecord({NUMBERS: torch.zeros(2, 4)})
+        return reply
+
+    run = start_run("run", **BLACK_BOX)
+    assert in_process(run, tamper) == "finished"
+    rounds = [r for r in run.metrics() if r["kind"] == "round"]
+    assert [len(r["refused"]) for r in rounds] == [1, 1]
+    assert all("alpha" in json.dumps(r["refused"]) for r in rounds)
+
+
+def test_nothing_private_moves_where_no_noise_is_asked_for(
+    start_run: Start, in_process: Federate
+) -> None:
+    run = start_run("run", **BLACK_BOX | {"privacy.mode": "none"})
+    assert in_process(run) == "finished"
+    report = build(run)
+    assert report["headline"].startswith("NO GUARANTEE")
