@@ -156,36 +156,15 @@ class SiloWorker:
         digest = self.digest(params, multiplier, encoding, residual, ascent, directions)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
+        options: dict[str, Any] = {
+            "sampling_rate": account.sampling_rate,
+            "noise_multiplier": multiplier if by_client else 0.0,
+            "streams": self.streams(server_round, digest),
+        }
         if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        noise = multiplier if by_client else 0.0
-        streams = self.streams(server_round, digest)
-        if along is not None:
-            result = train_forward_only(
-                LocalForwardOnly(self.tunable),
-                params,
-                self.train_features,
-                self.settings,
-                sampling_rate=account.sampling_rate,
-                noise_multiplier=noise,
-                streams=streams,
-                directions=along,
-            )
-        else:
-            result = train_locally(
-                self.tunable,
-                params,
-                self.train_features,
-                self.settings,
-                sampling_rate=account.sampling_rate,
-                noise_multiplier=noise,
-                streams=streams,
-                encoding=encoding,
-                residual=residual,
-                server_round=server_round,
-                previous=ascent,
-            )
+        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
         self._write_log(server_round, result)
         raw = None
         if duplicate is not None:
@@ -204,6 +183,35 @@ class SiloWorker:
             sampling_rate=account.sampling_rate,
             steps=self.settings.client.local_steps,
             duplicate=raw,
+        )
+
+    def _trained(
+        self,
+        params: Mapping[str, Tensor],
+        along: Directions | None,
+        encoding: Encoding | None,
+        residual: Residual | None,
+        server_round: int,
+        ascent: Mapping[str, Tensor] | None,
+        options: Mapping[str, Any],
+    ) -> LocalResult:
+        """The local steps, by gradients or along random directions."""
+        features = self.train_features
+        if along is not None:
+            model = LocalForwardOnly(self.tunable)
+            return train_forward_only(
+                model, params, features, self.settings, directions=along, **options
+            )
+        return train_locally(
+            self.tunable,
+            params,
+            features,
+            self.settings,
+            encoding=encoding,
+            residual=residual,
+            server_round=server_round,
+            previous=ascent,
+            **options,
         )
 
     def _check_duplicate(self, duplicate: Mapping[str, Tensor] | None) -> None:

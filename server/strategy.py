@@ -468,12 +468,10 @@ class PrefixStrategy(Strategy):
             in_code = self.codec
         like = self.params if in_code is None else in_code.like
         like = like if along is None else along.like
-        clipped = [
-            Contribution(
-                c.silo, clip_update(c.update, clip) if along is None else along.clip(c.update), None
-            )
-            for c in accepted
-        ]
+        if along is None:
+            clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
+        else:
+            clipped = [Contribution(c.silo, along.clip(c.update), None) for c in accepted]
         counted, mean, std = trusted.release(server_round, clipped, self.params, like)
         rate = self.settings.server.fraction if trusted.poisson else 1.0
         for name in counted:

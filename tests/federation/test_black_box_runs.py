@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import shared_tunable
+from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silos import load_federation
 from fedllm.tunable import initial_params
 from fedllm.zeroth_order import NUMBERS, Directions, round_seed
 from privacy.accountants import make_accountant
@@ -162,6 +164,57 @@ def test_numbers_of_another_shape_are_refused(start_run: Start, in_process: Fede
     rounds = [r for r in run.metrics() if r["kind"] == "round"]
     assert [len(r["refused"]) for r in rounds] == [1, 1]
     assert all("alpha" in json.dumps(r["refused"]) for r in rounds)
+
+
+@pytest.mark.parametrize("more", [{}, LAPLACE], ids=["gaussian", "laplace"])
+def test_a_trusted_server_clips_the_numbers_itself(
+    start_run: Start, in_process: Federate, more: dict[str, Any]
+) -> None:
+    """One silo sends a thousand times what it may; the model moves by no more than clip and noise allow."""
+    moved = {}
+    for factor in (1.0, 1000.0):
+
+        def tamper(task: Message, reply: Message, factor: float = factor) -> Message:
+            if task.metadata.message_type == "train":
+                update: Any = reply.content[names.UPDATE]
+                numbers = update.to_torch_state_dict()[NUMBERS]
+                reply.content[names.UPDATE] = ArrayRecord({NUMBERS: factor * numbers})
+            return reply
+
+        name = {"privacy.noise_multiplier": 0.01, "privacy.epsilon": None, "server.rounds": 1}
+        run = start_run(f"run-{factor:g}", **BLACK_BOX | TRUSTED | more | name)
+        assert in_process(run, tamper) == "finished"
+        (record,) = [r for r in run.metrics() if r["kind"] == "round"]
+        moved[factor] = record["update_norm"]
+    numbers = 2 * 3
+    entry = max(1.0, float(last(run)["prefix"].square().mean().sqrt()))
+    size = sum(value.numel() for value in last(run).values())
+    most = (
+        0.1 * 0.5 / 3 * numbers * (1 + 0.1) * entry * size**0.5
+    )  # rate, clip, mean over directions
+    assert moved[1000.0] <= most
+    assert moved[1.0] <= most
+
+
+def test_other_directions_are_another_release(
+    tiny_settings: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Seeded: other noise and another key in the ledger. A worker without a seed of directions refuses."""
+    settings = tiny_settings(**BLACK_BOX)
+    silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
+    worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
+    params = initial_params(shared_tunable(settings), settings)
+    assert worker.digest(params, 1.0, directions="a") != worker.digest(params, 1.0, directions="b")
+    replies = [worker.train(params, 1, 2, directions=seed) for seed in ("aa", "ab", "aa")]
+    numbers = [reply.update[NUMBERS] for reply in replies]
+    assert torch.equal(numbers[0], numbers[2])
+    assert not torch.equal(numbers[0], numbers[1])
+    assert len(list(worker.ledger.entries(party="alpha"))) == 2
+    with pytest.raises(ValueError, match="seed of directions"):
+        worker.train(params, 1, 2)
+    plain = SiloWorker(tiny_settings(), silo, run="p", ledger=tmp_path / "plain.sqlite")
+    with pytest.raises(ValueError, match="Expected no seed of directions"):
+        plain.train(params, 1, 2, directions="aa")
 
 
 def test_nothing_private_moves_where_no_noise_is_asked_for(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 from . import (
     accountants,
+    black_box,
     deployment,
     federation,
     layers,
@@ -35,4 +36,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *report.MUTATIONS,
     *measuring.MUTATIONS,
     *teacher.MUTATIONS,
+    *black_box.MUTATIONS,
 )

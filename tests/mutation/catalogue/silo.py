@@ -23,33 +23,9 @@ MUTATIONS = (
         """        if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        result = train_locally(
-            self.tunable,
-            params,
-            self.train_features,
-            self.settings,
-            sampling_rate=account.sampling_rate,
-            noise_multiplier=account.noise_multiplier if by_client else 0.0,
-            streams=self.streams(server_round, digest),
-            encoding=encoding,
-            residual=residual,
-            server_round=server_round,
-            previous=ascent,
-        )
+        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
 """,
-        """        result = train_locally(
-            self.tunable,
-            params,
-            self.train_features,
-            self.settings,
-            sampling_rate=account.sampling_rate,
-            noise_multiplier=account.noise_multiplier if by_client else 0.0,
-            streams=self.streams(server_round, digest),
-            encoding=encoding,
-            residual=residual,
-            server_round=server_round,
-            previous=ascent,
-        )
+        """        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
         if by_client or not account.private:
             account.spend_training(server_round, key)
 """,

@@ -1,0 +1,109 @@
+"""Training through outputs alone: numbers along random directions."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_CORE = "tests/core/test_zeroth_order.py"
+_RUNS = "tests/federation/test_black_box_runs.py"
+_STEP = f"{_CORE}::test_numbers_are_clipped_sums_over_the_expected_batch"
+_BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
+_LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
+_EVENTS = f"{_CORE}::test_events_of_a_round"
+_FILE = "fedllm/zeroth_order.py"
+
+MUTATIONS = (
+    Mutation(
+        "directions-clipped-one-by-one-under-one-noise",
+        _FILE,
+        "total = clip_and_sum([rows], settings.privacy.clip)",
+        "total = clip_and_sum([rows], settings.privacy.clip * rows.shape[1] ** 0.5)",
+        "An example moves the vector of all directions by the root of their number more than the noise is for.",
+        (_BOUND, _STEP),
+    ),
+    Mutation(
+        "single-numbers-of-a-common-batch",
+        _FILE,
+        'streams("sample", place))',
+        'streams("sample", step))',
+        "Numbers that are recorded as of Poisson batches of their own share one: the sampling is counted as "
+        "independent, and is not.",
+        (_STEP,),
+    ),
+    Mutation(
+        "directions-share-their-noise",
+        _FILE,
+        'streams("noise", place))',
+        'streams("noise", step))',
+        "Several numbers carry the same noise: their differences are bare.",
+        (_LAW,),
+    ),
+    Mutation(
+        "a-silos-number-without-a-bound",
+        _FILE,
+        "return kept.clamp(-clip, clip), ",
+        "return kept, ",
+        "At unit client a silo's number may be as large as it is, and the noise is for the clip.",
+        (
+            f"{_CORE}::test_a_silos_numbers_are_clipped_whatever_they_are",
+            f"{_CORE}::test_what_a_silo_adds_at_unit_client_is_bounded",
+        ),
+    ),
+    Mutation(
+        "single-numbers-recorded-as-one",
+        "fedllm/silo_bounds.py",
+        "return multiset({event: steps * settings.zeroth_order.directions})",
+        "return multiset({event: steps})",
+        "One number of a step is in the ledger, and all directions' leave.",
+        (_EVENTS,),
+    ),
+    Mutation(
+        "single-numbers-calibrated-as-one",
+        "fedllm/silo_account.py",
+        "return steps * self.settings.zeroth_order.directions",
+        "return steps",
+        "The noise is calibrated for one direction a step: the budget stops the run long before its end.",
+        (f"{_RUNS}::test_a_run_spends_its_target_and_sends_a_few_numbers[client-laplace]",),
+    ),
+    Mutation(
+        "single-number-noise-of-another-size",
+        "fedllm/mechanism.py",
+        "return noise.scaled(1 / _size(noise))",
+        "return noise.scaled(0.5 / _size(noise))",
+        "A noise multiplier of 1 is half a clipping norm of noise.",
+        (_EVENTS, _LAW),
+    ),
+    Mutation(
+        "calibrated-noise-of-another-family",
+        "privacy/calibration.py",
+        "multiset(scalar_noise(noise.scaled(multiplier), steps, sampling_rate))",
+        "multiset(dp_sgd(sampling_rate, multiplier, steps))",
+        "Laplace noise gets the standard deviation that Gaussian noise would need: over the target where that "
+        "is less.",
+        (f"{_CORE}::test_calibration_of_a_number_keeps_to_its_target",),
+    ),
+    Mutation(
+        "trusted-server-takes-a-silos-numbers-as-they-are",
+        "server/strategy.py",
+        "Contribution(c.silo, along.clip(c.update), None)",
+        "Contribution(c.silo, c.update, None)",
+        "A client that sends more than it may stands out of the trusted server's noise.",
+        (f"{_RUNS}::test_a_trusted_server_clips_the_numbers_itself",),
+    ),
+    Mutation(
+        "same-noise-along-other-directions",
+        "fedllm/silo_worker.py",
+        '            parts.append(f"directions {directions}")\n',
+        "            pass\n",
+        "A server that announces another seed for a repeated round sees two values with one noise.",
+        (f"{_RUNS}::test_other_directions_are_another_release",),
+    ),
+    Mutation(
+        "outputs-alone-with-a-graph",
+        "fedllm/forward_only.py",
+        "    @torch.inference_mode()\n",
+        "",
+        "Activations are kept as for a backward pass: the memory of white-box training.",
+        (f"{_CORE}::test_nothing_is_kept_for_a_backward_pass",),
+    ),
+)
