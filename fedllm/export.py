@@ -183,7 +183,7 @@ def _claim(folder: Path) -> None:
 def _meta(
     run: RunFolder, settings: Settings, checkpoint: Checkpoint, report: Mapping[str, Any]
 ) -> dict[str, Any]:
-    sections = settings.model_dump(mode="json", include={"model", "prefix", "task"})
+    sections = settings.model_dump(mode="json", include={"model", "prefix", "task", "endpoint"})
     meta: dict[str, Any] = plain(
         {
             "name": settings.name,
@@ -230,7 +230,9 @@ def _trained(checkpoint: Checkpoint, settings: Settings) -> str:
         named = settings.prefix.layers
         which = "" if named == "all" else f" ({', '.join(map(str, named))})"
         parts.append(f"a prefix of {length} positions in {layers} layers{which}")
-    if any(name != PREFIX for name in checkpoint.params):
+    if settings.endpoint.active:
+        parts.append("the weights of prompts and the calibration of label words")
+    elif any(name != PREFIX for name in checkpoint.params):
         parts.append("a classification head")
     count = sum(value.numel() for value in checkpoint.params.values())
     return f"{' and '.join(parts)} ({count:,} numbers)"

@@ -2,6 +2,7 @@
 
 What :mod:`fedllm.zeroth_order` trains through. :class:`LocalForwardOnly` is a model on this machine whose
 prefix (and head) is moved; it stands for a model whose owner lets keys and values in and outputs out.
+:class:`HttpForwardOnly` is a model behind a completion endpoint, where only what its answers become can be moved.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import expand_params
+from fedllm.tasks.endpoint_classification import AnsweredBatch, EndpointClassification
 from fedllm.tunable import Tunable
 
 
@@ -61,3 +63,38 @@ class LocalForwardOnly:
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """See :meth:`ForwardOnly.losses`; ``params`` without batch dimension."""
         return self.tunable.losses(expand_params(params, len(batch)), batch).float()
+
+
+class HttpForwardOnly:
+    """A model behind an HTTP endpoint (:mod:`fedllm.endpoint`), asked for the examples of a batch that it was not
+    asked for before; see :mod:`fedllm.tasks.endpoint_classification` for what is trained.
+
+    Args:
+        task: with the endpoint.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, task: EndpointClassification) -> None:
+        self.task = task
+
+    def batches(self, features: Sequence[Feature], max_tokens: int) -> Iterator[AnsweredBatch]:
+        """All examples at once, with their answers.
+
+        Raises:
+            EndpointError: the endpoint gives no usable answer.
+        """
+        for group in self.task.batches(features, max_tokens):
+            yield self.task.collate([features[i] for i in group])
+
+    @torch.inference_mode()
+    def losses(self, params: Mapping[str, Tensor], batch: AnsweredBatch) -> Tensor:
+        """See :meth:`ForwardOnly.losses`."""
+        return self.task.losses(expand_params(params, len(batch)), batch)
+
+
+def forward_only(tunable: Tunable) -> ForwardOnly:
+    """How a tunable model is seen from outside."""
+    if isinstance(tunable.task, EndpointClassification):
+        return HttpForwardOnly(tunable.task)
+    return LocalForwardOnly(tunable)

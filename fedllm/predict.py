@@ -20,8 +20,11 @@ from fedllm.settings_io import SettingsError, parse_settings
 from fedllm.tasks.base import expand_params
 from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification
+from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from fedllm.tunable import PREFIX, Tunable, make_tunable
+
+_Classification = HeadClassification | LabelWordClassification | EndpointClassification
 
 
 class PredictError(ValueError):
@@ -88,7 +91,7 @@ class Predictor:
             limit = max_new_tokens or self.settings.evaluation.max_new_tokens
             prompts = [feature.meta["prompt"] for feature in features]
             return list(self.tunable.write(self.params, prompts, limit))
-        if isinstance(task, HeadClassification | LabelWordClassification):
+        if isinstance(task, _Classification):
             return self._classify(task, features)
         raise PredictError(f"Expected classification or generation, got {type(task).__name__}")
 
@@ -108,9 +111,7 @@ class Predictor:
         return {**{column: text[column] for column in task.text}, task.target: target}
 
     @torch.no_grad()
-    def _classify(
-        self, task: HeadClassification | LabelWordClassification, features: Sequence[Feature]
-    ) -> list[dict[str, Any]]:
+    def _classify(self, task: _Classification, features: Sequence[Feature]) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [{} for _ in features]
         for group in task.batches(features, self._max_tokens):
             batch = task.collate([features[i] for i in group])

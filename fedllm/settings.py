@@ -21,7 +21,11 @@ from fedllm.settings_flatness import (
 )
 from fedllm.settings_privacy import PrivacySettings
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
-from fedllm.settings_zeroth_order import ZerothOrderSettings, check_zeroth_order
+from fedllm.settings_zeroth_order import (
+    EndpointSettings,
+    ZerothOrderSettings,
+    check_zeroth_order,
+)
 
 
 class ModelSettings(Section):
@@ -335,6 +339,7 @@ class Settings(Section):
     codec: CodecSettings = CodecSettings()
     awp: AwpSettings = AwpSettings()
     zeroth_order: ZerothOrderSettings = ZerothOrderSettings()
+    endpoint: EndpointSettings = EndpointSettings()
     layers: LayersSettings = LayersSettings()
     teacher: TeacherSettings = TeacherSettings()
     public: PublicSettings = PublicSettings()

@@ -28,7 +28,7 @@ class ZerothOrderSettings(Section):
     scale: Literal["prefix", "one"] = Field(
         "prefix",
         description="Size of a direction's entries: `prefix` the root mean square of each layer's keys, and "
-        "of its values, in the round's model (which is public); `one` the same for all.",
+        "of its values, in the round's model (which is public), and 1 for a head; `one` 1 for all.",
     )
     subspace: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -37,12 +37,64 @@ class ZerothOrderSettings(Section):
     )
 
 
+class EndpointSettings(Section):
+    """A model behind an HTTP endpoint (OpenAI-compatible completions with log-probabilities)."""
+
+    url: str = Field(
+        "",
+        description="Base address on this machine, such as http://localhost:8080/v1; one elsewhere only by the "
+        "environment variable FEDLLM_ENDPOINT_URL of each silo and of the server, since a silo's texts are "
+        "sent there (a key: FEDLLM_ENDPOINT_KEY). Empty: the model of [model] is used.",
+    )
+    model: str = Field("", description="Name of the model at the endpoint.")
+    prompts: tuple[str, ...] = Field(
+        (),
+        description="Wordings of the input, each with {column} for each text column; the weights of the prompts "
+        "are trained. Empty: task.prompt alone.",
+    )
+    top: PositiveInt = Field(
+        20,
+        description="Log-probabilities to ask for: a label word that is not among so many likeliest tokens "
+        "counts as the last of them.",
+    )
+    timeout: PositiveFloat = Field(60.0, description="Seconds to wait for one answer.")
+
+    @property
+    def active(self) -> bool:
+        """Whether the model is behind an endpoint."""
+        return bool(self.url)
+
+
+def _check_endpoint(settings: Settings) -> None:
+    """Whether the settings fit a model behind an endpoint."""
+    task, prefix = settings.task, settings.prefix
+    if settings.model.access != "black-box":
+        raise ValueError(
+            "Expected model.access=black-box for endpoint.url (an endpoint gives no gradients), got "
+            f"model.access={settings.model.access}"
+        )
+    if prefix.length != 0:
+        raise ValueError(
+            "Expected prefix.length=0 for endpoint.url (keys and values cannot be sent there; what is trained "
+            f"is what its answers become), got prefix.length={prefix.length}"
+        )
+    if task.kind != "classification" or task.label_words is None:
+        raise ValueError(
+            "Expected task.kind=classification with task.label_words for endpoint.url, got "
+            f"task.kind={task.kind}, task.label_words={task.label_words}"
+        )
+    if not settings.endpoint.prompts and task.prompt is None:
+        raise ValueError("Expected endpoint.prompts or task.prompt for endpoint.url, got neither")
+
+
 def check_zeroth_order(settings: Settings) -> None:
     """Whether the rest of the settings fits training through outputs alone.
 
     Raises:
         ValueError: it does not.
     """
+    if settings.endpoint.active:
+        _check_endpoint(settings)
     if settings.model.access == "white-box":
         return
     privacy, server = settings.privacy, settings.server

@@ -25,7 +25,7 @@ from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
 from fedllm.flatness.perturbation import ascent_direction, is_perturbed
-from fedllm.forward_only import LocalForwardOnly
+from fedllm.forward_only import forward_only
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.settings import Settings
@@ -198,7 +198,7 @@ class SiloWorker:
         """The local steps, by gradients or along random directions."""
         features = self.train_features
         if along is not None:
-            model = LocalForwardOnly(self.tunable)
+            model = forward_only(self.tunable)
             return train_forward_only(
                 model, params, features, self.settings, directions=along, **options
             )
@@ -430,7 +430,8 @@ _lock = threading.Lock()
 def shared_tunable(settings: Settings) -> Tunable:
     """The frozen model with its task, once per process for the same model, task and prefix shape."""
     key = "\n".join(
-        part.model_dump_json() for part in (settings.model, settings.task, settings.prefix)
+        part.model_dump_json()
+        for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
     )
     with _lock:
         if key not in _tunables:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fedllm.attention import prefix_scope
+from fedllm.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone, shared_backbone
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
 from fedllm.tasks import Task, make_task, task_kind
 from fedllm.tasks.base import expand_params
+from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from privacy.randomness import generator
 
 PREFIX = "prefix"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What stands for a backbone behind an HTTP endpoint: a name, and where the trained tensors are."""
+
+    name: str
+    kind: str = "endpoint"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 class Tunable:
@@ -139,6 +152,8 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
     Raises:
         ValueError: settings that do not fit the model; the setting is named.
     """
+    if settings.endpoint.active:
+        return _behind_an_endpoint(settings)
     if backbone is None:
         model = settings.model
         backbone = shared_backbone(
@@ -161,6 +176,17 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"prefix.layers={settings.prefix.layers}"
         )
     return Tunable(backbone, task, spec)
+
+
+def _behind_an_endpoint(settings: Settings) -> Tunable:
+    named = settings.endpoint
+    endpoint = CompletionEndpoint(
+        endpoint_url(named.url), model=named.model, top=named.top, timeout=named.timeout
+    )
+    remote: Any = Remote(named.model or named.url)
+    prompts = named.prompts or (settings.task.prompt or "",)
+    task = EndpointClassification(settings.task, remote, endpoint, prompts)
+    return Tunable(remote, task, None)
 
 
 def initial_params(tunable: Tunable, settings: Settings) -> dict[str, Tensor]:

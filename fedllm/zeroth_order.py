@@ -164,10 +164,11 @@ class Directions:
 
 
 def _scale(name: str, value: Tensor) -> Tensor:
-    """Root mean square, of the prefix for each layer's keys and values by themselves; 1 where it is 0."""
-    value = value.detach().float().cpu()
-    kept = tuple(range(2, value.dim())) if name == PREFIX else tuple(range(value.dim()))
-    size = value.square().mean(dim=kept, keepdim=True).sqrt()
+    """Of the prefix the root mean square of each layer's keys, and of its values (1 where that is 0); of a
+    head, which starts at zero, 1."""
+    if name != PREFIX:
+        return torch.ones(())
+    size = value.detach().float().cpu().square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
     return torch.where(size > 0, size, 1.0)
 
 
