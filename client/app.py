@@ -51,7 +51,9 @@ def train(message: Message, context: Context) -> Message:
         }
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
-        told: dict[str, Any] = {names.CODEC_VERSION: version} if version else {}
+        told: dict[str, Any] = {name: config[name] for name in (names.RUN_ID, names.ROUND)}
+        if version:
+            told[names.CODEC_VERSION] = version
         content = RecordDict(
             {
                 names.UPDATE: ArrayRecord(reply.update),

@@ -38,6 +38,7 @@ from fedllm.tunable import Tunable
 from privacy.randomness import generator
 from server.aggregation import (
     Contribution,
+    UpdateRefused,
     check_noise_std,
     check_update,
     clip_update,
@@ -422,7 +423,18 @@ class PrefixStrategy(Strategy):
 
         return tell
 
+    def _check_round(self, server_round: int, reply: Message) -> None:
+        """Refuse an update of another round or run: one that is in the model already, for example."""
+        info: Any = reply.content[names.INFO]
+        told = (info[names.RUN_ID], info[names.ROUND])
+        if told != (self.run_id, server_round):
+            raise UpdateRefused(
+                f"Expected an update of round {server_round} of {self.run_id}, got one of round "
+                f"{told[1]} of {told[0]}"
+            )
+
     def _contribution(self, server_round: int, name: str, reply: Message) -> Contribution:
+        self._check_round(server_round, reply)
         arrays: Any = reply.content[names.UPDATE]
         tensors = arrays.to_torch_state_dict()
         like, update = self.params, tensors

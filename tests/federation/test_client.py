@@ -76,7 +76,8 @@ def test_only_trainable_tensors_and_public_numbers_leave(
     told = set(reply.content[names.METRICS])
     std = {names.NOISE_STD + name for name in update}
     assert told == {names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS} | std
-    assert set(info(reply)) == {names.SILO, names.STATUS, names.REASON}
+    public = {names.RUN_ID, names.ROUND}
+    assert set(info(reply)) == {names.SILO, names.STATUS, names.REASON} | public
     assert set(reply.content) == {names.UPDATE, names.METRICS, names.INFO}
 
 

@@ -238,6 +238,9 @@ FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
         "noise_multiplier",
     ),
     "another's name": (lambda r: pretend(r, "gamma"), "Expected a reply of silo"),
+    "another round": (lambda r: of(r, names.ROUND, 1), "Expected an update of round 16 of"),
+    "another run": (lambda r: of(r, names.RUN_ID, "other"), "got one of round 17 of other"),
+    "no round": (lambda r: of(r, names.ROUND, None), "malformed"),
 }
 
 
@@ -248,6 +251,13 @@ def without(reply: Message, record: str) -> Message:
 
 def tell(reply: Message, name: str, value: float) -> Message:
     reply.content[names.METRICS][name] = value
+    return reply
+
+
+def of(reply: Message, name: str, value: Any) -> Message:
+    del reply.content[names.INFO][name]
+    if value is not None:
+        reply.content[names.INFO][name] = value
     return reply
 
 

@@ -55,6 +55,14 @@ MUTATIONS = (
         (f"{_RUN}::test_client_level_with_noise_by_the_server",),
     ),
     Mutation(
+        "update-of-another-round-passes",
+        "server/strategy.py",
+        "        if told != (self.run_id, server_round):\n",
+        "        if False:\n",
+        "An answer that is given again is in the model twice.",
+        (f"{_RUN}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),
+    ),
+    Mutation(
         "trusted-noise-missing",
         "server/trusted_noise.py",
         _RELEASE,
