@@ -43,12 +43,15 @@ def train(message: Message, context: Context) -> Message:
             duplicate=_duplicate(message),
             previous=_previous(message, worker),
             directions=str(config.get(names.DIRECTIONS, "")),
+            clip=float(config[names.CLIP]) if names.CLIP in config else None,
         )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
             names.SAMPLING_RATE: reply.sampling_rate,
             names.STEPS: reply.steps,
         }
+        if reply.below is not None:
+            metrics[names.BELOW] = reply.below
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
         told: dict[str, Any] = {name: config[name] for name in (names.RUN_ID, names.ROUND)}

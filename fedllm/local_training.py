@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.adaptive_clip import is_adaptive, noise_split
 from fedllm.encoded_release import (
     Encoding,
     Residual,
@@ -35,6 +36,7 @@ from fedllm.inputs import Feature
 from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable
+from privacy.adaptive_clipping import SENSITIVITY, centred_count, noisy_count, share_below
 from privacy.clipping import clip_vector
 from privacy.randomness import RandomSource
 from privacy.sampling import poisson_sample
@@ -55,6 +57,8 @@ class LocalResult:
         examples, clipped, nonfinite: numbers over all local steps. Private: for the silo's own log,
             not to be sent.
         median_norm: median gradient norm before clipping; private as well, NaN for no example.
+        below: adaptive clipping: noisy share of norms at most the clipping norm, part of what the
+            round's event counts; without noise by the client whether the update was (private). Else None.
     """
 
     update: dict[str, Tensor]
@@ -63,6 +67,7 @@ class LocalResult:
     clipped: int
     nonfinite: int
     median_norm: float
+    below: float | None = None
 
 
 def train_locally(
@@ -88,8 +93,8 @@ def train_locally(
         params: global parameters, float32.
         features: the silo's training examples.
         sampling_rate: probability of each example to be in a step's batch.
-        noise_multiplier: noise standard deviation over the clipping norm; 0 only for
-            ``privacy.mode = "none"`` or where the server adds the noise.
+        noise_multiplier: noise standard deviation over the clipping norm (with adaptive clipping: of
+            sums and counts together); 0 only for ``privacy.mode = "none"`` or where the server adds the noise.
         streams: source of randomness for sampling ("sample"), noise ("noise") and the rounding of
             codes ("round").
         encoding: how the update is encoded; None sends it as it is.
@@ -116,6 +121,7 @@ def train_locally(
         previous=previous,
     )
     noise_std = update_noise_std(settings, noise_multiplier, steps.update, server_round)
+    below = steps.below
     update, counts = steps.update, steps.counts
     by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
     if encoding is not None:
@@ -138,8 +144,8 @@ def train_locally(
         update = dict(code.tensors)
         noise_std = noise_std if settings.codec.keeps_all else None
     elif by_client:
-        update, was_clipped, was_bad = _client_release(update, settings, noise_multiplier, streams)
-        counts[1:] = [int(was_clipped), int(was_bad)]
+        found = _client_release(update, settings, noise_multiplier, streams)
+        update, counts[1:], below = found.update, [found.clipped, found.nonfinite], found.below
     return LocalResult(
         update=update,
         noise_std=noise_std,
@@ -147,6 +153,7 @@ def train_locally(
         clipped=counts[1],
         nonfinite=counts[2],
         median_norm=float(steps.norms.median()) if len(steps.norms) else float("nan"),
+        below=below,
     )
 
 
@@ -177,12 +184,14 @@ def local_update(
 @dataclass(frozen=True)
 class _Steps:
     """All local steps: the update, the sum of the noisy codes that made it (unit example, noise in
-    the code; else None), numbers of examples, clipped and not finite, and norms before clipping."""
+    the code; else None), numbers of examples, clipped and not finite, norms before clipping, and the
+    noisy share of them that is at most the clipping norm (adaptive clipping, unit example; else None)."""
 
     update: dict[str, Tensor]
     code: Tensor | None
     counts: list[int]
     norms: Tensor
+    below: float | None = None
 
 
 def _local_steps(
@@ -210,13 +219,15 @@ def _local_steps(
     codes: list[Tensor] = []
     form, perturbation = settings.awp.form, perturbation_of(settings, server_round)
     own = perturbation if form == "per-example" else None
+    parts = noise_split(settings, noise_multiplier)
+    below = 0.0
     ascent = None if perturbation is None or previous is None else _on(device, previous)
     release = partial(
         _release,
         tunable,
         settings=settings,
         perturbation=own,
-        noise_multiplier=noise_multiplier * noise_factor(settings, server_round),
+        noise_multiplier=parts.vector * noise_factor(settings, server_round),
         encoding=encoding if per_example else None,
     )
     for step in range(settings.client.local_steps):
@@ -236,6 +247,9 @@ def _local_steps(
             sums = found.sums
             counts = [a + b for a, b in zip(counts, found.counts, strict=True)]
             norms.append(found.norms)
+            if is_adaptive(settings):
+                count = centred_count(found.norms, settings.privacy.clip)
+                below += noisy_count(count, parts.count, streams("count-noise", step))
             codes += [] if found.code is None else [found.code.cpu()]
         else:
             plain = gradient_sum(tunable, point, batch, max_tokens=tokens, perturbation=own)
@@ -250,7 +264,10 @@ def _local_steps(
     if codes:  # SGD: the weights moved by its reconstruction
         code = torch.stack(codes).double().sum(0) * (-settings.client.learning_rate / divisor)
         code = code.float()
-    return _Steps(update, code, counts, torch.cat(norms) if norms else torch.zeros(0))
+    share = None
+    if per_example and is_adaptive(settings):
+        share = share_below(below, divisor * settings.client.local_steps)
+    return _Steps(update, code, counts, torch.cat(norms) if norms else torch.zeros(0), share)
 
 
 @dataclass(frozen=True)
@@ -331,6 +348,7 @@ def update_noise_std(
     privacy, client = settings.privacy, settings.client
     if privacy.mode == "none":
         return dict.fromkeys(params, 0.0)
+    noise_multiplier = noise_split(settings, noise_multiplier).vector
     if privacy.unit == "client":
         return dict.fromkeys(params, noise_std(settings, noise_multiplier) * privacy.clip)
     if client.optimizer != "sgd":
@@ -365,15 +383,32 @@ def _noisy(
     return split_like(flat, weights)
 
 
+@dataclass(frozen=True)
+class _ClientRelease:
+    """A silo's clipped (and noisy) update, what was done to it (0 or 1), and its share as in
+    :class:`LocalResult`."""
+
+    update: dict[str, Tensor]
+    clipped: int
+    nonfinite: int
+    below: float | None
+
+
 def _client_release(
     update: Mapping[str, Tensor], settings: Settings, noise_multiplier: float, streams: Streams
-) -> tuple[dict[str, Tensor], bool, bool]:
+) -> _ClientRelease:
     flat = torch.cat([update[name].reshape(-1) for name in sorted(update)])
     flat, clipped, nonfinite = clip_vector(flat, settings.privacy.clip)
+    count = -SENSITIVITY if clipped or nonfinite else SENSITIVITY
+    last = settings.client.local_steps
     if settings.privacy.noise_by == "client":
-        rng = streams("noise", settings.client.local_steps)
-        flat = add_noise(settings, flat, noise_multiplier, rng)
-    return dict(zip(sorted(update), split_like(flat, update), strict=True)), clipped, nonfinite
+        parts = noise_split(settings, noise_multiplier)
+        flat = add_noise(settings, flat, parts.vector, streams("noise", last))
+        if is_adaptive(settings):
+            count = noisy_count(count, parts.count, streams("count-noise", last))
+    below = SENSITIVITY + count if is_adaptive(settings) else None
+    named = dict(zip(sorted(update), split_like(flat, update), strict=True))
+    return _ClientRelease(named, int(clipped), int(nonfinite), below)
 
 
 def split_like(flat: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:

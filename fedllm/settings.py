@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedllm.settings_checks import check_codec, check_flatness
+from fedllm.settings_clipping import ClippingSettings, check_clipping
 from fedllm.settings_codec import CodecSettings
 from fedllm.settings_flatness import (
     AwpSettings,
@@ -336,6 +337,7 @@ class Settings(Section):
     client: ClientSettings = ClientSettings()
     server: ServerSettings = ServerSettings()
     privacy: PrivacySettings = PrivacySettings()
+    clipping: ClippingSettings = ClippingSettings()
     codec: CodecSettings = CodecSettings()
     awp: AwpSettings = AwpSettings()
     zeroth_order: ZerothOrderSettings = ZerothOrderSettings()
@@ -376,6 +378,7 @@ class Settings(Section):
                 "by Poisson sampling is stated for it), got privacy.relation=replace-one"
             )
         check_codec(self)
+        check_clipping(self)
         check_flatness(self)
         check_zeroth_order(self)
         return self

@@ -68,6 +68,7 @@ class SiloAccount:
     Attributes:
         sampling_rate: of each example in each local step.
         noise_multiplier: noise standard deviation over sensitivity.
+        clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
         bounds: the budgets that each step must keep to.
 
     Raises:
@@ -98,6 +99,7 @@ class SiloAccount:
         self.adversary = protected_from(settings)
         self._refuse_other_units()
         self.sampling_rate = sampling_rate(settings, examples)
+        self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
         self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
 
@@ -355,7 +357,7 @@ class SiloAccount:
             "noise_multiplier": self.noise_multiplier,
             "sampling_rate": self.sampling_rate,
             "batch_size": self.settings.client.batch_size,
-            "clip": privacy.clip,
+            "clip": self.clip,
             "epsilon": privacy.epsilon,
             "run_epsilon": privacy.run_epsilon,
             "delta": privacy.delta,

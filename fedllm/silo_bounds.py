@@ -11,8 +11,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from dp_accounting.dp_event import DpEvent
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 
+from fedllm.adaptive_clip import release_events
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
 from fedllm.mechanism import release_event
 from fedllm.schedule import evaluation_rounds
@@ -96,20 +97,23 @@ def training_event(settings: Settings, sampling_rate: float, noise_multiplier: f
     """The event of one local step (unit example), or of one round (unit client), without perturbation;
     with noise of a file on single numbers (:func:`noises_numbers`), that of one number.
 
+    With adaptive clipping sum and count of the same records are in it, together of ``noise_multiplier``.
+
     Args:
         sampling_rate: of each example in a local step.
         noise_multiplier: noise standard deviation over sensitivity.
     """
     if settings.privacy.mode == "none":
         return no_guarantee("privacy.mode=none: training without clipping or noise")
-    event = release_event(settings, noise_multiplier)
+    events = release_events(settings, noise_multiplier)
+    event = events[0] if len(events) == 1 else ComposedDpEvent(events)
     if settings.privacy.unit == "example":
-        return poisson_sampled(sampling_rate, (event,)) if sampling_rate < 1 else event
+        return poisson_sampled(sampling_rate, events) if sampling_rate < 1 else event
     fraction = settings.server.fraction
     sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"
     # Noise over the clipping norm: that replacing a client moves its update by twice this norm
     # is the accountants' part, which know the relation.
-    return poisson_sampled(fraction, (event,)) if sampled and fraction < 1 else event
+    return poisson_sampled(fraction, events) if sampled and fraction < 1 else event
 
 
 def training_events(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.adaptive_clip import at_clip
 from fedllm.codec_store import codec_from_store
 from fedllm.encoded_release import Encoding, Residual
 from fedllm.flatness.duplicate import duplicate_update
@@ -58,6 +59,8 @@ class TrainReply:
     steps: int
     duplicate: dict[str, Tensor] | None = None
     """Raw, without a guarantee: the update of the non-private teacher, where the settings have one."""
+    below: float | None = None
+    """Adaptive clipping: noisy share of norms at most the clipping norm (noise by the server: the bit)."""
 
 
 class SiloWorker:
@@ -127,6 +130,7 @@ class SiloWorker:
         duplicate: Mapping[str, Tensor] | None = None,
         previous: Mapping[str, Tensor] | None = None,
         directions: str = "",
+        clip: float | None = None,
     ) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
@@ -137,14 +141,17 @@ class SiloWorker:
             previous: ``awp.form = "previous"``: the last round's mean update, released by the server;
                 None before there is one. Other forms do not use it.
             directions: ``model.access = "black-box"``: the round's public seed of random directions.
+            clip: adaptive clipping: the norm of this round; else None.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
             ValueError: the settings ask for a codec, a non-private teacher or a seed of directions and the
-                task brings none, or the reverse; a previous update that does not fit the parameters.
+                task brings none, or the reverse; a previous update that does not fit the parameters; a
+                clipping norm that is missing, out of range, or not asked for.
         """
         self._check_duplicate(duplicate)
+        settings = at_clip(self.settings, clip)
         along = self.directions(params, directions)
         ascent = self.ascent(params, server_round, previous)
         encoding = self.encoding(params, codec_version)
@@ -152,11 +159,13 @@ class SiloWorker:
         if encoding is not None and self.settings.codec.error_feedback:
             residual = Residual(self.residual_path, encoding, server_round)
         account = self.account(planned_rounds)
+        account.clip = settings.privacy.clip
         multiplier = account.noise_multiplier
-        digest = self.digest(params, multiplier, encoding, residual, ascent, directions)
+        digest = self.digest(params, multiplier, encoding, residual, ascent, directions, clip)
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         options: dict[str, Any] = {
+            "settings": settings,
             "sampling_rate": account.sampling_rate,
             "noise_multiplier": multiplier if by_client else 0.0,
             "streams": self.streams(server_round, digest),
@@ -183,6 +192,7 @@ class SiloWorker:
             sampling_rate=account.sampling_rate,
             steps=self.settings.client.local_steps,
             duplicate=raw,
+            below=result.below,
         )
 
     def _trained(
@@ -199,14 +209,11 @@ class SiloWorker:
         features = self.train_features
         if along is not None:
             model = forward_only(self.tunable)
-            return train_forward_only(
-                model, params, features, self.settings, directions=along, **options
-            )
+            return train_forward_only(model, params, features, directions=along, **options)
         return train_locally(
             self.tunable,
             params,
             features,
-            self.settings,
             encoding=encoding,
             residual=residual,
             server_round=server_round,
@@ -384,12 +391,13 @@ class SiloWorker:
         residual: Residual | None = None,
         ascent: Mapping[str, Tensor] | None = None,
         directions: str = "",
+        clip: float | None = None,
     ) -> str:
         """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
         (and so the seed), data, noise multiplier (equal settings find another one beside another history), codec,
-        residual, first ascent and seed of directions, since other values must neither meet the same noise, at
-        whatever scale, nor pass for the same release. Else of the parameters alone: no hash of private data
-        leaves the silo."""
+        residual, first ascent, seed of directions and the round's own clipping norm, since other values must
+        neither meet the same noise, at whatever scale, nor pass for the same release. Else of the parameters
+        alone: no hash of private data leaves the silo."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
         if self._fixed is None:
@@ -404,6 +412,8 @@ class SiloWorker:
             parts.append(params_digest(ascent))
         if directions:
             parts.append(f"directions {directions}")
+        if clip is not None:
+            parts.append(clip.hex())
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:

@@ -21,13 +21,15 @@ class UpdateRefused(ValueError):
 @dataclass(frozen=True)
 class Contribution:
     """One silo's accepted update, with the noise it says it holds (standard deviation an entry), the
-    bytes it came in, and its raw update of a non-private teacher where there is one."""
+    bytes it came in, its raw update of a non-private teacher where there is one, and with adaptive
+    clipping its noisy share of norms at most the clipping norm (noise by the server: the silo's bit)."""
 
     silo: str
     update: dict[str, Tensor]
     noise_std: dict[str, float] | None
     bytes: int = 0
     duplicate: dict[str, Tensor] | None = None
+    below: float | None = None
 
 
 def check_update(
@@ -75,6 +77,22 @@ def check_noise_std(
             raise UpdateRefused(f"Expected 0 <= {prefix}{name} <= {most:g}, got {value!r}")
         std[name] = float(value)
     return std
+
+
+def check_below(metrics: Mapping[str, Any], key: str, adaptive: bool) -> float | None:
+    """A silo's share of norms at most the clipping norm; None where the clipping norm is fixed.
+
+    Raises:
+        UpdateRefused: it is missing, or no finite number.
+    """
+    if not adaptive:
+        return None
+    value = metrics.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UpdateRefused(
+            f"Expected a finite number {key} for clipping.form=adaptive, got {value!r}"
+        )
+    return float(value)
 
 
 def mean_update(

@@ -344,6 +344,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
         state |= {f"previous.{name}": value for name, value in strategy.previous.items()}
     meta = {
         "left": strategy.left,
+        "clip": strategy.clip,
         "spending": strategy.spending.to_plain(),
         "layers_chosen": (choice := run.choice()) is not None and choice.kept is not None,
     }
@@ -386,6 +387,7 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     previous = {n: state[k] for n in names_of if (k := f"previous.{n}") in state}
     strategy.previous = {n: value.clone() for n, value in previous.items()} or None
     strategy.left |= checkpoint.meta["left"]
+    strategy.clip = float(checkpoint.meta.get("clip", strategy.clip))
     strategy.spending.load_plain(checkpoint.meta["spending"])
     if choice is not None and kept is not None and not checkpoint.meta.get("layers_chosen"):
         count_scores(strategy, choice)  # it was written before the choice

@@ -27,6 +27,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedllm import messages as names
+from fedllm.adaptive_clip import is_adaptive, next_clip
 from fedllm.downlink import decode_params, encode_params
 from fedllm.encoded_release import Encoding
 from fedllm.flatness.layer_choice import kept_rows
@@ -39,6 +40,7 @@ from privacy.randomness import generator
 from server.aggregation import (
     Contribution,
     UpdateRefused,
+    check_below,
     check_noise_std,
     check_update,
     clip_update,
@@ -76,6 +78,7 @@ class PrefixStrategy(Strategy):
     Attributes:
         finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``params``;
             they differ while the silos evaluate.
+        clip: clipping norm of the next round; constant unless it is adaptive.
         previous: mean update of the last round, where ``awp.form = "previous"`` needs it.
     """
 
@@ -116,6 +119,7 @@ class PrefixStrategy(Strategy):
         black_box = settings.model.access == "black-box"
         self.directions = DirectionsLink(settings, run_id) if black_box else None
         self.previous: dict[str, Tensor] | None = None
+        self.clip = settings.privacy.clip
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -224,7 +228,8 @@ class PrefixStrategy(Strategy):
         found.require(len(self._asked), most, f"round {server_round}")
         for item in left:
             self.left[item["silo"]] = item["reason"]
-        update, noise_std = self._mean(server_round, accepted)
+        update, noise_std, shares = self._mean(server_round, accepted)
+        record |= self._move_clip(shares)
         left += self._left_by_the_server()
         rate = self.optimizer.rate(min(self.params), server_round)
         norm = 0.0
@@ -388,6 +393,8 @@ class PrefixStrategy(Strategy):
                     names.DIRECTIONS: directions,
                 }
             )
+            if kind == MessageType.TRAIN and is_adaptive(self.settings):
+                fields[names.CLIP] = self.clip
             content = RecordDict({names.PARAMS: arrays, names.CONFIG: fields})
             if duplicate is not None:
                 content[names.DUPLICATE] = duplicate
@@ -448,6 +455,7 @@ class PrefixStrategy(Strategy):
         metrics: Any = reply.content[names.METRICS]
         most = self.settings.server.max_update_norm
         std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
+        below = check_below(metrics, names.BELOW, is_adaptive(self.settings))
         rate, noise, steps = (
             metrics[key] for key in (names.SAMPLING_RATE, names.NOISE_MULTIPLIER, names.STEPS)
         )
@@ -461,27 +469,34 @@ class PrefixStrategy(Strategy):
             )
         duplicate = None if self.teacher is None else self.teacher.read(reply, most)
         size = _bytes(tensors) + _bytes(duplicate or {})
-        return Contribution(name, update, std, size, duplicate)
+        return Contribution(name, update, std, size, duplicate, below)
 
     def _mean(
         self, server_round: int, accepted: list[Contribution]
-    ) -> tuple[dict[str, Tensor] | None, dict[str, float] | None]:
+    ) -> tuple[dict[str, Tensor] | None, dict[str, float] | None, list[float]]:
+        """The mean update, its noise's standard deviation, and the noisy shares of norms at most the
+        clipping norm (none where it is fixed)."""
         if self.trusted_noise is None:
+            shares = [c.below for c in accepted if c.below is not None]
             if not accepted:
-                return None, None
+                return None, None, shares
             if self.directions is not None:
                 numbers, _ = mean_update(accepted, self.directions.like, len(accepted))
-                return self.directions.expand(numbers), None
-            return mean_update(accepted, self.params, len(accepted))
-        trusted, clip = self.trusted_noise, self.settings.privacy.clip
+                return self.directions.expand(numbers), None, shares
+            return *mean_update(accepted, self.params, len(accepted)), shares
+        trusted = self.trusted_noise
         trusted.left.update(self.left)
+        trusted.clip = self.clip
         along, in_code = self.directions, None
         if self.codec is not None and self.codec.sums_codes:
             in_code = self.codec
         like = self.params if in_code is None else in_code.like
         like = like if along is None else along.like
         if along is None:
-            clipped = [Contribution(c.silo, clip_update(c.update, clip), None) for c in accepted]
+            clipped = [
+                Contribution(c.silo, clip_update(c.update, self.clip), None, below=c.below)
+                for c in accepted
+            ]
         else:
             clipped = [Contribution(c.silo, along.clip(c.update), None) for c in accepted]
         counted, mean, std = trusted.release(server_round, clipped, self.params, like)
@@ -495,13 +510,23 @@ class PrefixStrategy(Strategy):
                 steps=1 if along is None else self.settings.client.local_steps,
             )
         if along is not None and mean is not None:
-            return along.expand(mean), None
+            return along.expand(mean), None, []
         if in_code is not None and mean is not None:
             # Linear: the mean of the codes decodes to the mean of the updates. Post-processing.
             mean = in_code.reconstruct(mean[CODE])
             known = std is not None and self.settings.codec.keeps_all
             std = dict.fromkeys(mean, (std or {})[CODE]) if known else None
-        return mean, std
+        return mean, std, [] if trusted.below is None else [trusted.below]
+
+    def _move_clip(self, shares: Sequence[float]) -> dict[str, float]:
+        """What the round's record tells of the clipping norm, which moves."""
+        if not is_adaptive(self.settings):
+            return {}
+        told = {"clip": self.clip}
+        if shares:
+            told["below_clip"] = math.fsum(shares) / len(shares)
+        self.clip = next_clip(self.settings, self.clip, shares)
+        return told
 
     def _left_by_the_server(self) -> list[dict[str, str]]:
         """Silos that the server's own noise left out, since their budget allows no other round."""

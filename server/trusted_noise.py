@@ -16,11 +16,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedllm.adaptive_clip import at_clip, is_adaptive, noise_split
 from fedllm.local_training import split_like
 from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
 from fedllm.silo_accounts import spend_together
+from privacy.adaptive_clipping import SENSITIVITY, noisy_count, share_below
 from privacy.budget import BudgetExceeded
 from privacy.clipping import clip_vector
 from privacy.ledger import Ledger
@@ -42,6 +44,8 @@ class TrustedNoise:
         ledger: the server's ledger.
 
     Attributes:
+        clip: clipping norm of the updates that the next release is given; adaptive clipping moves it.
+        below: adaptive clipping: noisy share of the last release's updates with norm at most ``clip``; else None.
         left: why a silo takes no part (any more), by name: its budget is spent. Its update is not in
             the sum, and no row counts it.
 
@@ -66,6 +70,8 @@ class TrustedNoise:
             self.expected = float(len(schedule[0]))
         most = max(sum(name in row for row in schedule) for name in silos)
         rounds = len(schedule) if self.poisson else most
+        self.clip = settings.privacy.clip
+        self.below: float | None = None
         self.left: dict[str, str] = {}
         self.accounts: dict[str, SiloAccount] = {}
         for name in sorted(silos):
@@ -101,14 +107,19 @@ class TrustedNoise:
             Names of the silos that the release is counted for, the mean and its noise's standard
             deviation; the latter two are None, and nothing was released, where all of them left.
         """
+        self.below = None
         counted = list(self.accounts) if self.poisson else self.schedule[server_round - 1]
         while counted := [name for name in counted if name not in self.left]:
             staying = [c for c in clipped if c.silo not in self.left]
             total, _ = mean_update(staying, params if like is None else like, 1.0)
-            digest = self._digest(total, params)
+            count = self._count(staying)
+            digest = self._digest(total, params, count)
+            for name in counted:
+                self.accounts[name].clip = self.clip
             key = release_key(self.settings, "train", server_round, digest)
             refused = spend_together((self.accounts[name] for name in counted), server_round, key)
             if not refused:
+                self.below = self._noisy_share(server_round, digest, count)
                 return counted, *self._noisy_mean(server_round, digest, total)
             self.left |= {account.party: str(error) for account, error in refused.items()}
         return [], None, None
@@ -152,7 +163,9 @@ class TrustedNoise:
         seeded = self.settings.privacy.randomness == "seeded"
         return generator(self.settings.seed, *labels) if seeded else generator(None)
 
-    def _digest(self, total: Mapping[str, Tensor], params: Mapping[str, Tensor]) -> str:
+    def _digest(
+        self, total: Mapping[str, Tensor], params: Mapping[str, Tensor], count: float = 0.0
+    ) -> str:
         digest = params_digest(params)
         if self.settings.privacy.randomness == "os":
             return digest
@@ -160,17 +173,34 @@ class TrustedNoise:
         # other silos is another release, with other noise and another key; and so is the same sum
         # with noise of another size, which equal settings find beside another history.
         noise = float(self.noise_multiplier).hex()
-        parts = (settings_digest(self.settings), noise, digest, params_digest(total))
+        own = (float(self.clip).hex(), count.hex()) if is_adaptive(self.settings) else ()
+        parts = (settings_digest(self.settings), noise, digest, params_digest(total), *own)
         return hashlib.sha256("/".join(parts).encode()).hexdigest()
 
     def _noisy_mean(
         self, server_round: int, digest: str, total: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        clip = self.settings.privacy.clip
+        settings = at_clip(self.settings, self.clip if is_adaptive(self.settings) else None)
+        noise = noise_split(settings, self.noise_multiplier).vector
         labels = ("trusted-noise", server_round, digest)
         rng = self._stream(*labels)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
-        flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected
+        flat = add_noise(settings, flat, noise, rng) / self.expected
         mean = dict(zip(sorted(total), split_like(flat, total), strict=True))
-        std = noise_std(self.settings, self.noise_multiplier) * clip / self.expected
+        std = noise_std(settings, noise) * settings.privacy.clip / self.expected
         return mean, dict.fromkeys(mean, std)
+
+    def _count(self, staying: Sequence[Contribution]) -> float:
+        """The centred count of the silos' bits, each bounded here, whatever the silo says; private."""
+        if not is_adaptive(self.settings):
+            return 0.0
+        bits = [min(1.0, max(0.0, c.below)) for c in staying if c.below is not None]
+        return sum(bits) - SENSITIVITY * len(bits)
+
+    def _noisy_share(self, server_round: int, digest: str, count: float) -> float | None:
+        """The noisy share of a centred count; its event is in the row of the round."""
+        if not is_adaptive(self.settings):
+            return None
+        rng = self._stream("trusted-count", server_round, digest)
+        multiplier = noise_split(self.settings, self.noise_multiplier).count
+        return share_below(noisy_count(count, multiplier, rng), self.expected)

@@ -44,7 +44,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
                 "Clipping",
                 f"Each example's gradient, over all trained tensors together"
                 f"{', is encoded and its code' if in_code else ','} is clipped to L2 norm "
-                f"{privacy.clip:g}; a gradient that is not finite counts as zero. The sum is "
+                f"{_clip(settings)}; a gradient that is not finite counts as zero. The sum is "
                 f"divided by the constant {client.batch_size}, not by the number drawn.",
             )
         )
@@ -52,7 +52,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         items.append(
             (
                 "Clipping",
-                f"Each silo's update of a round{', as its code,' if in_code else ''} is clipped to L2 norm {privacy.clip:g} before noise "
+                f"Each silo's update of a round{', as its code,' if in_code else ''} is clipped to L2 norm {_clip(settings)} before noise "
                 "is added. Updates are averaged with equal weights, which do not depend on data.",
             )
         )
@@ -128,6 +128,18 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             )
         )
     return items
+
+
+def _clip(settings: Settings) -> str:
+    """The clipping norm in words."""
+    first = f"{settings.privacy.clip:g}"
+    if settings.clipping.form == "fixed":
+        return first
+    return (
+        f"C, which starts at {first} and which the server moves after each round by a noisy count of the "
+        "norms that are at most C (the noise is scaled with C; sum and count together have the stated noise "
+        "multiplier)"
+    )
 
 
 def not_covered(settings: Settings) -> list[Item]:

@@ -133,6 +133,26 @@ def scores(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
     return _metrics(evaluations, _SCORES, "scores", "share")
 
 
+def clipping(rounds: Sequence[Mapping[str, Any]]) -> str | None:
+    """Clipping norm by round; None where it stayed."""
+    points = [(row["round"], row["clip"]) for row in rounds]
+    if not points:
+        return None
+
+    def draw(axes: Axes) -> None:
+        line(axes, points, 0, marker=MARKERS[0])
+        if min(clip for _, clip in points) > 0:
+            axes.set_yscale("log")
+        by_round(axes)
+        axes.set_ylabel("clipping norm (log)")
+
+    title = (
+        f"Clipping norm by round: from {points[0][1]:.4g} in round {points[0][0]} to {points[-1][1]:.4g} in "
+        f"round {points[-1][0]}."
+    )
+    return render(draw, "clipping", title)
+
+
 def traffic(rounds: Sequence[Mapping[str, Any]]) -> str | None:
     """Bytes sent down and up by round; None with nothing to draw."""
     lines = {

@@ -341,6 +341,17 @@ shows whether a row was changed or taken away.</p>
 {% set awp = training.perturbation %}
 <p>Gradients were taken at adversarially perturbed weights{% if awp.rounds %} in the first {{ awp.rounds | number }} {{ "round" if awp.rounds == 1 else "rounds" }}{% endif %} (form <strong>{{ awp.form }}</strong>, gamma {{ "%.4g" | format(awp.gamma) }} of the norm of each prefix layer{{ " and of the head" if awp.head }}). {{ awp.guarantee }}</p>
 {% endif %}
+{% if clipping %}
+<p>The clipping norm followed the {{ "%g" | format(100 * report.settings.clipping.quantile) if report.settings else "" }} % quantile of the norms, by noisy counts that the
+ledger holds with each round: {{ "%.4g" | format(training.clipping[0].clip) }} in the first round, {{ "%.4g" | format(training.clipping[-1].clip) }} in the last.</p>
+<div class="figures"><figure id="figure-clipping">{{ clipping }}
+<figcaption>Clipping norm by round.</figcaption></figure></div>
+<details><summary>Clipping norm, and noisy share of norms at most as large, by round</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="Clipping norm by round"><table id="clipping">
+<thead><tr><th scope="col" class="num">Round</th><th scope="col" class="num">Clipping norm</th><th scope="col" class="num">Share below, noisy</th></tr></thead><tbody>
+{% for row in training.clipping %}<tr><th scope="row" class="num">{{ row.round }}</th><td class="num">{{ "%.4g" | format(row.clip) }}</td><td class="num">{{ "%.3f" | format(row.below) if row.below is not none else "–" }}</td></tr>
+{% endfor %}</tbody></table></div></details>
+{% endif %}
 {% if training.withheld %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}. Replies, traffic and failures
 by round are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>

@@ -89,6 +89,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
             headline if guarantee["accountant"] != "none" else "by the ledger",
         ),
         "losses": figures.losses(training["evaluations"]),
+        "clipping": figures.clipping(training["clipping"]),
         "scores": figures.scores(training["evaluations"]),
         "traffic": figures.traffic(training.get("rounds", [])),
         "delta_curve": None,

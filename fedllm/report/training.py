@@ -59,6 +59,16 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
         "seconds": math.fsum(number(record.get("seconds")) for record in rounds),
         "withheld": withheld,
         "perturbation": perturbation(settings),
+        # Post-processing of noisy counts: shown whoever took part.
+        "clipping": [
+            {
+                "round": record["round"],
+                "clip": number(record["clip"]),
+                "below": number(record["below_clip"]) if "below_clip" in record else None,
+            }
+            for record in rounds
+            if "clip" in record
+        ],
     }
     if withheld:
         return summary

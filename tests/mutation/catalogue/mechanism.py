@@ -14,7 +14,42 @@ _GRADIENTS = "tests/core/test_gradients.py"
 _NOISE = "tests/privacy/test_privacy_noise.py"
 _SAMPLING = "tests/privacy/test_privacy_randomness.py::test_poisson_sample_"
 
+_ADAPTIVE = "tests/core/test_adaptive_clip.py"
+_COUNTS = "tests/privacy/test_privacy_adaptive_clipping.py"
+
 MUTATIONS = (
+    Mutation(
+        "adaptive-count-not-in-the-ledger",
+        "fedllm/adaptive_clip.py",
+        "return (sums, gaussian(noise.count)) if is_adaptive(settings) else (sums,)",
+        "return (sums,)",
+        "The counts of adaptive clipping are released and not counted.",
+        (f"{_ADAPTIVE}::test_a_round_costs_what_its_noise_multiplier_says",),
+    ),
+    Mutation(
+        "adaptive-sum-with-the-noise-of-both",
+        "fedllm/local_training.py",
+        "noise_multiplier=parts.vector * noise_factor(settings, server_round),",
+        "noise_multiplier=noise_multiplier * noise_factor(settings, server_round),",
+        "The sum carries the noise of sum and count together, less than its event says.",
+        (f"{_ADAPTIVE}::test_sum_and_count_carry_the_noise_of_their_events",),
+    ),
+    Mutation(
+        "adaptive-count-not-centred",
+        "privacy/adaptive_clipping.py",
+        "    return below - SENSITIVITY * norms.numel()\n",
+        "    return float(below)\n",
+        "A record changes the count by 1, the noise is for 1/2.",
+        (f"{_COUNTS}::test_a_record_changes_the_count_by_half",),
+    ),
+    Mutation(
+        "adaptive-count-with-half-the-noise",
+        "privacy/adaptive_clipping.py",
+        "add_gaussian(value, SENSITIVITY, multiplier, rng)",
+        "add_gaussian(value, SENSITIVITY / 2, multiplier, rng)",
+        "The count's noise is half of what its event says.",
+        (f"{_COUNTS}::test_the_counts_noise_has_half_its_multiplier",),
+    ),
     Mutation(
         "no-noise",
         "fedllm/local_training.py",
