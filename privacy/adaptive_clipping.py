@@ -19,7 +19,7 @@ values, and noise is scaled with it: whatever C is, the guarantee is the same.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 
@@ -32,7 +32,8 @@ SMALLEST, LARGEST = 1e-6, 1e6
 """The clipping norm stays between these."""
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True)
+class Split:
     """Noise multipliers (standard deviation over sensitivity) of the sum and of the count beside it."""
 
     vector: float

@@ -73,16 +73,26 @@ def _staircase(shape: Shape, amount: float, period: float = 1.0) -> ScalarNoise:
 
 
 def _lmo(shape: Shape, amount: float) -> ScalarNoise:
-    """The shape is (gamma term, exponential term, ln k, spread), the mean of u before scaling 1.
+    """The shape is (gamma term, normal term, exponential term, ln k, spread), the mean of u before scaling 1.
 
-    The terms' shares of E[u], the rest being the uniform term's on (1 - spread, 1 + spread).
+    The terms' shares of E[u], the rest being the uniform term's. Uniform and truncated normal are on (1 -
+    spread, 1 + spread), the normal with mean 1 and half the spread for its standard deviation; without
+    spread they are the same.
     """
-    first, third, log_k, spread = shape
-    if first + third > 1:
-        first, third = first / (first + third), third / (first + third)
-    fourth = max(0.0, 1 - first - third)
+    first, second, third, log_k, spread = shape
+    whole = first + second + third
+    if whole > 1:
+        first, second, third = first / whole, second / whole, third / whole
+    if spread < _LEAST_SPREAD:
+        second = 0.0
+    fourth = max(0.0, 1 - first - second - third)
     k = math.exp(log_k)
     return LmoNoise(
+        a2=second,
+        normal_mean=1.0,
+        normal_std=spread / 2 if second else 1.0,
+        normal_low=1 - spread if second else 0.0,
+        normal_high=1 + spread if second else 2.0,
         a1=first,
         a3=third,
         a4=fourth,
@@ -149,12 +159,13 @@ _SPACES: tuple[SearchSpace, ...] = (
     ),
     SearchSpace(
         "lmo",
-        (0.0, 0.0, _LOG_K[0], 0.0),
-        (1.0, 1.0, _LOG_K[1], 1.0),
+        (0.0, 0.0, 0.0, _LOG_K[0], 0.0),
+        (1.0, 1.0, 1.0, _LOG_K[1], 1.0),
         (
-            (0.0, 0.0, 0.0, 0.0),  # plain Laplace
+            (0.0, 0.0, 0.0, 0.0, 0.0),  # plain Laplace
+            *((first, 0.6, 0.0, math.log(4.0), 0.7) for first in (0.0, 0.3)),
             *(
-                (first, third, math.log(k), spread)
+                (first, 0.0, third, math.log(k), spread)
                 for (first, third), k, spread in itertools.product(
                     ((0.3, 0.0), (0.7, 0.0), (0.0, 0.3), (0.0, 0.7), (0.3, 0.3)),
                     (0.5, 4.0),

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-SEARCH_FORMAT = 1  # part of every cache key: raise it when an answer may change
+SEARCH_FORMAT = 2  # part of every cache key: raise it when an answer may change
 SMALLEST_DELTA = 1e-13  # below, floating point is most of what the accountant answers
 
 

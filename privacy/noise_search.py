@@ -36,7 +36,7 @@ _COARSE, _FINE = 2e-3, 1e-4  # tolerances of epsilon
 _CELLS_OF_SPREAD, _CELLS_OF_EPSILON = 30, 400
 _MOST_CELLS = 300_000
 _LARGEST_AMOUNT, _SMALLEST_AMOUNT = 1e9, 1e-4
-_LOCAL_STEPS = {1: 14, 4: 100}  # by the number of a shape's parameters
+_LOCAL_STEPS = {1: 14, 5: 120}  # by the number of a shape's parameters
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from privacy import noise_search as search_module
 from privacy.accountants import make_accountant
 from privacy.accountants.gdp import gaussian_epsilon
 from privacy.events import scalar_noise
+from privacy.noise_families import search_spaces
 from privacy.noise_file import read_noise
 from privacy.noise_question import NoiseQuestion, Objective
 from privacy.noise_search import NoiseSearch, accounted_epsilon, figures, search_noise
@@ -21,6 +22,7 @@ from privacy.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
+    LmoNoise,
     ScalarNoise,
     StaircaseNoise,
 )
@@ -260,3 +262,31 @@ def test_laplace_noise_of_a_small_loss_is_accounted_tightly() -> None:
     found = make_accountant("pld").epsilon({scalar_noise(LaplaceNoise(scale), count): 1}, 1e-6)
     # By the central limit: a million losses of 1e-5 are those of a Gaussian of mu = 1e-2.
     assert found == pytest.approx(gaussian_epsilon(math.sqrt(count) / scale, 1e-6), rel=0.01)
+
+
+@given(
+    st.tuples(*(st.floats(0, 1) for _ in range(3)), st.floats(-1.3, 4.1), st.floats(0, 1)),
+    st.floats(0.1, 50),
+)
+def test_every_mixture_that_is_tried_has_the_asked_mean_of_its_terms(
+    shape: tuple[float, ...], amount: float
+) -> None:
+    """E[u] = 1 / amount, in the asked shares: Gamma, truncated normal, exponential, uniform."""
+    noise = search_spaces(1)[-1].make(shape, amount)
+    assert isinstance(noise, LmoNoise)
+    assert float(noise.mean_inverse_scale(0.0)) == pytest.approx(1 / amount, rel=1e-9)
+    whole = max(1.0, sum(shape[:3]))
+    assert noise.a1 * amount == pytest.approx(shape[0] / whole, abs=1e-12)
+    normal = shape[1] / whole if shape[4] >= 1e-6 else 0.0
+    assert noise.a2 * amount == pytest.approx(normal, abs=1e-12)
+    assert noise.a3 * amount == pytest.approx(shape[2] / whole, abs=1e-12)
+
+
+def test_the_search_tries_truncated_normal_terms() -> None:
+    (space,) = (s for s in search_spaces(1) if s.family == "lmo")
+    tried = [space.make(shape, 1.0) for shape in space.grid]
+    assert any(isinstance(n, LmoNoise) and n.a2 > 0 and n.a1 == 0 for n in tried)
+    assert any(isinstance(n, LmoNoise) and n.a2 > 0 and n.a1 > 0 for n in tried)
+    assert isinstance(tried[0], LmoNoise)
+    assert tried[0].parameters["a4"] == 1.0
+    assert tried[0].std == pytest.approx(math.sqrt(2), rel=1e-6)
