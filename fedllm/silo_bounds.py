@@ -7,6 +7,7 @@ one run spends. Both are asked before a step, within the ledger's own transactio
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ from privacy.events import (
     no_guarantee,
     poisson_sampled,
     pure_dp,
+    scalar_noise,
 )
+from privacy.scalar_noise import ScalarNoise
+from privacy.scalar_noise.lmo import noise_from_json
 from privacy.vocabulary import Adversary, Relation
 
 RAW_DUPLICATE = (
@@ -172,11 +176,24 @@ def evaluation_sigma(settings: Settings) -> float:
     return settings.evaluation.clients_noise * math.sqrt(2)
 
 
+def evaluation_noise(settings: Settings) -> ScalarNoise | None:
+    """The noise on each of a silo's two counts where it is not discrete Gaussian.
+
+    Raises:
+        ValueError: ``evaluation.clients_scalar`` is no noise.
+    """
+    text = settings.evaluation.clients_scalar
+    return None if text is None else noise_from_json(json.loads(text))
+
+
 def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     """The events of one evaluation by a silo; empty where there is none."""
     how = settings.evaluation.clients
     if how == "private" and settings.privacy.mode == "dp":
-        # Two whole numbers, and an example may change each by one: two events.
+        # Two numbers, and an example may change each by one: two events.
+        noise = evaluation_noise(settings)
+        if noise is not None:
+            return multiset({scalar_noise(noise): 2})
         return multiset({discrete_gaussian(evaluation_sigma(settings)): 2})
     if how == "off":
         return Counter()

@@ -37,7 +37,7 @@ from fedllm.silo_account import (
     release_key,
     settings_digest,
 )
-from fedllm.silo_bounds import evaluation_sigma, score_rate
+from fedllm.silo_bounds import evaluation_noise, evaluation_sigma, score_rate
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
 from fedllm.tunable import Tunable, make_tunable
@@ -45,6 +45,7 @@ from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
 from privacy.randomness import generator
+from privacy.vector_noise import add_scalar_noise
 
 
 @dataclass(frozen=True)
@@ -347,11 +348,11 @@ class SiloWorker:
 
     def evaluate(
         self, params: Mapping[str, Tensor], server_round: int, planned_rounds: int
-    ) -> tuple[int, int]:
+    ) -> tuple[float, float]:
         """Correct answers and number of the silo's held-out examples.
 
-        With ``evaluation.clients = "private"`` both carry discrete Gaussian noise, so that they stay
-        whole numbers, and may be negative: adding or removing one example changes each by at most 1.
+        With ``evaluation.clients = "private"`` both carry noise and may be negative: adding or removing one
+        example changes each by at most 1. Discrete Gaussian noise leaves them whole numbers.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
@@ -371,6 +372,11 @@ class SiloWorker:
         pair = np.array([correct, len(features)])
         if self.settings.evaluation.clients == "private" and account.private:
             rng = self.streams(server_round, digest)("evaluate-noise", 0)
+            noise = evaluation_noise(self.settings)
+            if noise is not None:
+                counts = torch.from_numpy(pair).double()
+                noisy = add_scalar_noise(counts, 1.0, noise, rng).tolist()
+                return float(noisy[0]), float(noisy[1])
             pair = add_discrete_gaussian(pair, 1, evaluation_sigma(self.settings), rng)
         return int(pair[0]), int(pair[1])
 

@@ -15,6 +15,7 @@ from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.plan import for_silos, warnings
 from fedllm.run_folder import RunFolder
+from fedllm.scalar_release import with_choice, with_scalar_noise
 from fedllm.schedule import is_evaluation_round, participation
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
@@ -32,6 +33,8 @@ from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
 from server.trusted_noise import TrustedNoise
 
+SCALARS = "scalars.json"
+"""In the run folder: the noise on the silos' counts, and what it was compared with."""
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
 
 
@@ -72,7 +75,7 @@ def run_experiment(
         nodes, sizes = find_silos(
             grid, settings, stop, expected_nodes, expected_silos=expected_silos
         )
-        settings = _checked(settings, run, tunable, nodes)
+        settings = _checked(settings, run, tunable, nodes, sizes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
         if settings.layers.after == 0:
@@ -145,10 +148,14 @@ def run_experiment(
 
 
 def _checked(
-    settings: Settings, run: RunFolder, tunable: Tunable, nodes: Mapping[str, int]
+    settings: Settings,
+    run: RunFolder,
+    tunable: Tunable,
+    nodes: Mapping[str, int],
+    sizes: Mapping[str, int | None],
 ) -> Settings:
-    """The settings with what depends on the silos' names and number, and on the number of layers; see
-    :mod:`fedllm.plan` and :mod:`fedllm.flatness.layer_choice`.
+    """The settings with what depends on the silos' names, number and sizes, and on the number of layers; see
+    :mod:`fedllm.plan`, :mod:`fedllm.scalar_release` and :mod:`fedllm.flatness.layer_choice`.
 
     Raises:
         RunStopped: they do not fit these silos, or this model.
@@ -157,6 +164,13 @@ def _checked(
     layers = () if tunable.spec is None else tunable.spec.layers
     try:
         settings = settings_with_releases(settings, layers)
+        chosen = run.read_json(SCALARS, None)
+        if chosen is not None:
+            settings = with_choice(settings, chosen)
+        else:
+            settings, told = with_scalar_noise(settings, sizes)
+            if told is not None:
+                run.write_json(SCALARS, told)
         return for_silos(settings, saved["silos"] if saved else sorted(nodes))
     except ValueError as error:
         raise RunStopped(str(error)) from None

@@ -315,7 +315,8 @@ def test_what_is_private_goes_to_the_silos_log_alone(
     assert record["round"] == 1
     assert {"examples", "clipped", "nonfinite", "median_norm"} < set(record)
     public = {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps", "duplicate"}
-    assert set(vars(reply)) == public
+    assert set(vars(reply)) == public | {"below"}
+    assert reply.below is None, "no count leaves where the clipping norm is fixed"
     assert reply.duplicate is None, "a raw update leaves only for a teacher without privacy"
 
 
