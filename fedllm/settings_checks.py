@@ -120,7 +120,7 @@ def _check_perturbation(settings: Settings) -> None:
 
 
 def _check_without_gradients(settings: Settings) -> None:
-    """What of Privacy-Flat works through the model's outputs alone, and what does not."""
+    """What works through the model's outputs alone, and what does not."""
     needs = {
         f"awp.form={settings.awp.form}": (
             settings.awp.form != "none",
@@ -137,6 +137,10 @@ def _check_without_gradients(settings: Settings) -> None:
         "teacher.distillation > 0": (
             settings.teacher.kind != "none" and settings.teacher.distillation > 0,
             "distillation differentiates the model's outputs; teacher.strength needs no gradient",
+        ),
+        f"privacy.calibrate_to={settings.privacy.calibrate_to}": (
+            settings.privacy.calibrate_to != "proven",
+            "these figures are about vectors, single numbers are accounted exactly",
         ),
     }
     for setting, (asked, why) in needs.items():

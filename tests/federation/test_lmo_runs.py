@@ -88,6 +88,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
             r'Expected no privacy.silos."a".run_epsilon',
         ),
         (
+            UNPROVEN | {"privacy.calibrate_to": "true", "model.access": "black-box"},
+            "Expected model.access=white-box for privacy.calibrate_to=true",
+        ),
+        (
             UNPROVEN
             | {"privacy.calibrate_to": "claimed", "privacy.relation": "replace-one"}
             | {"privacy.unit": "client"},

@@ -8,7 +8,7 @@ _AGGREGATION = "tests/federation/test_aggregation.py"
 _TRUSTED = "tests/federation/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/federation/test_run.py"
-_RELEASE = "flat = add_noise(self.settings, flat, self.noise_multiplier, rng) / self.expected"
+_RELEASE = "flat = add_noise(settings, flat, noise, rng) / self.expected"
 
 MUTATIONS = (
     Mutation(
@@ -49,8 +49,8 @@ MUTATIONS = (
     Mutation(
         "server-sums-unclipped-updates",
         "server/strategy.py",
-        "Contribution(c.silo, clip_update(c.update, clip), None)",
-        "Contribution(c.silo, c.update, None)",
+        "Contribution(c.silo, clip_update(c.update, self.clip), None, below=c.below)",
+        "Contribution(c.silo, c.update, None, below=c.below)",
         "A client that sends more than it may stands out of the trusted server's noise.",
         (f"{_RUN}::test_client_level_with_noise_by_the_server",),
     ),
@@ -74,8 +74,8 @@ MUTATIONS = (
         "trusted-noise-too-small",
         "server/trusted_noise.py",
         _RELEASE,
-        "less = self.noise_multiplier / self.expected\n"
-        "        flat = add_noise(self.settings, flat, less, rng) / self.expected",
+        "less = noise / self.expected\n"
+        "        flat = add_noise(settings, flat, less, rng) / self.expected",
         "The mean's noise on the sum: too small by the number of clients.",
         (_SIZE,),
     ),
@@ -130,8 +130,8 @@ MUTATIONS = (
     Mutation(
         "trusted-noise-at-two-scales",
         "server/trusted_noise.py",
-        "parts = (settings_digest(self.settings), noise, digest, params_digest(total))",
-        "parts = (settings_digest(self.settings), digest, params_digest(total))",
+        "parts = (settings_digest(self.settings), noise, digest, params_digest(total), *own)",
+        "parts = (settings_digest(self.settings), digest, params_digest(total), *own)",
         "The same sum beside a longer history gets the same noise, larger: the difference is bare.",
         (f"{_TRUSTED}::test_seeded_noise_of_another_size_is_other_noise",),
     ),

@@ -283,8 +283,8 @@ MUTATIONS = (
     Mutation(
         "client-update-without-noise",
         "fedllm/local_training.py",
-        '    if settings.privacy.noise_by == "client":\n        rng = ',
-        '    if settings.privacy.noise_by == "both":\n        rng = ',
+        '    if settings.privacy.noise_by == "client":\n        parts = ',
+        '    if settings.privacy.noise_by == "both":\n        parts = ',
         "At client level the silo sends its clipped update bare to a server that is not trusted.",
         (_CLIENT,),
     ),

@@ -58,8 +58,8 @@ MUTATIONS = (
     Mutation(
         "search-accounts-one-step",
         "privacy/noise_search.py",
-        "event = scalar_noise(noise, question.steps, question.sampling_rate)",
-        "event = scalar_noise(noise, 1, question.sampling_rate)",
+        "scalar_noise(noise, question.steps, question.sampling_rate): 1",
+        "scalar_noise(noise, 1, question.sampling_rate): 1",
         "The noise that is found keeps one number to the target, not all of them.",
         (_SEARCH,),
     ),
