@@ -153,7 +153,10 @@ def query(message: Message, context: Context) -> Message:
         info, metrics = describe_node(settings, context)
     except LimitRefused as error:
         log.warning("%s", error)
-        info, metrics = {names.STATUS: names.LEFT, names.REASON: _one_line(error)}, {}
+        own = silo_file_of(context.node_config)
+        name = "" if own is None else own.name
+        info = {names.SILO: name, names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+        metrics = {}
     except Exception as error:
         info, metrics = {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}, {}
     content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})

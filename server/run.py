@@ -69,9 +69,11 @@ def run_experiment(
         run.write_json("environment.json", environment.describe())
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
-        nodes, sizes = find_silos(
+        nodes, sizes, absent = find_silos(
             grid, settings, stop, expected_nodes, expected_silos=expected_silos
         )
+        for sentence in absent:
+            everyone.record({"kind": "warning", "round": 0, "message": sentence})
         settings = _checked(settings, run, tunable, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
@@ -169,11 +171,12 @@ def find_silos(
     expected: int | None,
     *,
     expected_silos: Sequence[str] = (),
-) -> tuple[dict[str, int], dict[str, int | None]]:
+) -> tuple[dict[str, int], dict[str, int | None], list[str]]:
     """Ask the connected nodes who they are.
 
     Returns:
-        Node id and (public) number of examples of each silo, by name.
+        Node id and (public) number of examples of each silo, by name; and a sentence for each node that
+        takes no part, with why: it cannot, or its silo's own limits refuse the experiment.
 
     Raises:
         RunStopped: no node has a silo, two nodes have the same one, one of ``expected_silos`` did not
@@ -198,7 +201,8 @@ def find_silos(
     replies = exchange(grid, tasks, timeout=settings.server.wait_for_clients, stop=stop)
     nodes: dict[str, int] = {}
     sizes: dict[str, int | None] = {}
-    problems = []
+    problems: list[str] = []
+    refused: dict[str, str] = {}
     for node, reply in zip(node_ids, replies, strict=True):
         if reply is None or reply.has_error():
             reason = "no reply" if reply is None else str(reply.error.reason)
@@ -206,7 +210,9 @@ def find_silos(
             continue
         info: Any = reply.content[names.INFO]
         if info[names.STATUS] == names.FAILED:
-            problems.append(str(info[names.REASON]))
+            problems.append(f"node {node}: {info[names.REASON]}")
+        elif info[names.STATUS] == names.LEFT:
+            refused[str(info[names.SILO])] = f"node {node}: {info[names.REASON]}"
         elif info[names.STATUS] == names.OK:
             name = str(info[names.SILO])
             if name in nodes:
@@ -215,7 +221,7 @@ def find_silos(
             numbers: Any = reply.content[names.METRICS]
             size = numbers.get(names.EXAMPLES)
             sizes[name] = None if size is None else int(size)
-    if absent := sorted(set(expected_silos) - set(nodes)):
+    if absent := sorted(set(expected_silos) - set(nodes) - set(refused)):
         said = f" ({'; '.join(problems)})" if problems else ""
         raise RunStopped(
             f"Expected the silos {', '.join(expected_silos)} within server.wait_for_clients="
@@ -223,9 +229,9 @@ def find_silos(
         )
     share = len(problems) / max(1, len(problems) + len(nodes))
     if not nodes or share > settings.server.max_failures:
-        said = "; ".join(dict.fromkeys(problems)) or "none of the nodes has a silo"
+        said = "; ".join(dict.fromkeys([*problems, *refused.values()])) or "none of the nodes has a silo"
         raise RunStopped(f"No run: {said}")
-    return nodes, sizes
+    return nodes, sizes, [f"without {said}" for said in (*problems, *refused.values())]
 
 
 class _Judge:
