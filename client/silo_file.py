@@ -135,6 +135,11 @@ class OwnModel(Section):
     dtype: Literal["experiment", "auto", "float32", "bfloat16", "float16"] = Field(
         "experiment", description="Number format of the backbone; `experiment`: model.dtype."
     )
+    keep: Annotated[float, Field(ge=0)] = Field(
+        900.0,
+        description="Seconds that the model stays loaded without a task; `inf` for ever. Silos that share a GPU "
+        "give its memory back sooner.",
+    )
     threads: PositiveInt | None = Field(
         None, description="CPU threads; empty: the experiment's, at most one a core."
     )
