@@ -149,7 +149,7 @@ def differences(bundle: bytes) -> list[str]:
 
 
 def _installed() -> dict[str, Path]:
-    files = {}
+    files: dict[str, Path] = {}
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for place in (spec.submodule_search_locations or ()) if spec else ():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from typing import Any
 
 from client.silo_file import Quantity, SiloFile
@@ -171,7 +172,8 @@ def _amounts(
 def _names(silo: SiloFile, own: Settings) -> Iterator[str]:
     """Which model and which codec."""
     limits = silo.limits
-    if silo.model.path is None and own.model.name not in limits.models:
+    known = any(fnmatchcase(own.model.name, pattern) for pattern in limits.models)
+    if silo.model.path is None and not known:
         yield _listed("model.name", "models", limits.models, f"model.name={own.model.name}")
     if own.codec.name not in limits.codecs:
         yield _listed("codec.name", "codecs", limits.codecs, f"codec.name={own.codec.name}")

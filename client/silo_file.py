@@ -100,7 +100,7 @@ class Limits(Section):
     )
     models: tuple[str, ...] = Field(
         ("minilm", "smollm2"),
-        description="Values of model.name that are allowed; unused where [model] names a folder of the silo's own.",
+        description="Values of model.name that are allowed, or patterns (`google/*`); unused where [model] names a folder of the silo's own.",
     )
     codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
     mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(

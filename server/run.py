@@ -229,7 +229,10 @@ def find_silos(
         )
     share = len(problems) / max(1, len(problems) + len(nodes))
     if not nodes or share > settings.server.max_failures:
-        said = "; ".join(dict.fromkeys([*problems, *refused.values()])) or "none of the nodes has a silo"
+        said = (
+            "; ".join(dict.fromkeys([*problems, *refused.values()]))
+            or "none of the nodes has a silo"
+        )
         raise RunStopped(f"No run: {said}")
     return nodes, sizes, [f"without {said}" for said in (*problems, *refused.values())]
 

@@ -27,6 +27,7 @@ from client.approval import (
     revoke,
 )
 from client.executor import Address, Executor
+from fedllm import __version__
 from fedllm import messages as names
 from fedllm.settings_io import to_json
 from simulations.in_process import over_the_wire
@@ -59,7 +60,7 @@ def query(settings: Any) -> tuple[Message, Context]:
 def test_a_bundle_is_its_bytes(tmp_path: Path, bundle: bytes) -> None:
     app = make_app(tmp_path / "fedllm")
     assert bundle_of(app) == bundle  # of the files alone, not of when and where
-    assert app_name(bundle) == "fedllm/fedllm 0.1.0"
+    assert app_name(bundle) == f"fedllm/fedllm {__version__}"
     path = tmp_path / "approved.json"
     assert not is_approved(path, bundle)
     entry = approve(path, digest_of(bundle).upper(), app=app_name(bundle), note="read by me")

@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from fedllm.settings import Settings
+from simulations.benchmark.tiny import LABELS
 
 BUDGET = {"epsilon": 60.0, "delta": 1e-5, "accountant": "rdp"}
 LIMITS: dict[str, Any] = {
@@ -20,13 +21,16 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def write_silo(folder: Path, settings: Settings, data: Path, **changes: Any) -> Path:
-    """``silo.toml`` in the folder, which is made; ``changes`` as ``{"section.key": value}``."""
+def write_silo(folder: Path, settings: Settings | None, data: Path, **changes: Any) -> Path:
+    """``silo.toml`` in the folder, which is made; ``changes`` as ``{"section.key": value}``. Without settings:
+    for the classes of the tiny data, and any model that a change names."""
+    labels = LABELS if settings is None else settings.task.labels or ()
+    models = ["*"] if settings is None else [settings.model.name]
     tree: dict[str, Any] = {
         "name": "clinic",
-        "data": {"path": str(data), "labels": list(settings.task.labels or ())},
+        "data": {"path": str(data), "labels": list(labels)},
         "budget": dict(BUDGET),
-        "limits": LIMITS | {"models": [settings.model.name]},
+        "limits": LIMITS | {"models": models},
         "model": {"device": "cpu"},
     }
     for name, value in changes.items():
