@@ -20,6 +20,7 @@ from client.node import describe_node, open_silo, use_folders
 from client.silo_file import SiloFileError, silo_file_of
 from fedllm import messages as names
 from fedllm.codec_store import CodecMissing, keep_in_store
+from fedllm.device_memory import DeviceMemoryError
 from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
 from fedllm.own_bounds import LimitRefused
@@ -150,7 +151,7 @@ def query(message: Message, context: Context) -> Message:
     config: Any = message.content[names.CONFIG]
     try:
         settings = from_json(str(config[names.SETTINGS]))
-        info, metrics = describe_node(settings, context)
+        info, metrics = describe_node(settings, context, str(config.get(names.BACKBONE, "")))
     except LimitRefused as error:
         log.warning("%s", error)
         own = silo_file_of(context.node_config)
@@ -214,7 +215,7 @@ def _previous(message: Message, worker: SiloWorker) -> dict[str, Any] | None:
 def _reason(error: Exception, context: Context) -> str:
     """What the server may read of an error. At a silo with data of its own, a message that may quote
     the data (a label, a line of a file) stays there: the server gets the error's kind alone."""
-    public = isinstance(error, SettingsError | ModelError | LedgerError)
+    public = isinstance(error, SettingsError | ModelError | LedgerError | DeviceMemoryError)
     if not public and _has_own_file(context):
         log.error("refused a task: %s", error, exc_info=error)
         return f"{type(error).__name__}; the silo's own log says more"

@@ -23,6 +23,7 @@ from typing import Any
 
 Frame = tuple[bytes, bytes, bytes]
 _LENGTHS = struct.Struct("!QQQ")
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 MOST = 1 << 32
 """Bytes of one part of a frame at most."""
 
@@ -109,9 +110,7 @@ def answer(app: Any, frame: Frame) -> Frame:
 
 def main() -> None:
     """Answer tasks until the other end of the socket is closed."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
     connection = socket.socket(fileno=int(sys.argv[1]))
     app: Any = None
     while True:

@@ -39,6 +39,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.approval import ApprovalError, digest_of, is_approved
+from client.bundle_worker import LOG_FORMAT
 from client.silo_file import SiloFile, SiloFileError, load_silo
 from client.worker_process import WorkerProcess
 
@@ -70,12 +71,17 @@ class Address:
             interceptors.append(
                 SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=_ACQUIRE)
             )
+        invoker = make_simple_http_retry_invoker()
+        if token is None:
+            invoker.max_tries = (
+                1  # the executor's own loop tries again, and can be stopped meanwhile
+            )
         return RuntimeHttpClient.from_server_address(
             server_address=self.address,
             insecure=self.certificates is None,
             root_certificates=self.certificates,
             interceptors=interceptors,
-            retry_invoker=make_simple_http_retry_invoker(),
+            retry_invoker=invoker,
         )
 
 
@@ -132,6 +138,12 @@ class Executor:
         finally:
             client.close()
             self._end_worker()
+
+    def interrupt(self) -> None:
+        """End :meth:`run` soon: a task in progress is answered with an error. For signal handlers."""
+        self.stop.set()
+        if self.worker is not None:
+            self.worker.kill()
 
     def _run_task(self, token: str, task_id: int) -> None:
         client = self.address.client(token)
@@ -232,9 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--superexec-auth-secret-file", type=Path, metavar="FILE")
     parser.add_argument("--poll", type=float, default=0.2, help="seconds between looks for a task")
     given = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     secret = given.superexec_auth_secret_file
     address = Address(
@@ -244,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     executor = Executor(given.silo, address, given.poll)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: executor.stop.set())
+        signal.signal(number, lambda *_: executor.interrupt())
     try:
         executor.run()
     except SiloFileError as error:

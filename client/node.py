@@ -19,11 +19,13 @@ from client.limits import check_limits, localised
 from client.silo_file import SiloFile, silo_file_of
 from fedllm import __version__
 from fedllm import messages as names
+from fedllm.device_memory import limit_device, require_room_for_training
+from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silo_account import default_ledger
-from fedllm.silo_worker import SiloWorker, shared_worker, use_threads
+from fedllm.silo_worker import SiloWorker, shared_tunable, shared_worker, use_threads
 from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
 
 log = logging.getLogger("fedllm.client")
@@ -111,6 +113,7 @@ def _open_own(own: SiloFile, settings: Settings, config: ConfigRecord, run_id: s
     use_threads(settings.simulation.threads)
     ledger = Path(own.ledger)
     ledger.parent.mkdir(parents=True, exist_ok=True)
+    check_backbone(own, settings, str(fields.get(names.BACKBONE, "")))
     return shared_worker(
         settings,
         own_silo(own, settings),
@@ -128,17 +131,55 @@ def use_folders(own: SiloFile) -> None:
         os.environ.setdefault("HF_HOME", str(Path(own.cache) / "hub"))
 
 
-def describe_node(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
+    """Whether the silo's copy of the frozen model has the weights that it must have; loads it.
+
+    Args:
+        server: SHA-256 of the server's weights; empty where it sent none.
+
+    Raises:
+        ModelError: it cannot be loaded, or its digest is not the server's, or not that of ``model.sha256`` of
+            the silo's own file.
+        DeviceMemoryError: it does not fit the device.
+    """
+    device = resolve_device(settings.model.device)
+    if own.model.memory is not None:
+        limit_device(device, own.model.memory)
+    tunable = shared_tunable(settings)
+    found = tunable.backbone.weights_digest
+    for wanted, whose in (
+        (server, "the server's"),
+        (own.model.sha256, "model.sha256 of the silo's file"),
+    ):
+        if wanted and found != wanted:
+            raise ModelError(
+                f"Expected weights of SHA-256 {wanted} ({whose}), the silo's copy of the model has {found}: "
+                "another model, another version of it, or a damaged file"
+            )
+    require_room_for_training(settings, tunable)
+
+
+def describe_node(
+    settings: Settings, context: Context, backbone: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Texts and numbers that the node tells about itself; sizes only where they are public.
+
+    A silo with its own file loads its model here, before the first round, and compares it.
+
+    Args:
+        backbone: as for :func:`check_backbone`.
 
     Raises:
         DataError: as :func:`silo_of`.
         LimitRefused: the silo's own limits do not allow the experiment.
+        ModelError, DeviceMemoryError: as :func:`check_backbone`.
     """
     own = silo_file_of(context.node_config)
     if own is not None:
         check_limits(own, settings)
         settings = localised(own, settings)
+        use_folders(own)
+        check_backbone(own, settings, backbone)
     silo = silo_of(settings, context)
     info: dict[str, Any] = {
         names.SILO: silo.name if silo else "",

@@ -135,6 +135,10 @@ class OwnModel(Section):
     dtype: Literal["experiment", "auto", "float32", "bfloat16", "float16"] = Field(
         "experiment", description="Number format of the backbone; `experiment`: model.dtype."
     )
+    memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="GiB of the GPU at most, where several silos share one; empty: what is free.",
+    )
     keep: Annotated[float, Field(ge=0)] = Field(
         900.0,
         description="Seconds that the model stays loaded without a task; `inf` for ever. Silos that share a GPU "

@@ -116,11 +116,15 @@ class WorkerProcess:
         answered = message_from_proto(ProtoMessage.FromString(reply))
         return answered, context_from_proto(ProtoContext.FromString(state))
 
+    def kill(self) -> None:
+        """Kill the process; who waits for its answer gets an error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
     def end(self) -> None:
         """End the process, and remove what was unpacked."""
         self._socket.close()
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self.kill()
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 

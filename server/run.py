@@ -70,7 +70,12 @@ def run_experiment(
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
         nodes, sizes, absent = find_silos(
-            grid, settings, stop, expected_nodes, expected_silos=expected_silos
+            grid,
+            settings,
+            stop,
+            expected_nodes,
+            expected_silos=expected_silos,
+            backbone=tunable.backbone.weights_digest,
         )
         for sentence in absent:
             everyone.record({"kind": "warning", "round": 0, "message": sentence})
@@ -171,6 +176,7 @@ def find_silos(
     expected: int | None,
     *,
     expected_silos: Sequence[str] = (),
+    backbone: str = "",
 ) -> tuple[dict[str, int], dict[str, int | None], list[str]]:
     """Ask the connected nodes who they are.
 
@@ -191,7 +197,7 @@ def find_silos(
             f"Expected {expected or 'some'} nodes within server.wait_for_clients="
             f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}{missing}"
         )
-    config = ConfigRecord({names.SETTINGS: to_json(settings)})
+    config = ConfigRecord({names.SETTINGS: to_json(settings), names.BACKBONE: backbone})
     tasks = [
         Message(
             RecordDict({names.CONFIG: config}), dst_node_id=node, message_type=MessageType.QUERY
@@ -321,6 +327,7 @@ def _make_strategy(
         schedule=schedule,
         run_id=run.run_id,
         run_folder=str(run.path),
+        backbone=tunable.backbone.weights_digest,
         stop=stop,
         trusted_noise=trusted,
         emit=emit.record,
