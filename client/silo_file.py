@@ -267,8 +267,8 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
     }
     silo = SiloFile.model_validate(tree)
     lines = [
-        f"# {' '.join((SiloFile.__doc__ or '').split())} The silo's client enforces it; no server",
-        "# can change it.",
+        "# What this silo brings to a federation, and how far it goes. It stays on this machine; the silo's",
+        "# client holds every run against it, and no server can change it.",
         "",
     ]
     lines += _documented(silo, ("name", "ledger", "log", "cache", "approved"))

@@ -21,6 +21,7 @@ SiloOption = Annotated[
 def add(app: typer.Typer) -> None:
     """Add the commands to ``fedllm deploy``."""
     app.command(cls=OneLineErrors)(approve)
+    app.command(cls=OneLineErrors)(doctor)
 
 
 def find_silo(path: Path | None) -> SiloFile:
@@ -65,6 +66,36 @@ def approve(
     for entry in entries:
         table.add_row(entry.sha256, entry.app, entry.time, entry.note)
     print_parts(table if entries else f"no bundle is approved in {own.approved}: none runs")
+
+
+def doctor(
+    silo: SiloOption = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", "-C", help="The node's folder (node.toml); else here, if it is one."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what this machine has for a node, and what is missing; exit status 1 where something is."""
+    from simulations.node_doctor import examine
+
+    place = folder or (Path.cwd() if Path("node.toml").is_file() else None)
+    given = silo or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
+    if given is None and place is None and Path("silo.toml").is_file():
+        given = Path("silo.toml")
+    found = examine(given, place)
+    missing = [finding for finding in found if not finding.good]
+    if as_json:
+        print_json({"ok": not missing, "findings": [vars(finding) for finding in found]})
+    else:
+        table = make_table("", "what", "found")
+        for finding in found:
+            table.add_row("ok" if finding.good else "MISSING", finding.what, finding.text)
+        print_parts(table, f"{len(missing)} missing" if missing else "nothing is missing")
+    if missing:
+        raise typer.Exit(1)
 
 
 def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
