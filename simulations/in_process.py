@@ -29,17 +29,19 @@ class LocalGrid(Grid):
 
     Args:
         client_app: Flower's ClientApp.
-        nodes: each node's own configuration.
+        nodes: each node's own configuration, or the number of nodes that have none.
         tamper: may change or withhold replies.
     """
 
     def __init__(
         self,
         client_app: Any,
-        nodes: Sequence[Mapping[str, str | int]],
+        nodes: int | Sequence[Mapping[str, str | int]],
         tamper: Tamper | None = None,
     ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+        if isinstance(nodes, int):
+            nodes = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
         self.client_app = client_app
         self.tamper = tamper
         self.contexts = {
@@ -121,15 +123,13 @@ def federate(
     from client.app import app
 
     count = len(load_federation(run.settings()).silos)
-    nodes: list[dict[str, str | int]] = [{"silo-file": str(path)} for path in silo_files] or [
-        {"partition-id": i, "num-partitions": count} for i in range(count)
-    ]
-    grid = LocalGrid(app, nodes, tamper)
+    own: list[dict[str, str | int]] = [{"silo-file": str(path)} for path in silo_files]
+    grid = LocalGrid(app, own or count, tamper)
     return run_experiment(
         grid,
         run,
         stop=stop,
-        expected_nodes=len(nodes),
+        expected_nodes=len(own) or count,
         callbacks=callbacks,
         evaluation_threads=run.settings().simulation.threads,
     )

@@ -66,6 +66,7 @@ def test_a_bundle_is_its_bytes(tmp_path: Path, bundle: bytes) -> None:
     entry = approve(path, digest_of(bundle).upper(), app=app_name(bundle), note="read by me")
     assert is_approved(path, bundle)
     assert not is_approved(path, bundle + b" ")
+    assert not is_approved(path, bundle[:-1] + bytes([bundle[-1] ^ 1]))
     assert read_approved(path) == {entry.sha256: entry}
     revoke(path, entry.sha256)
     assert not is_approved(path, bundle)

@@ -329,3 +329,42 @@ def test_the_template_is_a_valid_file(tmp_path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.count("\n[") == 4
     assert all(len(line) < 400 for line in text.splitlines())
+
+
+# -- the frozen model ----------------------------------------------------------------------------
+
+
+def test_another_backbone_is_refused_before_anything_is_written(
+    tiny_settings: Make, word_files: Path, tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    silo = write_silo(tmp_path, settings, word_files / "validation.jsonl")
+    digest = shared_tunable(settings).backbone.weights_digest
+    for kind in ("query", "train"):
+        info, content = ask(settings, silo, kind, **{names.BACKBONE: "0" * 64})
+        assert info[names.STATUS] == names.FAILED
+        assert f"the silo's copy of the model has {digest}" in info[names.REASON]
+        assert not content.array_records
+    assert not (tmp_path / "ledger.sqlite").exists()
+    info, _ = ask(settings, silo, **{names.BACKBONE: digest})
+    assert info[names.STATUS] == names.OK, info[names.REASON]
+    pinned = write_silo(
+        tmp_path, settings, word_files / "validation.jsonl", **{"model.sha256": "1" * 64}
+    )
+    info, _ = ask(settings, pinned, **{names.BACKBONE: digest})
+    assert "model.sha256 of the silo's file" in info[names.REASON]
+
+
+def test_training_that_does_not_fit_is_refused_by_the_silo(
+    tiny_settings: Make, word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedllm import device_memory
+
+    settings = tiny_settings()
+    silo = write_silo(tmp_path, settings, word_files / "validation.jsonl")
+    shared_tunable(settings)
+    monkeypatch.setattr(device_memory, "_available", lambda: 2**27)
+    info, _ = ask(settings, silo, "query", params=settings)
+    assert info[names.STATUS] == names.FAILED
+    assert "got 0.12 GiB" in info[names.REASON]
+    assert not (tmp_path / "ledger.sqlite").exists()
