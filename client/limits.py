@@ -170,13 +170,18 @@ def _amounts(
 
 
 def _names(silo: SiloFile, own: Settings) -> Iterator[str]:
-    """Which model and which codec."""
+    """Which codec, and which model or endpoint."""
     limits = silo.limits
+    if own.codec.name not in limits.codecs:
+        yield _listed("codec.name", "codecs", limits.codecs, f"codec.name={own.codec.name}")
+    if own.endpoint.active:
+        if own.endpoint.url not in limits.endpoints:
+            asked = f"endpoint.url={own.endpoint.url}"
+            yield _listed("endpoint.url", "endpoints", limits.endpoints, asked)
+        return
     known = any(fnmatchcase(own.model.name, pattern) for pattern in limits.models)
     if silo.model.path is None and not known:
         yield _listed("model.name", "models", limits.models, f"model.name={own.model.name}")
-    if own.codec.name not in limits.codecs:
-        yield _listed("codec.name", "codecs", limits.codecs, f"codec.name={own.codec.name}")
 
 
 def _data(silo: SiloFile, own: Settings) -> Iterator[str]:

@@ -142,6 +142,8 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
             the silo's own file.
         DeviceMemoryError: it does not fit the device.
     """
+    if settings.endpoint.active:
+        return  # nobody here holds the model
     device = resolve_device(settings.model.device)
     if own.model.memory is not None:
         limit_device(device, own.model.memory)

@@ -102,6 +102,10 @@ class Limits(Section):
         ("minilm", "smollm2"),
         description="Values of model.name that are allowed, or patterns (`google/*`); unused where [model] names a folder of the silo's own.",
     )
+    endpoints: tuple[str, ...] = Field(
+        (),
+        description="Values of endpoint.url that are allowed: the silo's texts are sent there.",
+    )
     codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
     mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(
         ("gaussian",),

@@ -13,6 +13,7 @@ from fedllm import environment
 from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
+from fedllm.models import Backbone
 from fedllm.plan import for_silos, warnings
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import is_evaluation_round, participation
@@ -75,7 +76,7 @@ def run_experiment(
             stop,
             expected_nodes,
             expected_silos=expected_silos,
-            backbone=tunable.backbone.weights_digest,
+            backbone=_digest(tunable),
         )
         for sentence in absent:
             everyone.record({"kind": "warning", "round": 0, "message": sentence})
@@ -292,6 +293,12 @@ class _Judge:
             )
 
 
+def _digest(tunable: Tunable) -> str:
+    """SHA-256 of the frozen model's weights; empty where it is behind an endpoint."""
+    backbone = tunable.backbone
+    return backbone.weights_digest if isinstance(backbone, Backbone) else ""
+
+
 def _cores() -> int:
     import os
 
@@ -327,7 +334,7 @@ def _make_strategy(
         schedule=schedule,
         run_id=run.run_id,
         run_folder=str(run.path),
-        backbone=tunable.backbone.weights_digest,
+        backbone=_digest(tunable),
         stop=stop,
         trusted_noise=trusted,
         emit=emit.record,

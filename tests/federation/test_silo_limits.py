@@ -27,6 +27,13 @@ from privacy.ledger import Ledger
 from privacy.vocabulary import Adversary
 
 Make = Callable[..., Any]
+ENDPOINT = {
+    "model.access": "black-box",
+    "prefix.length": 0,
+    "endpoint.url": "http://localhost:1/v1",
+    "task.prompt": "{text}",
+    "task.label_words": ["w4", "w5"],
+}
 HELD_OUT = {"evaluation.clients_holdout": 0.2}
 
 
@@ -81,6 +88,7 @@ BY_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"teacher.kind": "nonprivate"}, "limits.quantities.*duplicate"),
     ({"task.max_length": 600}, "task.max_length <= 512"),
     ({"model.name": "minilm"}, "limits.models.*minilm"),
+    (ENDPOINT, "limits.endpoints.*localhost:1"),
     ({"task.labels": ["low", "other"]}, "data.labels.*high"),
     ({"task.text": ["text", "answer"]}, "1 columns in task.text"),
 ]
