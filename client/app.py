@@ -15,11 +15,15 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.node import describe_node, open_silo
+from client.limits import check_codec
+from client.node import describe_node, open_silo, use_folders
+from client.silo_file import SiloFileError, silo_file_of
 from fedllm import messages as names
 from fedllm.codec_store import CodecMissing, keep_in_store
+from fedllm.device_memory import DeviceMemoryError
 from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
+from fedllm.own_bounds import LimitRefused
 from fedllm.settings_io import SettingsError, from_json
 from fedllm.silo_worker import SiloWorker
 from privacy.budget import BudgetExceeded
@@ -125,14 +129,20 @@ def scores(message: Message, context: Context) -> Message:
 
 @app.query("codec")
 def codec(message: Message, context: Context) -> Message:
-    """Keep the codec that the server sends, after checking it against its version."""
+    """Keep the codec that the server sends, after checking it against its version and the silo's own limits."""
     config: Any = message.content[names.CONFIG]
     info: dict[str, Any] = {names.STATUS: names.OK, names.REASON: ""}
     try:
+        own = silo_file_of(context.node_config)
+        meta = json.loads(str(config[names.CODEC_META]))
+        if own is not None:
+            check_codec(own, meta)
+            use_folders(own)
         content: Any = message.content
         tensors = content[names.CODEC].to_torch_state_dict()
-        meta = json.loads(str(config[names.CODEC_META]))
         keep_in_store(tensors, meta, str(config[names.CODEC_VERSION]))
+    except LimitRefused as error:
+        info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
     except Exception as error:
         info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
     return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
@@ -144,7 +154,13 @@ def query(message: Message, context: Context) -> Message:
     config: Any = message.content[names.CONFIG]
     try:
         settings = from_json(str(config[names.SETTINGS]))
-        info, metrics = describe_node(settings, context)
+        info, metrics = describe_node(settings, context, str(config.get(names.BACKBONE, "")))
+    except LimitRefused as error:
+        log.warning("%s", error)
+        own = silo_file_of(context.node_config)
+        name = "" if own is None else own.name
+        info = {names.SILO: name, names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+        metrics = {}
     except Exception as error:
         info, metrics = {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}, {}
     content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})
@@ -167,7 +183,8 @@ def _answer(
         info |= dict(content.config_records.get(names.INFO, {}))
     except CodecMissing as error:
         info |= {names.STATUS: names.NEEDS_CODEC, names.REASON: _one_line(error)}
-    except BudgetExceeded as error:
+    except (BudgetExceeded, LimitRefused) as error:
+        log.warning("%s", error)
         info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
     except Exception as error:
         info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
@@ -201,13 +218,20 @@ def _previous(message: Message, worker: SiloWorker) -> dict[str, Any] | None:
 def _reason(error: Exception, context: Context) -> str:
     """What the server may read of an error. At a silo with data of its own, a message that may quote
     the data (a label, a line of a file) stays there: the server gets the error's kind alone."""
-    public = isinstance(error, SettingsError | ModelError | LedgerError)
-    if "data-path" in context.node_config and not public:
+    public = isinstance(error, SettingsError | ModelError | LedgerError | DeviceMemoryError)
+    if not public and _has_own_file(context):
         log.error("refused a task: %s", error, exc_info=error)
         return f"{type(error).__name__}; the silo's own log says more"
     known = public or isinstance(error, ValueError)
     return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
 
 
+def _has_own_file(context: Context) -> bool:
+    try:
+        return silo_file_of(context.node_config) is not None
+    except SiloFileError:  # there is one, and it is not valid
+        return True
+
+
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:500]
+    return " ".join(str(error).split())[:2000]

@@ -1,26 +1,34 @@
 """Which silo a Flower node serves, and where its data and ledger are.
 
-In a simulation the node's ``partition-id`` counts through the silos of the data settings. In a
-deployment the node's own configuration names its data file (``data-path``), its name (``silo``) and
-its ledger (``ledger``), and what the server says about them is not used.
+A node with a silo's own file (:mod:`client.silo_file`) serves that silo: data, ledger, budget, limits,
+model folder and device are the file's, and what a server says about them is not used. A node without
+one is part of a simulation: its ``partition-id`` counts through the silos of the data settings.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from flwr.app import ConfigRecord, Context
 
+from client.limits import check_limits, localised
+from client.silo_file import SiloFile, silo_file_of
 from fedllm import __version__
 from fedllm import messages as names
+from fedllm.device_memory import limit_device, require_room_for_training
+from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silo_account import default_ledger
-from fedllm.silo_worker import SiloWorker, shared_worker, use_threads
-from fedllm.silos import Silo, load_federation, load_silo_file
+from fedllm.silo_worker import SiloWorker, shared_tunable, shared_worker, use_threads
+from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
+
+log = logging.getLogger("fedllm.client")
 
 
 def silo_of(settings: Settings, context: Context) -> Silo | None:
@@ -28,47 +36,152 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
 
     Raises:
         DataError: the data cannot be read or divided.
+        SiloFileError: the silo's own file is not valid.
     """
-    node = context.node_config
-    if "data-path" in node:
-        name = str(node.get("silo", f"silo-{context.node_id}"))
-        return load_silo_file(settings, str(node["data-path"]), name)
+    own = silo_file_of(context.node_config)
+    if own is not None:
+        return own_silo(own, settings)
     silos = load_federation(settings).silos
-    place = int(node.get("partition-id", -1))
+    place = int(context.node_config.get("partition-id", -1))
     return silos[place] if 0 <= place < len(silos) else None
 
 
+def own_silo(own: SiloFile, settings: Settings) -> Silo:
+    """The silo of a silo's own file, with the experiment's names for its columns.
+
+    Raises:
+        DataError: as :func:`fedllm.silos.load_silo_file`.
+    """
+    status = Path(own.data.path).stat() if Path(own.data.path).exists() else None
+    silo = _load(own, None if status is None else (status.st_mtime_ns, status.st_size))
+    task = settings.task
+    new = dict(zip(own.data.text, task.text, strict=True))
+    return with_columns(silo, new | {own.data.target: task.target})
+
+
+@lru_cache(maxsize=2)
+def _load(own: SiloFile, version: Any) -> Silo:
+    """Once for the same file on disk."""
+    data = own.data
+    return load_silo_file(
+        data.path,
+        own.name,
+        text=data.text,
+        target=data.target,
+        labels=data.labels,
+        encoding=data.encoding,
+        holdout=data.holdout,
+        holdout_seed=data.holdout_seed,
+    )
+
+
 def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> SiloWorker:
-    """The worker of this node's silo.
+    """The worker of this node's silo for a task.
 
     Raises:
         DataError: as :func:`silo_of`.
+        LimitRefused: the silo's own limits do not allow the task; nothing was read or recorded.
         ValueError: the node has no silo.
     """
+    own = silo_file_of(context.node_config)
+    folder, run_id = Path(str(config[names.RUN_FOLDER])), str(config[names.RUN_ID])
+    if own is not None:
+        return _open_own(own, settings, config, run_id)
     use_threads(settings.simulation.threads)
     silo = silo_of(settings, context)
     if silo is None:
         raise ValueError(f"Expected a silo for this node, its partition-id has none: {context}")
-    folder, run_id = Path(str(config[names.RUN_FOLDER])), str(config[names.RUN_ID])
-    node = context.node_config
-    if "ledger" in node:
-        ledger, log = Path(str(node["ledger"])), None
-    elif "data-path" in node:
-        ledger = Path.home() / ".fedllm" / f"{quote(silo.name, safe='')}.ledger.sqlite"
-        ledger.parent.mkdir(parents=True, exist_ok=True)
-        log = None
-    else:
-        ledger = default_ledger(settings, folder)
-        log = RunFolder(folder, run_id, settings).silo_log_path(silo.name)
-    return shared_worker(settings, silo, run=run_id, ledger=ledger, log=log)
+    return shared_worker(
+        settings,
+        silo,
+        run=run_id,
+        ledger=default_ledger(settings, folder),
+        log=RunFolder(folder, run_id, settings).silo_log_path(silo.name),
+    )
 
 
-def describe_node(settings: Settings, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
+def _open_own(own: SiloFile, settings: Settings, config: ConfigRecord, run_id: str) -> SiloWorker:
+    fields: Any = config
+    check_limits(
+        own,
+        settings,
+        server_round=int(fields[names.ROUND]),
+        planned_rounds=int(fields[names.PLANNED_ROUNDS]),
+    )
+    settings = localised(own, settings)
+    use_folders(own)
+    use_threads(settings.simulation.threads)
+    ledger = Path(own.ledger)
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    check_backbone(own, settings, str(fields.get(names.BACKBONE, "")))
+    return shared_worker(
+        settings,
+        own_silo(own, settings),
+        run=run_id,
+        ledger=ledger,
+        log=None if own.log is None else Path(own.log),
+        own=own.own_bounds(),
+    )
+
+
+def use_folders(own: SiloFile) -> None:
+    """Let this process keep converted models, codecs and the hub's files where the silo says."""
+    if own.cache is not None:
+        os.environ["FEDLLM_CACHE"] = own.cache
+        os.environ.setdefault("HF_HOME", str(Path(own.cache) / "hub"))
+
+
+def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
+    """Whether the silo's copy of the frozen model has the weights that it must have; loads it.
+
+    Args:
+        server: SHA-256 of the server's weights; empty where it sent none.
+
+    Raises:
+        ModelError: it cannot be loaded, or its digest is not the server's, or not that of ``model.sha256`` of
+            the silo's own file.
+        DeviceMemoryError: it does not fit the device.
+    """
+    if settings.endpoint.active:
+        return  # nobody here holds the model
+    device = resolve_device(settings.model.device)
+    if own.model.memory is not None:
+        limit_device(device, own.model.memory)
+    tunable = shared_tunable(settings)
+    found = tunable.backbone.weights_digest
+    for wanted, whose in (
+        (server, "the server's"),
+        (own.model.sha256, "model.sha256 of the silo's file"),
+    ):
+        if wanted and found != wanted:
+            raise ModelError(
+                f"Expected weights of SHA-256 {wanted} ({whose}), the silo's copy of the model has {found}: "
+                "another model, another version of it, or a damaged file"
+            )
+    require_room_for_training(settings, tunable)
+
+
+def describe_node(
+    settings: Settings, context: Context, backbone: str = ""
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Texts and numbers that the node tells about itself; sizes only where they are public.
+
+    A silo with its own file loads its model here, before the first round, and compares it.
+
+    Args:
+        backbone: as for :func:`check_backbone`.
 
     Raises:
         DataError: as :func:`silo_of`.
+        LimitRefused: the silo's own limits do not allow the experiment.
+        ModelError, DeviceMemoryError: as :func:`check_backbone`.
     """
+    own = silo_file_of(context.node_config)
+    if own is not None:
+        check_limits(own, settings)
+        settings = localised(own, settings)
+        use_folders(own)
+        check_backbone(own, settings, backbone)
     silo = silo_of(settings, context)
     info: dict[str, Any] = {
         names.SILO: silo.name if silo else "",

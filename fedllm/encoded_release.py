@@ -39,6 +39,7 @@ from torch import Tensor
 from fedllm.codec.base import Code, Codec
 from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.codec.layout import Layout
+from fedllm.codec.quantise import Quantised
 from fedllm.mechanism import add_noise
 from fedllm.settings import Settings
 from fedllm.tunable import PREFIX
@@ -81,8 +82,22 @@ class Encoding:
     def of(
         cls, codec: Codec, version: str, settings: Settings, like: Mapping[str, Tensor]
     ) -> Encoding:
-        """For tensors ``like`` these, under these settings."""
+        """For tensors ``like`` these, under these settings.
+
+        Guarantee: noise in the code is added only to codes that a bounded map makes. A codec comes from the
+        server, and one that chooses coordinates by the data would carry the choice beside the noise.
+
+        Raises:
+            ValueError: the codec is not the one that the settings name, or has no Lipschitz constant where
+                the noise is in the code.
+        """
         in_code = settings.privacy.mode == "dp" and settings.codec.noise == "in-code"
+        inner = codec.inner if type(codec) is Quantised else codec  # int8 is a kind of its own
+        if inner.name != settings.codec.name or (in_code and codec.lipschitz is None):
+            raise ValueError(
+                f"Expected a codec for codec.name={settings.codec.name}, codec.noise="
+                f"{settings.codec.noise}, got {inner.name}"
+            )
         scales = gradient_scales(settings, like)
         return cls(codec, version, Layout.of(like), scales, in_code)
 

@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import cached_file
 
 from fedllm import attention
+from fedllm.device_memory import require_room_for_weights
 from fedllm.embedded import (
     EMBEDDED_NAMES,
     ModelError,
@@ -128,6 +129,7 @@ def load_backbone(
 
     Raises:
         ModelError: the model is not found, or not usable here.
+        DeviceMemoryError: its weights do not fit the device.
         ValueError: an argument outside its range.
     """
     where = resolve_device(device)
@@ -141,6 +143,7 @@ def load_backbone(
         kind = kind or kind_of(config)
         _check_kind(name, config, kind)
         tokenizer = _from_hub(name, AutoTokenizer, source, options)
+        require_room_for_weights(name, _weight_files(source, revision), precision, where)
         loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
         model = _from_hub(name, loader, source, {**options, "dtype": precision, "config": config})
     files = (weight_file,) if weight_file else _weight_files(source, revision)
@@ -220,6 +223,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
             raise ValueError(f"Expected 'auto' or a torch device, got device={device!r}") from error
         if found.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"Expected an available device, got device={device!r} without CUDA")
+        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"Expected an available device, got device={device!r} with {torch.cuda.device_count()} GPUs"
+            )
         return found
     if torch.cuda.is_available():
         return torch.device("cuda")

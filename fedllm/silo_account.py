@@ -23,6 +23,7 @@ from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
 from fedllm.lmo_target import claimed_multiplier, true_multiplier
 from fedllm.mechanism import multiplier_of, noise_of, number_multiplier, unit_noise
+from fedllm.own_bounds import OwnBounds
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
@@ -64,6 +65,7 @@ class SiloAccount:
         examples: number of the silo's training examples.
         rounds: number of rounds in which this silo is planned to take part.
         ledger: the silo's open ledger.
+        own: what the silo itself allows, in its own file; None where it has no say of its own (simulation).
 
     Attributes:
         sampling_rate: of each example in each local step.
@@ -76,6 +78,7 @@ class SiloAccount:
         ValueError: no noise multiplier reaches the target whatever other runs spent, or the ledger
             holds what this party spent for another privacy unit (they do not compose); the message
             says so.
+        LimitRefused: the silo's own limits do not allow the mechanism.
     """
 
     def __init__(
@@ -87,8 +90,12 @@ class SiloAccount:
         examples: int,
         rounds: int,
         ledger: Ledger,
+        own: OwnBounds | None = None,
     ) -> None:
         self.settings = settings = settings.for_silo(party)
+        self.own = own
+        if own is not None:
+            own.check_kind(settings)
         self.run = run
         self.party = party
         self.rounds = rounds
@@ -101,7 +108,12 @@ class SiloAccount:
         self.sampling_rate = sampling_rate(settings, examples)
         self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
+        if own is not None:
+            self.bounds += (own.bound(),)
         self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
+        if own is not None:
+            trains = self.private and self.rounds > 0
+            own.check_mechanism(self.sampling_rate, self.noise_multiplier, trains)
 
     # -- events ----------------------------------------------------------------------------------
 
@@ -163,7 +175,9 @@ class SiloAccount:
         """What a budget counts: all that other runs spent (unless it is for this run alone), and this
         run's events that have a guarantee. What this run releases without one on purpose
         (``evaluation.clients = "raw"``) is in the ledger, makes every reported epsilon infinite, and
-        leaves the noise as it is."""
+        leaves the noise as it is. The silo's own budget counts everything."""
+        if bound.own:
+            return self.ledger.spent(Adversary("server"), party=self.party, unit=self.unit)
         mine = self.ledger.spent(self.adversary, party=self.party, run=self.run)
         total = mine if bound.this_run else self.spent()
         total.subtract({event: count for event, count in mine.items() if not is_private(event)})
@@ -203,7 +217,8 @@ class SiloAccount:
             return 0.0  # never trains; a training event without noise is refused
         if privacy.calibrate_to != "proven":
             return self._meet_unproven(steps)
-        return max(self._calibrate(bound, steps) for bound in self.bounds)
+        finite = [bound for bound in self.bounds if bound.budget.epsilon < float("inf")]
+        return max(self._calibrate(bound, steps) for bound in finite)
 
     @property
     def _rate(self) -> float:
@@ -251,16 +266,16 @@ class SiloAccount:
                 delta=budget.delta,
                 sampling_rate=self._rate,
                 steps=steps,
-                relation=self.relation,
+                relation=budget.relation,
                 other_events=before + self._planned_beside_training(),
-                accountant=self.settings.privacy.accountant,
+                accountant=budget.accountant.name,
                 cache_dir=cache_folder() / "calibration",
                 noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
             )
         except UnsupportedEvent:
             raise
         except ValueError as error:
-            if not before:
+            if not before and not bound.own:
                 raise ValueError(f"{bound.setting} of the silo {self.party}: {error}") from None
             refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
             raise bound.exceeded(refusal) from None
@@ -300,7 +315,7 @@ class SiloAccount:
         Raises:
             BudgetExceeded: it would exceed one.
         """
-        self._admit(self.training_events(server_round))
+        self._admit(self.training_events(server_round), TRAIN)
 
     def statistics_entry(self, key: str) -> LedgerEntry:
         """What :meth:`spend_statistics` records."""
@@ -308,7 +323,7 @@ class SiloAccount:
 
     def admit_statistics(self) -> None:
         """As :meth:`admit_training`, for the statistics before training."""
-        self._admit(self.statistics_events())
+        self._admit(self.statistics_events(), STATISTICS)
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
@@ -325,7 +340,7 @@ class SiloAccount:
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
         entry = self._entry(purpose, server_round, key, events)
         # Asked while no other process can write to the ledger.
-        return self.ledger.append(entry, lambda: self._admit(events))
+        return self.ledger.append(entry, lambda: self._admit(events, purpose))
 
     def _entry(
         self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]
@@ -341,9 +356,14 @@ class SiloAccount:
             details=self.details(),
         )
 
-    def _admit(self, events: Counter[DpEvent]) -> None:
+    def _admit(self, events: Counter[DpEvent], purpose: str) -> None:
         self._refuse_other_units()
         asked = {event: count for event, count in events.items() if is_private(event)}
+        if self.own is not None:
+            self.own.check_guarantee(events.total() - sum(asked.values()))
+            if purpose == TRAIN:
+                mine = self.ledger.entries(party=self.party, run=self.run)
+                self.own.check_rounds(sum(entry.purpose == TRAIN for entry in mine))
         for bound in self.bounds if asked else ():
             try:
                 bound.budget.admit(self._counted(bound), asked, self._ceiling(bound))

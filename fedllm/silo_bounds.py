@@ -51,12 +51,15 @@ class Bound:
         setting: name of the setting that gives it.
         scope: what counts, in words.
         this_run: whether this run's events alone count, or those of all runs on the ledger.
+        own: whether it is the silo's own (:mod:`fedllm.own_bounds`) and not the settings': then everything
+            in the ledger counts, what was released without a guarantee included.
     """
 
     setting: str
     scope: str
     budget: Budget
     this_run: bool
+    own: bool = False
 
     def exceeded(self, error: BudgetExceeded) -> BudgetExceeded:
         """The same refusal, with the name of this budget."""

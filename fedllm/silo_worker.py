@@ -29,6 +29,7 @@ from fedllm.flatness.perturbation import ascent_direction, is_perturbed
 from fedllm.forward_only import forward_only
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
+from fedllm.own_bounds import OwnBounds
 from fedllm.settings import Settings
 from fedllm.silo_account import (
     SiloAccount,
@@ -73,6 +74,7 @@ class SiloWorker:
         run: the run's id.
         ledger: the silo's ledger, open, or its path.
         log: file for what only the silo itself may see (counts of clipped gradients, ...), or None.
+        own: what the silo itself allows, see :mod:`fedllm.own_bounds`.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class SiloWorker:
         run: str,
         ledger: Ledger | Path,
         log: Path | None = None,
+        own: OwnBounds | None = None,
     ) -> None:
+        self.own = own
         self.settings = settings.for_silo(silo.name)
         self.silo = silo
         self.run = run
@@ -119,6 +123,7 @@ class SiloWorker:
                 examples=len(self.silo.train),
                 rounds=planned_rounds,
                 ledger=self.ledger,
+                own=self.own,
             )
         return self._account
 
@@ -456,14 +461,20 @@ def shared_tunable(settings: Settings) -> Tunable:
 
 
 def shared_worker(
-    settings: Settings, silo: Silo, *, run: str, ledger: Path, log: Path | None
+    settings: Settings,
+    silo: Silo,
+    *,
+    run: str,
+    ledger: Path,
+    log: Path | None,
+    own: OwnBounds | None = None,
 ) -> SiloWorker:
     """The worker of this silo in this run, once per process."""
-    key = (run, silo.name, settings.model_dump_json(), str(ledger), os.getpid())
+    key = (run, silo.name, settings.model_dump_json(), str(ledger), own, os.getpid())
     with _lock:
         found = _workers.get(key)
     if found is None:
-        found = SiloWorker(settings, silo, run=run, ledger=_shared_ledger(ledger), log=log)
+        found = SiloWorker(settings, silo, run=run, ledger=_shared_ledger(ledger), log=log, own=own)
         with _lock:
             _workers[key] = found
     return found

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from fedllm.data.holdout import split_holdout, text_hash
 from fedllm.data.hub import load_hub
+from fedllm.data.labels import label_index
 from fedllm.data.partition import partition
-from fedllm.data.records import DataError, TextDataset
+from fedllm.data.records import DataError, TextDataset, require_text
 from fedllm.data.sources import load_file
 from fedllm.data.tweets import load_tweets
 from fedllm.settings import DataSettings, Settings
@@ -53,16 +54,51 @@ def load_federation(settings: Settings) -> Federation:
     )
 
 
-def load_silo_file(settings: Settings, path: str | Path, name: str) -> Silo:
-    """One silo from its own data file (deployment: the node names the file).
+def load_silo_file(
+    path: str | Path,
+    name: str,
+    *,
+    text: Sequence[str] = ("text",),
+    target: str = "label",
+    labels: Sequence[str] = (),
+    encoding: str = "utf-8",
+    holdout: float = 0.0,
+    holdout_seed: int = 0,
+) -> Silo:
+    """One silo from its own data file, as the silo itself describes it (deployment).
+
+    Every argument is the silo's: whether the file can be read, and how it is divided, does not depend
+    on what an experiment asks for, so that neither tells a server anything of the data.
+
+    Args:
+        text, target: columns; no other is kept.
+        labels: classes that the target may be; empty for free text.
+        holdout, holdout_seed: share kept for the silo's own evaluation, and the seed of its hash.
 
     Raises:
-        DataError: as :func:`fedllm.data.sources.load_file`.
+        DataError: as :func:`fedllm.data.sources.load_file`; a blank text, or a class not among ``labels``.
     """
-    dataset = load_file(path, encoding=settings.data.encoding)
-    return _silo(
-        name, dataset, settings.evaluation.clients_holdout, settings.seed, settings.task.text
-    )
+    dataset = load_file(path, columns=(*text, target), encoding=encoding)
+    require_text(dataset, text if labels else (*text, target))
+    if labels:
+        label_index(dataset, target, labels)
+    return _silo(name, dataset, holdout, holdout_seed, text)
+
+
+def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
+    """The silo with its columns under other names.
+
+    Args:
+        names: the new name of each column, by the present one.
+    """
+
+    def renamed(dataset: TextDataset) -> TextDataset:
+        records = [{names[key]: value for key, value in row.items()} for row in dataset]
+        return TextDataset(records, dataset.name, tuple(names[key] for key in dataset.columns))
+
+    if all(old == new for old, new in names.items()):
+        return silo
+    return Silo(silo.name, renamed(silo.train), renamed(silo.held_out))
 
 
 def evaluation_set(settings: Settings) -> TextDataset:

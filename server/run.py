@@ -13,6 +13,7 @@ from fedllm import environment
 from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
+from fedllm.models import Backbone
 from fedllm.plan import for_silos, warnings
 from fedllm.run_folder import RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
@@ -72,9 +73,16 @@ def run_experiment(
         run.write_json("environment.json", environment.describe())
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
-        nodes, sizes = find_silos(
-            grid, settings, stop, expected_nodes, expected_silos=expected_silos
+        nodes, sizes, absent = find_silos(
+            grid,
+            settings,
+            stop,
+            expected_nodes,
+            expected_silos=expected_silos,
+            backbone=_digest(tunable),
         )
+        for sentence in absent:
+            everyone.record({"kind": "warning", "round": 0, "message": sentence})
         settings = _checked(settings, run, tunable, nodes, sizes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
@@ -183,11 +191,13 @@ def find_silos(
     expected: int | None,
     *,
     expected_silos: Sequence[str] = (),
-) -> tuple[dict[str, int], dict[str, int | None]]:
+    backbone: str = "",
+) -> tuple[dict[str, int], dict[str, int | None], list[str]]:
     """Ask the connected nodes who they are.
 
     Returns:
-        Node id and (public) number of examples of each silo, by name.
+        Node id and (public) number of examples of each silo, by name; and a sentence for each node that
+        takes no part, with why: it cannot, or its silo's own limits refuse the experiment.
 
     Raises:
         RunStopped: no node has a silo, two nodes have the same one, one of ``expected_silos`` did not
@@ -202,7 +212,7 @@ def find_silos(
             f"Expected {expected or 'some'} nodes within server.wait_for_clients="
             f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}{missing}"
         )
-    config = ConfigRecord({names.SETTINGS: to_json(settings)})
+    config = ConfigRecord({names.SETTINGS: to_json(settings), names.BACKBONE: backbone})
     tasks = [
         Message(
             RecordDict({names.CONFIG: config}), dst_node_id=node, message_type=MessageType.QUERY
@@ -212,7 +222,8 @@ def find_silos(
     replies = exchange(grid, tasks, timeout=settings.server.wait_for_clients, stop=stop)
     nodes: dict[str, int] = {}
     sizes: dict[str, int | None] = {}
-    problems = []
+    problems: list[str] = []
+    refused: dict[str, str] = {}
     for node, reply in zip(node_ids, replies, strict=True):
         if reply is None or reply.has_error():
             reason = "no reply" if reply is None else str(reply.error.reason)
@@ -220,7 +231,9 @@ def find_silos(
             continue
         info: Any = reply.content[names.INFO]
         if info[names.STATUS] == names.FAILED:
-            problems.append(str(info[names.REASON]))
+            problems.append(f"node {node}: {info[names.REASON]}")
+        elif info[names.STATUS] == names.LEFT:
+            refused[str(info[names.SILO])] = f"node {node}: {info[names.REASON]}"
         elif info[names.STATUS] == names.OK:
             name = str(info[names.SILO])
             if name in nodes:
@@ -229,7 +242,7 @@ def find_silos(
             numbers: Any = reply.content[names.METRICS]
             size = numbers.get(names.EXAMPLES)
             sizes[name] = None if size is None else int(size)
-    if absent := sorted(set(expected_silos) - set(nodes)):
+    if absent := sorted(set(expected_silos) - set(nodes) - set(refused)):
         said = f" ({'; '.join(problems)})" if problems else ""
         raise RunStopped(
             f"Expected the silos {', '.join(expected_silos)} within server.wait_for_clients="
@@ -237,9 +250,12 @@ def find_silos(
         )
     share = len(problems) / max(1, len(problems) + len(nodes))
     if not nodes or share > settings.server.max_failures:
-        said = "; ".join(dict.fromkeys(problems)) or "none of the nodes has a silo"
+        said = (
+            "; ".join(dict.fromkeys([*problems, *refused.values()]))
+            or "none of the nodes has a silo"
+        )
         raise RunStopped(f"No run: {said}")
-    return nodes, sizes
+    return nodes, sizes, [f"without {said}" for said in (*problems, *refused.values())]
 
 
 class _Judge:
@@ -291,6 +307,12 @@ class _Judge:
             )
 
 
+def _digest(tunable: Tunable) -> str:
+    """SHA-256 of the frozen model's weights; empty where it is behind an endpoint."""
+    backbone = tunable.backbone
+    return backbone.weights_digest if isinstance(backbone, Backbone) else ""
+
+
 def _cores() -> int:
     import os
 
@@ -326,6 +348,7 @@ def _make_strategy(
         schedule=schedule,
         run_id=run.run_id,
         run_folder=str(run.path),
+        backbone=_digest(tunable),
         stop=stop,
         trusted_noise=trusted,
         emit=emit.record,

@@ -68,7 +68,8 @@ class PrefixStrategy(Strategy):
         params: the global parameters, float32 on the CPU.
         nodes: node id of each silo.
         schedule: the silos of each round.
-        run_id, run_folder: sent along with each task.
+        run_id, run_folder, backbone: sent along with each task; the last is the digest of the frozen model's
+            weights, which a silo with a copy of its own compares (empty: it does not).
         stop: set by another thread to interrupt.
         trusted_noise: adds the noise where the server is trusted with it, else None.
         emit: takes each record of the run (see :mod:`server.callbacks`).
@@ -91,6 +92,7 @@ class PrefixStrategy(Strategy):
         schedule: Sequence[Sequence[str]],
         run_id: str,
         run_folder: str,
+        backbone: str = "",
         stop: threading.Event,
         trusted_noise: TrustedNoise | None = None,
         emit: Any = None,
@@ -105,6 +107,7 @@ class PrefixStrategy(Strategy):
         self.schedule = schedule
         self.run_id = run_id
         self.run_folder = run_folder
+        self.backbone = backbone
         self.stop = stop
         self.trusted_noise = trusted_noise
         self.emit = emit or (lambda record: None)
@@ -387,6 +390,7 @@ class PrefixStrategy(Strategy):
                     names.SETTINGS: to_json(self.settings.for_silo(name)),
                     names.RUN_ID: self.run_id,
                     names.RUN_FOLDER: self.run_folder,
+                    names.BACKBONE: self.backbone,
                     names.ROUND: server_round,
                     names.PLANNED_ROUNDS: planned_rounds(self.schedule, name),
                     names.CODEC_VERSION: "" if self.codec is None else self.codec.encoding.version,

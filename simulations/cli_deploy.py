@@ -13,6 +13,9 @@ from typing import Annotated
 
 import typer
 
+from client.approval import read_approved
+from client.silo_file import load_silo, template
+from fedllm.durable import write_text
 from server.deployment import certificates, control, node, processes, programs, setup
 from server.deployment.app_bundle import bundle, bundle_hash, make_app
 from server.deployment.folder import (
@@ -25,7 +28,7 @@ from server.deployment.folder import (
     Ports,
     find_folder,
 )
-from simulations import cli_deploy_runs
+from simulations import cli_deploy_node, cli_deploy_runs
 from simulations.cli_output import OneLineErrors, OneLineGroup
 
 app = typer.Typer(
@@ -50,6 +53,7 @@ NodeName = Annotated[str, typer.Argument(metavar="NAME", help="The node's name."
 def register(parent: typer.Typer) -> None:
     """Add ``deploy`` to the command line."""
     cli_deploy_runs.register(app)
+    cli_deploy_node.add(app)
     parent.add_typer(app)
 
 
@@ -92,6 +96,7 @@ def init(
     typer.echo(f"made {home.path}")
     typer.echo(f"the app that nodes approve: {digest}")
     for added in deployment.nodes:
+        _write_silo(home, added)
         typer.echo(f"for the machine of {added}: {home.node(added)}")
     if deployment.ports.operator:
         typer.echo(f"for the operator's machine: {home.operator}")
@@ -153,14 +158,28 @@ def run_node(
         (home / name).mkdir(parents=True, exist_ok=True)
     processes.claim(home / "state" / "node.pid")
     processes.require_free_port(settings.port, "this node's programs (port in node.toml)")
-    program = programs.node_program(home, settings)
-    supervisor = processes.Supervisor([program], _say, node.why_it_ended)
+    own = load_silo(programs.silo_path(home, settings))
+    if own.name != settings.name:
+        raise DeploymentError(
+            f"Expected the name of the node ({settings.name}) as name of its silo in "
+            f"{programs.silo_path(home, settings)}, got {own.name}"
+        )
+    certificates.make_secret(home / "state" / "superexec.secret")
+    started = programs.node_programs(home, settings)
+    supervisor = processes.Supervisor(started, _say, node.why_it_ended)
     processes.stop_on_signals(supervisor.stop)
     _wait_for_server(home, settings, supervisor.stop)
     if not supervisor.stop.is_set():
-        _say(f"node {settings.name} connects to {settings.server}; log: {program.log}")
+        _say(f"node {settings.name} connects to {settings.server}; logs: {home / 'logs'}")
+        if not read_approved(own.approved):
+            _say(f"no app is approved in {own.approved}, so none runs: fedllm deploy approve")
         supervisor.run()
     _say("stopped")
+
+
+def _write_silo(home: Folder, name: str) -> None:
+    """A silo's own file to begin with; its people fill it in on their machine."""
+    write_text(home.node(name) / "silo.toml", template(name))
 
 
 def _wait_for_server(home: Path, settings: node.NodeFile, stop: threading.Event) -> None:
@@ -189,6 +208,7 @@ def add_node(
     """Add a node, or give one a new key (its old one is refused from then on)."""
     home = Folder(find_folder(folder))
     deployment = setup.add_node(home, home.load(), name, public_key)
+    _write_silo(home, name)
     typer.echo(f"for the machine of {name}: {home.node(name)}")
     _register_now(home, deployment)
 

@@ -4,7 +4,8 @@ Flower Grid without an engine. Messages cross as protobuf bytes, as they do on a
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -28,23 +29,30 @@ class LocalGrid(Grid):
 
     Args:
         client_app: Flower's ClientApp.
-        nodes: number of nodes.
+        nodes: each node's own configuration, or the number of nodes that have none.
         tamper: may change or withhold replies.
     """
 
-    def __init__(self, client_app: Any, nodes: int, tamper: Tamper | None = None) -> None:
+    def __init__(
+        self,
+        client_app: Any,
+        nodes: int | Sequence[Mapping[str, str | int]],
+        tamper: Tamper | None = None,
+    ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
+        if isinstance(nodes, int):
+            nodes = [{"partition-id": i, "num-partitions": nodes} for i in range(nodes)]
         self.client_app = client_app
         self.tamper = tamper
         self.contexts = {
             FIRST_NODE + i: Context(
                 run_id=RUN_ID,
                 node_id=FIRST_NODE + i,
-                node_config={"partition-id": i, "num-partitions": nodes},
+                node_config=dict(config),
                 state=RecordDict(),
                 run_config={},
             )
-            for i in range(nodes)
+            for i, config in enumerate(nodes)
         }
         self.replies: dict[str, Message] = {}
         self.sent = 0
@@ -105,17 +113,23 @@ def federate(
     tamper: Tamper | None = None,
     stop: threading.Event | None = None,
     callbacks: Any = (),
+    silo_files: Sequence[Path] = (),
 ) -> str:
-    """Run a run folder's experiment in this process, or go on with it; its status."""
+    """Run a run folder's experiment in this process, or go on with it; its status.
+
+    Args:
+        silo_files: the silos' own files, a node each; none: the silos of the settings' data.
+    """
     from client.app import app
 
-    nodes = len(load_federation(run.settings()).silos)
-    grid = LocalGrid(app, nodes, tamper)
+    count = len(load_federation(run.settings()).silos)
+    own: list[dict[str, str | int]] = [{"silo-file": str(path)} for path in silo_files]
+    grid = LocalGrid(app, own or count, tamper)
     return run_experiment(
         grid,
         run,
         stop=stop,
-        expected_nodes=nodes,
+        expected_nodes=len(own) or count,
         callbacks=callbacks,
         evaluation_threads=run.settings().simulation.threads,
     )

@@ -85,6 +85,22 @@ def codec_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
         raise ValueError(f"Expected the state of codec {name}: {error!r}") from None
 
 
+def codec_names(meta: Mapping[str, Any]) -> list[str]:
+    """Names of a codec and of what it wraps, outermost first, from the JSON part of its state.
+
+    Raises:
+        ValueError: it is not the state of a codec.
+    """
+    names = []
+    part: Any = meta
+    while isinstance(part, Mapping):
+        names.append(str(part.get("name")))
+        part = part.get("inner")
+    if not names or any(name not in _BY_NAME for name in names):
+        raise ValueError(f"Expected a codec of {', '.join(_BY_NAME)}, got {'/'.join(names)!r}")
+    return names
+
+
 __all__ = [
     "Code",
     "Codec",
@@ -92,5 +108,6 @@ __all__ = [
     "Layout",
     "Prior",
     "codec_from_state",
+    "codec_names",
     "make_codec",
 ]

@@ -127,13 +127,15 @@ class NodeFile(_Section):
         name: the node's, and its silo's.
         server: ``host:port`` of the server's door for nodes.
         port: loopback port of the node's own programs; another one for each node of a machine.
-        config: further entries of Flower's node configuration: ``data-path``, ``ledger``, ...
-            Relative paths are relative to the file.
+        silo: the silo's own file (data, ledger, budget, limits); relative to this one.
+        config: further entries of Flower's node configuration; of them, paths (``...-file``) are relative to
+            this file.
     """
 
     name: str
     server: str
     port: Port = 9094
+    silo: str = "silo.toml"
     config: dict[str, str | int | float | bool] = {}
 
     @field_validator("name")

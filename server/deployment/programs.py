@@ -12,7 +12,8 @@ from pathlib import Path
 
 from server.deployment.folder import Deployment, DeploymentError, Folder, NodeFile
 
-SUPERLINK, SUPEREXEC, PROXY, SUPERNODE = "superlink", "superexec", "proxy", "supernode"
+SUPERLINK, SUPEREXEC, PROXY = "superlink", "superexec", "proxy"
+SUPERNODE, EXECUTOR = "supernode", "executor"
 
 
 @dataclass(frozen=True)
@@ -95,32 +96,52 @@ def server_programs(folder: Folder, deployment: Deployment) -> list[Program]:
     ]
 
 
-def node_program(folder: Path, node: NodeFile) -> Program:
-    """The SuperNode of a node's folder.
+def node_programs(folder: Path, node: NodeFile) -> list[Program]:
+    """A node's SuperNode, and the silo's executor, which runs the app in the place of Flower's own.
+
+    The two share a secret, so that no other user of the machine takes the silo's tasks.
 
     Raises:
         DeploymentError: Flower is not installed.
     """
-    command = [
+    secret = folder / "state" / "superexec.secret"
+    supernode = [
         find_program("flower-supernode"),
         *("--superlink", node.server),
         *("--root-certificates", str(folder / "ca.pem")),
         *("--auth-supernode-private-key", str(folder / "node.key")),
         *("--host", "127.0.0.1", "--port", str(node.port)),
+        *("--isolation", "process"),
+        *("--superexec-auth-secret-file", str(secret)),
         *("--node-config", node_config(folder, node)),
     ]
+    executor = [
+        *(sys.executable, "-m", "client.executor"),
+        *("--silo", str(silo_path(folder, node))),
+        *("--runtime-api-address", f"127.0.0.1:{node.port}", "--insecure"),
+        *("--superexec-auth-secret-file", str(secret)),
+    ]
     environment = flower_environment(folder / "state" / "flwr") | {"PATH": search_path()}
-    log = folder / "logs" / f"{SUPERNODE}.log"
-    return Program(SUPERNODE, tuple(command), folder, log, environment, restart_after=15.0)
+
+    def program(name: str, command: list[str], restart_after: float) -> Program:
+        log = folder / "logs" / f"{name}.log"
+        return Program(name, tuple(command), folder, log, environment, restart_after)
+
+    return [program(SUPERNODE, supernode, 15.0), program(EXECUTOR, executor, 2.0)]
+
+
+def silo_path(folder: Path, node: NodeFile) -> Path:
+    """Where a node's silo has its own file."""
+    return (folder / Path(node.silo).expanduser()).absolute()
 
 
 def node_config(folder: Path, node: NodeFile) -> str:
-    """Flower's node configuration: the silo's name and what node.toml adds, paths made absolute."""
-    entries: dict[str, str | int | float | bool] = {"silo": node.name, **node.config}
+    """Flower's node configuration: the silo's own file and what node.toml adds, paths made absolute."""
+    entries: dict[str, str | int | float | bool] = {"silo-file": node.silo, **node.config}
     written = []
     for key, value in entries.items():
         if isinstance(value, str):
-            if key in ("data-path", "ledger") or key.endswith("-file"):
+            if key.endswith("-file"):
                 value = str((folder / Path(value).expanduser()).absolute())
             if '"' in value or "\\" in value:
                 raise DeploymentError(f"Expected no quotes or backslashes in {key}, got {value!r}")

@@ -190,8 +190,6 @@ def _write_all(folder: Path, files: dict[str, str]) -> None:
 _NODE_HEAD = """\
 # A node of a federation: copy this folder to its machine, with node.key readable by its owner alone.
 # Start: fedllm deploy node --folder .
-# What this silo trains on and keeps its account in goes below [config], for example
-#   data-path = "data.jsonl"
-#   ledger = "ledger.sqlite"
+# What this silo trains on, its budget and its limits are in its own file, `silo`. The server never sees it.
 
 """

@@ -19,6 +19,7 @@ from fedllm.codec import Code, Codec, Layout, make_codec
 from fedllm.codec.base import State
 from fedllm.codec.prior import Prior
 from fedllm.codec.random_projection import RandomProjection
+from fedllm.codec.top_k import TopK
 from fedllm.codec_store import (
     CodecMissing,
     codec_from_store,
@@ -99,7 +100,21 @@ def some_codec(name: str, params: Mapping[str, Tensor], ratio: float = 4.0) -> C
 
 
 def encoding_of(codec: Codec, settings: Settings, params: Mapping[str, Tensor]) -> Encoding:
+    """For this codec, whatever ``codec.name`` the settings have."""
+    named = settings.codec.model_copy(update={"name": codec.name})
+    settings = settings.model_copy(update={"codec": named})
     return Encoding.of(codec, codec.version, settings, params)
+
+
+def test_a_codec_from_the_server_must_be_the_named_one(tiny_settings: Make) -> None:
+    """One that chooses coordinates by the data tells the choice beside noise that is in the code."""
+    params = {"head.weight": torch.zeros(4, 5)}
+    settings = tiny_settings(**IN_CODE, **{"codec.name": "linear"})
+    chooses = TopK.of_ratio(20, 4.0)
+    with pytest.raises(ValueError, match=r"codec\.name=linear.*got top-k"):
+        Encoding.of(chooses, chooses.version, settings, params)
+    with pytest.raises(ValueError, match=r"codec\.noise=in-code, got top-k"):
+        encoding_of(chooses, settings, params)
 
 
 def train(

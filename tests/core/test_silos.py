@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fedllm.data.records import DataError
-from fedllm.silos import evaluation_set, load_federation, load_silo_file
+from fedllm.silos import evaluation_set, load_federation, load_silo_file, with_columns
 
 Make = Callable[..., Any]
 
@@ -119,9 +119,27 @@ def test_what_is_wrong_with_the_data_is_named(
         load_federation(tiny_settings(**changes))
 
 
-def test_a_silo_from_its_own_file(tiny_settings: Make, word_files: Path) -> None:
-    silo = load_silo_file(tiny_settings(), word_files / "validation.jsonl", "own")
+def test_a_silo_from_its_own_file(word_files: Path) -> None:
+    path = word_files / "validation.jsonl"
+    silo = load_silo_file(path, "own", labels=("low", "high"))
     assert silo.name == "own"
     assert len(silo.train) == 40
+    assert silo.train.columns == ("text", "label")  # no other column is kept
     with pytest.raises(DataError, match=r"absent\.jsonl"):
-        load_silo_file(tiny_settings(), word_files / "absent.jsonl", "own")
+        load_silo_file(word_files / "absent.jsonl", "own")
+    with pytest.raises(DataError, match="low"):
+        load_silo_file(path, "own", labels=("high",))
+    other = with_columns(silo, {"text": "body", "label": "class"})
+    assert other.train.columns == ("body", "class")
+    assert other.train[3] == {"body": silo.train[3]["text"], "class": silo.train[3]["label"]}
+
+
+def test_a_silo_holds_out_by_its_own_seed(word_files: Path) -> None:
+    def held(seed: int) -> list[str]:
+        options = {"labels": ("low", "high"), "holdout": 0.3, "holdout_seed": seed}
+        silo = load_silo_file(word_files / "validation.jsonl", "own", **options)
+        assert len(silo.train) + len(silo.held_out) == 40
+        return [row["text"] for row in silo.held_out]
+
+    assert held(1) == held(1)
+    assert held(1) != held(2)

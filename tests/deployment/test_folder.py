@@ -159,9 +159,10 @@ def test_folder_is_found_by_option_environment_or_here(
 
 
 def test_node_configuration(tmp_path: Path) -> None:
-    entries = {"data-path": "d a.jsonl", "partition-id": 3, "x": True}
+    entries = {"other-file": "d a.jsonl", "partition-id": 3, "x": True}
     made = node_config(tmp_path, NodeFile(name="a", server="h:1", config=entries))
-    assert made == f'silo="a" data-path="{tmp_path}/d a.jsonl" partition-id=3 x=true'
+    named = f'silo-file="{tmp_path}/silo.toml" other-file="{tmp_path}/d a.jsonl"'
+    assert made == f"{named} partition-id=3 x=true"
     with pytest.raises(DeploymentError, match="no quotes"):
         node_config(tmp_path, NodeFile(name="a", server="h:1", config={"x": 'a"b'}))
 

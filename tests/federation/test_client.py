@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from own_silo import write_silo
 
 from client.app import app
 from client.node import open_silo
@@ -86,24 +87,26 @@ def test_a_silos_own_data_do_not_leave_in_an_error(tiny_settings: Make, tmp_path
     rows = [{"text": "w5", "label": "low"}] * 5 + [{"text": "w6", "label": "HIV-positive"}]
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    node = {"data-path": str(path), "silo": "clinic", "ledger": str(tmp_path / "own.sqlite")}
-    reply = app(task("train", tiny_settings(), tmp_path), context(**node))
+    settings = tiny_settings()
+    silo = write_silo(tmp_path, settings, path)
+    reply = app(task("train", settings, tmp_path), context(**{"silo-file": str(silo)}))
     assert info(reply)[names.STATUS] == names.FAILED
     assert "HIV" not in str(reply.content)
     assert "DataError" in info(reply)[names.REASON]
 
 
 def test_a_node_with_its_own_data_keeps_its_own_ledger(
-    tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word_files: Path
+    tiny_settings: Make, tmp_path: Path, word_files: Path
 ) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     settings = tiny_settings(**{"privacy.ledger": str(tmp_path / "the-servers-choice.sqlite")})
-    node = {"data-path": str(word_files / "validation.jsonl"), "silo": "../evil/name"}
+    silo = write_silo(tmp_path / "silo", settings, word_files / "validation.jsonl")
     config = task("query", settings, tmp_path).content[names.CONFIG]
-    worker = open_silo(settings, context(**node), config)
-    assert worker.ledger.path.parent == tmp_path / "home" / ".fedllm"
+    worker = open_silo(settings, context(**{"silo-file": str(silo)}), config)
+    assert worker.ledger.path == tmp_path / "silo" / "ledger.sqlite"
+    assert worker.settings.privacy.ledger is None
     assert not (tmp_path / "the-servers-choice.sqlite").exists()
-    assert worker.log is None
+    assert worker.log == tmp_path / "silo" / "rounds.jsonl"
+    assert sorted(worker.silo.train.columns) == ["label", "text"]
 
 
 def test_malformed_settings_are_a_reply_and_not_a_crash(

@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_silo import write_silo
 
+from client.approval import approve
 from server.deployment import setup
+from server.deployment.app_bundle import bundle, bundle_hash
 from server.deployment.folder import NODE, Deployment, Folder, Ports
 
 ROOT = Path(__file__).resolve().parents[2]
+GENEROUS = {
+    "budget.epsilon": 1000.0,
+    "limits.rounds": 1000,
+    "limits.local_steps": 1000,
+    "limits.sampling_rate": 1.0,
+    "limits.noise_multiplier": 0.0,
+}
+"""Limits of a silo that no test of the rest runs into."""
 PATIENCE = 240.0
 """Seconds for what takes a few on a machine that does nothing else."""
 
@@ -108,11 +119,13 @@ class Federation:
             self.edit_node(name, port)
 
     def edit_node(self, name: str, port: int) -> None:
-        """What the silo's people write into node.toml."""
-        path = self.folder.node(name) / NODE
+        """What the silo's people write into node.toml and their own file, and the app they approve."""
+        part = self.folder.node(name)
+        path = part / NODE
         text = path.read_text(encoding="utf-8").replace("port = 9094", f"port = {port}")
-        text += 'data-path = "data.jsonl"\nledger = "ledger.sqlite"\n'
         path.write_text(text, encoding="utf-8")
+        write_silo(part, None, Path("data.jsonl"), name=name, **GENEROUS)
+        approve(part / "approved.json", bundle_hash(bundle(self.folder.app)))
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "simulations.cli", "deploy", *words]

@@ -18,6 +18,7 @@ from . import (
     randomness,
     report,
     silo,
+    silo_limits,
     teacher,
 )
 
@@ -30,6 +31,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *accountants.MUTATIONS,
     *ledger.MUTATIONS,
     *silo.MUTATIONS,
+    *silo_limits.MUTATIONS,
     *federation.MUTATIONS,
     *deployment.MUTATIONS,
     *layers.MUTATIONS,

@@ -74,7 +74,7 @@ MUTATIONS = (
     Mutation(
         "missing-silos-ignored",
         "server/run.py",
-        "    if absent := sorted(set(expected_silos) - set(nodes)):\n",
+        "    if absent := sorted(set(expected_silos) - set(nodes) - set(refused)):\n",
         "    if absent := []:\n",
         "A run begins without a silo that it was told to wait for.",
         ("tests/federation/test_expected_silos.py::test_who_is_missing_is_named",),

@@ -161,8 +161,8 @@ MUTATIONS = (
     Mutation(
         "noise-for-the-laxer-budget",
         "fedllm/silo_account.py",
-        "return max(self._calibrate(bound, steps) for bound in self.bounds)",
-        "return min(self._calibrate(bound, steps) for bound in self.bounds)",
+        "return max(self._calibrate(bound, steps) for bound in finite)",
+        "return min(self._calibrate(bound, steps) for bound in finite)",
         "With two budgets the noise fits the larger one: the run ends early or overspends.",
         (f"{_ACCOUNT}::test_run_epsilon_bounds_each_run_and_epsilon_all_of_them",),
     ),

@@ -1,0 +1,265 @@
+"""A silo's executor: takes tasks from its SuperNode and runs them with an approved bundle only.
+
+Stands in the place of Flower's own ``flower-superexec`` beside ``flower-supernode --isolation process``,
+with two differences. The bundle that came with a run is unpacked and imported only where the SHA-256 of
+its bytes is on the silo's list (:mod:`client.approval`). And one process serves all tasks of a bundle
+(:mod:`client.worker_process`), where Flower starts one for each: the model is loaded once.
+
+``python -m client.executor --silo silo.toml --runtime-api-address 127.0.0.1:9094 --insecure``
+
+Speaks Flower's runtime interface by Flower's own client. Its names are no public interface of Flower's,
+and are those of the pinned version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from flwr.app import Context, Error, Message
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.auth import load_superexec_auth_secret
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from client.approval import ApprovalError, digest_of, is_approved
+from client.bundle_worker import LOG_FORMAT
+from client.silo_file import SiloFile, SiloFileError, load_silo
+from client.worker_process import WorkerProcess
+
+log = logging.getLogger("fedllm.executor")
+_ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the SuperNode's runtime interface is.
+
+    Attributes:
+        address: ``host:port``, on this machine.
+        certificates: PEM of the authority that it is checked against; None for plain HTTP.
+        secret: shared with the SuperNode, which then gives tasks to nobody else on this machine.
+    """
+
+    address: str
+    certificates: bytes | None = None
+    secret: bytes | None = None
+
+    def client(self, token: str | None = None) -> RuntimeHttpClient:
+        """A connection: for taking tasks, or with a task's token for that task."""
+        name = "SuperExec" if token is None else "flwr-clientapp"
+        interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name=name)]
+        if token is not None:
+            interceptors.append(RuntimeTokenHttpInterceptor(token))
+        elif self.secret is not None:
+            interceptors.append(
+                SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=_ACQUIRE)
+            )
+        invoker = make_simple_http_retry_invoker()
+        if token is None:
+            invoker.max_tries = (
+                1  # the executor's own loop tries again, and can be stopped meanwhile
+            )
+        return RuntimeHttpClient.from_server_address(
+            server_address=self.address,
+            insecure=self.certificates is None,
+            root_certificates=self.certificates,
+            interceptors=interceptors,
+            retry_invoker=invoker,
+        )
+
+
+class Executor:
+    """Runs a node's tasks.
+
+    Args:
+        silo_file: the silo's own file; read anew for each task.
+        address: of the SuperNode.
+        poll: seconds between two looks for a task.
+
+    Attributes:
+        stop: set it to end :meth:`run`.
+        worker: the process that has the model loaded, or None.
+    """
+
+    def __init__(self, silo_file: Path, address: Address, poll: float = 0.2) -> None:
+        self.silo_file = silo_file.absolute()
+        self.address = address
+        self.poll = poll
+        self.stop = threading.Event()
+        self.worker: WorkerProcess | None = None
+        self._used = time.monotonic()
+
+    def run(self) -> None:
+        """Take and run tasks until ``stop`` is set; a SuperNode that is away is waited for.
+
+        Raises:
+            SiloFileError: the silo's own file is not valid (asked at the start).
+        """
+        load_silo(self.silo_file)
+        client = self.address.client()
+        away = False
+        try:
+            while not self.stop.wait(self.poll):
+                try:
+                    found = client.AcquireTask(
+                        AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+                    )
+                except httpx.HTTPError as error:
+                    if not away:
+                        log.warning(
+                            "the SuperNode at %s does not answer: %s", self.address.address, error
+                        )
+                    away = True
+                    continue
+                if away:
+                    log.info("the SuperNode at %s answers again", self.address.address)
+                    away = False
+                if found.HasField("task") and found.token:
+                    self._run_task(found.token, found.task.task_id)
+                else:
+                    self._end_idle_worker()
+        finally:
+            client.close()
+            self._end_worker()
+
+    def interrupt(self) -> None:
+        """End :meth:`run` soon: a task in progress is answered with an error. For signal handlers."""
+        self.stop.set()
+        if self.worker is not None:
+            self.worker.kill()
+
+    def _run_task(self, token: str, task_id: int) -> None:
+        client = self.address.client(token)
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        status, details, context = SubStatus.FAILED, "", None
+        try:
+            heartbeat.start()
+            message, context, _, bundle = pull_task_input(client)
+            reply, context = self.answer(message, context, bundle.content, task_id)
+            push_message(client, reply, context)
+            status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
+            details = str(reply.error.reason) if reply.has_error() else ""
+        except (httpx.HTTPError, RuntimeError) as error:
+            log.error("a task is lost: %s", error)
+            details = f"a task is lost: {type(error).__name__}"
+        finally:
+            push_task_output(client, context, status, details)
+            if heartbeat.is_running:
+                heartbeat.stop()
+            client.close()
+            self._used = time.monotonic()
+
+    def answer(
+        self, message: Message, context: Context, bundle: bytes, task_id: int
+    ) -> tuple[Message, Context]:
+        """The reply to a task that came with a bundle, and the app's state after it.
+
+        Guarantee: nothing of a bundle is unpacked, read or imported by this function unless the SHA-256
+        of its bytes is approved; the reply then says so, and what would approve it.
+        """
+        digest = digest_of(bundle)
+        try:
+            silo = load_silo(self.silo_file)
+            approved = is_approved(silo.approved, bundle)
+        except (SiloFileError, ApprovalError) as error:
+            log.error("no task is run: %s", error)
+            return _refusal(
+                message, f"{type(error).__name__}; the silo's own log says more"
+            ), context
+        if not approved:
+            log.error("refused the bundle %s: it is not in %s", digest, silo.approved)
+            reason = (
+                f"Expected an app bundle that the silo {silo.name} has approved, got the one of SHA-256 "
+                f"{digest}; `fedllm deploy approve` on the node allows it"
+            )
+            return _refusal(message, reason), context
+        worker = self._worker_for(bundle, digest)
+        began = time.monotonic()
+        reply, context = worker.answer(message, context, task_id, silo.limits.seconds)
+        log.info(
+            "%s of run %s: %.3f s%s",
+            message.metadata.message_type,
+            message.metadata.run_id,
+            time.monotonic() - began,
+            f", failed: {reply.error.reason}" if reply.has_error() else "",
+        )
+        return reply, context
+
+    def _worker_for(self, bundle: bytes, digest: str) -> WorkerProcess:
+        worker = self.worker
+        if worker is not None and (worker.digest != digest or not worker.alive):
+            self._end_worker()
+            worker = None
+        if worker is None:
+            worker = self.worker = WorkerProcess(bundle, digest, self.silo_file)
+            log.info("bundle %s: process %d", digest[:12], worker.pid)
+        return worker
+
+    def _end_idle_worker(self) -> None:
+        if self.worker is None or time.monotonic() - self._used < 5:
+            return
+        try:
+            silo: SiloFile | None = load_silo(self.silo_file)
+        except SiloFileError:
+            silo = None  # not valid any more: nothing of it may go on
+        if silo is None or time.monotonic() - self._used > silo.model.keep:
+            log.info("process %d has no task: its memory is given back", self.worker.pid)
+            self._end_worker()
+
+    def _end_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.end()
+            self.worker = None
+
+
+def _refusal(message: Message, reason: str) -> Message:
+    return Message(Error(ErrorCode.INVALID_FAB, reason), reply_to=message)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run an executor until SIGTERM or SIGINT."""
+    parser = argparse.ArgumentParser(prog="python -m client.executor", description=__doc__)
+    parser.add_argument("--silo", type=Path, required=True, help="the silo's own file")
+    parser.add_argument("--runtime-api-address", default="127.0.0.1:9094", metavar="HOST:PORT")
+    secure = parser.add_mutually_exclusive_group(required=True)
+    secure.add_argument("--insecure", action="store_true", help="plain HTTP, on this machine")
+    secure.add_argument("--root-certificates", type=Path, metavar="PEM")
+    parser.add_argument("--superexec-auth-secret-file", type=Path, metavar="FILE")
+    parser.add_argument("--poll", type=float, default=0.2, help="seconds between looks for a task")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    secret = given.superexec_auth_secret_file
+    address = Address(
+        given.runtime_api_address,
+        None if given.insecure else given.root_certificates.read_bytes(),
+        None if secret is None else load_superexec_auth_secret(secret_file=secret),
+    )
+    executor = Executor(given.silo, address, given.poll)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: executor.interrupt())
+    try:
+        executor.run()
+    except SiloFileError as error:
+        raise SystemExit(f"fedllm: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""What a silo refuses, before any data is read and any row written.
+
+A server's settings are held against the silo's own file here, as far as they alone tell; what only the
+calibrated mechanism tells (its noise, the sampling rate of a batch size, what is left of the budget) is
+held against the same file by the silo's account (:mod:`fedllm.own_bounds`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from client.silo_file import Quantity, SiloFile
+from fedllm.codec import codec_names
+from fedllm.own_bounds import LimitRefused
+from fedllm.settings import Settings
+
+
+def check_limits(
+    silo: SiloFile, settings: Settings, *, server_round: int = 0, planned_rounds: int = 0
+) -> None:
+    """Whether an experiment, and a task of it, keeps to the silo's limits.
+
+    Reads no data: the answer depends on the settings and the silo's file alone.
+
+    Args:
+        settings: as the server sent them; the silo's own values in them hold (``Settings.for_silo``).
+        server_round, planned_rounds: of the task; 0 where it has none.
+
+    Raises:
+        LimitRefused: it does not; every reason is in the message, with setting, limit and what was asked.
+    """
+    own = settings.for_silo(silo.name)
+    problems = [
+        *_kind(silo, own),
+        *_amounts(silo, own, server_round, planned_rounds),
+        *_names(silo, own),
+        *_data(silo, own),
+    ]
+    if problems:
+        raise LimitRefused(f"refused by the silo {silo.name}: " + "; ".join(problems))
+
+
+def check_codec(silo: SiloFile, meta: Mapping[str, Any]) -> None:
+    """Whether a codec that the server sends may be kept at the silo.
+
+    Args:
+        meta: the JSON part of its state.
+
+    Raises:
+        LimitRefused: it, or what it wraps, is not among those that the silo allows.
+        ValueError: it is no codec.
+    """
+    for name in codec_names(meta):
+        if name != "quantised" and name not in silo.limits.codecs:  # fewer bits of an allowed one
+            raise LimitRefused(
+                f"refused by the silo {silo.name}: "
+                + _listed("codec.name", "codecs", silo.limits.codecs, f"the codec {name}")
+            )
+
+
+def needed_quantities(settings: Settings) -> dict[Quantity, str]:
+    """What an experiment takes from a silo, each with the setting that asks for it."""
+    asked: dict[Quantity, tuple[bool, str]] = {
+        "update": (True, "training"),
+        "size": (settings.data.sizes == "public", "data.sizes=public"),
+        "evaluation": (
+            settings.evaluation.clients != "off",
+            f"evaluation.clients={settings.evaluation.clients}",
+        ),
+        "statistics": (
+            settings.codec.asks_silos,
+            f"codec.prior_source={settings.codec.prior_source} with codec.name={settings.codec.name}",
+        ),
+        "layer-scores": (settings.layers.asks_silos, f"layers.form={settings.layers.form}"),
+        "duplicate": (settings.teacher.kind == "nonprivate", "teacher.kind=nonprivate"),
+    }
+    return {quantity: setting for quantity, (needed, setting) in asked.items() if needed}
+
+
+def localised(silo: SiloFile, settings: Settings) -> Settings:
+    """The settings with the silo's own values for what is the silo's to say: model folder, device, number
+    format, threads, memory, columns, holdout; no path that a server named is left in them."""
+    model: dict[str, Any] = {"device": silo.model.device}
+    if silo.model.path is not None:
+        model |= {"name": silo.model.path, "revision": None, "gguf_file": None}
+    if silo.model.dtype != "experiment":
+        model["dtype"] = silo.model.dtype
+    tokens = min(settings.client.max_tokens, silo.limits.max_tokens)
+    threads = silo.model.threads or min(settings.simulation.threads, os.cpu_count() or 1)
+    changed: dict[str, dict[str, Any]] = {
+        "model": model,
+        "client": {"max_tokens": tokens},
+        "privacy": {"ledger": None},
+        "simulation": {"threads": threads},
+        "evaluation": {"clients_holdout": silo.data.holdout},
+    }
+    return settings.model_copy(
+        update={
+            section: getattr(settings, section).model_copy(update=values)
+            for section, values in changed.items()
+        }
+    )
+
+
+def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
+    """What kind of privacy, and against whom."""
+    limits, privacy = silo.limits, own.privacy
+    try:
+        silo.own_bounds().check_kind(own)
+    except LimitRefused as error:
+        yield str(error)
+    mechanism = "none" if privacy.mode == "none" else privacy.mechanism
+    if mechanism not in limits.mechanisms:
+        asked = "privacy.mode=none" if mechanism == "none" else f"privacy.mechanism={mechanism}"
+        yield _listed("privacy.mechanism", "mechanisms", limits.mechanisms, asked)
+    if privacy.mode == "dp" and privacy.randomness not in limits.randomness:
+        asked = f"privacy.randomness={privacy.randomness}"
+        yield _listed("privacy.randomness", "randomness", limits.randomness, asked)
+    if privacy.noise is not None and not privacy.noise.lstrip().startswith("{"):
+        yield "Expected the noise itself in privacy.noise, got the name of a file on the silo's machine"
+    for quantity, setting in needed_quantities(own).items():
+        if quantity not in limits.quantities:
+            yield _listed(
+                "what leaves the silo", "quantities", limits.quantities, f"{quantity} ({setting})"
+            )
+
+
+def _amounts(
+    silo: SiloFile, own: Settings, server_round: int, planned_rounds: int
+) -> Iterator[str]:
+    """How much of it."""
+    limits = silo.limits
+    most: dict[str, tuple[float, float, str]] = {
+        "server.rounds": (own.server.rounds, limits.rounds, "rounds"),
+        "the planned rounds of the task": (planned_rounds, limits.rounds, "rounds"),
+        "the round of the task": (server_round, limits.rounds, "rounds"),
+        "client.local_steps": (own.client.local_steps, limits.local_steps, "local_steps"),
+        "client.sampling_rate": (
+            own.client.sampling_rate or 0.0,
+            limits.sampling_rate,
+            "sampling_rate",
+        ),
+        "task.max_length": (own.task.max_length, limits.max_length, "max_length"),
+    }
+    for setting, (asked, limit, key) in most.items():
+        if asked > limit:
+            yield f"Expected {setting} <= {limit:g} (limits.{key}), got {asked:g}"
+    if min(server_round, planned_rounds) < 0:
+        yield f"Expected rounds >= 0 in a task, got {server_round} of {planned_rounds} planned"
+    if own.privacy.mode == "none":
+        return
+    needed = needed_quantities(own)
+    least: dict[str, tuple[bool, float | None]] = {
+        "privacy.noise_multiplier": (True, own.privacy.noise_multiplier),
+        "codec.statistics_noise": ("statistics" in needed, own.codec.statistics_noise),
+        "evaluation.clients_noise": (
+            own.evaluation.clients == "private",
+            own.evaluation.clients_noise,
+        ),
+        "layers.noise": (own.layers.form == "private", own.layers.noise),
+    }
+    for setting, (used, noise) in least.items():
+        if used and noise is not None and noise < limits.noise_multiplier:
+            yield (
+                f"Expected {setting} >= {limits.noise_multiplier:g} (limits.noise_multiplier), got {noise:g}"
+            )
+
+
+def _names(silo: SiloFile, own: Settings) -> Iterator[str]:
+    """Which codec, and which model or endpoint."""
+    limits = silo.limits
+    if own.codec.name not in limits.codecs:
+        yield _listed("codec.name", "codecs", limits.codecs, f"codec.name={own.codec.name}")
+    if own.endpoint.active:
+        if own.endpoint.url not in limits.endpoints:
+            asked = f"endpoint.url={own.endpoint.url}"
+            yield _listed("endpoint.url", "endpoints", limits.endpoints, asked)
+        return
+    known = any(fnmatchcase(own.model.name, pattern) for pattern in limits.models)
+    if silo.model.path is None and not known:
+        yield _listed("model.name", "models", limits.models, f"model.name={own.model.name}")
+
+
+def _data(silo: SiloFile, own: Settings) -> Iterator[str]:
+    """Whether the experiment's task is one for the silo's data, as its file describes them."""
+    if len(own.task.text) != len(silo.data.text):
+        yield (
+            f"Expected {len(silo.data.text)} columns in task.text (data.text of the silo's file), got "
+            f"{len(own.task.text)}"
+        )
+    if own.task.kind == "classification":
+        unknown = [label for label in silo.data.labels if label not in (own.task.labels or ())]
+        if not silo.data.labels:
+            yield "Expected task.kind=generation (no data.labels in the silo's file), got classification"
+        if unknown:
+            yield (
+                "Expected every class of data.labels of the silo's file in task.labels, got none named "
+                + ", ".join(unknown)
+            )
+    if own.evaluation.clients != "off" and silo.data.holdout == 0:
+        yield (
+            "Expected evaluation.clients=off (data.holdout=0 in the silo's file), got "
+            f"evaluation.clients={own.evaluation.clients}"
+        )
+
+
+def _listed(what: str, key: str, allowed: tuple[str, ...], asked: str) -> str:
+    return f"Expected {what} among {', '.join(allowed) or 'none'} (limits.{key}), got {asked}"

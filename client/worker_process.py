@@ -1,0 +1,139 @@
+"""The long-lived process that runs an approved bundle, seen from the executor."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from flwr.app import Context, Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import (
+    context_from_proto,
+    context_to_proto,
+    message_from_proto,
+    message_to_proto,
+)
+from flwr.proto.message_pb2 import Context as ProtoContext
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.task_identity import TaskIdentity
+
+from client import bundle_worker
+from client.silo_file import ENVIRONMENT
+
+
+class WorkerProcess:
+    """Runs one bundle's ClientApp in a process that stays, with what it has loaded.
+
+    The bundle is unpacked from the bytes that were checked into a new folder that only this user can
+    read, and removed with the process: no earlier unpacking of a bundle of the same name is used.
+
+    Args:
+        bundle: the bytes of an approved bundle.
+        digest: of them.
+        silo_file: the silo's own file, which the process is told of by its environment.
+    """
+
+    def __init__(self, bundle: bytes, digest: str, silo_file: Path) -> None:
+        self.digest = digest
+        self._folder = Path(tempfile.mkdtemp(prefix="fedllm-bundle-"))
+        try:
+            with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+                archive.extractall(self._folder)
+            ours, theirs = socket.socketpair()
+            with theirs:
+                self._process = subprocess.Popen(
+                    [
+                        *(sys.executable, "-P", bundle_worker.__file__),
+                        *(str(theirs.fileno()), str(self._folder)),
+                    ],
+                    env=os.environ | {ENVIRONMENT: str(silo_file), "PYTHONDONTWRITEBYTECODE": "1"},
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._socket = ours
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can take a task."""
+        return self._process.poll() is None
+
+    def answer(
+        self, message: Message, context: Context, task_id: int, seconds: float
+    ) -> tuple[Message, Context]:
+        """The app's reply to a task, or an error in its place; the app's state after it.
+
+        An error says what kind it is and no more: what an exception says may quote the silo's data, and is in
+        the process's own output. After a process that ended, or did not answer in time and was ended, the
+        object is of no more use (:attr:`alive`).
+
+        Args:
+            seconds: the longest time for the task.
+        """
+        ids = {
+            "task": task_id,
+            "run": TaskIdentity.run_id,
+            "node": TaskIdentity.node_id,
+            "message": message.metadata.message_id,
+        }
+        task = (
+            json.dumps(ids).encode(),
+            message_to_proto(message).SerializeToString(),
+            context_to_proto(context).SerializeToString(),
+        )
+        self._socket.settimeout(seconds)
+        try:
+            bundle_worker.send(self._socket, task)
+            told, reply, state = bundle_worker.receive(self._socket)
+            error = str(json.loads(told)["error"])
+        except TimeoutError:
+            self.end()
+            return self._error(message, f"no answer within {seconds:g} s (limits.seconds)"), context
+        except (EOFError, OSError, ValueError, KeyError):
+            self.end()
+            how = _ended(self._process.returncode)
+            return self._error(message, f"the silo's process ended ({how})"), context
+        if error:
+            return self._error(message, f"{error}; the silo's own log says more"), context
+        answered = message_from_proto(ProtoMessage.FromString(reply))
+        return answered, context_from_proto(ProtoContext.FromString(state))
+
+    def kill(self) -> None:
+        """Kill the process; who waits for its answer gets an error."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """End the process, and remove what was unpacked."""
+        self._socket.close()
+        self.kill()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @staticmethod
+    def _error(message: Message, reason: str) -> Message:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def _ended(status: int | None) -> str:
+    if status is not None and status < 0:
+        return f"by {signal.Signals(-status).name}, which for SIGKILL often means: out of memory"
+    return f"with status {status}"

@@ -1,0 +1,206 @@
+"""Which bundles a node runs: the list, what is looked at before approving, the executor's check."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bundles import bundle_of, make_app
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.supercore.task_identity import TaskIdentity
+from own_silo import write_silo
+
+from client import bundle_worker
+from client.approval import (
+    ApprovalError,
+    app_name,
+    approve,
+    differences,
+    digest_of,
+    is_approved,
+    read_approved,
+    revoke,
+)
+from client.executor import Address, Executor
+from fedllm import __version__
+from fedllm import messages as names
+from fedllm.settings_io import to_json
+from simulations.in_process import over_the_wire
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return bundle_of(make_app(tmp_path_factory.mktemp("app") / "fedllm"))
+
+
+@pytest.fixture
+def executor(tiny_settings: Make, word_files: Path, tmp_path: Path) -> Iterator[Executor]:
+    """Of a silo in ``tmp_path`` that has approved nothing yet; nobody listens at its address."""
+    silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
+    made = Executor(silo, Address("127.0.0.1:1"))
+    yield made
+    made._end_worker()
+
+
+def query(settings: Any) -> tuple[Message, Context]:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 5
+    config = ConfigRecord({names.SETTINGS: to_json(settings)})
+    message = Message(RecordDict({names.CONFIG: config}), dst_node_id=5, message_type="query")
+    context = Context(run_id=1, node_id=5, node_config={}, state=RecordDict(), run_config={})
+    return over_the_wire(message, "question"), context
+
+
+def test_a_bundle_is_its_bytes(tmp_path: Path, bundle: bytes) -> None:
+    app = make_app(tmp_path / "fedllm")
+    assert bundle_of(app) == bundle  # of the files alone, not of when and where
+    assert app_name(bundle) == f"fedllm/fedllm {__version__}"
+    path = tmp_path / "approved.json"
+    assert not is_approved(path, bundle)
+    entry = approve(path, digest_of(bundle).upper(), app=app_name(bundle), note="read by me")
+    assert is_approved(path, bundle)
+    assert not is_approved(path, bundle + b" ")
+    assert not is_approved(path, bundle[:-1] + bytes([bundle[-1] ^ 1]))
+    assert read_approved(path) == {entry.sha256: entry}
+    revoke(path, entry.sha256)
+    assert not is_approved(path, bundle)
+    with pytest.raises(ApprovalError, match="not in"):
+        revoke(path, entry.sha256)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"approved": [{"sha256": "all"}]}', "{}"])
+def test_a_damaged_list_approves_nothing(text: str, tmp_path: Path, bundle: bytes) -> None:
+    path = tmp_path / "approved.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ApprovalError, match=r"approved\.json"):
+        is_approved(path, bundle)
+
+
+@pytest.mark.parametrize("what", ["", "abc", "0" * 63, "0" * 65, "g" * 64])
+def test_what_is_no_digest_is_not_approved(what: str, tmp_path: Path) -> None:
+    with pytest.raises(ApprovalError, match="64 hexadecimal digits"):
+        approve(tmp_path / "approved.json", what)
+    assert not (tmp_path / "approved.json").exists()
+
+
+def test_differences_name_the_files(tmp_path: Path, bundle: bytes) -> None:
+    assert differences(bundle) == []
+    app = make_app(tmp_path / "fedllm", altered="import os")
+    (app / "client" / "extra.py").write_text("x = 1\n", encoding="utf-8")
+    (app / "privacy" / "budget.py").unlink()
+    assert differences(bundle_of(app)) == [
+        "added: client/extra.py",
+        "changed: client/app.py",
+        "absent: privacy/budget.py",
+    ]
+    with pytest.raises(ApprovalError, match="app bundle"):
+        differences(b"no bundle")
+
+
+def test_frames_arrive_whole() -> None:
+    import socket
+    import threading
+
+    here, there = socket.socketpair()
+    frame = (b"", os.urandom(3_000_000), b"end")
+    sender = threading.Thread(target=bundle_worker.send, args=(here, frame))
+    sender.start()
+    assert bundle_worker.receive(there) == frame
+    sender.join()
+    here.close()
+    with pytest.raises(EOFError):
+        bundle_worker.receive(there)
+    there.close()
+
+
+def test_an_altered_bundle_never_starts(
+    executor: Executor, tiny_settings: Make, tmp_path: Path, bundle: bytes
+) -> None:
+    """One line more in the client, and a digest that somebody claims is the approved one's."""
+    marker = tmp_path / "started"
+    altered = bundle_of(
+        make_app(
+            tmp_path / "fedllm", altered=f"import pathlib; pathlib.Path({str(marker)!r}).touch()"
+        )
+    )
+    approve(tmp_path / "approved.json", digest_of(bundle))
+    reply, _ = executor.answer(*query(tiny_settings()), altered, 1)
+    assert reply.has_error()
+    assert reply.error.code == ErrorCode.INVALID_FAB
+    assert digest_of(altered) in str(reply.error.reason)
+    assert "fedllm deploy approve" in str(reply.error.reason)
+    assert executor.worker is None
+    assert not marker.exists()
+    # The same bundle starts once it is approved: the marker tells a start.
+    approve(tmp_path / "approved.json", digest_of(altered))
+    reply, _ = executor.answer(*query(tiny_settings()), altered, 2)
+    assert not reply.has_error(), reply.error
+    assert marker.exists()
+
+
+def test_one_process_serves_all_tasks_of_an_approved_bundle(
+    executor: Executor, tiny_settings: Make, tmp_path: Path, bundle: bytes
+) -> None:
+    approve(tmp_path / "approved.json", digest_of(bundle))
+    settings = tiny_settings()
+    reply, context = executor.answer(*query(settings), bundle, 1)
+    assert not reply.has_error(), reply.error
+    info: Any = reply.content[names.INFO]
+    assert (info[names.SILO], info[names.STATUS]) == ("clinic", names.OK)
+    assert executor.worker is not None
+    first = executor.worker.pid
+    reply, _ = executor.answer(query(settings)[0], context, bundle, 2)
+    assert executor.worker.pid == first
+    # It ends: the next task says so at once, and the one after it is served again.
+    os.kill(first, 9)
+    executor.worker._process.wait()
+    reply, _ = executor.answer(*query(settings), bundle, 3)
+    assert not reply.has_error(), reply.error
+    assert executor.worker.pid != first
+    # Revoked: the process that is still there gets no other task.
+    revoke(tmp_path / "approved.json", digest_of(bundle))
+    reply, _ = executor.answer(*query(settings), bundle, 4)
+    assert reply.has_error()
+
+
+def test_a_task_that_takes_too_long_is_ended(
+    executor: Executor, tiny_settings: Make, tmp_path: Path, word_files: Path
+) -> None:
+    sleeps = bundle_of(make_app(tmp_path / "fedllm", altered="import time; time.sleep(3600)"))
+    approve(tmp_path / "approved.json", digest_of(sleeps))
+    settings = tiny_settings()
+    write_silo(tmp_path, settings, word_files / "validation.jsonl", **{"limits.seconds": 2.0})
+    reply, _ = executor.answer(*query(settings), sleeps, 1)
+    assert "no answer within 2 s (limits.seconds)" in str(reply.error.reason)
+    assert executor.worker is not None
+    assert not executor.worker.alive
+
+
+def test_what_an_exception_says_stays_at_the_silo(
+    executor: Executor, tiny_settings: Make, tmp_path: Path
+) -> None:
+    raises = bundle_of(
+        make_app(tmp_path / "fedllm", altered="raise RuntimeError('the text of patient 7')")
+    )
+    approve(tmp_path / "approved.json", digest_of(raises))
+    reply, _ = executor.answer(*query(tiny_settings()), raises, 1)
+    assert str(reply.error.reason) == "RuntimeError; the silo's own log says more"
+
+
+def test_a_bad_file_or_list_runs_nothing(
+    executor: Executor, tiny_settings: Make, tmp_path: Path, bundle: bytes
+) -> None:
+    approve(tmp_path / "approved.json", digest_of(bundle))
+    (tmp_path / "approved.json").write_text(json.dumps({"approved": "all"}), encoding="utf-8")
+    reply, _ = executor.answer(*query(tiny_settings()), bundle, 1)
+    assert "ApprovalError" in str(reply.error.reason)
+    (tmp_path / "silo.toml").write_text("name = 3\n", encoding="utf-8")
+    reply, _ = executor.answer(*query(tiny_settings()), bundle, 2)
+    assert "SiloFileError" in str(reply.error.reason)
+    assert executor.worker is None

@@ -1,0 +1,87 @@
+"""``fedllm deploy doctor`` and ``approve``, as commands."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_silo import write_silo
+from typer.testing import CliRunner
+
+from client.approval import read_approved
+from server.deployment.folder import NODE, NodeFile, write_toml
+from simulations.cli import app
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def no_other_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDLLM_SILO", raising=False)
+
+
+def call(*words: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, ["deploy", *words])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def findings(*words: str, code: int) -> dict[str, tuple[bool, str]]:
+    told = json.loads(call("doctor", "--json", *words, code=code).stdout)
+    assert told["ok"] == (code == 0)
+    return {item["what"]: (item["good"], item["text"]) for item in told["findings"]}
+
+
+def test_it_tells_what_is_missing_until_nothing_is(
+    tiny_settings: Make, word_files: Path, tmp_path: Path
+) -> None:
+    data = word_files / "validation.jsonl"
+    silo = write_silo(tmp_path, tiny_settings(), tmp_path / "absent.jsonl")
+    found = findings("--silo", str(silo), code=1)
+    assert not found["data"][0]
+    assert "absent.jsonl" in found["data"][1]
+    assert found["approved apps"][0] is False
+    silo = write_silo(tmp_path, tiny_settings(), data)
+    shown = call("approve", "--silo", str(silo), "--note", "mine", "--json")
+    (entry,) = json.loads(shown.stdout)["approved"]
+    assert entry["note"] == "mine"
+    found = findings("--silo", str(silo), code=0)
+    assert "40 examples" in found["data"][1]
+    assert "none yet" in found["ledger"][1]
+    call("approve", "--silo", str(silo), "--revoke", entry["sha256"])
+    assert read_approved(tmp_path / "approved.json") == {}
+
+
+def test_a_server_that_is_not_there_and_a_bad_file_are_findings(tmp_path: Path) -> None:
+    write_toml(tmp_path / NODE, NodeFile(name="a", server="127.0.0.1:1"), "")
+    (tmp_path / "ca.pem").write_text("", encoding="ascii")
+    (tmp_path / "node.key").write_text("", encoding="ascii")
+    (tmp_path / "node.key").chmod(0o600)
+    (tmp_path / "silo.toml").write_text("nam = 1\n", encoding="utf-8")
+    found = findings("--folder", str(tmp_path), code=1)
+    assert not found["server"][0]
+    assert not found["silo's own file"][0]
+    assert "did you mean name" in found["silo's own file"][1]
+    assert found["port"][0]
+
+
+def test_code_that_differs_is_named_and_asked_about(
+    tiny_settings: Make, word_files: Path, tmp_path: Path
+) -> None:
+    from bundles import make_app
+
+    silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
+    other = make_app(tmp_path / "other", altered="import os")
+    done = CliRunner().invoke(
+        app, ["deploy", "approve", str(other), "--silo", str(silo)], input="n\n"
+    )
+    assert done.exit_code == 1
+    assert "changed: client/app.py" in done.output
+    assert read_approved(tmp_path / "approved.json") == {}
+    call("approve", str(other), "--silo", str(silo), "--yes")
+    assert len(read_approved(tmp_path / "approved.json")) == 1
+    done = call("approve", "no-such-file", "--silo", str(silo), code=2)
+    assert "64 hexadecimal digits" in done.output
