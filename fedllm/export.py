@@ -106,9 +106,12 @@ def model_card(
     """The card's text (Markdown with the hub's metadata): guarantee first, then use and limits."""
     settings = run.settings_of(released_params(checkpoint))
     model, task = settings.model, settings.task
+    name = model.name
+    if settings.endpoint.active:
+        name = settings.endpoint.model or "a model behind an HTTP endpoint"
     lines = [
         "---",
-        f"base_model: {json.dumps(model.name)}",
+        f"base_model: {json.dumps(name)}",
         f"library_name: {'peft' if peft else 'fedllm'}",
         "tags:",
         *(f"- {tag}" for tag in _tags(settings, peft)),
@@ -124,7 +127,7 @@ def model_card(
         "",
         "## Model",
         "",
-        f"- Base model: `{model.name}`"
+        f"- Base model: `{name}`"
         + (f", revision `{model.revision}`" if model.revision else "")
         + ", frozen.",
         f"- Trained: {_trained(checkpoint, settings)}, in {checkpoint.round} federated rounds with "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fedllm.report.perturbation import meaning
-from fedllm.report.zeroth_order import DIRECTIONS, clipping
+from fedllm.report.zeroth_order import DIRECTIONS, ENDPOINT, clipping
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from privacy.keystream import CIPHER
@@ -60,6 +60,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         items.append(("Perturbed weights", meaning(settings)))
     items.append(("Who adds the noise", _noise(settings)))
     items.append(("Source of randomness", _randomness(seeded)))
+    if settings.endpoint.active:
+        items.append(("Model behind an endpoint", ENDPOINT))
     used_for = _uses_of_public_text(settings)
     if used_for:
         items.append(

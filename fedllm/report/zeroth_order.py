@@ -11,6 +11,12 @@ DIRECTIONS = (
     "them would learn other numbers with the same protection."
 )
 
+ENDPOINT = (
+    "The texts of each silo's examples go to the completion endpoint that the silo uses, as they are. No epsilon "
+    "here speaks about what the endpoint, its operator or the line to it sees: it is the silo's own, or one "
+    "that the silo trusts with its data."
+)
+
 
 def clipping(settings: Settings) -> str:
     """What bounds the sensitivity, in words."""

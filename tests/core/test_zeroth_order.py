@@ -381,6 +381,33 @@ class FixedLosses:
         return torch.tensor([float(len(f.input_ids)) for f in batch]) * 0.01 * weight
 
 
+def test_steps_lower_the_loss(
+    tunable: Tunable, params: dict[str, Tensor], features: list[Feature], tiny_settings: Make
+) -> None:
+    """Plain gradient descent in expectation: 30 steps without noise, everybody in each."""
+    settings = tiny_settings(
+        **BLACK_BOX | {"zeroth_order.directions": 8, "client.batch_size": len(features)},
+        **{"privacy.mode": "none"},
+    )
+    weights = dict(params)
+    before = tunable.evaluate(weights, features, 1000)["loss"]
+    for server_round in range(30):
+        directions = Directions(settings, weights, round_seed(0, "run", server_round))
+        result = train_forward_only(
+            LocalForwardOnly(tunable),
+            weights,
+            features,
+            settings,
+            sampling_rate=1.0,
+            noise_multiplier=0.0,
+            streams=seeded(),
+            directions=directions,
+        )
+        moved = directions.update(result.update[NUMBERS])
+        weights = {name: value + 0.1 * moved[name] for name, value in weights.items()}
+    assert tunable.evaluate(weights, features, 1000)["loss"] < before - 0.03
+
+
 # -- unit client ---------------------------------------------------------------------------------
 
 

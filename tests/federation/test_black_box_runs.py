@@ -15,6 +15,8 @@ from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
+from fedllm.export import export_adapter
+from fedllm.predict import Predictor
 from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
 from fedllm.silo_worker import SiloWorker, shared_tunable
@@ -24,6 +26,7 @@ from fedllm.zeroth_order import NUMBERS, Directions, round_seed
 from privacy.accountants import make_accountant
 from privacy.event_kinds import ScalarNoiseDpEvent
 from privacy.ledger import Ledger
+from tests.support.endpoint_answers import Answers, answering
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -215,6 +218,33 @@ def test_other_directions_are_another_release(
     plain = SiloWorker(tiny_settings(), silo, run="p", ledger=tmp_path / "plain.sqlite")
     with pytest.raises(ValueError, match="Expected no seed of directions"):
         plain.train(params, 1, 2, directions="aa")
+
+
+def test_a_run_through_an_endpoint_exports_what_predicts(
+    start_run: Start, in_process: Federate, tmp_path: Path
+) -> None:
+    with answering() as url:
+        run = start_run(
+            "run",
+            **BLACK_BOX
+            | {
+                "prefix.length": 0,
+                "endpoint.url": url,
+                "endpoint.prompts": ["Review: {text}. It is", "{text}: a text that is"],
+                "task.label_words": [" negative", " positive"],
+            },
+        )
+        assert in_process(run) == "finished"
+        start = initial_params(shared_tunable(run.settings()), run.settings())
+        assert all(not torch.equal(value, start[name]) for name, value in last(run).items())
+        asked = len(Answers.bodies)
+        assert asked == len({body["prompt"] for body in Answers.bodies})
+        export_adapter(run, tmp_path / "adapter")
+        card = (tmp_path / "adapter" / "README.md").read_text()
+        assert "calibration of label words" in card
+        (answer,) = Predictor(tmp_path / "adapter").predict(["w5 w6 w7"])
+        assert sum(answer["probabilities"].values()) == pytest.approx(1.0)
+        assert build(run)["guarantee"]["level"] == "conditional"
 
 
 def test_nothing_private_moves_where_no_noise_is_asked_for(
