@@ -18,22 +18,10 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings_io import load_settings
 from privacy.ledger import Ledger
 from server.deployment.control import connect
+from simulations.benchmark.processes import processes_of
 from simulations.in_process import federate
 
 pytestmark = pytest.mark.slow
-
-
-def process_of(program: str, folder: Path) -> int:
-    """The process of a program whose command or environment names the deployment's folder."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (entry / "cmdline").read_bytes()
-            known = command + (entry / "environ").read_bytes()
-        except OSError:
-            continue
-        if program.encode() in command and str(folder).encode() in known:
-            return int(entry.name)
-    return 0
 
 
 def test_killed_superlink_and_killed_server_app_lose_no_round(
@@ -55,10 +43,10 @@ def test_killed_superlink_and_killed_server_app_lose_no_round(
         wait_for(lambda: RunFolder.open(place).state()["round"] >= number, f"round {number}", 400)
 
     at_round(1)
-    os.kill(process_of("flower-superlink", path), signal.SIGKILL)
+    os.kill(processes_of(path, "flower-superlink")[0], signal.SIGKILL)
     at_round(2)
     assert "superlink ended: killed by SIGKILL" in federation.said("server")
-    os.kill(process_of("flwr-serverapp", path), signal.SIGKILL)
+    os.kill(processes_of(path, "flwr-serverapp")[0], signal.SIGKILL)
     early = federation.call("resume", place.name)
     assert early.returncode == 2
     assert "Expected a run that is over" in early.stderr
