@@ -340,6 +340,7 @@ def test_empty_held_out_data_still_release_noise(
     base = silo(settings)
     empty = Silo("alpha", base.train, base.train.select([], "alpha/holdout"))
     worker = SiloWorker(settings, empty, run="r", ledger=tmp_path / "l.sqlite")
-    correct, count = worker.evaluate(params, 1, 3)
-    assert correct != 0
-    assert count != 0
+    # One draw of a discrete noise is 0 now and then; eight that all are would be none.
+    pairs = [worker.evaluate(params, server_round, 8) for server_round in range(1, 9)]
+    assert any(correct != 0 for correct, _ in pairs)
+    assert any(count != 0 for _, count in pairs)
