@@ -6,7 +6,7 @@ So that port stays on loopback. The public port carries requests of exactly the 
 ``POST /v1/fleet/NAME``; SuperLink itself then asks for the node's signature. The second public port, if
 there is one, carries the control interface to callers with the operator's certificate.
 
-Access log: time, address, verdict (``ok`` or ``REFUSED``), request, status, and why it was refused.
+Access log: time, address, verdict (``ok``, ``REFUSED``, ``GONE``: the caller hung up, ``DOWN``: no SuperLink), request, status, and why it was refused.
 Failed TLS handshakes (a caller that does not trust this server, or one with a wrong certificate) are in
 the error log.
 """
@@ -30,6 +30,8 @@ events { worker_connections 1024; }
 http {
     map $status $verdict {
         ~^[23]  ok;
+        499     GONE;
+        502     DOWN;
         default REFUSED;
     }
     map $status $why {
@@ -39,6 +41,7 @@ http {
         403     "not served at this door, or a certificate that was replaced";
         412     "SuperLink: unknown key, or the node's last connection has not expired";
         413     "message too large";
+        499     "the caller hung up before the answer";
         502     "SuperLink is not running";
         default "see SuperLink's log";
     }
