@@ -22,11 +22,12 @@ from fedllm import messages as names
 from fedllm.device_memory import limit_device, require_room_for_training
 from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
-from fedllm.run_folder import RunFolder
+from fedllm.process import shared_worker, use_threads
+from fedllm.run_folder import RunFolder, ledger_of
 from fedllm.settings import Settings
-from fedllm.silo_account import default_ledger
-from fedllm.silo_worker import SiloWorker, shared_tunable, shared_worker, use_threads
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
+from fedllm.tunable import shared_tunable
 
 log = logging.getLogger("fedllm.client")
 
@@ -95,7 +96,7 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
         settings,
         silo,
         run=run_id,
-        ledger=default_ledger(settings, folder),
+        ledger=ledger_of(settings, folder),
         log=RunFolder(folder, run_id, settings).silo_log_path(silo.name),
     )
 

@@ -1,28 +1,19 @@
-"""What a silo may spend: its noise, its budgets, its rows in the ledger. All before anything leaves.
+"""What a silo may spend: its budgets and its rows in the ledger. All before anything leaves.
 
-One silo's account for one run. It calibrates the silo's noise multiplier for what the run plans and
-for what the ledger already holds (other runs on the same data), refuses a step *before* it would
-exceed a budget (``privacy.epsilon`` over all runs on the ledger, ``privacy.run_epsilon`` over this
+One silo's account for one run. It has the silo's noise multiplier calibrated (:mod:`fedllm.silo_noise`) for
+what the run plans and for what the ledger already holds (other runs on the same data), refuses a step *before*
+it would exceed a budget (``privacy.epsilon`` over all runs on the ledger, ``privacy.run_epsilon`` over this
 one), and records each event durably before the noisy value is made.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
-from torch import Tensor
 
-from fedllm.embedded import cache_folder
-from fedllm.inputs import Feature
-from fedllm.lmo_target import claimed_multiplier, true_multiplier
-from fedllm.mechanism import multiplier_of, noise_of, number_multiplier, unit_noise
+from fedllm.mechanism import multiplier_of, noise_of, number_multiplier
 from fedllm.own_bounds import OwnBounds
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
@@ -39,9 +30,9 @@ from fedllm.silo_bounds import (
     statistics_events,
     training_events,
 )
-from privacy.accountants import UnsupportedEvent, make_accountant
+from fedllm.silo_noise import TrainingPlan
+from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.calibration import calibrate_noise_multiplier
 from privacy.events import is_private, multiset, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.views import with_colluders
@@ -51,8 +42,6 @@ TRAIN = "train"
 EVALUATE = "evaluate"
 STATISTICS = "statistics"
 SCORES = "layer-scores"
-LEAST_LEFT = 0.01
-"""Share of a budget that other runs must have left: for less, the noise would drown everything."""
 
 
 class SiloAccount:
@@ -211,14 +200,18 @@ class SiloAccount:
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
                 return float(str(entry.details["noise_multiplier"]))
-        steps = self.rounds * self.steps
         check_evaluations(self.settings, self.party)
-        if steps == 0:
+        mechanisms = self.rounds * self.steps
+        if mechanisms == 0:
             return 0.0  # never trains; a training event without noise is refused
-        if privacy.calibrate_to != "proven":
-            return self._meet_unproven(steps)
-        finite = [bound for bound in self.bounds if bound.budget.epsilon < float("inf")]
-        return max(self._calibrate(bound, steps) for bound in finite)
+        plan = TrainingPlan(
+            self.settings,
+            party=self.party,
+            rate=self._rate,
+            mechanisms=mechanisms,
+            beside=self._planned_beside_training(),
+        )
+        return plan.noise_multiplier(self.bounds, self.spent_before())
 
     @property
     def _rate(self) -> float:
@@ -228,58 +221,6 @@ class SiloAccount:
         server = self.settings.server
         sampled = self.settings.privacy.noise_by == "server" and server.sampling == "poisson"
         return server.fraction if sampled else 1.0
-
-    def _meet_unproven(self, steps: int) -> float:
-        """The noise multiplier that meets ``privacy.epsilon`` by a figure that is no bound, of this
-        run's training alone (``claimed``), or of all that this run plans (``true``)."""
-        privacy = self.settings.privacy
-        epsilon = float(privacy.epsilon or 0)
-        if privacy.calibrate_to == "claimed":
-            return claimed_multiplier(self.settings, epsilon, self._rate, steps)
-        found = calibrate_noise_multiplier(
-            epsilon=epsilon,
-            delta=privacy.delta,
-            sampling_rate=self._rate,
-            steps=steps,
-            relation=self.relation,
-            other_events=self._planned_beside_training(),
-            accountant=privacy.accountant,
-            cache_dir=cache_folder() / "calibration",
-        )
-        return true_multiplier(self.settings, found.noise_multiplier)
-
-    def _calibrate(self, bound: Bound, steps: int) -> float:
-        """The noise multiplier with which the planned run uses a budget up."""
-        before: Counter[DpEvent] = Counter() if bound.this_run else self.spent_before()
-        budget = bound.budget
-        if before:
-            spent = budget.cost(before)
-            if spent > (1 - LEAST_LEFT) * budget.epsilon:
-                message = (
-                    f"No training: other runs have spent epsilon={spent:.6g} at delta="
-                    f"{budget.delta:g}, the budget is epsilon={budget.epsilon:g}"
-                )
-                raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
-        try:
-            found = calibrate_noise_multiplier(
-                epsilon=budget.epsilon,
-                delta=budget.delta,
-                sampling_rate=self._rate,
-                steps=steps,
-                relation=budget.relation,
-                other_events=before + self._planned_beside_training(),
-                accountant=budget.accountant.name,
-                cache_dir=cache_folder() / "calibration",
-                noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
-            )
-        except UnsupportedEvent:
-            raise
-        except ValueError as error:
-            if not before and not bound.own:
-                raise ValueError(f"{bound.setting} of the silo {self.party}: {error}") from None
-            refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
-            raise bound.exceeded(refusal) from None
-        return found.noise_multiplier
 
     def _planned_beside_training(self) -> Counter[DpEvent]:
         """What calibration leaves room for: what has no guarantee anyway (on purpose) is not counted."""
@@ -421,60 +362,3 @@ def sampling_rate(settings: Settings, examples: int) -> float:
     if examples < 1:
         raise ValueError(f"Expected at least one training example at the silo, got {examples}")
     return min(1.0, float(settings.client.batch_size or 1) / examples)
-
-
-def params_digest(params: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and float32 values: names the point at which noise is used."""
-    digest = hashlib.sha256()
-    for name in sorted(params):
-        value = params[name].detach().float().cpu().contiguous()
-        digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def release_key(settings: Settings, purpose: str, server_round: int, digest: str) -> str:
-    """Name of one release within (run, silo).
-
-    With seeded randomness the same round at the same ``digest`` (of the parameters, the settings and
-    the data) gives the same noisy value, so a repetition (after a crash) has the same key and is not
-    counted twice. With the operating system's
-    entropy a repetition is a new release: a nonce makes its key new.
-    """
-    nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"
-    return f"{purpose}/{server_round}/{digest[:32]}{nonce}"
-
-
-def settings_digest(settings: Settings) -> str:
-    """SHA-256 of what the value of a release depends on: not of names, places or resources."""
-    without: dict[str, Any] = {
-        "name": True,
-        "simulation": True,
-        "output": True,
-        "data": True,  # the examples themselves are digested, see features_digest
-        "model": {"device"},
-        "privacy": {"ledger", "colluding"},
-        "public": True,  # the server's
-    }
-    if not settings.layers.asks_silos:
-        # Of a choice by public text a silo sees prefix.layers alone. Scores of the silos' own are in
-        # the plan that the noise is calibrated for.
-        without["layers"] = True
-    plain = settings.model_dump(mode="json", exclude=without)
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def features_digest(features: Sequence[Feature]) -> str:
-    """SHA-256 of a silo's tokenised examples."""
-    digest = hashlib.sha256()
-    for feature in features:
-        row = [feature.input_ids, feature.target, feature.target_mask]
-        digest.update(json.dumps(row).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def default_ledger(settings: Settings, run_folder: str | Path) -> Path:
-    """The ledger's path: ``privacy.ledger``, or one in the run folder."""
-    if settings.privacy.ledger is not None:
-        return Path(os.path.expandvars(os.path.expanduser(settings.privacy.ledger))).absolute()
-    return Path(run_folder) / "ledger.sqlite"

@@ -1,15 +1,9 @@
-"""One silo's work in this process: its data and account, and the answers to the server's tasks.
-
-Backbone and data are loaded once per process and shared by all silos that it serves.
-"""
+"""One silo's work in one run: its data and account, and the answers to the server's tasks."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,18 +24,13 @@ from fedllm.forward_only import forward_only
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, Streams, train_locally
 from fedllm.own_bounds import OwnBounds
+from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
 from fedllm.settings import Settings
-from fedllm.silo_account import (
-    SiloAccount,
-    features_digest,
-    params_digest,
-    release_key,
-    settings_digest,
-)
+from fedllm.silo_account import SiloAccount
 from fedllm.silo_bounds import evaluation_noise, evaluation_sigma, score_rate
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
-from fedllm.tunable import Tunable, make_tunable
+from fedllm.tunable import shared_tunable
 from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
@@ -440,64 +429,3 @@ class SiloWorker:
         }
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-
-
-_tunables: dict[str, Tunable] = {}
-_workers: dict[tuple[Any, ...], SiloWorker] = {}
-_ledgers: weakref.WeakValueDictionary[tuple[int, ...], Ledger] = weakref.WeakValueDictionary()
-_lock = threading.Lock()
-
-
-def shared_tunable(settings: Settings) -> Tunable:
-    """The frozen model with its task, once per process for the same model, task and prefix shape."""
-    key = "\n".join(
-        part.model_dump_json()
-        for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
-    )
-    with _lock:
-        if key not in _tunables:
-            _tunables[key] = make_tunable(settings)
-        return _tunables[key]
-
-
-def shared_worker(
-    settings: Settings,
-    silo: Silo,
-    *,
-    run: str,
-    ledger: Path,
-    log: Path | None,
-    own: OwnBounds | None = None,
-) -> SiloWorker:
-    """The worker of this silo in this run, once per process."""
-    key = (run, silo.name, settings.model_dump_json(), str(ledger), own, os.getpid())
-    with _lock:
-        found = _workers.get(key)
-    if found is None:
-        found = SiloWorker(settings, silo, run=run, ledger=_shared_ledger(ledger), log=log, own=own)
-        with _lock:
-            _workers[key] = found
-    return found
-
-
-def _shared_ledger(path: Path) -> Ledger:
-    """The open ledger of this file: one in a process, however many silos share it."""
-    with _lock:
-        if path.exists():
-            found = _ledgers.get(_file_key(path))
-            if found is not None:
-                return found
-        ledger = Ledger(path)
-        _ledgers[_file_key(path)] = ledger
-        return ledger
-
-
-def _file_key(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, os.getpid()
-
-
-def use_threads(count: int) -> None:
-    """Number of CPU threads of this process (the order of sums, and so rounding, depends on it)."""
-    if torch.get_num_threads() != count:
-        torch.set_num_threads(count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -176,6 +177,22 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"prefix.layers={settings.prefix.layers}"
         )
     return Tunable(backbone, task, spec)
+
+
+_shared: dict[str, Tunable] = {}
+_shared_lock = threading.Lock()
+
+
+def shared_tunable(settings: Settings) -> Tunable:
+    """The frozen model with its task, once per process for the same model, task and prefix shape."""
+    key = "\n".join(
+        part.model_dump_json()
+        for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
+    )
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = make_tunable(settings)
+        return _shared[key]
 
 
 def _behind_an_endpoint(settings: Settings) -> Tunable:

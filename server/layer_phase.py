@@ -41,10 +41,9 @@ from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import planned_rounds
 from fedllm.settings import Settings
-from fedllm.silo_worker import shared_tunable
 from fedllm.silos import first_by_hash
 from fedllm.statistics_release import statistics_point
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from server.aggregation import UpdateRefused
 from server.exchange import exchange
 from server.replies import RunStopped, sort_replies

@@ -15,15 +15,15 @@ from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.models import Backbone
 from fedllm.plan import for_silos, warnings
+from fedllm.process import use_threads
 from fedllm.run_folder import RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
 from fedllm.schedule import is_evaluation_round, participation
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
-from fedllm.silo_worker import shared_tunable, use_threads
 from fedllm.silos import evaluation_set
 from fedllm.tasks.generation import Generation
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.ledger import Ledger
 from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
 from server.encoder_phase import prepare_codec

@@ -19,8 +19,9 @@ from torch import Tensor
 from fedllm.adaptive_clip import at_clip, is_adaptive, noise_split
 from fedllm.local_training import split_like
 from fedllm.mechanism import add_noise, noise_std
+from fedllm.release_key import params_digest, release_key, settings_digest
 from fedllm.settings import Settings
-from fedllm.silo_account import SiloAccount, params_digest, release_key, settings_digest
+from fedllm.silo_account import SiloAccount
 from fedllm.silo_accounts import spend_together
 from privacy.adaptive_clipping import SENSITIVITY, noisy_count, share_below
 from privacy.budget import BudgetExceeded

@@ -16,9 +16,10 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm import plan
 from fedllm.flatness.layer_choice import settings_with_releases
+from fedllm.run_folder import ledger_of
 from fedllm.schedule import participation, planned_rounds
 from fedllm.settings import Settings
-from fedllm.silo_account import SiloAccount, default_ledger
+from fedllm.silo_account import SiloAccount
 from fedllm.silos import load_federation
 from privacy.budget import BudgetExceeded
 from privacy.ledger import Ledger
@@ -99,7 +100,7 @@ def _with_releases(settings: Settings) -> Settings:
         return settings
     carrying = settings.prefix.layers
     if carrying == "all":
-        from fedllm.silo_worker import shared_tunable
+        from fedllm.tunable import shared_tunable
 
         spec = shared_tunable(settings).spec
         carrying = () if spec is None else spec.layers
@@ -135,7 +136,7 @@ def _accounts(
 def _ledger(settings: Settings) -> Iterator[Ledger]:
     """The ledger that the experiment shares with other runs, to read; else an empty one."""
     with TemporaryDirectory() as folder:
-        path = default_ledger(settings, Path(folder))
+        path = ledger_of(settings, Path(folder))
         shared = settings.privacy.ledger is not None and path.exists()
         empty = Path(folder) / "ledger.sqlite"
         with Ledger(path, read_only=True) if shared else Ledger(empty) as ledger:

@@ -18,8 +18,8 @@ from flwr.serverapp import Grid, ServerApp
 from fedllm.plan import for_silos
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
-from fedllm.silo_worker import shared_tunable
 from fedllm.silos import load_federation
+from fedllm.tunable import shared_tunable
 from server.callbacks import Callback
 from server.run import FINISHED, STOPPED, run_experiment
 

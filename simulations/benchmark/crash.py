@@ -41,11 +41,11 @@ import torch
 from rich.progress import Progress
 
 from fedllm.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
+from fedllm.release_key import params_digest
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.settings_io import parse_settings
-from fedllm.silo_account import params_digest
-from fedllm.silo_worker import shared_tunable
+from fedllm.tunable import shared_tunable
 from privacy.ledger import Ledger, LedgerEntry
 from simulations.benchmark import tiny
 from simulations.benchmark.crash_child import MODEL, Aim, start, witnessed

@@ -24,9 +24,9 @@ from flwr.app import Message
 import fedllm.export
 import fedllm.report
 from fedllm import messages as names
+from fedllm.release_key import params_digest
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import from_json
-from fedllm.silo_account import params_digest
 from simulations.in_process import federate
 
 MODEL = "model"

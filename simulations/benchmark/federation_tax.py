@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.local_training import train_locally
+from fedllm.process import use_threads
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.settings_io import from_json, parse_settings, to_json
-from fedllm.silo_worker import shared_tunable, use_threads
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.randomness import generator
 
 GOAL = 1.15

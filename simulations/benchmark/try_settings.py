@@ -18,10 +18,10 @@ from typing import Any
 
 from fedllm.embedded import cache_folder
 from fedllm.local_training import train_locally
+from fedllm.process import use_threads
 from fedllm.settings import Settings
 from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
-from fedllm.silo_worker import use_threads
 from fedllm.silos import load_federation
 from fedllm.tunable import initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier

@@ -17,8 +17,7 @@ from fedllm.inputs import Feature
 from fedllm.local_training import train_locally
 from fedllm.settings_io import SettingsError
 from fedllm.silo_bounds import training_events
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.clipping import ClippedSum
 from privacy.events import dp_sgd, gaussian, multiset

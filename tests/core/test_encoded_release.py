@@ -34,9 +34,8 @@ from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, train_locally
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError
-from fedllm.silo_worker import shared_tunable
 from fedllm.statistics_release import release_statistics, statistics_of, statistics_point
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 
 Make = Callable[..., Any]

@@ -20,10 +20,10 @@ from fedllm.flatness.layer_release import release_scores, score_noise_std
 from fedllm.inputs import Feature
 from fedllm.silo_account import SiloAccount
 from fedllm.silo_bounds import planned_scores, score_events, score_rate
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
 from fedllm.statistics_release import statistics_point
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.events import dp_sgd, gaussian, is_private, multiset, pure_dp

@@ -19,8 +19,7 @@ from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
 from fedllm.local_training import LocalResult, train_locally
 from fedllm.settings_codec import CodecSettings
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.noise import add_gaussian
 from privacy.randomness import generator
 from privacy.sampling import poisson_sample

@@ -14,8 +14,7 @@ from torch import Tensor
 from fedllm import local_training
 from fedllm.inputs import Feature
 from fedllm.local_training import check_noise, train_locally
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 
 Make = Callable[..., Any]

@@ -12,9 +12,9 @@ import torch
 
 from fedllm.report.assumptions import assumptions
 from fedllm.schedule import participation
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.keystream import CIPHER
 from privacy.randomness import SecretSource
 

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fedllm.codec.layout import Layout
 from fedllm.inputs import Feature
-from fedllm.silo_worker import shared_tunable
 from fedllm.statistics_release import prior_of_public_text, statistics_point
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 
 Make = Callable[..., Any]
 UNITS = [{}, {"privacy.unit": "client", "privacy.noise_by": "server"}]

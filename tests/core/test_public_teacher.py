@@ -14,8 +14,7 @@ from torch import Tensor
 from fedllm.flatness.public_teacher import TeacherError, public_teacher
 from fedllm.inputs import Feature
 from fedllm.settings import Settings
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 
 Made = tuple[Settings, Tunable, dict[str, Tensor], list[Feature]]
 

@@ -12,9 +12,9 @@ import torch
 from dp_accounting import dp_event as dp
 from scipy import stats
 
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.events import multiset
 
 ROUNDS = 60

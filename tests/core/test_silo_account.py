@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fedllm.release_key import release_key
+from fedllm.run_folder import ledger_of
 from fedllm.schedule import evaluation_rounds
-from fedllm.silo_account import SiloAccount, default_ledger, release_key, sampling_rate
+from fedllm.silo_account import SiloAccount, sampling_rate
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.events import discrete_gaussian, dp_sgd, gaussian, is_private
@@ -294,9 +296,9 @@ def test_sampling_rate(tiny_settings: Make) -> None:
 
 
 def test_ledger_path(tiny_settings: Make, tmp_path: Path) -> None:
-    assert default_ledger(tiny_settings(), tmp_path) == tmp_path / "ledger.sqlite"
+    assert ledger_of(tiny_settings(), tmp_path) == tmp_path / "ledger.sqlite"
     shared = tiny_settings(**{"privacy.ledger": str(tmp_path / "shared.sqlite")})
-    assert default_ledger(shared, tmp_path / "run") == tmp_path / "shared.sqlite"
+    assert ledger_of(shared, tmp_path / "run") == tmp_path / "shared.sqlite"
 
 
 def _race(settings: Any, path: Path, run: str, start: Any, admitted: Any) -> None:

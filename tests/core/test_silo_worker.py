@@ -14,9 +14,10 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm import silo_worker
-from fedllm.silo_worker import SiloWorker, shared_tunable, shared_worker
+from fedllm.process import shared_worker
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.budget import BudgetExceeded
 from privacy.events import discrete_gaussian, is_private, multiset
 from privacy.ledger import Ledger, LedgerError

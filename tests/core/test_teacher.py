@@ -14,9 +14,8 @@ from torch import Tensor
 from fedllm.flatness.distillation import Distillation, divergences
 from fedllm.flatness.teacher import EmaTeacher, Teacher
 from fedllm.settings_flatness import TeacherSettings
-from fedllm.silo_worker import shared_tunable
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 
 Make = Callable[..., Any]
 

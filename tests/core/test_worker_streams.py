@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 
 USES = [(purpose, step) for purpose in ("sample", "noise", "evaluate-noise") for step in range(3)]
 

@@ -18,9 +18,8 @@ from fedllm.gradients import per_example_gradients
 from fedllm.inputs import Feature
 from fedllm.settings_io import SettingsError
 from fedllm.silo_bounds import training_events
-from fedllm.silo_worker import shared_tunable
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from fedllm.zeroth_order import (
     NUMBERS,
     Directions,

@@ -19,9 +19,9 @@ from fedllm.export import export_adapter
 from fedllm.predict import Predictor
 from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from fedllm.zeroth_order import NUMBERS, Directions, round_seed
 from privacy.accountants import make_accountant
 from privacy.event_kinds import ScalarNoiseDpEvent

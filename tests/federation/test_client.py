@@ -16,8 +16,7 @@ from client.app import app
 from client.node import open_silo
 from fedllm import messages as names
 from fedllm.settings_io import to_json
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 
 Make = Callable[..., Any]
 

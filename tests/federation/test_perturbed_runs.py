@@ -235,9 +235,9 @@ def test_a_resumed_run_ascends_along_the_same_update(
 
 
 def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    from fedllm.silo_worker import SiloWorker, shared_tunable
+    from fedllm.silo_worker import SiloWorker
     from fedllm.silos import load_federation
-    from fedllm.tunable import initial_params
+    from fedllm.tunable import initial_params, shared_tunable
 
     settings = tiny_settings(**{"awp.form": "previous"})
     silo = load_federation(settings).silos[0]

@@ -18,9 +18,9 @@ from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import participation
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.events import is_private
 from privacy.ledger import Ledger
 from server.aggregation import Contribution, mean_update

@@ -18,8 +18,7 @@ from own_silo import write_silo
 from client.app import app
 from fedllm import messages as names
 from fedllm.settings_io import SettingsError, to_json
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events import is_private
 from privacy.ledger import Ledger

@@ -20,8 +20,7 @@ from client.silo_file import QUANTITIES, SiloFileError, load_silo, template
 from fedllm import messages as names
 from fedllm.own_bounds import LimitRefused
 from fedllm.settings_io import to_json
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.ledger import Ledger
 from privacy.vocabulary import Adversary

@@ -15,9 +15,9 @@ from flwr.app import Message
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events import dp_sgd
 from privacy.ledger import Ledger

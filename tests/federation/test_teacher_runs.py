@@ -20,9 +20,9 @@ from fedllm.checkpoints import latest_checkpoint, load_checkpoint
 from fedllm.report import write_report
 from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker, shared_tunable
+from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
-from fedllm.tunable import initial_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.events import is_private, multiset
 from privacy.ledger import Ledger
 from server.aggregation import Contribution, mean_update

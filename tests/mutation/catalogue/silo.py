@@ -128,8 +128,8 @@ MUTATIONS = (
     ),
     Mutation(
         "other-runs-forgotten-by-the-calibration",
-        "fedllm/silo_account.py",
-        "        before: Counter[DpEvent] = Counter() if bound.this_run else self.spent_before()\n",
+        "fedllm/silo_noise.py",
+        "        before: Counter[DpEvent] = Counter() if bound.this_run else spent_before\n",
         "        before: Counter[DpEvent] = Counter()\n",
         "A second run's noise makes no room for the first: it is stopped, or overspends.",
         (f"{_ACCOUNT}::test_second_run_on_the_same_data_composes",),
@@ -160,9 +160,9 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-for-the-laxer-budget",
-        "fedllm/silo_account.py",
-        "return max(self._calibrate(bound, steps) for bound in finite)",
-        "return min(self._calibrate(bound, steps) for bound in finite)",
+        "fedllm/silo_noise.py",
+        "return max(self._calibrate(bound, spent_before) for bound in finite)",
+        "return min(self._calibrate(bound, spent_before) for bound in finite)",
         "With two budgets the noise fits the larger one: the run ends early or overspends.",
         (f"{_ACCOUNT}::test_run_epsilon_bounds_each_run_and_epsilon_all_of_them",),
     ),
@@ -184,7 +184,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repetition-with-fresh-noise-is-free",
-        "fedllm/silo_account.py",
+        "fedllm/release_key.py",
         'nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"',
         'nonce = ""',
         "A round that is repeated with new noise counts once: averaging removes the noise.",

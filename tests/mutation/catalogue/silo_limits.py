@@ -39,7 +39,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-not-calibrated-for",
-        "fedllm/silo_account.py",
+        "fedllm/silo_noise.py",
         'if bound.budget.epsilon < float("inf")]\n',
         "if not bound.own]\n",
         "The noise is too small for the silo's budget: it leaves halfway through the run.",
@@ -146,7 +146,7 @@ MUTATIONS = (
         "ledger-where-the-server-says",
         "client/node.py",
         "    ledger = Path(own.ledger)\n",
-        "    ledger = default_ledger(settings, Path(str(fields[names.RUN_FOLDER])))\n",
+        "    ledger = ledger_of(settings, Path(str(fields[names.RUN_FOLDER])))\n",
         "Each run folder that a server makes up begins an empty ledger.",
         ("tests/federation/test_client.py::test_a_node_with_its_own_data_keeps_its_own_ledger",),
     ),

@@ -1,0 +1,68 @@
+"""The name of a release: what its value depends on, as digests, and the key of its row in the ledger.
+
+The ledger counts a key once. Two releases must have two keys, and a repetition that gives the very same noisy value
+may have the first one's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fedllm.inputs import Feature
+from fedllm.settings import Settings
+
+
+def params_digest(params: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes and float32 values: names the point at which noise is used."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        value = params[name].detach().float().cpu().contiguous()
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def release_key(settings: Settings, purpose: str, server_round: int, digest: str) -> str:
+    """Name of one release within (run, silo).
+
+    With seeded randomness the same round at the same ``digest`` (of the parameters, the settings and
+    the data) gives the same noisy value, so a repetition (after a crash) has the same key and is not
+    counted twice. With the operating system's
+    entropy a repetition is a new release: a nonce makes its key new.
+    """
+    nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"
+    return f"{purpose}/{server_round}/{digest[:32]}{nonce}"
+
+
+def settings_digest(settings: Settings) -> str:
+    """SHA-256 of what the value of a release depends on: not of names, places or resources."""
+    without: dict[str, Any] = {
+        "name": True,
+        "simulation": True,
+        "output": True,
+        "data": True,  # the examples themselves are digested, see features_digest
+        "model": {"device"},
+        "privacy": {"ledger", "colluding"},
+        "public": True,  # the server's
+    }
+    if not settings.layers.asks_silos:
+        # Of a choice by public text a silo sees prefix.layers alone. Scores of the silos' own are in
+        # the plan that the noise is calibrated for.
+        without["layers"] = True
+    plain = settings.model_dump(mode="json", exclude=without)
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def features_digest(features: Sequence[Feature]) -> str:
+    """SHA-256 of a silo's tokenised examples."""
+    digest = hashlib.sha256()
+    for feature in features:
+        row = [feature.input_ids, feature.target, feature.target_mask]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

@@ -1,0 +1,114 @@
+"""The noise of a silo's training: the least with which what a run plans keeps to the silo's budgets.
+
+Guarantee: none by itself. Calibration chooses the noise; that no step exceeds a budget is asked again before each
+one (:mod:`fedllm.silo_account`), with the noise that is used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.embedded import cache_folder
+from fedllm.lmo_target import claimed_multiplier, true_multiplier
+from fedllm.mechanism import unit_noise
+from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
+from fedllm.silo_bounds import Bound
+from privacy.accountants import UnsupportedEvent
+from privacy.budget import BudgetExceeded
+from privacy.calibration import calibrate_noise_multiplier
+from privacy.vocabulary import Relation
+
+LEAST_LEFT = 0.01
+"""Share of a budget that other runs must have left: for less, the noise would drown everything."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What noise is calibrated for.
+
+    Attributes:
+        settings: the silo's own (``Settings.for_silo``), with a target.
+        party: the silo's name, for messages.
+        rate: probability of each record to be in one mechanism of training.
+        mechanisms: how many in the whole training, all with this noise; at least 1.
+        beside: what else the run plans to release with a guarantee.
+    """
+
+    settings: Settings
+    party: str
+    rate: float
+    mechanisms: int
+    beside: Counter[DpEvent]
+
+    def noise_multiplier(self, bounds: Iterable[Bound], spent_before: Counter[DpEvent]) -> float:
+        """Noise standard deviation over sensitivity.
+
+        Args:
+            bounds: that the run must keep to.
+            spent_before: by other runs on the same data.
+
+        Raises:
+            BudgetExceeded: other runs have left no room for this one.
+            ValueError: no noise multiplier reaches the target whatever other runs spent.
+        """
+        if self.settings.privacy.calibrate_to != "proven":
+            return self._meet_unproven()
+        finite = [bound for bound in bounds if bound.budget.epsilon < float("inf")]
+        return max(self._calibrate(bound, spent_before) for bound in finite)
+
+    def _meet_unproven(self) -> float:
+        """The noise multiplier that meets ``privacy.epsilon`` by a figure that is no bound, of this
+        run's training alone (``claimed``), or of all that this run plans (``true``)."""
+        privacy = self.settings.privacy
+        epsilon = float(privacy.epsilon or 0)
+        if privacy.calibrate_to == "claimed":
+            return claimed_multiplier(self.settings, epsilon, self.rate, self.mechanisms)
+        found = calibrate_noise_multiplier(
+            epsilon=epsilon,
+            delta=privacy.delta,
+            sampling_rate=self.rate,
+            steps=self.mechanisms,
+            relation=Relation(privacy.relation),
+            other_events=self.beside,
+            accountant=privacy.accountant,
+            cache_dir=cache_folder() / "calibration",
+        )
+        return true_multiplier(self.settings, found.noise_multiplier)
+
+    def _calibrate(self, bound: Bound, spent_before: Counter[DpEvent]) -> float:
+        """The noise multiplier with which the planned run uses a budget up."""
+        before: Counter[DpEvent] = Counter() if bound.this_run else spent_before
+        budget = bound.budget
+        if before:
+            spent = budget.cost(before)
+            if spent > (1 - LEAST_LEFT) * budget.epsilon:
+                message = (
+                    f"No training: other runs have spent epsilon={spent:.6g} at delta="
+                    f"{budget.delta:g}, the budget is epsilon={budget.epsilon:g}"
+                )
+                raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
+        try:
+            found = calibrate_noise_multiplier(
+                epsilon=budget.epsilon,
+                delta=budget.delta,
+                sampling_rate=self.rate,
+                steps=self.mechanisms,
+                relation=budget.relation,
+                other_events=before + self.beside,
+                accountant=budget.accountant.name,
+                cache_dir=cache_folder() / "calibration",
+                noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
+            )
+        except UnsupportedEvent:
+            raise
+        except ValueError as error:
+            if not before and not bound.own:
+                raise ValueError(f"{bound.setting} of the silo {self.party}: {error}") from None
+            refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
+            raise bound.exceeded(refusal) from None
+        return found.noise_multiplier
