@@ -33,7 +33,8 @@ from fedllm.silo_bounds import (
 from fedllm.silo_noise import TrainingPlan
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events import is_private, multiset, no_guarantee
+from privacy.event_counts import is_private, multiset
+from privacy.events import no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.views import with_colluders
 from privacy.vocabulary import Adversary, Relation, Unit

@@ -21,12 +21,11 @@ from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from privacy.budget import Budget, BudgetExceeded
+from privacy.event_counts import is_private, multiset
 from privacy.events import (
     discrete_gaussian,
     dp_sgd,
     gaussian,
-    is_private,
-    multiset,
     no_guarantee,
     poisson_sampled,
     pure_dp,

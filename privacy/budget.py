@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import make_accountant
-from privacy.events import multiset
+from privacy.event_counts import multiset
 from privacy.vocabulary import Adversary, Guarantee, Relation, Unit
 
 _KEPT_SCHEDULES = 4096

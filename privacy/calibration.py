@@ -18,7 +18,9 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import Accountant, make_accountant
-from privacy.events import dp_sgd, event_to_json, multiset, scalar_noise
+from privacy.event_counts import multiset
+from privacy.event_json import event_to_json
+from privacy.events import dp_sgd, scalar_noise
 from privacy.result_cache import read_result, write_result
 from privacy.scalar_noise import ScalarNoise
 from privacy.vocabulary import Relation

@@ -1,4 +1,4 @@
-"""The kinds of event that dp_accounting does not have; `events` makes, checks and writes them."""
+"""The kinds of event that dp_accounting does not have; `events` makes them, `event_json` checks and writes them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.events import canonical, event_from_json, event_to_json, multiset
+from privacy.event_counts import multiset
+from privacy.event_json import canonical, event_from_json, event_to_json
 from privacy.ledger_file import LedgerError
 from privacy.vocabulary import Adversary, Unit
 

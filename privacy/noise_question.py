@@ -31,7 +31,7 @@ class NoiseQuestion:
       gamma: For usefulness: the error that is acceptable, in units of the sensitivity; 0 is the
         standard deviation of the Gaussian that keeps to the target.
       dimension: 1, or the number of a vector's entries, each with independent noise.
-      beside: What else the target is for: events as JSON (`privacy.events.event_to_json`) and how often. Of
+      beside: What else the target is for: events as JSON (`privacy.event_json.event_to_json`) and how often. Of
         numbers only.
 
     Raises:

@@ -23,7 +23,9 @@ from privacy.accountants import make_accountant
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
 from privacy.calibration import GOAL, solve_decreasing
-from privacy.events import event_from_json, multiset, scalar_noise
+from privacy.event_counts import multiset
+from privacy.event_json import event_from_json
+from privacy.events import scalar_noise
 from privacy.noise_families import SearchSpace, Shape, pure_laplace_space, search_spaces
 from privacy.noise_question import NoiseQuestion, Objective
 from privacy.result_cache import read_result, write_result

@@ -16,7 +16,9 @@ from pathlib import Path
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import make_accountant
-from privacy.events import discrete_gaussian, event_to_json, multiset
+from privacy.event_counts import multiset
+from privacy.event_json import event_to_json
+from privacy.events import discrete_gaussian
 from privacy.noise_question import SMALLEST_DELTA, NoiseQuestion
 from privacy.noise_search import search_noise
 from privacy.scalar_noise import ScalarNoise

@@ -20,7 +20,8 @@ from fedllm.silo_bounds import (
     training_events,
 )
 from privacy.accountants import make_accountant
-from privacy.events import event_from_json, event_to_json, multiset
+from privacy.event_counts import multiset
+from privacy.event_json import event_from_json, event_to_json
 from privacy.vocabulary import Relation
 
 

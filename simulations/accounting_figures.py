@@ -20,7 +20,8 @@ from privacy.accountants import (
     make_accountant,
 )
 from privacy.accountants.dominating import DominatingGdpAccountant
-from privacy.events import dp_sgd, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd
 from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
 from privacy.ledger_file import APPLICATION_ID
 from privacy.vocabulary import Adversary, Relation, Unit

@@ -69,7 +69,7 @@ def show(
     """Print the rows of a ledger. The chain is not checked: that is ``ledger verify``."""
     require("--limit", limit, limit >= 0, "a whole number >= 0")
     from fedllm.report.accounting import describe_event
-    from privacy.events import event_to_json
+    from privacy.event_json import event_to_json
     from privacy.ledger import Ledger, composed
 
     with Ledger(path, read_only=True) as ledger:

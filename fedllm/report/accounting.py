@@ -13,13 +13,14 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.forms import as_accounted
+from privacy.event_counts import is_private
+from privacy.event_json import event_to_json, kind
 from privacy.event_kinds import (
     DiscreteGaussianDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     VectorNoiseDpEvent,
 )
-from privacy.events import event_to_json, is_private, kind
 from privacy.ledger import LedgerEntry, LedgerError, composed
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 

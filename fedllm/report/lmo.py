@@ -13,8 +13,9 @@ from fedllm.report.record import RunRecord
 from privacy.accountants import make_accountant
 from privacy.accountants.gdp import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu
+from privacy.event_counts import is_private
 from privacy.event_kinds import VectorNoiseDpEvent, noise_of
-from privacy.events import dp_sgd, is_private
+from privacy.events import dp_sgd
 from privacy.ledger import LedgerEntry, composed
 from privacy.lmo_published import published_epsilon
 from privacy.scalar_noise import LmoNoise

@@ -11,7 +11,8 @@ from typing import ClassVar
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants.forms import as_accounted, why_unsupported
-from privacy.events import is_private, kind, multiset
+from privacy.event_counts import is_private, multiset
+from privacy.event_json import kind
 from privacy.vocabulary import Relation
 
 

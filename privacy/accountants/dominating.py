@@ -15,7 +15,7 @@ from dp_accounting.dp_event import DpEvent
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
 from privacy.accountants.loss_distribution import LossDistribution
 from privacy.accountants.pld import PldAccountant
-from privacy.events import is_private
+from privacy.event_counts import is_private
 from privacy.vocabulary import Relation
 
 DELTA_FLOOR = 1e-10

@@ -40,6 +40,8 @@ from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, Accountant, dominating, make_accountant, pld, prv, rdp
 from privacy.accountants.dominating import DELTA_FLOOR, log_gaussian_delta
 from privacy.calibration import calibrate_noise_multiplier
+from privacy.event_counts import multiset
+from privacy.event_json import event_from_json, event_to_json
 from privacy.vocabulary import Relation
 from simulations.benchmark import accounting_oracles as oracles
 
@@ -96,7 +98,7 @@ class Deviation:
 
 def schedule(noise: float, steps: int = STEPS) -> Counter[DpEvent]:
     """The table's schedule at a noise multiplier."""
-    return ev.multiset(ev.dp_sgd(RATE, noise, steps))
+    return multiset(ev.dp_sgd(RATE, noise, steps))
 
 
 def table_row(row: Row, solve: bool = False) -> list[Deviation]:
@@ -190,7 +192,7 @@ def _check(seed: int, oracle: str, events: Counter[DpEvent], relation: Relation)
         seed,
         oracle,
         relation.value,
-        {ev.event_to_json(event): count for event, count in events.items()},
+        {event_to_json(event): count for event, count in events.items()},
         [a.name for a in _bounds(events, relation)],
     )
 
@@ -201,7 +203,7 @@ def check_quadrature(seed: int) -> Check:
     relation = oracles.random_relation(rng)
     events, gaussians = oracles.random_small_schedule(rng, relation)
     mu = oracles.gaussians_mu(gaussians, relation)
-    whole = ev.multiset(events + gaussians)
+    whole = multiset(events + gaussians)
     check = _check(seed, "quadrature", whole, relation)
     accountants = _bounds(whole, relation)
     check.expect({"pld", "gdp-dominating"} <= set(check.accountants), "PLD refused")
@@ -268,7 +270,7 @@ def run_oracles(schedules: int) -> tuple[bool, Any]:
     Console().print(shown)
     kinds: Counter[str] = Counter()
     for c in checks:
-        kinds.update({ev.event_from_json(text).__class__.__name__ for text in c.events})
+        kinds.update({event_from_json(text).__class__.__name__ for text in c.events})
     print("schedules with each kind:", ", ".join(f"{k} {n}" for k, n in kinds.most_common()))
     judged = Counter(name for c in checks for name in c.accountants)
     print("schedules that each bound was asked:", ", ".join(f"{k} {n}" for k, n in judged.items()))

@@ -24,6 +24,8 @@ from dp_accounting.dp_event import DpEvent
 from scipy.special import log_ndtr, ndtr
 
 from privacy import events as ev
+from privacy.event_counts import multiset
+from privacy.event_kinds import DiscreteGaussianDpEvent
 from privacy.vocabulary import Relation
 
 Array = npt.NDArray[np.float64]
@@ -59,7 +61,7 @@ def output_density(event: DpEvent, relation: Relation) -> tuple[Array, Array, Ar
     """(ln P, ln Q, weights) on a grid of outputs, for the direction in which a record is removed."""
     q, noise = sampled(event)
     change = -1.0 if relation is REPLACE else 0.0
-    if isinstance(noise, ev.DiscreteGaussianDpEvent):
+    if isinstance(noise, DiscreteGaussianDpEvent):
         s, d = noise.sigma, noise.sensitivity
         x = np.arange(-math.ceil(12 * s) - d, math.ceil(12 * s) + d + 1, dtype=np.float64)
         total = math.log(np.exp(-((x / s) ** 2) / 2).sum())
@@ -132,7 +134,7 @@ def _cells(event: DpEvent, relation: Relation) -> tuple[Array, Array, Array, Arr
     """(mass of P, mass of Q, least and largest ln P/Q) in cells of outputs; P has the record."""
     q, noise = sampled(event)
     change = -1.0 if relation is REPLACE else 0.0
-    if isinstance(noise, ev.DiscreteGaussianDpEvent):
+    if isinstance(noise, DiscreteGaussianDpEvent):
         p, r, _ = output_density(event, relation)
         return np.exp(p), np.exp(r), p - r, p - r
     scale = noise.noise_multiplier
@@ -235,7 +237,7 @@ def _mechanism(rng: random.Random, relation: Relation, gaussian_only: bool) -> D
     if kind == "laplace":
         return dp.LaplaceDpEvent(rng.uniform(0.7, 4))
     if kind == "discrete":
-        return ev.DiscreteGaussianDpEvent(rng.uniform(0.8, 30), rng.choice([1, 1, 2]))
+        return DiscreteGaussianDpEvent(rng.uniform(0.8, 30), rng.choice([1, 1, 2]))
     if kind == "sampled laplace" and relation is not REPLACE:
         return dp.PoissonSampledDpEvent(rate, dp.LaplaceDpEvent(rng.uniform(0.5, 4)))
     return dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(rng.uniform(0.6, 3)))
@@ -272,4 +274,4 @@ def random_long_schedule(rng: random.Random, relation: Relation) -> Counter[DpEv
         events.append(dp.SelfComposedDpEvent(one, rng.randint(1, 6)))
     if rng.random() < 0.7:
         events.append(ev.gaussian(rng.uniform(2, 8), rng.randint(1, 3)))
-    return ev.multiset(events)
+    return multiset(events)

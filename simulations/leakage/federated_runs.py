@@ -27,7 +27,7 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.settings_io import apply_overrides, parse_settings
 from fedllm.tunable import make_tunable
-from privacy.events import is_private
+from privacy.event_counts import is_private
 from privacy.ledger import Ledger
 from privacy.randomness import generator
 from simulations.benchmark import workload

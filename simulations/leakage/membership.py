@@ -36,7 +36,8 @@ from fedllm.local_training import train_locally
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable, initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier
-from privacy.events import dp_sgd, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd
 from privacy.randomness import generator
 from simulations.benchmark import workload
 from simulations.cli_output import (

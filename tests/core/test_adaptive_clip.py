@@ -20,7 +20,8 @@ from fedllm.silo_bounds import training_events
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.clipping import ClippedSum
-from privacy.events import dp_sgd, gaussian, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd, gaussian
 from privacy.randomness import generator
 
 Make = Callable[..., Any]

@@ -26,7 +26,8 @@ from fedllm.statistics_release import statistics_point
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events import dp_sgd, gaussian, is_private, multiset, pure_dp
+from privacy.event_counts import is_private, multiset
+from privacy.events import dp_sgd, gaussian, pure_dp
 from privacy.ledger import Ledger
 from privacy.randomness import generator
 from privacy.vocabulary import SERVER

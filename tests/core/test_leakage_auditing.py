@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from privacy.events import dp_sgd, gaussian, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd, gaussian
 from privacy.randomness import generator
 from simulations.leakage import auditing
 from simulations.leakage.protections import Protection, noise_for

@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from fedllm.plan import for_silos, warnings
 from fedllm.settings_io import from_json, parse_settings, to_json, to_toml
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, gaussian, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd, gaussian
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.views import same_for_all
 from simulations.cli import app

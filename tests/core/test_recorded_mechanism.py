@@ -15,7 +15,7 @@ from scipy import stats
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
 from fedllm.tunable import initial_params, shared_tunable
-from privacy.events import multiset
+from privacy.event_counts import multiset
 
 ROUNDS = 60
 

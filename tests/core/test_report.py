@@ -29,7 +29,8 @@ from fedllm.report import build, write_report
 from fedllm.report.guarantee import shown
 from fedllm.run_folder import RunFolder
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, gaussian, multiset, no_guarantee
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd, gaussian, no_guarantee
 from privacy.ledger import Ledger
 from privacy.vocabulary import Relation, Unit
 from simulations.cli import app

@@ -21,7 +21,8 @@ from fedllm.schedule import evaluation_rounds
 from fedllm.silo_account import SiloAccount, sampling_rate
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events import discrete_gaussian, dp_sgd, gaussian, is_private
+from privacy.event_counts import is_private
+from privacy.events import discrete_gaussian, dp_sgd, gaussian
 from privacy.ledger import Ledger, LedgerError
 from privacy.vocabulary import Relation, Unit
 

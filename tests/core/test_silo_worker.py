@@ -19,7 +19,8 @@ from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation
 from fedllm.tunable import initial_params, shared_tunable
 from privacy.budget import BudgetExceeded
-from privacy.events import discrete_gaussian, is_private, multiset
+from privacy.event_counts import is_private, multiset
+from privacy.events import discrete_gaussian
 from privacy.ledger import Ledger, LedgerError
 
 Make = Callable[..., Any]

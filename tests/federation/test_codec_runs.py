@@ -21,7 +21,8 @@ from fedllm.codec_store import _loaded
 from fedllm.report import build
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import to_toml
-from privacy.events import dp_sgd, gaussian, is_private
+from privacy.event_counts import is_private
+from privacy.events import dp_sgd, gaussian
 from privacy.ledger import Ledger
 from privacy.vocabulary import SERVER
 

@@ -19,7 +19,8 @@ from fedllm.predict import Predictor
 from fedllm.report import build
 from fedllm.run_folder import RunFolder, RunFolderError
 from privacy.accountants import make_accountant
-from privacy.events import is_private, pure_dp
+from privacy.event_counts import is_private
+from privacy.events import pure_dp
 from privacy.ledger import Ledger, composed
 from privacy.vocabulary import SERVER
 from tests.support.deep import LAYERS, deep_settings

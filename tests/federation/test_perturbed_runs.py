@@ -27,7 +27,8 @@ from fedllm.report.render import render
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import to_toml
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, gaussian, is_private
+from privacy.event_counts import is_private
+from privacy.events import dp_sgd, gaussian
 from privacy.ledger import Ledger
 from privacy.vocabulary import OUTSIDER, SERVER
 

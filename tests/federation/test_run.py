@@ -21,7 +21,7 @@ from fedllm.schedule import participation
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
 from fedllm.tunable import initial_params, shared_tunable
-from privacy.events import is_private
+from privacy.event_counts import is_private
 from privacy.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer

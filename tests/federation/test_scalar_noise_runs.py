@@ -16,7 +16,7 @@ from fedllm.silo_bounds import evaluation_events, evaluation_noise
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
 from fedllm.tunable import initial_params
-from privacy.events import kind
+from privacy.event_json import kind
 from privacy.ledger import Ledger
 from server.run import SCALARS
 

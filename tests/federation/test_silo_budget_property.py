@@ -20,7 +20,7 @@ from fedllm import messages as names
 from fedllm.settings_io import SettingsError, to_json
 from fedllm.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
-from privacy.events import is_private
+from privacy.event_counts import is_private
 from privacy.ledger import Ledger
 from privacy.vocabulary import Adversary, Unit
 

@@ -23,7 +23,7 @@ from fedllm.run_folder import RunFolder
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
 from fedllm.tunable import initial_params, shared_tunable
-from privacy.events import is_private, multiset
+from privacy.event_counts import is_private, multiset
 from privacy.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer

@@ -18,6 +18,9 @@ from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.accountants import pld as pld_module
 from privacy.accountants import prv as prv_module
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
+from privacy.event_counts import multiset
+from privacy.event_json import UnknownEvent, kind
+from privacy.event_kinds import DiscreteGaussianDpEvent
 from privacy.vocabulary import Relation
 
 DELTA = 1e-5
@@ -25,7 +28,7 @@ REPLACE = Relation.REPLACE_ONE
 
 
 def multi(*events):
-    return ev.multiset(list(events))
+    return multiset(list(events))
 
 
 class AccountantContract:
@@ -160,7 +163,7 @@ class AccountantContract:
     def test_what_it_cannot_represent_is_refused_by_name(self, accountant):
         events = multi(self.base, self.unsupported)
         assert not accountant.supports(events)
-        name = ev.kind(self.unsupported)
+        name = kind(self.unsupported)
         for ask in (
             lambda: accountant.epsilon(events, DELTA),
             lambda: accountant.delta(events, 1.0),
@@ -177,7 +180,7 @@ class AccountantContract:
             accountant.epsilon(events, DELTA)
 
     def test_unknown_events_are_refused(self, accountant):
-        with pytest.raises(ev.UnknownEvent, match="Unsupported"):
+        with pytest.raises(UnknownEvent, match="Unsupported"):
             accountant.epsilon({dp.UnsupportedDpEvent(): 1}, DELTA)
 
     @pytest.mark.parametrize("delta", [-1e-9, 1.1, math.nan])
@@ -355,9 +358,9 @@ def test_hardly_any_noise_of_any_kind_is_a_number_or_infinity(relation):
         dp.PoissonSampledDpEvent(0.01, dp.LaplaceDpEvent(1e-3)),
         dp.DiscreteLaplaceDpEvent(1e3, 1),
         dp.RandomizedResponseDpEvent(1e-9, 4),
-        ev.DiscreteGaussianDpEvent(1e-5, 7),
+        DiscreteGaussianDpEvent(1e-5, 7),
         dp.LaplaceDpEvent(1e4),
-        ev.DiscreteGaussianDpEvent(1e4, 7),
+        DiscreteGaussianDpEvent(1e4, 7),
     ):
         if accountant.supports({event: 1}):
             one, many = (accountant.epsilon({event: n}, DELTA) for n in (1, 1000))

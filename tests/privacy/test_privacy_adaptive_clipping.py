@@ -22,7 +22,8 @@ from privacy.adaptive_clipping import (
     share_below,
     split,
 )
-from privacy.events import dp_sgd, gaussian, multiset, poisson_sampled
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd, gaussian, poisson_sampled
 from privacy.randomness import generator
 
 SURE = 1e-6

@@ -14,11 +14,12 @@ from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.budget import Budget, BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier, calibrate_steps
+from privacy.event_counts import multiset
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.vocabulary import Relation, Unit
 
 DELTA = 1e-5
-STEP = next(iter(ev.multiset(ev.dp_sgd(0.02, 1.0, 1))))
+STEP = next(iter(multiset(ev.dp_sgd(0.02, 1.0, 1))))
 NOTHING: Counter = Counter()
 
 
@@ -47,8 +48,8 @@ def test_a_calibrated_schedule_is_admitted_step_by_step_and_not_one_more():
     noise = calibrate_noise_multiplier(
         epsilon=3, delta=DELTA, sampling_rate=0.05, steps=40
     ).noise_multiplier
-    step = ev.multiset(ev.dp_sgd(0.05, noise, 1))
-    plan = ev.multiset(ev.dp_sgd(0.05, noise, 40))
+    step = multiset(ev.dp_sgd(0.05, noise, 1))
+    plan = multiset(ev.dp_sgd(0.05, noise, 40))
     for planned in (None, plan):
         budget, spent = Budget(3.0, DELTA), Counter()
         for _ in range(40):
@@ -77,7 +78,7 @@ def test_a_plan_does_not_admit_what_it_does_not_contain():
 
 def test_planned_steps_cost_no_computation(monkeypatch):
     budget = Budget(3.0, DELTA)
-    plan = ev.multiset(ev.dp_sgd(0.02, 1.0, 200))
+    plan = multiset(ev.dp_sgd(0.02, 1.0, 200))
     budget.admit(NOTHING, {STEP: 1}, plan)
 
     def fail(*_):
@@ -101,7 +102,7 @@ def test_planned_steps_cost_no_computation(monkeypatch):
 def test_what_is_admitted_never_costs_more_than_the_budget(steps, epsilon):
     budget, spent = Budget(epsilon, DELTA), Counter()
     for step in steps:
-        new = ev.multiset(step)
+        new = multiset(step)
         try:
             budget.admit(spent, new)
         except BudgetExceeded:
@@ -113,8 +114,8 @@ def test_what_is_admitted_never_costs_more_than_the_budget(steps, epsilon):
 
 def test_a_release_without_privacy_needs_an_infinite_budget():
     with pytest.raises(BudgetExceeded, match="inf"):
-        Budget(100.0, DELTA).admit(NOTHING, ev.multiset(ev.no_guarantee("counts")))
-    Budget(math.inf, DELTA).admit(NOTHING, ev.multiset(ev.no_guarantee("counts")))
+        Budget(100.0, DELTA).admit(NOTHING, multiset(ev.no_guarantee("counts")))
+    Budget(math.inf, DELTA).admit(NOTHING, multiset(ev.no_guarantee("counts")))
 
 
 @pytest.mark.parametrize("epsilon", [1.0, math.inf])
@@ -144,7 +145,7 @@ def run_until_refused(path, budget, run, stop_after=None):
                 break
             spent = ledger.spent(budget.adversary, party="silo", unit=Unit.EXAMPLE)
             try:
-                budget.admit(spent, ev.multiset(ev.dp_sgd(0.1, 2.0, 1)))
+                budget.admit(spent, multiset(ev.dp_sgd(0.1, 2.0, 1)))
             except BudgetExceeded:
                 break
             ledger.append(entry(number, run))

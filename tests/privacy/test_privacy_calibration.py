@@ -20,6 +20,7 @@ from privacy.calibration import (
     calibrate_sampling_rate,
     calibrate_steps,
 )
+from privacy.event_counts import multiset
 from privacy.vocabulary import Relation
 
 DELTA = 1e-5
@@ -27,7 +28,7 @@ DELTA = 1e-5
 
 def recomputed(result, accountant="pld", relation=Relation.ADD_OR_REMOVE_ONE, others=()):
     step = ev.dp_sgd(result.sampling_rate, result.noise_multiplier, result.steps)
-    return make_accountant(accountant, relation).epsilon(ev.multiset([step, *others]), result.delta)
+    return make_accountant(accountant, relation).epsilon(multiset([step, *others]), result.delta)
 
 
 @pytest.mark.parametrize("accountant", ["pld", "rdp", "prv", "gdp-clt", "gdp-dominating"])
@@ -56,7 +57,7 @@ def test_other_events_share_the_budget():
         delta=DELTA,
         sampling_rate=0.05,
         steps=50,
-        other_events=ev.multiset(others),
+        other_events=multiset(others),
     )
     assert shared.noise_multiplier > alone.noise_multiplier
     assert 1.998 <= shared.epsilon <= 2
@@ -174,7 +175,7 @@ def test_steps_are_the_most_that_fit():
     result = calibrate_steps(epsilon=2, delta=DELTA, sampling_rate=0.02, noise_multiplier=1.0)
     assert result.epsilon <= 2
     assert recomputed(result) == result.epsilon
-    one_more = ev.multiset(ev.dp_sgd(0.02, 1.0, result.steps + 1))
+    one_more = multiset(ev.dp_sgd(0.02, 1.0, result.steps + 1))
     assert make_accountant("pld").epsilon(one_more, DELTA) > 2
     with pytest.raises(ValueError, match="Not even one step"):
         calibrate_steps(epsilon=0.1, delta=DELTA, sampling_rate=0.5, noise_multiplier=0.5)
@@ -202,7 +203,7 @@ def test_sampling_rate_is_the_largest_that_fits():
 
 def test_delta_is_what_the_schedule_gives():
     result = calibrate_delta(epsilon=2.0, sampling_rate=0.02, noise_multiplier=1.0, steps=300)
-    events = ev.multiset(ev.dp_sgd(0.02, 1.0, 300))
+    events = multiset(ev.dp_sgd(0.02, 1.0, 300))
     assert result.delta == make_accountant("pld").delta(events, 2.0)
     assert make_accountant("pld").epsilon(events, result.delta) == pytest.approx(2.0, rel=1e-6)
 
@@ -264,7 +265,7 @@ def test_steps_are_the_most_that_keep_to_any_target(relation, epsilon, delta, ra
     accountant = make_accountant("pld", relation)
 
     def cost(steps):
-        return accountant.epsilon(ev.multiset(ev.dp_sgd(rate, noise, steps)), delta)
+        return accountant.epsilon(multiset(ev.dp_sgd(rate, noise, steps)), delta)
 
     most = 20_000
     solve = partial(
@@ -311,6 +312,6 @@ def test_delta_is_the_smallest_at_any_target(relation, epsilon, rate, noise, ste
     assert recomputed(result, relation=relation) <= epsilon * (1 + 1e-9)
     if result.delta > 1e-9:
         less = make_accountant("pld", relation).epsilon(
-            ev.multiset(ev.dp_sgd(rate, noise, steps)), result.delta * 0.999
+            multiset(ev.dp_sgd(rate, noise, steps)), result.delta * 0.999
         )
         assert less >= epsilon * (1 - 1e-9)

@@ -15,6 +15,9 @@ from scipy import stats
 from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.discrete_gaussian import add_discrete_gaussian, discrete_gaussian
+from privacy.event_counts import multiset
+from privacy.event_json import UnknownEvent, event_from_json, event_to_json
+from privacy.event_kinds import DiscreteGaussianDpEvent
 from privacy.randomness import generator
 from privacy.vocabulary import Relation
 
@@ -186,7 +189,7 @@ def exact_deltas(sigma, shift, count, epsilons):
 )
 @pytest.mark.parametrize("relation", list(Relation))
 def test_no_bound_is_below_the_exact_delta(sigma, shift, count, relation):
-    events = ev.multiset(ev.discrete_gaussian(sigma, shift, count))
+    events = multiset(ev.discrete_gaussian(sigma, shift, count))
     change = shift * (2 if relation is Relation.REPLACE_ONE else 1)
     epsilons = [0.0, 0.2, 1.0, 2.5, 6.0]
     exact = exact_deltas(sigma, change, count, epsilons)
@@ -204,7 +207,7 @@ def test_no_bound_is_below_the_exact_delta(sigma, shift, count, relation):
 
 @pytest.mark.parametrize(("sigma", "shift"), [(0.2, 1), (1.0, 2), (28.28, 1), (1000.0, 1)])
 def test_pld_agrees_with_dp_accounting(sigma, shift):
-    events = ev.multiset(ev.discrete_gaussian(sigma, shift))
+    events = multiset(ev.discrete_gaussian(sigma, shift))
     reference = dp_pld.from_discrete_gaussian_mechanism(sigma, shift, use_connect_dots=True)
     ours = make_accountant("pld")
     for delta in (1e-3, 1e-5, 1e-8):
@@ -216,34 +219,34 @@ def test_pld_agrees_with_dp_accounting(sigma, shift):
 def test_rdp_is_that_of_the_continuous_gaussian():
     for relation in Relation:
         accountant = make_accountant("rdp", relation)
-        discrete = accountant.epsilon(ev.multiset(ev.discrete_gaussian(6.0, 2, 4)), 1e-5)
-        continuous = accountant.epsilon(ev.multiset(ev.gaussian(3.0, 4)), 1e-5)
+        discrete = accountant.epsilon(multiset(ev.discrete_gaussian(6.0, 2, 4)), 1e-5)
+        continuous = accountant.epsilon(multiset(ev.gaussian(3.0, 4)), 1e-5)
         assert discrete == pytest.approx(continuous, rel=1e-9)
 
 
 def test_at_large_sigma_it_costs_what_the_continuous_one_costs():
     accountant = make_accountant("pld")
-    discrete = accountant.epsilon(ev.multiset(ev.discrete_gaussian(50.0, 1, 100)), 1e-5)
-    continuous = accountant.epsilon(ev.multiset(ev.gaussian(50.0, 100)), 1e-5)
+    discrete = accountant.epsilon(multiset(ev.discrete_gaussian(50.0, 1, 100)), 1e-5)
+    continuous = accountant.epsilon(multiset(ev.gaussian(50.0, 100)), 1e-5)
     assert discrete == pytest.approx(continuous, rel=2e-3)
 
 
 def test_accountants_without_a_proof_refuse_by_name():
-    one = ev.multiset(ev.discrete_gaussian(5.0))
+    one = multiset(ev.discrete_gaussian(5.0))
     for name in ("prv", "gdp-exact", "gdp-clt"):
         with pytest.raises(UnsupportedEvent, match="DiscreteGaussian"):
             make_accountant(name).epsilon(one, 1e-5)
-    sampled = ev.multiset(ev.dp.PoissonSampledDpEvent(0.1, ev.DiscreteGaussianDpEvent(5.0, 1)))
+    sampled = multiset(ev.dp.PoissonSampledDpEvent(0.1, DiscreteGaussianDpEvent(5.0, 1)))
     for name in ACCOUNTANTS:
         with pytest.raises(UnsupportedEvent, match="PoissonSampled"):
             make_accountant(name).epsilon(sampled, 1e-5)
     with pytest.raises(UnsupportedEvent, match="sigma <= "):
-        make_accountant("pld").epsilon(ev.multiset(ev.discrete_gaussian(1e6)), 1e-5)
-    assert make_accountant("rdp").epsilon(ev.multiset(ev.discrete_gaussian(1e6)), 1e-5) < 1e-3
+        make_accountant("pld").epsilon(multiset(ev.discrete_gaussian(1e6)), 1e-5)
+    assert make_accountant("rdp").epsilon(multiset(ev.discrete_gaussian(1e6)), 1e-5) < 1e-3
 
 
 def test_no_noise_is_no_guarantee():
-    assert make_accountant("pld").epsilon({ev.DiscreteGaussianDpEvent(0.0, 1): 1}, 0.1) == math.inf
+    assert make_accountant("pld").epsilon({DiscreteGaussianDpEvent(0.0, 1): 1}, 0.1) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -256,10 +259,10 @@ def test_bad_events(arguments, name):
 
 
 def test_the_event_is_written_and_read():
-    event = ev.DiscreteGaussianDpEvent(28.284271247461902, 3)
-    text = ev.event_to_json(event)
+    event = DiscreteGaussianDpEvent(28.284271247461902, 3)
+    text = event_to_json(event)
     assert text == '{"kind":"DiscreteGaussian","sensitivity":3,"sigma":28.284271247461902}'
-    assert ev.event_from_json(text) == event
+    assert event_from_json(text) == event
     for bad in ('"sensitivity":0,"sigma":1', '"sensitivity":1,"sigma":-1', '"sigma":1'):
-        with pytest.raises(ev.UnknownEvent):
-            ev.event_from_json('{"kind":"DiscreteGaussian",' + bad + "}")
+        with pytest.raises(UnknownEvent):
+            event_from_json('{"kind":"DiscreteGaussian",' + bad + "}")

@@ -19,13 +19,14 @@ from privacy.accountants.dominating import (
 )
 from privacy.accountants.gdp import gaussian_delta
 from privacy.budget import Budget
+from privacy.event_counts import multiset
 from privacy.vocabulary import Relation, Unit
 
 NOISES = (1.7171, 0.8823, 0.6429, 0.4834)
 
 
 def reference_schedule(noise):
-    return ev.multiset(ev.dp_sgd(256 / 60000, noise, 1000))
+    return multiset(ev.dp_sgd(256 / 60000, noise, 1000))
 
 
 def curves(events, epsilons, relation=Relation.ADD_OR_REMOVE_ONE):
@@ -64,7 +65,7 @@ def test_never_below_dp_accountings_own_curve(noise):
 
 def test_between_the_atoms_too():
     """A coarse distribution: the curves are compared between its losses, not only at them."""
-    distribution = make_accountant("pld").distributions(ev.multiset(dp.LaplaceDpEvent(0.7)))[0]
+    distribution = make_accountant("pld").distributions(multiset(dp.LaplaceDpEvent(0.7)))[0]
     coarse = type(distribution)(0.5, 0, np.array([0.3, 0.2, 0.3, 0.2]), 0.0, 0.0)
     mu = dominating_mu(coarse, 1e-9)
     fine = np.linspace(0, 1.5, 30001)
@@ -83,13 +84,13 @@ def test_between_the_atoms_too():
 
 def test_a_gaussian_is_its_own_mu():
     for sigma in (0.5, 1.0, 5.0, 50.0):
-        mu = make_accountant("gdp-dominating").mu(ev.multiset(ev.gaussian(sigma)))
+        mu = make_accountant("gdp-dominating").mu(multiset(ev.gaussian(sigma)))
         assert mu >= 1 / sigma
         assert mu == pytest.approx(1 / sigma, rel=1e-3)
 
 
 def test_mixed_events_and_replace_one():
-    events = ev.multiset([ev.dp_sgd(0.05, 1.0, 30), ev.gaussian(4.0), ev.dp_sgd(0.2, 3.0, 10)])
+    events = multiset([ev.dp_sgd(0.05, 1.0, 30), ev.gaussian(4.0), ev.dp_sgd(0.2, 3.0, 10)])
     for relation in Relation:
         mu = make_accountant("gdp-dominating", relation).mu(events)
         epsilons = np.linspace(0, 8, 977)
@@ -108,7 +109,7 @@ def test_the_floor_is_in_the_note_of_a_guarantee():
 
 def test_deltas_near_one_do_not_ask_for_a_larger_mu():
     """The PLD is 1 up to round-off there; with it, this mu would be four times as large."""
-    events = ev.multiset(ev.dp_sgd(0.5, 1.0, 1000))
+    events = multiset(ev.dp_sgd(0.5, 1.0, 1000))
     accountant = make_accountant("gdp-dominating")
     pld = make_accountant("pld")
     for delta in (1e-3, 1e-5, 1e-8):
@@ -121,7 +122,7 @@ def test_deltas_near_one_do_not_ask_for_a_larger_mu():
 def test_losses_far_apart():
     """Little noise: most of the mass at no loss, some at losses in the thousands."""
     for noise in (0.01, 0.02, 0.05):
-        events = ev.multiset(ev.dp_sgd(0.01, noise, 3))
+        events = multiset(ev.dp_sgd(0.01, noise, 3))
         accountant = make_accountant("gdp-dominating")
         pld = make_accountant("pld")
         for delta in (1e-3, 1e-6):
@@ -131,7 +132,7 @@ def test_losses_far_apart():
 
 
 def test_no_mu_where_round_off_leaves_no_delta_worth_the_name():
-    events = ev.multiset({ev.dp_sgd(1e-4, 5.0, 1): 10**10})
+    events = multiset({ev.dp_sgd(1e-4, 5.0, 1): 10**10})
     accountant = make_accountant("gdp-dominating")
     assert accountant.floor(events) > 1e-6
     assert accountant.mu(events) == math.inf
@@ -159,6 +160,6 @@ def test_the_clt_mu_is_below_the_dominating_mu():
 
 
 def test_no_mu_for_what_has_too_much_infinite_mass():
-    distribution = make_accountant("pld").distributions(ev.multiset(ev.gaussian(1.0)))[0]
+    distribution = make_accountant("pld").distributions(multiset(ev.gaussian(1.0)))[0]
     hopeless = type(distribution)(1e-4, 0, np.array([0.5]), 0.5, 0.0)
     assert math.isinf(dominating_mu(hopeless, 1e-10))

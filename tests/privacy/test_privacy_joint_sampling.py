@@ -13,16 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.events import (
-    dp_sgd,
-    event_from_json,
-    event_to_json,
-    gaussian,
-    is_private,
-    multiset,
-    no_guarantee,
-    poisson_sampled,
-)
+from privacy.event_counts import is_private, multiset
+from privacy.event_json import event_from_json, event_to_json
+from privacy.events import dp_sgd, gaussian, no_guarantee, poisson_sampled
 
 RATE = 0.1
 

@@ -9,6 +9,8 @@ import pytest
 
 from privacy import events as ev
 from privacy import ledger_file
+from privacy.event_counts import multiset
+from privacy.event_json import UnknownEvent
 from privacy.ledger import Ledger, LedgerConflict, LedgerEntry, LedgerError, composed
 from privacy.vocabulary import Unit
 
@@ -140,7 +142,7 @@ def test_units_do_not_compose(path):
         ledger.extend(mixed)
         with pytest.raises(LedgerError, match="unit"):
             ledger.spent("server")
-        assert ledger.spent("server", unit=Unit.CLIENT) == ev.multiset(STEP)
+        assert ledger.spent("server", unit=Unit.CLIENT) == multiset(STEP)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_bad_entries_are_refused(changes, name):
 
 def test_an_unknown_event_is_refused_before_anything_is_written(path):
     with Ledger(path) as ledger:
-        with pytest.raises(ev.UnknownEvent):
+        with pytest.raises(UnknownEvent):
             ledger.append(entry(views={"server": ev.dp.UnsupportedDpEvent(), "outsider": STEP}))
         assert ledger.entries() == []
 
@@ -370,4 +372,4 @@ def test_paths_with_odd_characters(tmp_path):
 def test_many_identical_rows_are_counted_fast(path):
     with Ledger(path) as ledger:
         ledger.extend([entry(i) for i in range(5000)])
-        assert ledger.spent("server") == {next(iter(ev.multiset(STEP))): 20000}
+        assert ledger.spent("server") == {next(iter(multiset(STEP))): 20000}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy.events import dp_sgd, event_to_json
+from privacy.event_json import event_to_json
+from privacy.events import dp_sgd
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.ledger_entry import canonical_json
 from privacy.vocabulary import Unit

@@ -21,6 +21,7 @@ from privacy.accountants.gdp import gaussian_epsilon
 from privacy.accountants.loss_distribution import compose
 from privacy.accountants.scalar_loss import scalar_losses
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu, spread_shift
+from privacy.event_json import UnknownEvent, canonical, event_from_json, event_to_json
 from privacy.lmo_figures import lmo_figures
 from privacy.randomness import generator
 from privacy.scalar_noise import (
@@ -266,7 +267,7 @@ def test_no_change_of_a_vector_costs_more_than_the_bound(
 def test_a_vectors_event_costs_what_its_bound_costs_and_never_the_figure_of_one_number() -> None:
     mu = gaussian_bound(PAPER_STRONG)
     event = ev.vector_noise(PAPER_STRONG, 10_000, 30, 0.1)
-    assert ev.event_from_json(ev.event_to_json(event)) == ev.canonical(event)
+    assert event_from_json(event_to_json(event)) == canonical(event)
     same = ev.dp_sgd(0.1, 1 / mu, 30)
     for name in ("pld", "rdp", "prv", "gdp-dominating"):
         accountant = make_accountant(name)
@@ -296,8 +297,8 @@ def test_vectors_with_noise_that_has_no_bound_are_refused() -> None:
             ev.vector_noise(PAPER_STRONG, dimension)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="dimension <= 100000"):
         spread_shift(PAPER_STRONG, 100_001)
-    with pytest.raises(ev.UnknownEvent, match="dimension"):
-        ev.event_from_json(
+    with pytest.raises(UnknownEvent, match="dimension"):
+        event_from_json(
             '{"kind":"VectorNoise","family":"laplace","parameters":[["scale",1]],"dimension":-1}'
         )
 

@@ -15,6 +15,7 @@ from dp_accounting import dp_event as dp
 
 from privacy import events as ev
 from privacy.accountants import make_accountant
+from privacy.event_counts import multiset
 from privacy.vocabulary import Relation
 from simulations.benchmark.accounting import (
     DELTA,
@@ -71,7 +72,7 @@ def test_no_bound_is_below_the_exact_delta_100_schedules(seed):
 def test_replace_one_against_quadrature(q, sigma, mu):
     """Sampled and plain Gaussians under replace-one; the plain one has twice the sensitivity."""
     step = ev.dp_sgd(q, sigma, 1)
-    schedule = ev.multiset([step, ev.gaussian(2 / mu)])
+    schedule = multiset([step, ev.gaussian(2 / mu)])
     for name in ("pld", "gdp-dominating"):
         accountant = make_accountant(name, REPLACE)
         for epsilon in (0.0, 0.5, 1.5, 3.0):
@@ -104,7 +105,7 @@ def test_replace_one_pair_dominates_other_pairs_of_records(seed):
     accountant = make_accountant("pld", REPLACE)
     for epsilon in (0.0, 0.2, 1.0):
         found = float(np.maximum(p - math.exp(epsilon) * r, 0).sum() * cell)
-        bound = accountant.delta(ev.multiset(ev.dp_sgd(q, sigma, 1)), epsilon)
+        bound = accountant.delta(multiset(ev.dp_sgd(q, sigma, 1)), epsilon)
         assert found <= bound + 2e-5  # the grid's own error
 
 
@@ -115,7 +116,7 @@ def test_total_variation_of_one_step_in_both_directions(q, sigma, relation):
     distance = 2.0 if relation is REPLACE else 1.0
     exact = q * math.erf(distance / (2 * sigma) / math.sqrt(2))
     accountant = make_accountant("pld", relation)
-    for distribution in accountant.distributions(ev.multiset(ev.dp_sgd(q, sigma, 1))):
+    for distribution in accountant.distributions(multiset(ev.dp_sgd(q, sigma, 1))):
         got = float(distribution.delta(0.0)[0])
         assert got >= exact * (1 - 1e-12)
         assert got <= exact * (1 + 1e-5) + 1e-14
@@ -164,7 +165,7 @@ def test_replace_one_bounds_every_world_and_the_extreme_one_tightly(seed):
     rng = np.random.default_rng(seed)
     steps = int(rng.integers(1, 4))
     mechanisms = [(rng.uniform(0.02, 0.9), rng.uniform(0.7, 2)) for _ in range(steps)]
-    schedule = ev.multiset([ev.dp_sgd(q, s, 1) for q, s in mechanisms])
+    schedule = multiset([ev.dp_sgd(q, s, 1) for q, s in mechanisms])
     accountant = make_accountant("pld", REPLACE)
     worst = [world(rng, q, s, extreme=True) for q, s in mechanisms]
     for epsilon in (0.0, 0.5, 1.5):
@@ -210,7 +211,7 @@ def test_the_checks_see_an_accountant_that_is_low(monkeypatch):
 def test_the_clt_is_an_approximation_that_may_be_below(seed):
     """Why it is never called a bound: at small noise it is far below the exact cost."""
     step = ev.dp_sgd(0.01 * (seed + 1), 0.6, 1)
-    schedule = ev.multiset(dp.SelfComposedDpEvent(step, 20))
+    schedule = multiset(dp.SelfComposedDpEvent(step, 20))
     clt, pld = make_accountant("gdp-clt"), make_accountant("pld")
     assert clt.epsilon(schedule, 1e-5) < 0.7 * pld.epsilon(schedule, 1e-5)
     epsilon = clt.epsilon(schedule, 1e-5)
@@ -227,7 +228,7 @@ def test_reference_table(row):
 
 
 def cost(accountant, noise):
-    return make_accountant(accountant).epsilon(ev.multiset(ev.dp_sgd(RATE, noise, STEPS)), DELTA)
+    return make_accountant(accountant).epsilon(multiset(ev.dp_sgd(RATE, noise, STEPS)), DELTA)
 
 
 def test_the_reference_orders_the_accountants():

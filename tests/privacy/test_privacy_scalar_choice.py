@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from privacy.accountants import make_accountant
-from privacy.events import discrete_gaussian, dp_sgd, event_to_json, multiset, scalar_noise
+from privacy.event_counts import multiset
+from privacy.event_json import event_to_json
+from privacy.events import discrete_gaussian, dp_sgd, scalar_noise
 from privacy.noise_question import NoiseQuestion
 from privacy.noise_search import accounted_epsilon, search_noise
 from privacy.scalar_choice import LEAST_GAIN, choose_noise

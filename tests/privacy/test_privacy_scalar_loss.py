@@ -18,6 +18,8 @@ from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses
+from privacy.event_counts import is_private, multiset
+from privacy.event_json import UnknownEvent, canonical, event_from_json, event_to_json
 from privacy.randomness import generator
 from privacy.scalar_noise import GaussianNoise, LaplaceNoise, ScalarNoise
 from privacy.vocabulary import Relation
@@ -201,11 +203,11 @@ def test_replace_one_doubles_the_change_and_refuses_sampling() -> None:
 def test_events_of_scalar_noise_as_json_and_refusals() -> None:
     for noise in NOISES:
         event = ev.scalar_noise(noise, 3, 0.25)
-        text = ev.event_to_json(event)
-        assert ev.event_from_json(text) == ev.canonical(event)
+        text = event_to_json(event)
+        assert event_from_json(text) == canonical(event)
         assert '"kind":"ScalarNoise"' in text
-        assert ev.is_private(event)
-        assert ev.multiset(event) == Counter({event.event: 3})
+        assert is_private(event)
+        assert multiset(event) == Counter({event.event: 3})
     for parameters, message in [
         ('[["scale",0]]', "scale=0.0"),
         ('[["scale",1],["scale",1]]', "each name once"),
@@ -213,8 +215,8 @@ def test_events_of_scalar_noise_as_json_and_refusals() -> None:
         ("[1]", "pairs"),
     ]:
         text = f'{{"kind":"ScalarNoise","family":"laplace","parameters":{parameters}}}'
-        with pytest.raises(ev.UnknownEvent, match=message):
-            ev.event_from_json(text)
+        with pytest.raises(UnknownEvent, match=message):
+            event_from_json(text)
     with pytest.raises(ValueError, match="sampling_rate=0"):
         ev.scalar_noise(NOISES[0], 1, 0.0)
     with pytest.raises(ValueError, match="count=-1"):

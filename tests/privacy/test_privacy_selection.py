@@ -12,6 +12,8 @@ from scipy import stats
 
 from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
+from privacy.event_counts import is_private, multiset
+from privacy.event_json import event_from_json, event_to_json
 from privacy.randomness import SecretSource, generator
 from privacy.selection import amplified, noisy_top, permute_and_flip
 from privacy.vocabulary import Relation
@@ -130,7 +132,7 @@ def exact_delta(epsilon, count, at):
 @pytest.mark.parametrize(("epsilon", "count"), [(0.5, 1), (0.3, 7), (0.04, 30), (2.0, 3)])
 def test_pure_privacy_costs_what_randomised_response_costs(epsilon, count, relation):
     factor = 2 if relation is Relation.REPLACE_ONE else 1
-    events = ev.multiset({ev.pure_dp(epsilon): count})
+    events = multiset({ev.pure_dp(epsilon): count})
     pld = make_accountant("pld", relation)
     for at in (0.0, 0.5 * epsilon, epsilon, 0.7 * count * epsilon * factor):
         wanted = exact_delta(factor * epsilon, count, at)
@@ -155,19 +157,19 @@ def test_the_renyi_divergence_is_that_of_randomised_response():
 
 
 def test_the_dominating_mu_of_pure_privacy():
-    mu = make_accountant("gdp-dominating").mu(ev.multiset(ev.pure_dp(0.5)))
+    mu = make_accountant("gdp-dominating").mu(multiset(ev.pure_dp(0.5)))
     assert mu == pytest.approx(-2 * stats.norm.ppf(1 / (1 + math.exp(0.5))), rel=1e-4)
     for name in ("prv", "gdp-exact", "gdp-clt"):
         with pytest.raises(UnsupportedEvent, match="PureDp"):
-            make_accountant(name).epsilon(ev.multiset(ev.pure_dp(0.5)), 1e-5)
+            make_accountant(name).epsilon(multiset(ev.pure_dp(0.5)), 1e-5)
 
 
 def test_the_event_is_written_and_read():
     event = ev.pure_dp(0.25)
-    assert ev.event_to_json(event) == '{"epsilon":0.25,"kind":"PureDp"}'
-    assert ev.event_from_json(ev.event_to_json(event)) == event
-    assert ev.is_private(event)
-    assert make_accountant("pld").epsilon(ev.multiset(ev.pure_dp(1e4)), 1e-3) == math.inf
+    assert event_to_json(event) == '{"epsilon":0.25,"kind":"PureDp"}'
+    assert event_from_json(event_to_json(event)) == event
+    assert is_private(event)
+    assert make_accountant("pld").epsilon(multiset(ev.pure_dp(1e4)), 1e-3) == math.inf
     for bad in (0.0, -1.0, math.inf, math.nan):
         with pytest.raises(ValueError, match="epsilon"):
             ev.pure_dp(bad)

@@ -15,7 +15,8 @@ from fedllm.report import write_report
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import parse_settings
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, multiset
+from privacy.event_counts import multiset
+from privacy.events import dp_sgd
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.vocabulary import Unit
 

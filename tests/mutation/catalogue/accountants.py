@@ -17,7 +17,7 @@ _FOLDER = "privacy/accountants/"
 MUTATIONS = (
     Mutation(
         "no-guarantee-dropped-in-composition",
-        "privacy/events.py",
+        "privacy/event_counts.py",
         "if count == 0 or isinstance(event, dp.NoOpDpEvent):",
         "if count == 0 or isinstance(event, dp.NoOpDpEvent | dp.NonPrivateDpEvent):",
         "A release without privacy vanishes from the sum: a finite epsilon is reported for data that "
@@ -35,7 +35,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-noise-counts-as-private",
-        "privacy/events.py",
+        "privacy/event_counts.py",
         "return bool(event.noise_multiplier > 0)",
         "return bool(event.noise_multiplier >= 0)",
         "A Gaussian mechanism without noise passes for a private one.",
@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repetitions-forgotten",
-        "privacy/events.py",
+        "privacy/event_counts.py",
         "_add(event.event, event.count * count, into)",
         "_add(event.event, event.count, into)",
         "A composition within a composition is counted once: an accountant that starts anew each "

@@ -114,7 +114,7 @@ MUTATIONS = (
     ),
     Mutation(
         "best-of-several-releases-counted",
-        "privacy/events.py",
+        "privacy/event_counts.py",
         "math.fsum(count / part.noise_multiplier**2 for part, count in parts.items())",
         "max(part.noise_multiplier**-2 for part in parts)",
         "Of several releases of one sample the least noisy alone is accounted for.",
@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bare-release-hidden-in-a-sample",
-        "privacy/events.py",
+        "privacy/event_counts.py",
         "        return all(map(is_private, event.events))\n",
         "        return True\n",
         "A release without noise passes for a private one where it shares a sample with another.",
