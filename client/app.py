@@ -17,6 +17,7 @@ from flwr.clientapp import ClientApp
 
 from client.limits import check_codec
 from client.node import describe_node, open_silo, use_folders
+from client.places import without_places
 from client.silo_file import SiloFileError, silo_file_of
 from fedllm import messages as names
 from fedllm.codec_store import CodecMissing, keep_in_store
@@ -142,7 +143,7 @@ def codec(message: Message, context: Context) -> Message:
         tensors = content[names.CODEC].to_torch_state_dict()
         keep_in_store(tensors, meta, str(config[names.CODEC_VERSION]))
     except LimitRefused as error:
-        info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+        info |= {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
     except Exception as error:
         info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
     return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
@@ -159,7 +160,7 @@ def query(message: Message, context: Context) -> Message:
         log.warning("%s", error)
         own = silo_file_of(context.node_config)
         name = "" if own is None else own.name
-        info = {names.SILO: name, names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+        info = {names.SILO: name, names.STATUS: names.LEFT, names.REASON: _told(error, context)}
         metrics = {}
     except Exception as error:
         info, metrics = {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}, {}
@@ -182,10 +183,10 @@ def _answer(
         content = work(worker, config)
         info |= dict(content.config_records.get(names.INFO, {}))
     except CodecMissing as error:
-        info |= {names.STATUS: names.NEEDS_CODEC, names.REASON: _one_line(error)}
+        info |= {names.STATUS: names.NEEDS_CODEC, names.REASON: _told(error, context)}
     except (BudgetExceeded, LimitRefused) as error:
         log.warning("%s", error)
-        info |= {names.STATUS: names.LEFT, names.REASON: _one_line(error)}
+        info |= {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
     except Exception as error:
         info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
     content[names.INFO] = ConfigRecord(info)
@@ -219,11 +220,25 @@ def _reason(error: Exception, context: Context) -> str:
     """What the server may read of an error. At a silo with data of its own, a message that may quote
     the data (a label, a line of a file) stays there: the server gets the error's kind alone."""
     public = isinstance(error, SettingsError | ModelError | LedgerError | DeviceMemoryError)
-    if not public and _has_own_file(context):
+    if _has_own_file(context):
         log.error("refused a task: %s", error, exc_info=error)
-        return f"{type(error).__name__}; the silo's own log says more"
+        if not public:
+            return f"{type(error).__name__}; the silo's own log says more"
     known = public or isinstance(error, ValueError)
-    return _one_line(error) if known else f"{type(error).__name__}: {_one_line(error)}"
+    said = _told(error, context)
+    return said if known else f"{type(error).__name__}: {said}"
+
+
+def _told(error: Exception, context: Context) -> str:
+    """An error's message in one line; of a silo with its own file without paths of its machine."""
+    text = str(error)
+    if _has_own_file(context):
+        try:
+            own = silo_file_of(context.node_config)
+        except SiloFileError:
+            own = None
+        text = without_places(text, own)
+    return " ".join(text.split())[:2000]
 
 
 def _has_own_file(context: Context) -> bool:
@@ -231,7 +246,3 @@ def _has_own_file(context: Context) -> bool:
         return silo_file_of(context.node_config) is not None
     except SiloFileError:  # there is one, and it is not valid
         return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:2000]

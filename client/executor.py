@@ -41,7 +41,7 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from client.approval import ApprovalError, digest_of, is_approved
 from client.bundle_worker import LOG_FORMAT
 from client.silo_file import SiloFile, SiloFileError, load_silo
-from client.worker_process import WorkerProcess
+from client.worker_process import WorkerProcess, remove_left_behind
 
 log = logging.getLogger("fedllm.executor")
 _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
@@ -113,6 +113,8 @@ class Executor:
             SiloFileError: the silo's own file is not valid (asked at the start).
         """
         load_silo(self.silo_file)
+        for folder in remove_left_behind():
+            log.info("removed %s, which a killed executor had left", folder)
         client = self.address.client()
         away = False
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -30,12 +31,16 @@ from flwr.supercore.task_identity import TaskIdentity
 from client import bundle_worker
 from client.silo_file import ENVIRONMENT
 
+PREFIX = "fedllm-bundle-"
+"""Of the folders that bundles are unpacked into, below the folder for temporary files."""
+
 
 class WorkerProcess:
     """Runs one bundle's ClientApp in a process that stays, with what it has loaded.
 
     The bundle is unpacked from the bytes that were checked into a new folder that only this user can
-    read, and removed with the process: no earlier unpacking of a bundle of the same name is used.
+    read, and removed with the process: no earlier unpacking of a bundle of the same name is used. What a killed
+    executor left behind, :func:`remove_left_behind` removes: a folder is locked by those who use it.
 
     Args:
         bundle: the bytes of an approved bundle.
@@ -45,25 +50,28 @@ class WorkerProcess:
 
     def __init__(self, bundle: bytes, digest: str, silo_file: Path) -> None:
         self.digest = digest
-        self._folder = Path(tempfile.mkdtemp(prefix="fedllm-bundle-"))
+        self._folder, lock = _locked_folder()
         try:
             with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
                 archive.extractall(self._folder)
             ours, theirs = socket.socketpair()
             with theirs:
+                # The process inherits the lock: it may outlive this one, and imports as it goes.
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, "-P", bundle_worker.__file__),
                         *(str(theirs.fileno()), str(self._folder)),
                     ],
                     env=os.environ | {ENVIRONMENT: str(silo_file), "PYTHONDONTWRITEBYTECODE": "1"},
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=[theirs.fileno(), lock],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
                 )
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
+        finally:
+            os.close(lock)
         self._socket = ours
 
     @property
@@ -131,6 +139,44 @@ class WorkerProcess:
     @staticmethod
     def _error(message: Message, reason: str) -> Message:
         return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+
+def remove_left_behind() -> list[Path]:
+    """Remove what executors of this user that were killed had unpacked, and nobody uses any more.
+
+    Returns:
+        The folders that were there.
+    """
+    removed = []
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:  # gone, another user's, or no folder
+            continue
+        try:
+            if os.fstat(lock).st_uid != os.getuid():
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+        except BlockingIOError:  # somebody's process runs it
+            continue
+        finally:
+            os.close(lock)
+    return removed
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A new folder that only this user can read, and the descriptor of its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        # Until it is locked, another executor may take it for left behind.
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
 
 
 def _ended(status: int | None) -> str:

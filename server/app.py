@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -18,6 +20,8 @@ from server.run import FAILED, run_experiment
 
 app = ServerApp()
 log = logging.getLogger("fedllm")
+HANDOVER = 120.0
+"""Seconds: a server app learns that its run was stopped by its next heartbeat, and ends then."""
 
 
 @app.main()
@@ -43,8 +47,7 @@ def main(grid: Grid, context: Context) -> None:
     log.info("run folder: %s", run.path)
     names = [name.strip() for name in str(config.get("silos", "")).split(",")]
     try:
-        # Of the system: it goes with this process, however that ends.
-        with FileLock(run.path / ".lock", timeout=0):
+        with _sole_use(run.path):
             status = run_experiment(
                 grid,
                 run,
@@ -55,6 +58,27 @@ def main(grid: Grid, context: Context) -> None:
         raise RuntimeError(f"Another process is at work in the run folder {run.path}") from None
     if status == FAILED:
         raise RuntimeError(str(run.state()["message"]))
+
+
+@contextmanager
+def _sole_use(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder; who resumes a run that was just stopped waits for its last process.
+
+    The lock is the system's: it goes with its process, however that ends.
+
+    Raises:
+        Timeout: another process has it still after :data:`HANDOVER` seconds.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waits for another process, which is at work in %s", folder)
+        lock.acquire(timeout=HANDOVER)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _log_to_stdout() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from server.deployment.folder import NODE, DeploymentError, NodeFile, read, split_address
 from server.deployment.processes import last_line
 from server.deployment.programs import Program
+from server.deployment.supernode import CONNECTION_LOST
 
 
 class Unreachable(DeploymentError):
@@ -77,6 +78,8 @@ def check_server(folder: Path, node: NodeFile, timeout: float = 10.0) -> None:
 
 def why_it_ended(program: Program, text: str, status: int) -> str:
     """Why a SuperNode ended, from what it wrote last and its exit status."""
+    if status == CONNECTION_LOST:
+        return last_line(text)
     lowered = text.lower()
     if "certificate" in lowered and "verify" in lowered:
         return "the server's certificate is not one that this node trusts"

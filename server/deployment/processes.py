@@ -16,14 +16,18 @@ from server.deployment.folder import DeploymentError
 from server.deployment.programs import Program
 
 Say = Callable[[str], None]
+STEADY = 60.0
+"""A program that ran for so many seconds before it ended is started again after its shortest pause."""
 
 
 class Supervisor:
     """Keeps programs running until it is stopped.
 
     Each program has a process group of its own and appends to its log file. A program that ends is
-    started again after its ``restart_after``: a node's connection is refused until the server has
-    given its last one up (up to a minute after a kill), and SuperLink's port is free at once.
+    started again after its ``restart_after``, and after a longer pause each time that it ends within
+    :data:`STEADY` seconds of its start: a node's connection is refused until the server has given its last
+    one up (up to a minute after a kill), or until its key is registered. It is never given up: a node is
+    to be there again after a night without its server.
 
     Args:
         programs: in the order of their start; stopped in reverse.
@@ -44,6 +48,8 @@ class Supervisor:
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._log_start: dict[str, int] = {}
         self._due: dict[str, float] = {}
+        self._started: dict[str, float] = {}
+        self._pause: dict[str, float] = {}
 
     def start(self, program: Program) -> None:
         """Start one program.
@@ -67,6 +73,7 @@ class Supervisor:
             except OSError as error:
                 raise DeploymentError(f"{program.name} cannot be started: {error}") from None
         self._running[program.name] = process
+        self._started[program.name] = time.monotonic()
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Start everything, call ``ready``, and keep it running until ``stop`` is set.
@@ -106,14 +113,24 @@ class Supervisor:
             process = self._running.get(program.name)
             if process is not None and process.poll() is not None:
                 del self._running[program.name]  # what it started may live on, and ends by itself
-                self._due[program.name] = now + program.restart_after
+                pause = self._next_pause(program, now - self._started[program.name])
+                self._due[program.name] = now + pause
                 self.say(
                     f"{program.name} ended: {self._reason(program, process.returncode)} "
-                    f"Next start in {program.restart_after:g} s; its log: {program.log}"
+                    f"Next start in {pause:g} s; its log: {program.log}"
                 )
             elif process is None and self._due.get(program.name, now) <= now:
                 self.say(f"{program.name} is started again")
                 self.start(program)
+
+    def _next_pause(self, program: Program, ran: float) -> float:
+        """Seconds until the next start of a program that ended after ``ran`` seconds."""
+        last = self._pause.get(program.name)
+        pause = program.restart_after
+        if last is not None and ran < STEADY:
+            pause = max(pause, min(2 * last, program.restart_at_most))
+        self._pause[program.name] = pause
+        return pause
 
     def _reason(self, program: Program, status: int) -> str:
         if status < 0:

@@ -26,7 +26,9 @@ class Program:
         environment: in addition to this process's.
         folder: its working directory.
         log: file that its output is appended to.
-        restart_after: seconds between its end and its next start.
+        restart_after: seconds between its end and its next start; twice as many each time that it ends soon
+            after its start, up to ``restart_at_most``.
+        restart_at_most: the longest of these pauses, seconds.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Program:
     log: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     restart_after: float = 5.0
+    restart_at_most: float = 5.0
 
     def line(self) -> str:
         """The command as one types it."""
@@ -102,11 +105,11 @@ def node_programs(folder: Path, node: NodeFile) -> list[Program]:
     The two share a secret, so that no other user of the machine takes the silo's tasks.
 
     Raises:
-        DeploymentError: Flower is not installed.
+        DeploymentError: the node's configuration cannot be passed on.
     """
     secret = folder / "state" / "superexec.secret"
     supernode = [
-        find_program("flower-supernode"),
+        *(sys.executable, "-m", "server.deployment.supernode"),
         *("--superlink", node.server),
         *("--root-certificates", str(folder / "ca.pem")),
         *("--auth-supernode-private-key", str(folder / "node.key")),
@@ -123,11 +126,11 @@ def node_programs(folder: Path, node: NodeFile) -> list[Program]:
     ]
     environment = flower_environment(folder / "state" / "flwr") | {"PATH": search_path()}
 
-    def program(name: str, command: list[str], restart_after: float) -> Program:
+    def program(name: str, command: list[str], first: float, most: float) -> Program:
         log = folder / "logs" / f"{name}.log"
-        return Program(name, tuple(command), folder, log, environment, restart_after)
+        return Program(name, tuple(command), folder, log, environment, first, most)
 
-    return [program(SUPERNODE, supernode, 15.0), program(EXECUTOR, executor, 2.0)]
+    return [program(SUPERNODE, supernode, 5.0, 120.0), program(EXECUTOR, executor, 2.0, 2.0)]
 
 
 def silo_path(folder: Path, node: NodeFile) -> Path:

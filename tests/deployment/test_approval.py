@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundles import bundle_of, make_app
+from deployments import ROOT, wait_for
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
@@ -27,6 +32,7 @@ from client.approval import (
     revoke,
 )
 from client.executor import Address, Executor
+from client.worker_process import remove_left_behind
 from fedllm import __version__
 from fedllm import messages as names
 from fedllm.settings_io import to_json
@@ -167,6 +173,48 @@ def test_one_process_serves_all_tasks_of_an_approved_bundle(
     revoke(tmp_path / "approved.json", digest_of(bundle))
     reply, _ = executor.answer(*query(settings), bundle, 4)
     assert reply.has_error()
+
+
+def test_what_a_killed_executor_left_is_removed_and_nothing_else(
+    tiny_settings: Make, word_files: Path, tmp_path: Path, bundle: bytes
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
+    # An executor in a process of its own, which unpacks a bundle, and is killed with its process at work.
+    code = (
+        "import sys, time; from pathlib import Path; from client.worker_process import WorkerProcess;"
+        "made = WorkerProcess(Path(sys.argv[1]).read_bytes(), '0' * 64, Path(sys.argv[2]));"
+        "print(made.pid, flush=True); time.sleep(3600)"
+    )
+    (tmp_path / "bundle").write_bytes(bundle)
+    executor = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "bundle"), str(silo)],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+    )
+    assert executor.stdout is not None
+    worker = int(executor.stdout.readline())
+    (folder,) = temporary.glob("fedllm-bundle-*")
+    for other in ("fedllm-rounds-x", "else"):
+        (temporary / other).mkdir()
+    (temporary / "fedllm-bundle-link").symlink_to(tmp_path)
+    (temporary / "fedllm-bundle-file").touch()
+    kept = sorted(set(temporary.iterdir()) - {folder})
+    os.kill(worker, signal.SIGSTOP)  # it cannot see that its executor is gone
+    executor.kill()
+    executor.wait()
+    executor.stdout.close()  # its process has the other end open still
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(temporary))
+        try:
+            assert remove_left_behind() == [], "its process is there still"
+            assert (folder / "client" / "app.py").is_file()
+        finally:
+            os.kill(worker, signal.SIGKILL)
+        assert wait_for(remove_left_behind, "the folder to be free", 30) == [folder]
+    assert sorted(temporary.iterdir()) == kept
 
 
 def test_a_task_that_takes_too_long_is_ended(

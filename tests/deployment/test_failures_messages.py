@@ -119,7 +119,9 @@ def test_a_full_disk_stops_the_silo_and_not_the_round(
     assert nodes.wait_until_over(run) == "finished", run.state()["message"]
     absent = absences(run)
     assert [set(absent[number]) for number in (1, 2, 3)] == [set(), {"alpha"}, set()]
-    assert "ledger" in absent[2]["alpha"]
+    assert "Cannot write the ledger (path): " in absent[2]["alpha"]
+    log = (nodes.folder.node("alpha") / "logs" / "executor.log").read_text(encoding="utf-8")
+    assert f"Cannot write the ledger {small_disk}" in log
     rows = check_accounts(run, nodes)
     assert rows["alpha"] == {1: 1, 3: 1}, "no row, no release"
     check_model(run, path, tmp_path)

@@ -11,11 +11,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from deployments import wait_for
+from deployments import ROOT, wait_for
 
 from server.deployment.folder import DeploymentError
 from server.deployment.node import why_it_ended
-from server.deployment.processes import Supervisor, claim, require_free_port
+from server.deployment.processes import STEADY, Supervisor, claim, require_free_port
 from server.deployment.programs import Program
 
 
@@ -45,6 +45,42 @@ def test_what_ends_is_started_again_and_all_stop_together(tmp_path: Path) -> Non
     assert "short ended: begun short (status 3). Next start in 0.3 s" in said[0]
     assert any("stubborn did not end in time" in line for line in said)
     wait_for(lambda: not _lives(child), "the child to be gone", 20)
+
+
+def test_pauses_grow_while_a_program_does_not_last(tmp_path: Path) -> None:
+    supervisor = Supervisor([], print)
+    node = Program("x", ("x",), tmp_path, tmp_path / "x", {}, 5.0, 120.0)
+    short = [supervisor._next_pause(node, 3.0) for _ in range(8)]
+    assert short == [5, 10, 20, 40, 80, 120, 120, 120]
+    assert [supervisor._next_pause(node, ran) for ran in (STEADY, 3.0)] == [5, 10]
+    plain = Program("y", ("y",), tmp_path, tmp_path / "y", {}, 5.0)
+    assert [supervisor._next_pause(plain, 0.1) for _ in range(3)] == [5, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        ("logging.getLogger('flwr').error('bad\\nrecord')", 75, "lost its connection: bad record"),
+        ("None", 75, "lost its connection: it gave no reason"),
+        ("1 / 0", 75, "lost its connection: ZeroDivisionError: division by zero"),
+        ("sys.exit(1)", 1, ""),
+        ("sys.exit()", 0, ""),
+        ("sys.exit('no')", 1, ""),
+    ],
+)
+def test_a_supernode_ends_with_its_main_thread(work: str, status: int, said: str) -> None:
+    """A thread that goes on for ever does not keep the process."""
+    code = (
+        "import logging, sys, threading, time\n"
+        "from server.deployment.supernode import run_to_the_end\n"
+        "threading.Thread(target=time.sleep, args=(3600,)).start()\n"
+        f"run_to_the_end(lambda: {work})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == status
+    assert said in (done.stderr.splitlines() or [""])[-1]
 
 
 def _lives(process: int) -> bool:
@@ -118,6 +154,7 @@ def test_a_folder_is_served_once(tmp_path: Path) -> None:
         ),
         ("one\ntwo\n\n", 1, "two"),
         ("", 1, "it wrote nothing"),
+        ("ssl\nthe SuperNode ends, it has lost its connection: x", 75, "its connection: x"),
         ("INFO: fine", 0, "knows this node's key no longer"),
     ],
 )

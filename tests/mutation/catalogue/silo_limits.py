@@ -191,6 +191,14 @@ MUTATIONS = (
         ("tests/deployment/test_approval.py::test_what_an_exception_says_stays_at_the_silo",),
     ),
     Mutation(
+        "paths-of-the-silo-leave",
+        "client/app.py",
+        "        text = without_places(text, own)\n",
+        "        pass\n",
+        "Names of folders and files on the silo's machine are sent to the server.",
+        ("tests/federation/test_silo_places.py::test_no_path_of_the_silos_machine_leaves",),
+    ),
+    Mutation(
         "backbone-not-compared",
         "client/node.py",
         "        if wanted and found != wanted:\n",

@@ -1,0 +1,65 @@
+"""Flower's SuperNode as a process that ends when its work has ended.
+
+``python -m server.deployment.supernode OPTIONS``, with the options of ``flower-supernode``. What breaks a
+SuperNode's connection for good (a changed byte on the wire, which TLS reports) ends its main thread alone: the
+thread that serves its runtime interface keeps the process, which looks alive, asks for nothing, and is started
+again by no supervisor. Here the process ends with the main thread, and its last line says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+CONNECTION_LOST = 75
+"""Exit status where the main thread returned or raised (EX_TEMPFAIL: another start may mend it)."""
+LOST = "the SuperNode ends, it has lost its connection"
+
+
+class _LastError(logging.Handler):
+    """What was logged last as an error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text = " ".join(record.getMessage().split())
+
+
+def run_to_the_end(work: Callable[[], object]) -> NoReturn:
+    """Run a program's main function, and end the process with it, whatever threads are left.
+
+    The status is the one it exits with, or :data:`CONNECTION_LOST` where it returned or raised; the last line
+    on standard error is then :data:`LOST` with what Flower logged last as an error, or what was raised.
+    """
+    last = _LastError()
+    logging.getLogger("flwr").addHandler(last)
+    status = CONNECTION_LOST
+    try:
+        work()
+        print(f"{LOST}: {last.text or 'it gave no reason'}", file=sys.stderr)
+    except SystemExit as told:
+        status = told.code if isinstance(told.code, int) else int(told.code is not None)
+    except BaseException as error:
+        print(f"{LOST}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+
+def main() -> NoReturn:
+    """Run a SuperNode until it is told to end, or has lost its connection."""
+    from flwr.supernode.cli import flower_supernode
+
+    run_to_the_end(flower_supernode)
+
+
+if __name__ == "__main__":
+    main()
