@@ -133,3 +133,8 @@ def clip_update(update: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
     flat = torch.cat([update[name].reshape(-1) for name in sorted(update)])
     flat, _, _ = clip_vector(flat, clip)
     return dict(zip(sorted(update), split_like(flat, update), strict=True))
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of all the tensors."""
+    return sum(value.numel() * value.element_size() for value in tensors.values())

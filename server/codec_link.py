@@ -19,7 +19,7 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.codec import Code, Codec
 from fedllm.encoded_release import Encoding
-from server.aggregation import UpdateRefused
+from server.aggregation import UpdateRefused, tensor_bytes
 from server.exchange import exchange
 
 CODE = "code"
@@ -112,5 +112,4 @@ def codec_messages(
         )
         for node in node_ids
     ]
-    size = sum(value.numel() * value.element_size() for value in tensors.values())
-    return messages, size
+    return messages, tensor_bytes(tensors)

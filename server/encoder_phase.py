@@ -68,7 +68,7 @@ def prepare_codec(
     try:
         version = str(described["version"])
         codec = read_codec(run.path / CODEC, version)
-        strategy.use_codec(Encoding.of(codec, version, settings, strategy.params))
+        strategy.use_codec(Encoding.of(codec, version, settings, strategy.model.params))
     except (KeyError, TypeError, ValueError) as error:
         raise RunStopped(f"The codec of the run {run.path} is damaged: {error}") from None
     if strategy.finished_rounds == 0:  # else the checkpoint holds them
@@ -79,7 +79,7 @@ def prepare_codec(
 def _make(
     grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
 ) -> dict[str, Any]:
-    settings, params = strategy.settings, strategy.params
+    settings, params = strategy.settings, strategy.model.params
     prior: Prior | None = None
     rates: dict[str, float] = {}
     try:
@@ -134,12 +134,12 @@ def _released_by_the_server(
     settings, trusted = strategy.settings, strategy.trusted_noise
     assert trusted is not None
     trusted.left.update(strategy.left)
-    size = statistics_of(settings, strategy.params).size
+    size = statistics_of(settings, strategy.model.params).size
     counted, mean = trusted.release_statistics(received, size, point)
     strategy.left |= trusted.left
     if mean is None:
         raise RunStopped(_nobody(strategy))
-    prior = prior_of_mean(settings, strategy.params, mean, len(trusted.accounts))
+    prior = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
     return prior, dict.fromkeys(counted, 1.0)
 
 
@@ -153,7 +153,7 @@ def _ask(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name."""
     settings = strategy.settings
-    statistics = statistics_of(settings, strategy.params)
+    statistics = statistics_of(settings, strategy.model.params)
     chosen = sorted(strategy.nodes)
     if strategy.trusted_noise is None:
         chosen = [name for name in chosen if planned_rounds(strategy.schedule, name)]

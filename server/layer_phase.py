@@ -106,7 +106,7 @@ class LayerPhase:
         strategy.use_layers(changed, choice.layers, self.tunable)
         if strategy.finished_rounds == 0:
             # The very run that has these prefix.layers from the start. Restoring counts the scores.
-            strategy.start_from(initial_params(self.tunable, changed))
+            strategy.model.start_from(initial_params(self.tunable, changed))
         else:
             count_scores(strategy, choice)
         return self.tunable
@@ -136,7 +136,7 @@ def choose(
     if choice is None:
         assert tunable.spec is not None  # settings_with_releases has looked
         choice = Choice.begin(settings, tunable.spec.layers, strategy.finished_rounds)
-    point = statistics_point(strategy.params, settings.seed)
+    point = statistics_point(strategy.model.params, settings.seed)
     features = None if settings.layers.asks_silos else _public_features(settings, tunable)
     while choice.kept is None:
         candidates = choice.remaining

@@ -88,7 +88,7 @@ def run_experiment(
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
         if settings.layers.after == 0:
             tunable, settings = phase.before_round(grid), strategy.settings
-        teacher = make_teacher(run, settings, strategy.params, tunable, stop, everyone.record)
+        teacher = make_teacher(run, settings, strategy.model.params, tunable, stop, everyone.record)
         strategy.use_teacher(teacher)
         first = _restore(run, strategy)
         prepare_codec(grid, run, strategy, tunable, stop)
@@ -277,7 +277,7 @@ class _Judge:
         self.features = tunable.task.features(evaluation_set(settings).records)
 
     def evaluate(self, server_round: int) -> None:
-        settings, params = self.settings, self.strategy.released
+        settings, params = self.settings, self.strategy.model.released
         use_threads(self.threads)
         try:
             metrics = self.tunable.evaluate(params, self.features, settings.client.max_tokens)
@@ -372,20 +372,18 @@ def _after_round(
 
 
 def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | None]) -> None:
-    state = strategy.optimizer.state()
-    state |= {f"last.{name}": value for name, value in strategy.params.items()}
-    state |= {f"average.{name}": value for name, value in strategy.average.items()}
+    state = strategy.model.state()
     if strategy.teacher is not None:
         state |= strategy.teacher.state()
-    if strategy.previous is not None:
-        state |= {f"previous.{name}": value for name, value in strategy.previous.items()}
     meta = {
         "left": strategy.left,
         "clip": strategy.clip,
         "spending": strategy.spending.to_plain(),
         "layers_chosen": (choice := run.choice()) is not None and choice.kept is not None,
     }
-    save_checkpoint(run.checkpoints_path, strategy.finished_rounds, strategy.released, state, meta)
+    save_checkpoint(
+        run.checkpoints_path, strategy.finished_rounds, strategy.model.released, state, meta
+    )
     keep(run.checkpoints_path, strategy.settings.server.keep_checkpoints)
     silos = {
         name: {
@@ -415,14 +413,9 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     state = checkpoint.state
     if choice is not None and kept is not None:
         state = kept_rows(state, choice.layers, kept)
-    names_of = sorted(strategy.params)
-    strategy.params = {name: state[f"last.{name}"].clone() for name in names_of}
-    strategy.average = {name: state[f"average.{name}"].clone() for name in names_of}
-    strategy.optimizer.load_state(state)
+    strategy.model.load_state(state)
     if strategy.teacher is not None:
         strategy.teacher.load_state(state)
-    previous = {n: state[k] for n in names_of if (k := f"previous.{n}") in state}
-    strategy.previous = {n: value.clone() for n, value in previous.items()} or None
     strategy.left |= checkpoint.meta["left"]
     strategy.clip = float(checkpoint.meta.get("clip", strategy.clip))
     strategy.spending.load_plain(checkpoint.meta["spending"])

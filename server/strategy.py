@@ -1,8 +1,9 @@
-"""The Flower Strategy: which silos train, what their replies mean, how the model moves.
+"""The Flower Strategy: which silos train, what they are sent, and what is done with what they answer.
 
 Guarantee: with noise by the silos, everything here is post-processing of what they released. With
-noise by the server (``privacy.noise_by = "server"``), :mod:`server.trusted_noise` clips, records and
-adds it before the new model exists.
+noise by the server (``privacy.noise_by = "server"``), :mod:`server.trusted_noise` records and adds it before
+the new model exists. What the replies come to is :mod:`server.round_update`, how the model moves
+:mod:`server.global_model`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from flwr.app import (
@@ -30,27 +30,19 @@ from fedllm import messages as names
 from fedllm.adaptive_clip import is_adaptive, next_clip
 from fedllm.downlink import decode_params, encode_params
 from fedllm.encoded_release import Encoding
-from fedllm.flatness.layer_choice import kept_rows
 from fedllm.flatness.perturbation import is_perturbed
 from fedllm.schedule import is_evaluation_round, planned_rounds
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
 from fedllm.tunable import Tunable
 from privacy.randomness import generator
-from server.aggregation import (
-    Contribution,
-    UpdateRefused,
-    check_below,
-    check_noise_std,
-    check_update,
-    clip_update,
-    mean_update,
-)
-from server.codec_link import CODE, CodecLink
+from server.aggregation import tensor_bytes
+from server.codec_link import CodecLink
 from server.directions_link import DirectionsLink
 from server.exchange import exchange
-from server.optimizers import ServerOptimizer
+from server.global_model import GlobalModel
 from server.replies import RunStopped, sort_replies
+from server.round_update import RoundUpdate
 from server.spending import SpendingView
 from server.teacher_link import TeacherLink
 from server.trusted_noise import TrustedNoise
@@ -77,10 +69,10 @@ class PrefixStrategy(Strategy):
         before_round: called with the grid before each round (choice of layers).
 
     Attributes:
-        finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``params``;
+        finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``model``;
             they differ while the silos evaluate.
+        model: the global parameters, and what moves with them.
         clip: clipping norm of the next round; constant unless it is adaptive.
-        previous: mean update of the last round, where ``awp.form = "previous"`` needs it.
     """
 
     def __init__(
@@ -100,9 +92,7 @@ class PrefixStrategy(Strategy):
         before_round: Any = None,
     ) -> None:
         self.settings = settings
-        self.params = {name: params[name].clone() for name in sorted(params)}
-        self.average = {name: value.clone() for name, value in self.params.items()}
-        self.optimizer = ServerOptimizer(settings.server, self.params)
+        self.model = GlobalModel(settings, params)
         self.nodes = dict(nodes)
         self.schedule = schedule
         self.run_id = run_id
@@ -121,23 +111,17 @@ class PrefixStrategy(Strategy):
         self.teacher: TeacherLink | None = None
         black_box = settings.model.access == "black-box"
         self.directions = DirectionsLink(settings, run_id) if black_box else None
-        self.previous: dict[str, Tensor] | None = None
         self.clip = settings.privacy.clip
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
-    # -- the model -------------------------------------------------------------------------------
-
-    @property
-    def released(self) -> dict[str, Tensor]:
-        """The parameters to evaluate and export: the last ones, or their moving average."""
-        return self.average if self.settings.server.averaging > 0 else self.params
+    # -- what a run has, and its model as it travels ---------------------------------------------
 
     def arrays(self, params: Mapping[str, Tensor] | None = None) -> ArrayRecord:
         """Parameters (the global ones) as they travel."""
         how = self.settings.codec.downlink
         rng = generator(self.settings.seed, "downlink", self.moved_rounds)
-        return ArrayRecord(encode_params(self.params if params is None else params, how, rng))
+        return ArrayRecord(encode_params(self.model.params if params is None else params, how, rng))
 
     def use_codec(self, encoding: Encoding) -> None:
         """Let the silos encode their updates from the next round on."""
@@ -147,11 +131,6 @@ class PrefixStrategy(Strategy):
     def use_teacher(self, teacher: TeacherLink | None) -> None:
         """Let a teacher pull the model after each aggregation from the next round on."""
         self.teacher = teacher
-
-    def start_from(self, params: Mapping[str, Tensor]) -> None:
-        """Begin with these parameters; to be called before the first round."""
-        self.params = {name: params[name].clone() for name in sorted(params)}
-        self.average = {name: value.clone() for name, value in self.params.items()}
 
     def use_layers(self, settings: Settings, layers: Sequence[int], tunable: Tunable) -> None:
         """Go on with the layers of ``settings.prefix`` alone: what is kept of each coordinate is cut.
@@ -167,12 +146,7 @@ class PrefixStrategy(Strategy):
         self.settings = settings
         if self.trusted_noise is not None:
             self.trusted_noise.settings = settings
-        self.params = kept_rows(self.params, layers, kept)
-        self.average = kept_rows(self.average, layers, kept)
-        self.optimizer.first = kept_rows(self.optimizer.first, layers, kept)
-        self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
-        if self.previous is not None:
-            self.previous = kept_rows(self.previous, layers, kept)
+        self.model.keep_layers(settings, layers, kept)
         if self.teacher is not None:
             self.teacher.keep_layers([list(layers).index(layer) for layer in kept], tunable)
 
@@ -215,8 +189,19 @@ class PrefixStrategy(Strategy):
         self, server_round: int, replies: Sequence[Message | None]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         timeout = self.settings.server.timeout
-        read = partial(self._contribution, server_round)
-        found = sort_replies(self._asked, replies, read, timeout)
+        reading = RoundUpdate(
+            settings=self.settings,
+            run_id=self.run_id,
+            server_round=server_round,
+            params=self.model.params,
+            clip=self.clip,
+            spending=self.spending,
+            trusted_noise=self.trusted_noise,
+            codec=self.codec,
+            directions=self.directions,
+            teacher=self.teacher,
+        )
+        found = sort_replies(self._asked, replies, reading.read, timeout)
         accepted, left = found.accepted, found.left
         if self.codec is not None:
             self.codec.forget(found.without_codec)
@@ -231,24 +216,19 @@ class PrefixStrategy(Strategy):
         found.require(len(self._asked), most, f"round {server_round}")
         for item in left:
             self.left[item["silo"]] = item["reason"]
-        update, noise_std, shares = self._mean(server_round, accepted)
-        record |= self._move_clip(shares)
+        mean = reading.mean(accepted, self.left)
+        record |= self._move_clip(mean.shares)
         left += self._left_by_the_server()
-        rate = self.optimizer.rate(min(self.params), server_round)
-        norm = 0.0
-        if update is not None:
-            self.params = self.optimizer.step(self.params, update, noise_std, server_round)
-            norm = math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
-            awp = self.settings.awp
-            needed = awp.form == "previous" and is_perturbed(awp, server_round + 1)
-            self.previous = update if needed else None
+        rate = self.model.rate(server_round)
+        norm = self.model.move(mean.update, mean.noise_std, server_round)
         if self.teacher is not None:
             # Those whose spending is recorded: a trusted server may have left silos out.
-            counted = [c for c in accepted if c.silo not in self.left and update is not None]
+            moved = mean.update is not None
+            counted = [c for c in accepted if c.silo not in self.left and moved]
             self.teacher.move(counted, server_round)
-            self.params, told = self.teacher.pull(self.params, server_round)
+            self.model.params, told = self.teacher.pull(self.model.params, server_round)
             record |= told
-        self._move_average()
+        self.model.move_average()
         self.moved_rounds = server_round
         record |= {"update_norm": norm, "learning_rate": rate}
         self._record = record
@@ -417,10 +397,10 @@ class PrefixStrategy(Strategy):
     def _previous_arrays(self, kind: str, server_round: int) -> ArrayRecord | None:
         """The last mean update as it travels, with the tasks that ascend along it."""
         wanted = kind == MessageType.TRAIN and is_perturbed(self.settings.awp, server_round)
-        if self.previous is None or not wanted:
+        if self.model.previous is None or not wanted:
             return None
         rng = generator(self.settings.seed, "downlink", "previous", self.moved_rounds)
-        return ArrayRecord(encode_params(self.previous, self.settings.codec.downlink, rng))
+        return ArrayRecord(encode_params(self.model.previous, self.settings.codec.downlink, rng))
 
     def _on_reply(self, server_round: int) -> Any:
         done = 0
@@ -433,94 +413,6 @@ class PrefixStrategy(Strategy):
             )
 
         return tell
-
-    def _check_round(self, server_round: int, reply: Message) -> None:
-        """Refuse an update of another round or run: one that is in the model already, for example."""
-        info: Any = reply.content[names.INFO]
-        told = (info[names.RUN_ID], info[names.ROUND])
-        if told != (self.run_id, server_round):
-            raise UpdateRefused(
-                f"Expected an update of round {server_round} of {self.run_id}, got one of round "
-                f"{told[1]} of {told[0]}"
-            )
-
-    def _contribution(self, server_round: int, name: str, reply: Message) -> Contribution:
-        self._check_round(server_round, reply)
-        arrays: Any = reply.content[names.UPDATE]
-        tensors = arrays.to_torch_state_dict()
-        like, update = self.params, tensors
-        if self.codec is not None:
-            info: Any = reply.content[names.INFO]
-            update = self.codec.decode(tensors, str(info.get(names.CODEC_VERSION, "")))
-            like = self.codec.like if self.codec.sums_codes else self.params
-        elif self.directions is not None:
-            like = self.directions.like
-        update = check_update(update, like, self.settings.server.max_update_norm)
-        metrics: Any = reply.content[names.METRICS]
-        most = self.settings.server.max_update_norm
-        std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
-        below = check_below(metrics, names.BELOW, is_adaptive(self.settings))
-        rate, noise, steps = (
-            metrics[key] for key in (names.SAMPLING_RATE, names.NOISE_MULTIPLIER, names.STEPS)
-        )
-        if self.trusted_noise is None:
-            self.spending.add_training(
-                name,
-                server_round,
-                sampling_rate=float(rate),
-                noise_multiplier=float(noise),
-                steps=int(steps),
-            )
-        duplicate = None if self.teacher is None else self.teacher.read(reply, most)
-        size = _bytes(tensors) + _bytes(duplicate or {})
-        return Contribution(name, update, std, size, duplicate, below)
-
-    def _mean(
-        self, server_round: int, accepted: list[Contribution]
-    ) -> tuple[dict[str, Tensor] | None, dict[str, float] | None, list[float]]:
-        """The mean update, its noise's standard deviation, and the noisy shares of norms at most the
-        clipping norm (none where it is fixed)."""
-        if self.trusted_noise is None:
-            shares = [c.below for c in accepted if c.below is not None]
-            if not accepted:
-                return None, None, shares
-            if self.directions is not None:
-                numbers, _ = mean_update(accepted, self.directions.like, len(accepted))
-                return self.directions.expand(numbers), None, shares
-            return *mean_update(accepted, self.params, len(accepted)), shares
-        trusted = self.trusted_noise
-        trusted.left.update(self.left)
-        trusted.clip = self.clip
-        along, in_code = self.directions, None
-        if self.codec is not None and self.codec.sums_codes:
-            in_code = self.codec
-        like = self.params if in_code is None else in_code.like
-        like = like if along is None else along.like
-        if along is None:
-            clipped = [
-                Contribution(c.silo, clip_update(c.update, self.clip), None, below=c.below)
-                for c in accepted
-            ]
-        else:
-            clipped = [Contribution(c.silo, along.clip(c.update), None) for c in accepted]
-        counted, mean, std = trusted.release(server_round, clipped, self.params, like)
-        rate = self.settings.server.fraction if trusted.poisson else 1.0
-        for name in counted:
-            self.spending.add_training(
-                name,
-                server_round,
-                sampling_rate=rate,
-                noise_multiplier=trusted.noise_multiplier,
-                steps=1 if along is None else self.settings.client.local_steps,
-            )
-        if along is not None and mean is not None:
-            return along.expand(mean), None, []
-        if in_code is not None and mean is not None:
-            # Linear: the mean of the codes decodes to the mean of the updates. Post-processing.
-            mean = in_code.reconstruct(mean[CODE])
-            known = std is not None and self.settings.codec.keeps_all
-            std = dict.fromkeys(mean, (std or {})[CODE]) if known else None
-        return mean, std, [] if trusted.below is None else [trusted.below]
 
     def _move_clip(self, shares: Sequence[float]) -> dict[str, float]:
         """What the round's record tells of the clipping norm, which moves."""
@@ -539,20 +431,11 @@ class PrefixStrategy(Strategy):
         self.left |= new
         return [{"silo": name, "reason": reason} for name, reason in sorted(new.items())]
 
-    def _move_average(self) -> None:
-        decay = self.settings.server.averaging
-        for name, value in self.params.items():
-            self.average[name] = decay * self.average[name] + (1 - decay) * value
-
-
-def _bytes(tensors: Mapping[str, Tensor]) -> int:
-    return sum(value.numel() * value.element_size() for value in tensors.values())
-
 
 def _array_bytes(tasks: Sequence[Message]) -> int:
     """Bytes of all tensors that tasks carry."""
     records = [record for task in tasks for record in task.content.array_records.values()]
-    return sum(_bytes(record.to_torch_state_dict()) for record in records)
+    return sum(tensor_bytes(record.to_torch_state_dict()) for record in records)
 
 
 def _empty() -> ConfigRecord:

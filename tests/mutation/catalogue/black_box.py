@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-server-takes-a-silos-numbers-as-they-are",
-        "server/strategy.py",
+        "server/round_update.py",
         "Contribution(c.silo, along.clip(c.update), None)",
         "Contribution(c.silo, c.update, None)",
         "A client that sends more than it may stands out of the trusted server's noise.",

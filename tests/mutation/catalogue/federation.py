@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "server-sums-unclipped-updates",
-        "server/strategy.py",
+        "server/round_update.py",
         "Contribution(c.silo, clip_update(c.update, self.clip), None, below=c.below)",
         "Contribution(c.silo, c.update, None, below=c.below)",
         "A client that sends more than it may stands out of the trusted server's noise.",
@@ -56,8 +56,8 @@ MUTATIONS = (
     ),
     Mutation(
         "update-of-another-round-passes",
-        "server/strategy.py",
-        "        if told != (self.run_id, server_round):\n",
+        "server/round_update.py",
+        "        if told != (self.run_id, self.server_round):\n",
         "        if False:\n",
         "An answer that is given again is in the model twice.",
         (f"{_RUN}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),

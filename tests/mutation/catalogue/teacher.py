@@ -28,7 +28,7 @@ MUTATIONS = (
     Mutation(
         "duplicate-of-a-silo-that-left",
         "server/strategy.py",
-        "if c.silo not in self.left and update is not None]",
+        "if c.silo not in self.left and moved]",
         "]",
         "A trusted server moves the teacher by updates of silos whose budget is spent; no row counts them.",
         (f"{_RUNS}::test_a_trusted_server_uses_no_duplicate_that_its_ledger_does_not_know",),
