@@ -1,11 +1,14 @@
-"""Tiny random models of each architecture, made here without a hub."""
+"""Tiny random models of each architecture, made here without a hub; ledgers with rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from ledger_rows import add_rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -84,3 +87,9 @@ def tiny_model() -> Callable[..., PreTrainedModel]:
 def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """``tiny_tokenizer(bos=False)``."""
     return make_tiny_tokenizer
+
+
+@pytest.fixture
+def make_ledger(tmp_path: Path) -> Callable[..., Path]:
+    """``make_ledger((party, event or views, number), ..., unit=, details=)``: the file."""
+    return partial(add_rows, tmp_path / "ledger.sqlite")

@@ -1,163 +1,30 @@
-"""``fedllm calibrate``, ``fedllm account`` and ``fedllm ledger``, run as a user runs them."""
+"""``fedllm account``, run as a user runs it; and bad input to it, ``calibrate`` and ``ledger``."""
 
 from __future__ import annotations
 
 import json
 import math
-import shutil
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from click.testing import Result
-from dp_accounting import dp_event as dp
-from dp_accounting import rdp
-from dp_accounting.pld import PLDAccountant
-from scipy.optimize import brentq
-from scipy.stats import norm
-from typer.testing import CliRunner
-
-from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.views import distributed_gaussian, same_for_all, server_gaussian
-from simulations.cli import app
-
-DELTA = 1e-5
-REFERENCE = {"sample-rate": 256 / 60000, "steps": 1000, "delta": DELTA}
-FIXED = ("pld", "rdp", "prv", "gdp_clt", "gdp_dominating")
-ADD = {"relation": "add-or-remove-one", "randomness": "os"}
-
-
-def call(*words: object, **options: object) -> Result:
-    """Run ``fedllm``: options by their names, without two dashes."""
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    return CliRunner().invoke(app, [*map(str, words), *flags], env={"COLUMNS": "100"})
-
-
-def call_json(*words: object, status: int = 0, **options: object) -> Any:
-    result = call(*words, "--json", **options)
-    assert (result.exit_code, result.stderr) == (status, "")
-    return json.loads(result.stdout, parse_constant=pytest.fail)
-
-
-def direct(events: Mapping[dp.DpEvent, int], kind: str = "pld") -> float:
-    """Epsilon by dp_accounting itself."""
-    accountant = PLDAccountant() if kind == "pld" else rdp.RdpAccountant()
-    for event, count in events.items():
-        accountant.compose(event, count)
-    return accountant.get_epsilon(DELTA)
-
-
-def sampled(rate: float, noise: float) -> dp.DpEvent:
-    return dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
-
-
-def gdp_epsilon(mu: float) -> float:
-    """Dong, Roth and Su 2022, corollary 2.13."""
-
-    def excess(e: float) -> float:
-        return norm.cdf(-e / mu + mu / 2) - math.exp(e) * norm.cdf(-e / mu - mu / 2) - DELTA
-
-    return brentq(excess, 0, 50, xtol=1e-12)
-
-
-# -- calibrate ---------------------------------------------------------------------------------
-
-
-def test_calibrated_noise_is_the_reference_table_s() -> None:
-    found = call_json("calibrate", epsilon=3, **REFERENCE)
-    assert found["noise_multiplier"] == pytest.approx(0.6429, rel=5e-3)
-    assert 3 * 0.999 <= found["epsilon"] <= 3
-    cost = direct({sampled(REFERENCE["sample-rate"], found["noise_multiplier"]): 1000})
-    assert found["epsilon"] == pytest.approx(cost, rel=2e-3)
-    assert (found["accountant"], found["delta"], found["bound"]) == ("pld", DELTA, True)
-    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
-    assert (found["adversary"], found["steps"]) == ("server", 1000)
-
-
-def test_calibrated_by_rdp() -> None:
-    found = call_json("calibrate", epsilon=1, accountant="rdp", **REFERENCE)
-    assert found["noise_multiplier"] == pytest.approx(1.0419, rel=5e-3)
-    assert found["accountant"] == "rdp"
-    cost = direct({sampled(REFERENCE["sample-rate"], found["noise_multiplier"]): 1000}, "rdp")
-    assert cost <= 1 + 1e-9
-
-
-@pytest.mark.parametrize(("epsilon", "noise"), [(0.3, 1.7171), (1, 0.8823), (8, 0.4834)])
-def test_rest_of_the_reference_table(epsilon: float, noise: float) -> None:
-    found = call_json("calibrate", epsilon=epsilon, **REFERENCE)
-    assert found["noise_multiplier"] == pytest.approx(noise, rel=5e-3)
-    assert found["epsilon"] <= epsilon
-
-
-def test_solve_for_steps() -> None:
-    given = {"delta": DELTA, "sample-rate": 0.05, "noise-multiplier": 1.0}
-    found = call_json("calibrate", epsilon=2, **given, **{"solve-for": "steps"})
-    steps = found["steps"]
-    assert direct({sampled(0.05, 1.0): steps}) <= 2 * (1 + 1e-4)
-    assert direct({sampled(0.05, 1.0): steps + 2}) > 2 * (1 - 1e-4)
-    assert found["epsilon"] <= 2
-
-
-def test_solve_for_sample_rate_and_delta() -> None:
-    given = {"noise-multiplier": 1.0, "steps": 100}
-    found = call_json("calibrate", epsilon=1, delta=DELTA, **given, **{"solve-for": "sample-rate"})
-    rate = found["sample_rate"]
-    assert direct({sampled(rate, 1.0): 100}) == pytest.approx(1, rel=3e-3)
-    assert found["epsilon"] <= 1
-    again = call_json(
-        "calibrate", epsilon=1, **given, **{"solve-for": "delta", "sample-rate": rate}
-    )
-    assert again["delta"] == pytest.approx(DELTA, rel=2e-2)
-    assert again["epsilon"] == 1
-
-
-def test_replace_one_needs_more_noise() -> None:
-    given = {"epsilon": 2, "delta": DELTA, "sample-rate": 1, "steps": 1}
-    add = call_json("calibrate", **given)
-    replace = call_json("calibrate", relation="replace-one", unit="client", **given)
-    ratio = replace["noise_multiplier"] / add["noise_multiplier"]
-    assert ratio == pytest.approx(2, rel=3e-3)
-    assert (replace["relation"], replace["unit"]) == ("replace-one", "client")
-
-
-def printed_cells(output: str) -> dict[str, str]:
-    """The rows of a table of two columns."""
-    cells = {}
-    for line in output.splitlines():
-        if line.startswith("│"):
-            name, value = (cell.strip() for cell in line.strip("│").split("│"))
-            cells[name] = value
-    return cells
-
-
-def test_printed_calibration_holds_as_printed() -> None:
-    given = {"epsilon": 2, "steps": 50, "delta": DELTA, "sample-rate": 0.03}
-    result = call("calibrate", **given)
-    assert result.exit_code == 0
-    cells = printed_cells(result.stdout)
-    printed = sampled(float(cells["sample rate"]), float(cells["noise multiplier"]))
-    assert direct({printed: int(cells["steps"])}) <= 2
-    assert float(cells["delta"]) == DELTA
-    assert cells["epsilon"].endswith("(upper bound; target 2)")
-    named = {"accountant": "PLD", "unit": "example", "adversary": "server"}
-    assert cells | named | {"relation": "add-or-remove-one"} == cells
-
-
-@pytest.mark.parametrize(
-    ("name", "sign"), [("noise-multiplier", 1), ("sample-rate", -1), ("delta", 1)]
+from accounting_commands import (
+    DELTA,
+    FIXED,
+    REFERENCE,
+    call,
+    call_json,
+    direct,
+    gdp_epsilon,
+    sampled,
 )
-def test_what_is_printed_is_rounded_towards_more_privacy(name: str, sign: int) -> None:
-    given = {"noise-multiplier": 1.1, "steps": 50, "delta": DELTA, "sample-rate": 0.03}
-    given = {key: value for key, value in given.items() if key != name} | {"solve-for": name}
-    exact = call_json("calibrate", epsilon=0.7, **given)[name.replace("-", "_")]
-    text = printed_cells(call("calibrate", epsilon=0.7, **given).stdout)[name.replace("-", " ")]
-    assert 0 < sign * (float(text) - exact) < 1e-5 * exact
+from dp_accounting import dp_event as dp
+from ledger_rows import ADD
 
+from privacy.events import dp_sgd, gaussian
+from privacy.views import distributed_gaussian, server_gaussian
 
 # -- account: a schedule -----------------------------------------------------------------------
 
@@ -243,30 +110,6 @@ def test_a_real_process_prints_json_and_nothing_else(given: tuple[str, str, str]
 
 
 # -- account: a ledger -------------------------------------------------------------------------
-
-
-@pytest.fixture
-def make_ledger(tmp_path: Path) -> Callable[..., Path]:
-    """``make_ledger((party, event or views, number), ..., unit=, details=)``: the file."""
-
-    def make(
-        *rows: tuple[str, Any, int], unit: str = "example", details: Mapping[str, Any] = ADD
-    ) -> Path:
-        path = tmp_path / "ledger.sqlite"
-        with Ledger(path) as ledger:
-            number = len(ledger.entries())
-            for party, views, count in rows:
-                if isinstance(views, dp.DpEvent):
-                    views = same_for_all(views)
-                for _ in range(count):
-                    number += 1
-                    entry = LedgerEntry(
-                        "run", party, unit, "train", number, f"key{number}", views, details
-                    )
-                    ledger.append(entry)
-        return path
-
-    return make
 
 
 def test_ledger_by_party_and_the_largest(make_ledger: Callable[..., Path]) -> None:
@@ -372,99 +215,6 @@ def test_empty_ledger(make_ledger: Callable[..., Path]) -> None:
     path = make_ledger()
     assert call_json("account", ledger=path, delta=DELTA)["pld"]["epsilon"] == 0
     assert "The ledger is empty" in call("account", ledger=path, delta=DELTA).stdout
-
-
-# -- ledger verify, ledger show ----------------------------------------------------------------
-
-
-def edit(path: Path, *statements: str) -> None:
-    """Change rows as somebody with the file and SQLite can, the triggers put back afterwards."""
-    db = sqlite3.connect(path)
-    triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
-    for name, _ in triggers:
-        db.execute(f"DROP TRIGGER {name}")
-    for statement in statements:
-        assert db.execute(statement).rowcount > 0
-    for _, sql in triggers:
-        db.execute(sql)
-    db.commit()
-    db.close()
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "UPDATE entries SET views = replace(views, '1.0', '9.0') WHERE id = 2",
-        "DELETE FROM entries WHERE id = 2",
-        "DELETE FROM entries WHERE id = 4",
-    ],
-)
-def test_broken_chain(make_ledger: Callable[..., Path], statement: str) -> None:
-    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 4))
-    whole = call("ledger", "verify", path)
-    assert (whole.exit_code, whole.stderr) == (0, "")
-    assert call_json("ledger", "verify", path)["ok"] is True
-    edit(path, statement)
-    broken = call("ledger", "verify", path)
-    found = call_json("ledger", "verify", path, status=1)
-    assert broken.exit_code == 1
-    assert found["ok"] is False
-    assert broken.stdout.splitlines() == [f"{path}: {problem}" for problem in found["problems"]]
-    account = call_json("account", ledger=path, delta=DELTA, status=1)
-    assert {account[name]["epsilon"] for name in FIXED} == {"Infinity"}
-    assert "fails its verification" in account["no_guarantee"][0]
-    printed = call("account", ledger=path, delta=DELTA)
-    assert printed.exit_code == 1
-    assert "NO GUARANTEE" in printed.stdout
-
-
-def test_kept_head_notices_a_reset_ledger(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
-    path = make_ledger(("alpha", gaussian(4.0), 2))
-    head = call_json("ledger", "verify", path)["head"]
-    kept = {"kept-head": f"{head['id']}:{head['hash']}"}
-    make_ledger(("alpha", gaussian(4.0), 2))
-    assert call("ledger", "verify", path, **kept).exit_code == 0
-    for leftover in tmp_path.glob("ledger.sqlite*"):
-        leftover.unlink()
-    make_ledger(("alpha", gaussian(4.0), 2))
-    assert call("ledger", "verify", path).exit_code == 0
-    assert call("ledger", "verify", path, **kept).exit_code == 1
-
-
-def test_damaged_and_foreign_files(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
-    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 200))
-    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
-    damaged = tmp_path / "damaged.sqlite"
-    shutil.copy(path, damaged)
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:16384] + b"\xa5" * (len(content) - 16384))
-    result = call("ledger", "verify", damaged)
-    assert result.exit_code == 1
-    assert len(result.stdout.splitlines()) >= 1
-    assert call_json("account", ledger=damaged, delta=DELTA, status=1)["chain"]["ok"] is False
-    foreign = tmp_path / "notes.txt"
-    foreign.write_text("not a ledger\n" * 20)
-    for words in (("ledger", "verify", foreign), ("ledger", "show", foreign)):
-        result = call(*words)
-        assert (result.exit_code, result.stdout) == (2, "")
-        assert "not SQLite" in result.stderr
-    assert foreign.read_text() == "not a ledger\n" * 20
-
-
-def test_show(make_ledger: Callable[..., Path]) -> None:
-    path = make_ledger(
-        ("alpha", dp_sgd(0.25, 1.5, 4), 3), ("beta", no_guarantee("counts [as they are]"), 1)
-    )
-    printed = " ".join(call("ledger", "show", path).stdout.replace("│", " ").split())
-    assert "Gaussian mechanism, noise multiplier 1.5" in printed
-    assert "counts [as they are]" in printed
-    assert "the last" not in printed
-    found = call_json("ledger", "show", path, party="alpha", limit=2)
-    assert found["rows"] == 3
-    assert [entry["id"] for entry in found["entries"]] == [2, 3]
-    assert found["entries"][0]["views"]["server"]["count"] == 4
-    assert found["entries"][0]["details"] == ADD
-    assert "the last 1 of 4 rows" in call("ledger", "show", path, limit=1).stdout
 
 
 # -- bad input ---------------------------------------------------------------------------------

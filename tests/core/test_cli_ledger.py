@@ -1,14 +1,24 @@
-"""The commands that look at a ledger leave its folder as it was."""
+"""``fedllm ledger verify`` and ``show``; and the commands that look at a ledger leave its folder as it was."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from accounting_commands import (
+    DELTA,
+    FIXED,
+    call,
+    call_json,
+)
+from ledger_rows import ADD
 from typer.testing import CliRunner
 
-from privacy.events import gaussian
+from privacy.events import dp_sgd, gaussian, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
 from simulations.cli import app
 
@@ -60,3 +70,93 @@ def test_looking_leaves_no_trace(command: str, state: str, tmp_path: Path) -> No
     else:
         assert done.exit_code != 0
         assert "ledger" in done.output
+
+
+def edit(path: Path, *statements: str) -> None:
+    """Change rows as somebody with the file and SQLite can, the triggers put back afterwards."""
+    db = sqlite3.connect(path)
+    triggers = db.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger'").fetchall()
+    for name, _ in triggers:
+        db.execute(f"DROP TRIGGER {name}")
+    for statement in statements:
+        assert db.execute(statement).rowcount > 0
+    for _, sql in triggers:
+        db.execute(sql)
+    db.commit()
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE entries SET views = replace(views, '1.0', '9.0') WHERE id = 2",
+        "DELETE FROM entries WHERE id = 2",
+        "DELETE FROM entries WHERE id = 4",
+    ],
+)
+def test_broken_chain(make_ledger: Callable[..., Path], statement: str) -> None:
+    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 4))
+    whole = call("ledger", "verify", path)
+    assert (whole.exit_code, whole.stderr) == (0, "")
+    assert call_json("ledger", "verify", path)["ok"] is True
+    edit(path, statement)
+    broken = call("ledger", "verify", path)
+    found = call_json("ledger", "verify", path, status=1)
+    assert broken.exit_code == 1
+    assert found["ok"] is False
+    assert broken.stdout.splitlines() == [f"{path}: {problem}" for problem in found["problems"]]
+    account = call_json("account", ledger=path, delta=DELTA, status=1)
+    assert {account[name]["epsilon"] for name in FIXED} == {"Infinity"}
+    assert "fails its verification" in account["no_guarantee"][0]
+    printed = call("account", ledger=path, delta=DELTA)
+    assert printed.exit_code == 1
+    assert "NO GUARANTEE" in printed.stdout
+
+
+def test_kept_head_notices_a_reset_ledger(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 2))
+    head = call_json("ledger", "verify", path)["head"]
+    kept = {"kept-head": f"{head['id']}:{head['hash']}"}
+    make_ledger(("alpha", gaussian(4.0), 2))
+    assert call("ledger", "verify", path, **kept).exit_code == 0
+    for leftover in tmp_path.glob("ledger.sqlite*"):
+        leftover.unlink()
+    make_ledger(("alpha", gaussian(4.0), 2))
+    assert call("ledger", "verify", path).exit_code == 0
+    assert call("ledger", "verify", path, **kept).exit_code == 1
+
+
+def test_damaged_and_foreign_files(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
+    path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 200))
+    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    damaged = tmp_path / "damaged.sqlite"
+    shutil.copy(path, damaged)
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:16384] + b"\xa5" * (len(content) - 16384))
+    result = call("ledger", "verify", damaged)
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) >= 1
+    assert call_json("account", ledger=damaged, delta=DELTA, status=1)["chain"]["ok"] is False
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("not a ledger\n" * 20)
+    for words in (("ledger", "verify", foreign), ("ledger", "show", foreign)):
+        result = call(*words)
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert "not SQLite" in result.stderr
+    assert foreign.read_text() == "not a ledger\n" * 20
+
+
+def test_show(make_ledger: Callable[..., Path]) -> None:
+    path = make_ledger(
+        ("alpha", dp_sgd(0.25, 1.5, 4), 3), ("beta", no_guarantee("counts [as they are]"), 1)
+    )
+    printed = " ".join(call("ledger", "show", path).stdout.replace("│", " ").split())
+    assert "Gaussian mechanism, noise multiplier 1.5" in printed
+    assert "counts [as they are]" in printed
+    assert "the last" not in printed
+    found = call_json("ledger", "show", path, party="alpha", limit=2)
+    assert found["rows"] == 3
+    assert [entry["id"] for entry in found["entries"]] == [2, 3]
+    assert found["entries"][0]["views"]["server"]["count"] == 4
+    assert found["entries"][0]["details"] == ADD
+    assert "the last 1 of 4 rows" in call("ledger", "show", path, limit=1).stdout

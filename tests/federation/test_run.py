@@ -3,82 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message
-from torch import Tensor
+from flwr.app import Message
+from whole_runs import SILOS, config, final, loop, poison, rounds, same_bits, spent, tell, without
 
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
 from fedllm.run_folder import RunFolder
 from fedllm.schedule import participation
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
 from fedllm.tunable import initial_params, shared_tunable
 from privacy.event_counts import is_private
 from privacy.ledger import Ledger
-from server.aggregation import Contribution, mean_update
-from server.optimizers import ServerOptimizer
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
-SILOS = ["alpha", "beta", "delta", "gamma"]
-
-
-def final(run: RunFolder) -> dict[str, Tensor]:
-    checkpoint = latest_checkpoint(run.checkpoints_path)
-    assert checkpoint is not None
-    assert checkpoint.round == run.state()["round"]
-    return checkpoint.params
-
-
-def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
-
-
-def spent(run: RunFolder) -> dict[str, Counter[Any]]:
-    with Ledger(run.ledger_path, read_only=True) as ledger:
-        return {
-            adversary: Counter(
-                (e.party, e.purpose, e.round, e.key, str(e.view(adversary)))
-                for e in ledger.entries()
-            )
-            for adversary in ("server", "outsider")
-        }
-
-
-def rounds(run: RunFolder) -> list[dict[str, Any]]:
-    return [m for m in run.metrics() if m["kind"] == "round"]
-
-
-def loop(run: RunFolder, folder: Any, absent: Mapping[int, set[str]] | None = None) -> Any:
-    """The same training as a plain loop over the silos: no messages, no strategy, no engine."""
-    settings = run.settings()
-    torch.set_num_threads(1)
-    params = initial_params(shared_tunable(settings), settings)
-    workers = {
-        silo.name: SiloWorker(settings, silo, run="loop", ledger=folder / "loop.sqlite")
-        for silo in load_federation(settings).silos
-    }
-    optimizer = ServerOptimizer(settings.server, params)
-    schedule = participation(settings, list(workers))
-    for server_round, chosen in enumerate(schedule, start=1):
-        replies = []
-        for name in chosen:
-            planned = sum(name in row for row in schedule)
-            reply = workers[name].train(params, server_round, planned)
-            if name not in (absent or {}).get(server_round, set()):
-                replies.append(Contribution(name, reply.update, reply.noise_std))
-        if replies:
-            update, std = mean_update(replies, params, len(replies))
-            params = optimizer.step(params, update, std, server_round)
-    return params
 
 
 @pytest.mark.parametrize(
@@ -107,10 +51,6 @@ def test_federation_equals_a_loop_over_the_silos(
     assert any(run.adapter_path.iterdir())
     asked = sum(map(len, participation(run.settings(), SILOS)))
     assert sum(spent(run)["server"].values()) == asked
-
-
-def config(task: Message) -> Any:
-    return task.content[names.CONFIG]
 
 
 def interruption(kind: str, server_round: int, silo: str | None = None) -> Any:
@@ -192,159 +132,6 @@ def test_a_repeated_round_with_fresh_noise_is_counted_twice(
     with Ledger(run.ledger_path, read_only=True) as ledger:
         per_round = Counter((e.party, e.round) for e in ledger.entries())
     assert per_round == {(s, r): 1 + (r == 2) for s in SILOS for r in (1, 2, 3)}
-
-
-def poison(reply: Message, change: Callable[[dict[str, Tensor]], Any]) -> Message:
-    update = reply.content[names.UPDATE].to_torch_state_dict()
-    reply.content[names.UPDATE] = ArrayRecord(change(dict(update)))
-    return reply
-
-
-def renamed(update: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.replace("prefix", "suffix"): value for name, value in update.items()}
-
-
-FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
-    "nan": (
-        lambda r: poison(r, lambda u: u | {"prefix": u["prefix"] * float("nan")}),
-        "finite numbers for prefix",
-    ),
-    "infinity": (
-        lambda r: poison(r, lambda u: u | {"head.bias": u["head.bias"] + float("inf")}),
-        "finite numbers for head.bias",
-    ),
-    "shape": (lambda r: poison(r, lambda u: u | {"prefix": u["prefix"][:1]}), "Expected shape"),
-    "dtype": (lambda r: poison(r, lambda u: u | {"prefix": u["prefix"].double()}), "float32"),
-    "huge": (
-        lambda r: poison(r, lambda u: u | {"prefix": u["prefix"] + 1e6}),
-        "server.max_update_norm",
-    ),
-    "missing tensor": (
-        lambda r: poison(r, lambda u: {"prefix": u["prefix"]}),
-        "Expected the tensors",
-    ),
-    "other tensor": (lambda r: poison(r, renamed), "Expected the tensors"),
-    "no update": (lambda r: without(r, names.UPDATE), "malformed"),
-    "no metrics": (lambda r: without(r, names.METRICS), "malformed"),
-    "no info": (lambda r: without(r, names.INFO), "malformed"),
-    "noise claim": (
-        lambda r: tell(r, names.NOISE_STD + "prefix", 1e300),
-        "noise-std.prefix",
-    ),
-    "nan noise claim": (lambda r: tell(r, names.NOISE_STD + "prefix", float("nan")), "noise-std"),
-    "rate claim": (lambda r: tell(r, names.SAMPLING_RATE, -1.0), "sampling_rate"),
-    "noise multiplier claim": (
-        lambda r: tell(r, names.NOISE_MULTIPLIER, 0.0),
-        "noise_multiplier",
-    ),
-    "another's name": (lambda r: pretend(r, "gamma"), "Expected a reply of silo"),
-    "another round": (lambda r: of(r, names.ROUND, 1), "Expected an update of round 16 of"),
-    "another run": (lambda r: of(r, names.RUN_ID, "other"), "got one of round 17 of other"),
-    "no round": (lambda r: of(r, names.ROUND, None), "malformed"),
-}
-
-
-def without(reply: Message, record: str) -> Message:
-    del reply.content[record]
-    return reply
-
-
-def tell(reply: Message, name: str, value: float) -> Message:
-    reply.content[names.METRICS][name] = value
-    return reply
-
-
-def of(reply: Message, name: str, value: Any) -> Message:
-    del reply.content[names.INFO][name]
-    if value is not None:
-        reply.content[names.INFO][name] = value
-    return reply
-
-
-def pretend(reply: Message, silo: str) -> Message:
-    reply.content[names.INFO][names.SILO] = silo
-    return reply
-
-
-def test_unusable_replies_are_refused_by_name_and_the_round_goes_on(
-    start_run: Start, in_process: Federate, tmp_path: Any
-) -> None:
-    """One fault a round at one silo; the model is that of a loop which leaves those replies out."""
-    faults = list(FAULTS)
-    run = start_run("run", **{"server.rounds": len(faults) + 3})
-
-    def tamper(task: Message, reply: Message) -> Message | None:
-        if task.metadata.message_type != "train":
-            return reply
-        server_round = config(task)[names.ROUND]
-        silo = reply.content[names.INFO][names.SILO]
-        if silo == "beta" and server_round <= len(faults):
-            return FAULTS[faults[server_round - 1]][0](reply)
-        if silo == "delta" and server_round == len(faults) + 1:
-            return Message(Error(2, "RuntimeError: the silo broke"), reply_to=task)
-        return reply
-
-    assert in_process(run, tamper) == "finished"
-    records = rounds(run)
-    assert len(records) == len(faults) + 3
-    for fault, record in zip(faults, records, strict=False):
-        (refused,) = record["refused"]
-        assert refused["silo"] == "beta", fault
-        assert FAULTS[fault][1] in refused["reason"], (fault, refused)
-        assert record["replied"] == 3
-        assert record["failed"] == []
-    (failed,) = records[len(faults)]["failed"]
-    assert failed == {"silo": "delta", "reason": "RuntimeError: the silo broke"}
-    assert [r["replied"] for r in records[-2:]] == [4, 4]
-    absent = {r: {"beta"} for r in range(1, len(faults) + 1)} | {len(faults) + 1: {"delta"}}
-    assert same_bits(final(run), loop(run, tmp_path, absent))
-
-
-def test_silo_that_does_not_answer_in_time_is_left_out(
-    start_run: Start, in_process: Federate, tmp_path: Any
-) -> None:
-    run = start_run("run", **{"server.timeout": 0.5})
-
-    def tamper(task: Message, reply: Message) -> Message | None:
-        late = reply.content[names.INFO][names.SILO] == "gamma"
-        return None if late and config(task).get(names.ROUND) == 2 else reply
-
-    assert in_process(run, tamper) == "finished"
-    assert rounds(run)[1]["failed"] == [{"silo": "gamma", "reason": "no reply within 0.5 s"}]
-    assert same_bits(final(run), loop(run, tmp_path, {2: {"gamma"}}))
-
-
-def test_more_failures_than_tolerated_stop_the_run_which_can_be_resumed(
-    start_run: Start, in_process: Federate, tmp_path: Any
-) -> None:
-    changes = {"server.rounds": 4, "server.checkpoint_every": 4, "server.max_failures": 0.5}
-    run = start_run("run", **changes)
-
-    def tamper(task: Message, reply: Message) -> Message | None:
-        if config(task).get(names.ROUND) != 3:
-            return reply
-        bad = {"alpha", "beta", "gamma"}
-        if reply.content[names.INFO][names.SILO] in bad:
-            return poison(reply, lambda u: u | {"prefix": u["prefix"] * float("nan")})
-        return reply
-
-    assert in_process(run, tamper) == "failed"
-    state = run.state()
-    assert state["status"] == "failed"
-    assert "3 of 4 silos failed in round 3" in state["message"]
-    assert "server.max_failures=0.5" in state["message"]
-    for silo in ("alpha", "beta", "gamma"):
-        assert silo in state["message"]
-    assert state["round"] == 2, "finished rounds are kept whatever checkpoint_every"
-    assert in_process(RunFolder.open(run.path)) == "finished"
-    assert same_bits(final(run), loop(run, tmp_path))
-    whole = start_run("whole", **changes)
-    in_process(whole)
-    assert spent(whole) == spent(run)
-    shown = [
-        {m["silo"]: m["epsilon"] for m in r.metrics() if m["kind"] == "silo"} for r in (whole, run)
-    ]
-    assert shown[0] == shown[1]
 
 
 def test_budget_ends_the_run_with_a_model_and_a_report(
@@ -495,17 +282,3 @@ def test_generation_by_a_decoder(
     last = [m for m in run.metrics() if m["kind"] == "evaluation"][-1]
     assert last["perplexity"] > 1
     assert {"bleu", "rouge_l"} < set(last)
-
-
-def test_a_silo_whose_data_are_bad_is_named_before_training(
-    start_run: Start, in_process: Federate
-) -> None:
-    run = start_run("run", **{"task.labels": ["low", "middle"]})
-    began = time.monotonic()
-    try:
-        status, message = in_process(run), str(run.state()["message"])
-    except ValueError as error:
-        status, message = run.state()["status"], str(error)
-    assert status == "failed"
-    assert "high" in message
-    assert time.monotonic() - began < 60

@@ -8,6 +8,7 @@ _AGGREGATION = "tests/federation/test_aggregation.py"
 _TRUSTED = "tests/federation/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/federation/test_run.py"
+_FAILURES = "tests/federation/test_run_failures.py"
 _RELEASE = "flat = add_noise(settings, flat, noise, rng) / self.expected"
 
 MUTATIONS = (
@@ -60,7 +61,7 @@ MUTATIONS = (
         "        if told != (self.run_id, self.server_round):\n",
         "        if False:\n",
         "An answer that is given again is in the model twice.",
-        (f"{_RUN}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),
+        (f"{_FAILURES}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),
     ),
     Mutation(
         "trusted-noise-missing",

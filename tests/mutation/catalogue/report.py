@@ -5,7 +5,6 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _REPORT = "tests/core/test_report.py"
-_CLI = "tests/core/test_cli_accounting.py"
 _SIGNATURE = "fedllm/report/signature.py"
 _SIGNING = ("tests/core/test_report_signature.py",)
 _GUARANTEE = "fedllm/report/guarantee.py"
