@@ -13,8 +13,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -37,12 +36,13 @@ from fedllm.statistics_release import (
     statistics_point,
 )
 from fedllm.tunable import Tunable
-from server.aggregation import UpdateRefused
-from server.exchange import exchange
-from server.replies import RunStopped, sort_replies
+from server.ask_silos import ask_silos, nobody
+from server.replies import RunStopped
 from server.strategy import PrefixStrategy
 
 CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
+WHAT = "statistics for the codec"
+"""What the silos are asked for, in messages."""
 
 
 def prepare_codec(
@@ -138,14 +138,9 @@ def _released_by_the_server(
     counted, mean = trusted.release_statistics(received, size, point)
     strategy.left |= trusted.left
     if mean is None:
-        raise RunStopped(_nobody(strategy))
+        raise nobody(strategy, WHAT)
     prior = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
     return prior, dict.fromkeys(counted, 1.0)
-
-
-def _nobody(strategy: PrefixStrategy) -> str:
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
-    return f"No silo released statistics for the codec; left: {reasons}"
 
 
 def _ask(
@@ -161,27 +156,15 @@ def _ask(
     arrays = strategy.arrays(point)
     tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
 
-    def read(name: str, reply: Message) -> tuple[str, Tensor, float]:
-        arrays: Any = reply.content[names.STATISTICS]
-        metrics: Any = reply.content[names.METRICS]
-        released = arrays.to_torch_state_dict()[names.STATISTICS]
-        if released.shape != (statistics.size,) or released.dtype != torch.float64:
-            raise UpdateRefused(
-                f"Expected {statistics.size} statistics, got {tuple(released.shape)}, {released.dtype}"
-            )
-        if not bool(torch.isfinite(released).all()):
-            raise UpdateRefused("Expected finite statistics, got NaN or infinity")
-        rate = float(metrics[names.SAMPLING_RATE])
-        if not 0 < rate <= 1:
-            raise UpdateRefused(f"Expected 0 < {names.SAMPLING_RATE} <= 1, got {rate}")
-        return name, released, rate
-
-    timeout = settings.server.timeout
-    replies = exchange(grid, tasks, timeout=timeout, stop=stop)
-    found = sort_replies(chosen, replies, read, timeout)
-    strategy.left |= {item["silo"]: item["reason"] for item in found.left}
-    found.require(len(chosen), settings.server.max_failures, "the statistics before training")
-    if not found.accepted:
-        raise RunStopped(_nobody(strategy))
-    releases = {name: released for name, released, _ in found.accepted}
-    return releases, {name: rate for name, _, rate in found.accepted}
+    found = ask_silos(
+        grid,
+        strategy,
+        chosen,
+        tasks,
+        record=names.STATISTICS,
+        size=statistics.size,
+        what=WHAT,
+        stop=stop,
+    )
+    releases = {name: released for name, (released, _) in found.items()}
+    return releases, {name: rate for name, (_, rate) in found.items()}

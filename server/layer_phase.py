@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -44,9 +44,9 @@ from fedllm.settings import Settings
 from fedllm.silos import first_by_hash
 from fedllm.statistics_release import statistics_point
 from fedllm.tunable import Tunable, initial_params, shared_tunable
-from server.aggregation import UpdateRefused
-from server.exchange import exchange
-from server.replies import RunStopped, sort_replies
+from server.aggregation import UpdateRefused, tensor_bytes
+from server.ask_silos import ask_silos
+from server.replies import RunStopped
 from server.strategy import PrefixStrategy
 
 PUBLIC = "public text"
@@ -195,40 +195,29 @@ def _ask(
     config = ConfigRecord({names.CANDIDATES: list(candidates)})
     tasks = strategy.tasks(names.ASK_SCORES, chosen, strategy.finished_rounds, arrays, config)
 
-    def read(name: str, reply: Message) -> tuple[str, Tensor, float]:
-        content: Any = reply.content
-        released = content[names.SCORES].to_torch_state_dict()[names.SCORES]
-        if released.shape != (len(candidates),) or released.dtype != torch.float64:
-            raise UpdateRefused(
-                f"Expected {len(candidates)} scores, got {tuple(released.shape)}, {released.dtype}"
-            )
-        if not bool(torch.isfinite(released).all()):
-            raise UpdateRefused("Expected finite scores, got NaN or infinity")
+    def check(released: Tensor) -> None:
         if settings.layers.form == "private-top-k":
             votes = kept_in_a_step(len(candidates), settings)
             if sorted(released.tolist()) != [0.0] * (len(candidates) - votes) + [1.0] * votes:
                 raise UpdateRefused(f"Expected {votes} votes of 1, else 0, got {released.tolist()}")
-        rate = float(content[names.METRICS][names.SAMPLING_RATE])
-        if not 0 < rate <= 1:
-            raise UpdateRefused(f"Expected 0 < {names.SAMPLING_RATE} <= 1, got {rate}")
-        return name, released, rate
 
-    timeout = settings.server.timeout
-    replies = exchange(grid, tasks, timeout=timeout, stop=stop)
-    found = sort_replies(chosen, replies, read, timeout)
-    strategy.left |= {item["silo"]: item["reason"] for item in found.left}
-    found.require(len(chosen), settings.server.max_failures, "the scores of the layers")
-    if not found.accepted:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
-        raise RunStopped(f"No silo released scores of its layers; left: {reasons}")
-    size = sum(
-        value.numel() * value.element_size() for value in arrays.to_torch_state_dict().values()
+    found = ask_silos(
+        grid,
+        strategy,
+        chosen,
+        tasks,
+        record=names.SCORES,
+        size=len(candidates),
+        what="scores of the layers",
+        stop=stop,
+        check=check,
     )
+    size = tensor_bytes(arrays.to_torch_state_dict())
     each = score_noise_std(settings, len(candidates))
     return {
-        "scores": {name: tuple(released.tolist()) for name, released, _ in found.accepted},
-        "sampling_rates": {name: rate for name, _, rate in found.accepted},
-        "noise_std": each / len(found.accepted) ** 0.5,
-        "bytes_up": 8 * len(candidates) * len(found.accepted),
+        "scores": {name: tuple(released.tolist()) for name, (released, _) in found.items()},
+        "sampling_rates": {name: rate for name, (_, rate) in found.items()},
+        "noise_std": each / len(found) ** 0.5,
+        "bytes_up": 8 * len(candidates) * len(found),
         "bytes_down": size * len(tasks),
     }

@@ -12,11 +12,11 @@ from fedllm.data.labels import label_index
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values, required
-from fedllm.tasks.encoder_classification import classification_metrics
+from fedllm.tasks.base import Params, Task, column_values
+from fedllm.tasks.classification import Classification
 
 
-class LabelWordClassification(Task):
+class LabelWordClassification(Classification):
     """Scores of the classes are the model's logits of each label word's first token after the prompt.
 
     Nothing is trained but the prefix. The prompt's own words are kept whole and the text is cut.
@@ -26,7 +26,6 @@ class LabelWordClassification(Task):
 
     def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
         super().__init__(settings, backbone, prefix_length)
-        self.labels = list(settings.labels or ())
         if settings.prompt is None or settings.label_words is None:
             raise ValueError(
                 "Expected task.prompt and task.label_words for classification by the decoder "
@@ -66,18 +65,6 @@ class LabelWordClassification(Task):
             logits_to_keep=1,
         ).logits
         return out[:, -1, self.word_ids].float()
-
-    def losses(self, params: Params, batch: Batch) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
-        )
-
-    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        scores = self.logits(params, batch).unsqueeze(1)
-        return scores, torch.ones(scores.shape[:2], device=scores.device)
-
-    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
-        return classification_metrics(self.logits, params, batches, len(self.labels))
 
 
 def check_prompt(prompt: str, columns: Sequence[str]) -> None:

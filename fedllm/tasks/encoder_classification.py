@@ -10,16 +10,14 @@ from torch import Tensor
 
 from fedllm.data.labels import label_index
 from fedllm.inputs import Batch, Feature
-from fedllm.metrics import accuracy, macro_f1
-from fedllm.models import Backbone
-from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values, expand_params, mean_of, required
+from fedllm.tasks.base import Params, column_values
+from fedllm.tasks.classification import Classification
 
 FEATURE_NORM = 4.0
 """L2 norm of the features that the head reads."""
 
 
-class HeadClassification(Task):
+class HeadClassification(Classification):
     """``logits = W x + b`` with x the pooled hidden states, scaled to norm ``FEATURE_NORM``.
 
     The normalisation is without parameters and by the example itself alone. The head starts at
@@ -30,10 +28,6 @@ class HeadClassification(Task):
     """
 
     padding_side = "right"
-
-    def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
-        super().__init__(settings, backbone, prefix_length)
-        self.labels = list(settings.labels or ())
 
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
         columns = [
@@ -65,36 +59,3 @@ class HeadClassification(Task):
             pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
         pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * FEATURE_NORM
         return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]
-
-    def losses(self, params: Params, batch: Batch) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
-        )
-
-    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        scores = self.logits(params, batch).unsqueeze(1)
-        return scores, torch.ones(scores.shape[:2], device=scores.device)
-
-    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
-        return classification_metrics(self.logits, params, batches, len(self.labels))
-
-
-def classification_metrics(
-    logits: Any, params: Params, batches: Sequence[Batch], classes: int
-) -> dict[str, float]:
-    """Loss, accuracy and macro-F1 over batches; ``logits(expanded params, batch)`` gives (B, C)."""
-    truth: list[int] = []
-    predicted: list[int] = []
-    loss = 0.0
-    for batch in batches:
-        scores = logits(expand_params(params, len(batch.input_ids)), batch)
-        targets = required(batch.targets, "targets")
-        loss += float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
-        truth += targets.tolist()
-        predicted += scores.argmax(-1).tolist()
-    return {
-        "loss": mean_of(loss, len(truth)),
-        "accuracy": accuracy(predicted, truth),
-        "macro_f1": macro_f1(predicted, truth, classes),
-        "examples": float(len(truth)),
-    }

@@ -24,9 +24,9 @@ from fedllm.data.labels import label_index
 from fedllm.endpoint import CompletionEndpoint
 from fedllm.inputs import Batch, Feature
 from fedllm.settings import TaskSettings
-from fedllm.tasks.base import Params, Task, column_values, required
+from fedllm.tasks.base import Params, column_values, required
+from fedllm.tasks.classification import Classification
 from fedllm.tasks.decoder_classification import check_prompt
-from fedllm.tasks.encoder_classification import classification_metrics
 
 MIXTURE, SCALE, BIAS = "head.mixture", "head.scale", "head.bias"
 
@@ -38,7 +38,7 @@ class AnsweredBatch(Batch):
     answers: Tensor | None = None
 
 
-class EndpointClassification(Task):
+class EndpointClassification(Classification):
     """See the module. Texts are cut to ``task.max_length`` words: the endpoint's tokens are not known here.
 
     Args:
@@ -59,7 +59,6 @@ class EndpointClassification(Task):
         prompts: Sequence[str],
     ) -> None:
         super().__init__(settings, backbone, 0)
-        self.labels = list(settings.labels or ())
         self.words = list(settings.label_words or ())
         self.endpoint = endpoint
         self.prompts = list(prompts)
@@ -121,15 +120,3 @@ class EndpointClassification(Task):
         scaled = params[SCALE].unsqueeze(-1) * answers + params[BIAS]
         each = scaled.log_softmax(-1) + params[MIXTURE].log_softmax(-1).unsqueeze(-1)
         return each.logsumexp(-2)
-
-    def losses(self, params: Params, batch: Batch) -> Tensor:
-        return torch.nn.functional.cross_entropy(
-            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
-        )
-
-    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
-        scores = self.logits(params, batch).unsqueeze(1)
-        return scores, torch.ones(scores.shape[:2])
-
-    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
-        return classification_metrics(self.logits, params, batches, len(self.labels))

@@ -20,9 +20,7 @@ import argparse
 import contextlib
 import json
 import os
-import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,8 @@ from fedllm.settings_io import load_settings
 from fedllm.silos import load_federation
 from privacy.noise_question import NoiseQuestion
 from privacy.noise_search import search_noise
+from simulations.benchmark.cells import evaluations, rounds, run_cell
 from simulations.completion_server import completion_server
-from simulations.in_process import federate
 
 EXPERIMENT = Path(__file__).with_name("sst2-black-box.toml")
 CELLS = ("non-private", "gaussian-3", "searched-3", "gaussian-1", "searched-1")
@@ -87,30 +85,13 @@ def overrides_of(cell: str, base: Settings) -> list[str]:
     return [*chosen, "privacy.mechanism=lmo", f"privacy.noise={text}"]
 
 
-def run_cell(experiment: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Figures of one run; runs it (or goes on with it) where it is not finished.
-
-    Raises:
-        RuntimeError: the run failed.
-    """
-    began = time.monotonic()
-    result = folder / "cell.json"
-    if result.exists():
-        return dict(json.loads(result.read_text(encoding="utf-8")))
-    if (folder / "state.json").exists():
-        run = RunFolder.open(folder)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        run = RunFolder.create(load_settings(experiment, overrides), folder)
-    status = federate(run)
-    if status not in ("finished", "stopped"):
-        raise RuntimeError(f"{folder}: {status}, {run.state()['message']}")
-    records, settings = run.metrics(), run.settings()
-    judged = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
-    rounds = [r for r in records if r["kind"] == "round"]
+def figures(run: RunFolder) -> dict[str, Any]:
+    """What the table tells of a run."""
+    settings, judged, turns = run.settings(), evaluations(run), rounds(run)
     noise = noise_of(settings)
     silos = run.read_json("silos.json", {})
-    found = {
+    replies = sum(r["replied"] for r in turns)
+    return {
         "start": judged[0]["accuracy"],
         "accuracy": judged[-1]["accuracy"],
         "loss": judged[-1]["loss"],
@@ -118,12 +99,9 @@ def run_cell(experiment: Path, folder: Path, overrides: list[str]) -> dict[str, 
         "family": "" if settings.privacy.mode == "none" else noise.family if noise else "gaussian",
         "noise_multiplier": next(iter(silos.values()))["noise_multiplier"],
         "epsilon": run.read_json("report.json")["guarantee"]["epsilon"],
-        "bytes_up": sum(r["bytes_up"] for r in rounds) / sum(r["replied"] for r in rounds),
-        "bytes_down": sum(r["bytes_down"] for r in rounds) / sum(r["replied"] for r in rounds),
-        "minutes": (time.monotonic() - began) / 60,
+        "bytes_up": sum(r["bytes_up"] for r in turns) / replies,
+        "bytes_down": sum(r["bytes_down"] for r in turns) / replies,
     }
-    run.write_json(result.name, found)
-    return found
 
 
 def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
@@ -176,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name in args.only:
                 overrides = [*common, f"seed={seed}", *overrides_of(name, base)]
                 folder = args.out / f"{'endpoint-' if args.endpoint else ''}{name}-{seed}"
-                done = run_cell(args.experiment, folder, overrides)
+                done = run_cell(args.experiment, folder, overrides, figures)
                 found.setdefault(name, {})[seed] = done
                 print(
                     f"{name}-{seed}: {done['start']:.4f} -> {done['accuracy']:.4f} "

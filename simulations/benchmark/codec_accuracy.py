@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from fedllm.data.sources import load_file
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import load_settings
 from privacy.randomness import generator
-from simulations.in_process import federate
+from simulations.benchmark.cells import evaluations, rounds, run_cell
 
 EXPERIMENT = Path(__file__).with_name("sst2-codec.toml")
 LINEAR = ["codec.name=linear", "codec.prior=low-rank", "codec.rank=64"]
@@ -68,42 +66,19 @@ def halves(experiment: Path, folder: Path, seed: int) -> list[str]:
     ]
 
 
-def cell(experiment: Path, folder: Path, overrides: list[str]) -> dict[str, Any]:
-    """Figures of one run; runs it (or goes on with it) where it is not finished.
-
-    Raises:
-        RuntimeError: the run failed.
-    """
-    began = time.monotonic()
-    result = folder / "cell.json"
-    if result.exists():
-        return dict(json.loads(result.read_text(encoding="utf-8")))
-    if (folder / "state.json").exists():
-        run = RunFolder.open(folder)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-        run = RunFolder.create(load_settings(experiment, overrides), folder)
-    status = federate(run)
-    if status not in ("finished", "stopped"):
-        raise RuntimeError(f"{folder}: {status}, {run.state()['message']}")
-    records = run.metrics()
-    judged = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
-    rounds = [r for r in records if r["kind"] == "round"]
-    replies = sum(r["replied"] for r in rounds)
-    found = {
+def figures(run: RunFolder) -> dict[str, Any]:
+    """What the table tells of a run."""
+    judged, turns = evaluations(run), rounds(run)
+    report, silos = run.read_json("report.json"), run.read_json("silos.json", {})
+    return {
         "accuracies": [r["accuracy"] for r in judged],
         "accuracy": judged[-1]["accuracy"],
         "examples": judged[-1]["examples"],
-        "bytes": sum(r["bytes_up"] for r in rounds) / replies,
-        "noise_multiplier": run.read_json("silos.json", {}),
-        "headline": run.read_json("report.json")["headline"],
-        "epsilon": run.read_json("report.json")["guarantee"]["epsilon"],
-        "minutes": (time.monotonic() - began) / 60,
+        "bytes": sum(r["bytes_up"] for r in turns) / sum(r["replied"] for r in turns),
+        "noise_multiplier": next(iter(silos.values()))["noise_multiplier"],
+        "headline": report["headline"],
+        "epsilon": report["guarantee"]["epsilon"],
     }
-    first = next(iter(found["noise_multiplier"].values()))
-    found["noise_multiplier"] = first["noise_multiplier"]
-    run.write_json(result.name, found)
-    return found
 
 
 def table(found: dict[str, dict[int, dict[str, Any]]]) -> str:
@@ -149,7 +124,7 @@ def main() -> None:
         for name in args.only:
             overrides = [*CELLS[name], *texts, f"seed={seed}", *args.overrides]
             folder = args.out / f"{name}-{seed}"
-            found.setdefault(name, {})[seed] = cell(args.experiment, folder, overrides)
+            found.setdefault(name, {})[seed] = run_cell(args.experiment, folder, overrides, figures)
             done = found[name][seed]
             print(
                 f"{name}-{seed}: {done['accuracy']:.4f} ({done['minutes']:.1f} minutes)", flush=True

@@ -35,6 +35,7 @@ from fedllm.tunable import Tunable, initial_params, make_tunable
 from privacy.randomness import generator
 from simulations.benchmark import obvious_assembly as assembly
 from simulations.benchmark import timing, workload
+from simulations.benchmark.step_command import MODELS, begin, each_model, step_parser
 
 TIME_GOAL, MEMORY_GOAL = 1.05, 1.15
 OURS, BASELINE = ("plain", "private"), ("peft", "opacus")
@@ -331,20 +332,8 @@ def _mib(count: int) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m simulations.benchmark.dp_tax", description=__doc__
-    )
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--model", action="append", help="minilm, smollm2, a folder, a hub id")
-    made.add_argument("--repeats", type=int, default=9)
-    made.add_argument("--batch", type=int, help="examples a step")
-    made.add_argument("--max-tokens", type=int, help="tokens of a micro-batch")
-    made.add_argument("--prefix-length", type=int, default=8)
-    made.add_argument("--data", default="auto", help="auto, sst2, tweets or random")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads")
+    made = step_parser("dp_tax", __doc__)
     made.add_argument("--no-memory", action="store_true", help="measure time alone")
-    made.add_argument("--json", metavar="OUT", help="write all measurements to this file")
     made.add_argument("--memory-of", choices=[*OURS, *BASELINE], help=argparse.SUPPRESS)
     return made
 
@@ -355,19 +344,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("opacus").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="opacus")
     warnings.filterwarnings("ignore", message="Full backward hook is firing")
-    torch.set_num_threads(options.threads)
-    models = options.model or ["minilm", "smollm2"]
     if options.memory_of:
-        timing.child_result(measure_memory(models[0], options.memory_of, options))
+        torch.set_num_threads(options.threads)
+        model = (options.model or MODELS)[0]
+        timing.child_result(measure_memory(model, options.memory_of, options))
         return
-    around = timing.circumstances(resolve_device(options.device))
-    print(", ".join(f"{name} {value}" for name, value in around.items()))
-    results = []
-    for model in models:
-        results.append(measure(model, options))
-        print("\n" + report(results[-1]), flush=True)
-    if options.json:
-        timing.write_json(options.json, {"circumstances": around, "models": results})
+    each_model(options, begin(options), measure, report)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from fedllm.models import load_backbone, resolve_device
+from fedllm.models import load_backbone
 from fedllm.tunable import initial_params, make_tunable
 from privacy.noise import add_gaussian
 from privacy.randomness import generator
 from simulations.benchmark import dp_tax, timing
+from simulations.benchmark.step_command import begin, each_model, step_parser
 
 GOAL = 0.10
 REFILL, REFILLS = 1 << 16, 512
@@ -151,37 +152,16 @@ def _ratio(value: dict[str, Any]) -> str:
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m simulations.benchmark.noise_cost", description=__doc__
-    )
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--model", action="append", help="minilm, smollm2, a folder, a hub id")
-    made.add_argument("--repeats", type=int, default=9)
-    made.add_argument("--batch", type=int, help="examples a step")
-    made.add_argument("--max-tokens", type=int, help="tokens of a micro-batch")
-    made.add_argument("--prefix-length", type=int, default=8)
-    made.add_argument("--data", default="auto", help="auto, sst2, tweets or random")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads")
-    made.add_argument("--json", metavar="OUT", help="write all measurements to this file")
-    return made
+    return step_parser("noise_cost", __doc__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    around = timing.circumstances(resolve_device(options.device))
-    print(", ".join(f"{name} {value}" for name, value in around.items()))
+    around = begin(options)
     speeds = measure_ciphers(options.repeats)
     print(report_ciphers(speeds))
-    results = []
-    for model in options.model or ["minilm", "smollm2"]:
-        results.append(measure(model, options))
-        print("\n" + report(results[-1]), flush=True)
-    if options.json:
-        found = {"circumstances": around, "ciphers": speeds, "models": results}
-        timing.write_json(options.json, found)
+    each_model(options, around, measure, report, ciphers=speeds)
 
 
 if __name__ == "__main__":

@@ -24,19 +24,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fedllm.flatness.distillation import Distillation
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.public_teacher import public_teacher
 from fedllm.flatness.teacher import EmaTeacher
 from fedllm.inputs import Feature
-from fedllm.models import load_backbone, resolve_device
+from fedllm.models import load_backbone
 from fedllm.settings import Settings
 from fedllm.settings_flatness import TeacherSettings
 from fedllm.tunable import Tunable, initial_params, make_tunable
 from privacy.randomness import generator
 from simulations.benchmark import dp_tax, timing
+from simulations.benchmark.step_command import begin, each_model, step_parser
 
 PLAIN = "silo, private step"
 TRAINED = "server, training step"
@@ -142,34 +141,13 @@ def _ratios(values: Mapping[str, Sequence[float]]) -> dict[str, Any]:
 
 def parser() -> argparse.ArgumentParser:
     """Command line."""
-    made = argparse.ArgumentParser(
-        prog="python -m simulations.benchmark.teacher_cost", description=__doc__
-    )
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--model", action="append", help="minilm, smollm2, a folder, a hub id")
-    made.add_argument("--repeats", type=int, default=9)
-    made.add_argument("--batch", type=int, help="examples a step")
-    made.add_argument("--max-tokens", type=int, help="tokens of a micro-batch")
-    made.add_argument("--prefix-length", type=int, default=8)
-    made.add_argument("--data", default="auto", help="auto, sst2, tweets or random")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--threads", type=int, default=1, help="CPU threads")
-    made.add_argument("--json", metavar="OUT", help="write all measurements to this file")
-    return made
+    return step_parser("teacher_cost", __doc__)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    around = timing.circumstances(resolve_device(options.device))
-    print(", ".join(f"{name} {value}" for name, value in around.items()))
-    results = []
-    for model in options.model or ["minilm", "smollm2"]:
-        results.append(measure(model, options))
-        print("\n" + report(results[-1]), flush=True)
-    if options.json:
-        timing.write_json(options.json, {"circumstances": around, "models": results})
+    each_model(options, begin(options), measure, report)
 
 
 if __name__ == "__main__":

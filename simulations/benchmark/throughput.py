@@ -35,6 +35,7 @@ from privacy.sampling import poisson_sample
 from simulations.benchmark import obvious_assembly as assembly
 from simulations.benchmark import timing, workload
 from simulations.benchmark.dp_tax import sizes
+from simulations.benchmark.step_command import begin, each_model
 
 GOAL = 3.0
 OURS = "fedllm"
@@ -327,15 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
     logging.getLogger("opacus").setLevel(logging.ERROR)
-    torch.set_num_threads(options.threads)
-    around = timing.circumstances(resolve_device(options.device))
-    print(", ".join(f"{name} {value}" for name, value in around.items()))
-    results = []
-    for model in options.model or ["minilm", "smollm2"]:
-        results.append(measure(model, options))
-        print("\n" + report(results[-1]), flush=True)
-    if options.json:
-        timing.write_json(options.json, {"circumstances": around, "models": results})
+    each_model(options, begin(options), measure, report)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,6 @@ from simulations.cli_output import (
     AsJson,
     OneLineErrors,
     make_table,
-    print_json,
-    print_parts,
     require,
 )
 from simulations.leakage import auditing, show
@@ -296,11 +294,7 @@ def main(
     with Progress(console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("runs", total=runs * len(rows))
         result = measure(experiment, rows, runs, cache, lambda: progress.advance(bar))
-    result["figure"] = show.save_figure(figure, lambda f: draw(f, result), (10, 4.6))
-    if as_json:
-        print_json(result)
-    else:
-        print_parts(*tables(result))
+    show.present(result, tables, draw, figure=figure, size=(10, 4.6), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ from simulations.cli_output import (
     AsJson,
     OneLineErrors,
     make_table,
-    print_json,
-    print_parts,
     require,
 )
 from simulations.leakage import show
@@ -318,11 +316,7 @@ def main(
         seed=seed,
         data=data,
     )
-    result["figure"] = show.save_figure(figure, lambda f: draw(f, result), (10, 4.2))
-    if as_json:
-        print_json(result)
-    else:
-        print_parts(*tables(result))
+    show.present(result, tables, draw, figure=figure, size=(10, 4.2), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,6 @@ from simulations.cli_output import (
     AsJson,
     OneLineErrors,
     make_table,
-    print_json,
-    print_parts,
     require,
 )
 from simulations.leakage import auditing, show
@@ -349,11 +347,7 @@ def main(
         seed=seed,
         data=data,
     )
-    result["figure"] = show.save_figure(figure, lambda f: draw(f, result), (9, 4))
-    if as_json:
-        print_json(result)
-    else:
-        print_parts(*tables(result))
+    show.present(result, tables, draw, figure=figure, size=(9, 4), as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import typer
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from simulations.cli_output import print_json, print_parts
+
 FigurePath = Annotated[
     Path | None, typer.Option("--figure", help="Draw to this file (.png, .svg or .pdf).")
 ]
@@ -53,3 +55,20 @@ def save_figure(
     draw(figure)
     figure.savefig(path, dpi=150)
     return str(path)
+
+
+def present(
+    result: dict[str, Any],
+    tables: Callable[[dict[str, Any]], list[Any]],
+    draw: Callable[[Figure, dict[str, Any]], Any],
+    *,
+    figure: Path | None,
+    size: tuple[float, float],
+    as_json: bool,
+) -> None:
+    """Draw the result where that was asked for, and print it, as tables or as JSON."""
+    result["figure"] = save_figure(figure, lambda drawn: draw(drawn, result), size)
+    if as_json:
+        print_json(result)
+    else:
+        print_parts(*tables(result))

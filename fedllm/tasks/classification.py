@@ -1,0 +1,58 @@
+"""What every classification shares: scores of the classes give losses, answers and metrics."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedllm.inputs import Batch
+from fedllm.metrics import accuracy, macro_f1
+from fedllm.models import Backbone
+from fedllm.settings import TaskSettings
+from fedllm.tasks.base import Params, Task, expand_params, mean_of, required
+
+
+class Classification(Task):
+    """One class for each example.
+
+    Attributes:
+        labels: names of the classes, by index.
+    """
+
+    def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
+        super().__init__(settings, backbone, prefix_length)
+        self.labels = list(settings.labels or ())
+
+    @abstractmethod
+    def logits(self, params: Params, batch: Batch) -> Tensor:
+        """Scores of the classes, (B, C) float32; ``params`` and ``batch`` as in :meth:`losses`."""
+
+    def losses(self, params: Params, batch: Batch) -> Tensor:
+        return torch.nn.functional.cross_entropy(
+            self.logits(params, batch), required(batch.targets, "targets"), reduction="none"
+        )
+
+    def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
+        scores = self.logits(params, batch).unsqueeze(1)
+        return scores, torch.ones(scores.shape[:2], device=scores.device)
+
+    def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
+        """Loss, accuracy and macro-F1 over batches."""
+        truth: list[int] = []
+        predicted: list[int] = []
+        loss = 0.0
+        for batch in batches:
+            scores = self.logits(expand_params(params, len(batch.input_ids)), batch)
+            targets = required(batch.targets, "targets")
+            loss += float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
+            truth += targets.tolist()
+            predicted += scores.argmax(-1).tolist()
+        return {
+            "loss": mean_of(loss, len(truth)),
+            "accuracy": accuracy(predicted, truth),
+            "macro_f1": macro_f1(predicted, truth, len(self.labels)),
+            "examples": float(len(truth)),
+        }
