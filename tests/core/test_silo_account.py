@@ -332,7 +332,7 @@ def test_processes_that_share_a_ledger_cannot_overspend_together(
     ]
     for process in runs:
         process.start()
-    counts = dict(admitted.get(timeout=120) for _ in runs)
+    counts = dict(admitted.get(timeout=600) for _ in runs)
     for process in runs:
         process.join(timeout=60)
         assert process.exitcode == 0
