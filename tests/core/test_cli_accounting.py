@@ -104,7 +104,7 @@ def test_a_real_process_prints_json_and_nothing_else(given: tuple[str, str, str]
     command = [sys.executable, "-m", "simulations.cli", "account", "--json", "--delta", "1e-5"]
     command += ["--noise-multiplier", noise, "--sample-rate", rate, "--steps", steps]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert set(FIXED) <= set(json.loads(done.stdout))
 
