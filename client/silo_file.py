@@ -107,9 +107,10 @@ class Limits(Section):
         description="Values of endpoint.url that are allowed: the silo's texts are sent there.",
     )
     codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
-    mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(
-        ("gaussian",),
-        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none.",
+    mechanisms: tuple[Literal["gaussian", "searched", "lmo", "none"], ...] = Field(
+        ("gaussian", "searched"),
+        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none, `searched` "
+        "for zeroth_order.noise=searched: noise of another family on single numbers, accounted exactly.",
     )
     randomness: tuple[Literal["os", "seeded"], ...] = Field(
         ("os",),

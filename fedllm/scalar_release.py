@@ -17,6 +17,7 @@ from typing import Any
 from fedllm.embedded import cache_folder
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import evaluation_sigma, planned_evaluations
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events import dp_sgd
@@ -47,16 +48,10 @@ def with_scalar_noise(
                 f"privacy.accountant={privacy.accountant}"
             )
         return settings, None
-    known = [size for size in sizes.values() if size]
-    rate = settings.client.sampling_rate
+    rate = planned_rate(settings, sizes)
     if rate is None:
-        if not known:
-            return settings, None
-        rate = min(1.0, float(settings.client.batch_size or 1) / statistics.median(known))
-    rounds = settings.server.rounds
-    if settings.server.sampling != "poisson":
-        rounds = max(1, math.ceil(rounds * settings.server.fraction))
-    steps = rounds * settings.client.local_steps
+        return settings, None
+    steps = planned_rounds(settings) * settings.client.local_steps
     multiplier = _multiplier(settings, rate, steps)
     if multiplier is None:
         return settings, None
@@ -77,6 +72,28 @@ def with_scalar_noise(
     return with_choice(settings, told), told
 
 
+def planned_rate(settings: Settings, sizes: Mapping[str, int | None]) -> float | None:
+    """Probability of an example to be in a local step at a silo of median size; None where no size is public.
+
+    Args:
+        sizes: number of training examples of each silo, where public.
+    """
+    if settings.client.sampling_rate is not None:
+        return settings.client.sampling_rate
+    known = [size for size in sizes.values() if size]
+    if not known:
+        return None
+    return min(1.0, float(settings.client.batch_size or 1) / statistics.median(known))
+
+
+def planned_rounds(settings: Settings) -> int:
+    """Rounds in which a silo is planned to count."""
+    rounds = settings.server.rounds
+    if settings.server.sampling == "poisson":
+        return rounds
+    return max(1, math.ceil(rounds * settings.server.fraction))
+
+
 def with_choice(settings: Settings, told: Mapping[str, Any]) -> Settings:
     """The settings with a choice that :func:`with_scalar_noise` told of, such as at a resume."""
     if told["noise"] is None:
@@ -92,7 +109,7 @@ def _multiplier(settings: Settings, rate: float, steps: int) -> float | None:
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
     targets = [value for value in (privacy.epsilon, privacy.run_epsilon) if value is not None]
-    if not targets or privacy.mechanism != "gaussian":
+    if not targets or privacy.mechanism != "gaussian" or noises_numbers(settings):
         return None
     try:
         return calibrate_noise_multiplier(

@@ -14,9 +14,10 @@ from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.models import Backbone
+from fedllm.number_release import with_number_noise
 from fedllm.plan import for_silos, warnings
 from fedllm.process import use_threads
-from fedllm.run_folder import RunFolder
+from fedllm.run_folder import NUMBERS, RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
 from fedllm.schedule import is_evaluation_round, participation
 from fedllm.settings import Settings
@@ -163,7 +164,8 @@ def _checked(
     sizes: Mapping[str, int | None],
 ) -> Settings:
     """The settings with what depends on the silos' names, number and sizes, and on the number of layers; see
-    :mod:`fedllm.plan`, :mod:`fedllm.scalar_release` and :mod:`fedllm.flatness.layer_choice`.
+    :mod:`fedllm.plan`, :mod:`fedllm.number_release`, :mod:`fedllm.scalar_release` and
+    :mod:`fedllm.flatness.layer_choice`.
 
     Raises:
         RunStopped: they do not fit these silos, or this model.
@@ -172,6 +174,10 @@ def _checked(
     layers = () if tunable.spec is None else tunable.spec.layers
     try:
         settings = settings_with_releases(settings, layers)
+        if run.read_json(NUMBERS, None) is None:  # else they are in the run's settings
+            settings, numbers = with_number_noise(settings, sizes)
+            if numbers is not None:
+                run.write_json(NUMBERS, numbers)
         chosen = run.read_json(SCALARS, None)
         if chosen is not None:
             settings = with_choice(settings, chosen)

@@ -16,6 +16,7 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm import plan
 from fedllm.flatness.layer_choice import settings_with_releases
+from fedllm.number_release import with_number_noise
 from fedllm.run_folder import ledger_of
 from fedllm.schedule import participation, planned_rounds
 from fedllm.settings import Settings
@@ -30,7 +31,8 @@ _RUN = "a run that is planned"
 
 
 def plan_experiment(settings: Settings) -> dict[str, Any]:
-    """The plan: what holds for all silos, ``silos`` by name, and ``warnings``.
+    """The plan: what holds for all silos, ``silos`` by name, ``warnings``, and ``numbers``, how a black-box run
+    chooses to release its numbers (None where nothing is chosen).
 
     A silo has the fixed names of ``fedllm calibrate`` (``noise_multiplier``, ``epsilon``, ``delta``,
     ``accountant``) and ``bound``, with ``examples``, ``sampling_rate``, ``rounds``, ``steps``, its
@@ -42,8 +44,9 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         ValueError: the data cannot be read, or the settings do not fit the silos.
     """
     federation = load_federation(settings)
-    settings = plan.for_silos(_with_releases(settings), federation.names)
     sizes = {silo.name: len(silo.train) for silo in federation.silos}
+    settings, numbers = with_number_noise(_with_releases(settings), sizes)
+    settings = plan.for_silos(settings, federation.names)
     schedule = participation(settings, federation.names)
     privacy = settings.privacy
     memory: dict[tuple[frozenset[tuple[DpEvent, int]], float], Figures] = {}
@@ -89,6 +92,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         "adversary": "outsider" if privacy.noise_by == "server" else "server",
         "noise_by": privacy.noise_by,
         "silos": silos,
+        "numbers": numbers,
         "drawn": settings.server.sampling == "poisson" and settings.server.fraction < 1,
         "warnings": plan.warnings(settings, dict(sizes)),
     }

@@ -60,8 +60,6 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         items.append(("Perturbed weights", meaning(settings)))
     items.append(("Who adds the noise", _noise(settings)))
     items.append(("Source of randomness", _randomness(seeded)))
-    if settings.endpoint.active:
-        items.append(("Model behind an endpoint", ENDPOINT))
     used_for = _uses_of_public_text(settings)
     if used_for:
         items.append(
@@ -162,6 +160,8 @@ def not_covered(settings: Settings) -> list[Item]:
             "and nothing here protects them.",
         )
     )
+    if settings.endpoint.active:
+        items.append(("What the endpoint sees", ENDPOINT))
     if evaluation.clients == "private":
         items.append(
             (

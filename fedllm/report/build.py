@@ -25,6 +25,7 @@ from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
 from fedllm.report.teacher import membership, teacher, teacher_defects
 from fedllm.report.training import number, summarise
+from fedllm.report.zeroth_order import black_box
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from privacy.ledger import LedgerEntry, composed
@@ -110,6 +111,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "encoding": encoded,
         "layers": chosen,
         "lmo": lmo(run, accounted, relation, delta),
+        "black_box": black_box(run, accounted, accounts, training),
         "assumptions": _assumed(settings, seeded, len(runs)),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": {

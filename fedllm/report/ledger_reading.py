@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from privacy.event_counts import is_private
+from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
+from privacy.vocabulary import OUTSIDER, SERVER
 
 
 def read_ledger(
@@ -32,6 +39,22 @@ def read_ledger(
         return [], verification, _one_line(f"the ledger cannot be read: {error}")
     last = verification.head[0]  # a run that goes on may have written more since
     return [row for row in rows if not verification.ok or (row.id or 0) <= last], verification, None
+
+
+def mechanisms_by_rate(rows: Iterable[LedgerEntry]) -> Counter[tuple[DpEvent, float]]:
+    """How often each mechanism was used, by event without its sampling and sampling rate: as the server sees
+    it, or the outsider where the server sees the values without noise."""
+    found: Counter[tuple[DpEvent, float]] = Counter()
+    for row in rows:
+        events = composed([row], SERVER)
+        if not all(map(is_private, events)):
+            events = composed([row], OUTSIDER)
+        for event, count in events.items():
+            rate, inner = 1.0, event
+            if isinstance(event, dp.PoissonSampledDpEvent):
+                rate, inner = float(event.sampling_probability), event.event
+            found[inner, rate] += count
+    return found
 
 
 def _one_line(text: str) -> str:

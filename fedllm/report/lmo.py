@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from dp_accounting import dp_event as dp
-
 from fedllm.report.accounting import EVERYBODY, SiloAccounting
+from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
 from privacy.accountants import make_accountant
 from privacy.accountants.gdp import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu
-from privacy.event_counts import is_private
 from privacy.event_kinds import VectorNoiseDpEvent, noise_of
 from privacy.events import dp_sgd
-from privacy.ledger import LedgerEntry, composed
 from privacy.lmo_published import published_epsilon
 from privacy.scalar_noise import LmoNoise
 from privacy.scalar_noise.lmo_claim import claimed_epsilon
-from privacy.vocabulary import OUTSIDER, SERVER, Relation
+from privacy.vocabulary import Relation
 
 
 def lmo(
@@ -31,8 +27,8 @@ def lmo(
     found = []
     for silo in accounted:
         rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
-        for (event, rate), count in _vectors(rows).items():
-            noise = noise_of(event)
+        for (event, rate), count in mechanisms_by_rate(rows).items():
+            noise = noise_of(event) if isinstance(event, VectorNoiseDpEvent) else None
             if isinstance(noise, LmoNoise):
                 found.append((noise.width, -count, -rate, silo.name, noise))
     if not found:
@@ -76,20 +72,3 @@ def lmo(
         },
         "published": published_epsilon(against, delta, rate, steps),
     }
-
-
-def _vectors(rows: Sequence[LedgerEntry]) -> Counter[tuple[VectorNoiseDpEvent, float]]:
-    """How many vectors were released, by event and sampling rate, as the server sees it, or the
-    outsider where the server sees the values without noise."""
-    found: Counter[tuple[VectorNoiseDpEvent, float]] = Counter()
-    for row in rows:
-        events = composed([row], SERVER)
-        if not all(map(is_private, events)):
-            events = composed([row], OUTSIDER)
-        for event, count in events.items():
-            rate, inner = 1.0, event
-            if isinstance(event, dp.PoissonSampledDpEvent):
-                rate, inner = float(event.sampling_probability), event.event
-            if isinstance(inner, VectorNoiseDpEvent):
-                found[inner, rate] += count
-    return found

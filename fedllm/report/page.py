@@ -283,6 +283,10 @@ Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std)
 </div>
 {% endif %}
 
+{% if report.black_box %}
+{% include "black-box.html" %}
+{% endif %}
+
 <h2>What the guarantee assumes</h2>
 {{ titled(report.assumptions) }}
 

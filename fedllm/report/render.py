@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from fedllm.durable import json_bytes, write_bytes, write_text
 from fedllm.report import figures
+from fedllm.report.black_box_page import BLACK_BOX
 from fedllm.report.build import build
 from fedllm.report.glossary import GLOSSARY, plain_words
 from fedllm.report.guarantee import accountant_title, round_up, shown
@@ -63,7 +64,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         digest: the SHA-256 of ``report.json``, as hex digits.
     """
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({HTML: PAGE}),
+        loader=jinja2.DictLoader({HTML: PAGE, "black-box.html": BLACK_BOX}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

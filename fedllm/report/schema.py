@@ -335,6 +335,72 @@ class LmoPart(Part):
     )
 
 
+class SeenPart(Part):
+    """What one party sees of a silo's data."""
+
+    who: str
+    what: str
+    covered: bool = Field(description="Whether epsilon bounds what it tells, or there is nothing.")
+
+
+class NumberNoisePart(Part):
+    """The noise on a silo's numbers, in units of the clipping norm, of the silo with the least."""
+
+    silo: str
+    family: str
+    parameters: dict[str, float]
+    releases: int = Field(description="Numbers, or vectors of them, each with fresh noise.")
+    sampling_rate: Real
+    epsilon: Real | None = Field(description="Of these releases alone, by PLD.")
+    std: Real
+    mean_abs: Real
+    gaussian_std: Real | None = Field(
+        description="Of Gaussian noise in its place, at the same epsilon; null where that is not known."
+    )
+    gaussian_mean_abs: Real | None
+
+
+class NumberFamilyPart(Part):
+    """A family of noise on each number, at the guarantee of the vector's Gaussian noise."""
+
+    family: str
+    std: Real = Field(description="Over the bound of a number.")
+    ratio: Real = Field(
+        description="Noise over signal, at worst, relative to the vector's: below 1 it disturbs less."
+    )
+
+
+class NumberChoicePart(Part):
+    """What the run compared before its first round: one vector, or numbers each by itself."""
+
+    reason: str
+    vector_std: Real | None = Field(description="Over its clipping norm. Null: nothing compared.")
+    families: list[NumberFamilyPart]
+
+
+class BlackBoxPart(Part):
+    """Training through a model's outputs alone."""
+
+    endpoint: bool = Field(description="Whether the model is behind an HTTP endpoint.")
+    seen: list[SeenPart]
+    directions: int = Field(description="Of a local step.")
+    local_steps: int
+    numbers: int = Field(description="Of one silo's message of a round.")
+    smoothing: float
+    scale: Literal["prefix", "one"]
+    subspace: int = Field(description="Dimension; 0: all coordinates.")
+    released: Literal["vector", "numbers"] = Field(
+        description="vector: clipped and noised together; numbers: each by itself."
+    )
+    clip: float | None = Field(description="Of the vector in L2 norm, or of each number.")
+    noise: NumberNoisePart | None = Field(description="Null: none was released with noise.")
+    choice: NumberChoicePart | None = Field(description="Null: the settings name the noise.")
+    bytes_up: int = Field(description="Of one silo and round.")
+    bytes_down: Real | None = Field(
+        description="Mean over silos and rounds; null where nobody answered, or it is withheld."
+    )
+
+
 class TitledPart(Part):
     """A text with its title."""
 
@@ -391,6 +457,7 @@ class Report(Part):
     encoding: EncodingPart | None = Field(description="Null: updates travel as they are.")
     layers: LayersPart | None = Field(description="Null: all layers of the settings were trained.")
     lmo: LmoPart | None = Field(description="Null: no vector was released with LMO noise.")
+    black_box: BlackBoxPart | None = Field(description="Null: trained by gradients.")
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
-from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import noises_numbers
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.embedded import cache_folder
+from fedllm.report.accounting import EVERYBODY, Accounts, SiloAccounting
+from fedllm.report.ledger_reading import mechanisms_by_rate
+from fedllm.report.record import RunRecord
+from fedllm.run_folder import NUMBERS, RunFolderError, read_json_file
+from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import chooses_noise, noises_numbers
+from privacy.calibration import calibrate_noise_multiplier
+from privacy.event_counts import multiset
+from privacy.event_kinds import ScalarNoiseDpEvent, noise_of
+from privacy.events import poisson_sampled
+from privacy.scalar_noise import GaussianNoise, ScalarNoise
+
+BYTES = 4
+"""Of one number of a silo's message, float32."""
 DIRECTIONS = (
     "The directions of each round follow from a seed that the server announces, and are public, as are the "
     "model and the smoothing. Nothing of the guarantee rests on their being random: a server that chose "
@@ -36,3 +55,142 @@ def clipping(settings: Settings) -> str:
         f"The {numbers} numbers that a silo sends in a round are clipped, {how}, before noise is added. They "
         "are averaged with equal weights, which do not depend on data."
     )
+
+
+def black_box(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    accounts: Accounts,
+    training: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """The section; None where the model was trained by gradients, or the settings are lost.
+
+    Args:
+        training: of :func:`fedllm.report.training.summarise`, for the bytes.
+    """
+    settings = run.settings
+    if settings is None or settings.model.access != "black-box":
+        return None
+    order = settings.zeroth_order
+    numbers = order.directions * settings.client.local_steps
+    private = settings.privacy.mode == "dp"
+    replies = training.get("replies")
+    down = training["bytes_down"] / replies if replies else None
+    return {
+        "endpoint": settings.endpoint.active,
+        "seen": _seen(settings, numbers),
+        "directions": order.directions,
+        "local_steps": settings.client.local_steps,
+        "numbers": numbers,
+        "smoothing": order.smoothing,
+        "scale": order.scale,
+        "subspace": order.subspace,
+        "released": "numbers" if noises_numbers(settings) else "vector",
+        "clip": settings.privacy.clip if private else None,
+        "noise": _noise(run, accounted, accounts) if private else None,
+        "choice": _choice(run),
+        "bytes_up": BYTES * numbers,
+        "bytes_down": down,
+    }
+
+
+def _choice(run: RunRecord) -> dict[str, Any] | None:
+    """What the run compared before its first round; None where it did not choose."""
+    if run.settings is None or not chooses_noise(run.settings):
+        return None
+    try:
+        told = read_json_file(run.path / NUMBERS)
+        families = [
+            {"family": str(name), "std": float(std), "ratio": float(told["ratios"][name])}
+            for name, std in told.get("stds", {}).items()
+        ]
+        return {
+            "reason": str(told["reason"]),
+            "vector_std": told.get("vector_std"),
+            "families": sorted(families, key=lambda row: row["ratio"]),
+        }
+    except (RunFolderError, KeyError, TypeError, ValueError, AttributeError):
+        if run.own:
+            run.problems.append(f"{NUMBERS} is missing or damaged: what was compared is not known")
+        return None
+
+
+def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:
+    """Who sees what of a silo's data, and whether epsilon speaks about it."""
+    private = settings.privacy.mode == "dp"
+    by_server = settings.privacy.noise_by == "server"
+    bare = "without noise" if not private or by_server else "with noise"
+    found = [
+        {
+            "who": "server",
+            "what": f"{numbers} numbers a round, {bare}",
+            "covered": private and not by_server,
+        },
+        {
+            "who": "outsiders, other silos",
+            "what": "the model after each round, which is made of the silos' mean numbers",
+            "covered": private,
+        },
+    ]
+    if settings.endpoint.active:
+        prompts = max(1, len(settings.endpoint.prompts))
+        times = "one prompt" if prompts == 1 else f"{prompts} prompts"
+        what = f"the text of every example that a step draws, in the clear, in {times}"
+        return [*found, {"who": "owner of the endpoint", "what": what, "covered": False}]
+    what = "nothing: the model runs at the silo, which asks it for losses"
+    return [*found, {"who": "owner of the model", "what": what, "covered": True}]
+
+
+def _noise(
+    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+) -> dict[str, Any] | None:
+    """The noise on the numbers of the silo that got the least of it, beside Gaussian noise that costs as much in
+    its place; None where nothing was released with noise."""
+    found: list[tuple[float, int, float, str, DpEvent, ScalarNoise]] = []
+    for silo in accounted:
+        rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
+        rows = [row for row in rows if row.purpose == "train"]
+        for (event, rate), count in mechanisms_by_rate(rows).items():
+            noise = _noise_of(event)
+            if noise is not None:
+                found.append((noise.mean_abs, -count, -rate, silo.name, event, noise))
+    if not found:
+        return None
+    _, count, rate, name, event, noise = min(found, key=lambda row: row[:4])
+    releases, rate = -count, -rate
+    sampled = poisson_sampled(rate, (event,)) if rate < 1 else event
+    figure = accounts.figure("pld", multiset({sampled: releases}))
+    epsilon = None if figure is None else figure.epsilon
+    gaussian: ScalarNoise | None = noise if noise.family == "gaussian" else None
+    if gaussian is None and epsilon is not None and 0 < epsilon < math.inf:
+        gaussian = GaussianNoise(
+            calibrate_noise_multiplier(
+                epsilon=epsilon,
+                delta=accounts.delta,
+                sampling_rate=rate,
+                steps=releases,
+                relation=accounts.relation,
+                cache_dir=cache_folder() / "calibration",
+            ).noise_multiplier
+        )
+    return {
+        "silo": name,
+        "family": noise.family,
+        "parameters": noise.parameters,
+        "releases": releases,
+        "sampling_rate": rate,
+        "epsilon": epsilon,
+        "std": noise.std,
+        "mean_abs": noise.mean_abs,
+        "gaussian_std": None if gaussian is None else gaussian.std,
+        "gaussian_mean_abs": None if gaussian is None else gaussian.mean_abs,
+    }
+
+
+def _noise_of(event: DpEvent) -> ScalarNoise | None:
+    """The noise on each number, in units of the clipping norm."""
+    if isinstance(event, ScalarNoiseDpEvent):
+        return noise_of(event)
+    if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
+        return GaussianNoise(float(event.noise_multiplier))
+    return None

@@ -11,6 +11,9 @@ _BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
 _LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
 _EVENTS = f"{_CORE}::test_events_of_a_round"
 _FILE = "fedllm/zeroth_order.py"
+_CHOICE = "tests/privacy/test_privacy_number_choice.py"
+_CHOOSING = "tests/federation/test_number_choice_runs.py"
+_RESUMED = f"{_CHOOSING}::test_the_choice_is_in_every_silos_rows_in_the_report_and_holds_at_a_resume"
 
 MUTATIONS = (
     Mutation(
@@ -105,5 +108,51 @@ MUTATIONS = (
         "    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
         "Activations are kept as for a backward pass: the memory of white-box training.",
         (f"{_CORE}::test_nothing_is_kept_for_a_backward_pass",),
+    ),
+    Mutation(
+        "numbers-searched-as-one-a-step",
+        "privacy/number_choice.py",
+        "steps=steps * numbers,",
+        "steps=steps,",
+        "Noise on each number is compared as if one direction a step were released: it looks better than it is.",
+        (
+            f"{_CHOICE}::test_few_numbers_of_small_samples_get_noise_of_their_own",
+            f"{_CHOICE}::test_many_numbers_of_everybody_stay_one_vector",
+        ),
+    ),
+    Mutation(
+        "numbers-judged-by-the-rows-that-suit-them",
+        "privacy/number_choice.py",
+        "advantage = ratio * least_signal(numbers)",
+        "advantage = ratio",
+        "What clipping one by one costs where rows are hardly clipped is left out of the comparison.",
+        (f"{_CHOICE}::test_the_ratio_is_never_better_than_what_is_measured",),
+    ),
+    Mutation(
+        "chosen-numbers-clipped-like-the-vector",
+        "fedllm/settings_zeroth_order.py",
+        'update={"clip": clip}',
+        'update={"clip": settings.privacy.clip}',
+        "Each number may be as large as the whole vector: noise and signal are not those that were compared.",
+        (_RESUMED,),
+    ),
+    Mutation(
+        "resumed-run-forgets-its-choice",
+        "fedllm/run_folder.py",
+        "        started = with_chosen_numbers(self._settings, self.path)\n"
+        "        return started if choice is None else choice.settings(started)",
+        "        started = self._settings\n"
+        "        return started if choice is None else choice.settings(started)",
+        "A resumed run goes on with one vector, and noise that was calibrated for single numbers.",
+        (_RESUMED,),
+    ),
+    Mutation(
+        "a-silos-limit-on-noise-that-no-choice-meets",
+        "client/limits.py",
+        "    if chooses_noise(own) or own.zeroth_order.number_noise is not None:\n"
+        '        mechanism = "searched"\n',
+        "",
+        "A silo that allows Gaussian noise alone gets what the server chose.",
+        (f"{_CHOOSING}::test_a_silo_that_allows_gaussian_noise_alone_takes_no_other",),
     ),
 )
