@@ -14,11 +14,10 @@ adding or removing the silo); with noise by the client it is one Gaussian mechan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,41 +32,13 @@ from fedllm.encoded_release import (
 from fedllm.flatness.perturbation import Perturbation, noise_factor, perturbation_of
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
+from fedllm.local_steps import LocalResult, Streams, Tally, check_noise, poisson_batch
 from fedllm.mechanism import add_noise, noise_std
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable
 from privacy.adaptive_clipping import SENSITIVITY, centred_count, noisy_count, share_below
 from privacy.clipping import clip_vector
 from privacy.randomness import RandomSource
-from privacy.sampling import poisson_sample
-
-Streams = Callable[..., RandomSource]
-"""``streams(purpose, step)`` gives the random generator for one use; never the same one twice."""
-
-
-@dataclass(frozen=True)
-class LocalResult:
-    """What one round of local training gives.
-
-    Attributes:
-        update: new minus old parameters, float32 on the CPU, or with a codec the tensors of their
-            code; safe to release (see module docstring).
-        noise_std: standard deviation of the privacy noise in each entry of each tensor of ``update``
-            (data-independent), or None where it is not known (local Adam, most codecs).
-        examples, clipped, nonfinite: numbers over all local steps. Private: for the silo's own log,
-            not to be sent.
-        median_norm: median gradient norm before clipping; private as well, NaN for no example.
-        below: adaptive clipping: noisy share of norms at most the clipping norm, part of what the
-            round's event counts; without noise by the client whether the update was (private). Else None.
-    """
-
-    update: dict[str, Tensor]
-    noise_std: dict[str, float] | None
-    examples: int
-    clipped: int
-    nonfinite: int
-    median_norm: float
-    below: float | None = None
 
 
 def train_locally(
@@ -121,8 +92,7 @@ def train_locally(
         previous=previous,
     )
     noise_std = update_noise_std(settings, noise_multiplier, steps.update, server_round)
-    below = steps.below
-    update, counts = steps.update, steps.counts
+    update, tally, below = steps.update, steps.tally, steps.below
     by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
     if encoding is not None:
         rounding = streams("round", settings.client.local_steps)
@@ -136,7 +106,7 @@ def train_locally(
                 rounding=rounding,
                 residual=residual,
             )
-            counts[1:] = [int(clipped), int(bad)]
+            tally.clipped, tally.nonfinite = int(clipped), int(bad)
         elif steps.code is not None:
             code = encoding.codec.encode_code(steps.code, rounding)
         else:
@@ -145,16 +115,9 @@ def train_locally(
         noise_std = noise_std if settings.codec.keeps_all else None
     elif by_client:
         found = _client_release(update, settings, noise_multiplier, streams)
-        update, counts[1:], below = found.update, [found.clipped, found.nonfinite], found.below
-    return LocalResult(
-        update=update,
-        noise_std=noise_std,
-        examples=counts[0],
-        clipped=counts[1],
-        nonfinite=counts[2],
-        median_norm=float(steps.norms.median()) if len(steps.norms) else float("nan"),
-        below=below,
-    )
+        update, below = found.update, found.below
+        tally.clipped, tally.nonfinite = found.clipped, found.nonfinite
+    return tally.result(update, noise_std, below)
 
 
 def local_update(
@@ -184,13 +147,12 @@ def local_update(
 @dataclass(frozen=True)
 class _Steps:
     """All local steps: the update, the sum of the noisy codes that made it (unit example, noise in
-    the code; else None), numbers of examples, clipped and not finite, norms before clipping, and the
-    noisy share of them that is at most the clipping norm (adaptive clipping, unit example; else None)."""
+    the code; else None), what was counted, and the noisy share of norms that is at most the clipping
+    norm (adaptive clipping, unit example; else None)."""
 
     update: dict[str, Tensor]
     code: Tensor | None
-    counts: list[int]
-    norms: Tensor
+    tally: Tally
     below: float | None = None
 
 
@@ -214,8 +176,7 @@ def _local_steps(
     per_example = settings.privacy.mode == "dp" and settings.privacy.unit == "example"
     divisor = float(settings.client.batch_size or 1)
     tokens = settings.client.max_tokens
-    counts = [0, 0, 0]
-    norms: list[Tensor] = []
+    tally = Tally()
     codes: list[Tensor] = []
     form, perturbation = settings.awp.form, perturbation_of(settings, server_round)
     own = perturbation if form == "per-example" else None
@@ -231,8 +192,7 @@ def _local_steps(
         encoding=encoding if per_example else None,
     )
     for step in range(settings.client.local_steps):
-        drawn = poisson_sample(len(features), sampling_rate, streams("sample", step))
-        batch = [features[i] for i in drawn]
+        batch = poisson_batch(features, sampling_rate, streams("sample", step))
         point: Mapping[str, Tensor] = weights
         if perturbation is not None and form == "private-ascent":
             ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums
@@ -245,8 +205,7 @@ def _local_steps(
             noise = streams("noise", step)
             found = release(point, batch, rng=noise)
             sums = found.sums
-            counts = [a + b for a, b in zip(counts, found.counts, strict=True)]
-            norms.append(found.norms)
+            tally.add(found.counts, found.norms)
             if is_adaptive(settings):
                 count = centred_count(found.norms, settings.privacy.clip)
                 below += noisy_count(count, parts.count, streams("count-noise", step))
@@ -254,7 +213,7 @@ def _local_steps(
         else:
             plain = gradient_sum(tunable, point, batch, max_tokens=tokens, perturbation=own)
             sums = dict(zip(weights, plain, strict=True))
-            counts[0] += len(batch)
+            tally.examples += len(batch)
         for name, total_gradient in sums.items():
             weights[name].grad = (total_gradient / divisor).to(weights[name].dtype)
         optimizer.step()
@@ -267,7 +226,7 @@ def _local_steps(
     share = None
     if per_example and is_adaptive(settings):
         share = share_below(below, divisor * settings.client.local_steps)
-    return _Steps(update, code, counts, torch.cat(norms) if norms else torch.zeros(0), share)
+    return _Steps(update, code, tally, share)
 
 
 @dataclass(frozen=True)
@@ -316,26 +275,6 @@ def _release(
         sums = encoding.unflatten(encoding.codec.reconstruct(code))
     counts = (total.count, total.clipped, total.nonfinite)
     return _Released(sums, code, counts, total.norms)
-
-
-def check_noise(settings: Settings, noise_multiplier: float) -> None:
-    """Refuse a noise multiplier that would break the promised mechanism.
-
-    Raises:
-        ValueError: zero or non-finite noise where the silo adds it, or noise where it must not.
-    """
-    privacy = settings.privacy
-    needs_noise = privacy.mode == "dp" and privacy.noise_by == "client"
-    if needs_noise and not (np.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise ValueError(
-            "Expected a finite noise_multiplier > 0 for privacy.mode=dp with noise by the client, "
-            f"got noise_multiplier={noise_multiplier}"
-        )
-    if not needs_noise and noise_multiplier != 0:
-        raise ValueError(
-            f"Expected noise_multiplier=0 for privacy.mode={privacy.mode}, "
-            f"privacy.noise_by={privacy.noise_by}, got noise_multiplier={noise_multiplier}"
-        )
 
 
 def update_noise_std(

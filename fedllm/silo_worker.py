@@ -22,7 +22,8 @@ from fedllm.flatness.layer_scores import check_candidates
 from fedllm.flatness.perturbation import ascent_direction, is_perturbed
 from fedllm.forward_only import forward_only
 from fedllm.inputs import Feature
-from fedllm.local_training import LocalResult, Streams, train_locally
+from fedllm.local_steps import LocalResult, Streams
+from fedllm.local_training import train_locally
 from fedllm.own_bounds import OwnBounds
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
 from fedllm.settings import Settings

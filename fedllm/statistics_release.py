@@ -21,7 +21,8 @@ from fedllm.codec.statistics import Statistics
 from fedllm.encoded_release import gradient_scales
 from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
-from fedllm.local_training import Streams, local_update
+from fedllm.local_steps import Streams
+from fedllm.local_training import local_update
 from fedllm.settings import Settings
 from fedllm.settings_codec import CodecSettings
 from fedllm.tunable import Tunable

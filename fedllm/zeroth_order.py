@@ -32,7 +32,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -40,14 +39,13 @@ from torch import Tensor
 
 from fedllm.forward_only import ForwardOnly
 from fedllm.inputs import Feature
-from fedllm.local_training import LocalResult, Streams, check_noise
+from fedllm.local_steps import LocalResult, Streams, Tally, check_noise, poisson_batch
 from fedllm.mechanism import add_noise
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.tunable import PREFIX
 from privacy.clipping import clip_and_sum, clip_vector
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample
 
 NUMBERS = "numbers"
 """Name of the one tensor of a silo's message: (local steps, directions) float32, the s_k of each step."""
@@ -207,9 +205,9 @@ def train_forward_only(
     check_noise(settings, noise_multiplier)
     weights = {name: params[name].to(model.device, torch.float32) for name in sorted(params)}
     by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
-    found: list[_Step] = []
+    tally, found = Tally(), []
     for step in range(settings.client.local_steps):
-        done = _step(
+        row = _step(
             model,
             weights,
             features,
@@ -219,37 +217,20 @@ def train_forward_only(
             noise_multiplier=noise_multiplier,
             streams=streams,
             directions=directions,
+            tally=tally,
         )
-        found.append(done)
+        found.append(row)
         if step + 1 < settings.client.local_steps:
-            moved = directions.step_update(done.numbers, step)
+            moved = directions.step_update(row, step)
             weights = {name: weights[name] + moved[name].to(model.device) for name in weights}
-    numbers = torch.stack([done.numbers for done in found])
-    counts = [sum(done.counts[i] for done in found) for i in range(3)]
+    numbers = torch.stack(found)
     if by_client:
         numbers, clipped, bad = clip_numbers(numbers, settings)
-        counts[1:] = [int(clipped), int(bad)]
+        tally.clipped, tally.nonfinite = int(clipped), int(bad)
         if settings.privacy.noise_by == "client":
             rng = streams("noise", settings.client.local_steps * directions.count)
             numbers = add_noise(settings, numbers, noise_multiplier, rng)
-    norms = torch.cat([done.norms for done in found])
-    return LocalResult(
-        update={NUMBERS: numbers},
-        noise_std=None,
-        examples=counts[0],
-        clipped=counts[1],
-        nonfinite=counts[2],
-        median_norm=float(norms.median()) if len(norms) else float("nan"),
-    )
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A step's numbers (K,), how many examples, clipped and not finite, and norms before clipping."""
-
-    numbers: Tensor
-    counts: tuple[int, int, int]
-    norms: Tensor
+    return tally.result({NUMBERS: numbers})
 
 
 def _step(
@@ -263,31 +244,28 @@ def _step(
     noise_multiplier: float,
     streams: Streams,
     directions: Directions,
-) -> _Step:
-    """One step's numbers; at unit example clipped and noised, else plain."""
+    tally: Tally,
+) -> Tensor:
+    """One step's numbers (K,), at unit example clipped and noised, else plain; counted in ``tally``."""
     per_example = settings.privacy.mode == "dp" and settings.privacy.unit == "example"
     every = range(directions.count)
     # Each group of directions has a batch, a clipping and a noise of its own.
     groups = [[k] for k in every] if noises_numbers(settings) else [list(every)]
     divisor = float(settings.client.batch_size or 1)
     numbers = torch.zeros(directions.count)
-    counts, norms = [0, 0, 0], [torch.zeros(0)]
     for group in groups:
         place = step * directions.count + group[0]
-        drawn = poisson_sample(len(features), sampling_rate, streams("sample", place))
-        batch = [features[i] for i in drawn]
+        batch = poisson_batch(features, sampling_rate, streams("sample", place))
         rows = _differences(model, weights, batch, settings, directions, step, group)
         if per_example:
             total = clip_and_sum([rows], settings.privacy.clip)
             sums = add_noise(settings, total.sums[0], noise_multiplier, streams("noise", place))
-            found = (total.count, total.clipped, total.nonfinite)
-            counts = [a + b for a, b in zip(counts, found, strict=True)]
-            norms.append(total.norms)
+            tally.add((total.count, total.clipped, total.nonfinite), total.norms)
         else:
             sums = rows.double().sum(0).float()
-            counts[0] += len(batch)
+            tally.examples += len(batch)
         numbers[group] = sums / divisor
-    return _Step(numbers, (counts[0], counts[1], counts[2]), torch.cat(norms))
+    return numbers
 
 
 def _differences(

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from fedllm.inputs import Feature
-from fedllm.local_training import Streams, local_update
+from fedllm.local_steps import Streams
+from fedllm.local_training import local_update
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable
 

@@ -51,7 +51,7 @@ from torch import Tensor
 from fedllm.flatness.layer_choice import kept_in_a_step
 from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
 from fedllm.inputs import Feature
-from fedllm.local_training import Streams
+from fedllm.local_steps import Streams
 from fedllm.settings import Settings
 from fedllm.tasks.base import Params
 from fedllm.tunable import Tunable

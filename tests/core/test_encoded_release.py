@@ -31,7 +31,8 @@ from fedllm.downlink import decode_params, encode_params
 from fedllm.encoded_release import Encoding, Residual, encode_client_update
 from fedllm.gradients import clipped_gradient_sum
 from fedllm.inputs import Feature
-from fedllm.local_training import LocalResult, train_locally
+from fedllm.local_steps import LocalResult
+from fedllm.local_training import train_locally
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError
 from fedllm.statistics_release import release_statistics, statistics_of, statistics_point

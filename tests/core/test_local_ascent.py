@@ -17,7 +17,8 @@ from fedllm.encoded_release import Encoding
 from fedllm.flatness.perturbation import Perturbation
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
-from fedllm.local_training import LocalResult, train_locally
+from fedllm.local_steps import LocalResult
+from fedllm.local_training import train_locally
 from fedllm.settings_codec import CodecSettings
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.noise import add_gaussian

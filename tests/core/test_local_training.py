@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm import local_training
 from fedllm.inputs import Feature
-from fedllm.local_training import check_noise, train_locally
+from fedllm.local_steps import LocalResult, check_noise
+from fedllm.local_training import train_locally
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 
@@ -50,7 +50,7 @@ def train(
     streams: Any = None,
     rate: float = 0.2,
     noise: float | None = None,
-) -> local_training.LocalResult:
+) -> LocalResult:
     return train_locally(
         tunable,
         params,

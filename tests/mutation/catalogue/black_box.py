@@ -5,15 +5,18 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _CORE = "tests/core/test_zeroth_order.py"
+_ACCOUNTS = "tests/core/test_zeroth_order_accounts.py"
 _RUNS = "tests/federation/test_black_box_runs.py"
 _STEP = f"{_CORE}::test_numbers_are_clipped_sums_over_the_expected_batch"
 _BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
 _LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
-_EVENTS = f"{_CORE}::test_events_of_a_round"
+_EVENTS = f"{_ACCOUNTS}::test_events_of_a_round"
 _FILE = "fedllm/zeroth_order.py"
 _CHOICE = "tests/privacy/test_privacy_number_choice.py"
 _CHOOSING = "tests/federation/test_number_choice_runs.py"
-_RESUMED = f"{_CHOOSING}::test_the_choice_is_in_every_silos_rows_in_the_report_and_holds_at_a_resume"
+_RESUMED = (
+    f"{_CHOOSING}::test_the_choice_is_in_every_silos_rows_in_the_report_and_holds_at_a_resume"
+)
 
 MUTATIONS = (
     Mutation(
@@ -48,7 +51,7 @@ MUTATIONS = (
         "return kept, ",
         "At unit client a silo's number may be as large as it is, and the noise is for the clip.",
         (
-            f"{_CORE}::test_a_silos_numbers_are_clipped_whatever_they_are",
+            f"{_ACCOUNTS}::test_a_silos_numbers_are_clipped_whatever_they_are",
             f"{_CORE}::test_what_a_silo_adds_at_unit_client_is_bounded",
         ),
     ),
@@ -83,7 +86,7 @@ MUTATIONS = (
         "multiset(dp_sgd(sampling_rate, multiplier, steps))",
         "Laplace noise gets the standard deviation that Gaussian noise would need: over the target where that "
         "is less.",
-        (f"{_CORE}::test_calibration_of_a_number_keeps_to_its_target",),
+        (f"{_ACCOUNTS}::test_calibration_of_a_number_keeps_to_its_target",),
     ),
     Mutation(
         "trusted-server-takes-a-silos-numbers-as-they-are",

@@ -107,7 +107,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sampler-at-twice-the-rate",
-        "fedllm/local_training.py",
+        "fedllm/local_steps.py",
         "poisson_sample(len(features), sampling_rate, ",
         "poisson_sample(len(features), min(1.0, 2 * sampling_rate), ",
         "Examples are drawn twice as often as the ledger says.",
@@ -115,10 +115,10 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-cut-short",
-        "fedllm/local_training.py",
-        "batch = [features[i] for i in drawn]",
-        "batch = [features[i] for i in drawn][: settings.client.batch_size]",
-        "Batches are cut at batch_size: no longer Poisson sampling, which the accountants assume.",
+        "fedllm/local_steps.py",
+        "return [features[i] for i in drawn]",
+        "return [features[i] for i in drawn][: round(len(features) * sampling_rate)]",
+        "Batches are cut at their expected size: no longer Poisson sampling, which the accountants assume.",
         (_MEAN,),
     ),
     Mutation(
@@ -132,8 +132,9 @@ MUTATIONS = (
     Mutation(
         "empty-batch-skips-the-step",
         "fedllm/local_training.py",
-        "        batch = [features[i] for i in drawn]\n",
-        "        batch = [features[i] for i in drawn]\n        if not batch:\n            continue\n",
+        '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n',
+        '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n'
+        "        if not batch:\n            continue\n",
         "An empty Poisson batch releases nothing: the missing noise tells that nobody was drawn.",
         (f"{_LOCAL}::test_empty_batch_still_releases_noise",),
     ),
@@ -290,7 +291,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-of-zero-is-accepted",
-        "fedllm/local_training.py",
+        "fedllm/local_steps.py",
         "np.isfinite(noise_multiplier) and noise_multiplier > 0)",
         "np.isfinite(noise_multiplier) and noise_multiplier >= 0)",
         "A silo whose noise was lost (a restart, a bad setting) trains without noise instead of "
