@@ -113,7 +113,7 @@ def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
         silo.own_bounds().check_kind(own)
     except LimitRefused as error:
         yield str(error)
-    mechanism = "none" if privacy.mode == "none" else privacy.mechanism
+    mechanism: str = "none" if privacy.mode == "none" else privacy.mechanism
     if chooses_noise(own) or own.zeroth_order.number_noise is not None:
         mechanism = "searched"
     if mechanism not in limits.mechanisms:

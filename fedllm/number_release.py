@@ -44,7 +44,7 @@ def with_number_noise(
     targets = [value for value in (privacy.epsilon, privacy.run_epsilon) if value is not None]
     steps = planned_rounds(settings) * (settings.client.local_steps if by_example else 1)
     beside = planned_evaluations(settings) + planned_scores(settings, rate)
-    question = {
+    question: dict[str, Any] = {
         "epsilon": min(targets),
         "delta": privacy.delta,
         "sampling_rate": rate if by_example else _share_of_silos(settings),
