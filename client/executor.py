@@ -25,10 +25,10 @@ from typing import Any
 import httpx
 from flwr.app import Context, Error, Message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.auth import load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -72,6 +72,17 @@ class Address:
                 SuperExecAuthHttpInterceptor(master_secret=self.secret, protected_methods=_ACQUIRE)
             )
         invoker = make_simple_http_retry_invoker()
+        gives_up = invoker.should_giveup
+
+        def give_up(error: Exception) -> bool:
+            # Flower's own would interrupt this process: for it, each task has one. Here the task alone is over.
+            over = isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (
+                401,
+                403,
+            )
+            return over or gives_up is None or gives_up(error)
+
+        invoker.should_giveup = give_up
         if token is None:
             invoker.max_tries = (
                 1  # the executor's own loop tries again, and can be stopped meanwhile
@@ -149,7 +160,7 @@ class Executor:
 
     def _run_task(self, token: str, task_id: int) -> None:
         client = self.address.client(token)
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(lambda: self._beat(client))
         status, details, context = SubStatus.FAILED, "", None
         try:
             heartbeat.start()
@@ -167,6 +178,23 @@ class Executor:
                 heartbeat.stop()
             client.close()
             self._used = time.monotonic()
+
+    def _beat(self, client: RuntimeHttpClient) -> bool:
+        """Tell the SuperNode that a task is being worked on; a task that is over there is ended here."""
+        try:
+            goes_on = client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
+        except httpx.TransportError:
+            return False  # tried again
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code in (502, 503, 504):
+                return False
+            goes_on = False
+        if not goes_on and self.worker is not None:
+            log.warning(
+                "the task is over for the SuperNode (was its run stopped?): its process ends"
+            )
+            self.worker.kill()
+        return True
 
     def answer(
         self, message: Message, context: Context, bundle: bytes, task_id: int

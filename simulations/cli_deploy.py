@@ -285,7 +285,7 @@ def _register_now(home: Folder, deployment: Deployment) -> None:
         with control.connect(home.path) as link:
             for change in link.agree(setup.node_keys(home, deployment)):
                 typer.echo(change)
-    except DeploymentError:
+    except control.ServerAway:
         typer.echo("the SuperLink is not running here; it is told at its next start")
 
 

@@ -31,6 +31,10 @@ ONLINE = "online"
 FINISHED, COMPLETED = "finished", "finished:completed"
 
 
+class ServerAway(DeploymentError):
+    """No SuperLink answers."""
+
+
 @dataclass(frozen=True)
 class NodeState:
     """A registered node as the SuperLink sees it.
@@ -195,7 +199,15 @@ class Control:
                 changes.append(f"node {node.name} is shut out: its key is not in the folder")
         for name, key in keys.items():
             if name not in present:
-                self.register(name, key)
+                try:
+                    self.register(name, key)
+                except ServerAway:
+                    raise
+                except DeploymentError as error:
+                    raise DeploymentError(
+                        f"The node {name} is not registered: {error} A key that was shut out is not let in "
+                        f"again; a new one is: `fedllm deploy add-node {name}`"
+                    ) from None
                 changes.append(f"node {name} is registered")
         return changes
 
@@ -280,7 +292,7 @@ class Control:
                 said += f" {flower.public_details}"
             raise DeploymentError(f"The server refused ({response.status_code}): {said}") from None
         except httpx.HTTPError as error:
-            raise DeploymentError(
+            raise ServerAway(
                 f"Expected a SuperLink at {self.address}, it cannot be reached: {error}; is "
                 f"`fedllm deploy server` running there?"
             ) from None

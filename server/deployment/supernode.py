@@ -34,8 +34,9 @@ class _LastError(logging.Handler):
 def run_to_the_end(work: Callable[[], object]) -> NoReturn:
     """Run a program's main function, and end the process with it, whatever threads are left.
 
-    The status is the one it exits with, or :data:`CONNECTION_LOST` where it returned or raised; the last line
-    on standard error is then :data:`LOST` with what Flower logged last as an error, or what was raised.
+    The status is the one it exits with, or :data:`CONNECTION_LOST` where it returned or raised. The last line on
+    standard error is what Flower logged last as an error, or what was raised; after :data:`LOST` where the
+    connection was.
     """
     last = _LastError()
     logging.getLogger("flwr").addHandler(last)
@@ -45,6 +46,8 @@ def run_to_the_end(work: Callable[[], object]) -> NoReturn:
         print(f"{LOST}: {last.text or 'it gave no reason'}", file=sys.stderr)
     except SystemExit as told:
         status = told.code if isinstance(told.code, int) else int(told.code is not None)
+        if status and last.text:  # Flower says why, and then what else it ends
+            print(last.text.partition(" For more information")[0], file=sys.stderr)
     except BaseException as error:
         print(f"{LOST}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
     finally:

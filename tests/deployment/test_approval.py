@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ from client.approval import (
     revoke,
 )
 from client.executor import Address, Executor
-from client.worker_process import remove_left_behind
+from client.worker_process import WorkerProcess, remove_left_behind
 from fedllm import __version__
 from fedllm import messages as names
 from fedllm.settings_io import to_json
@@ -173,6 +176,35 @@ def test_one_process_serves_all_tasks_of_an_approved_bundle(
     revoke(tmp_path / "approved.json", digest_of(bundle))
     reply, _ = executor.answer(*query(settings), bundle, 4)
     assert reply.has_error()
+
+
+def test_a_task_that_is_over_ends_itself_and_not_the_executor(
+    tiny_settings: Make, word_files: Path, tmp_path: Path, bundle: bytes
+) -> None:
+    """A SuperNode that knows the task no longer answers 401, for which Flower interrupts its own executor."""
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(401)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refuses) as supernode:
+        threading.Thread(target=supernode.serve_forever, daemon=True).start()
+        address = Address(f"127.0.0.1:{supernode.server_port}")
+        executor = Executor(silo, address)
+        executor._run_task("a token of before", 1)
+        executor.worker = WorkerProcess(bundle, digest_of(bundle), silo)
+        with contextlib.closing(address.client("a token of before")) as client:
+            assert executor._beat(client)
+        wait_for(lambda: executor.worker is not None and not executor.worker.alive, "its end", 30)
+        assert not executor.stop.is_set()
+        executor._end_worker()
+        supernode.shutdown()
 
 
 def test_what_a_killed_executor_left_is_removed_and_nothing_else(

@@ -64,6 +64,12 @@ def test_pauses_grow_while_a_program_does_not_last(tmp_path: Path) -> None:
         ("None", 75, "lost its connection: it gave no reason"),
         ("1 / 0", 75, "lost its connection: ZeroDivisionError: division by zero"),
         ("sys.exit(1)", 1, ""),
+        (
+            "(logging.getLogger('flwr').error('Exit Code: 300\\nno way\\n\\nFor more information, visit x'), "
+            "print('Finished', file=sys.stderr), sys.exit(1))",
+            1,
+            "Exit Code: 300 no way",
+        ),
         ("sys.exit()", 0, ""),
         ("sys.exit('no')", 1, ""),
     ],
