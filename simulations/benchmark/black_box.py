@@ -71,7 +71,7 @@ def overrides_of(cell: str, base: Settings) -> list[str]:
         raise ValueError(f"Expected a cell such as {', '.join(CELLS)}, got {cell!r}")
     chosen = [f"privacy.epsilon={epsilon}"]
     if kind == "gaussian":
-        return chosen
+        return [*chosen, "zeroth_order.noise=gaussian"]
     smallest = min(len(silo.train) for silo in load_federation(base).silos)
     numbers = base.server.rounds * base.client.local_steps * base.zeroth_order.directions
     question = NoiseQuestion(
