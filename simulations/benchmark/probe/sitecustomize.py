@@ -2,7 +2,10 @@
 
 Each process appends JSON lines to a file of its own in the folder FEDLLM_PROBE: what, when it began and ended
 (seconds since 1970, of this machine's clock), and for which round. See
-:mod:`simulations.benchmark.deployment_rounds`.
+:mod:`simulations.benchmark.deployment_rounds` and :mod:`simulations.benchmark.deployment_cost`.
+
+With FEDLLM_PROBE_FRESH a node's app has a new process for each task of an odd round, and the one of the
+round before for those of an even one.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ def around(owner: Any, name: str, before: Callable[..., None] | None, after: Any
 
 
 current = {"round": 0}
+imported: dict[str, float] = {}
 
 
 def change_app(module: Any) -> None:
@@ -53,7 +57,8 @@ def change_app(module: Any) -> None:
     def after(began: float, reply: Any, app: Any, message: Any, context: Any) -> None:
         if message.metadata.message_type == TRAIN:
             silo = str(reply.content["info"]["silo"])
-            tell("app", began, current["round"], silo=silo, started=STARTED)
+            times = {"started": STARTED, "imported": imported.get("at", STARTED)}
+            tell("app", began, current["round"], silo=silo, **times)
 
     around(module.ClientApp, "__call__", before, after)
 
@@ -62,12 +67,80 @@ def change_training(module: Any) -> None:
     around(module, "train_locally", None, lambda began, *_: tell("train", began, current["round"]))
 
 
-def change_exchange(module: Any) -> None:
-    def after(began: float, replies: Any, grid: Any, messages: Any) -> None:
-        if messages and messages[0].metadata.message_type == TRAIN:
-            tell("exchange", began, int(messages[0].metadata.group_id))
+class TimedGrid:
+    """A grid whose sending has a clock."""
 
-    around(module, "exchange", None, after)
+    def __init__(self, grid: Any) -> None:
+        self._grid = grid
+        self.pull_messages = grid.pull_messages
+
+    def push_messages(self, messages: Any) -> Any:
+        began = time.time()
+        ids = list(self._grid.push_messages(messages))
+        tell("send", began, int(messages[0].metadata.group_id))
+        return ids
+
+
+def change_exchange(module: Any) -> None:
+    inner = module.exchange
+
+    def call(grid: Any, messages: Any, *, on_reply: Any = None, **options: Any) -> Any:
+        if not messages or messages[0].metadata.message_type != TRAIN:
+            return inner(grid, messages, on_reply=on_reply, **options)
+        server_round = int(messages[0].metadata.group_id)
+
+        def came(reply: Any) -> None:
+            if not reply.has_error():
+                silo = str(reply.content["info"]["silo"])
+                tell("arrival", time.time(), server_round, silo=silo)
+            if on_reply is not None:
+                on_reply(reply)
+
+        began = time.time()
+        replies = inner(TimedGrid(grid), messages, on_reply=came, **options)
+        tell("exchange", began, server_round)
+        return replies
+
+    module.exchange = call
+
+
+def change_task(module: Any) -> None:
+    def after(began: float, result: Any, *_: Any) -> None:
+        metadata = result[0].metadata
+        current["round"] = int(metadata.group_id) if metadata.message_type == TRAIN else 0
+        tell("task", began, current["round"])
+
+    around(module, "pull_task_input", None, after)
+
+
+def change_process(module: Any) -> None:
+    worker = module.WorkerProcess
+    around(worker, "__init__", None, lambda began, *_: tell("spawn", began, current["round"]))
+    if "FEDLLM_PROBE_FRESH" not in os.environ:
+        return
+
+    def end_after_even_rounds(began: float, result: Any, process: Any, *_: Any) -> None:
+        if current["round"] and current["round"] % 2 == 0:
+            process.end()
+
+    around(worker, "answer", None, end_after_even_rounds)
+
+
+def change_tunable(module: Any) -> None:
+    around(
+        module,
+        "shared_tunable",
+        None,
+        lambda began, *_: tell("model", began, current["round"]),
+    )
+
+
+def change_client(module: Any) -> None:
+    imported["at"] = time.time()
+
+
+def change_node(module: Any) -> None:
+    around(module, "open_silo", None, lambda began, *_: tell("open", began, current["round"]))
 
 
 def change_connection(module: Any) -> None:
@@ -96,6 +169,11 @@ def change_connection(module: Any) -> None:
 
 
 after_import("flwr.clientapp.client_app", change_app)
+after_import("client.app", change_client)
+after_import("client.node", change_node)
+after_import("client.worker_process", change_process)
 after_import("fedllm.local_training", change_training)
+after_import("fedllm.tunable", change_tunable)
 after_import("server.exchange", change_exchange)
 after_import("flwr.supernode.fleet_http_client", change_connection)
+after_import("flwr.supernode.runtime.run_clientapp", change_task)
