@@ -113,7 +113,8 @@ def prior_from_releases(
 
     Noise makes estimates of small second moments useless, and its size is known: they are shrunk
     towards their block's mean as far as the noise explains their spread (James and Stein 1961), and
-    directions are kept only where they stand out of the noise (:func:`leading_directions`).
+    directions are kept only where they stand out of the noise (:func:`leading_directions`). Where nothing
+    is left, the prior is flat, with the energy of a record at the clipping norm.
 
     Args:
         releases: [clients, statistics.size], as :meth:`Statistics.release` gave them.
@@ -155,10 +156,14 @@ def prior_from_releases(
         second = (variance + mean.square()).clamp(min=0)
         mean = mean.sign() * torch.minimum(mean.abs(), second.sqrt())
         variance = second - mean.square()
+    variance = variance.clamp(min=0)
+    if not (variance.any() or mean.any() or basis_variance.any()):
+        # Noise hid everything. A flat prior favours nothing, where a zero one would expect nothing.
+        variance = torch.full_like(variance, statistics.clip**2 / layout.dimension)
     return Prior(
         kind=kind,
         mean=mean.float(),
-        variance=(variance.clamp(min=0) / divisor).float(),
+        variance=(variance / divisor).float(),
         basis=basis.float(),
         basis_variance=basis_variance.float(),
     )

@@ -126,6 +126,7 @@ def test_noisy_releases_make_a_valid_prior(kind: Kind, divisor: float) -> None:
         )
         assert bool(torch.isfinite(prior.sample(4, rng)).all())
         assert bool((prior.variance >= 0).all())
+        assert prior.energy > 0
 
 
 @pytest.mark.parametrize("kind", get_args(Kind))
@@ -159,6 +160,15 @@ def test_noise_that_hides_all_shrinks_coordinates_to_their_block() -> None:
         return float(prior.variance[block.slice].std())
 
     assert spread(hidden) < 0.5 * spread(trusted)
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_prior_of_nothing_but_noise_is_flat(kind: Kind) -> None:
+    statistics = Statistics(kind, LAYOUT, 2.0)
+    hidden = torch.zeros(1, statistics.size, dtype=torch.float64)
+    prior = prior_from_releases(statistics, hidden, noise_multiplier=50.0, divisor=4.0)
+    assert prior.energy == pytest.approx(2.0**2 / 4)
+    assert bool((prior.variance == prior.variance[0]).all())
 
 
 def test_prior_state_and_errors() -> None:

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from fedllm.codec.autoencoder import train_autoencoder
 from fedllm.codec.layout import Layout
 from privacy.randomness import generator
+from simulations.cli_output import print_json
 from simulations.leakage import autoencoder_inversion, gradient_inversion, membership
 from simulations.leakage.protections import CLIP, Protection, noise_for
 from simulations.leakage.scene import Scene, make_scene
@@ -200,5 +201,5 @@ def test_tables_and_figures_are_made(folder: str, tmp_path: Path) -> None:
         path = tmp_path / f"{number}.svg"
         gradient_inversion.show.save_figure(path, lambda f, d=draw, r=result: d(f, r), (8, 4))
         assert path.read_text().startswith("<?xml")
-        gradient_inversion.print_json(result)
+        print_json(result)
         assert all(part for part in map(str, tables(result)))
