@@ -37,9 +37,9 @@ def around(owner: Any, name: str, before: Callable[..., None] | None, after: Any
     def call(*args: Any, **kwargs: Any) -> Any:
         began = time.time()
         if before is not None:
-            before(*args)
+            before(*args, **kwargs)
         result = inner(*args, **kwargs)
-        after(began, result, *args)
+        after(began, result, *args, **kwargs)
         return result
 
     setattr(owner, name, call)
@@ -64,7 +64,12 @@ def change_app(module: Any) -> None:
 
 
 def change_training(module: Any) -> None:
-    around(module, "train_locally", None, lambda began, *_: tell("train", began, current["round"]))
+    around(
+        module,
+        "train_locally",
+        None,
+        lambda began, *_, **__: tell("train", began, current["round"]),
+    )
 
 
 class TimedGrid:
@@ -115,7 +120,7 @@ def change_task(module: Any) -> None:
 
 def change_process(module: Any) -> None:
     worker = module.WorkerProcess
-    around(worker, "__init__", None, lambda began, *_: tell("spawn", began, current["round"]))
+    around(worker, "__init__", None, lambda began, *_, **__: tell("spawn", began, current["round"]))
     if "FEDLLM_PROBE_FRESH" not in os.environ:
         return
 
@@ -131,7 +136,7 @@ def change_tunable(module: Any) -> None:
         module,
         "shared_tunable",
         None,
-        lambda began, *_: tell("model", began, current["round"]),
+        lambda began, *_, **__: tell("model", began, current["round"]),
     )
 
 
@@ -140,7 +145,7 @@ def change_client(module: Any) -> None:
 
 
 def change_node(module: Any) -> None:
-    around(module, "open_silo", None, lambda began, *_: tell("open", began, current["round"]))
+    around(module, "open_silo", None, lambda began, *_, **__: tell("open", began, current["round"]))
 
 
 def change_connection(module: Any) -> None:
