@@ -36,11 +36,12 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from client.approval import ApprovalError, digest_of, is_approved
 from client.bundle_worker import LOG_FORMAT
 from client.silo_file import SiloFile, SiloFileError, load_silo
+from client.task_input import TaskInputError, pull_input
 from client.worker_process import WorkerProcess, remove_left_behind
 
 log = logging.getLogger("fedllm.executor")
@@ -116,6 +117,8 @@ class Executor:
         self.stop = threading.Event()
         self.worker: WorkerProcess | None = None
         self._used = time.monotonic()
+        self._tasks: RuntimeHttpClient | None = None
+        self._next: tuple[str, int] | None = None
 
     def run(self) -> None:
         """Take and run tasks until ``stop`` is set; a SuperNode that is away is waited for.
@@ -126,14 +129,12 @@ class Executor:
         load_silo(self.silo_file)
         for folder in remove_left_behind():
             log.info("removed %s, which a killed executor had left", folder)
-        client = self.address.client()
+        self._tasks = self.address.client()
         away = False
         try:
-            while not self.stop.wait(self.poll):
+            while not self.stop.wait(0 if self._next else self.poll):
                 try:
-                    found = client.AcquireTask(
-                        AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
-                    )
+                    task = self._next or self._take()
                 except httpx.HTTPError as error:
                     if not away:
                         log.warning(
@@ -144,13 +145,22 @@ class Executor:
                 if away:
                     log.info("the SuperNode at %s answers again", self.address.address)
                     away = False
-                if found.HasField("task") and found.token:
-                    self._run_task(found.token, found.task.task_id)
+                self._next = None
+                if task is not None:
+                    self._run_task(*task)
                 else:
                     self._end_idle_worker()
         finally:
-            client.close()
+            self._tasks.close()
             self._end_worker()
+
+    def _take(self) -> tuple[str, int] | None:
+        """Token and number of the oldest task that waits at the SuperNode, which is then this process's."""
+        assert self._tasks is not None
+        request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        found = self._tasks.AcquireTask(request)
+        has = found.HasField("task") and found.token
+        return (found.token, found.task.task_id) if has else None
 
     def interrupt(self) -> None:
         """End :meth:`run` soon: a task in progress is answered with an error. For signal handlers."""
@@ -159,27 +169,56 @@ class Executor:
             self.worker.kill()
 
     def _run_task(self, token: str, task_id: int) -> None:
+        """Answer one task, or lose it. Who waits for a lost one differs, and so does how it is ended.
+
+        The message never came: the SuperNode does not wait for an answer, and the task is called failed.
+        Anything else: it does wait, without end, and would not be released by a failed task. Without
+        heartbeats it takes the task for crashed after a minute, and answers the server so.
+        """
         client = self.address.client(token)
-        heartbeat = HeartbeatSender(lambda: self._beat(client))
-        status, details, context = SubStatus.FAILED, "", None
+        over = threading.Event()
+        heartbeat = HeartbeatSender(lambda: self._beat(client, over))
         try:
             heartbeat.start()
-            message, context, _, bundle = pull_task_input(client)
-            reply, context = self.answer(message, context, bundle.content, task_id)
+            message, context, bundle = pull_input(client, lambda: self._moved_on(over))
+            reply, context = self.answer(message, context, bundle, task_id)
             push_message(client, reply, context)
-            status = SubStatus.FAILED if reply.has_error() else SubStatus.COMPLETED
-            details = str(reply.error.reason) if reply.has_error() else ""
-        except (httpx.HTTPError, RuntimeError) as error:
+            failed = reply.has_error()
+            status = SubStatus.FAILED if failed else SubStatus.COMPLETED
+            push_task_output(client, context, status, str(reply.error.reason) if failed else "")
+        except TaskInputError as error:
             log.error("a task is lost: %s", error)
-            details = f"a task is lost: {type(error).__name__}"
+            push_task_output(client, None, SubStatus.FAILED, str(error))
+        except Exception as error:  # one task's: the next one is taken all the same
+            log.error(
+                "a task is lost: %s: %s",
+                type(error).__name__,
+                error,
+                exc_info=not isinstance(error, httpx.HTTPError | RuntimeError),
+            )
         finally:
-            push_task_output(client, context, status, details)
             if heartbeat.is_running:
                 heartbeat.stop()
             client.close()
             self._used = time.monotonic()
 
-    def _beat(self, client: RuntimeHttpClient) -> bool:
+    def _moved_on(self, over: threading.Event) -> str | None:
+        """Why the message of a task is waited for no longer; None: it may still come.
+
+        A SuperNode works on one message at a time. If there is another task, it has given this one's
+        message up. The other one is kept, and is the next.
+        """
+        if self.stop.is_set():
+            return "the executor ends"
+        if over.is_set():
+            return "the task is over for the SuperNode"
+        try:
+            self._next = self._take()
+        except httpx.HTTPError:
+            return None
+        return None if self._next is None else "the SuperNode has gone on to another task"
+
+    def _beat(self, client: RuntimeHttpClient, over: threading.Event) -> bool:
         """Tell the SuperNode that a task is being worked on; a task that is over there is ended here."""
         try:
             goes_on = client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
@@ -189,11 +228,13 @@ class Executor:
             if error.response.status_code in (502, 503, 504):
                 return False
             goes_on = False
-        if not goes_on and self.worker is not None:
-            log.warning(
-                "the task is over for the SuperNode (was its run stopped?): its process ends"
-            )
-            self.worker.kill()
+        if not goes_on:
+            over.set()
+            if self.worker is not None:
+                log.warning(
+                    "the task is over for the SuperNode (was its run stopped?): its process ends"
+                )
+                self.worker.kill()
         return True
 
     def answer(

@@ -24,9 +24,6 @@ from simulations.in_process import federate
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.xfail(
-    reason="a node that was fetching a task of the killed server app waits on for its input"
-)
 def test_killed_superlink_and_killed_server_app_lose_no_round(
     federation: Federation,
     tiny_tree: Callable[..., dict[str, Any]],
