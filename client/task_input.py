@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from flwr.app import Context, Message
+from flwr.common.serde import context_from_proto
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PullTaskInputRequest
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
@@ -23,7 +24,6 @@ from flwr.supercore.inflatable.inflatable_utils import (
     pull_and_inflate_object_from_tree,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.common.serde import context_from_proto
 from flwr.supercore.task_identity import TaskIdentity
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.05, 1.0

@@ -175,6 +175,23 @@ MUTATIONS = (
         ("tests/deployment/test_approval.py::test_an_altered_bundle_never_starts",),
     ),
     Mutation(
+        "dead-message-waited-for",
+        "client/executor.py",
+        "            self._next = self._take()\n",
+        "            pass\n",
+        "A node waits for the message of a run whose server app died, and takes no other task.",
+        ("tests/deployment/test_task_input.py::test_a_dead_runs_message_gives_way_to_the_next",),
+    ),
+    Mutation(
+        "lost-task-called-failed",
+        "client/executor.py",
+        "        except Exception as error:  # one task's: the next one is taken all the same\n",
+        "        except Exception as error:\n"
+        "            push_task_output(client, None, SubStatus.FAILED, str(error))\n",
+        "A SuperNode waits for ever for the answer of a task that was lost.",
+        ("tests/deployment/test_task_input.py::test_a_lost_task_is_answered_by_the_node",),
+    ),
+    Mutation(
         "bundle-known-by-its-length",
         "client/approval.py",
         "    return hashlib.sha256(bundle).hexdigest()\n",
