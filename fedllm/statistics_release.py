@@ -8,7 +8,7 @@ server's :mod:`server.trusted_noise` clips, records and adds the noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from fedllm.codec.layout import Layout
-from fedllm.codec.prior import Prior, prior_from_gradients, prior_from_releases
+from fedllm.codec.prior import (
+    Prior,
+    chance_of_noise,
+    prior_from_gradients,
+    prior_from_releases,
+)
 from fedllm.codec.statistics import Statistics
 from fedllm.encoded_release import gradient_scales
 from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
@@ -111,34 +116,49 @@ def prior_of_releases(
 ) -> Prior:
     """The prior of what the silos released, by name: post-processing.
 
-    Silos may have other divisors, and so other noise: the root mean square is that of their mean.
-
     Raises:
         ValueError: no release.
     """
-    by_client = settings.privacy.unit == "client"
-    divisors = [
-        1.0 if by_client else float(settings.for_silo(name).client.batch_size or 1)
-        for name in sorted(releases)
-    ]
-    private = settings.privacy.mode == "dp"
     prior = prior_from_releases(
         statistics_of(settings, params),
         torch.stack([releases[name] for name in sorted(releases)]) if releases else torch.zeros(0),
-        noise_multiplier=settings.codec.statistics_noise if private else 0.0,
-        divisor=float(np.mean(np.power(divisors, -2.0)) ** -0.5) if divisors else 1.0,
+        **_noise(settings, releases),
         rank=settings.codec.rank,
     )
-    return prior if by_client else _scaled(prior, _reach(settings))
+    return prior if settings.privacy.unit == "client" else _scaled(prior, _reach(settings))
+
+
+def chance_of_noise_in(settings: Settings, releases: Mapping[str, Tensor]) -> float | None:
+    """The probability that noise alone gives what the silos released; None without noise."""
+    return chance_of_noise(torch.stack(list(releases.values())), **_noise(settings, releases))
+
+
+def _noise(settings: Settings, silos: Iterable[str]) -> dict[str, float]:
+    """Of the silos' releases. Their divisors may differ, and so their noise: the root mean square is that
+    of their mean."""
+    by_client = settings.privacy.unit == "client"
+    divisors = [
+        1.0 if by_client else float(settings.for_silo(name).client.batch_size or 1)
+        for name in silos
+    ]
+    return {
+        "noise_multiplier": settings.codec.statistics_noise
+        if settings.privacy.mode == "dp"
+        else 0.0,
+        "divisor": float(np.mean(np.power(divisors, -2.0)) ** -0.5) if divisors else 1.0,
+    }
 
 
 def prior_of_mean(
     settings: Settings, params: Mapping[str, Tensor], mean: Tensor, silos: int
-) -> Prior:
+) -> tuple[Prior, float | None]:
     """The prior of what a trusted server released: the mean over ``silos`` of their statistics [size]
-    (unit client), with one noise for all. Post-processing."""
+    (unit client), with one noise for all; and the probability that noise alone gives it.
+    Post-processing."""
     noise = settings.codec.statistics_noise / silos
-    return prior_from_releases(statistics_of(settings, params), mean[None], noise_multiplier=noise)
+    statistics = statistics_of(settings, params)
+    prior = prior_from_releases(statistics, mean[None], noise_multiplier=noise)
+    return prior, chance_of_noise(mean[None], noise_multiplier=noise)
 
 
 def _reach(settings: Settings) -> float:

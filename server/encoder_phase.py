@@ -9,6 +9,7 @@ for no statistics again.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.codec import Codec, Layout, make_codec
-from fedllm.codec.prior import Prior
+from fedllm.codec.prior import NOISE_ALONE, Prior
 from fedllm.codec_store import read_codec, write_codec
 from fedllm.data.records import Record
 from fedllm.encoded_release import Encoding
@@ -29,6 +30,7 @@ from fedllm.schedule import planned_rounds
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.statistics_release import (
+    chance_of_noise_in,
     prior_of_mean,
     prior_of_public_text,
     prior_of_releases,
@@ -40,6 +42,7 @@ from server.ask_silos import ask_silos, nobody
 from server.replies import RunStopped
 from server.strategy import PrefixStrategy
 
+log = logging.getLogger("fedllm")
 CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
 WHAT = "statistics for the codec"
 """What the silos are asked for, in messages."""
@@ -81,6 +84,7 @@ def _make(
 ) -> dict[str, Any]:
     settings, params = strategy.settings, strategy.model.params
     prior: Prior | None = None
+    chance: float | None = None
     rates: dict[str, float] = {}
     try:
         if settings.codec.asks_silos:
@@ -88,8 +92,9 @@ def _make(
             releases, rates = _ask(grid, strategy, point, stop)
             if strategy.trusted_noise is None:
                 prior = prior_of_releases(settings, params, releases)
+                chance = chance_of_noise_in(settings, releases)
             else:
-                prior, rates = _released_by_the_server(strategy, point, releases)
+                prior, chance, rates = _released_by_the_server(strategy, point, releases)
         elif settings.codec.needs_prior:
             features = tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
@@ -98,8 +103,15 @@ def _make(
         codec = make_codec(settings.codec, layout, prior, settings.seed)
     except ValueError as error:
         raise RunStopped(f"No codec: {error}") from None
+    if chance is not None and chance > NOISE_ALONE:
+        log.warning(
+            "noise alone gives statistics such as the silos' with probability %.2g: the codec was fitted to "
+            "noise, and knows nothing of the gradients (a larger batch, less codec.statistics_noise or "
+            'codec.prior_source = "public" may tell it)',
+            chance,
+        )
     tensors, meta = codec.state()
-    described = describe(codec, prior, rates) | {"source": settings.codec.prior_source}
+    described = describe(codec, prior, rates, chance) | {"source": settings.codec.prior_source}
     write_codec(run.path / CODEC, tensors, meta)
     run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
     return described
@@ -112,8 +124,11 @@ def _public_records(settings: Settings) -> list[Record]:
     return list(public_set(settings, labelled=False).records)
 
 
-def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> dict[str, Any]:
-    """What is told of a codec: sizes, hashes, and whose statistics it was made of."""
+def describe(
+    codec: Codec, prior: Prior | None, rates: Mapping[str, float], chance: float | None = None
+) -> dict[str, Any]:
+    """What is told of a codec: sizes, hashes, whose statistics it was made of, and the probability that
+    noise alone gives such statistics (None: they have no noise, or there are none)."""
     return {
         "version": codec.version,
         "dimension": codec.dimension,
@@ -122,15 +137,18 @@ def describe(codec: Codec, prior: Prior | None, rates: Mapping[str, float]) -> d
         "lipschitz": codec.lipschitz,
         "bytes": codec.bytes,
         "float32_bytes": 4 * codec.dimension,
-        "prior": None if prior is None else {"kind": prior.kind, "version": prior.version},
+        "prior": None
+        if prior is None
+        else {"kind": prior.kind, "version": prior.version, "chance_of_noise": chance},
         "statistics": dict(rates),
     }
 
 
 def _released_by_the_server(
     strategy: PrefixStrategy, point: Mapping[str, Tensor], received: Mapping[str, Tensor]
-) -> tuple[Prior, dict[str, float]]:
-    """The prior of the noisy mean of statistics that came without noise, and whom it is counted for."""
+) -> tuple[Prior, float | None, dict[str, float]]:
+    """The prior of the noisy mean of statistics that came without noise, the probability that noise alone
+    gives that mean, and whom it is counted for."""
     settings, trusted = strategy.settings, strategy.trusted_noise
     assert trusted is not None
     trusted.left.update(strategy.left)
@@ -139,8 +157,8 @@ def _released_by_the_server(
     strategy.left |= trusted.left
     if mean is None:
         raise nobody(strategy, WHAT)
-    prior = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
-    return prior, dict.fromkeys(counted, 1.0)
+    prior, chance = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
+    return prior, chance, dict.fromkeys(counted, 1.0)
 
 
 def _ask(

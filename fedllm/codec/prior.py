@@ -18,11 +18,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import chi2
 from torch import Tensor
 
 from fedllm.codec.base import state_digest
 from fedllm.codec.layout import Layout
 from fedllm.codec.statistics import Kind, Statistics
+
+NOISE_ALONE = 0.01
+"""Statistics that noise alone gives with a larger probability (:func:`chance_of_noise`) are said to tell
+nothing."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,28 @@ def prior_from_gradients(kind: Kind, layout: Layout, gradients: Tensor, *, rank:
     statistics = Statistics(kind, layout, clip=longest * (1 + 2**-20))
     rows = torch.stack([statistics.of(row) for row in gradients])
     return prior_from_releases(statistics, rows, rank=rank)
+
+
+def chance_of_noise(
+    releases: Tensor, *, noise_multiplier: float, divisor: float = 1.0
+) -> float | None:
+    """The probability that noise alone gives statistics as large as these: near 0 where they tell something.
+
+    The mean of the releases [n, size] is then Gaussian of a known size, and its square norm chi-square.
+    Post-processing of what was released.
+
+    Args:
+        noise_multiplier, divisor: as in :func:`prior_from_releases`; divisors that differ by their
+            root mean inverse square.
+
+    Returns:
+        In [0, 1]; None without noise.
+    """
+    if noise_multiplier == 0:
+        return None
+    variance = (noise_multiplier / divisor) ** 2 / len(releases)
+    energy = float(releases.double().mean(0).square().sum())
+    return float(chi2.sf(energy / variance, releases.shape[1]))
 
 
 def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, Tensor]:

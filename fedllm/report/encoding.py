@@ -45,6 +45,7 @@ def encoding(
         "float32_bytes": _whole(told.get("float32_bytes")),
         "version": _text(told.get("version")),
         "prior": _text(prior.get("kind")),
+        "prior_chance_of_noise": _probability(prior.get("chance_of_noise")),
         "prior_version": _text(prior.get("version")),
         "prior_source": codec.prior_source if codec.needs_prior else None,
         "statistics_silos": len(asked) if isinstance(asked, dict) else None,
@@ -133,6 +134,10 @@ def _size(part: dict[str, Any]) -> float:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _probability(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) and 0 <= value <= 1 else None
 
 
 def _text(value: Any) -> str | None:

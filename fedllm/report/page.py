@@ -208,7 +208,9 @@ for each silo and round in the place of {{ code.float32_bytes | number }} (float
 {% if code.noise == "in-code" %}Clipping and noise are applied to the code. {% else %}The noise is in the update before it is encoded (with noise by the server: after it is decoded). {% endif %}
 {% if code.prior_source == "private" %}The codec was fitted to statistics that {{ code.statistics_silos | value }} silos released before training: they are events of the ledger.
 {% elif code.prior_source == "public" %}The codec was fitted to gradients of the server's own text, which uses no silo's data.
-{% else %}The codec is fitted to no data.{% endif %}</p>
+{% else %}The codec is fitted to no data.{% endif %}{% if code.prior_chance_of_noise is not none %}
+{% if code.prior_chance_of_noise > noise_alone %}<strong>Noise alone gives such statistics with probability {{ "%.2g" | format(code.prior_chance_of_noise) }}: the codec was fitted to noise, and knows nothing of the gradients.</strong>
+{% else %}That noise alone gives such statistics has a probability of {{ "%.1g" | format(code.prior_chance_of_noise) }}.{% endif %}{% endif %}</p>
 {{ pairs("Codec", {"numbers of an update": code.dimension, "numbers of its code": code.code_dimension, "bits": code.bits, "downlink": code.downlink, "error feedback": "yes" if code.error_feedback else "no", "prior": code.prior or "none", "version (SHA-256)": code.version, "version of the prior": code.prior_version or "none"}) }}
 {% if code.mu %}
 <div class="scroll" tabindex="0" role="region" aria-label="Statistics and training apart">

@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from fedllm.codec.prior import NOISE_ALONE
 from fedllm.durable import json_bytes, write_bytes, write_text
 from fedllm.report import figures
 from fedllm.report.black_box_page import BLACK_BOX
@@ -79,6 +80,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         "moment": _moment,
         "value": _value,
     }
+    environment.globals["noise_alone"] = NOISE_ALONE
     training, curves = content["training"], content["privacy_curves"]
     guarantee, settings = content["guarantee"], content["settings"] or {}
     headline = accountant_title(guarantee["accountant"])

@@ -208,6 +208,11 @@ class EncodingPart(Part):
     float32_bytes: int | None = Field(description="Of the same update without a codec.")
     version: str | None = Field(description="SHA-256 of encoder and decoder.")
     prior: str | None
+    prior_chance_of_noise: float | None = Field(
+        default=None,
+        description="Probability that noise alone gives statistics such as the codec was fitted to. Null: "
+        "they have no noise, or it is not told.",
+    )
     prior_version: str | None
     prior_source: Literal["private", "public"] | None = Field(
         description="Null: the codec is not fitted to anything."

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 
 from fedllm.codec import Layout, Prior
 from fedllm.codec.error_feedback import ErrorFeedback
-from fedllm.codec.prior import prior_from_gradients, prior_from_releases
+from fedllm.codec.prior import chance_of_noise, prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
 from fedllm.local_training import split_like
 from privacy.randomness import generator
@@ -169,6 +171,26 @@ def test_a_prior_of_nothing_but_noise_is_flat(kind: Kind) -> None:
     prior = prior_from_releases(statistics, hidden, noise_multiplier=50.0, divisor=4.0)
     assert prior.energy == pytest.approx(2.0**2 / 4)
     assert bool((prior.variance == prior.variance[0]).all())
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_statistics_that_are_noise_are_told_from_those_that_say_something(kind: Kind) -> None:
+    """The probability is a p-value: uniform where there is noise alone, tiny where there are gradients."""
+    statistics = Statistics(kind, LAYOUT, 2.0)
+    vectors = separable(200)
+    signal = statistics.total(2 * vectors / vectors.norm(dim=1, keepdim=True))
+    chances = []
+    for total, seeds in ((torch.zeros_like(signal), 400), (signal, 20)):
+        found = []
+        for seed in range(seeds):
+            rng = generator(seed, "test")
+            rows = [statistics.release(total, 0.3, rng, divisor=d) for d in (50.0, 100.0)]
+            mean = float(np.mean([50.0**-2, 100.0**-2]) ** -0.5)
+            found.append(chance_of_noise(torch.stack(rows), noise_multiplier=0.3, divisor=mean))
+        chances.append(found)
+    assert kstest(chances[0], "uniform").pvalue > 1e-3
+    assert max(chances[1]) < 1e-3
+    assert chance_of_noise(torch.zeros(2, 3), noise_multiplier=0.0) is None
 
 
 def test_prior_state_and_errors() -> None:

@@ -396,9 +396,30 @@ def test_the_report_tells_statistics_and_training_apart(
             assert parts[2]["mu"] == pytest.approx(together, rel=1e-9)
         else:
             assert parts[2]["mu"] >= max(parts[0]["mu"], parts[1]["mu"])
+    assert (part["prior_chance_of_noise"] is not None) == private_prior
     page = (run.path / "report.html").read_text()
     assert "<h2>Encoding</h2>" in page
     assert part["version"] in page
+
+
+@pytest.mark.parametrize(("noise", "hidden"), [(0.02, False), (500.0, True)])
+@pytest.mark.parametrize("by", ["client", "server"])
+def test_a_codec_that_was_fitted_to_noise_says_so(
+    noise: float,
+    hidden: bool,
+    by: str,
+    start_run: Start,
+    in_process: Federate,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    changes = CLIENT | LINEAR | {"codec.statistics_noise": noise, "privacy.noise_by": by}
+    run = start_run("noisy", **changes, **{"server.rounds": 1, "privacy.epsilon": 1e6})
+    assert in_process(run) == "finished", run.state()["message"]
+    chance = run.read_json("report.json")["encoding"]["prior_chance_of_noise"]
+    assert (chance > 0.01) == hidden
+    assert ("fitted to noise" in caplog.text) == hidden
+    page = (run.path / "report.html").read_text()
+    assert ("the codec was fitted to noise" in page) == hidden
 
 
 def test_statistics_without_a_row_take_the_guarantee_away(
