@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 from deployments import ROOT, wait_for
+from flwr.supernode import start_client_internal
 
 from server.deployment.folder import DeploymentError
 from server.deployment.node import why_it_ended
 from server.deployment.processes import STEADY, Supervisor, claim, require_free_port
 from server.deployment.programs import Program
+from server.deployment.supernode import Pauses
 
 
 def program(folder: Path, name: str, code: str, pause: float = 0.3) -> Program:
@@ -87,6 +92,40 @@ def test_a_supernode_ends_with_its_main_thread(work: str, status: int, said: str
     )
     assert done.returncode == status
     assert said in (done.stderr.splitlines() or [""])[-1]
+
+
+def test_a_node_looks_sooner_where_a_message_came_lately() -> None:
+    slept: list[float] = []
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+        slept.append(seconds)
+
+    pauses = Pauses(0.1, sleep, lambda: now)
+    pauses.sleep(0.5)  # waits for its app's answer
+    answered = now
+    while now < answered + 60:
+        pauses.sleep(3)
+    assert slept[:3] == [0.1, 0.1, 0.1]
+    assert slept[-1] == 3.0
+    assert slept == sorted(slept)
+    waits = zip(slept[1:], accumulate(slept[1:]), strict=True)  # a pause, and when it is over
+    assert all(pause <= max(0.1, 0.1 * (over - pause)) + 1e-9 for pause, over in waits)
+    pauses.sleep(0.5)
+    pauses.sleep(3)
+    assert slept[-2:] == [0.1, 0.1]
+
+
+def test_flowers_supernode_sleeps_as_is_thought_here() -> None:
+    """The module whose clock is replaced uses it for these pauses alone."""
+    source = inspect.getsource(start_client_internal)
+    assert sorted(re.findall(r"\btime\.\w+\([^)]*\)", source)) == [
+        "time.sleep(0.5)",
+        "time.sleep(0.5)",
+        "time.sleep(3)",
+    ]
 
 
 def _lives(process: int) -> bool:
