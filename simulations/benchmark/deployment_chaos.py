@@ -2,9 +2,10 @@
 
     python -m simulations.benchmark.deployment_chaos [--rounds 100] [--every 5] [--seed 0] [--json [OUT]]
 
-A server and four nodes (TLS, node authentication, nginx) run the tiny experiment. Again and again a node
-drawn at random is killed (SIGKILL to all of its processes, at a random moment) and started again. With fresh noise (``privacy.randomness = "os"``), as in production: each
-computed round is a release of its own.
+A server and four nodes (TLS, node authentication, nginx) run the embedded experiment (simulations/tweets.toml:
+MiniLM, the tweets to four airlines). Again and again a node drawn at random is killed (SIGKILL to all of
+its processes, at a random moment) and started again. With fresh noise (``privacy.randomness = "os"``), as in
+production: each computed round is a release of its own.
 
 Shown: whether all rounds came to their end; for each silo the rows in its ledger beside the updates that are
 in the model (a row more is a round in which the silo was lost after it had recorded the release and before
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +32,26 @@ import tomli_w
 
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import load_settings
+from fedllm.silos import evaluation_set, load_federation
 from privacy.ledger import Ledger
-from simulations.benchmark import tiny
-from simulations.benchmark.local_federation import LocalFederation, make_folder
+from simulations.benchmark.local_federation import ROOT, LocalFederation, make_folder
 from simulations.in_process import federate
 
-SILOS = list(tiny.SILOS)
-CHANGES: dict[str, Any] = {
-    "privacy.randomness": "os",
-    "privacy.epsilon": 1e5,
-    "server.timeout": 600.0,
-    "server.wait_for_clients": 600.0,
-    "server.max_failures": 0.75,
-    "evaluation.every": 1000,
-    "output.tensorboard": False,
+SILOS = ["united", "usairways", "americanair", "southwestair"]
+EXPERIMENT = ROOT / "simulations" / "tweets.toml"
+CHANGES: dict[str, dict[str, Any]] = {
+    "data": {
+        "source": "files",
+        "train": "train.jsonl",
+        "validation": "validation.jsonl",
+        "silo_names": SILOS,
+    },
+    "privacy": {"randomness": "os"},
+    "server": {"timeout": 600.0, "wait_for_clients": 600.0, "max_failures": 0.75},
+    "evaluation": {"every": 1000},
+    "output": {"tensorboard": False},
 }
+"""Of the experiment. Its tweets lie in files, one for each node and one for the server."""
 
 
 @dataclass
@@ -82,7 +89,7 @@ class Outcome:
 
 
 def chaos(
-    folder: Path, rounds: int, every: int, seed: int, outcome: Outcome, references: int = 5
+    folder: Path, rounds: int, every: int, seed: int, outcome: Outcome, references: int = 3
 ) -> None:
     """Run the federation in ``folder`` with kills, and fill in the outcome.
 
@@ -92,18 +99,9 @@ def chaos(
     """
     rng = random.Random(seed)
     began = time.monotonic()
-    for name, save in (("model", tiny.save_encoder), ("words", tiny.save_words)):
-        (folder / name).mkdir(parents=True)
-        save(folder / name)
-    tree = tiny.tree(
-        folder / "model",
-        folder / "words",
-        **CHANGES | {"server.rounds": rounds, "data.silo_names": SILOS},
-    )
-    experiment = folder / "experiment.toml"
-    experiment.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    experiment, labels = _experiment(folder, rounds)
     federation = LocalFederation(
-        make_folder(folder / "deployment" / "fedllm", *SILOS), folder / "words"
+        make_folder(folder / "deployment" / "fedllm", *SILOS), folder, labels
     )
     try:
         federation.start_server()
@@ -120,6 +118,26 @@ def chaos(
         reference = RunFolder.create(load_settings(experiment), folder / f"undisturbed-{number}")
         federate(reference)
         outcome.undisturbed.append(_accuracy(reference))
+
+
+def _experiment(folder: Path, rounds: int) -> tuple[Path, list[str]]:
+    """The experiment's file and its classes; its data are written beside it."""
+    settings = load_settings(EXPERIMENT)
+    folder.mkdir(parents=True)
+    train = [
+        r for silo in load_federation(settings).silos if silo.name in SILOS for r in silo.train
+    ]
+    for name, records in (("train", train), ("validation", evaluation_set(settings).records)):
+        text = "".join(json.dumps(dict(record)) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    tree = tomllib.loads(EXPERIMENT.read_text(encoding="utf-8"))
+    for section, values in CHANGES.items():
+        tree[section] = tree.get(section, {}) | values
+    tree["data"]["path"] = str(folder)
+    tree["server"]["rounds"] = rounds
+    path = folder / "experiment.toml"
+    path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    return path, list(tree["task"]["labels"])
 
 
 def _kill_until_over(

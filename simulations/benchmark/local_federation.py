@@ -100,17 +100,19 @@ class LocalFederation:
 
     Args:
         folder: the deployment.
-        words: folder of the tiny data (:func:`simulations.benchmark.tiny.save_words`); each node gets the
-            examples of the silo of its name.
+        words: folder with ``train.jsonl`` (:func:`simulations.benchmark.tiny.save_words`): text, label and
+            organisation; each node gets the examples of the organisation of its name.
+        labels: the classes.
 
     Attributes:
         processes: what was started, by name.
         outputs: files with what each wrote.
     """
 
-    def __init__(self, folder: Folder, words: Path) -> None:
+    def __init__(self, folder: Folder, words: Path, labels: Sequence[str] = LABELS) -> None:
         self.folder = folder
         self.words = words
+        self.labels = labels
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.outputs: dict[str, Path] = {}
         rows = (words / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -134,7 +136,7 @@ class LocalFederation:
 
     def write_silo(self, name: str, **changes: Any) -> None:
         """The silo's own file; ``changes`` of its first level."""
-        data = {"path": "data.jsonl", "labels": list(LABELS)}
+        data = {"path": "data.jsonl", "labels": list(self.labels)}
         tree = SILO | {"name": name, "data": data} | changes
         (self.folder.node(name) / "silo.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
 
