@@ -275,7 +275,8 @@ def _run_row(run: RunState, local: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 def _warnings(home: Path) -> list[str]:
     if (home / OPERATOR).is_file():
-        pairs = [(home / "ca.pem", home / "operator.pem")]
+        shown = home / "operator.pem"
+        pairs = [(home / "ca.pem", shown)] if shown.exists() else []
     else:
         place = Folder(home)
         pairs = [(place.ca, place.server_certificate)]

@@ -308,12 +308,9 @@ def connect(folder: Path) -> Control:
     if operator.is_file():
         where = read(operator, OperatorFile, "the operator's folder")
         split_address(where.server)  # refuses what is no address
-        return Control(
-            where.server,
-            folder / "ca.pem",
-            folder / "operator.pem",
-            folder / "operator.key",
-        )
+        shown = folder / "operator.pem"  # none: the server's loopback, through a tunnel
+        key = folder / "operator.key"
+        return Control(where.server, folder / "ca.pem", *((shown, key) if shown.exists() else ()))
     home = Folder(folder)
     return Control(f"127.0.0.1:{home.load().ports.superlink}", home.ca)
 

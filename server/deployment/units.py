@@ -162,16 +162,19 @@ _SLURM_NODE = """\
 #SBATCH --cpus-per-task=4
 #SBATCH --gres=gpu:1
 #SBATCH --time=24:00:00
-# A minute before the end of its time the node leaves in order; the next job goes on.
-#SBATCH --signal=B:TERM@60
+# A minute before the end of its time the node leaves in order, and the job is queued again.
+#SBATCH --signal=B:USR1@60
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 folder=${{FEDLLM_NODE:-{folder}}}
 # Several jobs may share a machine: the node's own port follows from the job.
 port=$((20000 + ${{SLURM_JOB_ID:-0}} % 20000))
 {programs}/fedllm deploy node --folder "$folder" --port "$port" &
 node=$!
-trap 'kill -TERM $node; wait $node' TERM INT
+leave() {{ kill -TERM $node; wait $node || true; }}
+trap 'leave; exit 0' TERM INT
+trap 'leave; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 wait $node
 """
 
@@ -182,13 +185,18 @@ _SLURM_SERVER = """\
 #SBATCH --ntasks=1
 #SBATCH --cpus-per-task=2
 #SBATCH --time=7-00:00:00
-#SBATCH --signal=B:TERM@60
+# A minute before the end of its time the server ends in order, and the job is queued again. Runs then go on
+# by `fedllm deploy resume`.
+#SBATCH --signal=B:USR1@60
 #SBATCH --requeue
+#SBATCH --open-mode=append
 set -euo pipefail
 folder=${{FEDLLM_DEPLOYMENT:-{folder}}}
 {programs}/fedllm deploy server --folder "$folder" &
 server=$!
-trap 'kill -TERM $server; wait $server' TERM INT
+leave() {{ kill -TERM $server; wait $server || true; }}
+trap 'leave; exit 0' TERM INT
+trap 'leave; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 wait $server
 """
 

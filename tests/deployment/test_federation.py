@@ -78,10 +78,18 @@ def test_an_unregistered_node_is_refused(federation: Federation, tmp_path: Path)
 
 
 def test_the_operator_submits_from_elsewhere_and_failures_are_told(
-    federation: Federation, experiment: Path
+    federation: Federation, experiment: Path, tmp_path: Path
 ) -> None:
-    with connect(federation.folder.operator) as link:
-        assert [n.name for n in link.nodes()] == ["alpha", "beta"]
+    ports = federation.folder.load().ports
+    tunnel = (
+        tmp_path / "tunnel"
+    )  # as `ssh -L` makes the loopback of the server's machine the operator's
+    tunnel.mkdir()
+    (tunnel / "operator.toml").write_text(f'server = "127.0.0.1:{ports.superlink}"\n')
+    shutil.copy(federation.folder.ca, tunnel / "ca.pem")
+    for folder in (federation.folder.operator, tunnel):
+        with connect(folder) as link:
+            assert [n.name for n in link.nodes()] == ["alpha", "beta"]
     done = federation.call("submit", str(experiment), "--silos", "alpha,gamma")
     assert done.returncode == 2
     assert "Expected --silos to name nodes (alpha, beta), got gamma" in done.stderr
@@ -89,7 +97,6 @@ def test_the_operator_submits_from_elsewhere_and_failures_are_told(
     assert done.returncode == 1
     assert "finished:failed" in done.stdout
     assert "/not/there" in done.stdout
-    ports = federation.folder.load().ports
     with Control(f"127.0.0.1:{ports.nodes}", federation.folder.ca) as link:  # noqa: SIM117
         with pytest.raises(DeploymentError, match="this door serves nodes"):
             link.runs()
