@@ -24,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,20 +82,28 @@ def split(server: list[dict[str, Any]], silos: Mapping[str, list[dict[str, Any]]
             row = dict.fromkeys(PARTS, 0.0)
             for record in mine:
                 seconds = record["ended"] - record["began"]
-                if record["what"] in ("pull", "push"):
-                    row["transfer"] += seconds
-                elif record["what"] == "train":
+                if record["what"] == "train":
                     row["computing"] += seconds
                     row["loading"] -= seconds
                 elif record["what"] == "app":
                     row["loading"] += seconds
                     if record["started"] > exchange["began"]:
                         row["loading"] += record["began"] - record["started"]
+            row["transfer"] = covered([r for r in mine if r["what"] in ("pull", "push")])
             row["waiting"] = whole - sum(row.values())
             rows.append(row)
         means = {part: statistics.mean(row[part] for row in rows) for part in PARTS}
         found[number] = means | {"whole": whole}
     return found
+
+
+def covered(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds in which at least one of what is recorded went on: parts of a message are fetched side by side."""
+    total, until = 0.0, float("-inf")
+    for began, ended in sorted((r["began"], r["ended"]) for r in records):
+        total += max(0.0, ended - max(began, until))
+        until = max(until, ended)
+    return total
 
 
 def in_deployment(folder: Path, experiment: Path, silos: list[str]) -> Split:

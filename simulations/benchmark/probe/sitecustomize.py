@@ -115,7 +115,7 @@ def change_task(module: Any) -> None:
         current["round"] = int(metadata.group_id) if metadata.message_type == TRAIN else 0
         tell("task", began, current["round"])
 
-    around(module, "pull_task_input", None, after)
+    around(module, "pull_input", None, after)
 
 
 def change_process(module: Any) -> None:
@@ -181,4 +181,4 @@ after_import("fedllm.local_training", change_training)
 after_import("fedllm.tunable", change_tunable)
 after_import("server.exchange", change_exchange)
 after_import("flwr.supernode.fleet_http_client", change_connection)
-after_import("flwr.supernode.runtime.run_clientapp", change_task)
+after_import("client.task_input", change_task)
