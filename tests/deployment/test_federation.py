@@ -58,6 +58,8 @@ def test_an_unregistered_node_is_refused(federation: Federation, tmp_path: Path)
     shutil.copytree(federation.folder.node("alpha"), part, ignore=lambda *_: ["state", "logs"])
     (part / "node.key").unlink()
     certificates.make_node_key(part / "node.key", part / "node.pub")
+    silo = part / "silo.toml"
+    silo.write_text(silo.read_text().replace("alpha", "stranger"))
     text = (part / NODE).read_text().replace("alpha", "stranger")
     port = next(line for line in text.splitlines() if line.startswith("port"))
     (part / NODE).write_text(text.replace(port, f"port = {free_ports(1)[0]}"))
