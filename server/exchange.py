@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.superlink.grid.http_grid import HttpGrid
+
+log = logging.getLogger("fedllm")
+A = TypeVar("A")
+T = TypeVar("T")
+OUTAGE, GRACE = 3.0, 15.0
+"""Seconds: see :func:`exchange`."""
 
 
 class Stopped(Exception):
@@ -22,8 +32,15 @@ def exchange(
     stop: threading.Event,
     on_reply: Callable[[Message], None] | None = None,
     poll: float = 0.02,
+    outage: float | None = None,
+    grace: float = GRACE,
 ) -> list[Message | None]:
     """The reply to each message, or None where none came within ``timeout`` seconds.
+
+    A SuperLink that dies while it hands a task out has it noted as delivered, and the node never gets it.
+    So after the SuperLink was away, tasks without an answer are sent once more; of two answers
+    the first counts, and a node with its own data answers the same task by the same bytes
+    (:mod:`client.last_answer`).
 
     Args:
         grid: Flower's connection to the nodes.
@@ -31,33 +48,77 @@ def exchange(
         stop: set by another thread to give up.
         on_reply: called for each reply as it comes.
         poll: seconds between two looks, growing to half a second.
+        outage: seconds; the SuperLink was away where a look took longer. Empty: :data:`OUTAGE` on
+            Flower's deployment engine, and never on others, which lose nothing.
+        grace: seconds from then until tasks are sent again, for answers that are on their way.
 
     Raises:
         Stopped: ``stop`` was set.
     """
     if not messages:
         return []
-    ids = list(grid.push_messages(messages))
-    waiting = {message_id for message_id in ids if message_id}
-    replies: dict[str, Message] = {}
+    if outage is None:
+        outage = OUTAGE if isinstance(grid, HttpGrid) else math.inf
     end = time.monotonic() + timeout
+    again_at = math.inf
+
+    def timed(call: Callable[[A], Iterable[T]], what: A) -> list[T]:
+        nonlocal again_at
+        began = time.monotonic()
+        found = list(call(what))
+        if time.monotonic() - began > outage:
+            again_at = time.monotonic() + grace
+        return found
+
+    sent = timed(grid.push_messages, messages)
+    number_of = {message_id: number for number, message_id in enumerate(sent) if message_id}
+    first = frozenset(number_of)
+    waiting = set(number_of)
+    replies: dict[int, Message] = {}
     while waiting and time.monotonic() < end:
         if stop.is_set():
             raise Stopped
-        came = list(grid.pull_messages(sorted(waiting)))
+        if time.monotonic() >= again_at:
+            again_at = math.inf
+            left = sorted({number_of[message_id] for message_id in waiting})
+            log.warning(
+                "the SuperLink was away: %d tasks without an answer are sent again", len(left)
+            )
+            sent = timed(grid.push_messages, [_again(messages[i]) for i in left])
+            twins = {message_id: i for message_id, i in zip(sent, left, strict=False) if message_id}
+            number_of |= twins
+            waiting |= set(twins)
+        came = timed(grid.pull_messages, sorted(waiting))
         for reply in came:
             message_id = reply.metadata.reply_to_message_id
-            if message_id in waiting:  # a second answer to the same task is ignored
-                waiting.discard(message_id)
-                replies[message_id] = reply
-                if on_reply is not None:
-                    on_reply(reply)
+            if message_id not in waiting:  # a second answer to the same task is ignored
+                continue
+            waiting.discard(message_id)
+            if reply.has_error() and message_id not in first:
+                continue  # to the task that was sent again: the first may be answered yet
+            number = number_of[message_id]
+            waiting = {other for other in waiting if number_of[other] != number}
+            replies[number] = reply
+            if on_reply is not None:
+                on_reply(reply)
         if not came:
             stop.wait(poll)
             poll = min(poll * 1.2, 0.5)
         else:
             poll = 0.02
-    return [replies.get(message_id) for message_id in ids]
+    return [replies.get(number) for number in range(len(messages))]
+
+
+def _again(message: Message) -> Message:
+    """The same task as a message of its own."""
+    told = message.metadata
+    return Message(
+        message.content,
+        dst_node_id=told.dst_node_id,
+        message_type=told.message_type,
+        group_id=told.group_id,
+        ttl=told.ttl,
+    )
 
 
 def wait_for_nodes(

@@ -21,7 +21,9 @@ def server_units(folder: Folder, deployment: Deployment) -> dict[str, str]:
     target = deployment.machines.folder
     files = {f"systemd/fedllm-{p.name}.service": _service(p, folder, deployment) for p in programs}
     files["docker/Dockerfile"] = DOCKERFILE
-    files["docker/compose.yaml"] = _compose(programs, folder, deployment)
+    doors = (deployment.ports.nodes, deployment.ports.operator)
+    ports = "\n".join(f'      - "{port}:{port}"' for port in doors if port)
+    files["docker/compose.yaml"] = _SERVER_COMPOSE.format(ports=ports)
     files["slurm/server.sbatch"] = _SLURM_SERVER.format(
         programs=deployment.machines.programs, folder=target
     )
@@ -40,7 +42,8 @@ def node_units(name: str, deployment: Deployment) -> dict[str, str]:
     return {
         f"systemd/fedllm-node-{name}.service": _NODE_SERVICE.format(**values),
         "docker/Dockerfile": DOCKERFILE,
-        "docker/compose.yaml": _NODE_COMPOSE.format(**values),
+        "docker/compose.yaml": _NODE_COMPOSE.format(),
+        "docker/gpu.yaml": _GPU_COMPOSE,
         "slurm/node.sbatch": _SLURM_NODE.format(**values),
     }
 
@@ -134,17 +137,47 @@ RUN useradd --create-home fedllm
 USER fedllm
 """
 
+_SERVER_COMPOSE = """\
+# export FEDLLM_USER=$(id -u):$(id -g)   (the owner of the deployment's folder, whose keys nobody else can read)
+# docker compose -f units/docker/compose.yaml up -d   (in that folder; `fedllm` is the image of Dockerfile)
+# docker compose -f units/docker/compose.yaml exec server fedllm deploy status --folder /deployment
+services:
+  server:
+    image: fedllm
+    user: "${{FEDLLM_USER:-1000:1000}}"
+    command: fedllm deploy server --folder /deployment
+    init: true
+    environment:
+      HOME: /deployment/state
+    volumes:
+      - ../..:/deployment
+    ports:
+{ports}
+    restart: always
+    stop_grace_period: 30s
+"""
+
 _NODE_COMPOSE = """\
-# docker compose -f compose.yaml up -d   (in the node's folder; `fedllm` is the image of Dockerfile)
+# export FEDLLM_USER=$(id -u):$(id -g)   (the owner of the node's folder, whose key nobody else can read)
+# docker compose -f units/docker/compose.yaml up -d   (in that folder; `fedllm` is the image of Dockerfile)
 services:
   node:
     image: fedllm
+    user: "${{FEDLLM_USER:-1000:1000}}"
     command: fedllm deploy node --folder /node
+    init: true
+    environment:
+      HOME: /node/state
     volumes:
       - ../..:/node
     restart: always
     stop_grace_period: 30s
-    # A GPU (needs NVIDIA's container toolkit); remove for a node without one.
+"""
+
+_GPU_COMPOSE = """\
+# docker compose -f units/docker/compose.yaml -f units/docker/gpu.yaml up -d   (needs NVIDIA's container toolkit)
+services:
+  node:
     deploy:
       resources:
         reservations:
@@ -199,42 +232,3 @@ trap 'leave; exit 0' TERM INT
 trap 'leave; scontrol requeue "$SLURM_JOB_ID"; exit 0' USR1
 wait $server
 """
-
-
-def _compose(programs: list[Program], folder: Folder, deployment: Deployment) -> str:
-    """Three services that share one network namespace, so that loopback is theirs alone."""
-    ports = [deployment.ports.nodes] + (
-        [deployment.ports.operator] if deployment.ports.operator else []
-    )
-    lines = [
-        "# docker compose -f units/docker/compose.yaml up -d   (in the deployment's folder)",
-        "# docker compose -f units/docker/compose.yaml exec superlink fedllm deploy status --folder /deployment",
-        "services:",
-    ]
-    for program in programs:
-        first, *rest = program.command
-        words = [PurePosixPath(first).name] + [
-            word.replace(str(folder.path), "/deployment") for word in rest
-        ]
-        lines += [
-            f"  {program.name}:",
-            "    image: fedllm",
-            f"    command: {shlex.join(words)}",
-            "    working_dir: /deployment",
-            "    volumes:",
-            "      - ../..:/deployment",
-            "    restart: always",
-        ]
-        environment = {k: v for k, v in program.environment.items() if k != "PATH"}
-        if environment:
-            lines.append("    environment:")
-            lines += [
-                f'      {name}: "{value.replace(str(folder.path), "/deployment")}"'
-                for name, value in environment.items()
-            ]
-        if program.name == "superlink":
-            lines.append("    ports:")
-            lines += [f'      - "{port}:{port}"' for port in ports]
-        else:
-            lines += ['    network_mode: "service:superlink"', "    depends_on: [superlink]"]
-    return "\n".join(lines) + "\n"

@@ -56,9 +56,9 @@ def test_unit_files_can_be_read(folder: Folder) -> None:
     for script in [*folder.units.rglob("*.sbatch"), *folder.path.glob("for-nodes/*/**/*.sbatch")]:
         subprocess.run(["bash", "-n", str(script)], check=True, timeout=20)
     compose = yaml.safe_load((folder.units / "docker" / "compose.yaml").read_text())
-    assert set(compose["services"]) == {"superlink", "superexec", "proxy"}
+    assert set(compose["services"]) == {"server"}
     ports = folder.load().ports
-    assert compose["services"]["superlink"]["ports"] == [
+    assert compose["services"]["server"]["ports"] == [
         f"{ports.nodes}:{ports.nodes}",
         f"{ports.operator}:{ports.operator}",
     ]

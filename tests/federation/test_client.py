@@ -17,6 +17,8 @@ from client.node import open_silo
 from fedllm import messages as names
 from fedllm.settings_io import to_json
 from fedllm.tunable import initial_params, shared_tunable
+from privacy.ledger import Ledger
+from simulations.in_process import over_the_wire
 
 Make = Callable[..., Any]
 
@@ -30,12 +32,12 @@ def context(**node: Any) -> Context:
     return Context(run_id=1, node_id=5, node_config=node, state=RecordDict(), run_config={})
 
 
-def task(kind: str, settings: Any, folder: Path) -> Message:
+def task(kind: str, settings: Any, folder: Path, server_round: int = 1) -> Message:
     fields = {
         names.SETTINGS: to_json(settings),
         names.RUN_ID: "run",
         names.RUN_FOLDER: str(folder),
-        names.ROUND: 1,
+        names.ROUND: server_round,
         names.PLANNED_ROUNDS: 3,
     }
     records: dict[str, Any] = {names.CONFIG: ConfigRecord(fields)}
@@ -106,6 +108,49 @@ def test_a_node_with_its_own_data_keeps_its_own_ledger(
     assert not (tmp_path / "the-servers-choice.sqlite").exists()
     assert worker.log == tmp_path / "silo" / "rounds.jsonl"
     assert sorted(worker.silo.train.columns) == ["label", "text"]
+
+
+def test_a_task_that_comes_again_gets_the_same_answer_and_no_new_row(
+    tiny_settings: Make, tmp_path: Path, word_files: Path
+) -> None:
+    """Also with fresh noise: what left once may leave again. Another task is another release."""
+    settings = tiny_settings(**{"privacy.randomness": "os"})
+    silo = write_silo(tmp_path / "silo", settings, word_files / "validation.jsonl")
+    node = context(**{"silo-file": str(silo)})
+
+    def rows() -> list[int]:
+        with Ledger(tmp_path / "silo" / "ledger.sqlite") as ledger:
+            return [row.round for row in ledger.entries()]
+
+    def ask(server_round: int = 1, shift: float = 0.0) -> Any:
+        asked = task("train", settings, tmp_path, server_round)
+        arrays: Any = asked.content[names.PARAMS]
+        moved = {name: value + shift for name, value in arrays.to_torch_state_dict().items()}
+        asked.content[names.PARAMS] = ArrayRecord(moved)
+        reply = app(over_the_wire(asked, "question"), node)
+        assert info(reply)[names.STATUS] == names.OK, info(reply)[names.REASON]
+        return reply.content
+
+    first = ask()
+    again = ask()
+    assert again.object_id == first.object_id
+    assert rows() == [1]
+    other = ask(shift=0.5)
+    assert other[names.UPDATE].object_id != first[names.UPDATE].object_id
+    assert rows() == [1, 1]
+    ask(2)
+    assert rows() == [1, 1, 2]
+    ask()  # only the last answer is kept
+    assert rows() == [1, 1, 2, 1]
+
+
+def test_without_a_file_of_its_own_a_node_computes_each_task(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    settings = tiny_settings(**{"privacy.randomness": "os"})
+    node = context(**{"partition-id": 1})
+    first, second = (app(task("train", settings, tmp_path), node).content for _ in range(2))
+    assert first[names.UPDATE].object_id != second[names.UPDATE].object_id
 
 
 def test_malformed_settings_are_a_reply_and_not_a_crash(

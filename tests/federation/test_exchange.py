@@ -4,37 +4,48 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from server.exchange import Stopped, exchange, wait_for_nodes
 
 
 class Scripted:
-    """A grid whose replies come at given looks: ``script[look]`` names the tasks answered."""
+    """A grid whose replies come at given looks: ``script[look]`` names the tasks answered; a negative number
+    -n the task n - 1, by an error. Looks in ``away`` take that many seconds."""
 
     def __init__(
-        self, script: Sequence[Sequence[int]], nodes: Sequence[Sequence[int]] = ()
+        self,
+        script: Sequence[Sequence[int]],
+        nodes: Sequence[Sequence[int]] = (),
+        away: Mapping[int, float] | None = None,
     ) -> None:
-        self.script, self.nodes = list(script), list(nodes)
+        self.script, self.nodes, self.away = list(script), list(nodes), away or {}
         self.sent: list[Message] = []
         self.looks = 0
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        before = len(self.sent)
         for message in messages:
             message.metadata.__dict__["_message_id"] = f"m{len(self.sent)}"
             self.sent.append(message)
-        return [message.metadata.message_id for message in self.sent]
+        return [message.metadata.message_id for message in self.sent[before:]]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         assert list(message_ids)
         now = self.script[self.looks] if self.looks < len(self.script) else []
+        time.sleep(self.away.get(self.looks, 0))
         self.looks += 1
-        return [Message(RecordDict(), reply_to=self.sent[i]) for i in now]
+        return [
+            Message(RecordDict(), reply_to=self.sent[i])
+            if i >= 0
+            else Message(Error(0, "gone"), reply_to=self.sent[-i - 1])
+            for i in now
+        ]
 
     def get_node_ids(self) -> list[int]:
         self.looks += 1
@@ -75,6 +86,50 @@ def test_missing_reply_is_none_after_the_timeout() -> None:
     assert 0.3 < time.monotonic() - began < 3
     assert replies[0] is None
     assert replies[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("after", "answered"),
+    [
+        ([[3]], ["m0", "m3", "m2"]),  # task 1 was lost; it is sent again as m3
+        ([[1], [3]], ["m0", "m1", "m2"]),  # it was not lost, but slow
+        ([[1, 3]], ["m0", "m1", "m2"]),  # both at once
+        ([[-4], [1]], ["m0", "m1", "m2"]),  # an error of the second counts for nothing
+        ([[-2], [3]], ["m0", "error", "m2"]),  # one of the first does
+        ([], ["m0", None, "m2"]),
+    ],
+)
+def test_after_an_outage_tasks_without_an_answer_are_sent_again(
+    after: list[list[int]], answered: list[str | None]
+) -> None:
+    grid: Any = Scripted([[0], [2], [], [], *after], away={1: 0.3})
+    count: list[Message] = []
+    replies = exchange(
+        grid,
+        tasks(3),
+        timeout=1.5,
+        stop=threading.Event(),
+        on_reply=count.append,
+        outage=0.2,
+        grace=0.0,
+    )
+    found = [r and ("error" if r.has_error() else r.metadata.reply_to_message_id) for r in replies]
+    assert found == answered
+    assert len(count) == len([r for r in replies if r])
+    assert len(grid.sent) == 4  # once, and only what was waited for
+    first, again = grid.sent[1], grid.sent[3]
+    assert again.content is first.content
+    assert again.metadata.dst_node_id == first.metadata.dst_node_id == 11
+    assert again.metadata.message_type == "train"
+
+
+def test_nothing_is_sent_again_while_answers_may_be_on_their_way() -> None:
+    grid: Any = Scripted([[], [], [0]], away={0: 0.3})
+    assert all(exchange(grid, tasks(1), timeout=5, stop=threading.Event(), outage=0.2, grace=9))
+    assert len(grid.sent) == 1
+    grid = Scripted([[], [], [0]], away={0: 0.3})  # an engine that loses nothing
+    assert all(exchange(grid, tasks(1), timeout=5, stop=threading.Event(), grace=0.0))
+    assert len(grid.sent) == 1
 
 
 def test_no_tasks_need_no_grid() -> None:

@@ -185,12 +185,13 @@ def test_an_experiment_within_the_limits_trains_on_the_silos_own_terms(
 def test_a_run_has_no_more_rounds_than_the_silo_allows(
     tiny_settings: Make, word_files: Path, tmp_path: Path
 ) -> None:
-    """The same round asked again and again is a new release each time, and counted as one."""
+    """A round asked again and again at other parameters is a new release each time, and counted as one."""
     silo = write_silo(
         tmp_path, tiny_settings(), word_files / "validation.jsonl", **{"budget.epsilon": math.inf}
     )
     settings = tiny_settings(**{"privacy.randomness": "os", "privacy.epsilon": None})
-    statuses = [ask(settings, silo)[0][names.STATUS] for _ in range(7)]
+    points = [tiny_settings(**{"prefix.init": "random", "seed": seed}) for seed in range(7)]
+    statuses = [ask(settings, silo, params=point)[0][names.STATUS] for point in points]
     assert statuses == [names.OK] * 5 + [names.LEFT] * 2
     assert len(Ledger(tmp_path / "ledger.sqlite", read_only=True).entries()) == 5
 
@@ -203,7 +204,8 @@ def test_the_budget_is_the_silos_over_all_runs(
     silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl", **changes)
     asked = {"privacy.epsilon": 1e6, "privacy.delta": 0.5, "privacy.randomness": "os"}
     settings = tiny_settings(**asked, **{"privacy.noise_multiplier": 1.5})
-    answers = [ask(settings, silo, run=f"run-{i // 3}")[0] for i in range(40)]
+    tasks = [(f"run-{i // 3}", {names.ROUND: i % 3 + 1}) for i in range(40)]
+    answers = [ask(settings, silo, run=run, **fields)[0] for run, fields in tasks]
     statuses = [info[names.STATUS] for info in answers]
     accepted = statuses.count(names.OK)
     assert statuses == [names.OK] * accepted + [names.LEFT] * (40 - accepted)

@@ -192,6 +192,17 @@ MUTATIONS = (
         ("tests/deployment/test_task_input.py::test_a_lost_task_is_answered_by_the_node",),
     ),
     Mutation(
+        "another-task-gets-the-last-answer",
+        "client/last_answer.py",
+        "    return content if known == task else None\n",
+        "    return content\n",
+        "What a silo sent for one task is sent for the next: an update is aggregated twice.",
+        (
+            "tests/federation/test_client.py::"
+            "test_a_task_that_comes_again_gets_the_same_answer_and_no_new_row",
+        ),
+    ),
+    Mutation(
         "bundle-known-by-its-length",
         "client/approval.py",
         "    return hashlib.sha256(bundle).hexdigest()\n",
