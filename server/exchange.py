@@ -6,18 +6,36 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
 log = logging.getLogger("fedllm")
-A = TypeVar("A")
-T = TypeVar("T")
-OUTAGE, GRACE = 3.0, 15.0
-"""Seconds: see :func:`exchange`."""
+GRACE = 15.0
+"""Seconds from the end of an outage of the SuperLink until tasks without an answer are sent again."""
+
+
+class FailedAttempts(logging.Handler):
+    """Counts this process's failed attempts to reach the SuperLink, by what Flower logs of each.
+
+    Flower's grid tries again within the call and tells its caller nothing.
+    """
+
+    TEXT = "Connection attempt failed, retrying in %.2f seconds"
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+        logging.getLogger("flwr").addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count a record of a failed attempt; others are none of its business."""
+        self.count += record.msg == self.TEXT
+
+
+_attempts = FailedAttempts()
 
 
 class Stopped(Exception):
@@ -32,7 +50,7 @@ def exchange(
     stop: threading.Event,
     on_reply: Callable[[Message], None] | None = None,
     poll: float = 0.02,
-    outage: float | None = None,
+    failures: Callable[[], int] | None = None,
     grace: float = GRACE,
 ) -> list[Message | None]:
     """The reply to each message, or None where none came within ``timeout`` seconds.
@@ -48,29 +66,21 @@ def exchange(
         stop: set by another thread to give up.
         on_reply: called for each reply as it comes.
         poll: seconds between two looks, growing to half a second.
-        outage: seconds; the SuperLink was away where a look took longer. Empty: :data:`OUTAGE` on
-            Flower's deployment engine, and never on others, which lose nothing.
-        grace: seconds from then until tasks are sent again, for answers that are on their way.
+        failures: how often the SuperLink could not be reached so far. Empty: :class:`FailedAttempts` on
+            Flower's deployment engine, and none on others, which lose nothing.
+        grace: seconds from the end of an outage until tasks are sent again, for answers that are on their
+            way.
 
     Raises:
         Stopped: ``stop`` was set.
     """
     if not messages:
         return []
-    if outage is None:
-        outage = OUTAGE if isinstance(grid, HttpGrid) else math.inf
+    if failures is None:
+        failures = (lambda: _attempts.count) if isinstance(grid, HttpGrid) else (lambda: 0)
     end = time.monotonic() + timeout
-    again_at = math.inf
-
-    def timed(call: Callable[[A], Iterable[T]], what: A) -> list[T]:
-        nonlocal again_at
-        began = time.monotonic()
-        found = list(call(what))
-        if time.monotonic() - began > outage:
-            again_at = time.monotonic() + grace
-        return found
-
-    sent = timed(grid.push_messages, messages)
+    again_at, failed = math.inf, failures()
+    sent = grid.push_messages(messages)
     number_of = {message_id: number for number, message_id in enumerate(sent) if message_id}
     first = frozenset(number_of)
     waiting = set(number_of)
@@ -78,17 +88,19 @@ def exchange(
     while waiting and time.monotonic() < end:
         if stop.is_set():
             raise Stopped
+        if failures() != failed:
+            again_at, failed = time.monotonic() + grace, failures()
         if time.monotonic() >= again_at:
             again_at = math.inf
             left = sorted({number_of[message_id] for message_id in waiting})
             log.warning(
                 "the SuperLink was away: %d tasks without an answer are sent again", len(left)
             )
-            sent = timed(grid.push_messages, [_again(messages[i]) for i in left])
+            sent = grid.push_messages([_again(messages[i]) for i in left])
             twins = {message_id: i for message_id, i in zip(sent, left, strict=False) if message_id}
             number_of |= twins
             waiting |= set(twins)
-        came = timed(grid.pull_messages, sorted(waiting))
+        came = list(grid.pull_messages(sorted(waiting)))
         for reply in came:
             message_id = reply.metadata.reply_to_message_id
             if message_id not in waiting:  # a second answer to the same task is ignored

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
+from flwr.proto.runtime_pb2 import GetNodesRequest
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.exchange import Stopped, exchange, wait_for_nodes
+from server.exchange import FailedAttempts, Stopped, exchange, wait_for_nodes
+from simulations.benchmark.local_federation import free_ports
 
 
 class Scripted:
     """A grid whose replies come at given looks: ``script[look]`` names the tasks answered; a negative number
-    -n the task n - 1, by an error. Looks in ``away`` take that many seconds."""
+    -n the task n - 1, by an error. In the looks of ``away`` the SuperLink is not reached at first."""
 
     def __init__(
         self,
         script: Sequence[Sequence[int]],
         nodes: Sequence[Sequence[int]] = (),
-        away: Mapping[int, float] | None = None,
+        away: Sequence[int] = (),
     ) -> None:
-        self.script, self.nodes, self.away = list(script), list(nodes), away or {}
+        self.script, self.nodes, self.away = list(script), list(nodes), away
+        self.failures = 0
         self.sent: list[Message] = []
         self.looks = 0
 
@@ -38,7 +45,7 @@ class Scripted:
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         assert list(message_ids)
         now = self.script[self.looks] if self.looks < len(self.script) else []
-        time.sleep(self.away.get(self.looks, 0))
+        self.failures += self.looks in self.away
         self.looks += 1
         return [
             Message(RecordDict(), reply_to=self.sent[i])
@@ -102,7 +109,7 @@ def test_missing_reply_is_none_after_the_timeout() -> None:
 def test_after_an_outage_tasks_without_an_answer_are_sent_again(
     after: list[list[int]], answered: list[str | None]
 ) -> None:
-    grid: Any = Scripted([[0], [2], [], [], *after], away={1: 0.3})
+    grid: Any = Scripted([[0], [2], [], [], *after], away=[1])
     count: list[Message] = []
     replies = exchange(
         grid,
@@ -110,7 +117,7 @@ def test_after_an_outage_tasks_without_an_answer_are_sent_again(
         timeout=1.5,
         stop=threading.Event(),
         on_reply=count.append,
-        outage=0.2,
+        failures=lambda: grid.failures,
         grace=0.0,
     )
     found = [r and ("error" if r.has_error() else r.metadata.reply_to_message_id) for r in replies]
@@ -124,12 +131,38 @@ def test_after_an_outage_tasks_without_an_answer_are_sent_again(
 
 
 def test_nothing_is_sent_again_while_answers_may_be_on_their_way() -> None:
-    grid: Any = Scripted([[], [], [0]], away={0: 0.3})
-    assert all(exchange(grid, tasks(1), timeout=5, stop=threading.Event(), outage=0.2, grace=9))
-    assert len(grid.sent) == 1
-    grid = Scripted([[], [], [0]], away={0: 0.3})  # an engine that loses nothing
-    assert all(exchange(grid, tasks(1), timeout=5, stop=threading.Event(), grace=0.0))
-    assert len(grid.sent) == 1
+    def sent_of(**options: Any) -> int:
+        grid: Any = Scripted([[], [], [0]], away=[0])
+        if "grace" in options:
+            options["failures"] = lambda: grid.failures
+        assert all(exchange(grid, tasks(1), timeout=5, stop=threading.Event(), **options))
+        return len(grid.sent)
+
+    assert sent_of(grace=9.0) == 1
+    assert sent_of(grace=0.0) == 2
+    assert sent_of() == 1  # an engine that loses nothing
+
+
+def test_flower_tells_of_failed_attempts_as_is_thought_here() -> None:
+    """By its own client, at a port where nobody listens."""
+    attempts = FailedAttempts()
+    try:
+        invoker = make_simple_http_retry_invoker()
+        invoker.max_tries = 3
+        (port,) = free_ports(1)
+        client = RuntimeHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{port}",
+            insecure=True,
+            root_certificates=None,
+            interceptors=[],
+            retry_invoker=invoker,
+        )
+        with pytest.raises(httpx.ConnectError):
+            client.GetNodes(GetNodesRequest())
+        client.close()
+        assert attempts.count == 2
+    finally:
+        logging.getLogger("flwr").removeHandler(attempts)
 
 
 def test_no_tasks_need_no_grid() -> None:
