@@ -103,16 +103,10 @@ def chaos(
     federation = LocalFederation(
         make_folder(folder / "deployment" / "fedllm", *SILOS), folder, labels
     )
-    try:
-        federation.start_server()
-        for name in SILOS:
-            federation.start_node(name)
-        federation.wait_until_online(*SILOS)
+    with federation.up():
         run = federation.submit(experiment)
         _kill_until_over(federation, run, rng, every, outcome)
-    finally:
-        federation.close()
-        outcome.seconds = time.monotonic() - began
+    outcome.seconds = time.monotonic() - began
     _judge(run, federation, rounds, outcome)
     for number in range(references):
         reference = RunFolder.create(load_settings(experiment), folder / f"undisturbed-{number}")

@@ -33,12 +33,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import tomli_w
 from rich.console import Console
 from rich.table import Table
 
 from simulations.benchmark import tiny
-from simulations.benchmark.deployment_rounds import Probed, read_times
+from simulations.benchmark.deployment_rounds import Probed, read_times, write_experiment
 from simulations.benchmark.local_federation import make_folder
 from simulations.benchmark.timing import Spread, paired_ratio
 
@@ -117,37 +116,14 @@ def measure(folder: Path, rounds: int, nodes: int, model: str = "") -> list[dict
     Raises:
         RuntimeError: the run failed.
     """
-    for name, save in (("model", tiny.save_encoder), ("words", tiny.save_words)):
-        (folder / name).mkdir(parents=True)
-        save(folder / name)
     silos = list(tiny.SILOS)[:nodes]
-    changes: dict[str, Any] = {
-        "server.rounds": rounds,
-        "data.silo_names": silos,
-        "privacy.epsilon": 1e5,
-        "server.timeout": 1800.0,
-        "server.wait_for_clients": 1200.0,
-        "evaluation.every": 1000,
-    }
-    if model:
-        changes["model.name"] = model
-    experiment = folder / "experiment.toml"
-    tree = tiny.tree(folder / "model", folder / "words", **changes)
-    experiment.write_text(tomli_w.dumps(tree), encoding="utf-8")
-    (folder / "deployment").mkdir()
+    changes = {"evaluation.every": 1000} | ({"model.name": model} if model else {})
+    experiment = write_experiment(folder, rounds, silos, **changes)
     federation = Alternating(
         make_folder(folder / "deployment" / "fedllm", *silos), folder / "words"
     )
-    try:
-        federation.start_server()
-        for name in silos:
-            federation.start_node(name)
-        federation.wait_until_online(*silos)
-        run = federation.submit(experiment)
-        if federation.wait_until_over(run, 3600) != "finished":
-            raise RuntimeError(f"the run is {run.state()['status']}: {run.state()['message']}")
-    finally:
-        federation.close()
+    with federation.up():
+        federation.run(experiment)
     server = read_times(federation.times("server"))
     return [
         {"silo": silo, "round": number, "process": FRESH if number % 2 else KEPT}

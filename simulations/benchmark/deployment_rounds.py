@@ -106,19 +106,30 @@ def covered(records: Sequence[Mapping[str, Any]]) -> float:
     return total
 
 
+def write_experiment(folder: Path, rounds: int, silos: list[str], **changes: Any) -> Path:
+    """The tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` beside."""
+    for name, save in (("model", tiny.save_encoder), ("words", tiny.save_words)):
+        (folder / name).mkdir(parents=True)
+        save(folder / name)
+    (folder / "deployment").mkdir()
+    common: dict[str, Any] = {
+        "server.rounds": rounds,
+        "data.silo_names": silos,
+        "privacy.epsilon": 1e5,
+        "server.timeout": 1800.0,
+        "server.wait_for_clients": 1200.0,
+    }
+    tree = tiny.tree(folder / "model", folder / "words", **common | changes)
+    path = folder / "experiment.toml"
+    path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    return path
+
+
 def in_deployment(folder: Path, experiment: Path, silos: list[str]) -> Split:
     """The split of the rounds over nodes on this machine."""
     federation = Probed(make_folder(folder / "fedllm", *silos), folder.parent / "words")
-    try:
-        federation.start_server()
-        for name in silos:
-            federation.start_node(name)
-        federation.wait_until_online(*silos)
-        run = federation.submit(experiment)
-        if federation.wait_until_over(run, 3600) != "finished":
-            raise RuntimeError(f"the run is {run.state()['status']}: {run.state()['message']}")
-    finally:
-        federation.close()
+    with federation.up():
+        federation.run(experiment)
     times = {name: read_times(federation.times(name)) for name in silos}
     return split(read_times(federation.times("server")), times)
 
@@ -158,21 +169,8 @@ def measure(folder: Path, rounds: int, nodes: int) -> dict[str, Split]:
     Raises:
         RuntimeError: a run failed.
     """
-    for name, save in (("model", tiny.save_encoder), ("words", tiny.save_words)):
-        (folder / name).mkdir(parents=True)
-        save(folder / name)
     silos = list(tiny.SILOS)[:nodes]
-    changes: dict[str, Any] = {
-        "server.rounds": rounds,
-        "data.silo_names": silos,
-        "privacy.epsilon": 1e5,
-        "server.timeout": 1800.0,
-        "server.wait_for_clients": 1200.0,
-    }
-    experiment = folder / "experiment.toml"
-    tree = tiny.tree(folder / "model", folder / "words", **changes)
-    experiment.write_text(tomli_w.dumps(tree), encoding="utf-8")
-    (folder / "deployment").mkdir()
+    experiment = write_experiment(folder, rounds, silos)
     return {
         "deployment": in_deployment(folder / "deployment", experiment, silos),
         "simulation": in_simulation(folder / "simulation", experiment),

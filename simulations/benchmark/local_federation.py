@@ -11,9 +11,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import tomli_w
 
@@ -195,6 +195,30 @@ class LocalFederation:
             return [place.parent for place in places if place.parent not in known]
 
         return RunFolder.open(wait_for(made, "a run folder")[0])
+
+    @contextlib.contextmanager
+    def up(self) -> Iterator[Self]:
+        """Start the server and all nodes, wait until they are online, and end everything at the end."""
+        nodes = self.folder.load().nodes
+        try:
+            self.start_server()
+            for name in nodes:
+                self.start_node(name)
+            self.wait_until_online(*nodes)
+            yield self
+        finally:
+            self.close()
+
+    def run(self, experiment: Path, seconds: float = 3600) -> RunFolder:
+        """Run an experiment to its end.
+
+        Raises:
+            RuntimeError: it did not finish.
+        """
+        run = self.submit(experiment)
+        if self.wait_until_over(run, seconds) != "finished":
+            raise RuntimeError(f"the run is {run.state()['status']}: {run.state()['message']}")
+        return run
 
     # What is to be seen
 

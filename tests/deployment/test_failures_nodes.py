@@ -28,14 +28,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, word_files: Path) -> Iterato
     """A server and the nodes alpha and beta, which obey faults."""
     path = tmp_path_factory.mktemp("faulty") / "fedllm"
     running = FaultyFederation(make_folder(path, *SILOS), word_files)
-    try:
-        running.start_server()
-        for name in SILOS:
-            running.start_node(name)
-        running.wait_until_online(*SILOS)
+    with running.up():
         yield running
-    finally:
-        running.close()
 
 
 @pytest.fixture

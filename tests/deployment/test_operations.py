@@ -29,14 +29,8 @@ def running(tmp_path_factory: pytest.TempPathFactory, word_files: Path) -> Itera
     """A server and two nodes of its own, for what is done to it here."""
     path = tmp_path_factory.mktemp("operations") / "fedllm"
     made = Federation(make_folder(path, *SILOS), word_files)
-    try:
-        made.start_server()
-        for name in SILOS:
-            made.start_node(name)
-        made.wait_until_online(*SILOS)
+    with made.up():
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
