@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
 log = logging.getLogger("fedllm")
@@ -56,9 +57,9 @@ def exchange(
     """The reply to each message, or None where none came within ``timeout`` seconds.
 
     A SuperLink that dies while it hands a task out has it noted as delivered, and the node never gets it.
-    So after the SuperLink was away, tasks without an answer are sent once more; of two answers
-    the first counts, and a node with its own data answers the same task by the same bytes
-    (:mod:`client.last_answer`).
+    An answer that it was being sent it forgets, and says so by an error. So after the SuperLink was away, tasks
+    without an answer or with an error are sent once more; of two answers the first counts, and a node
+    with its own data answers the same task by the same bytes (:mod:`client.last_answer`).
 
     Args:
         grid: Flower's connection to the nodes.
@@ -80,45 +81,77 @@ def exchange(
         failures = (lambda: _attempts.count) if isinstance(grid, HttpGrid) else (lambda: 0)
     end = time.monotonic() + timeout
     again_at, failed = math.inf, failures()
-    sent = grid.push_messages(messages)
-    number_of = {message_id: number for number, message_id in enumerate(sent) if message_id}
-    first = frozenset(number_of)
-    waiting = set(number_of)
+    number_of: dict[str, int] = {}
     replies: dict[int, Message] = {}
-    while waiting and time.monotonic() < end:
+    errors: dict[int, Message] = {}  # of tasks that will be sent again
+
+    def send(numbers: Sequence[int], chosen: Sequence[Message]) -> set[str]:
+        sent = dict(zip(_push(grid, chosen, failures), numbers, strict=False))
+        number_of.update({message_id: number for message_id, number in sent.items() if message_id})
+        return {message_id for message_id in sent if message_id}
+
+    def accept(number: int, reply: Message) -> None:
+        replies[number] = reply
+        if on_reply is not None:
+            on_reply(reply)
+
+    waiting = send(range(len(messages)), messages)
+    while (waiting or errors) and time.monotonic() < end:
         if stop.is_set():
             raise Stopped
         if failures() != failed:
             again_at, failed = time.monotonic() + grace, failures()
         if time.monotonic() >= again_at:
             again_at = math.inf
-            left = sorted({number_of[message_id] for message_id in waiting})
+            left = sorted({number_of[message_id] for message_id in waiting} | set(errors))
             log.warning(
                 "the SuperLink was away: %d tasks without an answer are sent again", len(left)
             )
-            sent = grid.push_messages([_again(messages[i]) for i in left])
-            twins = {message_id: i for message_id, i in zip(sent, left, strict=False) if message_id}
-            number_of |= twins
-            waiting |= set(twins)
-        came = list(grid.pull_messages(sorted(waiting)))
+            again = send(left, [_again(messages[number]) for number in left])
+            waiting |= again
+            for number in {number_of[message_id] for message_id in again} & set(errors):
+                del errors[number]
+            for number in sorted(errors):  # to whom nothing can be sent
+                accept(number, errors.pop(number))
+        came = list(grid.pull_messages(sorted(waiting))) if waiting else []
         for reply in came:
             message_id = reply.metadata.reply_to_message_id
             if message_id not in waiting:  # a second answer to the same task is ignored
                 continue
             waiting.discard(message_id)
-            if reply.has_error() and message_id not in first:
-                continue  # to the task that was sent again: the first may be answered yet
             number = number_of[message_id]
-            waiting = {other for other in waiting if number_of[other] != number}
-            replies[number] = reply
-            if on_reply is not None:
-                on_reply(reply)
+            twins = {other for other in waiting if number_of[other] == number}
+            if reply.has_error() and (twins or again_at < math.inf):
+                if not twins:
+                    errors[number] = reply
+                continue
+            waiting -= twins
+            accept(number, reply)
         if not came:
             stop.wait(poll)
             poll = min(poll * 1.2, 0.5)
         else:
             poll = 0.02
-    return [replies.get(number) for number in range(len(messages))]
+    return [replies.get(number, errors.get(number)) for number in range(len(messages))]
+
+
+def _push(
+    grid: Grid, messages: Sequence[Message], failures: Callable[[], int], tries: int = 5
+) -> list[str]:
+    """Send messages; once more, where the SuperLink went away meanwhile and forgot that it was being sent them.
+
+    Raises:
+        ObjectPushError: that was not the reason, or it went away each time.
+    """
+    while True:
+        failed, tries = failures(), tries - 1
+        try:
+            return list(grid.push_messages(messages))
+        except ObjectPushError:
+            if failures() == failed or not tries:
+                raise
+            log.warning("the SuperLink was away as tasks were sent: all are sent again")
+            messages = [_again(message) for message in messages]
 
 
 def _again(message: Message) -> Message:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
 from flwr.proto.runtime_pb2 import GetNodesRequest
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -102,7 +103,9 @@ def test_missing_reply_is_none_after_the_timeout() -> None:
         ([[1], [3]], ["m0", "m1", "m2"]),  # it was not lost, but slow
         ([[1, 3]], ["m0", "m1", "m2"]),  # both at once
         ([[-4], [1]], ["m0", "m1", "m2"]),  # an error of the second counts for nothing
-        ([[-2], [3]], ["m0", "error", "m2"]),  # one of the first does
+        ([[-2], [3]], ["m0", "m3", "m2"]),  # nor one of the first, while the second may come
+        ([[-2], [-4]], ["m0", "error", "m2"]),
+        ([[-4], [-2]], ["m0", "error", "m2"]),
         ([], ["m0", None, "m2"]),
     ],
 )
@@ -128,6 +131,51 @@ def test_after_an_outage_tasks_without_an_answer_are_sent_again(
     assert again.content is first.content
     assert again.metadata.dst_node_id == first.metadata.dst_node_id == 11
     assert again.metadata.message_type == "train"
+
+
+def test_an_error_after_an_outage_is_a_reason_to_send_again() -> None:
+    """The SuperLink forgot that it was being sent the answer; the node gives it again."""
+    grid: Any = Scripted([[0], [-2], [], [2]], away=[0])
+    options: Any = {"failures": lambda: grid.failures, "grace": 0.05}
+    replies = exchange(grid, tasks(2), timeout=5, stop=threading.Event(), **options)
+    assert [r.metadata.reply_to_message_id for r in replies if r] == ["m0", "m2"]
+    assert not any(r.has_error() for r in replies if r)
+    # Late in the time that a round has, the error is all there is to tell.
+    grid = Scripted([[0], [-2]], away=[0])
+    options["grace"] = 60.0
+    replies = exchange(grid, tasks(2), timeout=0.5, stop=threading.Event(), **options)
+    assert [bool(r and r.has_error()) for r in replies] == [False, True]
+    # Without an outage it is the answer.
+    grid = Scripted([[0], [-2]])
+    replies = exchange(grid, tasks(2), timeout=5, stop=threading.Event(), grace=0.0)
+    assert [bool(r and r.has_error()) for r in replies] == [False, True]
+    assert len(grid.sent) == 2
+
+
+def test_tasks_are_sent_anew_where_the_superlink_forgot_that_it_was_being_sent_them() -> None:
+    class Forgets(Scripted):
+        left = 2
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            ids = super().push_messages(messages)
+            if self.left:
+                self.left -= 1
+                self.failures += self.reached_again
+                raise ObjectPushError("object", 1, "session")
+            return ids
+
+        reached_again = 1
+
+    grid: Any = Forgets([[4], [5]])
+    replies = exchange(
+        grid, tasks(2), timeout=5, stop=threading.Event(), failures=lambda: grid.failures
+    )
+    assert [r.metadata.reply_to_message_id for r in replies if r] == ["m4", "m5"]
+    assert len({message.metadata.message_id for message in grid.sent}) == 6
+    grid = Forgets([[4], [5]])
+    grid.reached_again = 0  # no outage: the reason is another
+    with pytest.raises(ObjectPushError):
+        exchange(grid, tasks(2), timeout=5, stop=threading.Event(), failures=lambda: grid.failures)
 
 
 def test_nothing_is_sent_again_while_answers_may_be_on_their_way() -> None:
