@@ -199,8 +199,10 @@ def test_a_task_that_is_over_ends_itself_and_not_the_executor(
         executor = Executor(silo, address)
         executor._run_task("a token of before", 1)
         executor.worker = WorkerProcess(bundle, digest_of(bundle), silo)
+        over = threading.Event()
         with contextlib.closing(address.client("a token of before")) as client:
-            assert executor._beat(client)
+            assert executor._beat(client, over)
+        assert over.is_set()
         wait_for(lambda: executor.worker is not None and not executor.worker.alive, "its end", 30)
         assert not executor.stop.is_set()
         executor._end_worker()
