@@ -198,9 +198,7 @@ def _work_or_last_answer(
     message: Message, context: Context, worker: SiloWorker, work: Callable[[], RecordDict]
 ) -> RecordDict:
     """What the work gives; at a silo with its own file what it gave, where the last task comes again."""
-    if not _has_own_file(
-        context
-    ):  # simulation: nothing is lost on the way, and nothing comes again
+    if not _has_own_file(context):  # simulation, where nothing is lost on the way
         return work()
     silo, task = str(worker.ledger.path), task_key(message)
     known = answer_of(silo, task)

@@ -130,7 +130,8 @@ def prior_of_releases(
 
 def chance_of_noise_in(settings: Settings, releases: Mapping[str, Tensor]) -> float | None:
     """The probability that noise alone gives what the silos released; None without noise."""
-    return chance_of_noise(torch.stack(list(releases.values())), **_noise(settings, releases))
+    rows = torch.stack([releases[name] for name in sorted(releases)])
+    return chance_of_noise(rows, **_noise(settings, releases))
 
 
 def _noise(settings: Settings, silos: Iterable[str]) -> dict[str, float]:
@@ -139,7 +140,7 @@ def _noise(settings: Settings, silos: Iterable[str]) -> dict[str, float]:
     by_client = settings.privacy.unit == "client"
     divisors = [
         1.0 if by_client else float(settings.for_silo(name).client.batch_size or 1)
-        for name in silos
+        for name in sorted(silos)  # not as they answered: the same bits each time
     ]
     return {
         "noise_multiplier": settings.codec.statistics_noise
