@@ -73,8 +73,11 @@ class OwnBudget(Section):
     unit: Literal["example", "client"] = Field(
         "example", description="What one record is; runs for another unit are refused."
     )
-    relation: Literal["add-or-remove-one", "replace-one"] = Field(
-        "add-or-remove-one", description="Neighbouring relation of the bound."
+    relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
+        "zero-out",
+        description="Neighbouring relation of the bound. `zero-out`: one example replaced by an empty one, the "
+        "number of examples being public. `add-or-remove-one`: the same epsilon where the number stays secret "
+        "(runs with data.sizes=private, no `size` among limits.quantities). `replace-one`: unit client.",
     )
     accountant: Literal["pld", "rdp"] = Field("pld", description="Accountant that holds the bound.")
 
@@ -185,9 +188,10 @@ class SiloFile(Section):
     def _check(self) -> SiloFile:
         if self.budget.unit == "example" and self.budget.relation == "replace-one":
             raise ValueError(
-                "Expected budget.relation=add-or-remove-one for budget.unit=example (amplification by Poisson "
+                "Expected budget.relation=zero-out for budget.unit=example (amplification by Poisson "
                 "sampling is stated for it), got budget.relation=replace-one"
             )
+        self._check_secret_number()
         if "none" in self.limits.mechanisms and self.budget.epsilon < math.inf:
             raise ValueError(
                 "Expected budget.epsilon=inf to allow limits.mechanisms=none (training without a guarantee "
@@ -199,6 +203,22 @@ class SiloFile(Section):
                 f"guarantee), got budget.epsilon={self.budget.epsilon:g}"
             )
         return self
+
+    def _check_secret_number(self) -> None:
+        """Refuse a budget for adding or removing where the number is no secret."""
+        if self.budget.relation != "add-or-remove-one":
+            return
+        if self.budget.unit == "client":
+            raise ValueError(
+                "Expected budget.relation=zero-out for budget.unit=client (the server sees that the silo takes "
+                "part; the numbers are the same), got budget.relation=add-or-remove-one"
+            )
+        if "size" in self.limits.quantities:
+            raise ValueError(
+                "Expected budget.relation=zero-out (the same numbers), or no `size` among limits.quantities: "
+                "where the number of examples may leave, no epsilon holds for adding or removing one; got "
+                "budget.relation=add-or-remove-one"
+            )
 
     def own_bounds(self) -> OwnBounds:
         """Budget and limits as the silo's account holds them."""

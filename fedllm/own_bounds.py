@@ -43,7 +43,7 @@ class OwnBounds:
     epsilon: float
     delta: float
     unit: str = "example"
-    relation: str = "add-or-remove-one"
+    relation: str = "zero-out"
     accountant: str = "pld"
     rounds: int = 1000
     noise_multiplier: float = 0.0
@@ -65,7 +65,8 @@ class OwnBounds:
         """Whether the silo's budget can be held for these settings at all.
 
         Raises:
-            LimitRefused: another unit than the budget's, or noise that the silo does not add itself,
+            LimitRefused: another unit than the budget's, a public number of examples where the
+                budget's relation needs a secret one, or noise that the silo does not add itself,
                 so that no row of its own ledger would tell what leaves it.
         """
         privacy = settings.privacy
@@ -73,6 +74,11 @@ class OwnBounds:
             raise LimitRefused(
                 f"Expected privacy.unit={self.unit} (budget.unit of the silo's own file), got "
                 f"privacy.unit={privacy.unit}"
+            )
+        if self.relation == "add-or-remove-one" and settings.data.sizes != "private":
+            raise LimitRefused(
+                "Expected data.sizes=private (budget.relation=add-or-remove-one of the silo's own file, which "
+                f"needs a secret number of examples), got data.sizes={settings.data.sizes}"
             )
         if privacy.noise_by != "client":
             raise LimitRefused(

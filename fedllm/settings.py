@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedllm.settings_checks import check_codec, check_flatness
+from fedllm.settings_checks import check_codec, check_flatness, check_relation
 from fedllm.settings_clipping import ClippingSettings, check_clipping
 from fedllm.settings_codec import CodecSettings
 from fedllm.settings_flatness import (
@@ -379,15 +379,7 @@ class Settings(Section):
                 "Expected evaluation.clients off or raw for privacy.unit=client (a silo's counts "
                 "have no useful client-level release), got evaluation.clients=private"
             )
-        if (
-            self.privacy.unit == "example"
-            and self.privacy.mode == "dp"
-            and (self.privacy.relation == "replace-one")
-        ):
-            raise ValueError(
-                "Expected privacy.relation=add-or-remove-one for privacy.unit=example (amplification "
-                "by Poisson sampling is stated for it), got privacy.relation=replace-one"
-            )
+        check_relation(self)
         check_codec(self)
         check_clipping(self)
         check_flatness(self)

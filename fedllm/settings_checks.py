@@ -8,6 +8,42 @@ if TYPE_CHECKING:
     from fedllm.settings import Settings
 
 
+def check_relation(settings: Settings) -> None:
+    """Whether the neighbouring relation is one that the run can prove.
+
+    Add-or-remove-one needs a number of records that nobody learns. At unit example that is
+    ``data.sizes = "private"``: no size is sent, the sampling rate and the divisor are settings, and what
+    counts examples (evaluation by the silos, adaptive clipping) carries noise. At unit client it is never so:
+    the names of the silos are public and in the report, the server sees who answers, and with noise by the
+    server the sum is divided by the expected number of silos, which moves with their number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    privacy = settings.privacy
+    if privacy.mode != "dp":
+        return
+    if privacy.relation == "replace-one" and privacy.unit == "example":
+        raise ValueError(
+            "Expected privacy.relation=zero-out for privacy.unit=example (amplification by Poisson "
+            "sampling is stated for it), got privacy.relation=replace-one"
+        )
+    if privacy.relation != "add-or-remove-one":
+        return
+    if privacy.unit == "client":
+        raise ValueError(
+            "Expected privacy.relation=zero-out (or replace-one) for privacy.unit=client (who takes part is "
+            "public, so no epsilon holds for adding or removing a silo; zero-out has the same numbers), got "
+            "privacy.relation=add-or-remove-one"
+        )
+    if settings.data.sizes == "public":
+        raise ValueError(
+            "Expected privacy.relation=zero-out (the default; the same numbers) or data.sizes=private: with "
+            "data.sizes=public the number of examples is known, and no epsilon holds for adding or removing "
+            "one; got privacy.relation=add-or-remove-one"
+        )
+
+
 def check_flatness(settings: Settings) -> None:
     """Whether what [awp], [layers] and [teacher] need is there.
 

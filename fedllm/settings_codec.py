@@ -44,7 +44,7 @@ class CodecSettings(Section):
     statistics_noise: PositiveFloat = Field(
         4.0,
         description="Noise multiplier of each client's release of statistics (over its sensitivity "
-        "to adding or removing one).",
+        "to one record or none in its place).",
     )
     noise: Literal["before-encoding", "in-code"] = Field(
         "before-encoding",

@@ -84,6 +84,22 @@ def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Setting
         raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 
+def with_proven_relation(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a run of an earlier version, with the relation that it proves.
+
+    They name add-or-remove-one, the default then, whatever the sizes. Where those are public, or the unit is
+    the client, what the run proves is zero-out, with the same numbers. For reading what was done: a new run's
+    settings are refused instead (:func:`fedllm.settings_checks.check_relation`).
+    """
+    privacy, data = tree.get("privacy"), tree.get("data")
+    if not isinstance(privacy, Mapping) or privacy.get("relation") != "add-or-remove-one":
+        return tree
+    private = isinstance(data, Mapping) and data.get("sizes") == "private"
+    if private and privacy.get("unit", "example") == "example":
+        return tree
+    return {**tree, "privacy": {**privacy, "relation": "zero-out"}}
+
+
 def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
     """Set ``section.key=value`` in ``tree``, in place.
 

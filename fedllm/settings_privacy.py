@@ -92,8 +92,12 @@ class PrivacySettings(Section):
         description="Unit client: who adds the noise. `client` holds against the server; "
         "`server` needs a trusted server and holds against outsiders only. Unit example: client.",
     )
-    relation: Literal["add-or-remove-one", "replace-one"] = Field(
-        "add-or-remove-one", description="Neighbouring relation of the guarantee."
+    relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
+        "zero-out",
+        description="Neighbouring relation of the guarantee. `zero-out`: one example (or all data of one silo) "
+        "replaced by an empty one, the number of examples (or who takes part) being public. "
+        "`add-or-remove-one`: one example more or less, at the same epsilon, where nobody learns how many "
+        "there are: unit example with data.sizes=private. `replace-one`: replaced by any other; unit client.",
     )
     accountant: Literal["pld", "rdp"] = Field(
         "pld", description="Accountant that calibrates the noise and stops the run."
@@ -161,10 +165,10 @@ class PrivacySettings(Section):
                     f"Expected no privacy.{name} for {asked} (the noise follows from privacy.epsilon, and "
                     f"nothing is guaranteed there), got privacy.{name}={value:g}"
                 )
-        if self.calibrate_to == "claimed" and self.relation != "add-or-remove-one":
+        if self.calibrate_to == "claimed" and self.relation == "replace-one":
             raise ValueError(
-                f"Expected privacy.relation=add-or-remove-one for {asked} (the claim is about it), got "
-                f"privacy.relation={self.relation}"
+                f"Expected privacy.relation=zero-out or add-or-remove-one for {asked} (the claim is about "
+                f"them), got privacy.relation={self.relation}"
             )
 
     @model_validator(mode="after")

@@ -15,6 +15,7 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
 
 from fedllm.mechanism import multiplier_of, noise_of, number_multiplier
 from fedllm.own_bounds import OwnBounds
+from fedllm.recorded_relation import SIZES, composes, proven_relation
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
@@ -66,8 +67,8 @@ class SiloAccount:
     Raises:
         BudgetExceeded: other runs on the ledger have left no room for this one.
         ValueError: no noise multiplier reaches the target whatever other runs spent, or the ledger
-            holds what this party spent for another privacy unit (they do not compose); the message
-            says so.
+            holds what this party spent for another privacy unit, or with a public number of examples under
+            a relation that needs a secret one (they do not compose); the message says so.
         LimitRefused: the silo's own limits do not allow the mechanism.
     """
 
@@ -95,6 +96,7 @@ class SiloAccount:
         self.private = settings.privacy.mode == "dp"
         self.adversary = protected_from(settings)
         self._refuse_other_units()
+        self._refuse_known_numbers()
         self.sampling_rate = sampling_rate(settings, examples)
         self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
@@ -182,6 +184,20 @@ class SiloAccount:
                     f"Expected a ledger with privacy.unit={self.unit.value} only for {self.party}, "
                     f"{self.ledger.path} holds what was spent for privacy.unit={unit.value}: units "
                     "do not compose"
+                )
+
+    def _refuse_known_numbers(self) -> None:
+        own = None if self.own is None else self.own.relation
+        asked = Relation.ADD_OR_REMOVE_ONE
+        if asked not in (self.relation, own):
+            return
+        for row in self.ledger.entries(party=self.party, unit=self.unit):
+            if not composes(row, asked):
+                raise ValueError(
+                    f"Expected a ledger without public numbers of examples for {asked.value}, "
+                    f"{self.ledger.path} holds rows of the run {row.run} that are proven for "
+                    f"{proven_relation(row)} alone: use privacy.relation=zero-out, or another ledger for "
+                    "data that were never used"
                 )
 
     def epsilon(self) -> float:
@@ -324,6 +340,7 @@ class SiloAccount:
             "run_epsilon": privacy.run_epsilon,
             "delta": privacy.delta,
             "relation": str(self.relation),
+            SIZES: self.settings.data.sizes,
             "randomness": privacy.randomness,
         }
 

@@ -5,8 +5,9 @@ C moves by
 
     C <- C exp(-rate (b - quantile)),        b: the noisy share of vectors with norm <= C      (algorithm 1).
 
-Guarantee: each record adds b_i - 1/2 to the count, b_i in {0, 1}, so that adding or removing it changes the count by 1/2
-exactly (replacing it: by at most 1, twice that). With noise of standard deviation s_b the count is a Gaussian mechanism of
+Guarantee: each record adds b_i - 1/2 to the count, b_i in {0, 1}, so that adding or removing it, or putting the null
+record in its place, changes the count by 1/2 exactly (replacing it by another: by at most 1, twice that). The null
+record is not counted: an empty one of norm 0 <= C that was, with + 1/2, could be a change by 1. With noise of standard deviation s_b the count is a Gaussian mechanism of
 multiplier 2 s_b, and sum and count of the same records together are one of multiplier z where (their theorem 1)
 
     1 / z^2 = 1 / z_sum^2 + 1 / (2 s_b)^2.
@@ -27,7 +28,7 @@ from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource
 
 SENSITIVITY = 0.5
-"""Of the count, to adding or removing a record."""
+"""Of the count, to a record or none in its place."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """The clipping norm stays between these."""
 

@@ -42,7 +42,7 @@ class Budget:
         self,
         epsilon: float,
         delta: float,
-        relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+        relation: Relation = Relation.ZERO_OUT,
         adversary: str = "server",
         accountant: str = "pld",
     ) -> None:

@@ -138,7 +138,7 @@ def clip_and_sum(
 ) -> ClippedSum:
     """Clip each example's concatenated vector to an L2 norm, and sum over the examples.
 
-    The L2 sensitivity of the concatenated sums is clip_norm under add-or-remove-one, and
+    The L2 sensitivity of the concatenated sums is clip_norm under zero-out and add-or-remove-one, and
     2 * clip_norm under replace-one.
 
     Args:

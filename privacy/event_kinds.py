@@ -42,7 +42,7 @@ class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
 
 @attr.s(frozen=True, auto_attribs=True)
 class PureDpEvent(DpEvent):  # type: ignore[misc]
-    """One use of any mechanism that is (epsilon, 0)-DP under add-or-remove-one.
+    """One use of any mechanism that is (epsilon, 0)-DP under zero-out and add-or-remove-one.
 
     Its dominating pair is that of randomised response with the losses +epsilon and -epsilon, at the
     probabilities e^eps / (1 + e^eps) and 1 / (1 + e^eps). Proof (Kairouz, Oh and Viswanath 2015, arXiv

@@ -52,7 +52,7 @@ def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpE
 
 
 def pure_dp(epsilon: float) -> DpEvent:
-    """The event of a mechanism that is (epsilon, 0)-DP under add-or-remove-one, such as a noisy choice.
+    """The event of a mechanism that is (epsilon, 0)-DP under zero-out and add-or-remove-one, such as a noisy choice.
 
     Raises:
       ValueError: epsilon is not finite and > 0.

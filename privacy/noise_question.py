@@ -24,7 +24,7 @@ class NoiseQuestion:
     """What the noise is for: numbers, or vectors, that a record changes by at most 1 (in L2 norm).
 
     Attributes:
-      epsilon, delta: The target of all steps together, under add-or-remove-one.
+      epsilon, delta: The target of all steps together, under zero-out.
       steps: How many numbers (vectors) are released, each in a step of its own.
       sampling_rate: Probability of each record to be in a step, drawn anew for each (Poisson).
       objective: What is made least (of usefulness: its complement).

@@ -116,7 +116,7 @@ def choose_release(
     beside: Mapping[DpEvent, int] = _NONE,
     cache_dir: Path | None = None,
 ) -> NumberChoice:
-    """The release of least noise over signal, at the same (epsilon, delta) under add-or-remove-one.
+    """The release of least noise over signal, at the same (epsilon, delta) under zero-out.
 
     Nothing is drawn at random and nothing private is asked: the same question has the same answer.
 

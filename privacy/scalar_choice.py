@@ -68,7 +68,7 @@ def choose_noise(
       ValueError: A parameter is out of range.
 
     Guarantee: whatever is chosen, its event is `scalar_noise(noise)` (or `discrete_gaussian(sigma)`), and with
-    it the plan is (`epsilon`, delta)-DP under add-or-remove-one.
+    it the plan is (`epsilon`, delta)-DP under zero-out.
     """
     if family not in ("auto", "discrete-gaussian", *FAMILIES):
         raise ValueError(

@@ -1,4 +1,14 @@
-"""The words in which a guarantee is stated: unit, neighbouring relation, adversary."""
+"""The words in which a guarantee is stated: unit, neighbouring relation, adversary.
+
+The null record. Under zero-out one record is replaced by the null record, and the number of records stays.
+The null record contributes nothing to any release: it is sampled like any other, adds the zero vector to each
+sum of vectors, zero to each count, and zero to each utility of a choice. So a mechanism has on data with the
+null record the same distribution of outputs as on the data without it, with the same sampling rates,
+divisors and noise. These are public here and no function of the data, so each proof for add-or-remove-one,
+which compares the two data sets at fixed rates and divisors, proves zero-out with the same pair of
+distributions and the same epsilon. The reverse fails: where somebody learns the number of records, two data
+sets that differ in it are told apart with certainty, and no epsilon holds for adding or removing one.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +27,51 @@ class Unit(StrEnum):
 
 
 class Relation(StrEnum):
-    """What makes two data sets neighbours."""
+    """What makes two data sets neighbours: the module says what the null record is.
 
+    * zero-out: one record is replaced by the null record; the number of records is the same, and public.
+    * add-or-remove-one: one data set has one record more. Only where nobody learns the number of records.
+    * replace-one: one record is replaced by any other; a contribution moves by twice its bound.
+    """
+
+    ZERO_OUT = "zero-out"
     ADD_OR_REMOVE_ONE = "add-or-remove-one"
     REPLACE_ONE = "replace-one"
 
     @property
     def dp_accounting(self) -> dp_accounting.NeighboringRelation:
         """The same relation in dp_accounting's vocabulary."""
+        return {
+            Relation.ZERO_OUT: dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
+            Relation.ADD_OR_REMOVE_ONE: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+            Relation.REPLACE_ONE: dp_accounting.NeighboringRelation.REPLACE_ONE,
+        }[self]
+
+    @property
+    def doubles(self) -> bool:
+        """Whether a contribution of norm at most C moves a sum by up to 2 C, and not C."""
+        return self is Relation.REPLACE_ONE
+
+    def implies(self, other: Relation) -> bool:
+        """Whether a proof for this relation is one for the other, with the same epsilon.
+
+        Add-or-remove-one implies zero-out (see the module). Nothing else is implied here.
+        """
+        return self is other or (self is Relation.ADD_OR_REMOVE_ONE and other is Relation.ZERO_OUT)
+
+    def describe(self, unit: Unit, party: str = "client") -> str:
+        """What may differ between two neighbours, in words; `party` is what a client is called."""
+        subject, null, number = (
+            ("one training example", "an empty one", "the number of examples")
+            if unit is Unit.EXAMPLE
+            else (f"all data of one {party}", "no data", "who takes part")
+        )
+        if self is Relation.ZERO_OUT:
+            return f"{subject} replaced by {null}, {number} being public"
         if self is Relation.ADD_OR_REMOVE_ONE:
-            return dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-        return dp_accounting.NeighboringRelation.REPLACE_ONE
+            return f"{subject} added or removed, {number} being secret"
+        other = "another" if unit is Unit.EXAMPLE else "other data"
+        return f"{subject} replaced by {other}"
 
 
 class Adversary(str):
@@ -124,6 +168,7 @@ class Guarantee:
         shown = math.ceil(self.epsilon * 1000 - 1e-9) / 1000
         return (
             f"{verb}: epsilon = {shown:g} at delta = {self.delta:g}{mu} for {subject} "
-            f"(neighbouring relation: {self.relation.value}) against {whom}, "
+            f"(neighbouring relation {self.relation.value}: {self.relation.describe(self.unit)}) "
+            f"against {whom}, "
             f"by the {self.accountant} accountant.{note}"
         )

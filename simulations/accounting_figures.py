@@ -13,6 +13,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from fedllm.recorded_relation import composes, notes_on, proven_relation
 from fedllm.report.accounting import EVERYBODY, no_guarantee_reasons
 from privacy.accountants import (
     ACCOUNTANTS,
@@ -44,12 +45,13 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def assumes(unit: Unit, adversary: Adversary) -> str:
+def assumes(unit: Unit, relation: Relation, adversary: Adversary) -> str:
     """What must be true of a planned schedule for its numbers to hold."""
     return (
         f"each {unit.value} is in each step's sample independently with the sample rate (Poisson); "
         "its contribution is clipped to the clipping norm; Gaussian noise of noise multiplier x "
-        f"clipping norm protects each step's sum against the adversary ({adversary})"
+        f"clipping norm protects each step's sum against the adversary ({adversary}); neighbours "
+        f"({relation.value}): {relation.describe(unit)}"
     )
 
 
@@ -78,7 +80,7 @@ def account_schedule(
         "noise_multiplier": noise_multiplier,
         "sample_rate": sample_rate,
         "steps": steps,
-        "assumes": assumes(unit, adversary),
+        "assumes": assumes(unit, relation, adversary),
     }
 
 
@@ -132,7 +134,7 @@ def account_ledger(
     Args:
         party: one party only; None for all.
         unit: None for the unit of the rows.
-        relation: None for the relation that the rows record.
+        relation: None for the relation that the rows are proven for.
         delta: None for the delta that the rows record, the smallest where they differ.
 
     Raises:
@@ -144,9 +146,9 @@ def account_ledger(
     rows = _rows_by_party(path, party) if verification.ok else {}
     everything = [entry for entries in rows.values() for entry in entries]
     units = {entry.unit.value for entry in everything}
-    relations = {str(e.details.get("relation")) for e in everything} & set(Relation)
+    relations = _relations(everything)
     stated = Unit(_only("--unit", unit, units, Unit.EXAMPLE))
-    neighbours = Relation(_only("--relation", relation, relations, Relation.ADD_OR_REMOVE_ONE))
+    neighbours = Relation(_only("--relation", relation, relations, Relation.ZERO_OUT))
     delta = _recorded_delta(everything) if delta is None else delta
     memory: dict[frozenset[tuple[DpEvent, int]], Figures] = {}
     parties: dict[str, Figures] = {
@@ -169,7 +171,16 @@ def account_ledger(
         "ledger": str(path),
         "chain": chain(verification),
         "parties": parties,
+        "notes": notes_on(everything),
     }
+
+
+def _relations(rows: Sequence[LedgerEntry]) -> set[str]:
+    """The relations that rows are proven for; zero-out alone where all of them imply it."""
+    found = {proven for row in rows if (proven := proven_relation(row)) is not None}
+    if len(found) > 1 and all(proven.implies(Relation.ZERO_OUT) for proven in found):
+        return {Relation.ZERO_OUT.value}
+    return {proven.value for proven in found}
 
 
 def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]]:
@@ -219,8 +230,8 @@ def _account_rows(
     """Figures of one party; equal multisets of events are accounted once."""
     reasons = set()
     for row in rows:
-        other = row.details.get("relation") or relation.value
-        if row.unit is not unit or other != relation.value:
+        if row.unit is not unit or not composes(row, relation):
+            other = proven_relation(row) or relation
             reasons.add(
                 f"run {row.run} recorded releases for unit {row.unit.value}, relation {other}: "
                 f"they do not compose with unit {unit.value}, relation {relation.value}"

@@ -46,6 +46,7 @@ _SHOWN_REASONS = 5
 class RelationName(StrEnum):
     """Neighbouring relations, as options."""
 
+    ZERO_OUT = "zero-out"
     ADD_OR_REMOVE_ONE = "add-or-remove-one"
     REPLACE_ONE = "replace-one"
 
@@ -107,8 +108,11 @@ def calibrate(
         Unknown, typer.Option(help="What to find; the others are given.")
     ] = Unknown.NOISE_MULTIPLIER,
     relation: Annotated[
-        RelationName, typer.Option(help="Neighbouring relation.")
-    ] = RelationName.ADD_OR_REMOVE_ONE,
+        RelationName,
+        typer.Option(
+            help="Neighbouring relation; add-or-remove-one needs a secret number of records."
+        ),
+    ] = RelationName.ZERO_OUT,
     accountant: Annotated[
         AccountantName, typer.Option(help="Who measures epsilon.")
     ] = AccountantName.PLD,
@@ -175,7 +179,7 @@ def calibrate(
         "unit": str(unit),
         "relation": str(relation),
         "adversary": str(against),
-        "assumes": assumes(Unit(unit), against),
+        "assumes": assumes(Unit(unit), Relation(relation), against),
     }
     if as_json:
         print_json(result)
@@ -212,7 +216,7 @@ def account(
     ] = None,
     relation: Annotated[
         RelationName | None,
-        typer.Option(help="Neighbouring relation; else the ledger's, or add-or-remove-one."),
+        typer.Option(help="Neighbouring relation; else the ledger's, or zero-out."),
     ] = None,
     adversary: Opponent = "server",
     as_json: AsJson = False,
@@ -254,7 +258,7 @@ def account(
                 steps=steps or 0,
                 delta=delta or 0,
                 unit=Unit(unit or "example"),
-                relation=Relation(relation or "add-or-remove-one"),
+                relation=Relation(relation or "zero-out"),
                 adversary=against,
             )
     if as_json:
@@ -338,6 +342,7 @@ def _print_account(found: Mapping[str, Any]) -> None:
             "Noise of this ledger was drawn from a seed: against whoever knows or guesses the "
             "seed there is no protection"
         )
+    notes += found.get("notes", [])
     chain = found.get("chain", {"ok": True})
     if chain["ok"] and not parties and "ledger" in found:
         notes.append("The ledger is empty: nothing was released")

@@ -70,7 +70,7 @@ def noise_search(
 ) -> None:
     """Find the noise that disturbs least at a target: Gaussian, Laplace, staircase, and more.
 
-    Every candidate is accounted exactly (PLD, add-or-remove-one). The answer is kept: the same question is
+    Every candidate is accounted exactly (PLD, zero-out). The answer is kept: the same question is
     answered at once.
     """
     _check(epsilon, delta, steps, sample_rate, sensitivity_dimension, gamma)
@@ -203,7 +203,7 @@ def _title(question: Mapping[str, Any]) -> str:
     return (
         f"Noise on {many}{'' if rate == 1 else f', sampling rate {rate:g}'}: "
         f"epsilon = {question['epsilon']:g}, delta = {question['delta']:g} (upper bound by PLD; relation: "
-        f"add-or-remove-one); in units of the {'sensitivity' if entries == 1 else 'clipping norm'}, ratios "
+        f"zero-out); in units of the {'sensitivity' if entries == 1 else 'clipping norm'}, ratios "
         "to the Gaussian"
     )
 

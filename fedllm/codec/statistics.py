@@ -171,12 +171,12 @@ class Statistics:
             parts.append(sums / self.second_weight)
         return torch.cat(parts)
 
-    def sensitivity(self, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
+    def sensitivity(self, relation: Relation = Relation.ZERO_OUT) -> float:
         """Proven bound of the L2 change of the sum of f over records that differ in one.
 
-        Add-or-remove-one is also zero-out: a record against f = 0.
+        Zero-out and add-or-remove-one: a record against f = 0.
         """
-        if relation == Relation.ADD_OR_REMOVE_ONE:
+        if not relation.doubles:
             return 1.0
         return 2 / math.sqrt(1.5) if self.kind in _JOINT else math.sqrt(2.0)
 
@@ -202,14 +202,14 @@ class Statistics:
             raise ValueError(f"Expected a finite divisor > 0, got divisor={divisor}")
         return add_gaussian(total.double(), self.sensitivity(), noise_multiplier, rng) / divisor
 
-    def mu(self, noise_multiplier: float, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> float:
+    def mu(self, noise_multiplier: float, relation: Relation = Relation.ZERO_OUT) -> float:
         """The exact Gaussian-DP parameter of one :meth:`release`, without sampling."""
         return self.sensitivity(relation) / noise_multiplier
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """The ledger's event of one :meth:`release`, valid under both relations.
+        """The ledger's event of one :meth:`release`, valid under each relation.
 
-        Under add-or-remove-one it is exact. Accountants double the sensitivity under replace-one,
+        Under zero-out and add-or-remove-one it is exact. Accountants double the sensitivity under replace-one,
         where this statistic's is at most 1.633 times (x and y) or 1.414 times (y alone): the bound is
         valid and not tight; :meth:`mu` is.
         """

@@ -11,6 +11,7 @@ from typing import Any
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
+from fedllm.recorded_relation import composes, proven_relation
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.forms import as_accounted
 from privacy.event_counts import is_private
@@ -153,7 +154,7 @@ def account_silos(
         silos: silos that must appear even where they have no row.
         defects: why no row can be relied on; then no silo has a guarantee.
         unit: the run's privacy unit; rows of another unit do not compose with it, and a silo that
-            has some gets no guarantee. The same for rows of another neighbouring relation.
+            has some gets no guarantee. The same for rows of a relation that does not imply the run's.
     """
     by_party: dict[str, list[LedgerEntry]] = defaultdict(list)
     for entry in entries:
@@ -177,7 +178,7 @@ def account_silos(
         mine = [row for row in rows if row.run == run and row.purpose == "train"]
         silo.rounds = len({row.round for row in mine})
         silo.trainings = trainings(mine)
-        usable = [row for row in rows if row.unit is unit and _relation(row) in (None, relation)]
+        usable = [row for row in rows if row.unit is unit and composes(row, relation)]
         for adversary in adversaries:
             events, unseen = _composed(usable, adversary)
             found = [*defects, *_unusable(rows, unit, relation), *unseen]
@@ -359,12 +360,10 @@ def _parameters(event: DpEvent) -> dict[str, float]:
     return {}
 
 
-def _relation(row: LedgerEntry) -> Relation | None:
-    value = row.details.get("relation")
-    try:
-        return None if value is None else Relation(str(value))
-    except ValueError:
-        return None
+def _as_proven(row: LedgerEntry) -> str:
+    proven = proven_relation(row)
+    same = proven is None or proven.value == row.details["relation"]
+    return "" if same else f" (its number of examples was public: {proven})"
 
 
 def _unusable(rows: Iterable[LedgerEntry], unit: Unit, relation: Relation) -> list[str]:
@@ -375,10 +374,10 @@ def _unusable(rows: Iterable[LedgerEntry], unit: Unit, relation: Relation) -> li
                 f"run {row.run} recorded releases for the privacy unit {row.unit.value}, which do "
                 f"not compose with the unit {unit.value}"
             )
-        elif _relation(row) not in (None, relation):
+        elif not composes(row, relation):
             reasons.add(
-                f"run {row.run} recorded releases for the relation {row.details['relation']}, "
-                f"which do not compose with {relation.value}"
+                f"run {row.run} recorded releases for the relation {row.details['relation']}"
+                f"{_as_proven(row)}, which do not compose with {relation.value}"
             )
     return sorted(reasons)
 

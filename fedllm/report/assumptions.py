@@ -228,10 +228,35 @@ def _unit(settings: Settings) -> str:
 
 
 def _relation(settings: Settings) -> str:
-    what = "one example" if settings.privacy.unit == "example" else "one silo"
+    example = settings.privacy.unit == "example"
+    what = "example" if example else "silo"
     if settings.privacy.relation == "add-or-remove-one":
-        return f"Two data sets are neighbours where one has {what} more (add-or-remove-one)."
-    return f"Two data sets are neighbours where {what} is replaced by another (replace-one)."
+        return (
+            f"Two data sets are neighbours where one has one {what} more (add-or-remove-one). Nobody learns "
+            "how many there are: sizes are not sent, rates and divisors are settings, counts carry noise."
+        )
+    if settings.privacy.relation == "replace-one":
+        return (
+            f"Two data sets are neighbours where the data of one {what} are replaced by other data "
+            "(replace-one)."
+        )
+    text = (
+        f"Two data sets are neighbours where one {what} of the one is empty in the other (zero-out). An empty "
+        f"{what} contributes nothing to anything that is released: it is drawn like any other, and adds zero to "
+        "sums and counts. "
+    )
+    if not example:
+        return text + (
+            "Which silos there are is public, so that a silo takes part is not hidden: what its data say is."
+        )
+    if settings.data.sizes == "public":
+        return text + (
+            "The number of examples is public, so that there is one more or less is not hidden: what it says "
+            "is."
+        )
+    return (
+        text + "Since sizes are private, the same epsilon holds for adding or removing one example."
+    )
 
 
 def _noise(settings: Settings) -> str:

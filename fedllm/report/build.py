@@ -12,6 +12,7 @@ from typing import Any
 
 from fedllm import __version__
 from fedllm.lmo_target import unproven
+from fedllm.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
@@ -100,7 +101,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "headline": statement.sentence,
         "guarantee": asdict(statement),
         "problems": run.problems,
-        "notes": run.notes,
+        "notes": [*run.notes, *notes_on(run.entries)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
         "silos": [_silo(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": _curves(run, accounted, statement, unit, accounts),
@@ -156,9 +157,9 @@ def _terms(run: RunRecord) -> tuple[Unit, Relation, float]:
         return Unit(privacy.unit), Relation(privacy.relation), privacy.delta
     rows = run.own or run.entries
     unit = rows[-1].unit if rows else Unit.EXAMPLE
-    relation, delta = Relation.ADD_OR_REMOVE_ONE, DELTA
-    if rows and rows[-1].details.get("relation") in set(Relation):
-        relation = Relation(str(rows[-1].details["relation"]))
+    relation, delta = Relation.ZERO_OUT, DELTA
+    if rows:
+        relation = proven_relation(rows[-1]) or relation
     if rows and isinstance(rows[-1].details.get("delta"), float):
         delta = float(str(rows[-1].details["delta"]))
     return unit, relation, delta

@@ -30,9 +30,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Neighbouring relation",
-        "Which two sets of data must look alike: with and without the unit (add-or-remove-one), or "
-        "with the unit exchanged for another (replace-one). Epsilons of different relations do not "
-        "compare.",
+        "Which two sets of data must look alike: with the unit and with an empty one in its place, the "
+        "number of units being public (zero-out); with and without the unit, where nobody learns how many "
+        "there are (add-or-remove-one); or with the unit exchanged for another (replace-one). An empty record "
+        "contributes nothing to anything that is released. Zero-out and add-or-remove-one have the same "
+        "epsilon; that of replace-one does not compare with it.",
     ),
     (
         "Adversary",

@@ -22,10 +22,6 @@ Level = Literal[
 ]
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}
-_RELATIONS = {
-    Relation.ADD_OR_REMOVE_ONE: "adding or removing {subject}",
-    Relation.REPLACE_ONE: "replacing {subject}",
-}
 SEEDED = (
     "The noise was drawn from a seed (privacy.randomness = seeded): whoever knows or guesses the "
     "seed can compute the noise and subtract it, and against them there is no protection"
@@ -183,7 +179,7 @@ def _statement(
     kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
     return (
         f"epsilon = {shown(figure.epsilon)}{among} at delta = {delta:g} for {subject} "
-        f"(neighbouring relation {relation.value}: {_RELATIONS[relation].format(subject=subject)}), "
+        f"(neighbouring relation {relation.value}: {relation.describe(unit, 'silo')}), "
         f"against {whom}; by the {accountant_title(figure.accountant)} accountant, {kind}."
     )
 

@@ -35,7 +35,7 @@ def lmo(
         return None
     _, count, rate, name, noise = min(found, key=lambda row: row[:4])
     steps, rate = -count, -rate
-    factor = 2.0 if relation is Relation.REPLACE_ONE else 1.0
+    factor = 2.0 if relation.doubles else 1.0
     # What a replaced record may change is twice as large: the noise is half as large against it.
     against = noise.scaled(1 / factor)
     bound, limit = gaussian_bound(against), limit_mu(against)

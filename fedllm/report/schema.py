@@ -42,7 +42,7 @@ class GuaranteePart(Part):
     )
     delta: float
     unit: Literal["example", "client"]
-    relation: Literal["add-or-remove-one", "replace-one"]
+    relation: Literal["zero-out", "add-or-remove-one", "replace-one"]
     adversary: str = Field(description="outsider, server, or colluding:m.")
     accountant: str
     bound: bool = Field(description="Whether epsilon is a proven upper bound.")

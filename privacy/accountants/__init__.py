@@ -25,7 +25,7 @@ ACCOUNTANTS: dict[str, type[Accountant]] = {
 }
 
 
-def make_accountant(name: str, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> Accountant:
+def make_accountant(name: str, relation: Relation = Relation.ZERO_OUT) -> Accountant:
     """Return the accountant of that name.
 
     Args:

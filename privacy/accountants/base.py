@@ -43,7 +43,7 @@ class Accountant(abc.ABC):
     is_bound: ClassVar[bool]
     trust: ClassVar[str]
 
-    def __init__(self, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> None:
+    def __init__(self, relation: Relation = Relation.ZERO_OUT) -> None:
         """Make an accountant for a neighbouring relation."""
         self.relation = Relation(relation)
 

@@ -48,7 +48,7 @@ class DominatingGdpAccountant(PldAccountant):
     trust = "a valid upper bound: Gaussian differential privacy for every delta above 1e-10"
 
     def __init__(
-        self, relation: Relation = Relation.ADD_OR_REMOVE_ONE, delta_floor: float = DELTA_FLOOR
+        self, relation: Relation = Relation.ZERO_OUT, delta_floor: float = DELTA_FLOOR
     ) -> None:
         """Make an accountant whose mu holds for every delta above `delta_floor`."""
         super().__init__(relation)

@@ -9,8 +9,10 @@ cell by cell, with the masses' logarithms.
 
 The pairs, in units of the sensitivity, s the noise multiplier and q the sampling rate:
 
-* add-or-remove-one (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 11, both directions):
+* zero-out and add-or-remove-one (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 11, both directions):
   (1-q) N(0, s^2) + q N(1, s^2) and N(0, s^2);
+  (A null record, sampled or not, adds the zero vector: the sum is that of the data without it, in every
+  outcome of the sampling, so both relations have this pair; `privacy.vocabulary`.)
 * replace-one: (1-q) N(0, s^2) + q N(1, s^2) and (1-q) N(0, s^2) + q N(-1, s^2).
 
 Proof of the second. Let the replaced record contribute u in one data set and v in the other, |u|,
@@ -54,7 +56,7 @@ def gaussian_losses(
     Args:
       noise: Noise multiplier, > 0.
       rate: Sampling rate, 0 < rate <= 1.
-      replace: Replace-one; else add-or-remove-one.
+      replace: Replace-one; else zero-out or add-or-remove-one.
       interval: Distance between two losses.
 
     Returns:

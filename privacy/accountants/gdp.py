@@ -110,8 +110,8 @@ class CltGdpAccountant(_GdpAccountant):
         )
         if not sampled:
             return "the central-limit formula is stated for (sampled) Gaussian mechanisms"
-        if self.relation is Relation.REPLACE_ONE:
-            return "the central-limit formula of sampling is stated for add-or-remove-one only"
+        if self.relation.doubles:
+            return "the central-limit formula of sampling is stated for zero-out and add-or-remove-one only"
         return None
 
     def _mu(self, events: Counter[DpEvent]) -> float | None:
@@ -130,4 +130,4 @@ class CltGdpAccountant(_GdpAccountant):
 
 def _sensitivity(relation: Relation) -> float:
     """L2 sensitivity of a sum of vectors, in units of the clipping norm."""
-    return 2.0 if relation is Relation.REPLACE_ONE else 1.0
+    return 2.0 if relation.doubles else 1.0

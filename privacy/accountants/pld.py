@@ -44,10 +44,14 @@ _Pair = tuple[LossDistribution, ...]  # one distribution if symmetric, else (rem
 class PldAccountant(Accountant):
     """Composes discretised privacy loss distributions, in both directions of the relation.
 
-    The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Under
+    The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Zero-out has the
+    pairs of add-or-remove-one, for every event here (`privacy.vocabulary`: the null record); of truncated
+    Poisson sampling, where the place that a removed record leaves goes to another one, dp_accounting's
+    bound counts both contributions, which covers a null record that keeps its place as well. Randomised
+    response releases an answer for every record, so that none of them contributes nothing. Under
     replace-one a Laplace, discrete Laplace or discrete Gaussian mechanism has twice its sensitivity, and
     one of pure privacy twice its epsilon.
-    Laplace noise is sampled under add-or-remove-one only.
+    Laplace noise is sampled under zero-out and add-or-remove-one only.
     """
 
     name = "pld"
@@ -55,7 +59,7 @@ class PldAccountant(Accountant):
     trust = "a valid and tight upper bound; the headline"
 
     def _refusal(self, event: DpEvent) -> str | None:
-        replace = self.relation is Relation.REPLACE_ONE
+        replace = self.relation.doubles
         if isinstance(event, dp.GaussianDpEvent | dp.TruncatedSubsampledGaussianDpEvent):
             return None
         if isinstance(event, dp.LaplaceDpEvent):
@@ -72,13 +76,18 @@ class PldAccountant(Accountant):
             return None if replace else "randomised response is stated for replace-one only"
         if isinstance(event, dp.MixtureOfGaussiansDpEvent):
             return (
-                "a mixture of Gaussians is stated for add-or-remove-one only" if replace else None
+                "a mixture of Gaussians is stated for zero-out and add-or-remove-one only"
+                if replace
+                else None
             )
         if isinstance(event, dp.PoissonSampledDpEvent):
             if isinstance(event.event, dp.GaussianDpEvent):
                 return None
             if isinstance(event.event, dp.LaplaceDpEvent | ScalarNoiseDpEvent):
-                reason = "amplification of other than Gaussian noise is stated for add-or-remove-one only"
+                reason = (
+                    "amplification of other than Gaussian noise is stated for zero-out and "
+                    "add-or-remove-one only"
+                )
                 return reason if replace else None
             return "Poisson sampling is represented for one number or one Gaussian mechanism only"
         return "dp_accounting has no privacy loss distribution of this event"
@@ -195,7 +204,7 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
 
 
 def _pure_loss(event: DpEvent) -> float:
-    """Largest loss of a mechanism of pure privacy under add-or-remove-one; 0 for others."""
+    """Largest loss of a mechanism of pure privacy, without replacement; 0 for others."""
     if isinstance(event, dp.PoissonSampledDpEvent):
         event = event.event
     if isinstance(event, dp.LaplaceDpEvent):
@@ -211,7 +220,7 @@ def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
     Any interval gives a valid bound; one that is coarse against an event's own losses gives a loose
     one, and ever looser with the number of compositions.
     """
-    replace = relation is Relation.REPLACE_ONE
+    replace = relation.doubles
     smallest, single, composed = _LARGEST_INTERVAL, 0.0, 0.0
     for event, count in counts.items():
         spread, reach = _spread(event, replace), _reach(event, replace)
@@ -229,7 +238,7 @@ def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
 @lru_cache(maxsize=64)
 def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     """One event's loss distributions: ours for Gaussians, else by dp_accounting's factories."""
-    replace = relation is Relation.REPLACE_ONE
+    replace = relation.doubles
     if (scalar := _scalar(event, replace)) is not None:
         return scalar_losses(*scalar, interval)
     if isinstance(event, dp.GaussianDpEvent):

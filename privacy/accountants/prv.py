@@ -130,8 +130,8 @@ class PrvAccountant(Accountant):
         )
         if not sampled:
             return "only (Poisson-sampled) Gaussian mechanisms have a privacy random variable here"
-        if self.relation is Relation.REPLACE_ONE:
-            return "its privacy random variable is stated for add-or-remove-one only"
+        if self.relation.doubles:
+            return "its privacy random variable is stated for zero-out and add-or-remove-one only"
         return None
 
     def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
@@ -166,7 +166,7 @@ def _composed(
         else:
             counts[event.sampling_probability, event.event.noise_multiplier] += count
     if precision > 0:
-        factor = 2.0 if relation is Relation.REPLACE_ONE else 1.0
+        factor = 2.0 if relation.doubles else 1.0
         counts[1.0, precision**-0.5 / factor] += 1
     parts = sorted(counts.items())
     numbers = [count for _, count in parts]

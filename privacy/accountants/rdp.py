@@ -36,7 +36,8 @@ class RdpAccountant(Accountant):
     Replace-one: dp_accounting's RDP reads a noise multiplier as std over sensitivity whatever the
     relation, while its PLD and the definition of the event (std over clipping norm) give a replaced
     record twice the clipping norm. Here replace-one halves the noise multiplier. Poisson sampling
-    is stated for add-or-remove-one only.
+    is stated for zero-out and add-or-remove-one only, which have one divergence (`privacy.vocabulary`). Of
+    randomised response see `pld`.
     """
 
     name = "rdp"
@@ -44,7 +45,7 @@ class RdpAccountant(Accountant):
     trust = "a valid upper bound, looser than PLD"
 
     def _refusal(self, event: DpEvent) -> str | None:
-        if self.relation is Relation.REPLACE_ONE and not isinstance(
+        if self.relation.doubles and not isinstance(
             event,
             dp.GaussianDpEvent
             | dp.LaplaceDpEvent
@@ -53,7 +54,9 @@ class RdpAccountant(Accountant):
             | dp.SampledWithoutReplacementDpEvent
             | dp.RandomizedResponseDpEvent,
         ):
-            return "its Renyi divergence is stated for add-or-remove-one only"
+            return "its Renyi divergence is stated for zero-out and add-or-remove-one only"
+        if self.relation is Relation.ZERO_OUT and isinstance(event, dp.RandomizedResponseDpEvent):
+            return "randomised response is stated for replace-one only"
         if isinstance(event, DiscreteGaussianDpEvent | PureDpEvent):
             return None
         inner = event.event if isinstance(event, dp.PoissonSampledDpEvent) else event
@@ -110,11 +113,11 @@ def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
     sigma^2), for every whole shift (Canonne, Kamath and Steinke 2020, theorem 4).
     """
     if isinstance(event, DiscreteGaussianDpEvent):
-        shift = event.sensitivity * (2 if relation is Relation.REPLACE_ONE else 1)
+        shift = event.sensitivity * (2 if relation.doubles else 1)
         return np.asarray(ORDERS, dtype=np.float64) * (shift / event.sigma) ** 2 / 2
     if isinstance(event, PureDpEvent):
-        return _pure(event.epsilon * (2 if relation is Relation.REPLACE_ONE else 1))
-    if relation is Relation.REPLACE_ONE:
+        return _pure(event.epsilon * (2 if relation.doubles else 1))
+    if relation.doubles:
         event = _halved(event)
     accountant = dp_rdp.RdpAccountant(
         orders=list(ORDERS), neighboring_relation=relation.dp_accounting

@@ -68,7 +68,7 @@ def scalar_losses(
       One distribution where both directions are the same (rate 1), else (remove, add).
 
     Guarantee: unless optimistic, delta of the result is at every epsilon at least that of the
-    mechanism under add-or-remove-one (rate 1 and shift 2: under replace-one), and stays so under
+    mechanism under zero-out and add-or-remove-one (rate 1 and shift 2: under replace-one), and stays so under
     composition.
     """
     cells = _refined(noise.scaled(1 / shift), rate, interval)

@@ -124,7 +124,7 @@ def gaussian_bound(noise: ScalarNoise) -> float:
     Raises:
       ValueError: Noise of another kind.
 
-    Guarantee: mu-GDP under add-or-remove-one for any dimension, of a vector that one record changes
+    Guarantee: mu-GDP under zero-out and add-or-remove-one for any dimension, of a vector that one record changes
     by at most 1 in L2 norm (replace-one: 2 mu).
     """
     reason = why_no_bound(noise)

@@ -94,7 +94,7 @@ def quadrature_delta(
     events: Sequence[DpEvent],
     gaussians_mu: float,
     epsilon: float,
-    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    relation: Relation = Relation.ZERO_OUT,
 ) -> float:
     """The exact delta, the larger one of the two directions.
 
@@ -186,7 +186,7 @@ def binned(event: DpEvent, turned: bool, relation: Relation) -> tuple[int, Array
 def binned_delta(
     schedule: Mapping[DpEvent, int],
     epsilon: float,
-    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    relation: Relation = Relation.ZERO_OUT,
 ) -> float:
     """A lower bound of delta: the larger one of the two directions."""
     return float(binned_deltas(schedule, [epsilon], relation)[0])
@@ -195,7 +195,7 @@ def binned_delta(
 def binned_deltas(
     schedule: Mapping[DpEvent, int],
     epsilons: Sequence[float],
-    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    relation: Relation = Relation.ZERO_OUT,
 ) -> Array:
     """Lower bounds of delta at several epsilons."""
     best = np.zeros(len(epsilons))
@@ -244,8 +244,11 @@ def _mechanism(rng: random.Random, relation: Relation, gaussian_only: bool) -> D
 
 
 def random_relation(rng: random.Random) -> Relation:
-    """Add-or-remove-one in three of four."""
-    return REPLACE if rng.random() < 0.25 else Relation.ADD_OR_REMOVE_ONE
+    """Replace-one in one of four, zero-out in two."""
+    drawn = rng.random()
+    if drawn < 0.25:
+        return REPLACE
+    return Relation.ADD_OR_REMOVE_ONE if drawn < 0.5 else Relation.ZERO_OUT
 
 
 def random_small_schedule(

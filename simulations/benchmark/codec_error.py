@@ -14,7 +14,7 @@ come from
 * ``exact``: the statistics of other clients with the same text, without noise. **No privacy**: it
   shows what the structure is worth;
 * ``dp-example``, ``dp-client``: the same released under differential privacy, at the mu that
-  ``--mu`` names for every client (Gaussian DP, add-or-remove-one, against the server) with that unit;
+  ``--mu`` names for every client (Gaussian DP, zero-out, against the server) with that unit;
 * ``public``: gradients on another text, with its labels; ``random-labels``: with drawn ones. Free.
 
 See ``codec_gradients.py`` for the gradients: they are at one point of training, and the error at
@@ -187,7 +187,7 @@ def report(data: Gradients, lines: Sequence[Line], options: argparse.Namespace) 
             f"{options.group} examples each ({data.notes['text']}); public: {data.notes['public']}, "
             f"{len(data.public)} groups. Clipping norm {data.clip:.3g}.",
             "exact: statistics without noise, NO PRIVACY GUARANTEE. dp-example, dp-client: mu = "
-            f"{options.mu:g} for each client (Gaussian DP, add-or-remove-one, against the server), "
+            f"{options.mu:g} for each client (Gaussian DP, zero-out, against the server), "
             "unit example and unit client.",
             f"Sending zeros: error 1. Floor of every linear code on white noise: {floors}.",
             "",

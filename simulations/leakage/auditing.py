@@ -110,7 +110,7 @@ def audited_epsilon(
     Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run", theorem 5.2: each
     of m examples was included by a fair coin of its own; the auditor guesses ``in`` for the highest
     scores and ``out`` for the lowest, as many of each, and abstains on the rest. Under (epsilon,
-    delta)-DP (add-or-remove-one) the number of right guesses is, up to a term in delta, at most
+    delta)-DP (zero-out) the number of right guesses is, up to a term in delta, at most
     binomial with probability e^epsilon / (1 + e^epsilon): the bound inverts that test, as Clopper and
     Pearson do for a coin. It does not need independent examples. Runs on disjoint records are one
     mechanism with the same (epsilon, delta), so their examples may be pooled.
@@ -168,9 +168,9 @@ def greatest_rates(events: Mapping[DpEvent, int], rates: Array) -> Array:
 
     (epsilon, delta)-DP gives TPR <= e^epsilon FPR + delta and TPR <= 1 - e^-epsilon (1 - delta - FPR)
     (Kairouz et al. 2015); the minimum over the whole curve delta(epsilon) of the PLD accountant, whose
-    deltas are upper bounds. Relation add-or-remove-one.
+    deltas are upper bounds. Relation zero-out.
     """
-    accountant = make_accountant("pld", Relation.ADD_OR_REMOVE_ONE)
+    accountant = make_accountant("pld", Relation.ZERO_OUT)
     best = np.ones_like(rates)
     for epsilon in np.concatenate([[0.0], np.geomspace(1e-3, 30.0, 60)]):
         delta = accountant.delta(events, float(epsilon))

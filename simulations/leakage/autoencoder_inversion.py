@@ -16,7 +16,7 @@ gradients of single texts, clipped; held-out gradients come from other texts.
 
 The statistics of a prior are a release of their own. Rows without noise have no guarantee, however
 badly an attack does. In the rows with noise each client (of one text) releases noisy statistics:
-epsilon is of that release, unit client, add-or-remove-one, against the server, accountant gdp-exact.
+epsilon is of that release, unit client, zero-out, against the server, accountant gdp-exact.
 """
 
 from __future__ import annotations
@@ -251,7 +251,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         "± is one standard error over seeds (of AUC: DeLong's, over gradients); chance is 50 % and a "
         "ratio of 1. Inverted span: share of a gradient's squared norm outside the directions found in "
         "the networks alone.",
-        "Epsilon: of each client's release of statistics (client of one text), add-or-remove-one, "
+        "Epsilon: of each client's release of statistics (client of one text), zero-out, "
         f"delta={DELTA:g}, against the server, accountant gdp-exact. Rows without it have no guarantee.",
     ]
 

@@ -132,7 +132,7 @@ def measure(
         "runs": runs,
         "delta": DELTA,
         "unit": "example",
-        "relation": "add-or-remove-one",
+        "relation": "zero-out",
         "accountant": "pld",
         "base": base,
         "rows": found,
@@ -182,7 +182,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         "Intervals: 95 %. AUC: Student's over runs; chance is 50 %. TPR: bootstrap over runs. Difference: paired by "
         "run (same texts, coins and seed), p of a paired t-test, not corrected for the number of rows. LiRA's "
         "runs share reference models, which the intervals ignore. `proven at most`: greatest AUC of any "
-        f"attack on one text, from the events in the first run's ledger (unit example, add-or-remove-one, "
+        f"attack on one text, from the events in the first run's ledger (unit example, zero-out, "
         f"delta={result['delta']:g} for calibration, PLD); `no bound`: the ledger holds a release without a guarantee.",
     ]
 

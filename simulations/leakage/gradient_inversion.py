@@ -15,7 +15,7 @@ two things (``token_recovery.py``):
 The linear code is fitted to the gradients of other texts of the same source (low-rank prior): as
 much as a public text could ever know.
 
-Each epsilon is of this one message: unit client, add-or-remove-one, against the server, by the
+Each epsilon is of this one message: unit client, zero-out, against the server, by the
 exact accountant of the Gaussian mechanism. In a run of many rounds at the same total epsilon each
 message has more noise than here.
 """
@@ -194,7 +194,7 @@ def measure(
         "chance_of_identification": float(np.mean([1 / len(p) for p in pools for _ in p])),
         "seed": seed,
         "unit": "client (of one text)",
-        "relation": "add-or-remove-one",
+        "relation": "zero-out",
         "adversary": "server",
         "accountant": "gdp-exact, one message",
         "rows": rows,
@@ -239,7 +239,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         main,
         lengths,
         f"± is one standard error over texts. Epsilon: of one message at delta={DELTA:g}, unit "
-        "client (of one text), add-or-remove-one, against the server, accountant gdp-exact.",
+        "client (of one text), zero-out, against the server, accountant gdp-exact.",
         "Clipping and codes without noise have no guarantee; a code that hides the tokens from this "
         "attack still tells which text of the pool it was.",
     ]

@@ -13,7 +13,7 @@ run includes each text by a fair coin of its own. Attacks on the final model:
   principles"; pooled variances, online).
 
 Beside them stands what the guarantee allows to any attack, from the same events by the PLD accountant
-(unit example, add-or-remove-one; the final model is less than what the server sees). ``audited`` is
+(unit example, zero-out; the final model is less than what the server sees). ``audited`` is
 a 95 % lower bound of epsilon from the ``loss`` attack on all texts, ranked within canaries and
 others (``auditing.py``): above the claimed epsilon it would prove the accounting wrong. The last row shows that it can: its noise is
 divided by a factor that its claim does not tell of.
@@ -221,7 +221,7 @@ def measure(
         "seed": seed,
         "delta": DELTA,
         "unit": "example",
-        "relation": "add-or-remove-one",
+        "relation": "zero-out",
         "adversary": "outsider (final model)",
         "accountant": "pld",
         "rows": rows,
@@ -278,7 +278,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         audit,
         "AUC: ± one standard error over runs; chance is 50 %. TPR: Clopper-Pearson 95 % over all runs "
         "(texts taken as independent). Epsilon: unit example, "
-        f"add-or-remove-one, delta={result['delta']:g}, accountant pld, against who sees the final "
+        f"zero-out, delta={result['delta']:g}, accountant pld, against who sees the final "
         "model (it holds against the server too). `at most` is of the claim; audited: 95 % lower bound.",
     ]
 

@@ -37,7 +37,7 @@ class Protection:
             Lipschitz constant: the noise is then added in the code.
         noise_multiplier: noise standard deviation over the sensitivity ``clip``.
         epsilon: of one message at ``DELTA`` by the exact accountant of the Gaussian mechanism,
-            add-or-remove-one client, against the server; None: no guarantee.
+            zero-out client, against the server; None: no guarantee.
 
     Raises:
         ValueError: noise without clipping, or in a code of unknown Lipschitz constant.
@@ -103,7 +103,7 @@ class Protection:
 
 
 def noise_for(epsilon: float) -> float:
-    """Noise multiplier at which one message costs ``epsilon`` at ``DELTA`` (add-or-remove-one)."""
+    """Noise multiplier at which one message costs ``epsilon`` at ``DELTA`` (zero-out)."""
     found = calibrate_noise_multiplier(
         epsilon=epsilon, delta=DELTA, sampling_rate=1.0, steps=1, accountant="gdp-exact"
     )

@@ -57,7 +57,7 @@ def test_account_against_direct_calls() -> None:
     for name in ("rdp", "prv", "gdp_dominating"):
         assert found[name]["epsilon"] > truth * 0.999
     assert [found[name]["bound"] for name in FIXED] == [True, True, True, False, True]
-    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    assert (found["unit"], found["relation"]) == ("example", "zero-out")
     assert (found["adversary"], found["delta"]) == ("server", DELTA)
 
 
@@ -75,7 +75,7 @@ def test_text_names_everything_beside_the_numbers() -> None:
     result = call("account", steps=100, delta=DELTA, **{"noise-multiplier": 1, "sample-rate": 0.01})
     assert result.exit_code == 0
     title = result.stdout.splitlines()[0]
-    for word in ("delta = 1e-05", "unit: example", "add-or-remove-one", "adversary: server"):
+    for word in ("delta = 1e-05", "unit: example", "zero-out", "adversary: server"):
         assert word in title
     rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if "│" in line}
     assert set(rows) == {"PLD", "RDP", "PRV", "GDP dominating", "GDP-CLT"}
@@ -125,7 +125,7 @@ def test_ledger_by_party_and_the_largest(make_ledger: Callable[..., Path]) -> No
     assert found["parties"]["alpha"]["pld"]["epsilon"] == pytest.approx(alpha, rel=2e-3)
     assert found["parties"]["beta"]["pld"]["epsilon"] == pytest.approx(beta, rel=2e-3)
     assert found["pld"] == found["parties"]["beta"]["pld"] | {"party": "beta"}
-    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    assert (found["unit"], found["relation"]) == ("example", "zero-out")
     one = call_json("account", ledger=path, delta=DELTA, party="alpha")
     assert one["pld"]["epsilon"] == found["parties"]["alpha"]["pld"]["epsilon"]
     common = call_json("account", ledger=path, delta=DELTA, party="server")

@@ -21,7 +21,7 @@ def test_calibrated_noise_is_the_reference_table_s() -> None:
     cost = direct({sampled(REFERENCE["sample-rate"], found["noise_multiplier"]): 1000})
     assert found["epsilon"] == pytest.approx(cost, rel=2e-3)
     assert (found["accountant"], found["delta"], found["bound"]) == ("pld", DELTA, True)
-    assert (found["unit"], found["relation"]) == ("example", "add-or-remove-one")
+    assert (found["unit"], found["relation"]) == ("example", "zero-out")
     assert (found["adversary"], found["steps"]) == ("server", 1000)
 
 
@@ -81,7 +81,7 @@ def test_printed_calibration_holds_as_printed() -> None:
     assert float(cells["delta"]) == DELTA
     assert cells["epsilon"].endswith("(upper bound; target 2)")
     named = {"accountant": "PLD", "unit": "example", "adversary": "server"}
-    assert cells | named | {"relation": "add-or-remove-one"} == cells
+    assert cells | named | {"relation": "zero-out"} == cells
 
 
 @pytest.mark.parametrize(

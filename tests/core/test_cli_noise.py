@@ -60,7 +60,7 @@ def test_the_answer_its_files_and_the_same_at_once(
     shown = runner.invoke(app, ASKED)
     assert shown.exit_code == 0
     assert "noise wins (least std)" in shown.stdout
-    assert "upper bound by PLD; relation: add-or-remove-one" in " ".join(shown.stdout.split())
+    assert "upper bound by PLD; relation: zero-out" in " ".join(shown.stdout.split())
 
 
 def test_what_is_said_of_vectors() -> None:

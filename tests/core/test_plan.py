@@ -146,7 +146,7 @@ def test_calibrate_prints_the_plan_of_each_silo_without_a_model(
         assert silo["bound"] is True
         assert silo["figures"]["pld"]["epsilon"] < silo["epsilon"]
     printed = call("calibrate", path).stdout
-    for part in (*NAMES, "1 at delta 1e-06", "0.3", "add-or-remove-one", "up to 3 other silos"):
+    for part in (*NAMES, "1 at delta 1e-06", "0.3", "zero-out", "up to 3 other silos"):
         assert part in printed
 
 

@@ -42,7 +42,7 @@ def test_the_first_line_states_the_guarantee(tmp_path: Path) -> None:
     expected = epsilon({dp_sgd(0.05, NOISE, 1): ROUNDS})
     first = found.words[0]
     assert first.startswith(f"Guaranteed: epsilon = {shown(expected)} ")
-    for word in ("delta = 1e-05", "one training example", "add-or-remove-one", "server that sees"):
+    for word in ("delta = 1e-05", "one training example", "zero-out", "server that sees"):
         assert word in first
     assert "PLD accountant, an upper bound" in first
     report = json.loads((run.path / "report.json").read_text())
@@ -220,7 +220,7 @@ def test_rows_of_another_unit_or_relation_do_not_compose(tmp_path: Path) -> None
     no_guarantee_page(run, "do not compose with the unit example")
     run = trained(new_run(tmp_path))
     enter(run, "A", 3, gaussian(9.0), purpose="other", relation="replace-one")
-    no_guarantee_page(run, "do not compose with add-or-remove-one")
+    no_guarantee_page(run, "do not compose with zero-out")
 
 
 def test_replace_one_is_accounted_as_such(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_replace_one_is_accounted_as_such(tmp_path: Path) -> None:
     expected = accountant.epsilon(multiset({gaussian(8.0): ROUNDS}), 1e-5)
     guarantee = build(run)["guarantee"]
     assert guarantee["epsilon"] == pytest.approx(expected, rel=1e-9)
-    assert "replacing all data of one silo" in guarantee["sentence"]
+    assert "all data of one silo replaced by other data" in guarantee["sentence"]
 
 
 def test_where_the_first_accountant_cannot_another_bound_is_stated(tmp_path: Path) -> None:

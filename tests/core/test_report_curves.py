@@ -74,8 +74,15 @@ def test_the_drawn_curves_are_those_of_the_ledger(
     tmp_path: Path, noise: float, relation: Relation
 ) -> None:
     event = dp_sgd(0.1, noise, 1)
-    settings = {"unit": "client", "relation": relation.value}
-    run = trained(new_run(tmp_path, privacy=settings), {"A": 0.1}, event=event)
+    secret = relation is Relation.ADD_OR_REMOVE_ONE
+    unit, sizes = ("example", "private") if secret else ("client", "public")
+    new = new_run(
+        tmp_path,
+        privacy={"unit": unit, "relation": relation.value},
+        data={"sizes": sizes},
+        client={"sampling_rate": 0.1},
+    )
+    run = trained(new, {"A": 0.1}, event=event, sizes=sizes)
     report = build(run)
     curves = report["privacy_curves"]
     accountant = make_accountant("pld", relation)

@@ -306,7 +306,7 @@ with Ledger(run.ledger_path) as ledger:
     for round_ in range(1, 10_000):
         event = dp_sgd(0.02, NOISE, 1)
         views = {{"server": event, "outsider": event}}
-        details = {{"relation": "add-or-remove-one", "randomness": "os"}}
+        details = {{"relation": "zero-out", "randomness": "os"}}
         unit = Unit("example")
         entry = (run.run_id, "A", unit, "train", round_, f"train/{{round_}}", views, details)
         ledger.append(LedgerEntry(*entry))

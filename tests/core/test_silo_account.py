@@ -189,7 +189,7 @@ def test_units_that_do_not_compose_are_refused(tiny_settings: Make, ledger: Ledg
     assert len(ledger.entries()) == 1
 
 
-@pytest.mark.parametrize("relation", [Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE])
+@pytest.mark.parametrize("relation", [Relation.ZERO_OUT, Relation.REPLACE_ONE])
 @pytest.mark.parametrize("by", ["client", "server"])
 def test_client_level_calibration(
     relation: Relation, by: str, tiny_settings: Make, ledger: Ledger
@@ -283,7 +283,7 @@ def test_row_tells_what_is_needed_to_judge_it(tiny_settings: Make, ledger: Ledge
     assert (entry.run, entry.party, entry.unit, entry.round) == ("run-1", "alpha", Unit.EXAMPLE, 2)
     assert entry.details["noise_multiplier"] == 0.8
     assert entry.details["clip"] == 0.5
-    assert entry.details["relation"] == "add-or-remove-one"
+    assert entry.details["relation"] == "zero-out"
     assert entry.details["randomness"] == "seeded"
 
 

@@ -33,7 +33,7 @@ def row(arm: str, epsilon: float, mean: float, **changes: Any) -> dict[str, Any]
         "no_privacy": False,
         "guarantee": {
             "level": "guaranteed", "epsilon": epsilon - 0.01, "delta": 1e-5, "unit": "example",
-            "relation": "add-or-remove-one", "adversary": "server", "accountant": "pld", "bound": True,
+            "relation": "zero-out", "adversary": "server", "accountant": "pld", "bound": True,
             "reasons": [],
         },
     }  # fmt: skip

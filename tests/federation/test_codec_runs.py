@@ -163,7 +163,7 @@ def test_the_statistics_are_in_the_ledger_before_they_leave_and_within_the_targe
     from privacy.vocabulary import Relation
 
     settings = run.settings()
-    accountant = make_accountant("rdp", Relation.ADD_OR_REMOVE_ONE)
+    accountant = make_accountant("rdp", Relation.ZERO_OUT)
     target = float(settings.privacy.epsilon or 0)
     for silo in SILOS:
         events = composed([row for row in rows(run) if row.party == silo], SERVER)

@@ -95,7 +95,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
             UNPROVEN
             | {"privacy.calibrate_to": "claimed", "privacy.relation": "replace-one"}
             | {"privacy.unit": "client"},
-            "Expected privacy.relation=add-or-remove-one",
+            "Expected privacy.relation=zero-out",
         ),
     ],
 )

@@ -309,7 +309,7 @@ def test_paths_are_relative_to_the_file(tiny_settings: Make, tmp_path: Path) -> 
         ({"limits.quantities": ["updates"]}, r"Expected limits\.quantities"),
         ({"limits.mechanisms": ["none"]}, r"budget\.epsilon=inf"),
         ({"limits.quantities": ["duplicate"]}, r"budget\.epsilon=inf"),
-        ({"budget.relation": "replace-one"}, "add-or-remove-one"),
+        ({"budget.relation": "replace-one"}, "zero-out"),
         ({"name": "a/b"}, "Expected name"),
     ],
 )

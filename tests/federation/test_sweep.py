@@ -189,7 +189,7 @@ def test_an_arm_without_a_guarantee_is_marked(done: Any) -> None:
     assert not [x for x in text.splitlines() if x.startswith("| plain") and "NO GUARANTEE" in x]
     page = (sweep.folder / HTML).read_text(encoding="utf-8")
     assert "counted: NO GUARANTEE, epsilon is infinite" in page
-    for word in ("delta = 1e-05", "unit example", "add-or-remove-one", "against the server"):
+    for word in ("delta = 1e-05", "unit example", "zero-out", "against the server"):
         assert word in page
         assert word in text
     assert json.loads((sweep.folder / JSON).read_text(encoding="utf-8"))["done"] == 18

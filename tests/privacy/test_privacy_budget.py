@@ -32,7 +32,7 @@ def test_it_stops_exactly_at_the_last_step_that_fits():
     assert caught.value.epsilon > 1.0
     assert caught.value.target == 1.0
     message = str(caught.value)
-    for part in ("epsilon=1", "delta=1e-05", "server", "add-or-remove-one", "pld"):
+    for part in ("epsilon=1", "delta=1e-05", "server", "zero-out", "pld"):
         assert part in message
 
 
@@ -174,9 +174,9 @@ def test_restart_neither_resets_nor_spends_twice_and_runs_share(tmp_path):
         ((math.nan, DELTA), "epsilon"),
         ((1.0, 1.0), "delta"),
         ((1.0, -0.1), "delta"),
-        ((1.0, DELTA, Relation.ADD_OR_REMOVE_ONE, "everyone"), "adversary"),
-        ((1.0, DELTA, Relation.ADD_OR_REMOVE_ONE, "server", "moments"), "moments"),
-        ((1.0, DELTA, Relation.ADD_OR_REMOVE_ONE, "server", "gdp-clt"), "bound"),
+        ((1.0, DELTA, Relation.ZERO_OUT, "everyone"), "adversary"),
+        ((1.0, DELTA, Relation.ZERO_OUT, "server", "moments"), "moments"),
+        ((1.0, DELTA, Relation.ZERO_OUT, "server", "gdp-clt"), "bound"),
     ],
 )
 def test_bad_budgets(arguments, name):

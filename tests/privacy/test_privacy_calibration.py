@@ -26,7 +26,7 @@ from privacy.vocabulary import Relation
 DELTA = 1e-5
 
 
-def recomputed(result, accountant="pld", relation=Relation.ADD_OR_REMOVE_ONE, others=()):
+def recomputed(result, accountant="pld", relation=Relation.ZERO_OUT, others=()):
     step = ev.dp_sgd(result.sampling_rate, result.noise_multiplier, result.steps)
     return make_accountant(accountant, relation).epsilon(multiset([step, *others]), result.delta)
 
@@ -71,7 +71,7 @@ def test_replace_one_needs_more_noise():
         )
         for relation in Relation
     }
-    add, replace = results[Relation.ADD_OR_REMOVE_ONE], results[Relation.REPLACE_ONE]
+    add, replace = results[Relation.ZERO_OUT], results[Relation.REPLACE_ONE]
     assert 1.998 <= replace.epsilon <= 2
     assert recomputed(replace, relation=Relation.REPLACE_ONE) == replace.epsilon
     assert replace.noise_multiplier > 1.2 * add.noise_multiplier

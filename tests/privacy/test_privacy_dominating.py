@@ -29,7 +29,7 @@ def reference_schedule(noise):
     return multiset(ev.dp_sgd(256 / 60000, noise, 1000))
 
 
-def curves(events, epsilons, relation=Relation.ADD_OR_REMOVE_ONE):
+def curves(events, epsilons, relation=Relation.ZERO_OUT):
     pair = make_accountant("pld", relation).distributions(events)
     return np.max([d.delta(epsilons) for d in pair], axis=0)
 

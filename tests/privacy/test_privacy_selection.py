@@ -147,13 +147,13 @@ def test_the_renyi_divergence_is_that_of_randomised_response():
 
     epsilon = 0.8
     p = 1 / (1 + math.exp(-epsilon))
-    found = dict(zip(ORDERS, _single(ev.pure_dp(epsilon), Relation.ADD_OR_REMOVE_ONE), strict=True))
+    found = dict(zip(ORDERS, _single(ev.pure_dp(epsilon), Relation.ZERO_OUT), strict=True))
     for order in (1.5, 2, 8, 32):
         moment = p**order * (1 - p) ** (1 - order) + (1 - p) ** order * p ** (1 - order)
         assert found[order] == pytest.approx(math.log(moment) / (order - 1), rel=1e-9)
         assert found[order] >= math.log(moment) / (order - 1)
     assert max(found.values()) <= epsilon + 1e-9
-    assert np.all(np.isfinite(_single(ev.pure_dp(500.0), Relation.ADD_OR_REMOVE_ONE)))
+    assert np.all(np.isfinite(_single(ev.pure_dp(500.0), Relation.ZERO_OUT)))
 
 
 def test_the_dominating_mu_of_pure_privacy():

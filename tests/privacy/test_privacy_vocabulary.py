@@ -90,4 +90,5 @@ def test_relation_is_dp_accountings():
     assert names == {
         dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
         dp_accounting.NeighboringRelation.REPLACE_ONE,
+        dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
     }

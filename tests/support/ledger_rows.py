@@ -11,7 +11,7 @@ from dp_accounting.dp_event import DpEvent
 from privacy.ledger import Ledger, LedgerEntry
 from privacy.views import same_for_all
 
-ADD = {"relation": "add-or-remove-one", "randomness": "os"}
+ADD = {"relation": "zero-out", "randomness": "os"}
 
 
 def add_rows(

@@ -53,7 +53,7 @@ MUTATIONS = (
     Mutation(
         "replace-one-as-add-or-remove-by-gdp",
         f"{_FOLDER}gdp.py",
-        "return 2.0 if relation is Relation.REPLACE_ONE else 1.0",
+        "return 2.0 if relation.doubles else 1.0",
         "return 1.0",
         "Replacing a record is accounted as removing it: half the true mu.",
         (f"{_ACCOUNTANTS}::TestGdpExact::{_REPLACE}",),
@@ -69,7 +69,7 @@ MUTATIONS = (
     Mutation(
         "replace-one-as-add-or-remove-by-prv",
         f"{_FOLDER}prv.py",
-        "factor = 2.0 if relation is Relation.REPLACE_ONE else 1.0",
+        "factor = 2.0 if relation.doubles else 1.0",
         "factor = 1.0",
         "Replacing a record is accounted as removing it by the PRV accountant.",
         (f"{_ACCOUNTANTS}::TestPrv::{_REPLACE}",),
