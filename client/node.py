@@ -156,8 +156,8 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
     ):
         if wanted and found != wanted:
             raise ModelError(
-                f"Expected weights of SHA-256 {wanted} ({whose}), the silo's copy of the model has {found}: "
-                "another model, another version of it, or a damaged file"
+                f"Expected weights of SHA-256 {wanted} ({whose}), the silo's copy of the model has {found} "
+                "(of the loaded weights, not of a file): another model, or another version of it"
             )
     require_room_for_training(settings, tunable)
 

@@ -137,7 +137,8 @@ class OwnModel(Section):
     sha256: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{64}$",
-        description="Digest that its weights must have, beside that of the server.",
+        description="Digest that its weights must have once loaded, beside that of the server; "
+        "`fedllm deploy doctor` prints it.",
     )
     device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
     dtype: Literal["experiment", "auto", "float32", "bfloat16", "float16"] = Field(

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-
-class ModelError(ValueError):
-    """A model cannot be found or cannot be used here."""
+from fedllm.model_error import ModelError
 
 
 @dataclass(frozen=True)
@@ -127,10 +125,14 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from fedllm.weights import load_weights
+
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"Expected package gguf to read {path}: pip install gguf")
     source = str(path.parent)
-    read = AutoModelForCausalLM.from_pretrained(source, gguf_file=path.name, dtype=torch.float32)
+    read = load_weights(
+        str(path), AutoModelForCausalLM, source, gguf_file=path.name, dtype=torch.float32
+    )
     # transformers refuses to save a model that it marked as quantised, so the dequantised weights
     # go into an unmarked model of the same configuration
     config = copy.deepcopy(read.config)

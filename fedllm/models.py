@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,9 +36,9 @@ from fedllm.embedded import (
     ModelError,
     convert_gguf,
     embedded_file,
-    file_sha256,
     quiet_loading,
 )
+from fedllm.weights import is_exact, load_weights, loaded_digest, stored_dtype
 
 Kind = Literal["encoder", "decoder"]
 _DTYPES = {
@@ -62,7 +63,7 @@ class Backbone:
         n_layers, kv_heads, head_dim: attention geometry, as observed in a forward pass.
         hidden_size: size of the hidden states.
         name: as asked for.
-        weight_files: files the weights came from (the GGUF file for converted models).
+        reload: loads the weights as they are stored, where ``dtype`` rounded them; else None.
         max_positions: longest sequence that the position embeddings allow, the prefix included
             for decoders; None where not stated.
     """
@@ -77,26 +78,21 @@ class Backbone:
     name: str
     dtype: torch.dtype
     device: torch.device
-    weight_files: tuple[Path, ...] = ()
+    reload: Callable[[], PreTrainedModel] | None = None
     max_positions: int | None = None
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights.
+        """SHA-256 of the weights in memory, before any rounding to this dtype; see :func:`loaded_digest`."""
+        return loaded_digest(self.model, self.reload)
 
-        One file: the file's own digest. Several: the digest of the lines "DIGEST  NAME" in order
-        of name, as ``sha256sum *.safetensors | sha256sum`` prints. No file known: of the tensors.
-        """
-        if len(self.weight_files) == 1:
-            return file_sha256(self.weight_files[0])
-        total = hashlib.sha256()
-        for path in sorted(self.weight_files, key=lambda p: p.name):
-            total.update(f"{file_sha256(path)}  {path.name}\n".encode())
-        if not self.weight_files:
-            for key, value in sorted(self.model.state_dict().items()):
-                total.update(f"{key} {value.dtype} {tuple(value.shape)}\n".encode())
-                total.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return total.hexdigest()
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of what turns text into token ids."""
+        fast = getattr(self.tokenizer, "backend_tokenizer", None)
+        rules = json.dumps(self.tokenizer.get_vocab()) if fast is None else fast.to_str()
+        special = json.dumps(self.tokenizer.special_tokens_map, sort_keys=True, default=str)
+        return hashlib.sha256(f"{special}\n{rules}".encode()).hexdigest()
 
     @property
     def pad_id(self) -> int:
@@ -136,18 +132,23 @@ def load_backbone(
     precision = resolve_dtype(dtype, where)
     if kind not in (None, "encoder", "decoder"):
         raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
-    source, weight_file = _source(name, gguf_file, revision, cache_dir)
+    source = _source(name, gguf_file, revision, cache_dir)
     options: dict[str, Any] = {} if revision is None else {"revision": revision}
     with quiet_loading():
         config = _from_hub(name, AutoConfig, source, options)
         kind = kind or kind_of(config)
         _check_kind(name, config, kind)
         tokenizer = _from_hub(name, AutoTokenizer, source, options)
-        require_room_for_weights(name, _weight_files(source, revision), precision, where)
+        files = _weight_files(source, revision)
+        require_room_for_weights(name, files, precision, where)
         loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
-        model = _from_hub(name, loader, source, {**options, "dtype": precision, "config": config})
-    files = (weight_file,) if weight_file else _weight_files(source, revision)
-    return make_backbone(model.to(where), tokenizer, kind, name, weight_files=files)
+        load = partial(_weights, name, loader, source, options)
+        model = load(config=config, dtype=precision)
+    quantised = getattr(config, "quantization_config", None) is not None
+    reload = None
+    if not quantised and not is_exact(files, precision):
+        reload = partial(load, dtype=stored_dtype(files))
+    return make_backbone(model.to(where), tokenizer, kind, name, reload=reload)
 
 
 def make_backbone(
@@ -155,11 +156,14 @@ def make_backbone(
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind,
     name: str,
-    weight_files: tuple[Path, ...] = (),
+    reload: Callable[[], PreTrainedModel] | None = None,
 ) -> Backbone:
     """A Backbone around a model that is already in memory, on its device and in its dtype.
 
     Freezes the model, installs prefix attention and gives the tokenizer a padding token.
+
+    Args:
+        reload: loads the weights as they are stored, where the model was rounded.
 
     Raises:
         ModelError: prefixes are not supported for the model (the message says why).
@@ -189,7 +193,7 @@ def make_backbone(
         name=name,
         dtype=model.dtype,
         device=model.device,
-        weight_files=tuple(weight_files),
+        reload=reload,
         max_positions=_max_positions(config),
     )
 
@@ -273,14 +277,12 @@ def _check_kind(name: str, config: PreTrainedConfig, kind: Kind) -> None:
 
 def _source(
     name: str, gguf_file: str | None, revision: str | None, cache_dir: str | Path | None
-) -> tuple[str, Path | None]:
-    """What from_pretrained is given, and the one weights file where it is known."""
+) -> str:
+    """Return what from_pretrained is given."""
     if name == "minilm":
-        file = embedded_file(name)
-        return str(file.parent), file
+        return str(embedded_file(name).parent)
     if name == "smollm2":
-        file = embedded_file(name)
-        return str(convert_gguf(file, cache_dir)[0]), file
+        return str(convert_gguf(embedded_file(name), cache_dir)[0])
     path = Path(name).expanduser()
     if gguf_file is not None:
         if path.is_dir():
@@ -289,14 +291,14 @@ def _source(
             with _hub_errors(name):
                 path = Path(cast(str, cached_file(name, gguf_file, revision=revision)))
     if path.suffix == ".gguf":
-        return str(convert_gguf(path, cache_dir)[0]), path
+        return str(convert_gguf(path, cache_dir)[0])
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"Expected a config.json in the model folder, got model={name!r}")
-        return str(path), None
+        return str(path)
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"Expected a model folder or a .gguf file, got model={name!r}")
-    return name, None
+    return name
 
 
 @contextmanager
@@ -319,6 +321,13 @@ def _hub_errors(name: str) -> Iterator[None]:
 def _from_hub(name: str, auto: Any, source: str, options: dict[str, Any]) -> Any:
     with _hub_errors(name):
         return auto.from_pretrained(source, **options)
+
+
+def _weights(
+    name: str, loader: Any, source: str, options: dict[str, Any], **more: Any
+) -> PreTrainedModel:
+    with _hub_errors(name), quiet_loading():
+        return load_weights(name, loader, source, **options, **more)
 
 
 def _weight_files(source: str, revision: str | None) -> tuple[Path, ...]:

@@ -25,6 +25,7 @@ from fedllm.inputs import Feature
 from fedllm.local_steps import LocalResult, Streams
 from fedllm.local_training import train_locally
 from fedllm.own_bounds import OwnBounds
+from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
@@ -87,7 +88,7 @@ class SiloWorker:
         self._train: list[Feature] | None = None
         self._held_out: list[Feature] | None = None
         self._account: SiloAccount | None = None
-        self._fixed: tuple[str, ...] | None = None
+        self._fixed: dict[str, Any] | None = None
 
     @property
     def train_features(self) -> list[Feature]:
@@ -157,7 +158,18 @@ class SiloWorker:
         account = self.account(planned_rounds)
         account.clip = settings.privacy.clip
         multiplier = account.noise_multiplier
-        digest = self.digest(params, multiplier, encoding, residual, ascent, directions, clip)
+        digest = self.digest(
+            params,
+            multiplier,
+            purpose="train",
+            server_round=server_round,
+            codec="" if encoding is None else encoding.version,
+            residual="" if residual is None else residual.digest,
+            ascent=digest_or_empty(ascent),
+            duplicate=digest_or_empty(duplicate),
+            directions=directions,
+            clip=clip,
+        )
         key = release_key(self.settings, "train", server_round, digest)
         by_client = self.settings.privacy.noise_by == "client"
         options: dict[str, Any] = {
@@ -284,7 +296,7 @@ class SiloWorker:
                 "Expected no request for statistics: the codec is not fitted to private ones"
             )
         account = self.account(planned_rounds)
-        digest = self.digest(params, account.noise_multiplier)
+        digest = self.digest(params, account.noise_multiplier, purpose="statistics")
         if self.settings.privacy.noise_by == "client" or not account.private:
             account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
         streams = self.streams(0, digest)
@@ -323,9 +335,13 @@ class SiloWorker:
                 f"Expected more candidates than layers.keep={layers.keep}, got {list(candidates)}"
             )
         account = self.account(planned_rounds)
-        at = self.digest(params, account.noise_multiplier)
-        named = (at, layers.model_dump_json(), json.dumps(list(candidates)))
-        digest = hashlib.sha256("/".join(named).encode()).hexdigest()
+        digest = self.digest(
+            params,
+            account.noise_multiplier,
+            purpose="layer-scores",
+            server_round=server_round,
+            candidates=tuple(candidates),
+        )
         account.spend_scores(
             server_round, release_key(self.settings, "layer-scores", server_round, digest)
         )
@@ -356,7 +372,9 @@ class SiloWorker:
         if self.settings.evaluation.clients == "off":
             raise ValueError("Expected no evaluation by the silo, evaluation.clients is off")
         account = self.account(planned_rounds)
-        digest = self.digest(params, account.noise_multiplier)
+        digest = self.digest(
+            params, account.noise_multiplier, purpose="evaluate", server_round=server_round
+        )
         key = release_key(self.settings, "evaluate", server_round, digest)
         account.spend_evaluation(server_round, key)
         features = self.held_out_features
@@ -388,34 +406,48 @@ class SiloWorker:
         self,
         params: Mapping[str, Tensor],
         noise_multiplier: float,
-        encoding: Encoding | None = None,
-        residual: Residual | None = None,
-        ascent: Mapping[str, Tensor] | None = None,
-        directions: str = "",
-        clip: float | None = None,
+        *,
+        purpose: str,
+        server_round: int = 0,
+        **task: Any,
     ) -> str:
-        """What names a release of this silo at ``params``. Seeded: SHA-256 of parameters, settings
-        (and so the seed), data, noise multiplier (equal settings find another one beside another history), codec,
-        residual, first ascent, seed of directions and the round's own clipping norm, since other values must
-        neither meet the same noise, at whatever scale, nor pass for the same release. Else of the parameters
-        alone: no hash of private data leaves the silo."""
+        """Return what names a release of this silo at ``params``.
+
+        Seeded: the fingerprint of all its inputs, since other values must neither meet the same noise, at
+        whatever scale, nor pass for the same release. Else the digest of the parameters alone: no hash of
+        private data leaves the silo.
+
+        Args:
+            task: other fields of :class:`ReleaseInputs`.
+        """
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
+        return self.inputs(
+            params, noise_multiplier, purpose=purpose, server_round=server_round, **task
+        ).fingerprint()
+
+    def inputs(
+        self, params: Mapping[str, Tensor], noise_multiplier: float, **task: Any
+    ) -> ReleaseInputs:
+        """Return the inputs of a release of this silo at ``params``; private, a digest of the data is among them."""
         if self._fixed is None:
             data = features_digest([*self.train_features, *self.held_out_features])
-            self._fixed = (settings_digest(self.settings), data)
-        parts = [*self._fixed, noise_multiplier.hex(), params_digest(params)]
-        if encoding is not None:
-            parts.append(encoding.version)
-        if residual is not None:
-            parts.append(residual.digest)
-        if ascent is not None:
-            parts.append(params_digest(ascent))
-        if directions:
-            parts.append(f"directions {directions}")
-        if clip is not None:
-            parts.append(clip.hex())
-        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+            self._fixed = {
+                "examples": data,
+                "settings": settings_digest(self.settings),
+                **model_inputs(self.tunable.backbone),
+            }
+        account = self._account
+        return ReleaseInputs(
+            **self._fixed,
+            silo=self.silo.name,
+            machine=machine(),
+            planned_rounds=0 if account is None else account.rounds,
+            sampling_rate=0.0 if account is None else account.sampling_rate,
+            noise_multiplier=float(noise_multiplier),
+            params=params_digest(params),
+            **task,
+        )
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:
         if self.log is None:

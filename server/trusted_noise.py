@@ -10,13 +10,14 @@ of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statis
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedllm.adaptive_clip import at_clip, is_adaptive, noise_split
+from fedllm.fingerprint import Fingerprinted
 from fedllm.local_training import split_like
 from fedllm.mechanism import add_noise, noise_std
 from fedllm.release_key import params_digest, release_key, settings_digest
@@ -30,6 +31,29 @@ from privacy.ledger import Ledger
 from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource, generator
 from server.aggregation import Contribution, mean_update
+
+
+@dataclass(frozen=True, kw_only=True)
+class SumInputs(Fingerprinted):
+    """All that the value of one noisy sum depends on. A repeated round with the replies of other silos is
+    another release, with other noise and another key; so is the same sum with noise of another size, which equal
+    settings find beside another history.
+
+    Attributes:
+        purpose, server_round, settings, params: which release; digests of settings and parameters.
+        total, count: digest of the sum, and the centred count of adaptive clipping (0 for none).
+        noise_multiplier, clip, expected: the noise's size and the divisor.
+    """
+
+    purpose: str
+    server_round: int
+    settings: str
+    params: str
+    total: str
+    count: float
+    noise_multiplier: float
+    clip: float
+    expected: float
 
 
 class TrustedNoise:
@@ -114,7 +138,7 @@ class TrustedNoise:
             staying = [c for c in clipped if c.silo not in self.left]
             total, _ = mean_update(staying, params if like is None else like, 1.0)
             count = self._count(staying)
-            digest = self._digest(total, params, count)
+            digest = self._digest("train", server_round, total, params, count)
             for name in counted:
                 self.accounts[name].clip = self.clip
             key = release_key(self.settings, "train", server_round, digest)
@@ -147,7 +171,7 @@ class TrustedNoise:
         while counted := [name for name in self.accounts if name not in self.left]:
             rows = [clip_vector(received[name], 1.0)[0] for name in counted if name in received]
             total = torch.stack([torch.zeros(size), *rows]).double().sum(0)
-            digest = self._digest({"statistics": total}, params)
+            digest = self._digest("statistics", 0, {"statistics": total}, params)
             key = release_key(settings, "statistics", 0, digest)
             accounts = [self.accounts[name] for name in counted]
             refused = spend_together(accounts, 0, key, statistics=True)
@@ -165,18 +189,27 @@ class TrustedNoise:
         return generator(self.settings.seed, *labels) if seeded else generator(None)
 
     def _digest(
-        self, total: Mapping[str, Tensor], params: Mapping[str, Tensor], count: float = 0.0
+        self,
+        purpose: str,
+        server_round: int,
+        total: Mapping[str, Tensor],
+        params: Mapping[str, Tensor],
+        count: float = 0.0,
     ) -> str:
-        digest = params_digest(params)
+        """Return what names a release: with seeded randomness the fingerprint of all its inputs."""
         if self.settings.privacy.randomness == "os":
-            return digest
-        # Noise is a function of the sum it is added to: a repeated round with the replies of
-        # other silos is another release, with other noise and another key; and so is the same sum
-        # with noise of another size, which equal settings find beside another history.
-        noise = float(self.noise_multiplier).hex()
-        own = (float(self.clip).hex(), count.hex()) if is_adaptive(self.settings) else ()
-        parts = (settings_digest(self.settings), noise, digest, params_digest(total), *own)
-        return hashlib.sha256("/".join(parts).encode()).hexdigest()
+            return params_digest(params)
+        return SumInputs(
+            purpose=purpose,
+            server_round=server_round,
+            settings=settings_digest(self.settings),
+            params=params_digest(params),
+            total=params_digest(total),
+            count=count,
+            noise_multiplier=float(self.noise_multiplier),
+            clip=float(self.clip),
+            expected=float(self.expected),
+        ).fingerprint()
 
     def _noisy_mean(
         self, server_round: int, digest: str, total: Mapping[str, Tensor]

@@ -22,8 +22,8 @@ from client.node import own_silo
 from client.silo_file import SiloFile, load_silo
 from fedllm import __version__
 from fedllm.device_memory import free_bytes
-from fedllm.embedded import EMBEDDED_NAMES, embedded_file, file_sha256
-from fedllm.models import resolve_device
+from fedllm.embedded import EMBEDDED_NAMES
+from fedllm.models import load_backbone, resolve_device
 from fedllm.settings_io import parse_settings
 from privacy.accountants import make_accountant
 from privacy.ledger import Ledger
@@ -142,24 +142,22 @@ def _device(silo: SiloFile) -> tuple[bool, str]:
 
 
 def _model(silo: SiloFile) -> tuple[bool, str]:
-    """The weights' digest, of the silo's own folder or of the embedded models that are allowed."""
+    """Load the silo's own copy of the model and compare its digest, or that of each embedded model allowed."""
+    names = [silo.model.path]
     if silo.model.path is None:
-        known = [name for name in EMBEDDED_NAMES if name in silo.limits.models]
-        texts = [f"{name} {_short(file_sha256(embedded_file(name)))}" for name in known]
-        return True, f"allowed: {', '.join(silo.limits.models)}; here: {', '.join(texts) or 'none'}"
-    place = Path(silo.model.path)
-    files = [place] if place.is_file() else sorted(place.glob("model*.safetensors"))
-    if not files:
-        return False, f"Expected safetensors weights in model.path, got {place}"
-    if len(files) > 1:
-        return True, f"{place}: {len(files)} files of weights; their digest is compared when loaded"
-    digest = file_sha256(files[0])
-    if silo.model.sha256 not in (None, digest):
-        return (
-            False,
-            f"Expected SHA-256 {silo.model.sha256} (model.sha256), {files[0]} has {digest}",
-        )
-    return True, f"{files[0]}: SHA-256 {digest}"
+        names = [name for name in EMBEDDED_NAMES if name in silo.limits.models]
+    told, good = [], True
+    for name in filter(None, names):
+        digest = load_backbone(name, device="cpu").weights_digest
+        good = good and silo.model.sha256 in (None, digest)
+        told.append(f"{name}: SHA-256 of its weights {digest}")
+    text = "; ".join(told) or "none here"
+    if silo.model.path is None:
+        text = f"allowed: {', '.join(silo.limits.models)}; here: {text}"
+    return (
+        good,
+        text if good else f"Expected SHA-256 {silo.model.sha256} (model.sha256), got {text}",
+    )
 
 
 def _data(silo: SiloFile) -> tuple[bool, str]:

@@ -81,8 +81,6 @@ def test_local_folder(folder, architecture, kind, kv_heads):
     assert not any(p.requires_grad for p in backbone.model.parameters())
     assert backbone.pad_id == 1
     assert backbone.max_positions == (64 if kind == "encoder" else 128)
-    digest = hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
-    assert backbone.weights_digest == digest
     if kind == "encoder":
         assert backbone.model.pooler is None
 
@@ -92,17 +90,6 @@ def test_roberta_positions_are_the_true_limit(folder):
     assert model(torch.full((1, 64), 5))[0].isfinite().all()
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, 65), 5))
-
-
-def test_digest_of_several_files_is_sha256sums(folder):
-    path = folder("llama", max_shard_size="20KB")
-    files = sorted(path.glob("model*.safetensors"))
-    assert len(files) > 1
-    shell = "sha256sum model*.safetensors | sha256sum | cut -d' ' -f1"
-    expected = subprocess.run(
-        shell, shell=True, cwd=path, capture_output=True, text=True, check=True
-    )
-    assert load_backbone(str(path)).weights_digest == expected.stdout.strip()
 
 
 def test_digest_of_a_model_in_memory(tiny_model, tiny_tokenizer):
@@ -201,7 +188,7 @@ def test_unknown_names_have_one_clear_error(name, message):
     )
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("fedllm.embedded.ModelError: Expected")
+    assert last.startswith("fedllm.model_error.ModelError: Expected")
     assert re.search(message, last)
 
 

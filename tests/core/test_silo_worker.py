@@ -157,7 +157,7 @@ def noises(
     worker: SiloWorker, params: dict[str, Tensor], server_round: int, noise: float = 1.0
 ) -> np.ndarray:
     """First numbers of the streams that a round would draw its noise from."""
-    streams = worker.streams(server_round, worker.digest(params, noise))
+    streams = worker.streams(server_round, worker.digest(params, noise, purpose="train"))
     return np.concatenate([streams("noise", step).standard_normal(4) for step in range(3)])
 
 
@@ -233,7 +233,7 @@ def test_key_holds_no_hash_of_the_data_where_noise_is_secret(
     worker = make_worker(tiny_settings(**{"privacy.randomness": "os"}), tmp_path)
     part = Silo("alpha", worker.silo.train.select(range(9), "alpha"), worker.silo.held_out)
     other = SiloWorker(worker.settings, part, run="run-1", ledger=tmp_path / "ledger.sqlite")
-    assert worker.digest(params, 1.0) == other.digest(params, 1.0)
+    assert worker.digest(params, 1.0, purpose="train") == other.digest(params, 1.0, purpose="train")
 
 
 def test_private_evaluation_is_noised_and_recorded(

@@ -208,7 +208,9 @@ def test_other_directions_are_another_release(
     silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     params = initial_params(shared_tunable(settings), settings)
-    assert worker.digest(params, 1.0, directions="a") != worker.digest(params, 1.0, directions="b")
+    assert worker.digest(params, 1.0, purpose="train", directions="a") != worker.digest(
+        params, 1.0, purpose="train", directions="b"
+    )
     replies = [worker.train(params, 1, 2, directions=seed) for seed in ("aa", "ab", "aa")]
     numbers = [reply.update[NUMBERS] for reply in replies]
     assert torch.equal(numbers[0], numbers[2])

@@ -248,8 +248,11 @@ def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Pa
     with pytest.raises(ValueError, match=r"Expected a previous update of shapes"):
         worker.train(params, 2, 3, previous=short)
     assert not list(worker.ledger.entries()), "nothing is spent on a task that cannot be done"
-    digests = {worker.digest(params, 1.0, ascent=a) for a in (None, params, {**params})}
-    assert len(digests) == 2, "noise of one value would meet another"
+    other = {name: value + 1 for name, value in params.items()}
+    for previous in (None, params, {**params}, other):
+        worker.train(params, 2, 3, previous=previous)
+    keys = {row.key for row in worker.ledger.entries()}
+    assert len(keys) == 3, "noise of one value would meet another"
 
 
 @pytest.mark.slow

@@ -99,8 +99,8 @@ MUTATIONS = (
     Mutation(
         "same-noise-along-other-directions",
         "fedllm/silo_worker.py",
-        '            parts.append(f"directions {directions}")\n',
-        "            pass\n",
+        "            directions=directions,\n            clip=clip,\n",
+        "            clip=clip,\n",
         "A server that announces another seed for a repeated round sees two values with one noise.",
         (f"{_RUNS}::test_other_directions_are_another_release",),
     ),

@@ -68,8 +68,8 @@ MUTATIONS = (
     Mutation(
         "scores-of-each-step-under-one-key",
         "fedllm/silo_worker.py",
-        "json.dumps(list(candidates)))",
-        '"")',
+        "            candidates=tuple(candidates),\n",
+        "",
         "A greedy search's releases are counted once, and the same noise meets several values.",
         (_ROW,),
     ),

@@ -106,8 +106,8 @@ MUTATIONS = (
     Mutation(
         "same-noise-after-another-ascent",
         "fedllm/silo_worker.py",
-        "            parts.append(params_digest(ascent))\n",
-        "            pass\n",
+        "            ascent=digest_or_empty(ascent),\n",
+        "",
         "With seeded noise, a round repeated along another ascent meets the noise of the first: the "
         "difference is bare, and counted once.",
         (f"{_RUNS}::test_an_update_that_does_not_fit_is_refused",),

@@ -1,0 +1,224 @@
+"""Everything that a seeded release depends on is in its fingerprint, by construction."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedllm.fingerprint import Fingerprinted
+from fedllm.inputs import Feature
+from fedllm.models import load_backbone
+from fedllm.release_inputs import ReleaseInputs, machine, model_inputs
+from fedllm.release_key import features_digest, params_digest
+from fedllm.silo_worker import SiloWorker
+from fedllm.silos import load_federation
+from fedllm.tunable import initial_params, shared_tunable
+from server.trusted_noise import SumInputs
+
+Make = Callable[..., Any]
+
+SILO = ReleaseInputs(
+    purpose="train",
+    server_round=1,
+    silo="alpha",
+    examples="e",
+    settings="s",
+    weights="w",
+    dtype="torch.float32",
+    model_config="c",
+    tokenizer="t",
+    device="cpu",
+    machine="m",
+    planned_rounds=3,
+    sampling_rate=0.1,
+    noise_multiplier=1.0,
+    params="p",
+)
+SUM = SumInputs(
+    purpose="train",
+    server_round=1,
+    settings="s",
+    params="p",
+    total="t",
+    count=0.0,
+    noise_multiplier=1.0,
+    clip=0.5,
+    expected=4.0,
+)
+FIELDS = [(given_, f.name) for given_ in (SILO, SUM) for f in dataclasses.fields(given_)]
+
+
+def other(value: Any) -> Any:
+    if value is None:
+        return 0.5
+    if isinstance(value, float):
+        return float(np.nextafter(value, 9.0))
+    return value + {str: "x", int: 1, tuple: (3,)}[type(value)]
+
+
+@pytest.mark.parametrize(("inputs", "name"), FIELDS, ids=lambda v: v if isinstance(v, str) else "")
+def test_every_field_is_in_the_fingerprint(inputs: Any, name: str) -> None:
+    changed = dataclasses.replace(inputs, **{name: other(getattr(inputs, name))})
+    assert changed.fingerprint() != inputs.fingerprint()
+    assert dataclasses.replace(inputs).fingerprint() == inputs.fingerprint()
+
+
+def test_a_new_field_is_in_the_fingerprint_and_a_tensor_is_refused() -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class More(ReleaseInputs):
+        added: Any = 0
+
+    plain = dataclasses.asdict(SILO)
+    assert More(**plain).fingerprint() != More(**plain, added=1).fingerprint()
+    with pytest.raises(TypeError, match="Expected str, int"):
+        More(**plain, added=torch.zeros(1)).fingerprint()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Fingerprinted):
+    first: Any
+    second: Any
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda parts: st.lists(parts, max_size=3).map(tuple),
+    max_leaves=6,
+)
+
+
+def exactly(value: Any) -> Any:
+    """A value with its type: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+    if isinstance(value, tuple):
+        return tuple(exactly(part) for part in value)
+    return (type(value), value.hex() if isinstance(value, float) else value)
+
+
+@given(PLAIN, PLAIN, PLAIN, PLAIN)
+def test_two_fingerprints_are_equal_only_for_equal_values(a: Any, b: Any, c: Any, d: Any) -> None:
+    same = exactly((a, b)) == exactly((c, d))
+    assert (Pair(a, b).fingerprint() == Pair(c, d).fingerprint()) == same
+
+
+def worker_of(settings: Any, folder: Path) -> SiloWorker:
+    silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
+    return SiloWorker(settings, silo, run="r", ledger=folder / "ledger.sqlite")
+
+
+def test_the_same_settings_on_another_model_machine_or_number_format_are_another_release(
+    tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All with model.dtype=auto and model.device=auto, and so with equal settings."""
+    settings = tiny_settings(**{"model.dtype": "auto", "model.device": "auto"})
+    params = initial_params(shared_tunable(settings), settings)
+
+    def digest(change: Callable[[Any], None] = lambda tunable: None) -> str:
+        worker = worker_of(settings, tmp_path)
+        tunable = worker.tunable
+        backbone = load_backbone(settings.model.name, kind="encoder", device="cpu")
+        worker.tunable = type(tunable)(backbone, tunable.task, tunable.spec)
+        change(worker.tunable.backbone)
+        return worker.digest(params, 1.0, purpose="train", server_round=1)
+
+    def bfloat16(backbone: Any) -> None:
+        backbone.dtype = torch.bfloat16
+
+    def gpu(backbone: Any) -> None:
+        backbone.device = torch.device("mps")
+
+    def weights(backbone: Any) -> None:
+        with torch.no_grad():
+            next(backbone.model.parameters()).view(-1)[0] += 1
+
+    def configuration(backbone: Any) -> None:
+        backbone.model.config.layer_norm_eps *= 2
+
+    found = {change: digest(change) for change in (bfloat16, gpu, weights, configuration)}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
+    found["threads"] = digest()
+    monkeypatch.undo()
+    monkeypatch.setattr("fedllm.release_inputs._versions", lambda: {"torch": "9"})
+    found["versions"] = digest()
+    monkeypatch.undo()
+    found["plain"] = digest()
+    assert len(set(found.values())) == len(found)
+    assert digest() == found["plain"]
+
+
+def test_each_extra_of_a_task_is_another_release(tiny_settings: Make, tmp_path: Path) -> None:
+    settings = tiny_settings()
+    worker = worker_of(settings, tmp_path)
+    params = initial_params(worker.tunable, settings)
+    extras: list[dict[str, Any]] = [
+        {},
+        {"codec": "v"},
+        {"residual": "v"},
+        {"ascent": "v"},
+        {"directions": "v"},
+        {"duplicate": "v"},
+        {"candidates": (0, 1)},
+        {"candidates": (1, 0)},
+        {"clip": 0.5},
+    ]
+    digests = {worker.digest(params, 1.0, purpose="train", **extra) for extra in extras}
+    digests |= {worker.digest(params, 1.0, purpose=p) for p in ("statistics", "evaluate")}
+    assert len(digests) == len(extras) + 2
+    rounds = {worker.account(r).rounds for r in (3,)}
+    assert rounds == {3}
+    assert worker.digest(params, 1.0, purpose="train") not in digests, "the plan is in it"
+
+
+def test_a_round_at_another_clipping_norm_is_another_release(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    settings = tiny_settings(**{"clipping.form": "adaptive", "clipping.count_share": 0.2})
+    worker = worker_of(settings, tmp_path)
+    params = initial_params(worker.tunable, settings)
+    for clip in (0.5, 0.25, 0.5):
+        worker.train(params, 1, 3, clip=clip)
+    assert len(list(worker.ledger.entries())) == 2
+
+
+def test_threads_change_bits_and_so_the_release(tiny_settings: Make) -> None:
+    """Not on every machine and shape; the name of a release need not know where they do."""
+    before = machine()
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert machine() != before
+    finally:
+        torch.set_num_threads(threads)
+    assert machine() == before
+
+
+def test_digests_of_data_and_tensors_know_every_field_and_bit() -> None:
+    base = Feature([1, 2], 0, None)
+    others = [
+        Feature([1, 3], 0),
+        Feature([1, 2], 1),
+        Feature([1, 2], 0, [0, 1]),
+        Feature([1, 2], 0, meta={"prompt": [1]}),
+    ]
+    assert len({features_digest([f]) for f in [base, *others]}) == 5
+    value = torch.tensor([1.0], dtype=torch.float64)
+    near = torch.nextafter(value, torch.tensor(2.0, dtype=torch.float64))
+    tensors = [value, near, value.float(), value.view(1, 1), torch.zeros(0)]
+    assert len({params_digest({"a": t}) for t in tensors}) == 5
+    assert params_digest({"a": value}) != params_digest({"b": value})
+
+
+def test_model_inputs_are_the_resolved_ones(tiny_settings: Make) -> None:
+    settings = tiny_settings(**{"model.dtype": "auto", "model.device": "auto"})
+    backbone = shared_tunable(settings).backbone
+    found = model_inputs(backbone)
+    assert found["dtype"] == str(backbone.dtype) != "auto"
+    assert found["weights"] == backbone.weights_digest
+    assert "auto" not in found.values()
