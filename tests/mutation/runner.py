@@ -12,9 +12,10 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .forked import TIMED_OUT, run_pytest
 from .mutation import Mutation, MutationError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,28 +129,15 @@ def imported_from(tree: Path) -> Path:
 def run_tests(tree: Path, tests: Sequence[str], *, timeout: float, first: bool) -> _Run:
     """Run tests in a copy; with ``first`` up to the first failure."""
     report = tree.parent / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    command += ["-o", "junit_family=xunit1", f"--junitxml={report}", "--hypothesis-seed=0"]
-    command += ["-x"] if first else []
-    with subprocess.Popen(
-        [*command, *tests],
-        cwd=tree,
-        env=environment(tree),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            output, _ = process.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            return _Run(-9, frozenset(), (), (), f"no end within {timeout:g} s")
-        except BaseException:
-            os.killpg(process.pid, 9)
-            raise
-    if process.returncode not in (0, 1):
-        return _Run(process.returncode, frozenset(), (), (), output[-2000:])
+    report.unlink(missing_ok=True)
+    arguments = ["-q", "-p", "no:cacheprovider", "--tb=short", "-o", "junit_family=xunit1"]
+    arguments += [f"--junitxml={report}", "--hypothesis-seed=0"]
+    arguments += ["-x"] if first else []
+    code, output = run_pytest([*arguments, *tests], tree, environment(tree), timeout=timeout)
+    if code == TIMED_OUT:
+        return _Run(code, frozenset(), (), (), f"no end within {timeout:g} s")
+    if code not in (0, 1) or not report.exists():
+        return _Run(code, frozenset(), (), (), output[-2000:])
     passed, failures, errors = set(), [], []
     for case in ElementTree.parse(report).iter("testcase"):
         test = _id(case)
@@ -160,9 +148,7 @@ def run_tests(tree: Path, tests: Sequence[str], *, timeout: float, first: bool) 
             errors.append((test, _first_line(problem["error"])))
         elif problem["skipped"] is None:
             passed.add(test)
-    return _Run(
-        process.returncode, frozenset(passed), tuple(failures), tuple(errors), output[-2000:]
-    )
+    return _Run(code, frozenset(passed), tuple(failures), tuple(errors), output[-2000:])
 
 
 def _id(case: ElementTree.Element) -> str:
@@ -177,12 +163,10 @@ def _first_line(element: ElementTree.Element) -> str:
     return next(iter((element.get("message") or "").strip().splitlines()), "")
 
 
-def judge(mutation: Mutation, base: Path, sound: frozenset[str]) -> Verdict:
-    """Apply one mutation in a copy and run its tests.
+def judge(mutation: Mutation, base: Path) -> Verdict:
+    """Apply one mutation in a copy of the snapshot and run its tests.
 
-    Args:
-        base: the snapshot.
-        sound: tests that pass without the mutation; only these may kill it.
+    A kill is provisional until `without_mutation` has seen the same test pass.
     """
     began = time.monotonic()
 
@@ -199,30 +183,41 @@ def judge(mutation: Mutation, base: Path, sound: frozenset[str]) -> Verdict:
         run = run_tests(tree, mutation.tests, timeout=TIMEOUT, first=True)
     if run.code == 0:
         return verdict("survived")
-    if run.code != 1:
+    if run.code != 1 or not (run.failures or run.errors):
         return verdict("error", message=f"pytest ended with {run.code}: {run.output}")
     if not run.failures:
-        what = run.errors[0] if run.errors else ("", run.output)
-        return verdict("error", what[0], f"an error outside of a test: {what[1]}")
+        test, line = run.errors[0]
+        return verdict("error", test, f"an error outside of a test: {line}")
     killer, message = run.failures[0]
     if message.startswith(_NO_VERDICT):
         return verdict("error", killer, f"the broken code does not run: {message}")
-    if killer not in sound:
-        return verdict("error", killer, "this test does not pass without the mutation either")
     return verdict("killed", killer, message)
 
 
-def baseline(base: Path, mutations: Iterable[Mutation]) -> tuple[frozenset[str], list[str]]:
-    """Tests of the mutations that pass in an untouched copy, and those that do not."""
-    wanted = {test for mutation in mutations for test in mutation.tests}
-    whole = {test for test in wanted if "::" not in test}
-    chosen = sorted(whole | {test for test in wanted if test.partition("::")[0] not in whole})
+def without_mutation(base: Path, verdicts: Iterable[Verdict]) -> tuple[list[Verdict], list[str]]:
+    """Run the tests that killed in an untouched copy: one that fails there has killed nothing.
+
+    Returns:
+        The verdicts, with "error" where the test does not pass; the tests that fail.
+    """
+    verdicts = list(verdicts)
+    killers = sorted({verdict.killer for verdict in verdicts if verdict.status == "killed"})
+    if not killers:
+        return verdicts, []
     with copy_of(base) as tree:
         imported_from(tree)
-        run = run_tests(tree, chosen, timeout=BASELINE_TIMEOUT, first=False)
+        run = run_tests(tree, killers, timeout=BASELINE_TIMEOUT, first=False)
     if run.code not in (0, 1):
-        return frozenset(), [f"pytest ended with {run.code}: {run.output}"]
-    return run.passed, [f"{test}: {line}" for test, line in (*run.failures, *run.errors)]
+        unsound = [f"pytest ended with {run.code}: {run.output}"]
+    else:
+        unsound = [f"{test}: {line}" for test, line in (*run.failures, *run.errors)]
+    reason = "this test does not pass without the mutation either"
+    return [
+        replace(verdict, status="error", message=reason)
+        if verdict.status == "killed" and verdict.killer not in run.passed
+        else verdict
+        for verdict in verdicts
+    ], unsound
 
 
 def run_all(
@@ -232,30 +227,34 @@ def run_all(
 
     Args:
         jobs: copies at work at the same time.
-        done: called with (number finished, number in all, what comes next or was finished).
+        done: called with (number finished, number in all, what was finished).
 
     Returns:
-        Verdicts in the order of ``mutations``; tests that fail without any mutation.
+        Verdicts in the order of ``mutations``; tests that killed and fail without any mutation.
 
     Raises:
         MutationError: the copy would not be what is imported.
     """
     steps = len(mutations) + 1
-    done(0, steps, "the same tests without a mutation")
+    done(0, steps, "copied")
     with tempfile.TemporaryDirectory(prefix="fedllm-snapshot-") as folder:
         base = Path(folder) / "tree"
         snapshot(base)
-        sound, unsound = baseline(base, mutations)
         found: dict[str, Verdict] = {}
         with ThreadPoolExecutor(max_workers=jobs) as pool:
-            tasks = [pool.submit(judge, mutation, base, sound) for mutation in mutations]
-            done(1, steps, mutations[0].name if mutations else "")
+            tasks = [pool.submit(judge, mutation, base) for mutation in mutations]
             try:
-                for number, task in enumerate(as_completed(tasks), 2):
+                for number, task in enumerate(as_completed(tasks), 1):
                     verdict = task.result()
                     found[verdict.name] = verdict
-                    done(number, steps, f"{verdict.name}: {verdict.status}")
+                    took = f"{verdict.seconds:.0f} s"
+                    done(
+                        number, steps, f"{verdict.name}: {verdict.status}, {took} {verdict.killer}"
+                    )
             except BaseException:
                 pool.shutdown(cancel_futures=True, wait=False)
                 raise
-    return [found[mutation.name] for mutation in mutations], unsound
+        verdicts = [found[mutation.name] for mutation in mutations]
+        verdicts, unsound = without_mutation(base, verdicts)
+        done(steps, steps, "the tests that killed, without a mutation")
+    return verdicts, unsound

@@ -6,7 +6,7 @@ import pytest
 
 from .catalogue import MUTATIONS
 from .mutation import Mutation, MutationError
-from .runner import ROOT, copy_of, imported_from, judge, run_all, snapshot
+from .runner import ROOT, copy_of, imported_from, judge, run_all, snapshot, without_mutation
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
@@ -48,13 +48,16 @@ def test_the_runner_tells_killed_from_survived_and_from_broken(tmp_path_factory)
     snapshot(base)
     with copy_of(base) as tree:
         assert imported_from(tree) == tree.resolve()
-    sound = frozenset({test})
-    assert judge(change(line + "    # nothing\n"), base, sound).status == "survived"
-    killed = judge(change("    return np.zeros(0, dtype=np.int64)\n"), base, sound)
+    assert judge(change(line + "    # nothing\n"), base).status == "survived"
+    killed = judge(change("    return np.zeros(0, dtype=np.int64)\n"), base)
     assert (killed.status, killed.killer) == ("killed", test)
-    assert judge(change("    return undefined_name\n"), base, sound).status == "error"
-    assert judge(change(line + "import nowhere_to_be_found\n"), base, sound).status == "error"
-    assert judge(change("    return np.zeros(0, int)\n"), base, frozenset()).status == "error"
+    assert judge(change("    return undefined_name\n"), base).status == "error"
+    assert judge(change(line + "import nowhere_to_be_found\n"), base).status == "error"
+    assert without_mutation(base, [killed]) == ([killed], [])
+    (base / "privacy" / "sampling.py").write_text("raise ValueError('broken')\n", encoding="utf-8")
+    (error,), unsound = without_mutation(base, [killed])
+    assert error.status == "error"
+    assert unsound
 
 
 @pytest.mark.slow
