@@ -26,6 +26,11 @@ logarithm is convex on x > 0, with score psi = -f'/f falling from psi0 at 0:
   where 1 - e^-y <= y was used; and delta of mu s-GDP at s e is at least s (mu phi(a) - e ndtr(-a)) (1 -
   (mu s)^2), a = e / mu, where the second order is positive. The first is convex in e and the second is
   too, so they are compared on intervals: the larger end of one with the smaller of the other.
+
+Noise with a cusp, psi0 infinite, is refused. Of exp(-|x|^beta), beta < 1, no mu is a bound: for any level e
+let s be the largest change with psi(2s) >= 2e, a power of 1 / e. On x in (-s, 0) the loss is at least
+s psi(2s) >= 2 s e, so that H at s e is at least of order f(0) s^2 e, again a power of 1 / e; delta of mu s-GDP
+at s e is at most ndtr(-e / mu + mu s / 2), which falls faster than any power. So for large e the first is larger.
 """
 
 from __future__ import annotations
@@ -106,7 +111,7 @@ def why_no_bound(noise: ScalarNoise) -> str | None:
         return None
     if noise.shape != "log-convex":
         return f"{noise.family} noise on vectors has no bound here"
-    if not math.isfinite(_score(noise, 0.0)):
+    if not math.isfinite(noise.peak_score):
         return f"{noise.family} noise with a cusp at 0 has no Gaussian bound on vectors"
     return None
 
@@ -139,19 +144,10 @@ def gaussian_bound(noise: ScalarNoise) -> float:
     return _unit_bound(type(noise), parameters) * (1 + 1e-9) / noise.width
 
 
-def _score(noise: ScalarNoise, x: float) -> float:
-    """psi(x) = -f'(x) / f(x), from above: psi falls, so a difference to the left is an upper bound."""
-    step = 1e-7 * noise.width
-    left = max(x - step, 0.0)
-    values = noise.log_density([left, left + step])
-    slope = float(values[0] - values[1]) / step
-    return slope * (1 + 1e-6)
-
-
 @lru_cache(maxsize=64)
 def _unit_bound(family: type[ScalarNoise], parameters: tuple[tuple[str, float], ...]) -> float:
     noise = family(**dict(parameters))
-    sharpest = _score(noise, 0.0)
+    sharpest = noise.peak_score * (1 + 1e-9)
     smallest = _SMALLEST_CHANGE / sharpest
     mu = _small_changes(noise, sharpest, smallest) * _SLACK
     while (found := _largest_quotient(noise, sharpest, smallest, mu)) > mu:
@@ -182,9 +178,9 @@ def _largest_quotient(noise: ScalarNoise, sharpest: float, smallest: float, mu: 
 def _small_changes(noise: ScalarNoise, sharpest: float, change: float) -> float:
     """The least mu that bounds mu(s) / s for s <= `change`."""
     edges = np.linspace(0, sharpest, 4001)
-    needed = _mean_excess(noise, edges) + change * math.exp(float(noise.log_density(0.0))) / 2 * (
-        sharpest - edges
-    )
+    needed = _mean_excess(noise, sharpest, edges) + change * math.exp(
+        float(noise.log_density(0.0))
+    ) / 2 * (sharpest - edges)
 
     def enough(mu: float) -> bool:
         a = edges / mu
@@ -205,17 +201,16 @@ def _small_changes(noise: ScalarNoise, sharpest: float, change: float) -> float:
     return high
 
 
-def _mean_excess(noise: ScalarNoise, levels: Array) -> Array:
+def _mean_excess(noise: ScalarNoise, sharpest: float, levels: Array) -> Array:
     """An upper bound of E[(psi(|x|) - e)+; x < 0] at each level e, by cells of x.
 
     In a cell psi is at most its value at the end nearer to 0.
     """
     x = np.concatenate([[0.0], noise.width * np.geomspace(1e-7, 1e12, 20_000)])
-    step = 1e-7 * np.maximum(x, noise.width * 1e-7)
-    values = noise.log_density(np.maximum(x - step, 0.0)) - noise.log_density(
-        np.maximum(x - step, 0.0) + step
-    )
-    score = values / step * (1 + 1e-6)
+    # psi falls, so a difference to the left bounds it from above, and at 0 only its limit does.
+    left = x[1:] - np.maximum(1e-7 * x[1:], 1e-8 * noise.width)
+    slope = (noise.log_density(left) - noise.log_density(x[1:])) / (x[1:] - left)
+    score = np.append(sharpest, np.minimum(slope * (1 + 1e-6), sharpest))
     score = np.maximum.accumulate(score[::-1])[::-1]  # round-off may let it rise
     mass = np.append(noise.survival(x[:-1]) - noise.survival(x[1:]), noise.survival(x[-1]))
     order = score[::-1]  # ascending

@@ -79,6 +79,11 @@ class ScalarNoise(abc.ABC):
     def mean_abs(self) -> float:
         """E|X|; may be infinite."""
 
+    @property
+    @abc.abstractmethod
+    def peak_score(self) -> float:
+        """An upper bound of the score -f'(x)/f(x) as x falls to 0; infinite where the density has a cusp."""
+
     @abc.abstractmethod
     def scaled(self, factor: float) -> Self:
         """The noise of factor * X, factor > 0: for a number of sensitivity `factor`."""

@@ -90,6 +90,13 @@ class ExponentialPowerNoise(ScalarNoise):
         """See `ScalarNoise`: scale Gamma(2/beta) / Gamma(1/beta)."""
         return self.scale * math.exp(math.lgamma(2 / self.beta) - math.lgamma(1 / self.beta))
 
+    @property
+    def peak_score(self) -> float:
+        """See `ScalarNoise`: the limit of beta x^(beta - 1) / scale^beta."""
+        if self.beta < 1:
+            return math.inf
+        return 1 / self.scale if self.beta == 1 else 0.0
+
     def scaled(self, factor: float) -> ExponentialPowerNoise:
         """See `ScalarNoise`."""
         require_positive("factor", factor)

@@ -51,6 +51,11 @@ class GaussianNoise(ScalarNoise):
         """See `ScalarNoise`."""
         return self.sigma * math.sqrt(2 / math.pi)
 
+    @property
+    def peak_score(self) -> float:
+        """See `ScalarNoise`."""
+        return 0.0
+
     def scaled(self, factor: float) -> GaussianNoise:
         """See `ScalarNoise`."""
         require_positive("factor", factor)

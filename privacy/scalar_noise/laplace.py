@@ -66,6 +66,11 @@ class LaplaceNoise(ScalarNoise):
         """See `ScalarNoise`."""
         return self.scale
 
+    @property
+    def peak_score(self) -> float:
+        """See `ScalarNoise`: 1 / scale, as everywhere."""
+        return 1 / self.scale
+
     def scaled(self, factor: float) -> LaplaceNoise:
         """See `ScalarNoise`."""
         require_positive("factor", factor)

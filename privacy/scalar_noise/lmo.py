@@ -202,6 +202,23 @@ class LmoNoise(ScalarNoise):
         """See `ScalarNoise`: E[1/u]."""
         return self._inverse_moment(1)
 
+    @property
+    def peak_score(self) -> float:
+        """See `ScalarNoise`: M''(0) / M'(0) = E[u] + Var[u] / E[u].
+
+        The variance is exact but for that of the truncated normal, which is at most that of the normal, and
+        at most (high - mean) (mean - low) (Bhatia and Davis 2000).
+        """
+        mean = float(self.mean_inverse_scale(0.0))
+        variance = self.gamma_shape * (self.a1 * self.gamma_scale) ** 2
+        variance += (self.a3 / self.exponential_rate) ** 2
+        variance += (self.a4 * (self.uniform_high - self.uniform_low)) ** 2 / 12
+        if self.a2:
+            normal = float(self._normal(np.zeros(()))[1])
+            spread = (self.normal_high - normal) * (normal - self.normal_low)
+            variance += self.a2**2 * min(self.normal_std**2, spread)
+        return mean + variance / mean
+
     def scaled(self, factor: float) -> LmoNoise:
         """See `ScalarNoise`: u is divided by the factor, so each weight is."""
         require_positive("factor", factor)

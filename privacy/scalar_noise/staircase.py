@@ -111,6 +111,11 @@ class StaircaseNoise(ScalarNoise):
         mean = 1 / math.expm1(self.epsilon)
         return mean, mean * (1 + mean)
 
+    @property
+    def peak_score(self) -> float:
+        """See `ScalarNoise`: the first step is level."""
+        return 0.0
+
     def scaled(self, factor: float) -> StaircaseNoise:
         """See `ScalarNoise`."""
         require_positive("factor", factor)

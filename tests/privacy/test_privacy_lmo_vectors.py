@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
+from scipy.special import ndtr
 from typer.testing import CliRunner
 
 from privacy import events as ev
@@ -283,6 +284,37 @@ def test_a_vectors_event_costs_what_its_bound_costs_and_never_the_figure_of_one_
     assert replace.epsilon({ev.vector_noise(PAPER_STRONG, 9): 1}, 1e-6) == pytest.approx(
         gaussian_epsilon(2 * mu, 1e-6), rel=1e-3
     )
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 0.9])
+def test_noise_with_a_cusp_has_no_bound_on_vectors(beta: float) -> None:
+    """No mu bounds small changes: each is exceeded, exactly, and the noise is refused by name."""
+    noise = ExponentialPowerNoise(beta, 1.0)
+    exceeded = []
+    for mu in (1.0, 3.0, 10.0):
+        for level in mu * np.geomspace(3, 30, 40):
+            change = 0.5 * float(2 * level / beta) ** (-1 / (1 - beta))  # psi(2s) = 2e
+            loss = (2 * change) ** beta - change**beta  # the least on (-change, 0)
+            mass = change * math.exp(float(noise.log_density(change)))  # the density falls
+            exact = mass * -math.expm1(change * level - loss)
+            bound = float(ndtr(-level / mu + mu * change / 2))
+            if exact > bound:
+                exceeded.append(mu)
+                break
+    assert exceeded == [1.0, 3.0, 10.0]
+    with pytest.raises(ValueError, match="cusp at 0 has no Gaussian bound"):
+        gaussian_bound(noise)
+    with pytest.raises(UnsupportedEvent, match="cusp at 0 has no Gaussian bound"):
+        make_accountant("pld").epsilon({ev.vector_noise(noise, 7): 1}, 1e-6)
+
+
+@pytest.mark.parametrize("noise", [*CONVEX, LmoNoise(a2=1.0, normal_low=0.5)], ids=repr)
+def test_the_score_at_the_peak_is_not_below_any_difference(noise: ScalarNoise) -> None:
+    x = np.append(0.0, noise.width * np.geomspace(1e-6, 1e3, 200))
+    slope = -np.diff(noise.log_density(x)) / np.diff(x)
+    assert np.all(slope <= noise.peak_score * (1 + 1e-6))
+    if not getattr(noise, "a2", 0.0):
+        assert slope[0] == pytest.approx(noise.peak_score, rel=1e-3)
 
 
 def test_vectors_with_noise_that_has_no_bound_are_refused() -> None:

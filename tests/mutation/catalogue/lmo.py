@@ -94,4 +94,12 @@ MUTATIONS = (
         "The limit of one change stands for all: a change of few coordinates costs more at large delta.",
         (_EVERY_CHANGE,),
     ),
+    Mutation(
+        "cusp-passes-for-a-finite-score",
+        "privacy/scalar_noise/exponential_power.py",
+        "        if self.beta < 1:\n            return math.inf\n",
+        "        if self.beta < 1:\n            return float(self.beta * 1e3 / self.scale)\n",
+        "Noise whose density has a cusp at 0 gets a Gaussian bound on vectors, where no bound exists.",
+        (f"{_VECTORS}::test_noise_with_a_cusp_has_no_bound_on_vectors",),
+    ),
 )
