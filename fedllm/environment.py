@@ -20,7 +20,6 @@ PACKAGES = (
     "flwr",
     "ray",
     "peft",
-    "opacus",
     "dp-accounting",
     "numpy",
     "scipy",

@@ -140,7 +140,6 @@ def calibrate_noise_multiplier(
     key = {
         "format": _FORMAT,
         "dp-accounting": version("dp-accounting"),
-        "opacus": version("opacus"),
         "epsilon": repr(float(epsilon)),
         "delta": repr(float(delta)),
         "sampling_rate": repr(float(sampling_rate)),

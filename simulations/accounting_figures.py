@@ -33,7 +33,7 @@ _KEYS = {name: name.replace("-", "_") for name in ACCOUNTANTS}
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what dp_accounting (absl) and Opacus print of orders that they try and drop."""
+    """Silence what dp_accounting (absl) prints of orders that it tries and drops."""
     logger = logging.getLogger("absl")
     level = logger.level
     with warnings.catch_warnings():

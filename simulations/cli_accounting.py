@@ -35,7 +35,6 @@ BOUND = "upper bound"
 _NAMES = {
     "pld": "PLD",
     "rdp": "RDP",
-    "prv": "PRV",
     "gdp_exact": "GDP exact",
     "gdp_dominating": "GDP dominating",
     "gdp_clt": "GDP-CLT",
@@ -327,8 +326,6 @@ def _print_account(found: Mapping[str, Any]) -> None:
             table.add_row(name, "none", "no number: see below", "-")
         else:
             table.add_row(name, epsilon_text(figure["epsilon"]), kind, mu)
-        if key == "prv" and figure["epsilon"] is not None:
-            notes.append(f"PRV: {figure['trust']}")
         if figure.get("delta_floor"):
             notes.append(f"The dominating mu holds for every delta above {figure['delta_floor']:g}")
     lost = found.get("no_guarantee", [])

@@ -14,7 +14,7 @@ from rich.text import Text
 from fedllm.settings import Settings
 from simulations.cli_output import epsilon_text, make_table, print_json, print_parts, rounded
 
-_SHOWN = {"pld": "PLD", "rdp": "RDP", "prv": "PRV"}
+_SHOWN = {"pld": "PLD", "rdp": "RDP"}
 
 
 def calibrate_experiment(

@@ -34,7 +34,6 @@ TOGETHER = "all silos together"
 ACCOUNTANTS: tuple[tuple[str, str], ...] = (
     ("pld", "PLD"),
     ("rdp", "RDP"),
-    ("prv", "PRV"),
     ("gdp-exact", "GDP exact"),
     ("gdp-dominating", "GDP dominating"),
     ("gdp-clt", "GDP-CLT"),

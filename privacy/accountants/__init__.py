@@ -6,7 +6,6 @@ from privacy.accountants.base import Accountant, UnsupportedEvent
 from privacy.accountants.dominating import DominatingGdpAccountant
 from privacy.accountants.gdp import CltGdpAccountant, ExactGdpAccountant
 from privacy.accountants.pld import PldAccountant
-from privacy.accountants.prv import PrvAccountant
 from privacy.accountants.rdp import RdpAccountant
 from privacy.vocabulary import Relation
 
@@ -17,11 +16,14 @@ ACCOUNTANTS: dict[str, type[Accountant]] = {
     for cls in (
         PldAccountant,
         RdpAccountant,
-        PrvAccountant,
         ExactGdpAccountant,
         CltGdpAccountant,
         DominatingGdpAccountant,
     )
+}
+
+_REMOVED = {
+    "prv": " (removed: the truncation of its numbers is not proven; pld is proven, and tighter)"
 }
 
 
@@ -29,12 +31,15 @@ def make_accountant(name: str, relation: Relation = Relation.ZERO_OUT) -> Accoun
     """Return the accountant of that name.
 
     Args:
-      name: "pld", "rdp", "prv", "gdp-exact", "gdp-clt" or "gdp-dominating".
+      name: "pld", "rdp", "gdp-exact", "gdp-clt" or "gdp-dominating".
       relation: The neighbouring relation of its numbers.
 
     Raises:
       ValueError: No such accountant.
     """
     if name not in ACCOUNTANTS:
-        raise ValueError(f"Expected accountant to be one of {', '.join(ACCOUNTANTS)}, got {name!r}")
+        known = ", ".join(ACCOUNTANTS)
+        raise ValueError(
+            f"Expected accountant to be one of {known}, got {name!r}{_REMOVED.get(name, '')}"
+        )
     return ACCOUNTANTS[name](relation)

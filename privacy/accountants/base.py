@@ -33,8 +33,7 @@ class Accountant(abc.ABC):
 
     Attributes:
       name: The name in reports and settings.
-      is_bound: Whether its epsilon is an upper bound (of PRV: within its error terms, see `trust`);
-        never true for an approximation.
+      is_bound: Whether its epsilon is a proven upper bound.
       trust: In one sentence, what its numbers may be trusted for.
       relation: The neighbouring relation of every number it gives.
     """

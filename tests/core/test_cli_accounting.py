@@ -31,7 +31,7 @@ from privacy.views import distributed_gaussian, server_gaussian
 
 @pytest.mark.parametrize(
     ("accountant", "noise", "error"),
-    [("pld", 0.8823, 5e-3), ("rdp", 1.0419, 1e-2), ("prv", 0.8856, 1e-2), ("gdp_clt", 0.791, 5e-3)],
+    [("pld", 0.8823, 5e-3), ("rdp", 1.0419, 1e-2), ("gdp_clt", 0.791, 5e-3)],
 )
 def test_account_gives_the_reference_table_s(accountant: str, noise: float, error: float) -> None:
     found = call_json("account", **REFERENCE, **{"noise-multiplier": noise})
@@ -54,9 +54,9 @@ def test_account_against_direct_calls() -> None:
     assert found["gdp_clt"]["epsilon"] == pytest.approx(gdp_epsilon(mu), rel=1e-6)
     dominating = found["gdp_dominating"]
     assert dominating["epsilon"] == pytest.approx(gdp_epsilon(dominating["mu"]), rel=1e-6)
-    for name in ("rdp", "prv", "gdp_dominating"):
+    for name in ("rdp", "gdp_dominating"):
         assert found[name]["epsilon"] > truth * 0.999
-    assert [found[name]["bound"] for name in FIXED] == [True, True, True, False, True]
+    assert [found[name]["bound"] for name in FIXED] == [True, True, False, True]
     assert (found["unit"], found["relation"]) == ("example", "zero-out")
     assert (found["adversary"], found["delta"]) == ("server", DELTA)
 
@@ -78,7 +78,7 @@ def test_text_names_everything_beside_the_numbers() -> None:
     for word in ("delta = 1e-05", "unit: example", "zero-out", "adversary: server"):
         assert word in title
     rows = {line.split("│")[1].strip(): line for line in result.stdout.splitlines() if "│" in line}
-    assert set(rows) == {"PLD", "RDP", "PRV", "GDP dominating", "GDP-CLT"}
+    assert set(rows) == {"PLD", "RDP", "GDP dominating", "GDP-CLT"}
     for name, line in rows.items():
         assert ("approximation, not a bound" in line) == (name == "GDP-CLT")
         assert ("upper bound" in line) == (name != "GDP-CLT")
@@ -88,7 +88,7 @@ def test_an_accountant_that_cannot_says_why_and_the_others_go_on() -> None:
     given = {"noise-multiplier": 1, "sample-rate": 0.01, "steps": 10, "delta": DELTA}
     found = call_json("account", relation="replace-one", **given)
     assert found["pld"]["epsilon"] > 0
-    for name in ("rdp", "prv", "gdp_clt"):
+    for name in ("rdp", "gdp_clt"):
         assert found[name]["epsilon"] is None
         assert "PoissonSampled" in found[name]["unsupported"]
     printed = call("account", relation="replace-one", **given).stdout
@@ -97,7 +97,7 @@ def test_an_accountant_that_cannot_says_why_and_the_others_go_on() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [("2", "0.3", "3"), ("30", "0.001", "10")],  # absl complains of the first, Opacus of the second
+    [("2", "0.3", "3"), ("30", "0.001", "10")],  # absl complains of the first
 )
 def test_a_real_process_prints_json_and_nothing_else(given: tuple[str, str, str]) -> None:
     noise, rate, steps = given
@@ -203,9 +203,9 @@ def test_no_delta_anywhere(make_ledger: Callable[..., Path]) -> None:
 def test_accountants_that_cannot_in_a_ledger(make_ledger: Callable[..., Path]) -> None:
     path = make_ledger(("alpha", dp.LaplaceDpEvent(3.0), 2), ("beta", gaussian(9.0), 1))
     found = call_json("account", ledger=path, delta=DELTA)
-    assert found["prv"]["epsilon"] is None
-    assert "Laplace" in found["prv"]["unsupported"]
-    assert found["prv"]["party"] == "alpha"
+    assert found["gdp_clt"]["epsilon"] is None
+    assert "Laplace" in found["gdp_clt"]["unsupported"]
+    assert found["gdp_clt"]["party"] == "alpha"
     assert found["pld"]["epsilon"] == pytest.approx(2 / 3, rel=1e-2)
     assert "gdp_exact" not in found
     assert "gdp_exact" in found["parties"]["beta"]

@@ -86,6 +86,17 @@ def test_flower_is_imported_by_the_apps_alone() -> None:
         assert imported(path) & FLOWER <= allowed, path
 
 
+def test_only_benchmarks_import_opacus() -> None:
+    """It is installed for comparison (an extra), and a run must not need it."""
+    using = {
+        path.relative_to(ROOT).parts[:2]
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if "opacus" in imported(path)
+    }
+    assert using == {("simulations", "benchmark")}
+
+
 def test_core_imports_without_flower_and_ray() -> None:
     done = subprocess.run(
         [sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fedllm.inputs import Feature, collate, micro_batches, position_ids
+from fedllm.inputs import Feature, collate, position_ids
 
 FEATURES = [Feature([7, 8, 9], target_mask=[0, 1, 1]), Feature([5], target_mask=[1])]
 
@@ -66,21 +64,11 @@ def test_collate_errors(features, options, message):
         collate(features, 1, **options)
 
 
-@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 1000))
-def test_micro_batches_cover_once_within_budget(lengths, budget):
-    groups = micro_batches(lengths, budget)
-    assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
-    for group in groups:
-        longest = max(lengths[i] for i in group)
-        assert len(group) * longest <= budget or len(group) == 1
-    in_order = [lengths[i] for group in groups for i in group]
-    assert in_order == sorted(lengths, reverse=True)
-    assert groups == micro_batches(lengths, budget)
-
-
-def test_micro_batches_fill_the_budget():
-    assert micro_batches([2, 5, 2, 4], 10) == [[1, 3], [0, 2]]
-    assert micro_batches([2, 50, 2], 8) == [[1], [0, 2]]
-    assert micro_batches([], 8) == []
-    with pytest.raises(ValueError, match="max_tokens >= 1, got max_tokens=0"):
-        micro_batches([1], 0)
+def test_fillers_fill_the_rows_and_are_no_examples():
+    batch = collate([Feature([7, 8], target=1)], 1, rows=3, length=4)
+    assert (len(batch), batch.input_ids.shape) == (1, (3, 4))
+    assert batch.attention_mask[1:].all()
+    assert batch.targets.tolist() == [1, 0, 0]
+    assert batch.to("cpu").fillers == 2
+    with pytest.raises(ValueError, match="at most rows=1 features, got 2"):
+        collate(FEATURES, 1, rows=1)

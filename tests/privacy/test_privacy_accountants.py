@@ -7,7 +7,6 @@ import math
 import time
 from collections import Counter
 
-import mpmath
 import pytest
 from dp_accounting import dp_event as dp
 from dp_accounting.pld import PLDAccountant
@@ -16,7 +15,6 @@ from dp_accounting.rdp import RdpAccountant
 from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.accountants import pld as pld_module
-from privacy.accountants import prv as prv_module
 from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
 from privacy.event_counts import multiset
 from privacy.event_json import UnknownEvent, kind
@@ -91,7 +89,7 @@ class AccountantContract:
         events = multi(self.base, self.other)
         for delta in (1e-3, 1e-5, 1e-8):
             epsilon = accountant.epsilon(events, delta)
-            slack = 0.021 if self.name == "prv" else 1e-6 + 1e-6 * epsilon
+            slack = 1e-6 + 1e-6 * epsilon
             assert accountant.delta(events, epsilon + slack) <= delta * 1.001
             assert accountant.delta(events, max(0, epsilon - slack)) >= delta * 0.999
 
@@ -146,7 +144,7 @@ class AccountantContract:
                 continue
             asked += 1
             tight, loose = (judge.epsilon(events, delta) for delta in (1e-12, DELTA))
-            assert 0 <= loose <= tight + (prv_module.EPSILON_ERROR if self.name == "prv" else 0)
+            assert 0 <= loose <= tight
             assert 0 <= judge.delta(events, 1.0) <= 1
         assert asked >= 2 * len(self.noises)
 
@@ -227,12 +225,6 @@ class TestRdp(AccountantContract):
     name = "rdp"
 
 
-class TestPrv(AccountantContract):
-    name = "prv"
-    noises = (0.3, 30.0)  # with less noise, or more steps, its domain is large and slow
-    many = 1000
-
-
 class TestGdpExact(AccountantContract):
     name = "gdp-exact"
     has_mu = True
@@ -263,6 +255,8 @@ def test_every_accountant_has_its_contract_run():
 def test_unknown_accountant():
     with pytest.raises(ValueError, match="moments"):
         make_accountant("moments")
+    with pytest.raises(ValueError, match=r"got 'prv' \(removed: .* pld is proven"):
+        make_accountant("prv")
 
 
 def test_pld_agrees_with_dp_accountings_own_composition():
@@ -304,7 +298,7 @@ def test_pld_counts_every_repetition_of_randomised_response():
 
 def test_replace_one_refuses_what_is_stated_for_add_or_remove_only():
     sampled = multi(ev.dp_sgd(0.1, 1.0, 3))
-    for name in ("rdp", "prv", "gdp-exact", "gdp-clt"):
+    for name in ("rdp", "gdp-exact", "gdp-clt"):
         with pytest.raises(UnsupportedEvent, match="PoissonSampled"):
             make_accountant(name, REPLACE).epsilon(sampled, DELTA)
     laplace = multi(dp.PoissonSampledDpEvent(0.1, dp.LaplaceDpEvent(1.0)))
@@ -334,22 +328,6 @@ def test_rdp_agrees_with_dp_accounting():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(("q", "sigma"), [(0.3, 0.05), (1e-3, 0.3), (0.5, 1.0), (0.9, 20.0)])
-def test_prv_mean_is_right_where_adaptive_integration_fails(q, sigma):
-    mpmath.mp.dps = 30
-    for add in (False, True):
-        got = prv_module._Prv(q, sigma, add).mean(-1e4, 1e4)
-
-        def integrand(x, add=add):
-            zero, one = mpmath.npdf(x, 0, sigma), mpmath.npdf(x, 1, sigma)
-            mixed = (1 - q) * zero + q * one
-            return -zero * mpmath.log(mixed / zero) if add else mixed * mpmath.log(mixed / zero)
-
-        points = sorted({c + k * sigma for c in (0, 1) for k in range(-12, 13, 3)} | {0.5})
-        assert got == pytest.approx(float(mpmath.quad(integrand, points)), rel=1e-9, abs=1e-13)
-
-
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("relation", list(Relation))
 def test_hardly_any_noise_of_any_kind_is_a_number_or_infinity(relation):
     accountant = make_accountant("pld", relation)
@@ -369,8 +347,6 @@ def test_hardly_any_noise_of_any_kind_is_a_number_or_infinity(relation):
 
 
 def test_trust_and_notes_say_what_a_number_is():
-    assert "own error terms" in make_accountant("prv").trust
-    assert "own error terms" in make_accountant("prv").note(multi(ev.dp_sgd(0.01, 1.0, 50)))
     assert "not a bound" in make_accountant("gdp-clt").trust
     note = make_accountant("gdp-dominating").note(multi(ev.dp_sgd(0.01, 1.0, 50)))
     assert "every delta above 1.0e-10" in note

@@ -20,7 +20,7 @@ from simulations.cli import app
 
 DELTA = 1e-5
 REFERENCE = {"sample-rate": 256 / 60000, "steps": 1000, "delta": DELTA}
-FIXED = ("pld", "rdp", "prv", "gdp_clt", "gdp_dominating")
+FIXED = ("pld", "rdp", "gdp_clt", "gdp_dominating")
 
 
 def call(*words: object, **options: object) -> Result:

@@ -67,14 +67,6 @@ MUTATIONS = (
         (f"{_ACCOUNTANTS}::TestRdp::{_REPLACE}",),
     ),
     Mutation(
-        "replace-one-as-add-or-remove-by-prv",
-        f"{_FOLDER}prv.py",
-        "factor = 2.0 if relation.doubles else 1.0",
-        "factor = 1.0",
-        "Replacing a record is accounted as removing it by the PRV accountant.",
-        (f"{_ACCOUNTANTS}::TestPrv::{_REPLACE}",),
-    ),
-    Mutation(
         "replace-one-as-add-or-remove-by-pld",
         f"{_FOLDER}pld.py",
         "        return gaussian_losses(event.noise_multiplier, 1.0, replace, interval)\n",
@@ -166,22 +158,6 @@ MUTATIONS = (
         "        return math.log1p(rate * math.expm1(min(whole, 700.0)))\n",
         "log(1 + q (exp(eps) - 1)) of a composed epsilon: no theorem, and no bound.",
         (_TABLE,),
-    ),
-    Mutation(
-        "prv-without-its-error-terms",
-        f"{_FOLDER}prv.py",
-        "for part in composed) + EPSILON_ERROR\n",
-        "for part in composed) - EPSILON_ERROR\n",
-        "PRV's lower end is called a bound.",
-        (_TABLE, _EXACT, _ACCOUNTANTS),
-    ),
-    Mutation(
-        "prv-of-the-cheaper-direction",
-        f"{_FOLDER}prv.py",
-        "remove = [_Prv(q, s, add=False)",
-        "remove = [_Prv(q, s, add=True)",
-        "PRV accounts for an added record alone; one that is removed loses more.",
-        (_TABLE, _EXACT),
     ),
     Mutation(
         "clt-called-a-bound",
