@@ -86,7 +86,7 @@ class _ActivePrefix:
 
 
 class _PrefixSlot:
-    """What one model carries: a stack of active prefixes and a recorder for each thread."""
+    """What one model carries: a stack of active prefixes, the padding and a recorder for each thread."""
 
     def __init__(self) -> None:
         self._local = threading.local()
@@ -106,6 +106,14 @@ class _PrefixSlot:
     @recorder.setter
     def recorder(self, calls: list[_Call] | None) -> None:
         self._local.recorder = calls
+
+    @property
+    def padding(self) -> Tensor | None:
+        return getattr(self._local, "padding", None)
+
+    @padding.setter
+    def padding(self, padding: Tensor | None) -> None:
+        self._local.padding = padding
 
     def _copy(self) -> _PrefixSlot:
         """A copied or pickled model gets an empty slot of its own."""
@@ -139,8 +147,12 @@ def _prefix_attention_forward(
 
     query (B, heads, T, d); key and value (B, kv_heads, S, d); attention_mask None or
     (B or 1, 1 or heads, T, S), boolean (True: visible) or additive.
+
+    Within :func:`padding_scope`, queries, keys, values and results there are zeros, selected and not
+    multiplied: whatever stands at padding, NaN included, reaches no token and no prefix, forward or backward.
     """
     slot: _PrefixSlot | None = getattr(module, _SLOT, None)
+    padding: Tensor | None = None
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if slot is not None:
         layer = getattr(module, "layer_idx", None)
@@ -148,6 +160,12 @@ def _prefix_attention_forward(
             _check_options(module, layer, kwargs)
             slot.recorder.append(_Call(layer, key, value, causal))
         active = slot.stack[-1] if slot.stack else None
+        padding = slot.padding
+        if padding is not None and padding.shape[1] == query.shape[2] == key.shape[2]:
+            at_padding = padding[:, None, :, None]
+            query, key, value = (x.masked_fill(at_padding, 0.0) for x in (query, key, value))
+        else:
+            padding = None
         if active is not None and layer in active.layers:
             key, value, attention_mask = _prepend(
                 active, layer, query, key, value, attention_mask, causal, kwargs
@@ -164,6 +182,8 @@ def _prefix_attention_forward(
         is_causal=is_causal,
         **kwargs,
     )[0]
+    if padding is not None:
+        output = output.masked_fill(padding[:, :, None, None], 0.0)
     return output, None
 
 
@@ -209,7 +229,20 @@ def _prepend(
 
 
 AttentionInterface.register(ATTENTION_NAME, _prefix_attention_forward)
-AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
+
+
+def _explicit_mask(*args: Any, **options: Any) -> Tensor | None:
+    """The library's mask, made wherever the caller says what is padding.
+
+    The library leaves the mask out for a batch without padding, and attention then runs in another kernel:
+    an example's bits would depend on whether its batch mates have padding.
+    """
+    if options.get("attention_mask") is not None:
+        options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    return sdpa_mask(*args, **options)
+
+
+AttentionMaskInterface.register(ATTENTION_NAME, _explicit_mask)
 
 
 def install(model: PreTrainedModel) -> None:
@@ -371,3 +404,19 @@ def prefix_scope(
         yield
     finally:
         stack.pop()
+
+
+@contextmanager
+def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[None]:
+    """Within the scope, and in this thread, states at padding enter nothing, whatever they are.
+
+    Args:
+        model: a model prepared by :func:`install`, to be run on one batch.
+        attention_mask: (B, T), 0 at padding.
+    """
+    slot = _slot(model)
+    before, slot.padding = slot.padding, attention_mask == 0
+    try:
+        yield
+    finally:
+        slot.padding = before

@@ -1,4 +1,4 @@
-"""Tokenised examples, batches of them, and the division of a large batch by a token budget."""
+"""Tokenised examples and padded batches of them; :mod:`fedllm.shapes` says how they are padded and grouped."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ class Feature:
 
 @dataclass
 class Batch:
-    """B examples padded to T tokens.
+    """B examples padded to T tokens; after them come ``fillers`` rows that stand for no example.
+
+    Shapes below are with B + fillers rows; ``len`` counts the examples alone.
 
     Attributes:
         input_ids: (B, T) int64, padded with the pad id.
@@ -41,6 +43,7 @@ class Batch:
         position_ids: (B, T) int64, or None where the model counts positions itself (encoders).
         targets: (B,) int64 class indices, or None.
         target_mask: (B, T) int64, 1 where the prediction *of* that token counts, or None.
+        fillers: number of rows at the end that only fill a fixed shape.
     """
 
     input_ids: Tensor
@@ -48,9 +51,10 @@ class Batch:
     position_ids: Tensor | None = None
     targets: Tensor | None = None
     target_mask: Tensor | None = None
+    fillers: int = 0
 
     def __len__(self) -> int:
-        return self.input_ids.shape[0]
+        return self.input_ids.shape[0] - self.fillers
 
     @property
     def n_tokens(self) -> int:
@@ -74,8 +78,8 @@ class Batch:
         """The same batch on ``device``."""
         moved: dict[str, Any] = {}
         for item in fields(self):
-            value: Tensor | None = getattr(self, item.name)
-            moved[item.name] = None if value is None else value.to(device)
+            value = getattr(self, item.name)
+            moved[item.name] = value.to(device) if isinstance(value, Tensor) else value
         return Batch(**moved)
 
 
@@ -105,6 +109,7 @@ def collate(
     *,
     position_offset: int | None = None,
     length: int | None = None,
+    rows: int | None = None,
 ) -> Batch:
     """Pads ``features`` to one batch.
 
@@ -115,9 +120,10 @@ def collate(
         position_offset: for decoders, the prefix length P: adds position ids from P (counted by
             tokens, see :func:`position_ids`). None: no position ids (encoders).
         length: pad to this many tokens instead of the longest example.
+        rows: fill up to this many rows, with rows whose tokens are all the pad id and count nowhere.
 
     Raises:
-        ValueError: no features, an empty one, differing kinds of targets, unequal mask length.
+        ValueError: no features, an empty one, more than ``rows``, differing kinds of targets, unequal mask length.
     """
     if not features:
         raise ValueError("Expected at least one feature, got none")
@@ -131,7 +137,10 @@ def collate(
     has_mask = {f.target_mask is not None for f in features}
     if len(has_target) > 1 or len(has_mask) > 1:
         raise ValueError("Expected all features to have the same kind of target, got a mixture")
-    ids = torch.full((len(features), total), pad_id, dtype=torch.long)
+    fillers = 0 if rows is None else rows - len(features)
+    if fillers < 0:
+        raise ValueError(f"Expected at most rows={rows} features, got {len(features)}")
+    ids = torch.full((len(features) + fillers, total), pad_id, dtype=torch.long)
     attention = torch.zeros_like(ids)
     counted = torch.zeros_like(ids)
     for row, feature in enumerate(features):
@@ -148,54 +157,11 @@ def collate(
                     f"got {len(feature.target_mask)}"
                 )
             counted[row, where] = torch.tensor(feature.target_mask, dtype=torch.long)
-    targets = torch.tensor([f.target for f in features]) if has_target == {True} else None
+    attention[len(features) :] = 1
+    counted[len(features) :, -1] = 1
+    targets = None
+    if has_target == {True}:
+        targets = torch.tensor([*(f.target for f in features), *([0] * fillers)])
     positions = None if position_offset is None else position_ids(attention, position_offset)
-    return Batch(ids, attention, positions, targets, counted if has_mask == {True} else None)
-
-
-def micro_batches(lengths: Sequence[int], max_tokens: int, overhead: int = 64) -> list[list[int]]:
-    """Divides examples into groups of similar length with (group size) * (longest) <= max_tokens.
-
-    The cuts minimise padded tokens plus ``overhead`` tokens for each group, what starting a group
-    costs: many narrow groups waste no padding, few wide ones waste no starts.
-
-    Args:
-        lengths: tokens in each example.
-        max_tokens: budget for one group, padding included. An example that exceeds the budget by
-            itself gets a group of its own.
-        overhead: cost of one group in tokens.
-
-    Returns:
-        Lists of indices into ``lengths``: each index once, longest first, ties by index, so that
-        the same lengths always give the same groups. Empty for no examples.
-
-    Raises:
-        ValueError: max_tokens < 1, or overhead < 0.
-    """
-    if max_tokens < 1:
-        raise ValueError(f"Expected max_tokens >= 1, got max_tokens={max_tokens}")
-    if overhead < 0:
-        raise ValueError(f"Expected overhead >= 0, got overhead={overhead}")
-    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    # Cut only where the length changes: starts[k] is the first place with the k-th longest length.
-    starts = [k for k in range(len(order)) if k == 0 or lengths[order[k]] != lengths[order[k - 1]]]
-    ends = [*starts[1:], len(order)]
-    best = [0.0] * (len(starts) + 1)
-    cut = [0] * len(starts)
-    for first in reversed(range(len(starts))):
-        longest = max(1, lengths[order[starts[first]]])
-        room = max(1, max_tokens // longest)
-        best[first] = float("inf")
-        for last in range(first, len(starts)):
-            size = ends[last] - starts[first]
-            cost = size * longest + overhead * -(-size // room) + best[last + 1]
-            if cost < best[first]:
-                best[first], cut[first] = cost, last + 1
-    groups: list[list[int]] = []
-    place = 0
-    while place < len(starts):
-        members = order[starts[place] : ends[cut[place] - 1]]
-        room = max(1, max_tokens // max(1, lengths[members[0]]))
-        groups += [members[i : i + room] for i in range(0, len(members), room)]
-        place = cut[place]
-    return groups
+    mask = counted if has_mask == {True} else None
+    return Batch(ids, attention, positions, targets, mask, fillers)

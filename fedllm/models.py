@@ -38,6 +38,7 @@ from fedllm.embedded import (
     embedded_file,
     quiet_loading,
 )
+from fedllm.shapes import ROW_MULTIPLE
 from fedllm.weights import is_exact, load_weights, loaded_digest, stored_dtype
 
 Kind = Literal["encoder", "decoder"]
@@ -181,7 +182,7 @@ def make_backbone(
         raise ModelError(f"Expected causal attention in a decoder, got none in model={name!r}")
     _set_pad_token(name, tokenizer, model)
     if kind == "decoder":
-        model.get_output_embeddings().register_forward_pre_hook(_contiguous_input)
+        _fix_vocabulary_rows(model.get_output_embeddings())
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -198,11 +199,31 @@ def make_backbone(
     )
 
 
-def _contiguous_input(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-    """Before the vocabulary layer: ``logits_to_keep`` passes a strided slice, for which torch takes
-    a batched product that, in bfloat16 on the CPU, copies the whole vocabulary matrix per example.
+def _fix_vocabulary_rows(layer: torch.nn.Module) -> None:
+    """Let the vocabulary layer see a contiguous matrix with a multiple of ``ROW_MULTIPLE`` rows.
+
+    Contiguous: ``logits_to_keep`` passes a strided slice, for which torch takes a batched product that, in
+    bfloat16 on the CPU, copies the whole vocabulary matrix per example. A multiple: so that an example's
+    logits do not depend on the number of examples (see :mod:`fedllm.shapes`).
     """
-    return (args[0].contiguous(), *args[1:])
+    layer.register_forward_pre_hook(_even_rows)
+    layer.register_forward_hook(_own_rows)
+
+
+def _even_rows(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
+    hidden = args[0]
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    missing = -flat.shape[0] % ROW_MULTIPLE
+    if missing:
+        flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
+    flat = flat.contiguous()
+    flat.own_shape = hidden.shape[:-1]  # type: ignore[attr-defined]  # for _own_rows, which gets this tensor
+    return (flat, *args[1:])
+
+
+def _own_rows(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
+    own: torch.Size = args[0].own_shape  # type: ignore[attr-defined]
+    return output[: own.numel()].reshape(*own, output.shape[-1])
 
 
 _shared: dict[tuple[Any, ...], Backbone] = {}

@@ -15,10 +15,11 @@ from fedllm.attention import prefix_scope
 from fedllm.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone, shared_backbone
+from fedllm.precision import require_full_precision
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
 from fedllm.tasks import Task, make_task, task_kind
-from fedllm.tasks.base import expand_params
+from fedllm.tasks.base import expand_params, with_fillers
 from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from privacy.randomness import generator
@@ -32,6 +33,7 @@ class Remote:
 
     name: str
     kind: str = "endpoint"
+    max_positions: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -52,7 +54,8 @@ class Tunable:
     @contextmanager
     def with_prefix(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Put the prefix of ``params`` (one for each example of the batch, or one for all with a
-        leading dimension of 1) in front of every chosen layer."""
+        leading dimension of 1) in front of every chosen layer; products of matrices in full precision."""
+        require_full_precision()
         if self.spec is None:
             yield
             return
@@ -61,14 +64,17 @@ class Tunable:
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Loss of each example, (B,) float32; ``params`` each with a leading dimension B."""
+        params = with_fillers(params, batch)
         with self.with_prefix(params):
-            return self.task.losses(params, batch)
+            return self.task.losses(params, batch)[: len(batch)]
 
     def scores(self, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The model's answers, see :meth:`fedllm.tasks.base.Task.scores`; ``params`` as in
         :meth:`losses`."""
+        params = with_fillers(params, batch)
         with self.with_prefix(params):
-            return self.task.scores(params, batch)
+            scores, weights = self.task.scores(params, batch)
+        return scores[: len(batch)], weights[: len(batch)]
 
     @torch.no_grad()
     def evaluate(

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from fedllm.attention import padding_scope
 from fedllm.data.records import DataError
-from fedllm.inputs import Batch, Feature, collate, micro_batches
+from fedllm.inputs import Batch, Feature, collate
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
+from fedllm.shapes import Shapes, micro_batches, shapes_for
 
 Params = Mapping[str, Tensor]
 """Trainable tensors by name, or the same with a leading batch dimension ("per example")."""
@@ -21,8 +23,8 @@ Params = Mapping[str, Tensor]
 class Task(ABC):
     """Turns records into features, features into one loss an example, and measures quality.
 
-    Every loss depends on its own example alone: padding, batch mates and micro-batching change
-    nothing but rounding. That is what per-example clipping stands on.
+    Every loss depends on its own example alone, its padding included (:mod:`fedllm.shapes`). That is what
+    per-example clipping stands on.
     """
 
     padding_side: Literal["left", "right"] = "right"
@@ -51,6 +53,8 @@ class Task(ABC):
         Args:
             params: the task's own tensors with a leading batch dimension, each shape (B, ...).
             batch: inputs on the backbone's device; the prefix is in place already.
+
+        With fillers in the batch, here and in the other methods, ``params`` and results have rows for them.
         """
 
     @abstractmethod
@@ -70,25 +74,64 @@ class Task(ABC):
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         """Metrics over all batches; ``params`` without batch dimension, the prefix in place."""
 
+    def run(self, batch: Batch, **options: Any) -> Any:
+        """The backbone's output for a batch; states at padding enter nothing but padding."""
+        model = self.backbone.model
+        with padding_scope(model, batch.attention_mask):
+            return model(**batch.model_inputs(), **options)
+
+    @property
+    def shapes(self) -> Shapes:
+        """How examples are padded and grouped."""
+        return shapes_for(self.backbone.device, self.longest_input)
+
+    @property
+    def longest_input(self) -> int | None:
+        """Tokens of an example that the model's positions allow beside the prefix; None for no bound."""
+        positions = self.backbone.max_positions
+        if positions is None:
+            return None
+        return positions - (self.prefix_length if self.backbone.kind == "decoder" else 0)
+
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Padded tensors on the backbone's device; decoders count positions from the prefix."""
+        """Padded tensors on the backbone's device; decoders count positions from the prefix.
+
+        The examples of one micro-batch are of one bucket, whose length they are padded to (examples of
+        several buckets are padded to the longest of these).
+        """
+        shapes = self.shapes
+        length = max((shapes.bucket_length(len(feature)) for feature in features), default=0)
+        rows = shapes.rows(length) if features else None
         return collate(
             features,
             self.backbone.tokenizer.pad_token_id,
             self.padding_side,
             position_offset=self.prefix_length if self.backbone.kind == "decoder" else None,
+            length=length,
+            rows=None if rows is None else max(rows, len(features)),
         ).to(self.backbone.device)
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> list[list[int]]:
-        """Indices of micro-batches of similar length, at most ``max_tokens`` padded tokens each."""
-        # Measured on CPUs; on a GPU a guess that keeps batches wide, not yet measured.
-        overhead = 64 if self.backbone.device.type == "cpu" else 4096
-        return micro_batches([len(feature) for feature in features], max_tokens, overhead)
+        """Indices of micro-batches of one bucket, at most ``max_tokens`` padded tokens each."""
+        return micro_batches([len(feature) for feature in features], max_tokens, self.shapes)
 
 
 def expand_params(params: Params, size: int) -> dict[str, Tensor]:
     """Give each tensor a leading batch dimension of ``size`` without copying."""
     return {name: value.unsqueeze(0).expand(size, *value.shape) for name, value in params.items()}
+
+
+def with_fillers(params: Params, batch: Batch) -> dict[str, Tensor]:
+    """Per-example tensors with rows for the batch's fillers: copies of the first, which nothing depends on."""
+    if not batch.fillers:
+        return dict(params)
+    rows = len(batch)
+    return {
+        name: torch.cat([value, value[:1].detach().expand(batch.fillers, *value.shape[1:])])
+        if value.shape[0] == rows
+        else value
+        for name, value in params.items()
+    }
 
 
 def column_values(records: Sequence[Mapping[str, Any]], column: str, setting: str) -> list[Any]:

@@ -45,8 +45,8 @@ class Classification(Task):
         predicted: list[int] = []
         loss = 0.0
         for batch in batches:
-            scores = self.logits(expand_params(params, len(batch.input_ids)), batch)
-            targets = required(batch.targets, "targets")
+            scores = self.logits(expand_params(params, len(batch.input_ids)), batch)[: len(batch)]
+            targets = required(batch.targets, "targets")[: len(batch)]
             loss += float(torch.nn.functional.cross_entropy(scores, targets, reduction="sum"))
             truth += targets.tolist()
             predicted += scores.argmax(-1).tolist()

@@ -59,11 +59,7 @@ class LabelWordClassification(Classification):
 
     def logits(self, params: Params, batch: Batch) -> Tensor:
         """Scores of the label words, (B, C)."""
-        out = self.backbone.model(
-            **batch.model_inputs(),
-            use_cache=False,
-            logits_to_keep=1,
-        ).logits
+        out = self.run(batch, use_cache=False, logits_to_keep=1).logits
         return out[:, -1, self.word_ids].float()
 
 

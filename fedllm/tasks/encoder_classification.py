@@ -51,11 +51,11 @@ class HeadClassification(Classification):
 
     def logits(self, params: Params, batch: Batch) -> Tensor:
         """Class scores, (B, C)."""
-        hidden = self.backbone.model(**batch.model_inputs()).last_hidden_state.float()
+        hidden = self.run(batch).last_hidden_state.float()
         if self.settings.pooling == "cls":
             pooled = hidden[:, 0]
         else:
-            mask = batch.attention_mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+            mask = batch.attention_mask.unsqueeze(-1)
+            pooled = hidden.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1).clamp(min=1)
         pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * FEATURE_NORM
         return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]

@@ -58,22 +58,30 @@ class Generation(Task):
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
-        logits, mask = self._predictions(batch)
-        targets = batch.input_ids[:, -mask.shape[1] :]
-        nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
-        return (nll * mask).sum(1), mask.sum(1)
+        logits, _ = self._predictions(batch)
+        keep, length = logits.shape[1], batch.input_ids.shape[1]
+        # The last prediction is of a token that is not there; it is left out below.
+        targets = batch.input_ids.roll(-1, dims=1)[:, -keep:]
+        nll = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), targets.reshape(-1), reduction="none"
+        ).view(-1, keep)[:, :-1]
+        # Summed over the example's own padded length, so that the order of the sum is the same whatever
+        # the longest target of the batch.
+        nll = torch.nn.functional.pad(nll, (length - keep + 1, 0))
+        mask = required(batch.target_mask, "target_mask")
+        return nll.masked_fill(mask == 0, 0.0).sum(1), mask.sum(1)
 
     def _predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, N, V) of the last N tokens, as many as the longest target has, and which of
-        them count, (B, N)."""
+        """Logits (B, N, V) at the last N tokens, which predict N - 1 tokens and one that is not there; and
+        which of the N - 1 count, (B, N - 1).
+
+        N is one more than the longest target has, or the whole length where shapes are fixed.
+        """
         counted = required(batch.target_mask, "target_mask")
-        keep = int(counted.sum(1).max()) + 1
-        logits = self.backbone.model(
-            **batch.model_inputs(),
-            use_cache=False,
-            logits_to_keep=keep,
-        ).logits.float()
-        return logits[:, :-1], counted[:, -keep + 1 :].float()
+        fixed = self.shapes.tokens is not None
+        keep = counted.shape[1] if fixed else int(counted.sum(1).max()) + 1
+        logits = self.run(batch, use_cache=False, logits_to_keep=keep).logits.float()
+        return logits, counted[:, -keep + 1 :].float()
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         nll, count = self.token_losses(batch)
@@ -81,12 +89,12 @@ class Generation(Task):
 
     def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         logits, mask = self._predictions(batch)
-        return logits, mask / mask.sum(1, keepdim=True).clamp(min=1)
+        return logits[:, :-1], mask / mask.sum(1, keepdim=True).clamp(min=1)
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         loss, nll, tokens, examples = 0.0, 0.0, 0, 0
         for batch in batches:
-            sums, counts = self.token_losses(batch)
+            sums, counts = (value[: len(batch)] for value in self.token_losses(batch))
             loss += float((sums / counts.clamp(min=1)).sum())
             nll += float(sums.sum())
             tokens += int(counts.sum())
