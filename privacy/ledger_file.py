@@ -17,6 +17,7 @@ asks whether the files at the ledger's path are still those that were opened.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
@@ -27,6 +28,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
+
+from privacy.file_system import file_system_of
 
 APPLICATION_ID = 0x46444C47  # "FDLG"
 SCHEMA_VERSION = 1
@@ -76,6 +79,8 @@ _ATTEMPTS = 6
 _guard = threading.RLock()
 _in_place: Counter[tuple[int, int]] = Counter()  # (device, inode) -> connections of this process
 _checked: set[tuple[int, int]] = set()  # found in good order, or made, by this process
+_told: set[str] = set()  # types of file systems that were logged
+_logger = logging.getLogger(__name__)
 
 
 class LedgerError(ValueError):
@@ -290,6 +295,25 @@ def _open_for_writing(path: Path, timeout: float) -> Database:
     return database
 
 
+def _refuse_network(path: Path) -> None:
+    """Refuse to write where locks and flushes cannot be relied on; log where that is not known."""
+    found = file_system_of(path)
+    if found.kind == "network":
+        raise LedgerError(
+            f"Expected the ledger on a local disk, got {path} on a network file system ({found.type}), where "
+            "neither locks nor flushed rows can be relied on: name a path on a local disk (privacy.ledger of "
+            "an experiment, ledger of a silo's file)"
+        )
+    if found.kind == "unknown" and found.type not in _told:
+        _told.add(found.type)
+        _logger.info(
+            "The ledger %s lies on a file system of type %s, of which it is not known whether other machines "
+            "write to it too: keep ledgers on a local disk",
+            path,
+            found.type,
+        )
+
+
 def open_database(path: Path, *, read_only: bool, timeout: float) -> Database:
     """Open, and unless read_only create, a ledger's database.
 
@@ -297,10 +321,12 @@ def open_database(path: Path, *, read_only: bool, timeout: float) -> Database:
     are those that were durable at the call, and perhaps later ones.
 
     Raises:
-      LedgerError: The file is absent (read_only), foreign, damaged, of another schema version, or
-        not accessible. It is left untouched.
+      LedgerError: The file is absent (read_only), foreign, damaged, of another schema version, not
+        accessible, or to be written on a network file system. It is left untouched.
     """
     try:
+        if not read_only:
+            _refuse_network(path)
         with _guard:
             if not path.exists():
                 if read_only:

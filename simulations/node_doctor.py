@@ -26,6 +26,7 @@ from fedllm.embedded import EMBEDDED_NAMES
 from fedllm.models import load_backbone, resolve_device
 from fedllm.settings_io import parse_settings
 from privacy.accountants import make_accountant
+from privacy.file_system import file_system_of
 from privacy.ledger import Ledger
 from privacy.vocabulary import Adversary, Relation, Unit
 from server.deployment.folder import NODE, split_address
@@ -171,6 +172,9 @@ def _data(silo: SiloFile) -> tuple[bool, str]:
 
 def _ledger(silo: SiloFile) -> tuple[bool, str]:
     path, budget = Path(silo.ledger), silo.budget
+    place = file_system_of(path)
+    if place.kind == "network":
+        return False, f"{path} is on a network file system ({place.type}): keep it on a local disk"
     if not path.exists():
         return (
             True,
@@ -184,6 +188,8 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
         events, budget.delta
     )
     text = f"{path}: {rows} rows, epsilon {spent:.4g} of {budget.epsilon:g} spent at delta={budget.delta:g}"
+    if place.kind == "unknown":
+        text += f"; whether file system {place.type} is on this machine alone is not known"
     if not report.ok:
         return False, f"{text}; the chain of its rows is broken"
     return spent <= budget.epsilon, text

@@ -8,6 +8,7 @@ _LEDGER = "tests/privacy/test_privacy_ledger.py"
 _TAMPER = f"{_LEDGER}::test_verify_shows_tampering"
 _HEAD = f"{_LEDGER}::test_a_kept_head_shows_a_reset_and_a_rewritten_ledger"
 _BUDGET = "tests/privacy/test_privacy_budget.py"
+_FILE_SYSTEM = "tests/privacy/test_privacy_file_system.py"
 _VIEWS = "tests/privacy/test_privacy_views.py"
 _ACCOUNT = "tests/core/test_silo_account.py"
 
@@ -210,5 +211,21 @@ MUTATIONS = (
         "        if False:\n",
         "A budget kept by the central-limit approximation is exceeded in truth.",
         (f"{_BUDGET}::test_bad_budgets",),
+    ),
+    Mutation(
+        "ledger-on-a-network-file-system",
+        "privacy/ledger_file.py",
+        "        if not read_only:\n            _refuse_network(path)\n",
+        "",
+        "Two machines share a ledger over NFS, whose locks do not hold: both spend what is left.",
+        (_FILE_SYSTEM,),
+    ),
+    Mutation(
+        "network-file-system-behind-a-link",
+        "privacy/file_system.py",
+        "Path(os.path.realpath(path))",
+        "Path(os.path.abspath(path))",
+        "A symbolic link hides that the ledger lies on another machine.",
+        (f"{_FILE_SYSTEM}::test_links_are_followed",),
     ),
 )
