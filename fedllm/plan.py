@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
+from fedllm.data.coupling import AS_DIVIDED, couplings
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
 from fedllm.settings import Settings
 from fedllm.silo_bounds import RAW_DUPLICATE, check_evaluations
@@ -64,6 +65,10 @@ def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
         found[f"NO GUARANTEE: {RAW_DUPLICATE}. Every epsilon is infinite"] = sorted(sizes)
     if settings.awp.form == "batch" and settings.privacy.unit == "example":
         found[f"NO GUARANTEE: {UNBOUNDED_ASCENT}. Every epsilon is infinite"] = sorted(sizes)
+    for setting, why in couplings(settings.data).items():
+        found[f"{setting}: {why}. {AS_DIVIDED} (use data.partition=natural or hash)"] = sorted(
+            sizes
+        )
     for name, examples in sorted(sizes.items()):
         own = settings.for_silo(name)
         for what in _silo_warnings(own, len(sizes), examples):

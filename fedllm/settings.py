@@ -149,8 +149,10 @@ class DataSettings(Section):
         None,
         description="Use only so many training examples, chosen by a hash of their text, for quick tries.",
     )
-    partition: Literal["natural", "iid", "dirichlet", "pathological"] = Field(
-        "natural", description="How the training data becomes silos."
+    partition: Literal["natural", "hash", "iid", "dirichlet", "pathological"] = Field(
+        "natural",
+        description="How the training data becomes silos. With `natural` (by a column) and `hash` (of the text) "
+        "a record's silo depends on the record alone; otherwise one record moves others.",
     )
     silos: PositiveInt | None = Field(
         None,

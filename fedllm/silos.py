@@ -146,6 +146,8 @@ def _load(
         options = {"column": data.silo_column, "names": data.silo_names}
         if data.silo_names is None:
             options.pop("names")
+    elif data.partition == "hash":
+        options = {"columns": text}
     elif data.partition == "dirichlet":
         options = {"column": target, "alpha": data.alpha}
     elif data.partition == "pathological":

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedllm.data.holdout import text_hash
 from fedllm.data.records import DataError, TextDataset, require_columns
 
 Small = Literal["error", "drop", "merge"]
@@ -48,6 +49,8 @@ def partition(
 
     Kinds and their options:
 
+    - ``hash``: ``n_parts`` of about equal size, by a keyed hash of the record's ``columns`` alone: copies of a
+      text share a silo, and no record moves another.
     - ``iid``: ``n_parts`` of equal size (to within one), at random.
     - ``natural``: ``column``; one silo a value, largest first (ties by name). ``n_parts`` keeps the
       largest ones (None: all); ``names`` keeps these values only, in this order. No randomness.
@@ -139,6 +142,17 @@ def _by_size(part: Partition) -> tuple[int, str]:
 def _iid(dataset: TextDataset, *, n_parts: int, seed: int, floor: int) -> list[Partition]:
     order = np.random.default_rng(seed).permutation(len(dataset))
     return _named("iid", [piece.tolist() for piece in np.array_split(order, n_parts)])
+
+
+def _hash(
+    dataset: TextDataset, *, n_parts: int, seed: int, floor: int, columns: Sequence[str] = ("text",)
+) -> list[Partition]:
+    require_columns(dataset, columns)
+    pieces: list[list[int]] = [[] for _ in range(n_parts)]
+    for row, record in enumerate(dataset.records):
+        # Another key than a holdout's: those left by it have hashes above its share.
+        pieces[int(text_hash(record, columns, seed + 4) * n_parts)].append(row)
+    return _named("hash", pieces)
 
 
 def _natural(
@@ -235,6 +249,7 @@ def _shard(
 
 _COMMON = ("dataset", "n_parts", "seed", "floor")
 _KINDS: dict[str, Callable[..., list[Partition]]] = {
+    "hash": _hash,
     "iid": _iid,
     "natural": _natural,
     "dirichlet": _dirichlet,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedllm.data.coupling import AS_DIVIDED, couplings, minor_couplings
 from fedllm.report.perturbation import meaning
 from fedllm.report.zeroth_order import DIRECTIONS, ENDPOINT, clipping
 from fedllm.settings import Settings
@@ -100,6 +101,9 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             "protected here.",
         )
     )
+    divided = _division(settings)
+    if divided:
+        items.append(("Division of the data", divided))
     if data.partition == "natural" or data.source == "files":
         who = "silo"
         items.append(
@@ -128,6 +132,15 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             )
         )
     return items
+
+
+def _division(settings: Settings) -> str:
+    """What steps in which one record moves others mean for the guarantee; empty where there are none."""
+    steps = couplings(settings.data) | minor_couplings(settings.data)
+    if not steps:
+        return ""
+    said = "; ".join(f"{setting}: {why}" for setting, why in steps.items())
+    return f"{AS_DIVIDED}: there one record may move others ({said}). A silo that brings its own data is not divided."
 
 
 def _clip(settings: Settings) -> str:

@@ -141,7 +141,7 @@ def test_pathological_and_shard_hold_few_classes() -> None:
 @pytest.mark.parametrize(
     ("opts", "message"),
     [
-        ({"kind": "iidd", "n_parts": 2}, "kind among iid, natural, .* got kind=iidd"),
+        ({"kind": "iidd", "n_parts": 2}, "kind among hash, iid, natural, .* got kind=iidd"),
         ({"kind": "iid", "n_parts": 2, "alpha": 1}, "for kind=iid, got alpha=1"),
         ({"kind": "iid"}, "n_parts >= 1 for kind=iid, got none"),
         ({"kind": "iid", "n_parts": 0}, "got n_parts=0"),

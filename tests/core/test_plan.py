@@ -31,6 +31,20 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FEDLLM_CACHE", str(folder))
 
 
+def test_a_division_in_which_one_record_moves_others_is_warned_of(tiny_settings: Make) -> None:
+    sizes = dict.fromkeys(NAMES, 100)
+    assert not any("divided" in text for text in warnings(tiny_settings(), sizes))
+    for changes in (
+        {"data.partition": "iid", "data.silos": 4},
+        {"data.partition": "dirichlet", "data.silos": 4},
+        {"data.limit": 50},
+    ):
+        (said,) = [t for t in warnings(tiny_settings(**changes), sizes) if "divided" in t]
+        setting, value = next(iter(changes.items()))
+        assert f"{setting}={value}: " in said
+        assert "guarantee is for their data as divided" in said
+
+
 @pytest.mark.parametrize(
     ("colluding", "silos", "expected"),
     [("others", 4, (3,)), ("others", 1, ()), ([], 4, ()), ([3, 1, 3], 4, (1, 3))],

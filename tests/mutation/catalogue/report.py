@@ -133,4 +133,20 @@ MUTATIONS = (
         "The ledger can be replaced after the report was signed.",
         _SIGNING,
     ),
+    Mutation(
+        "shuffled-division-not-said",
+        "fedllm/data/coupling.py",
+        '    elif data.partition == "iid":\n',
+        '    elif data.partition == "iid-by-hash":\n',
+        "A guarantee for the silos as divided passes for one of a record's presence in the data set before.",
+        ("tests/core/test_data_coupling.py",),
+    ),
+    Mutation(
+        "hash-partition-depends-on-the-number",
+        "fedllm/data/partition.py",
+        "pieces[int(text_hash(record, columns, seed + 4) * n_parts)]",
+        "pieces[int(text_hash(record, columns, seed + len(dataset)) * n_parts)]",
+        "The division that is said to look at each record alone moves all records where one is missing.",
+        ("tests/core/test_data_coupling.py",),
+    ),
 )
