@@ -1,8 +1,10 @@
 """The Flower ClientApp: answers train, evaluate and query messages for one silo.
 
 Thin: which silo this node serves (:mod:`client.node`), messages to plain values and back. The work is
-:mod:`fedllm.silo_worker`. Expected refusals (budget, bad data, bad settings) are replies with a status
-and a reason; nothing private is in them.
+:mod:`fedllm.silo_worker`. Refusals are replies with a status and a reason.
+
+Guarantee: a reason is one of two constants, or a function of the task, the settings, the model, the silo's own
+limits, its ledger and public numbers (:data:`PUBLIC`), whatever was raised. The same in a simulation.
 """
 
 from __future__ import annotations
@@ -25,14 +27,19 @@ from fedllm.codec_store import CodecMissing, keep_in_store
 from fedllm.device_memory import DeviceMemoryError
 from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
+from fedllm.endpoint import EndpointError
 from fedllm.own_bounds import LimitRefused
 from fedllm.settings_io import SettingsError, from_json
 from fedllm.silo_worker import SiloWorker
+from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
 from privacy.budget import BudgetExceeded
 from privacy.ledger import LedgerError
 
 app = ClientApp()
 log = logging.getLogger("fedllm.client")
+
+PUBLIC = (SettingsError, TaskRefused, ModelError, LedgerError, DeviceMemoryError)
+"""Errors whose text may leave: raised before anything is spent, of values that are no function of the data."""
 
 
 @app.train()
@@ -143,10 +150,11 @@ def codec(message: Message, context: Context) -> Message:
         content: Any = message.content
         tensors = content[names.CODEC].to_torch_state_dict()
         keep_in_store(tensors, meta, str(config[names.CODEC_VERSION]))
-    except LimitRefused as error:
-        info |= {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
+    except ValueError as error:  # of the server's own codec, before anything else
+        public = error if isinstance(error, (*PUBLIC, LimitRefused)) else TaskRefused(str(error))
+        info |= _refusal(public, context)
     except Exception as error:
-        info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
+        info |= _refusal(error, context)
     return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
 
 
@@ -157,14 +165,8 @@ def query(message: Message, context: Context) -> Message:
     try:
         settings = from_json(str(config[names.SETTINGS]))
         info, metrics = describe_node(settings, context, str(config.get(names.BACKBONE, "")))
-    except LimitRefused as error:
-        log.warning("%s", error)
-        own = silo_file_of(context.node_config)
-        name = "" if own is None else own.name
-        info = {names.SILO: name, names.STATUS: names.LEFT, names.REASON: _told(error, context)}
-        metrics = {}
     except Exception as error:
-        info, metrics = {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}, {}
+        info, metrics = {names.SILO: _own_name(context), **_refusal(error, context)}, {}
     content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})
     return Message(content, reply_to=message)
 
@@ -183,13 +185,8 @@ def _answer(
         info[names.SILO] = worker.silo.name
         content = _work_or_last_answer(message, context, worker, lambda: work(worker, config))
         info |= dict(content.config_records.get(names.INFO, {}))
-    except CodecMissing as error:
-        info |= {names.STATUS: names.NEEDS_CODEC, names.REASON: _told(error, context)}
-    except (BudgetExceeded, LimitRefused) as error:
-        log.warning("%s", error)
-        info |= {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
     except Exception as error:
-        info |= {names.STATUS: names.FAILED, names.REASON: _reason(error, context)}
+        info |= _refusal(error, context)
     content[names.INFO] = ConfigRecord(info)
     return Message(content, reply_to=message)
 
@@ -233,17 +230,19 @@ def _previous(message: Message, worker: SiloWorker) -> dict[str, Any] | None:
     return decode_params(tensors, worker.settings.codec.downlink)
 
 
-def _reason(error: Exception, context: Context) -> str:
-    """What the server may read of an error. At a silo with data of its own, a message that may quote
-    the data (a label, a line of a file) stays there: the server gets the error's kind alone."""
-    public = isinstance(error, SettingsError | ModelError | LedgerError | DeviceMemoryError)
-    if _has_own_file(context):
-        log.error("refused a task: %s", error, exc_info=error)
-        if not public:
-            return f"{type(error).__name__}; the silo's own log says more"
-    known = public or isinstance(error, ValueError)
-    said = _told(error, context)
-    return said if known else f"{type(error).__name__}: {said}"
+def _refusal(error: Exception, context: Context) -> dict[str, str]:
+    """Status and reason of a task that raised; the error itself stays in the silo's own log."""
+    if isinstance(error, CodecMissing):
+        return {names.STATUS: names.NEEDS_CODEC, names.REASON: _told(error, context)}
+    if isinstance(error, BudgetExceeded | LimitRefused):
+        log.warning("%s", error)
+        return {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
+    if isinstance(error, NotTakingPart):
+        return {names.STATUS: names.LEFT, names.REASON: str(NotTakingPart())}
+    log.error("refused a task: %s", error, exc_info=error)
+    if isinstance(error, PUBLIC) and not isinstance(error, EndpointError):
+        return {names.STATUS: names.FAILED, names.REASON: _told(error, context)}
+    return {names.STATUS: names.FAILED, names.REASON: str(TaskFailed())}
 
 
 def _told(error: Exception, context: Context) -> str:
@@ -256,6 +255,15 @@ def _told(error: Exception, context: Context) -> str:
             own = None
         text = without_places(text, own)
     return " ".join(text.split())[:2000]
+
+
+def _own_name(context: Context) -> str:
+    """The silo's name by its own file; empty where there is none that can be read."""
+    try:
+        own = silo_file_of(context.node_config)
+    except SiloFileError:
+        return ""
+    return "" if own is None else own.name
 
 
 def _has_own_file(context: Context) -> bool:

@@ -83,7 +83,7 @@ def needed_quantities(settings: Settings) -> dict[Quantity, str]:
 
 def localised(silo: SiloFile, settings: Settings) -> Settings:
     """The settings with the silo's own values for what is the silo's to say: model folder, device, number
-    format, threads, memory, columns, holdout; no path that a server named is left in them."""
+    format, threads, memory, columns, holdout, bad rows; no path that a server named is left in them."""
     model: dict[str, Any] = {"device": silo.model.device}
     if silo.model.path is not None:
         model |= {"name": silo.model.path, "revision": None, "gguf_file": None}
@@ -97,6 +97,7 @@ def localised(silo: SiloFile, settings: Settings) -> Settings:
         "privacy": {"ledger": None},
         "simulation": {"threads": threads},
         "evaluation": {"clients_holdout": silo.data.holdout},
+        "data": {"bad_rows": silo.data.bad_rows},
     }
     return settings.model_copy(
         update={

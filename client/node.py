@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flwr.app import ConfigRecord, Context
 
@@ -22,14 +23,17 @@ from fedllm import messages as names
 from fedllm.device_memory import limit_device, require_room_for_training
 from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
+from fedllm.opened_silo import open_silo_data
 from fedllm.process import shared_worker, use_threads
 from fedllm.run_folder import RunFolder, ledger_of
 from fedllm.settings import Settings
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
+from fedllm.task_errors import NotTakingPart, TaskRefused
 from fedllm.tunable import shared_tunable
 
 log = logging.getLogger("fedllm.client")
+T = TypeVar("T")
 
 
 def silo_of(settings: Settings, context: Context) -> Silo | None:
@@ -71,6 +75,7 @@ def _load(own: SiloFile, version: Any) -> Silo:
         target=data.target,
         labels=data.labels,
         encoding=data.encoding,
+        bad_rows=data.bad_rows,
         holdout=data.holdout,
         holdout_seed=data.holdout_seed,
     )
@@ -80,7 +85,7 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
     """The worker of this node's silo for a task.
 
     Raises:
-        DataError: as :func:`silo_of`.
+        NotTakingPart: the silo's data cannot be read.
         LimitRefused: the silo's own limits do not allow the task; nothing was read or recorded.
         ValueError: the node has no silo.
     """
@@ -89,9 +94,9 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
     if own is not None:
         return _open_own(own, settings, config, run_id)
     use_threads(settings.simulation.threads)
-    silo = silo_of(settings, context)
+    silo = _read(lambda: silo_of(settings, context))
     if silo is None:
-        raise ValueError(f"Expected a silo for this node, its partition-id has none: {context}")
+        raise TaskRefused("Expected a silo for this node, its partition-id has none")
     return shared_worker(
         settings,
         silo,
@@ -115,14 +120,28 @@ def _open_own(own: SiloFile, settings: Settings, config: ConfigRecord, run_id: s
     ledger = Path(own.ledger)
     ledger.parent.mkdir(parents=True, exist_ok=True)
     check_backbone(own, settings, str(fields.get(names.BACKBONE, "")))
+    silo = _read(lambda: own_silo(own, settings))
     return shared_worker(
         settings,
-        own_silo(own, settings),
+        silo,
         run=run_id,
         ledger=ledger,
         log=None if own.log is None else Path(own.log),
         own=own.own_bounds(),
     )
+
+
+def _read(read: Callable[[], T]) -> T:
+    """What ``read`` gives.
+
+    Raises:
+        NotTakingPart: it raises; why is in the process's log.
+    """
+    try:
+        return read()
+    except Exception as error:
+        log.error("the data cannot be used: %s", error, exc_info=error)
+        raise NotTakingPart from error
 
 
 def use_folders(own: SiloFile) -> None:
@@ -173,7 +192,7 @@ def describe_node(
         backbone: as for :func:`check_backbone`.
 
     Raises:
-        DataError: as :func:`silo_of`.
+        NotTakingPart: the silo's data cannot be read or used.
         LimitRefused: the silo's own limits do not allow the experiment.
         ModelError, DeviceMemoryError: as :func:`check_backbone`.
     """
@@ -183,7 +202,7 @@ def describe_node(
         settings = localised(own, settings)
         use_folders(own)
         check_backbone(own, settings, backbone)
-    silo = silo_of(settings, context)
+    silo, examples = _opened(settings, context)
     info: dict[str, Any] = {
         names.SILO: silo.name if silo else "",
         names.STATUS: names.OK if silo else names.IDLE,
@@ -195,5 +214,18 @@ def describe_node(
     }
     numbers: dict[str, Any] = {}
     if silo and settings.data.sizes == "public":
-        numbers[names.EXAMPLES] = len(silo.train)
+        numbers[names.EXAMPLES] = examples
     return info, numbers
+
+
+def _opened(settings: Settings, context: Context) -> tuple[Silo | None, int]:
+    """The node's silo, and the number of its training examples that can be used; None and 0 for no silo.
+
+    Raises:
+        NotTakingPart: its data cannot be read or used; why is in the process's log.
+    """
+    silo = _read(lambda: silo_of(settings, context))
+    if silo is None:
+        return None, 0
+    task = shared_tunable(settings).task
+    return silo, len(_read(lambda: open_silo_data(silo, settings, task)).train)

@@ -54,6 +54,11 @@ class OwnData(Section):
         description="Classes that the data may hold, as written there. An experiment that does not know one of "
         "them is refused, so that a refusal tells nothing of the data. Empty: the target is free text.",
     )
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Records that cannot be used (no text, half a character, an unknown class, no token, ...): "
+        "`refuse` to take part, or `drop` them; the log has their number. The server is told neither.",
+    )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
         description="Share kept for the silo's own evaluation, by hash of the text. The silo chooses it and its "

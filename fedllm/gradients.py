@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedllm.codec.base import Codec
+from fedllm.contained import Failures, example_rows, report_lost_step
 from fedllm.flatness.perturbation import Perturbation
 from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import expand_params
@@ -66,6 +67,7 @@ def clipped_gradient_sum(
     max_tokens: int,
     codec: Codec | None = None,
     perturbation: Perturbation | None = None,
+    failures: Failures | None = None,
 ) -> ClippedSum:
     """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
@@ -82,6 +84,8 @@ def clipped_gradient_sum(
             whatever the projection does.
         perturbation: each example's gradient is taken at its own perturbed point, see
             :func:`per_example_gradients`.
+        failures: an example that raises counts as a gradient of zero and is counted there
+            (:mod:`fedllm.contained`); None passes the exception on.
 
     Returns:
         Sums in the order of sorted names (with a codec: one sum of codes, [k]); counts over all
@@ -93,20 +97,31 @@ def clipped_gradient_sum(
     if codec is not None:
         sums = [torch.zeros(codec.code_dimension, device=sums[0].device)]
     count, clipped, nonfinite, norms = 0, 0, 0, [torch.zeros(0)]
-    for group in tunable.task.batches(features, max_tokens):
-        batch = tunable.task.collate([features[i] for i in group])
+    shapes, row_factors = [params[name].shape for name in names], factors
+    if codec is not None:  # rows are codes, scaled before
+        shapes, row_factors = [sums[0].shape], [1.0]
+
+    def compute(chosen: Sequence[Feature]) -> list[Tensor]:
+        batch = tunable.task.collate(chosen)
         grads = per_example_gradients(tunable, params, batch, perturbation)
         rows = [grads.pop(name) for name in names]
         if codec is None:
-            part = clip_and_sum(rows, clip_norm, factors)
-        else:
-            scaled = [row.flatten(1) * f for row, f in zip(rows, factors, strict=True)]
-            part = clip_and_sum([codec.project(torch.cat(scaled, dim=1))], clip_norm)
+            return rows
+        scaled = [row.flatten(1) * f for row, f in zip(rows, factors, strict=True)]
+        return [codec.project(torch.cat(scaled, dim=1))]
+
+    before = 0 if failures is None else failures.count
+    for group in tunable.task.batches(features, max_tokens):
+        chosen = [features[i] for i in group]
+        rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        part = clip_and_sum(rows, clip_norm, row_factors)
         sums = [total + new for total, new in zip(sums, part.sums, strict=True)]
         count += part.count
         clipped += part.clipped
         nonfinite += part.nonfinite
         norms.append(part.norms.cpu())
+    if failures is not None:
+        report_lost_step(count, failures.count - before)
     return ClippedSum(sums, count, clipped, nonfinite, torch.cat(norms))
 
 
@@ -117,22 +132,34 @@ def gradient_sum(
     *,
     max_tokens: int,
     perturbation: Perturbation | None = None,
+    failures: Failures | None = None,
 ) -> list[Tensor]:
     """Plain sum of the gradients, in the order of sorted names: no clipping, no privacy.
 
     Args:
-        perturbation: as for :func:`clipped_gradient_sum`.
+        perturbation, failures: as for :func:`clipped_gradient_sum`.
     """
     names = sorted(params)
     sums = [torch.zeros_like(params[name]) for name in names]
-    for group in tunable.task.batches(features, max_tokens):
-        batch = tunable.task.collate([features[i] for i in group])
+
+    def compute(chosen: Sequence[Feature]) -> list[Tensor]:
+        """The sum over the chosen examples, as one row of each tensor."""
+        batch = tunable.task.collate(chosen)
         if perturbation is not None:
             rows = per_example_gradients(tunable, params, batch, perturbation)
-            sums = [total + rows[n].sum(0) for total, n in zip(sums, names, strict=True)]
-            continue
+            return [rows[name].sum(0, keepdim=True) for name in names]
         leaves = {name: params[name].clone().requires_grad_(True) for name in names}
         losses = tunable.losses(expand_params(leaves, len(batch)), batch)
         grads = torch.autograd.grad(losses.sum(), [leaves[name] for name in names])
-        sums = [total + new for total, new in zip(sums, grads, strict=True)]
+        return [grad.unsqueeze(0) for grad in grads]
+
+    shapes, before = [params[name].shape for name in names], 0
+    if failures is not None:
+        before = failures.count
+    for group in tunable.task.batches(features, max_tokens):
+        chosen = [features[i] for i in group]
+        found = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        sums = [total + new.sum(0) for total, new in zip(sums, found, strict=True)]
+    if failures is not None:
+        report_lost_step(len(features), failures.count - before)
     return sums

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.contained import Failures
 from fedllm.inputs import Feature
 from fedllm.settings import Settings
 from privacy.randomness import RandomSource
@@ -30,7 +31,8 @@ class LocalResult:
             code, or the numbers along random directions; safe to release (see :mod:`fedllm.local_training`).
         noise_std: standard deviation of the privacy noise in each entry of each tensor of ``update``
             (data-independent), or None where it is not known (local Adam, most codecs).
-        examples, clipped, nonfinite: numbers over all local steps. Private: for the silo's own log,
+        examples, clipped, nonfinite, failed: numbers over all local steps (``failed``: examples that raised and
+            count as zero). Private: for the silo's own log,
             not to be sent.
         median_norm: median norm before clipping; private as well, NaN for no example.
         below: adaptive clipping: noisy share of norms at most the clipping norm, part of what the
@@ -44,6 +46,7 @@ class LocalResult:
     nonfinite: int
     median_norm: float
     below: float | None = None
+    failed: int = 0
 
 
 @dataclass
@@ -54,6 +57,11 @@ class Tally:
     clipped: int = 0
     nonfinite: int = 0
     norms: list[Tensor] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
+
+    def contained(self, settings: Settings) -> Failures | None:
+        """Where examples that raise are counted; None without privacy, where they raise."""
+        return self.failures if settings.privacy.mode == "dp" else None
 
     def add(self, counts: tuple[int, int, int], norms: Tensor) -> None:
         """Count a clipped sum: its examples, those clipped, those not finite, and the norms before."""
@@ -78,6 +86,7 @@ class Tally:
             nonfinite=self.nonfinite,
             median_norm=float(norms.median()) if len(norms) else float("nan"),
             below=below,
+            failed=self.failures.count,
         )
 
 

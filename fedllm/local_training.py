@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fedllm.adaptive_clip import is_adaptive, noise_split
+from fedllm.contained import Failures
 from fedllm.encoded_release import (
     Encoding,
     Residual,
@@ -177,6 +178,7 @@ def _local_steps(
     divisor = float(settings.client.batch_size or 1)
     tokens = settings.client.max_tokens
     tally = Tally()
+    failures = tally.contained(settings)
     codes: list[Tensor] = []
     form, perturbation = settings.awp.form, perturbation_of(settings, server_round)
     own = perturbation if form == "per-example" else None
@@ -190,6 +192,7 @@ def _local_steps(
         perturbation=own,
         noise_multiplier=parts.vector * noise_factor(settings, server_round),
         encoding=encoding if per_example else None,
+        failures=failures,
     )
     for step in range(settings.client.local_steps):
         batch = poisson_batch(features, sampling_rate, streams("sample", step))
@@ -197,7 +200,7 @@ def _local_steps(
         if perturbation is not None and form == "private-ascent":
             ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums
         elif perturbation is not None and form == "batch":
-            raw = gradient_sum(tunable, weights, batch, max_tokens=tokens)
+            raw = gradient_sum(tunable, weights, batch, max_tokens=tokens, failures=failures)
             ascent = dict(zip(weights, raw, strict=True))
         if perturbation is not None and own is None and ascent is not None:
             point = perturbation.perturbed(weights, ascent)
@@ -211,7 +214,9 @@ def _local_steps(
                 below += noisy_count(count, parts.count, streams("count-noise", step))
             codes += [] if found.code is None else [found.code.cpu()]
         else:
-            plain = gradient_sum(tunable, point, batch, max_tokens=tokens, perturbation=own)
+            plain = gradient_sum(
+                tunable, point, batch, max_tokens=tokens, perturbation=own, failures=failures
+            )
             sums = dict(zip(weights, plain, strict=True))
             tally.examples += len(batch)
         for name, total_gradient in sums.items():
@@ -249,6 +254,7 @@ def _release(
     perturbation: Perturbation | None,
     noise_multiplier: float,
     encoding: Encoding | None,
+    failures: Failures | None,
     rng: RandomSource,
 ) -> _Released:
     """One Gaussian mechanism on a batch: gradients at ``point``, clipped, summed, noised.
@@ -265,6 +271,7 @@ def _release(
         max_tokens=settings.client.max_tokens,
         codec=None if encoding is None else encoding.codec,
         perturbation=perturbation,
+        failures=failures,
     )
     code = None
     if encoding is None:

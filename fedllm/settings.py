@@ -165,6 +165,12 @@ class DataSettings(Section):
     min_size: PositiveInt = Field(32, description="Silos with fewer examples are left out.")
     alpha: PositiveFloat = Field(0.5, description="`dirichlet`: concentration; small is uneven.")
     classes_per_silo: PositiveInt = Field(2, description="`pathological`: classes in a silo.")
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What a silo does with records that cannot be used (no text, half a character, an unknown "
+        "class, no token, ...), all found when its data are opened: `refuse` to take part, or `drop` them and "
+        "say how many in its own log. A silo with its own file decides there.",
+    )
     sizes: Literal["public", "private"] = Field(
         "public",
         description="Whether a silo's number of examples is public knowledge. `private` "

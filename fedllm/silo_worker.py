@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from fedllm.adaptive_clip import at_clip
 from fedllm.codec_store import codec_from_store
+from fedllm.contained import Failures
 from fedllm.encoded_release import Encoding, Residual
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
@@ -24,20 +26,27 @@ from fedllm.forward_only import forward_only
 from fedllm.inputs import Feature
 from fedllm.local_steps import LocalResult, Streams
 from fedllm.local_training import train_locally
+from fedllm.opened_silo import OpenedSilo, open_silo_data
 from fedllm.own_bounds import OwnBounds
+from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
 from fedllm.silo_bounds import evaluation_noise, evaluation_sigma, score_rate
+from fedllm.silo_evaluation import correct_answers
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
+from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused, refusing
 from fedllm.tunable import shared_tunable
 from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
 from privacy.randomness import generator
 from privacy.vector_noise import add_scalar_noise
+
+log = logging.getLogger("fedllm.silo")
+Released = TypeVar("Released")
 
 
 @dataclass(frozen=True)
@@ -85,33 +94,58 @@ class SiloWorker:
         self.log = log
         self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
         self.tunable = shared_tunable(settings)
-        self._train: list[Feature] | None = None
-        self._held_out: list[Feature] | None = None
+        self._opened: OpenedSilo | None = None
+        self._rehearsed = False
         self._account: SiloAccount | None = None
         self._fixed: dict[str, Any] | None = None
 
+    def open(self) -> OpenedSilo:
+        """The silo's usable records, checked and tokenised once.
+
+        Raises:
+            NotTakingPart: they cannot be used; why is in the silo's own log.
+        """
+        if self._opened is None:
+            try:
+                self._opened = open_silo_data(self.silo, self.settings, self.tunable.task)
+            except Exception as error:
+                self.note_error("the data cannot be used", error)
+                raise NotTakingPart from error
+        return self._opened
+
+    def prepare(self, params: Mapping[str, Tensor]) -> None:
+        """What can fail for all examples alike, before anything is spent; the first time alone.
+
+        Raises:
+            NotTakingPart: the data cannot be used.
+            ModelError: the model cannot compute an example.
+        """
+        self.open()
+        if not self._rehearsed:
+            rehearse(self.tunable, params, self.settings)
+            self._rehearsed = True
+
     @property
     def train_features(self) -> list[Feature]:
-        """The silo's training examples, tokenised once."""
-        if self._train is None:
-            self._train = self.tunable.task.features(self.silo.train.records)
-        return self._train
+        """The silo's training examples."""
+        return self.open().train
 
     @property
     def held_out_features(self) -> list[Feature]:
-        """The silo's own evaluation examples, tokenised once."""
-        if self._held_out is None:
-            self._held_out = self.tunable.task.features(self.silo.held_out.records)
-        return self._held_out
+        """The silo's own evaluation examples."""
+        return self.open().held_out
 
     def account(self, planned_rounds: int) -> SiloAccount:
-        """The silo's account; made (and its noise calibrated) at the first call."""
+        """The silo's account; made (and its noise calibrated) at the first call.
+
+        The data are opened before: whoever has an account can do what it spends for.
+        """
         if self._account is None:
             self._account = SiloAccount(
                 self.settings,
                 run=self.run,
                 party=self.silo.name,
-                examples=len(self.silo.train),
+                examples=len(self.train_features),
                 rounds=planned_rounds,
                 ledger=self.ledger,
                 own=self.own,
@@ -147,15 +181,17 @@ class SiloWorker:
                 task brings none, or the reverse; a previous update that does not fit the parameters; a
                 clipping norm that is missing, out of range, or not asked for.
         """
-        self._check_duplicate(duplicate)
-        settings = at_clip(self.settings, clip)
-        along = self.directions(params, directions)
-        ascent = self.ascent(params, server_round, previous)
-        encoding = self.encoding(params, codec_version)
+        self.prepare(params)
+        with refusing():
+            self._check_duplicate(duplicate)
+            settings = at_clip(self.settings, clip)
+            along = self.directions(params, directions)
+            ascent = self.ascent(params, server_round, previous)
+            encoding = self.encoding(params, codec_version)
+            account = self.account(planned_rounds)
         residual = None
         if encoding is not None and self.settings.codec.error_feedback:
             residual = Residual(self.residual_path, encoding, server_round)
-        account = self.account(planned_rounds)
         account.clip = settings.privacy.clip
         multiplier = account.noise_multiplier
         digest = self.digest(
@@ -181,17 +217,25 @@ class SiloWorker:
         if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
+        result = self._answered(
+            lambda features: self._trained(
+                params, features, along, encoding, residual, server_round, ascent, options
+            ),
+            self.train_features,
+        )
         self._write_log(server_round, result)
         raw = None
         if duplicate is not None:
-            raw = duplicate_update(
-                self.tunable,
-                duplicate,
+            raw = self._answered(
+                lambda features: duplicate_update(
+                    self.tunable,
+                    duplicate,
+                    features,
+                    self.settings,
+                    sampling_rate=account.sampling_rate,
+                    streams=self.streams(server_round, digest),
+                ),
                 self.train_features,
-                self.settings,
-                sampling_rate=account.sampling_rate,
-                streams=self.streams(server_round, digest),
             )
         return TrainReply(
             update=result.update,
@@ -203,9 +247,36 @@ class SiloWorker:
             below=result.below,
         )
 
+    def _answered(
+        self, release: Callable[[list[Feature]], Released], features: list[Feature]
+    ) -> Released:
+        """What ``release`` gives for these features; what it gives for none, where it raises.
+
+        Guarantee: after the row is written, under privacy, whether there is an answer, and its form, do not
+        depend on the data. An example that raises is contained where it is computed (:mod:`fedllm.contained`),
+        within the sensitivity. What still raises here is no single example's fault. It is answered by a
+        release of no data, noise and all: of its value nothing is proven. What raises without any data is
+        no function of them.
+
+        Raises:
+            TaskFailed: it raises without data too, or there is no privacy to keep.
+        """
+        try:
+            return release(features)
+        except Exception as error:
+            self.note_error("a task raised after its row was written", error)
+            if self.settings.privacy.mode != "dp":
+                raise TaskFailed from error
+        try:
+            return release([])
+        except Exception as error:
+            self.note_error("a task raised without any data", error)
+            raise TaskFailed from error
+
     def _trained(
         self,
         params: Mapping[str, Tensor],
+        features: list[Feature],
         along: Directions | None,
         encoding: Encoding | None,
         residual: Residual | None,
@@ -214,7 +285,6 @@ class SiloWorker:
         options: Mapping[str, Any],
     ) -> LocalResult:
         """The local steps, by gradients or along random directions."""
-        features = self.train_features
         if along is not None:
             model = forward_only(self.tunable)
             return train_forward_only(model, params, features, directions=along, **options)
@@ -292,21 +362,26 @@ class SiloWorker:
             ValueError: the settings ask for no statistics.
         """
         if not self.settings.codec.asks_silos:
-            raise ValueError(
+            raise TaskRefused(
                 "Expected no request for statistics: the codec is not fitted to private ones"
             )
-        account = self.account(planned_rounds)
+        self.prepare(params)
+        with refusing():
+            account = self.account(planned_rounds)
         digest = self.digest(params, account.noise_multiplier, purpose="statistics")
         if self.settings.privacy.noise_by == "client" or not account.private:
             account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
         streams = self.streams(0, digest)
-        released = release_statistics(
-            self.tunable,
-            params,
+        released = self._answered(
+            lambda features: release_statistics(
+                self.tunable,
+                params,
+                features,
+                self.settings,
+                sampling_rate=account.sampling_rate,
+                streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
+            ),
             self.train_features,
-            self.settings,
-            sampling_rate=account.sampling_rate,
-            streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
         )
         return released, account.sampling_rate
 
@@ -326,15 +401,17 @@ class SiloWorker:
         """
         layers = self.settings.layers
         if not layers.asks_silos:
-            raise ValueError(
+            raise TaskRefused(
                 f"Expected no request for scores: layers.form={layers.form} asks the silos for none"
             )
-        check_candidates(self.tunable, candidates)
+        self.prepare(params)
+        with refusing():
+            check_candidates(self.tunable, candidates)
+            account = self.account(planned_rounds)
         if len(candidates) <= layers.keep:
-            raise ValueError(
+            raise TaskRefused(
                 f"Expected more candidates than layers.keep={layers.keep}, got {list(candidates)}"
             )
-        account = self.account(planned_rounds)
         digest = self.digest(
             params,
             account.noise_multiplier,
@@ -346,14 +423,17 @@ class SiloWorker:
             server_round, release_key(self.settings, "layer-scores", server_round, digest)
         )
         streams = self.streams(server_round, digest)
-        released = release_scores(
-            self.tunable,
-            params,
+        released = self._answered(
+            lambda features: release_scores(
+                self.tunable,
+                params,
+                features,
+                candidates,
+                self.settings,
+                sampling_rate=score_rate(self.settings, account.sampling_rate),
+                streams=lambda purpose, step: streams(f"scores-{purpose}", step),
+            ),
             self.train_features,
-            candidates,
-            self.settings,
-            sampling_rate=score_rate(self.settings, account.sampling_rate),
-            streams=lambda purpose, step: streams(f"scores-{purpose}", step),
         )
         return released, account.sampling_rate
 
@@ -370,20 +450,31 @@ class SiloWorker:
             ValueError: the settings ask for no evaluation by the silos.
         """
         if self.settings.evaluation.clients == "off":
-            raise ValueError("Expected no evaluation by the silo, evaluation.clients is off")
-        account = self.account(planned_rounds)
+            raise TaskRefused("Expected no evaluation by the silo, evaluation.clients is off")
+        self.prepare(params)
+        with refusing():
+            account = self.account(planned_rounds)
         digest = self.digest(
             params, account.noise_multiplier, purpose="evaluate", server_round=server_round
         )
         key = release_key(self.settings, "evaluate", server_round, digest)
         account.spend_evaluation(server_round, key)
-        features = self.held_out_features
-        correct = 0
-        if features:
-            metrics = self.tunable.evaluate(params, features, self.settings.client.max_tokens)
-            correct = round(metrics["accuracy"] * len(features))
+        return self._answered(
+            lambda features: self._counts(params, features, server_round, digest),
+            self.held_out_features,
+        )
+
+    def _counts(
+        self, params: Mapping[str, Tensor], features: list[Feature], server_round: int, digest: str
+    ) -> tuple[float, float]:
+        """Correct answers and number of the features as they leave; one that raises is incorrect."""
+        private = self.settings.privacy.mode == "dp"
+        failures = Failures() if private else None
+        correct = correct_answers(
+            self.tunable, params, features, self.settings.client.max_tokens, failures
+        )
         pair = np.array([correct, len(features)])
-        if self.settings.evaluation.clients == "private" and account.private:
+        if self.settings.evaluation.clients == "private" and private:
             rng = self.streams(server_round, digest)("evaluate-noise", 0)
             noise = evaluation_noise(self.settings)
             if noise is not None:
@@ -450,15 +541,29 @@ class SiloWorker:
         )
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:
+        self._append_to_log(
+            {
+                "round": server_round,
+                "examples": result.examples,
+                "clipped": result.clipped,
+                "nonfinite": result.nonfinite,
+                "failed": result.failed,
+                "median_norm": None if np.isnan(result.median_norm) else result.median_norm,
+            }
+        )
+
+    def note_error(self, what: str, error: Exception) -> None:
+        """Keep an error at the silo: in the process's log and in the silo's own."""
+        log.error("%s: %s", what, error, exc_info=error)
+        self._append_to_log({"what": what, "error": f"{type(error).__name__}: {error}"})
+
+    def _append_to_log(self, record: Mapping[str, Any]) -> None:
+        """Logs never decide: one that cannot be written is a warning, and the task goes on."""
         if self.log is None:
             return
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "round": server_round,
-            "examples": result.examples,
-            "clipped": result.clipped,
-            "nonfinite": result.nonfinite,
-            "median_norm": None if np.isnan(result.median_norm) else result.median_norm,
-        }
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            log.warning("cannot write the silo's log %s: %s", self.log, error)

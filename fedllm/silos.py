@@ -9,12 +9,12 @@ from pathlib import Path
 
 from fedllm.data.holdout import split_holdout, text_hash
 from fedllm.data.hub import load_hub
-from fedllm.data.labels import label_index
 from fedllm.data.partition import partition
-from fedllm.data.records import DataError, TextDataset, require_text
+from fedllm.data.records import DataError, TextDataset
 from fedllm.data.sources import load_file
 from fedllm.data.tweets import load_tweets
 from fedllm.settings import DataSettings, Settings
+from fedllm.usable_rows import BadRows, checked
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def load_silo_file(
     target: str = "label",
     labels: Sequence[str] = (),
     encoding: str = "utf-8",
+    bad_rows: BadRows = "refuse",
     holdout: float = 0.0,
     holdout_seed: int = 0,
 ) -> Silo:
@@ -73,15 +74,14 @@ def load_silo_file(
     Args:
         text, target: columns; no other is kept.
         labels: classes that the target may be; empty for free text.
+        bad_rows: what is done with records that cannot be used, see :mod:`fedllm.usable_rows`.
         holdout, holdout_seed: share kept for the silo's own evaluation, and the seed of its hash.
 
     Raises:
-        DataError: as :func:`fedllm.data.sources.load_file`; a blank text, or a class not among ``labels``.
+        DataError: as :func:`fedllm.data.sources.load_file` and :func:`fedllm.usable_rows.checked`.
     """
     dataset = load_file(path, columns=(*text, target), encoding=encoding)
-    require_text(dataset, text if labels else (*text, target))
-    if labels:
-        label_index(dataset, target, labels)
+    dataset = checked(dataset, text, target, labels, bad_rows)
     return _silo(name, dataset, holdout, holdout_seed, text)
 
 

@@ -23,6 +23,7 @@ from fedllm.codec.prior import (
     prior_from_releases,
 )
 from fedllm.codec.statistics import Statistics
+from fedllm.contained import Failures, example_rows, report_lost_step
 from fedllm.encoded_release import gradient_scales
 from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
@@ -103,11 +104,19 @@ def _total(
     """Sum of the examples' statistics, micro-batch by micro-batch."""
     point, scales = _on_device(tunable, params), gradient_scales(settings, params)
     total = torch.zeros(statistics.size, dtype=torch.float64)
-    for group in tunable.task.batches(batch, settings.client.max_tokens):
-        micro = tunable.task.collate([batch[i] for i in group])
-        grads = per_example_gradients(tunable, point, micro)
+    failures = Failures() if settings.privacy.mode == "dp" else None
+
+    def compute(chosen: Sequence[Feature]) -> list[Tensor]:
+        grads = per_example_gradients(tunable, point, tunable.task.collate(chosen))
         rows = [grads.pop(name).flatten(1).cpu() * scales[name] for name in sorted(scales)]
-        total += statistics.total(torch.cat(rows, dim=1))
+        return [torch.cat(rows, dim=1)]
+
+    size = (statistics.layout.dimension,)
+    for group in tunable.task.batches(batch, settings.client.max_tokens):
+        (rows,) = example_rows(compute, [batch[i] for i in group], [size], failures)
+        total += statistics.total(rows)
+    if failures is not None:
+        report_lost_step(len(batch), failures.count)
     return total
 
 

@@ -15,6 +15,7 @@ from fedllm.attention import prefix_scope
 from fedllm.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.inputs import Batch, Feature
 from fedllm.models import Backbone, shared_backbone
+from fedllm.positions import check_positions
 from fedllm.precision import require_full_precision
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
@@ -182,6 +183,7 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"head to train), got prefix.length={settings.prefix.length}, "
             f"prefix.layers={settings.prefix.layers}"
         )
+    check_positions(settings, backbone, task, settings.prefix.length if spec else 0)
     return Tunable(backbone, task, spec)
 
 

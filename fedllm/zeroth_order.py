@@ -37,6 +37,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedllm.contained import Failures, example_rows, report_lost_step
 from fedllm.forward_only import ForwardOnly
 from fedllm.inputs import Feature
 from fedllm.local_steps import LocalResult, Streams, Tally, check_noise, poisson_batch
@@ -256,7 +257,8 @@ def _step(
     for group in groups:
         place = step * directions.count + group[0]
         batch = poisson_batch(features, sampling_rate, streams("sample", place))
-        rows = _differences(model, weights, batch, settings, directions, step, group)
+        failures = tally.contained(settings)
+        rows = _differences(model, weights, batch, settings, directions, step, group, failures)
         if per_example:
             total = clip_and_sum([rows], settings.privacy.clip)
             sums = add_noise(settings, total.sums[0], noise_multiplier, streams("noise", place))
@@ -276,19 +278,31 @@ def _differences(
     directions: Directions,
     step: int,
     chosen: Sequence[int],
+    failures: Failures | None,
 ) -> Tensor:
     """g_ik of the batch along the chosen directions, (B, len(chosen)) float32 on the CPU, rows in the order of
-    the micro-batches."""
+    the micro-batches; with ``failures`` a row of zeros for an example that raises."""
     c = settings.zeroth_order.smoothing
-    parts = list(model.batches(batch, settings.client.max_tokens)) if batch else []
-    columns = []
-    for k in chosen:
-        z = {name: value.to(model.device) for name, value in directions.direction(step, k).items()}
-        ahead = {name: value + c * z[name] for name, value in weights.items()}
-        behind = {name: value - c * z[name] for name, value in weights.items()}
-        found = [model.losses(ahead, part) - model.losses(behind, part) for part in parts]
-        columns.append(torch.cat([torch.zeros(0), *(each.cpu() for each in found)]) / (2 * c))
-    return torch.stack(columns, dim=1)
+    device = model.device
+
+    def compute(examples: Sequence[Feature]) -> list[Tensor]:
+        parts = list(model.batches(examples, settings.client.max_tokens))
+        columns = []
+        for k in chosen:
+            z = {name: value.to(device) for name, value in directions.direction(step, k).items()}
+            ahead = {name: value + c * z[name] for name, value in weights.items()}
+            behind = {name: value - c * z[name] for name, value in weights.items()}
+            found = [model.losses(ahead, part) - model.losses(behind, part) for part in parts]
+            columns.append(torch.cat([each.cpu() for each in found]) / (2 * c))
+        return [torch.stack(columns, dim=1)]
+
+    if not batch:
+        return torch.zeros(0, len(chosen))
+    before = 0 if failures is None else failures.count
+    (rows,) = example_rows(compute, batch, [(len(chosen),)], failures)
+    if failures is not None:
+        report_lost_step(len(batch), failures.count - before)
+    return rows
 
 
 def clip_numbers(numbers: Tensor, settings: Settings) -> tuple[Tensor, bool, bool]:

@@ -239,7 +239,7 @@ def find_silos(
         if info[names.STATUS] == names.FAILED:
             problems.append(f"node {node}: {info[names.REASON]}")
         elif info[names.STATUS] == names.LEFT:
-            refused[str(info[names.SILO])] = f"node {node}: {info[names.REASON]}"
+            refused[str(info[names.SILO]) or f"node {node}"] = f"node {node}: {info[names.REASON]}"
         elif info[names.STATUS] == names.OK:
             name = str(info[names.SILO])
             if name in nodes:

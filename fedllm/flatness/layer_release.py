@@ -48,6 +48,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fedllm.contained import Failures, report_lost_step
 from fedllm.flatness.layer_choice import kept_in_a_step
 from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
 from fedllm.inputs import Feature
@@ -92,7 +93,12 @@ def release_scores(
         if not sample:
             return torch.zeros(len(candidates), dtype=torch.float64)
         return mean_sharpness(tunable, params, sample, candidates, settings).nan_to_num(0.0)
-    differences = relative(example_sharpness(tunable, params, sample, candidates, settings))
+    failures = Failures() if settings.privacy.mode == "dp" else None
+    differences = relative(
+        example_sharpness(tunable, params, sample, candidates, settings, failures)
+    )
+    if failures is not None:
+        report_lost_step(len(sample) * len(candidates), failures.count)
     if layers.form == "private-top-k":
         rate = 1.0 if by_client else sampling_rate
         return _votes(differences, settings, rate, streams("noise", 0))

@@ -25,10 +25,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from fedllm.contained import Failures, example_rows
 from fedllm.inputs import Batch, Feature
 from fedllm.settings import Settings
 from fedllm.tasks.base import Params, expand_params
@@ -42,6 +44,7 @@ def example_sharpness(
     features: Sequence[Feature],
     candidates: Sequence[int],
     settings: Settings,
+    failures: Failures | None = None,
 ) -> Tensor:
     """Each example's own S_l for each candidate, float64 [n, candidates] on the CPU.
 
@@ -51,6 +54,7 @@ def example_sharpness(
     Args:
         params: the trainable tensors; the prefix has a row for each layer of ``tunable.spec``.
         candidates: layers that carry a prefix, at least two, ascending.
+        failures: an example that raises has a difference of zero and is counted there; None passes it on.
 
     Raises:
         ValueError: candidates that the prefix does not have, or fewer than two.
@@ -58,9 +62,16 @@ def example_sharpness(
     found = torch.zeros(len(features), len(candidates), dtype=torch.float64)
     for column, reduced in enumerate(_without_each(tunable, params, candidates, settings)):
         for group in tunable.task.batches(features, settings.client.max_tokens):
-            batch = tunable.task.collate([features[i] for i in group])
-            found[group, column] = _example_differences(reduced, batch).double().cpu()
+            (rows,) = example_rows(
+                partial(_differences_of, reduced), [features[i] for i in group], [()], failures
+            )
+            found[group, column] = rows.double()
     return found
+
+
+def _differences_of(reduced: _Reduced, chosen: Sequence[Feature]) -> list[Tensor]:
+    batch = reduced.tunable.task.collate(chosen)
+    return [_example_differences(reduced, batch).double().cpu()]
 
 
 def mean_sharpness(

@@ -93,6 +93,16 @@ class Task(ABC):
             return None
         return positions - (self.prefix_length if self.backbone.kind == "decoder" else 0)
 
+    @property
+    def longest(self) -> int | None:
+        """Public bound on the tokens of any feature, from the settings alone; None where no model is here."""
+        return self.settings.max_length
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Number of token embeddings; None where no model is here."""
+        return int(self.backbone.model.get_input_embeddings().weight.shape[0])
+
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Padded tensors on the backbone's device; decoders count positions from the prefix.
 

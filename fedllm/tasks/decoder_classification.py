@@ -46,6 +46,11 @@ class LabelWordClassification(Classification):
             )
         self.word_ids = torch.tensor(words, device=backbone.device)
 
+    @property
+    def longest(self) -> int:
+        """Public bound on the tokens of a prompt."""
+        return longest_prompt(self)
+
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
         prompts = prompt_tokens(self, records)
         targets, _ = label_index(records, self.settings.target, self.labels)
@@ -77,36 +82,61 @@ def check_prompt(prompt: str, columns: Sequence[str]) -> None:
             )
 
 
-def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The prompt with its columns filled in, as tokens, one list a record.
+def longest_prompt(task: Task) -> int:
+    """Most tokens that :func:`prompt_tokens` gives: ``task.max_length``, or what the wording alone takes with
+    one token for each column, where that is more. A function of the settings and the tokenizer."""
+    return max(task.settings.max_length, _wording(task) + len(task.settings.text) + 1)
 
-    The columns are cut, not the wording: each to its equal share of what ``task.max_length`` leaves.
+
+def _wording(task: Task) -> int:
+    """Tokens of the prompt's own words."""
+    settings, tokenizer = task.settings, task.backbone.tokenizer
+    return sum(
+        len(tokenizer(piece, add_special_tokens=False)["input_ids"])
+        for piece, is_column in _split_prompt(_prompt(settings), settings.text)
+        if not is_column
+    )
+
+
+def _prompt(settings: TaskSettings) -> str:
+    return settings.prompt or "{" + settings.text[0] + "}"
+
+
+def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """The prompt with its columns filled in, as tokens, one list a record of at most :func:`longest_prompt`.
+
+    The columns are cut, not the wording: each to its equal share of what ``task.max_length`` leaves. Where a
+    cut text has more tokens once it is joined to the wording, its share is lowered until it fits.
 
     Raises:
         DataError: a record lacks a column.
     """
     settings, tokenizer = task.settings, task.backbone.tokenizer
-    prompt = settings.prompt or "{" + settings.text[0] + "}"
     columns = {
         column: [str(value) for value in column_values(records, column, "task.text")]
         for column in settings.text
     }
-    pieces = _split_prompt(prompt, settings.text)
-    wording = sum(
-        len(tokenizer(piece, add_special_tokens=False)["input_ids"])
-        for piece, is_column in pieces
-        if not is_column
-    )
-    share = max(1, (settings.max_length - wording - 1) // len(settings.text))
-    filled: list[str] = []
-    for row in range(len(records)):
-        parts = []
-        for piece, is_column in pieces:
-            parts.append(_cut(tokenizer, columns[piece][row], share) if is_column else piece)
-        filled.append("".join(parts))
-    if not filled:
+    pieces = _split_prompt(_prompt(settings), settings.text)
+    whole = max(1, (settings.max_length - _wording(task) - 1) // len(settings.text))
+    most = longest_prompt(task)
+
+    def filled(row: int, share: int) -> str:
+        return "".join(
+            _cut(tokenizer, columns[piece][row], share) if is_column else piece
+            for piece, is_column in pieces
+        )
+
+    if not records:
         return []
-    return [list(ids) for ids in tokenizer(filled)["input_ids"]]
+    found = tokenizer([filled(row, whole) for row in range(len(records))])["input_ids"]
+    prompts = [list(ids) for ids in found]
+    for row, ids in enumerate(prompts):
+        share = whole
+        while len(ids) > most and share > 0:
+            share = max(0, min(share - 1, share - (len(ids) - most) // len(settings.text)))
+            ids = list(tokenizer([filled(row, share)])["input_ids"][0])
+        prompts[row] = ids[-most:]  # what is left of a wording that joins badly: its end counts
+    return prompts
 
 
 def _split_prompt(prompt: str, columns: Sequence[str]) -> list[tuple[str, bool]]:

@@ -86,6 +86,16 @@ class EndpointClassification(Classification):
             found.append(Feature(input_ids=ids, target=target, meta={"prompts": filled}))
         return found
 
+    @property
+    def longest(self) -> None:
+        """No bound: the endpoint's tokens are not known here."""
+        return None
+
+    @property
+    def vocabulary(self) -> None:
+        """Not known here."""
+        return None
+
     def initial_params(self) -> dict[str, Tensor]:
         count, classes = len(self.prompts), len(self.labels)
         return {

@@ -13,7 +13,7 @@ from fedllm.metrics import corpus_bleu, perplexity, rouge_l
 from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
 from fedllm.tasks.base import Params, Task, column_values, mean_of, required
-from fedllm.tasks.decoder_classification import check_prompt, prompt_tokens
+from fedllm.tasks.decoder_classification import check_prompt, longest_prompt, prompt_tokens
 
 
 class Generation(Task):
@@ -33,6 +33,11 @@ class Generation(Task):
             )
         if settings.prompt is not None:
             check_prompt(settings.prompt, settings.text)
+
+    @property
+    def longest(self) -> int:
+        """Public bound on the tokens of a prompt with its answer."""
+        return longest_prompt(self) + self.settings.max_length
 
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
         tokenizer = self.backbone.tokenizer

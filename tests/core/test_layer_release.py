@@ -153,7 +153,7 @@ def test_examples_are_drawn_at_the_rate_of_the_event(
 
     sample: list[int] = []
 
-    def seen(t: Any, p: Any, chosen: Any, candidates: Any, s: Any) -> Tensor:
+    def seen(t: Any, p: Any, chosen: Any, candidates: Any, *rest: Any) -> Tensor:
         sample.extend(features.index(f) for f in chosen)
         return torch.zeros(len(chosen), len(candidates), dtype=torch.float64)
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from flwr.app import Error, Message
 from torch import Tensor
 from whole_runs import config, final, loop, poison, rounds, same_bits, spent, tell, without
@@ -154,8 +155,8 @@ def test_more_failures_than_tolerated_stop_the_run_which_can_be_resumed(
     assert shown[0] == shown[1]
 
 
-def test_a_silo_whose_data_are_bad_is_named_before_training(
-    start_run: Start, in_process: Federate
+def test_a_silo_whose_data_are_bad_takes_no_part_and_knows_why(
+    start_run: Start, in_process: Federate, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = start_run("run", **{"task.labels": ["low", "middle"]})
     began = time.monotonic()
@@ -164,5 +165,7 @@ def test_a_silo_whose_data_are_bad_is_named_before_training(
     except ValueError as error:
         status, message = run.state()["status"], str(error)
     assert status == "failed"
-    assert "high" in message
+    assert "takes no part in the run; its own log has the reason" in message
+    assert "high" not in message, "a label of the data has left a silo"
+    assert "the class 'high', which is not among low, middle" in caplog.text
     assert time.monotonic() - began < 60

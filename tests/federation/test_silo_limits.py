@@ -21,6 +21,7 @@ from client.silo_file import QUANTITIES, SiloFileError, load_silo, template
 from fedllm import messages as names
 from fedllm.own_bounds import LimitRefused
 from fedllm.settings_io import to_json
+from fedllm.task_errors import TaskFailed
 from fedllm.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.ledger import Ledger
@@ -326,7 +327,7 @@ def test_a_file_that_is_not_there_is_no_simulation(tiny_settings: Make, tmp_path
     """A wrong path must not make the node serve data that the server names."""
     info, content = ask(tiny_settings(), tmp_path / "absent.toml")
     assert info[names.STATUS] == names.FAILED
-    assert info[names.REASON] == "SiloFileError; the silo's own log says more"
+    assert info[names.REASON] == str(TaskFailed())
     assert not content.array_records
 
 

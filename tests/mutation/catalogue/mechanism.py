@@ -232,19 +232,19 @@ MUTATIONS = (
     Mutation(
         "clipping-per-tensor",
         "fedllm/gradients.py",
-        "part = clip_and_sum(rows, clip_norm, factors)",
-        "each = [clip_and_sum([r], clip_norm, [f]) for r, f in zip(rows, factors, strict=True)]\n"
-        "            part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
+        "part = clip_and_sum(rows, clip_norm, row_factors)",
+        "each = [clip_and_sum([r], clip_norm, [f]) for r, f in zip(rows, row_factors, strict=True)]\n"
+        "        part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
         "Each tensor is clipped by itself: over k tensors an example moves the sum by sqrt(k) clips.",
         (f"{_GRADIENTS}::test_clipping_is_over_all_tensors_jointly",),
     ),
     Mutation(
         "clipping-after-averaging",
         "fedllm/gradients.py",
-        "part = clip_and_sum(rows, clip_norm, factors)",
+        "part = clip_and_sum(rows, clip_norm, row_factors)",
         "means = [row.mean(0, keepdim=True) for row in rows]\n"
-        "            part = clip_and_sum(means, clip_norm, factors)\n"
-        "            part = ClippedSum([s * len(batch) for s in part.sums], *list(vars(part).values())[1:])",
+        "        part = clip_and_sum(means, clip_norm, row_factors)\n"
+        "        part = ClippedSum([s * len(chosen) for s in part.sums], *list(vars(part).values())[1:])",
         "The batch's mean is clipped and not each example: one outlier can turn the whole mean.",
         (f"{_GRADIENTS}::test_one_example_moves_the_sum_by_at_most_the_clipping_norm",),
     ),
@@ -275,9 +275,24 @@ MUTATIONS = (
     Mutation(
         "examples-clipped-before-their-codes",
         "fedllm/gradients.py",
-        "part = clip_and_sum([codec.project(torch.cat(scaled, dim=1))], clip_norm)",
-        "part = clip_and_sum([torch.cat(scaled, dim=1)], clip_norm)\n"
-        "            part = ClippedSum([codec.project(part.sums[0])], *list(vars(part).values())[1:])",
+        """        return [codec.project(torch.cat(scaled, dim=1))]
+
+    before = 0 if failures is None else failures.count
+    for group in tunable.task.batches(features, max_tokens):
+        chosen = [features[i] for i in group]
+        rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        part = clip_and_sum(rows, clip_norm, row_factors)
+""",
+        """        whole = torch.cat(scaled, dim=1)
+        share = (clip_norm / whole.norm(dim=1, keepdim=True)).clamp(max=1)
+        return [codec.project(whole * share)]
+
+    before = 0 if failures is None else failures.count
+    for group in tunable.task.batches(features, max_tokens):
+        chosen = [features[i] for i in group]
+        rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        part = clip_and_sum(rows, clip_norm if codec is None else 1e30, row_factors)
+""",
         "An example's code is as long as the codec makes it: noise for one clip does not cover it.",
         ("tests/core/test_encoded_release.py",),
     ),

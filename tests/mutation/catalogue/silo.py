@@ -23,9 +23,19 @@ MUTATIONS = (
         """        if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
+        result = self._answered(
+            lambda features: self._trained(
+                params, features, along, encoding, residual, server_round, ascent, options
+            ),
+            self.train_features,
+        )
 """,
-        """        result = self._trained(params, along, encoding, residual, server_round, ascent, options)
+        """        result = self._answered(
+            lambda features: self._trained(
+                params, features, along, encoding, residual, server_round, ascent, options
+            ),
+            self.train_features,
+        )
         if by_client or not account.private:
             account.spend_training(server_round, key)
 """,
@@ -79,8 +89,8 @@ MUTATIONS = (
     Mutation(
         "evaluation-without-noise-when-empty",
         "fedllm/silo_worker.py",
-        'if self.settings.evaluation.clients == "private" and account.private:',
-        'if features and self.settings.evaluation.clients == "private" and account.private:',
+        'if self.settings.evaluation.clients == "private" and private:',
+        'if features and self.settings.evaluation.clients == "private" and private:',
         "A silo without held-out examples says so exactly.",
         (f"{_WORKER}::test_empty_held_out_data_still_release_noise",),
     ),

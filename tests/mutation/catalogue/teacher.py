@@ -20,7 +20,7 @@ MUTATIONS = (
     Mutation(
         "duplicate-without-being-asked-for",
         "fedllm/silo_worker.py",
-        "        self._check_duplicate(duplicate)\n",
+        "            self._check_duplicate(duplicate)\n",
         "",
         "A server gets raw updates from a silo whose settings, and so whose ledger, promise privacy.",
         (f"{_RUNS}::test_a_raw_update_is_not_given_unless_the_settings_say_so",),
