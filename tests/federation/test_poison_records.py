@@ -64,6 +64,7 @@ def silo_with(folder: Path, settings: Any, records: list[Any], rule: str = "drop
         **{
             "data.holdout": 0.3,
             "data.bad_rows": rule,
+            "limits.rounds": 20,
             "limits.sampling_rate": 1.0,
             "limits.quantities": ["update", "evaluation"],
         },
