@@ -30,6 +30,11 @@ def require_full_precision() -> None:
             setattr(cuda, switch, False)
 
 
+def float32_precisions() -> list[str]:
+    """The formats that torch uses for float32 products, one for each library and kind of operation."""
+    return [str(part.fp32_precision) for part in _float32_products()]
+
+
 def _float32_products() -> list[Any]:
     """Torch's switches for float32 products, one for each library and kind of operation."""
     backends: Any = torch.backends

@@ -28,6 +28,7 @@ from torch import Tensor
 from fedllm import __version__
 from fedllm.fingerprint import Fingerprinted
 from fedllm.models import Backbone
+from fedllm.precision import float32_precisions
 from fedllm.release_key import params_digest
 
 
@@ -94,7 +95,7 @@ def machine() -> str:
         **_versions(),
         "threads": torch.get_num_threads(),
         "float32": torch.get_float32_matmul_precision(),
-        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+        "float32 products": float32_precisions(),
         "mkldnn": torch.backends.mkldnn.enabled,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
