@@ -12,10 +12,11 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult, check_noise
+from fedllm.local_steps import LocalResult, check_noise, poisson_batch
 from fedllm.local_training import train_locally
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
+from privacy.sampling import poisson_sample
 
 Make = Callable[..., Any]
 
@@ -159,6 +160,18 @@ def test_update_is_minus_the_rate_times_the_clipped_mean_gradient(
     doubled = tiny_settings(**ONE_STEP | quiet | {"client.batch_size": 10})
     half = train(tunable, params, features, doubled, seeded(), 1.0)
     np.testing.assert_allclose(flat(half.update) * 2, flat(got.update), rtol=1e-3, atol=1e-6)
+
+
+def test_a_batch_is_all_that_was_drawn(features: list[Feature]) -> None:
+    """However many: batches above the expected size are as frequent as those below."""
+    sizes = []
+    for seed in range(60):
+        batch = poisson_batch(features, 0.5, generator(seed))
+        drawn = poisson_sample(len(features), 0.5, generator(seed))
+        assert [id(example) for example in batch] == [id(features[i]) for i in drawn]
+        sizes.append(len(batch))
+    assert sum(size > 20 for size in sizes) > 10
+    assert sum(size < 20 for size in sizes) > 10
 
 
 def test_several_steps_are_a_walk_with_fresh_batches_and_noise(

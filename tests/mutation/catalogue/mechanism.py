@@ -119,7 +119,7 @@ MUTATIONS = (
         "return [features[i] for i in drawn]",
         "return [features[i] for i in drawn][: round(len(features) * sampling_rate)]",
         "Batches are cut at their expected size: no longer Poisson sampling, which the accountants assume.",
-        (_MEAN,),
+        (f"{_LOCAL}::test_a_batch_is_all_that_was_drawn",),
     ),
     Mutation(
         "realised-batch-size-as-divisor",

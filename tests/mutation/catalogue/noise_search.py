@@ -69,9 +69,7 @@ MUTATIONS = (
         "if c and not c.floor]",
         "if c]",
         "For vectors, noise that is only known to be needed is offered as if it were enough.",
-        (
-            f"{_SEARCH}::test_for_few_entries_laplace_wins_with_a_proof_and_no_floor_is_ever_offered",
-        ),
+        (f"{_SEARCH}::test_what_may_need_less_but_has_no_guarantee_is_named_and_not_offered",),
     ),
     Mutation(
         "laplace-on-vectors-proven-as-on-numbers",
