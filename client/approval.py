@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import json
 import re
 import tomllib
-import zipfile
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from client.bundle_contents import MANIFEST, PACKAGES, PROJECT, BundleError, read_bundle
 from fedllm.durable import json_bytes, write_bytes
 
-PACKAGES = ("client", "fedllm", "privacy", "server", "simulations")
+CLIENT_APP = "client.app:app"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -119,33 +119,51 @@ def app_name(bundle: bytes) -> str:
     Raises:
         ApprovalError: it is no Flower app bundle.
     """
+    tree = _project(_files(bundle))
     try:
-        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-            tree = tomllib.loads(archive.read("pyproject.toml").decode("utf-8"))
         app, project = tree["tool"]["flwr"]["app"], tree["project"]
         return f"{app['publisher']}/{project['name']} {project['version']}"
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ApprovalError(f"Expected a Flower app bundle, got something else: {error}") from None
 
 
 def differences(bundle: bytes) -> list[str]:
-    """How a bundle's code differs from the packages installed here, one line a file; runs nothing.
+    """How a bundle differs from the packages installed here, one line a file, whatever its kind; runs nothing.
 
     Raises:
-        ApprovalError: it is no bundle.
+        ApprovalError: it is no bundle, or holds a file that none may hold.
     """
     app_name(bundle)
-    with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-        files = {name: archive.read(name) for name in archive.namelist() if name.endswith(".py")}
+    files = _files(bundle)
+    app = _project(files)["tool"]["flwr"]["app"]
+    client = app.get("components", {}).get("clientapp")
+    lines = (
+        [] if client == CLIENT_APP else [f"changed: {PROJECT} runs {client!r}, not {CLIENT_APP}"]
+    )
+    files = {name: data for name, data in files.items() if name not in (PROJECT, MANIFEST)}
     installed = _installed()
-    lines = [f"added: {name}" for name in sorted(set(files) - set(installed))]
+    lines += [f"added: {name}" for name in sorted(set(files) - set(installed))]
     for name in sorted(set(files) & set(installed)):
         if files[name] != installed[name].read_bytes():
             lines.append(f"changed: {name}")
     shipped = {name.partition("/")[0] for name in files}
-    absent = sorted(set(installed) - set(files))
+    absent = sorted(name for name in set(installed) - set(files) if name.endswith(".py"))
     lines += [f"absent: {name}" for name in absent if name.partition("/")[0] in shipped]
     return lines
+
+
+def _files(bundle: bytes) -> dict[str, bytes]:
+    try:
+        return read_bundle(bundle)
+    except BundleError as error:
+        raise ApprovalError(str(error)) from None
+
+
+def _project(files: dict[str, bytes]) -> dict[str, Any]:
+    try:
+        return tomllib.loads(files[PROJECT].decode("utf-8"))
+    except ValueError as error:
+        raise ApprovalError(f"Expected a Flower app bundle, got something else: {error}") from None
 
 
 def _installed() -> dict[str, Path]:
@@ -156,7 +174,8 @@ def _installed() -> dict[str, Path]:
             root = Path(place)
             files |= {
                 f"{package}/{path.relative_to(root).as_posix()}": path
-                for path in root.rglob("*.py")
+                for path in root.rglob("*")
+                if path.is_file() and "__pycache__" not in path.parts
             }
     return files
 

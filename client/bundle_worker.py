@@ -6,7 +6,7 @@ elsewhere. It answers one task after another, so that what the app has loaded st
 
 A frame, either way: three byte strings, each after its length as 8 bytes. Tasks: JSON with the ids of
 task, run and node, Flower's Message, Flower's Context. Answers: JSON with ``error`` (empty, or the
-kind of exception that the app let through), Message, Context.
+constant text where the app failed), Message, Context.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import socket
 import struct
 import sys
 import tomllib
+from importlib.machinery import FileFinder, SourceFileLoader
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 Frame = tuple[bytes, bytes, bytes]
@@ -60,6 +62,30 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
     return b"".join(parts)
 
 
+class _SourceLoader(SourceFileLoader):
+    """Compiles a module's source at each start: compiled code, which nobody has read, is not looked at."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """The module's code, from its source."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def _import_from_source(folder: Path) -> None:
+    """Let modules in a folder be imported from ``.py`` files alone, whatever else lies there."""
+    sys.dont_write_bytecode = True
+    root = folder.resolve()
+    find = FileFinder.path_hook((_SourceLoader, [".py"]))
+
+    def hook(place: str) -> Any:
+        if not Path(place).resolve().is_relative_to(root):
+            raise ImportError(f"{place} is not in {root}")
+        return find(place)
+
+    sys.path_hooks.insert(0, hook)
+    sys.path_importer_cache.clear()
+
+
 def load_app(folder: Path) -> Any:
     """The ClientApp that the bundle in a folder names, from its own files.
 
@@ -69,6 +95,7 @@ def load_app(folder: Path) -> Any:
     tree = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     reference = str(tree["tool"]["flwr"]["app"]["components"]["clientapp"])
     module_name, _, attribute = reference.partition(":")
+    _import_from_source(folder)
     sys.path.insert(0, str(folder))
     module = importlib.import_module(module_name)
     file = Path(str(module.__file__)).resolve()
@@ -124,9 +151,9 @@ def main() -> None:
             if app is None:
                 app = load_app(Path(sys.argv[2]))
             reply = answer(app, frame)
-        except Exception as error:
+        except Exception:
             logging.getLogger("fedllm.client").exception("the bundle cannot be loaded")
-            reply = (json.dumps({"error": type(error).__name__}).encode(), b"", b"")
+            reply = (b'{"error": "the app failed"}', b"", b"")
         send(connection, reply)
 
 

@@ -39,6 +39,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from client.approval import ApprovalError, digest_of, is_approved
+from client.bundle_contents import BundleError
 from client.bundle_worker import LOG_FORMAT
 from client.silo_file import SiloFile, SiloFileError, load_silo
 from client.task_input import TaskInputError, pull_input
@@ -261,7 +262,11 @@ class Executor:
                 f"{digest}; `fedllm deploy approve` on the node allows it"
             )
             return _refusal(message, reason), context
-        worker = self._worker_for(bundle, digest)
+        try:
+            worker = self._worker_for(bundle, digest)
+        except BundleError as error:
+            log.error("refused the bundle %s: %s", digest, error)
+            return _refusal(message, str(error)), context
         began = time.monotonic()
         reply, context = worker.answer(message, context, task_id, silo.limits.seconds)
         log.info(

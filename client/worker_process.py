@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -13,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from flwr.app import Context, Error, Message
@@ -29,6 +27,7 @@ from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
 from client import bundle_worker
+from client.bundle_contents import read_bundle
 from client.silo_file import ENVIRONMENT
 
 PREFIX = "fedllm-bundle-"
@@ -46,14 +45,19 @@ class WorkerProcess:
         bundle: the bytes of an approved bundle.
         digest: of them.
         silo_file: the silo's own file, which the process is told of by its environment.
+
+    Raises:
+        BundleError: the bundle holds something that none may hold; nothing of it is run.
     """
 
     def __init__(self, bundle: bytes, digest: str, silo_file: Path) -> None:
         self.digest = digest
         self._folder, lock = _locked_folder()
         try:
-            with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
-                archive.extractall(self._folder)
+            for name, data in read_bundle(bundle).items():
+                file = self._folder / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(data)
             ours, theirs = socket.socketpair()
             with theirs:
                 # The process inherits the lock: it may outlive this one, and imports as it goes.

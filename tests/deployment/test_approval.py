@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
+import importlib.util
+import io
 import json
 import os
+import py_compile
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -110,6 +116,132 @@ def test_differences_name_the_files(tmp_path: Path, bundle: bytes) -> None:
     ]
     with pytest.raises(ApprovalError, match="app bundle"):
         differences(b"no bundle")
+
+
+def with_files(bundle: bytes, files: dict[str, bytes]) -> bytes:
+    """The bundle with more files in it."""
+    buffer = io.BytesIO(bundle)
+    with zipfile.ZipFile(buffer, "a") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+FOREIGN = [
+    "client/extra.pyc",
+    "client/__pycache__/app.cpython-311.pyc",
+    "client/app.cpython-311-x86_64-linux-gnu.so",
+    "privacy/noise.so",
+    "start.pth",
+    "sitecustomize.py",
+    "torch.py",
+    "torch/__init__.py",
+    "client/../../outside.py",
+    "/tmp/outside.py",
+    "client//app.py",
+    "client\\app.py",
+    "client/app.py",  # a second one
+    "client/",
+    "client/data.bin",
+]
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_bundle_with_a_file_of_another_kind_is_not_looked_at_and_never_starts(
+    name: str, executor: Executor, tiny_settings: Make, tmp_path: Path, bundle: bytes
+) -> None:
+    """Also where its digest was approved unseen."""
+    foreign = with_files(bundle, {name: b"raise SystemExit(1)"})
+    with pytest.raises(ApprovalError, match=r"source files of client.* alone") as refused:
+        differences(foreign)
+    assert repr(name) in str(refused.value)
+    approve(tmp_path / "approved.json", digest_of(foreign))
+    reply, _ = executor.answer(*query(tiny_settings()), foreign, 1)
+    assert reply.error.code == ErrorCode.INVALID_FAB
+    assert repr(name) in str(reply.error.reason)
+    assert executor.worker is None
+    assert list(Path(tempfile.gettempdir()).glob(f"fedllm-bundle-*/{name.lstrip('/')}")) == []
+
+
+def test_a_link_in_a_bundle_is_refused(bundle: bytes) -> None:
+    link = zipfile.ZipInfo("client/link.py")
+    link.external_attr = 0o120777 << 16
+    buffer = io.BytesIO(bundle)
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(ApprovalError, match="no plain file"):
+        differences(buffer.getvalue())
+
+
+def test_a_bundle_that_unpacks_to_more_than_code_is_refused(bundle: bytes) -> None:
+    buffer = io.BytesIO(bundle)
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("client/large.py", bytes(80 << 20))
+    assert len(buffer.getvalue()) < 4 << 20
+    with pytest.raises(ApprovalError, match="at most"):
+        differences(buffer.getvalue())
+
+
+def test_settings_in_a_bundle_and_another_client_app_are_told(
+    tmp_path: Path, bundle: bytes
+) -> None:
+    assert differences(with_files(bundle, {"fedllm/more.toml": b""})) == ["added: fedllm/more.toml"]
+    app = make_app(tmp_path / "fedllm")
+    project = app / "pyproject.toml"
+    text = project.read_text(encoding="utf-8")
+    project.write_text(text.replace("client.app:app", "server.app:app"), encoding="utf-8")
+    (line,) = differences(bundle_of(app))
+    assert line.startswith("changed: pyproject.toml runs 'server.app:app'")
+
+
+@pytest.mark.parametrize("place", ["cache", "module", "extension"])
+def test_modules_come_from_their_source(place: str, tmp_path: Path) -> None:
+    """Beside the source lies what Python would take in its place."""
+    package = tmp_path / "client"
+    package.mkdir()
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.flwr.app.components]\nclientapp = "client.app:app"\n', encoding="utf-8"
+    )
+    (package / "__init__.py").touch()
+    (package / "app.py").write_text("import sys\napp = 'source'\n", encoding="utf-8")
+    other = tmp_path / "other.py"
+    other.write_text("app = 'compiled'\n", encoding="utf-8")
+    if place == "cache":
+        target = importlib.util.cache_from_source(str(package / "app.py"))
+        py_compile.compile(
+            str(other), target, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
+        usual = "compiled"
+    elif place == "module":
+        (package / "app.py").rename(package / "renamed.py")
+        py_compile.compile(str(other), str(package / "app.pyc"))
+        usual = "compiled"
+    else:
+        (package / f"app{importlib.machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+        usual = "ImportError"
+    script = (
+        "import sys\nfrom pathlib import Path\n"
+        "try:\n    {how}\nexcept ImportError as error:\n    print('ImportError')\n"
+    )
+    plain = f"sys.path.insert(0, {str(tmp_path)!r}); import client.app; print(client.app.app)"
+    ours = (
+        f"sys.path.insert(0, {str(Path(bundle_worker.__file__).parent)!r}); import bundle_worker; "
+        f"print(bundle_worker.load_app(Path({str(tmp_path)!r})))"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-P", "-c", script.format(how=how)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=tmp_path,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        ).stdout.strip()
+        for how in (plain, ours)
+    ]
+    assert found[0] == usual
+    assert found[1] == ("ImportError" if place == "module" else "source")
 
 
 def test_frames_arrive_whole() -> None:

@@ -9,6 +9,7 @@ _PROPERTY = "tests/federation/test_silo_budget_property.py"
 _BY_SETTINGS = f"{_LIMITS}::test_settings_beyond_a_limit_are_refused_before_any_data_is_read"
 _BY_MECHANISM = f"{_LIMITS}::test_a_mechanism_beyond_a_limit_is_refused_before_a_row_is_written"
 _BUDGET = f"{_LIMITS}::test_the_budget_is_the_silos_over_all_runs"
+_APPROVAL = "tests/deployment/test_approval.py"
 
 MUTATIONS = (
     Mutation(
@@ -213,8 +214,8 @@ MUTATIONS = (
     Mutation(
         "exception-texts-leave",
         "client/bundle_worker.py",
-        'json.dumps({"error": type(error).__name__}).encode(), b"", b"")\n        send',
-        'json.dumps({"error": str(error)}).encode(), b"", b"")\n        send',
+        '            reply = (b\'{"error": "the app failed"}\', b"", b"")\n',
+        "            reply = (json.dumps({'error': str(sys.exc_info()[1])}).encode(), b'', b'')\n",
         "What an exception quotes of the data is sent to the server.",
         ("tests/deployment/test_approval.py::test_what_an_exception_says_stays_at_the_silo",),
     ),
@@ -233,5 +234,41 @@ MUTATIONS = (
         "        if False:\n",
         "A silo trains the prefix of another model, and its update spoils the round.",
         (f"{_LIMITS}::test_another_backbone_is_refused_before_anything_is_written",),
+    ),
+    Mutation(
+        "compiled-files-in-a-bundle",
+        "client/bundle_contents.py",
+        "    if path.suffix not in _KINDS:\n",
+        '    if path.suffix == ".so":\n',
+        "A bundle of read and known source carries a compiled module beside it, which nobody has read.",
+        (
+            f"{_APPROVAL}::test_a_bundle_with_a_file_of_another_kind_is_not_looked_at_and_never_starts",
+        ),
+    ),
+    Mutation(
+        "bundle-shadows-a-library",
+        "client/bundle_contents.py",
+        "    if len(path.parts) < 2 or path.parts[0] not in PACKAGES:\n",
+        "    if len(path.parts) < 1:\n",
+        "A file of the bundle takes the place of an installed library or of Python's start.",
+        (
+            f"{_APPROVAL}::test_a_bundle_with_a_file_of_another_kind_is_not_looked_at_and_never_starts",
+        ),
+    ),
+    Mutation(
+        "bundle-imported-from-bytecode",
+        "client/bundle_worker.py",
+        "    sys.path_hooks.insert(0, hook)\n",
+        "",
+        "Compiled code beside a module's source runs in its place.",
+        (f"{_APPROVAL}::test_modules_come_from_their_source",),
+    ),
+    Mutation(
+        "another-client-app-not-told",
+        "client/approval.py",
+        "[] if client == CLIENT_APP else",
+        "[] if client else",
+        "A bundle of known files starts another of them as its client, and is called what is installed here.",
+        (f"{_APPROVAL}::test_settings_in_a_bundle_and_another_client_app_are_told",),
     ),
 )
