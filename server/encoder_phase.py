@@ -26,7 +26,6 @@ from fedllm.data.records import Record
 from fedllm.encoded_release import Encoding
 from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
-from fedllm.schedule import planned_rounds
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.statistics_release import (
@@ -169,7 +168,7 @@ def _ask(
     statistics = statistics_of(settings, strategy.model.params)
     chosen = sorted(strategy.nodes)
     if strategy.trusted_noise is None:
-        chosen = [name for name in chosen if planned_rounds(strategy.schedule, name)]
+        chosen = [name for name in chosen if strategy.draws.planned(name)]
     chosen = [name for name in chosen if name not in strategy.left]
     arrays = strategy.arrays(point)
     tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())

@@ -39,7 +39,6 @@ from fedllm.flatness.layer_scores import mean_sharpness
 from fedllm.inputs import Feature
 from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
-from fedllm.schedule import planned_rounds
 from fedllm.settings import Settings
 from fedllm.silos import first_by_hash
 from fedllm.statistics_release import statistics_point
@@ -189,7 +188,7 @@ def _ask(
 ) -> dict[str, Any]:
     """The scores of the silos that take part, their sampling rates in training, and the traffic."""
     settings = strategy.settings
-    chosen = [name for name in sorted(strategy.nodes) if planned_rounds(strategy.schedule, name)]
+    chosen = [name for name in sorted(strategy.nodes) if strategy.draws.planned(name)]
     chosen = [name for name in chosen if name not in strategy.left]
     arrays = strategy.arrays(point)
     config = ConfigRecord({names.CANDIDATES: list(candidates)})

@@ -37,7 +37,7 @@ class Replies(Generic[T]):
     left: list[Item] = field(default_factory=list)
     without_codec: list[str] = field(default_factory=list)
 
-    def require(self, asked: int, most: float, what: str) -> None:
+    def require(self, asked: float, most: float, what: str) -> None:
         """Refuse to go on with too many failures.
 
         Raises:
@@ -47,7 +47,7 @@ class Replies(Generic[T]):
         if asked and len(bad) / asked > most:
             reasons = "; ".join(f"{item['silo']}: {item['reason']}" for item in bad)
             raise RunStopped(
-                f"{len(bad)} of {asked} silos failed in {what}, more than "
+                f"{len(bad)} of {asked:g} silos failed in {what}, more than "
                 f"server.max_failures={most} tolerates: {reasons}"
             )
 

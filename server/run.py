@@ -17,9 +17,10 @@ from fedllm.models import Backbone
 from fedllm.number_release import with_number_noise
 from fedllm.plan import for_silos, warnings
 from fedllm.process import use_threads
+from fedllm.round_draws import round_draws
 from fedllm.run_folder import NUMBERS, RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
-from fedllm.schedule import is_evaluation_round, participation
+from fedllm.schedule import is_evaluation_round
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
 from fedllm.silos import evaluation_set
@@ -334,9 +335,9 @@ def _make_strategy(
     emit: Callbacks,
 ) -> PrefixStrategy:
     saved = run.read_json("schedule.json", None)
-    schedule = saved["rounds"] if saved else participation(settings, sorted(nodes))
-    if not saved:
-        run.write_json("schedule.json", {"silos": sorted(nodes), "rounds": schedule})
+    draws = round_draws(settings, sorted(nodes), saved["rounds"] if saved else None)
+    if not saved:  # without rows where each round draws its silos: no file may replay a draw
+        run.write_json("schedule.json", {"silos": sorted(nodes), "rounds": draws.rows})
     trusted = None
     privacy = settings.privacy
     if privacy.mode == "dp" and privacy.noise_by == "server":
@@ -344,14 +345,14 @@ def _make_strategy(
             settings,
             run=run.run_id,
             silos=sorted(nodes),
-            schedule=schedule,
+            draws=draws,
             ledger=Ledger(run.ledger_path),
         )
     return PrefixStrategy(
         settings,
         initial_params(tunable, settings),
         nodes=nodes,
-        schedule=schedule,
+        draws=draws,
         run_id=run.run_id,
         run_folder=str(run.path),
         backbone=_digest(tunable),
@@ -396,7 +397,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
             "examples": sizes.get(name),
             "sampling_rate": strategy.spending.mechanism.get(name, {}).get("sampling_rate"),
             "noise_multiplier": strategy.spending.mechanism.get(name, {}).get("noise_multiplier"),
-            "participations": sum(name in row for row in strategy.schedule),
+            "participations": strategy.draws.planned(name),
             "steps_per_round": strategy.settings.client.local_steps,
             **strategy.spending.target(name),
             "left": strategy.left.get(name),

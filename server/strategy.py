@@ -31,7 +31,8 @@ from fedllm.adaptive_clip import is_adaptive, next_clip
 from fedllm.downlink import decode_params, encode_params
 from fedllm.encoded_release import Encoding
 from fedllm.flatness.perturbation import is_perturbed
-from fedllm.schedule import is_evaluation_round, planned_rounds
+from fedllm.round_draws import RoundDraws
+from fedllm.schedule import is_evaluation_round
 from fedllm.settings import Settings
 from fedllm.settings_io import to_json
 from fedllm.tunable import Tunable
@@ -59,7 +60,7 @@ class PrefixStrategy(Strategy):
         settings: the experiment's settings.
         params: the global parameters, float32 on the CPU.
         nodes: node id of each silo.
-        schedule: the silos of each round.
+        draws: the silos of each round.
         run_id, run_folder, backbone: sent along with each task; the last is the digest of the frozen model's
             weights, which a silo with a copy of its own compares (empty: it does not).
         stop: set by another thread to interrupt.
@@ -81,7 +82,7 @@ class PrefixStrategy(Strategy):
         params: Mapping[str, Tensor],
         *,
         nodes: Mapping[str, int],
-        schedule: Sequence[Sequence[str]],
+        draws: RoundDraws,
         run_id: str,
         run_folder: str,
         backbone: str = "",
@@ -94,7 +95,7 @@ class PrefixStrategy(Strategy):
         self.settings = settings
         self.model = GlobalModel(settings, params)
         self.nodes = dict(nodes)
-        self.schedule = schedule
+        self.draws = draws
         self.run_id = run_id
         self.run_folder = run_folder
         self.backbone = backbone
@@ -156,7 +157,8 @@ class PrefixStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One task for each silo of this round that is still in the run."""
-        chosen = [name for name in self.schedule[server_round - 1] if self._in_run(name)]
+        drawn = self.draws.silos(server_round, self.model.params)
+        chosen = [name for name in drawn if self._in_run(name)]
         return self.tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
 
     def configure_evaluate(
@@ -213,7 +215,8 @@ class PrefixStrategy(Strategy):
             "bytes_up": sum(c.bytes for c in accepted),
         }
         most = self.settings.server.max_failures
-        found.require(len(self._asked), most, f"round {server_round}")
+        asked = self.draws.share_of(len(self._asked))
+        found.require(asked, most, f"round {server_round}")
         for item in left:
             self.left[item["silo"]] = item["reason"]
         mean = reading.mean(accepted, self.left)
@@ -372,7 +375,7 @@ class PrefixStrategy(Strategy):
                     names.RUN_FOLDER: self.run_folder,
                     names.BACKBONE: self.backbone,
                     names.ROUND: server_round,
-                    names.PLANNED_ROUNDS: planned_rounds(self.schedule, name),
+                    names.PLANNED_ROUNDS: self.draws.planned(name),
                     names.CODEC_VERSION: "" if self.codec is None else self.codec.encoding.version,
                     names.DIRECTIONS: directions,
                 }

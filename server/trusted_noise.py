@@ -2,7 +2,7 @@
 
 Guarantee (unit ``client``, against outsiders; none against the server, which sees each update): the
 released mean is a Gaussian mechanism of sensitivity ``clip`` on the sum of the updates, with Poisson
-sampling of the silos where ``server.sampling = "poisson"``. The divisor is the *expected* number of
+sampling of the silos where ``server.sampling = "poisson"``, each release of a draw of its own (:mod:`fedllm.round_draws`). The divisor is the *expected* number of
 silos, whatever the number that answered, and an empty round still releases its noise.
 The statistics before training are one more such sum: of all silos' statistics, without sampling, each
 of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statistics_noise``.
@@ -10,7 +10,8 @@ of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statis
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from fedllm.fingerprint import Fingerprinted
 from fedllm.local_training import split_like
 from fedllm.mechanism import add_noise, noise_std
 from fedllm.release_key import params_digest, release_key, settings_digest
+from fedllm.round_draws import RoundDraws, draws_afresh
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
 from fedllm.silo_accounts import spend_together
@@ -31,6 +33,8 @@ from privacy.ledger import Ledger
 from privacy.noise import add_gaussian
 from privacy.randomness import RandomSource, generator
 from server.aggregation import Contribution, mean_update
+
+_DRAW = "draw-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class TrustedNoise:
         silos: names of all silos that could be drawn.
         planned: rounds in which each silo counts: all with Poisson sampling (being left out is
             part of the mechanism), its own with fixed sampling.
-        schedule: the silos of each round.
+        draws: the silos of each round.
         ledger: the server's ledger.
 
     Attributes:
@@ -84,17 +88,16 @@ class TrustedNoise:
         *,
         run: str,
         silos: Sequence[str],
-        schedule: Sequence[Sequence[str]],
+        draws: RoundDraws,
         ledger: Ledger,
     ) -> None:
         self.settings = settings
-        self.schedule = schedule
+        self.draws = draws
         self.poisson = settings.server.sampling == "poisson"
         self.expected = settings.server.fraction * len(silos)
-        if not self.poisson:
-            self.expected = float(len(schedule[0]))
-        most = max(sum(name in row for row in schedule) for name in silos)
-        rounds = len(schedule) if self.poisson else most
+        if draws.rows is not None and not self.poisson:
+            self.expected = float(len(draws.rows[0]))
+        rounds = draws.rounds if self.poisson else max(draws.planned(name) for name in silos)
         self.clip = settings.privacy.clip
         self.below: float | None = None
         self.left: dict[str, str] = {}
@@ -110,6 +113,10 @@ class TrustedNoise:
         self.noise_multiplier = max((a.noise_multiplier for a in self.accounts.values()), default=0)
         for account in self.accounts.values():
             account.noise_multiplier = self.noise_multiplier
+        self._released: dict[str, set[str]] = {}  # keys by draw
+        if draws_afresh(settings) and settings.privacy.randomness == "seeded":
+            for entry in ledger.entries():
+                self._released.setdefault(entry.key.rpartition(_DRAW)[2], set()).add(entry.key)
 
     def release(
         self,
@@ -133,7 +140,9 @@ class TrustedNoise:
             deviation; the latter two are None, and nothing was released, where all of them left.
         """
         self.below = None
-        counted = list(self.accounts) if self.poisson else self.schedule[server_round - 1]
+        counted = list(self.accounts)
+        if self.draws.rows is not None and not self.poisson:
+            counted = self.draws.rows[server_round - 1]
         while counted := [name for name in counted if name not in self.left]:
             staying = [c for c in clipped if c.silo not in self.left]
             total, _ = mean_update(staying, params if like is None else like, 1.0)
@@ -141,13 +150,53 @@ class TrustedNoise:
             digest = self._digest("train", server_round, total, params, count)
             for name in counted:
                 self.accounts[name].clip = self.clip
-            key = release_key(self.settings, "train", server_round, digest)
-            refused = spend_together((self.accounts[name] for name in counted), server_round, key)
+            key = release_key(self.settings, "train", server_round, digest) + self._draw_name()
+            with self._without_amplification(counted, key):
+                refused = spend_together(
+                    (self.accounts[name] for name in counted), server_round, key
+                )
             if not refused:
+                self._released.setdefault(key.rpartition(_DRAW)[2], set()).add(key)
                 self.below = self._noisy_share(server_round, digest, count)
                 return counted, *self._noisy_mean(server_round, digest, total)
             self.left |= {account.party: str(error) for account, error in refused.items()}
         return [], None, None
+
+    def _draw_name(self) -> str:
+        """The end of the key of a release of a Poisson sample: which draw it is of; empty for none."""
+        if not draws_afresh(self.settings):
+            return ""
+        if not self.draws.draw:
+            raise ValueError("Expected a draw of the silos before the release of its sum, got none")
+        return f"/{_DRAW}{self.draws.draw[:32]}"
+
+    @contextmanager
+    def _without_amplification(self, counted: Sequence[str], key: str) -> Iterator[None]:
+        """Count a draw's second release as a Gaussian without sampling.
+
+        It happens with seeded randomness alone, where a round is repeated and its replies differ. Proof
+        that the sum is a bound: given the first release, the silo is in the sample with some probability q';
+        N(1) with probability q', else N(0), against N(0), is a post-processing of N(1) against N(0) (keep
+        the value with probability q', else draw N(0)), so the unsampled Gaussian dominates the second
+        release for every outcome of the first, and adaptive composition holds.
+        """
+        _, mark, draw = key.rpartition(_DRAW)
+        if not mark or not self._released.get(draw, set()) - {key}:
+            yield
+            return
+        accounts = [self.accounts[name] for name in counted]
+        before = accounts[0].settings
+        everybody = before.server.model_copy(update={"fraction": 1.0})
+        for account in accounts:
+            account.settings = account.settings.model_copy(update={"server": everybody})
+        try:
+            yield
+        finally:
+            for account in accounts:
+                sampled = account.settings.server.model_copy(
+                    update={"fraction": before.server.fraction}
+                )
+                account.settings = account.settings.model_copy(update={"server": sampled})
 
     def release_statistics(
         self, received: Mapping[str, Tensor], size: int, params: Mapping[str, Tensor]

@@ -17,6 +17,7 @@ from dp_accounting.dp_event import DpEvent
 from fedllm import plan
 from fedllm.flatness.layer_choice import settings_with_releases
 from fedllm.number_release import with_number_noise
+from fedllm.round_draws import round_draws
 from fedllm.run_folder import ledger_of
 from fedllm.schedule import participation, planned_rounds
 from fedllm.settings import Settings
@@ -117,7 +118,11 @@ def _accounts(
     """Each silo's account, or why it leaves."""
     if settings.privacy.mode == "dp" and settings.privacy.noise_by == "server":
         trusted = TrustedNoise(
-            settings, run=_RUN, silos=list(sizes), schedule=schedule, ledger=ledger
+            settings,
+            run=_RUN,
+            silos=list(sizes),
+            draws=round_draws(settings, list(sizes), schedule),
+            ledger=ledger,
         )
         return {name: trusted.left.get(name) or trusted.accounts[name] for name in sizes}
     found: dict[str, SiloAccount | str] = {}

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm.schedule import participation
+from fedllm.round_draws import round_draws
 from privacy.events import dp_sgd, gaussian
 from privacy.ledger import Ledger, LedgerError
 from server import trusted_noise
@@ -37,11 +37,17 @@ BASE = {
 def make(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., TrustedNoise]:
     def build(**changes: Any) -> TrustedNoise:
         settings = tiny_settings(**BASE | changes)
-        schedule = participation(settings, NAMES)
+        draws = round_draws(settings, NAMES)
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        return TrustedNoise(settings, run="r", silos=NAMES, schedule=schedule, ledger=ledger)
+        return TrustedNoise(settings, run="r", silos=NAMES, draws=draws, ledger=ledger)
 
     return build
+
+
+def release(trusted: TrustedNoise, server_round: int, given: list[Contribution]) -> Any:
+    """A round's release after its draw of the silos."""
+    trusted.draws.silos(server_round, PARAMS)
+    return trusted.release(server_round, given, PARAMS)
 
 
 def contributions(count: int, value: float = 0.001) -> list[Contribution]:
@@ -61,7 +67,7 @@ def test_noise_and_divisor_do_not_depend_on_who_answered(
     trusted = make(**{"server.sampling": sampling})
     samples = []
     for server_round in range(1, 21):
-        _, mean, std = trusted.release(server_round, contributions(answered), PARAMS)
+        _, mean, std = release(trusted, server_round, contributions(answered))
         samples.append(flat(mean) - answered * 0.001 / 4)  # 4 silos expected
         assert std == pytest.approx(dict.fromkeys(PARAMS, 1.1 * 0.3 / 4))
     sample = np.concatenate(samples) / (1.1 * 0.3 / 4)
@@ -76,13 +82,13 @@ def test_rows_count_those_whom_the_round_could_have_shown(
     fixed = make()
     fixed.release(1, [], PARAMS)
     ledger = fixed.accounts["s0"].ledger
-    assert sorted(e.party for e in ledger.entries()) == fixed.schedule[0]
-    assert ledger.spent("outsider", party=fixed.schedule[0][0]) == Counter({gaussian(1.1): 1})
+    assert sorted(e.party for e in ledger.entries()) == fixed.draws.rows[0]
+    assert ledger.spent("outsider", party=fixed.draws.rows[0][0]) == Counter({gaussian(1.1): 1})
 
 
 def test_poisson_counts_everybody_every_round(make: Callable[..., TrustedNoise]) -> None:
     poisson = make(**{"server.sampling": "poisson"})
-    poisson.release(1, contributions(2), PARAMS)
+    release(poisson, 1, contributions(2))
     ledger = poisson.accounts["s0"].ledger
     assert sorted(e.party for e in ledger.entries()) == NAMES
     assert ledger.spent("outsider", party="s7") == Counter({dp_sgd(0.5, 1.1, 1): 1})
@@ -175,7 +181,7 @@ def test_silo_without_budget_leaves_and_its_update_is_left_out(
     sent = [c for c in contributions(8) if c.silo != "s1"] + [big]
     kept = [name for name in NAMES if name != "s1"]
     for server_round in (1, 2):
-        counted, mean, _ = trusted.release(server_round, sent, PARAMS)
+        counted, mean, _ = release(trusted, server_round, sent)
         assert counted == kept
         assert mean is not None
         assert np.abs(flat(mean)).max() < 10

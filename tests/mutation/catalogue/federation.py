@@ -11,7 +11,47 @@ _RUN = "tests/federation/test_run.py"
 _FAILURES = "tests/federation/test_run_failures.py"
 _RELEASE = "flat = add_noise(settings, flat, noise, rng) / self.expected"
 
+_DRAWS = "tests/federation/test_silo_draws.py"
+
 MUTATIONS = (
+    Mutation(
+        "repeated-round-replays-its-draw",
+        "fedllm/round_draws.py",
+        """            self.draw = os.urandom(32).hex()
+        seed = settings.seed if settings.privacy.randomness == "seeded" else None
+""",
+        """            self.draw = str(server_round)
+        seed = settings.seed
+""",
+        "After a kill two releases of one secret sample of silos are counted as two samples.",
+        (f"{_DRAWS}::test_the_ledger_is_the_truth_wherever_a_run_is_killed",),
+    ),
+    Mutation(
+        "second-release-of-a-draw-amplified",
+        "server/trusted_noise.py",
+        "        if not mark or not self._released.get(draw, set()) - {key}:\n",
+        "        if True:\n",
+        "A seeded round that is repeated with other replies is counted as a sample of its own.",
+        (f"{_DRAWS}::test_a_seeded_round_with_other_replies_is_a_second_release_of_one_draw",),
+    ),
+    Mutation(
+        "seeded-draw-by-the-round-alone",
+        "fedllm/round_draws.py",
+        "                params=params_digest(params),\n",
+        '                params="",\n',
+        "Repeated rounds at other parameters share the draw of the first time.",
+        (
+            f"{_DRAWS}::test_draws_are_poisson_samples_and_seeded_ones_depend_on_all_that_a_round_does",
+        ),
+    ),
+    Mutation(
+        "failures-as-a-share-of-the-drawn",
+        "fedllm/round_draws.py",
+        "        return max(1.0, self.settings.server.fraction * len(self.names))\n",
+        "        return asked\n",
+        "A round with one more working silo is kept more often: it is drawn more often than recorded.",
+        (f"{_DRAWS}::test_a_working_silo_does_not_decide_whether_a_round_is_kept",),
+    ),
     Mutation(
         "weights-by-the-updates-size",
         "server/aggregation.py",
