@@ -151,10 +151,9 @@ class TrustedNoise:
             for name in counted:
                 self.accounts[name].clip = self.clip
             key = release_key(self.settings, "train", server_round, digest) + self._draw_name()
-            with self._without_amplification(counted, key):
-                refused = spend_together(
-                    (self.accounts[name] for name in counted), server_round, key
-                )
+            parties = [self.accounts[name] for name in counted]
+            with self._without_amplification(parties, key):
+                refused = spend_together(parties, server_round, key)
             if not refused:
                 self._released.setdefault(key.rpartition(_DRAW)[2], set()).add(key)
                 self.below = self._noisy_share(server_round, digest, count)
@@ -171,7 +170,7 @@ class TrustedNoise:
         return f"/{_DRAW}{self.draws.draw[:32]}"
 
     @contextmanager
-    def _without_amplification(self, counted: Sequence[str], key: str) -> Iterator[None]:
+    def _without_amplification(self, accounts: Sequence[SiloAccount], key: str) -> Iterator[None]:
         """Count a draw's second release as a Gaussian without sampling.
 
         It happens with seeded randomness alone, where a round is repeated and its replies differ. Proof
@@ -184,7 +183,6 @@ class TrustedNoise:
         if not mark or not self._released.get(draw, set()) - {key}:
             yield
             return
-        accounts = [self.accounts[name] for name in counted]
         before = accounts[0].settings
         everybody = before.server.model_copy(update={"fraction": 1.0})
         for account in accounts:

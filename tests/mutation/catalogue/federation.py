@@ -139,15 +139,15 @@ MUTATIONS = (
     Mutation(
         "trusted-round-recorded-for-those-who-answered",
         "server/trusted_noise.py",
-        "spend_together((self.accounts[name] for name in counted), server_round, key)",
-        "spend_together((self.accounts[c.silo] for c in staying), server_round, key)",
+        "parties = [self.accounts[name] for name in counted]",
+        "parties = [self.accounts[c.silo] for c in staying]",
         "Clients that could have been drawn and were not have no row: their absence was shown free.",
         (_TRUSTED,),
     ),
     Mutation(
         "trusted-release-without-a-row",
         "server/trusted_noise.py",
-        "refused = spend_together((self.accounts[name] for name in counted), server_round, key)",
+        "refused = spend_together(parties, server_round, key)",
         "refused = {}",
         "The trusted server's releases are not in the ledger.",
         (f"{_TRUSTED}::test_no_noise_is_drawn_without_a_row",),
