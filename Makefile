@@ -21,6 +21,11 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --durations=15
 
+# What machines of a deployment install, with its SHA-256; the name alone is another's on the public index.
+wheel: $(VENV)/.installed
+	rm -rf dist && $(PIP) wheel -q --no-deps -w dist .
+	cp constraints.txt dist/ && cd dist && sha256sum fedllm-*.whl constraints.txt | tee SHA256SUMS
+
 # Break the mechanism on purpose, one way at a time, and see that a test fails for each.
 mutation: $(VENV)/.dev
 	$(BIN)/python -m tests.mutation

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import Tensor
@@ -20,12 +21,13 @@ from fedllm.peft_adapter import (
     save_adapter,
     save_peft_adapter,
 )
+from fedllm.peft_check import why_peft_differs
 from fedllm.prefix import PrefixSpec
 from fedllm.report import build
 from fedllm.report.training import metric_rows
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX
+from fedllm.tunable import PREFIX, shared_tunable
 
 CARD = "README.md"
 _FILES = {CARD, NATIVE_CONFIG, NATIVE_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS}
@@ -59,7 +61,7 @@ def export_adapter(source: RunFolder | str | Path, out: str | Path) -> Exported:
     Files: ``adapter.json`` and ``adapter.safetensors`` (fedllm's format: prefix, head, and the
     settings that :class:`fedllm.predict.Predictor` needs); for a causal language model with a prefix
     in all layers also ``adapter_config.json`` and ``adapter_model.safetensors`` (PEFT
-    ``PREFIX_TUNING``); and ``README.md``, a model card with the report's statement.
+    ``PREFIX_TUNING``), once PEFT has loaded them and given the run's logits; and ``README.md``, a model card with the report's statement.
 
     Args:
         source: a run, its folder (the last checkpoint is exported), or one of its checkpoints.
@@ -76,15 +78,26 @@ def export_adapter(source: RunFolder | str | Path, out: str | Path) -> Exported:
     settings = run.settings_of(params)
     report = build(run)
     save_adapter(folder, params, _meta(run, settings, checkpoint, report))
-    why_not = _why_not_peft(settings, params)
-    if not why_not:
-        prefix = params[PREFIX]
-        layers, _, heads, length, size = prefix.shape
-        spec = PrefixSpec(length, tuple(range(layers)), heads, size)
-        model = settings.model
-        save_peft_adapter(folder, prefix, spec, model.name, layers, revision=model.revision)
-    write_text(folder / CARD, model_card(run, checkpoint, report, peft=not why_not))
+    why_not = _why_not_peft(settings, params) or _save_peft(folder, settings, params[PREFIX])
+    write_text(folder / CARD, model_card(run, checkpoint, report, why_not_peft=why_not))
     return Exported(folder, checkpoint.round, not why_not, why_not)
+
+
+def _save_peft(folder: Path, settings: Settings, prefix: Tensor) -> str:
+    """Write the PEFT files if PEFT computes the same with them as the run did; else return why not."""
+    layers, _, heads, length, size = prefix.shape
+    spec = PrefixSpec(length, tuple(range(layers)), heads, size)
+    model = settings.model
+    try:
+        backbone = shared_tunable(settings).backbone
+    except ValueError as error:
+        return f"the model is not here to compare PEFT's logits with: {error}"
+    with TemporaryDirectory() as trial:
+        save_peft_adapter(trial, prefix, spec, model.name, layers, revision=model.revision)
+        why_not = why_peft_differs(backbone, spec, prefix, trial)
+    if not why_not:
+        save_peft_adapter(folder, prefix, spec, model.name, layers, revision=model.revision)
+    return why_not
 
 
 def released_params(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -101,9 +114,10 @@ def released_params(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def model_card(
-    run: RunFolder, checkpoint: Checkpoint, report: Mapping[str, Any], *, peft: bool
+    run: RunFolder, checkpoint: Checkpoint, report: Mapping[str, Any], *, why_not_peft: str
 ) -> str:
     """The card's text (Markdown with the hub's metadata): guarantee first, then use and limits."""
+    peft = not why_not_peft
     settings = run.settings_of(released_params(checkpoint))
     model, task = settings.model, settings.task
     name = model.name
@@ -138,6 +152,8 @@ def model_card(
         + ", ".join(f"`{column}`" for column in task.text)
         + ".",
     ]
+    if not peft:
+        lines.append(f"- No PEFT adapter: {_escape(why_not_peft)}.")
     if task.prompt:
         lines += ["- Prompt:", "", *(f"      {line}" for line in task.prompt.split("\n"))]
     lines += ["", "## Use", "", *_usage(settings, peft), "", "## Quality", ""]

@@ -86,8 +86,10 @@ def export(
     """Write the trained adapter with a model card that states the guarantee."""
     from fedllm.export import export_adapter
 
-    export_adapter(RunFolder.open(path), target)
+    exported = export_adapter(RunFolder.open(path), target)
     typer.echo(str(target))
+    if exported.why_not_peft:
+        typer.echo(f"no PEFT adapter: {exported.why_not_peft}", err=True)
 
 
 @app.command(cls=OneLineErrors)

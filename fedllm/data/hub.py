@@ -30,7 +30,7 @@ def load_hub(
     except ImportError as error:
         raise DataError(
             f"Expected the datasets library for data.source=hub (data.path={path}), got none "
-            "installed; pip install 'fedllm[hub]'"
+            "installed; pip install huggingface-hub datasets"
         ) from error
     try:
         data: Any = _load(datasets, path, subset, split, revision)

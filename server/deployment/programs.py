@@ -154,7 +154,7 @@ def node_config(folder: Path, node: NodeFile) -> str:
     return " ".join(written)
 
 
-def find_program(name: str, how: str = "pip install fedllm") -> str:
+def find_program(name: str, how: str = "install the wheel of fedllm again") -> str:
     """Path of a program: beside this Python first, then on PATH (and in /usr/sbin).
 
     Raises:

@@ -60,7 +60,7 @@ def opacus(sums: Values, std: float, *, secure: bool) -> Values:
         from opacus.optimizers.optimizer import _generate_noise
     except ModuleNotFoundError:
         raise ValueError(
-            "Expected Opacus installed for its noise (pip install 'fedllm[comparison]'), got none"
+            "Expected Opacus installed for its noise (pip install -e '.[comparison]'), got none"
         ) from None
     values = torch.from_numpy(sums).float()
     return (values + _generate_noise(std, values, secure_mode=secure)).double().numpy()
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
     chosen = [name for name in MECHANISMS if find_spec("opacus") or "Opacus" not in name]
     if len(chosen) < len(MECHANISMS):
-        print("Opacus left out: not installed (pip install 'fedllm[comparison]')")
+        print("Opacus left out: not installed (pip install -e '.[comparison]')")
     found = [
         attack(
             name,

@@ -157,7 +157,10 @@ def test_peft_gives_the_same_logits(
     model = PeftModel.from_pretrained(base, tmp_path / "out").eval()
     assert model.active_peft_config.base_model_name_or_path == str(folder)
     features = tunable.task.features([{"text": text, "label": "no"} for text in TEXTS])
-    ours = [batch_logits(tunable, params, [feature])[0] for feature in features]
+    ours = [
+        batch_logits(tunable, params, [feature])[0][-len(feature) :]  # padded on the left
+        for feature in features
+    ]
     for feature, expected in zip(features, ours, strict=True):
         with torch.no_grad():
             theirs = model(input_ids=torch.tensor([feature.input_ids])).logits[0]
@@ -165,6 +168,27 @@ def test_peft_gives_the_same_logits(
     together = batch_logits(tunable, params, features)
     for row, expected in zip(together, ours, strict=True):  # padded on the left
         assert torch.allclose(row[-len(expected) :], expected, atol=1e-5)
+
+
+def test_what_peft_computes_otherwise_is_exported_in_the_native_format(
+    tmp_path: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a release of transformers whose generation no longer reaches PEFT's prefix."""
+    import peft
+
+    def ignore(self: Any, **options: Any) -> Any:
+        return self.get_base_model().generate(**options)
+
+    monkeypatch.setattr(peft.PeftModelForCausalLM, "generate", ignore)
+    run, _, _ = tuned_run(tmp_path, model_folder("llama"), "words")
+    exported = export_adapter(run, tmp_path / "out")
+    assert not exported.peft
+    assert "the logits of its generated text differ" in exported.why_not_peft
+    assert not list((tmp_path / "out").glob("adapter_*"))
+    assert load_adapter(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "No PEFT adapter: with PEFT" in card
+    assert "library_name: fedllm" in card
 
 
 def batch_logits(
