@@ -103,6 +103,11 @@ class Limits(Section):
         16384,
         description="Tokens of a micro-batch at most; an experiment that asks for more gets this.",
     )
+    parameter_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e4,
+        description="Norm of a tensor of parameters over its norm before training (at least 1), at most; an "
+        "experiment that asks for more gets this.",
+    )
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         3600.0, description="Longest time for one task; the node ends it then."
     )
@@ -238,6 +243,7 @@ class SiloFile(Section):
             rounds=limits.rounds,
             noise_multiplier=limits.noise_multiplier,
             sampling_rate=limits.sampling_rate,
+            parameter_norm=limits.parameter_norm,
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -70,8 +71,11 @@ def keep_in_store(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], versio
     """Keep a codec that came with its version, for this process and for later ones.
 
     Raises:
-        ValueError: it is not the codec of this version.
+        ValueError: it is not the codec of this version, or has numbers that are not finite.
     """
+    for name, value in tensors.items():
+        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"Expected finite numbers in a codec, got others in {name}")
     codec = checked_codec(tensors, meta, version, "the message")
     path = _stored(version)
     try:

@@ -47,8 +47,11 @@ def decode_params(tensors: Mapping[str, Tensor], how: Downlink) -> dict[str, Ten
     """The parameters, float32, from what :func:`encode_params` gave.
 
     Raises:
-        ValueError: a tensor is missing.
+        ValueError: a tensor is missing, or holds no floating-point numbers where it should.
     """
+    whole = [name for name, value in tensors.items() if not value.dtype.is_floating_point]
+    if how != "int8" and whole:
+        raise ValueError(f"Expected floating-point parameters, got others in {sorted(whole)}")
     if how != "int8":
         return {name: value.float() for name, value in tensors.items()}
     names = [name.removeprefix(_VALUES) for name in tensors if name.startswith(_VALUES)]

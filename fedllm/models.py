@@ -38,6 +38,7 @@ from fedllm.embedded import (
     embedded_file,
     quiet_loading,
 )
+from fedllm.rotary import separate_tables
 from fedllm.shapes import ROW_MULTIPLE
 from fedllm.weights import is_exact, load_weights, loaded_digest, stored_dtype
 
@@ -173,6 +174,7 @@ def make_backbone(
     if kind == "encoder" and config.model_type in _POOLER_OPTIONAL:
         model.pooler = None
     model.eval().requires_grad_(False)
+    separate_tables(model)
     try:
         attention.install(model)
     except ValueError as error:

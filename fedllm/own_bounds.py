@@ -38,6 +38,7 @@ class OwnBounds:
         rounds: rounds of training in one run at most.
         noise_multiplier: the least noise over sensitivity of a release.
         sampling_rate: the largest probability of an example to be in a local step.
+        parameter_norm: the largest norm of a tensor from the server over its initial one.
     """
 
     epsilon: float
@@ -48,6 +49,7 @@ class OwnBounds:
     rounds: int = 1000
     noise_multiplier: float = 0.0
     sampling_rate: float = 1.0
+    parameter_norm: float = 1e4
 
     def bound(self) -> Bound:
         """The budget as one of the bounds that each release is held against."""

@@ -199,7 +199,14 @@ class ClientSettings(Section):
     )
     learning_rate: PositiveFloat = Field(1.0, description="Local learning rate.")
     max_tokens: PositiveInt = Field(
-        4096, description="Tokens of a physical micro-batch (memory); does not change the result."
+        4096,
+        description="Tokens of a physical micro-batch (memory); does not change the result. On other devices than "
+        "the CPU micro-batches have a fixed shape of at most 2048 tokens.",
+    )
+    parameter_norm: PositiveFloat = Field(
+        1e4,
+        description="A silo refuses parameters with a tensor whose norm is more than this times the initial one "
+        "(which counts as at least 1).",
     )
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from fedllm.adaptive_clip import at_clip
 from fedllm.codec_store import codec_from_store
 from fedllm.contained import Failures
 from fedllm.encoded_release import Encoding, Residual
+from fedllm.example_independence import require_independence
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
@@ -31,6 +32,7 @@ from fedllm.own_bounds import OwnBounds
 from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
+from fedllm.server_tensors import check_tensors
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
 from fedllm.silo_bounds import evaluation_noise, evaluation_sigma, score_rate
@@ -38,7 +40,7 @@ from fedllm.silo_evaluation import correct_answers
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
 from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused, refusing
-from fedllm.tunable import shared_tunable
+from fedllm.tunable import initial_params, shared_tunable
 from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
@@ -97,6 +99,7 @@ class SiloWorker:
         self._opened: OpenedSilo | None = None
         self._rehearsed = False
         self._account: SiloAccount | None = None
+        self._initial: dict[str, Tensor] | None = None
         self._fixed: dict[str, Any] | None = None
 
     def open(self) -> OpenedSilo:
@@ -118,8 +121,10 @@ class SiloWorker:
 
         Raises:
             NotTakingPart: the data cannot be used.
-            ModelError: the model cannot compute an example.
+            ModelError: the model cannot compute an example, or couples examples.
+            LimitRefused: the parameters do not fit the model or its bounds; no data were opened.
         """
+        self.check(params)
         self.open()
         if not self._rehearsed:
             rehearse(self.tunable, params, self.settings)
@@ -134,6 +139,23 @@ class SiloWorker:
     def held_out_features(self) -> list[Feature]:
         """The silo's own evaluation examples."""
         return self.open().held_out
+
+    def check(self, tensors: Mapping[str, Tensor], what: str = "parameters") -> None:
+        """Refuse tensors of the server that do not fit the model or its bounds, and at the first call a model that
+        couples examples; reads no data.
+
+        Raises:
+            ModelError: see :func:`fedllm.example_independence.require_independence`.
+            LimitRefused: see :func:`fedllm.server_tensors.check_tensors`.
+        """
+        if self._initial is None:
+            self._initial = initial_params(self.tunable, self.settings)
+            if not self.settings.endpoint.active and self.settings.privacy.mode == "dp":
+                require_independence(self.tunable, self._initial)
+        limit = self.settings.client.parameter_norm
+        if self.own is not None:
+            limit = min(limit, self.own.parameter_norm)
+        check_tensors(tensors, self._initial, limit, what)
 
     def account(self, planned_rounds: int) -> SiloAccount:
         """The silo's account; made (and its noise calibrated) at the first call.
@@ -176,11 +198,16 @@ class SiloWorker:
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
+            LimitRefused: tensors that do not fit the model or its bounds; nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
             ValueError: the settings ask for a codec, a non-private teacher or a seed of directions and the
                 task brings none, or the reverse; a previous update that does not fit the parameters; a
                 clipping norm that is missing, out of range, or not asked for.
         """
+        if previous is not None:
+            self.check(previous, "a previous update")
+        if duplicate is not None:
+            self.check(duplicate, "a duplicate")
         self.prepare(params)
         with refusing():
             self._check_duplicate(duplicate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from fedllm.attention import padding_scope
 from fedllm.data.records import DataError
 from fedllm.inputs import Batch, Feature, collate
 from fedllm.models import Backbone
+from fedllm.rotary import reset_rotary, rotary_limit
 from fedllm.settings import TaskSettings
 from fedllm.shapes import Shapes, micro_batches, shapes_for
 
@@ -77,21 +79,28 @@ class Task(ABC):
     def run(self, batch: Batch, **options: Any) -> Any:
         """The backbone's output for a batch; states at padding enter nothing but padding."""
         model = self.backbone.model
+        reset_rotary(model)
         with padding_scope(model, batch.attention_mask):
             return model(**batch.model_inputs(), **options)
 
-    @property
+    @cached_property
     def shapes(self) -> Shapes:
         """How examples are padded and grouped."""
         return shapes_for(self.backbone.device, self.longest_input)
 
     @property
     def longest_input(self) -> int | None:
-        """Tokens of an example that the model's positions allow beside the prefix; None for no bound."""
-        positions = self.backbone.max_positions
-        if positions is None:
+        """Tokens of an example that fit the model beside the prefix: its positions, its sliding window, and
+        what its rotary tables allow without change; None for no bound."""
+        backbone = self.backbone
+        limits = [backbone.max_positions]
+        if backbone.kind == "decoder":
+            config = backbone.model.config.get_text_config()
+            limits += [getattr(config, "sliding_window", None), rotary_limit(backbone.model)]
+        known = [limit for limit in limits if limit is not None]
+        if not known:
             return None
-        return positions - (self.prefix_length if self.backbone.kind == "decoder" else 0)
+        return min(known) - (self.prefix_length if backbone.kind == "decoder" else 0)
 
     @property
     def longest(self) -> int | None:
