@@ -78,7 +78,7 @@ def test_every_task_refuses_before_a_row(
     params = initial_params(shared_tunable(settings), settings)
     silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
     worker = SiloWorker(settings, silo, run="run", ledger=tmp_path / "ledger.sqlite")
-    with pytest.raises(LimitRefused, match="client.parameter_norm"):
+    with pytest.raises(LimitRefused, match=r"client\.parameter_norm"):
         task(worker, huge(params))
     assert worker.ledger.entries(party="alpha") == []
     assert worker._opened is None, "no data were looked at"

@@ -1,0 +1,255 @@
+"""An example's gradient is its own, bit by bit: batch mates are searched adversarially, by architecture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from fedllm import tunable as tunables
+from fedllm.embedded import ModelError
+from fedllm.example_independence import measure_difference, require_independence
+from fedllm.forward_only import LocalForwardOnly
+from fedllm.gradients import per_example_gradients
+from fedllm.precision import require_full_precision
+from fedllm.shapes import Shapes
+from fedllm.tasks.base import expand_params
+from fedllm.tunable import PREFIX, Tunable, initial_params
+from simulations.leakage import batch_mates
+from simulations.leakage.tiny_architectures import random_records, tiny_tunable
+
+CASES = [
+    ("bert", torch.float32, "classification"),
+    ("bert", torch.bfloat16, "classification"),
+    ("roberta", torch.float32, "classification"),
+    ("llama", torch.float32, "classification"),
+    ("llama", torch.bfloat16, "generation"),
+    ("gpt2", torch.float32, "generation"),
+    ("gpt_neox", torch.float32, "classification"),
+    ("phi3-longrope", torch.float32, "classification"),
+    ("llama-dynamic", torch.float32, "generation"),
+]
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
+
+
+def params_at(tunable: Tunable, settings: Any, size: float, seed: int) -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    start = initial_params(tunable, settings)
+    return {n: v + size * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+
+
+def gradients(tunable: Tunable, params: dict[str, Tensor], features: list[Any]) -> list[Tensor]:
+    """One flat gradient an example, computed in the micro-batches that training makes."""
+    rows: list[Tensor] = [torch.empty(0)] * len(features)
+    for group in tunable.task.batches(features, 512):
+        batch = tunable.task.collate([features[i] for i in group])
+        found = per_example_gradients(tunable, params, batch)
+        flat = torch.cat([found[name].flatten(1) for name in sorted(found)], dim=1)
+        for place, row in zip(group, flat, strict=True):
+            rows[place] = row
+    return rows
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    return torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "task"), CASES)
+@given(
+    lengths=LENGTHS,
+    mine=st.integers(1, 40),
+    size=st.sampled_from([0.3, 30.0, 3e3, 1e12, float("inf")]),
+    seed=st.integers(0, 50),
+)
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_a_gradient_is_the_same_bits_alone_and_among_others(
+    architecture: str,
+    dtype: torch.dtype,
+    task: str,
+    lengths: list[int],
+    mine: int,
+    size: float,
+    seed: int,
+) -> None:
+    settings, tunable = tiny_tunable(architecture, dtype, task)
+    params = params_at(tunable, settings, size, seed)
+    features = tunable.task.features(random_records([mine, *lengths], seed))
+    among = gradients(tunable, params, features)[0]
+    alone = gradients(tunable, params, features[:1])[0]
+    assert same(alone, among)
+    model = LocalForwardOnly(tunable)
+    losses = [
+        torch.cat([model.losses(params, part) for part in model.batches(chosen, 512)])
+        for chosen in (features, features[:1])
+    ]
+    place = [i for group in tunable.task.batches(features, 512) for i in group].index(0)
+    assert same(losses[0][place], losses[1][0])
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("unchecked", [False, True])
+def test_the_attack_moves_a_sum_by_one_clipping_norm(
+    architecture: str, dtype: str, unchecked: bool
+) -> None:
+    found = batch_mates.attack(architecture, dtype, 12, unchecked=unchecked)
+    assert 0.5 < found.clipping_norms < 1.0001
+    assert found.answers <= 1
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "llama", "gpt2"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_stands_at_padding_does_not_matter(architecture: str, bad: float) -> None:
+    """The pad token's embedding is not finite: gradients are those of a finite one."""
+    settings, tunable = tiny_tunable(architecture)
+    params = params_at(tunable, settings, 0.3, 1)
+    features = tunable.task.features(random_records([3, 9, 20], 2))
+    expected = gradients(tunable, params, features)
+    table = tunable.backbone.model.get_input_embeddings().weight
+    pad = tunable.backbone.tokenizer.pad_token_id
+    before = table[pad].clone()
+    if architecture in ("llama", "gpt2"):
+        head = tunable.backbone.model.get_output_embeddings()
+        if (
+            head.weight is table
+        ):  # tied: the vocabulary's scores are not finite, with or without padding
+            head.weight = nn.Parameter(table.clone(), requires_grad=False)
+    try:
+        table[pad] = bad
+        found = gradients(tunable, params, features)
+    finally:
+        table[pad] = before
+    for a, b in zip(found, expected, strict=True):
+        assert a.isfinite().all()
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama", "gpt2"])
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_fixed_rows_change_nothing_but_rounding(
+    architecture: str, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shapes of other devices than the CPU: every micro-batch of a bucket has the same number of rows."""
+    if (architecture, task) == ("bert", "generation"):
+        pytest.skip("an encoder generates nothing")
+    settings, tunable = tiny_tunable(architecture, torch.float32, task)
+    params = params_at(tunable, settings, 0.3, 1)
+    features = tunable.task.features(random_records([3, 9, 20, 21], 2))
+    free = gradients(tunable, params, features)
+    metrics = tunable.evaluate(params, features, 512)
+    shapes = Shapes(least=16, parts=1, tokens=128, longest=100)
+    monkeypatch.setitem(tunable.task.__dict__, "shapes", shapes)
+    batch = tunable.task.collate(features[:2])
+    assert (len(batch), batch.input_ids.shape) == (2, (8, 16))
+    fixed = gradients(tunable, params, features)
+    for a, b in zip(free, fixed, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    again = tunable.evaluate(params, features, 512)
+    assert again == pytest.approx(metrics, rel=1e-4)
+    scores, weights = tunable.scores(expand_params(params, 2), batch)
+    assert scores.shape[0] == weights.shape[0] == 2
+    assert same(gradients(tunable, params, features[:1])[0], fixed[0])
+
+
+class Coupled(nn.Module):
+    """A layer that scales by the largest value of the whole batch, as batch-wide quantisation does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        out: Tensor = self.inner(hidden)
+        return out * (2.0 / out.abs().amax())
+
+
+def test_a_model_that_couples_examples_is_refused() -> None:
+    settings, tunable = tiny_tunable("bert")
+    start = initial_params(tunable, settings)
+    assert measure_difference(tunable, start) == 0
+    assert require_independence(tunable, start).difference == 0
+    layer = tunable.backbone.model.encoder.layer[0].intermediate
+    dense = layer.dense
+    fresh = Tunable(tunable.backbone, tunable.task, tunable.spec)
+    try:
+        layer.dense = Coupled(dense)
+        with pytest.raises(ModelError, match="model='bert': among others"):
+            require_independence(fresh, start)
+    finally:
+        layer.dense = dense
+
+
+def test_active_dropout_is_refused() -> None:
+    settings, tunable = tiny_tunable("bert")
+    fresh = Tunable(tunable.backbone, tunable.task, tunable.spec)
+    fresh.backbone.model.train()
+    try:
+        with pytest.raises(ModelError, match="dropout"):
+            require_independence(fresh, initial_params(tunable, settings))
+    finally:
+        fresh.backbone.model.eval()
+
+
+@pytest.mark.parametrize("architecture", ["phi3-longrope", "llama-dynamic"])
+def test_a_text_beyond_the_rotary_table_does_not_change_later_ones(architecture: str) -> None:
+    settings, tunable = tiny_tunable(architecture)
+    params = params_at(tunable, settings, 0.3, 1)
+    short, between, long = tunable.task.features(random_records([4, 26, 50], 3))
+    before = [gradients(tunable, params, [f])[0] for f in (short, between)]
+    gradients(tunable, params, [long])
+    after = [gradients(tunable, params, [f])[0] for f in (short, between)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_full_precision_inside_whatever_was_set_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries turn TF32 on for the whole process."""
+    settings, tunable = tiny_tunable("bert")
+    params = params_at(tunable, settings, 0.3, 1)
+    batch = tunable.task.collate(tunable.task.features(random_records([3], 1)))
+    seen: list[str] = []
+    losses = tunable.task.losses
+    backends: Any = torch.backends
+
+    def watched(*args: Any) -> Tensor:
+        seen.extend(
+            part.fp32_precision
+            for part in (backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv)
+        )
+        assert not backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+        assert not backends.cuda.matmul.allow_fp16_reduced_precision_reduction
+        return losses(*args)
+
+    monkeypatch.setattr(tunable.task, "losses", watched)
+    backends.cuda.matmul.fp32_precision = "tf32"
+    backends.mkldnn.matmul.fp32_precision = "bf16"
+    backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
+    per_example_gradients(tunable, params, batch)
+    assert seen == ["ieee"] * 3
+    torch.set_float32_matmul_precision("medium")  # the older switch
+    require_full_precision()
+    assert backends.mkldnn.matmul.fp32_precision == backends.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_a_loss_that_is_not_finite_leaves_the_others_alone() -> None:
+    """Autograd differentiates the sum of the losses: one NaN must not reach other rows."""
+    settings, tunable = tiny_tunable("bert")
+    params = params_at(tunable, settings, 0.3, 1)
+    features = tunable.task.features(random_records([5, 5, 5], 1))
+    batch = tunable.task.collate(features)
+    copies = {n: v.clone().contiguous() for n, v in expand_params(params, 3).items()}
+    expected = tunables.Tunable.losses(tunable, copies, batch)
+    copies[PREFIX][1] = float("nan")
+    leaves = {n: v.requires_grad_(True) for n, v in copies.items()}
+    losses = tunable.losses(leaves, batch)
+    grads = torch.autograd.grad(losses.sum(), list(leaves.values()))
+    assert losses[1].isnan()
+    assert torch.equal(losses[[0, 2]], expected[[0, 2]])
+    for grad in grads:
+        assert grad[[0, 2]].isfinite().all()
