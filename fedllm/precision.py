@@ -21,24 +21,16 @@ _REDUCED = (
 
 def require_full_precision() -> None:
     """Turn TF32, bfloat16 for float32 products, and reductions in 16 bits off for this process."""
-    cuda: Any = torch.backends.cuda.matmul
-    for part in _float32_products():
-        if part.fp32_precision != "ieee":
-            part.fp32_precision = "ieee"
-    for switch in _REDUCED:
-        if getattr(cuda, switch, False):
-            setattr(cuda, switch, False)
-
-
-def float32_precisions() -> list[str]:
-    """The formats that torch uses for float32 products, one for each library and kind of operation."""
-    return [str(part.fp32_precision) for part in _float32_products()]
-
-
-def _float32_products() -> list[Any]:
-    """Torch's switches for float32 products, one for each library and kind of operation."""
     backends: Any = torch.backends
-    libraries = (backends.cuda, backends.cudnn, backends.mkldnn)
-    kinds = ("matmul", "conv", "rnn")
-    parts = [getattr(library, kind, None) for library in libraries for kind in kinds]
-    return [part for part in parts if hasattr(part, "fp32_precision")]
+    products = (backends.cuda.matmul, backends.mkldnn.matmul)
+    if any(part.fp32_precision != "ieee" for part in products):
+        torch.set_float32_matmul_precision(
+            "highest"
+        )  # the older switch first: it changes the newer ones
+        for part in products:
+            part.fp32_precision = "ieee"
+    if backends.cudnn.conv.fp32_precision not in ("ieee", "none"):
+        backends.cudnn.allow_tf32 = False  # convolutions and recurrent layers
+    for switch in _REDUCED:
+        if getattr(backends.cuda.matmul, switch, False):
+            setattr(backends.cuda.matmul, switch, False)

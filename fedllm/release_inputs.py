@@ -28,7 +28,7 @@ from torch import Tensor
 from fedllm import __version__
 from fedllm.fingerprint import Fingerprinted
 from fedllm.models import Backbone
-from fedllm.precision import float32_precisions
+from fedllm.precision import require_full_precision
 from fedllm.release_key import params_digest
 
 
@@ -91,11 +91,10 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
 
 def machine() -> str:
     """Return what changes roundings beside the device: versions, instructions, threads, precisions."""
+    require_full_precision()  # what is computed has no reduced precision, whatever the process was set to
     found = {
         **_versions(),
         "threads": torch.get_num_threads(),
-        "float32": torch.get_float32_matmul_precision(),
-        "float32 products": float32_precisions(),
         "mkldnn": torch.backends.mkldnn.enabled,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
