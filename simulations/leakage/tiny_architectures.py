@@ -46,8 +46,7 @@ _CONFIGS: dict[str, tuple[Literal["encoder", "decoder"], str, dict[str, Any]]] =
     "llama-dynamic": (
         "decoder",
         "llama",
-        _BASE
-        | {"max_position_embeddings": 24, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+        _BASE | {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
     ),
 }
 ARCHITECTURES = tuple(_CONFIGS)
@@ -69,7 +68,8 @@ def tiny_tunable(
 ) -> tuple[Settings, Tunable]:
     """The tiny model with a prefix of four in every layer, to classify or to generate."""
     backbone = tiny_backbone(architecture, dtype)
-    tree: dict[str, Any] = {"kind": task, "text": ["text"], "target": "label", "max_length": 64}
+    tree: dict[str, Any] = {"kind": task, "text": ["text"], "target": "label"}
+    tree["max_length"] = 64 if task == "classification" else 48
     if task == "classification":
         tree["labels"] = ["a", "b"]
         if backbone.kind == "decoder":

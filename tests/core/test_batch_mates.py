@@ -197,7 +197,7 @@ def test_active_dropout_is_refused() -> None:
         fresh.backbone.model.eval()
 
 
-@pytest.mark.parametrize("architecture", ["phi3-longrope", "llama-dynamic"])
+@pytest.mark.parametrize("architecture", ["phi3-longrope"])
 def test_a_text_beyond_the_rotary_table_does_not_change_later_ones(architecture: str) -> None:
     settings, tunable = tiny_tunable(architecture)
     params = params_at(tunable, settings, 0.3, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 from . import (
     accountants,
+    batch_mates,
     black_box,
     deployment,
     failures,
@@ -27,6 +28,7 @@ from . import (
 
 MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
+    *batch_mates.MUTATIONS,
     *perturbation.MUTATIONS,
     *randomness.MUTATIONS,
     *release_inputs.MUTATIONS,

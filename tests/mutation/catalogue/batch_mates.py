@@ -1,0 +1,77 @@
+"""An example's gradient is its own, whatever stands beside it."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_MATES = "tests/core/test_batch_mates.py"
+_BITS = f"{_MATES}::test_a_gradient_is_the_same_bits_alone_and_among_others"
+_PADDING = f"{_MATES}::test_what_stands_at_padding_does_not_matter"
+_TENSORS = "tests/core/test_server_tensors.py"
+
+MUTATIONS = (
+    Mutation(
+        "parameters-unchecked",
+        "fedllm/silo_worker.py",
+        "        self.check(params)\n        self.open()",
+        "        self.open()",
+        "A server sends parameters that are not finite, or huge, and the silo spends and computes.",
+        (f"{_TENSORS}::test_every_task_refuses_before_a_row",),
+    ),
+    Mutation(
+        "padded-to-the-longest-of-the-batch",
+        "fedllm/tasks/base.py",
+        "length = max((shapes.bucket_length(len(feature)) for feature in features), default=0)",
+        "length = max((len(feature) for feature in features), default=0)",
+        "Batch mates decide an example's padding: what the server puts there moves many gradients at once.",
+        (_BITS, "tests/core/test_batch_mates.py"),
+    ),
+    Mutation(
+        "padding-multiplied-not-selected",
+        "fedllm/tasks/encoder_classification.py",
+        "hidden.masked_fill(mask == 0, 0.0).sum(1)",
+        "(hidden * mask).sum(1)",
+        "NaN at padding reaches the features of the example.",
+        (_PADDING,),
+    ),
+    Mutation(
+        "padding-enters-attention",
+        "fedllm/tasks/base.py",
+        "        with padding_scope(model, batch.attention_mask):\n",
+        "        with padding_scope(model, torch.ones_like(batch.attention_mask)):\n",
+        "NaN at padding reaches the tokens by attention.",
+        (_PADDING,),
+    ),
+    Mutation(
+        "vocabulary-rows-uneven",
+        "fedllm/models.py",
+        "missing = -flat.shape[0] % ROW_MULTIPLE",
+        "missing = 0",
+        "The number of batch mates decides the rounding of a decoder's answers.",
+        (_BITS,),
+    ),
+    Mutation(
+        "coupled-models-unchecked",
+        "fedllm/example_independence.py",
+        "if not found.difference <= tolerance:",
+        "if not found.difference <= float('inf'):",
+        "A model that couples the examples of a batch is trained as if clipping bounded one example's share.",
+        (f"{_MATES}::test_a_model_that_couples_examples_is_refused",),
+    ),
+    Mutation(
+        "long-table-kept",
+        "fedllm/models.py",
+        "    separate_tables(model)\n",
+        "",
+        "After one long text all later ones get the long position table.",
+        (f"{_MATES}::test_a_text_beyond_the_rotary_table_does_not_change_later_ones",),
+    ),
+    Mutation(
+        "tf32-left-on",
+        "fedllm/tunable.py",
+        "        require_full_precision()\n",
+        "",
+        "A library has turned TF32 on: gradients are rounded a thousand times more coarsely.",
+        (f"{_MATES}::test_full_precision_inside_whatever_was_set_before",),
+    ),
+)
