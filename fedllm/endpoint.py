@@ -23,6 +23,7 @@ from fedllm.embedded import ModelError
 
 URL_VARIABLE = "FEDLLM_ENDPOINT_URL"
 KEY_VARIABLE = "FEDLLM_ENDPOINT_KEY"
+_MOST = 4 << 20  # bytes of an answer; log-probabilities of one token take some thousand
 
 
 class EndpointError(ModelError):
@@ -61,6 +62,17 @@ def _on_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Takes a redirect for an error: neither the key nor a silo's text goes to an address that nobody named."""
+
+    def redirect_request(self, *arguments: Any) -> None:
+        """Follow none."""
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class CompletionEndpoint:
@@ -128,8 +140,9 @@ class CompletionEndpoint:
             f"{self.url}/completions", json.dumps(body).encode(), headers
         )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                told = json.loads(answer.read())
+            with _OPENER.open(request, timeout=self.timeout) as answer:
+                text = answer.read(_MOST + 1)
+            told = None if len(text) > _MOST else json.loads(text)
         except urllib.error.HTTPError as error:
             raise EndpointError(
                 f"Expected log-probabilities from {self.url}/completions, got HTTP status {error.code}"
@@ -139,6 +152,10 @@ class CompletionEndpoint:
             raise EndpointError(
                 f"Expected an answer with JSON from {self.url}/completions, got none: {why}"
             ) from None
+        if len(text) > _MOST:
+            raise EndpointError(
+                f"Expected an answer of at most {_MOST} bytes from {self.url}/completions, got more"
+            )
         with self._lock:
             self.asked += 1
         return top_tokens(told, self.url)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -74,6 +77,72 @@ def test_an_answer_without_log_probabilities_is_refused_without_the_text(
     assert "private" not in str(caught.value)
     with pytest.raises(EndpointError, match="got none"):
         CompletionEndpoint("http://127.0.0.1:9/v1", timeout=2).word_log_probabilities(["x"], ["a"])
+
+
+@contextmanager
+def server_of(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
+    """An HTTP server on this machine that answers each POST by a function, and GET with what reached it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            answer(self)
+
+        def do_GET(self) -> None:
+            answer(self)
+
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_neither_the_key_nor_the_text_elsewhere(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLLM_ENDPOINT_KEY", "secret")
+    reached: list[str | None] = []
+
+    def other(handler: BaseHTTPRequestHandler) -> None:
+        reached.append(handler.headers["Authorization"])
+        handler.send_error(500)
+
+    with server_of(other) as elsewhere:
+
+        def redirect(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(status)
+            handler.send_header("Location", f"{elsewhere}/completions")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        with server_of(redirect) as url, pytest.raises(EndpointError, match=f"status {status}"):
+            CompletionEndpoint(url).word_log_probabilities(["a"], ["b"])
+    assert reached == []
+
+
+def test_an_answer_without_end_is_refused() -> None:
+    sent = []
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with suppress(OSError):
+            for _ in range(300):
+                handler.wfile.write(bytes(1 << 20))
+                sent.append(1)
+
+    with server_of(endless) as url, pytest.raises(EndpointError, match="at most 4194304 bytes"):
+        CompletionEndpoint(url).word_log_probabilities(["a"], ["b"])
+    assert len(sent) < 100
 
 
 def test_words_are_told_by_their_first_token() -> None:

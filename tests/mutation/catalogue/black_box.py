@@ -158,4 +158,22 @@ MUTATIONS = (
         "A silo that allows Gaussian noise alone gets what the server chose.",
         (f"{_CHOOSING}::test_a_silo_that_allows_gaussian_noise_alone_takes_no_other",),
     ),
+    Mutation(
+        "endpoint-follows-redirects",
+        "fedllm/endpoint.py",
+        "build_opener(_NoRedirect)",
+        "build_opener()",
+        "Whoever answers for the endpoint sends the silo's key to an address of his own.",
+        (
+            "tests/core/test_endpoint.py::test_a_redirect_takes_neither_the_key_nor_the_text_elsewhere",
+        ),
+    ),
+    Mutation(
+        "endpoint-answer-of-any-length",
+        "fedllm/endpoint.py",
+        "answer.read(_MOST + 1)",
+        "answer.read()",
+        "An endpoint's answer fills the silo's memory.",
+        ("tests/core/test_endpoint.py::test_an_answer_without_end_is_refused",),
+    ),
 )
