@@ -181,6 +181,10 @@ def judge(mutation: Mutation, base: Path) -> Verdict:
             return verdict("error", message=str(error))
         (tree / mutation.file).write_text(broken, encoding="utf-8")
         run = run_tests(tree, mutation.tests, timeout=TIMEOUT, first=True)
+    if run.code == 0 and not run.passed:
+        return verdict(
+            "error", message="its tests were skipped: something that they need is not installed"
+        )
     if run.code == 0:
         return verdict("survived")
     if run.code != 1 or not (run.failures or run.errors):

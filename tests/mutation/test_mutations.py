@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from .catalogue import MUTATIONS
@@ -53,6 +55,10 @@ def test_the_runner_tells_killed_from_survived_and_from_broken(tmp_path_factory)
     assert (killed.status, killed.killer) == ("killed", test)
     assert judge(change("    return undefined_name\n"), base).status == "error"
     assert judge(change(line + "import nowhere_to_be_found\n"), base).status == "error"
+    skipped = "import pytest\n\n\ndef test_it():\n    pytest.skip('no nginx')\n"
+    (base / "tests" / "test_skipped.py").write_text(skipped, encoding="utf-8")
+    unasked = replace(change(line + "    # nothing\n"), tests=("tests/test_skipped.py::test_it",))
+    assert "were skipped" in judge(unasked, base).message
     assert without_mutation(base, [killed]) == ([killed], [])
     (base / "privacy" / "sampling.py").write_text("raise ValueError('broken')\n", encoding="utf-8")
     (error,), unsound = without_mutation(base, [killed])
