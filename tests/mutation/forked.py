@@ -19,7 +19,7 @@ PRELOADED = (
     "flwr.app", "flwr.serverapp", "flwr.clientapp", "pydantic", "typer", "rich.console", "cryptography.x509",
     "safetensors.torch", "peft",
 )  # fmt: skip
-_OWN = {"tests", "privacy", "fedllm", "client", "server", "simulations"}
+_OWN = {"tests", "mutation", "privacy", "fedllm", "client", "server", "simulations"}
 TIMED_OUT = -9
 
 
@@ -33,7 +33,13 @@ def run_pytest(
     process = context.Process(
         target=_child, args=(list(arguments), str(tree), dict(environment), str(output))
     )
-    process.start()
+    # The process finds this module by its name, which pytest makes another one.
+    root = str(Path(__file__).resolve().parents[__name__.count(".")])
+    sys.path.append(root)
+    try:
+        process.start()
+    finally:
+        sys.path.remove(root)
     try:
         process.join(timeout)
     finally:
@@ -64,8 +70,8 @@ def _child(arguments: list[str], tree: str, environment: dict[str, str], output:
     os.environ.clear()
     os.environ.update(environment)
     sys.dont_write_bytecode = True
-    here = str(Path(__file__).resolve().parents[2])
-    sys.path[:] = [tree] + [p for p in sys.path if p not in ("", here)]
+    others = {"", *map(str, Path(__file__).resolve().parents[:3])}
+    sys.path[:] = [tree] + [p for p in sys.path if p not in others]
     sys.path_importer_cache.clear()
     for name in [name for name in sys.modules if name.partition(".")[0] in _OWN]:
         del sys.modules[name]  # imported from the unbroken tree by the fork server's own means
