@@ -36,7 +36,7 @@ from scipy.special import log_ndtr, ndtr
 from privacy.accountants.loss_distribution import LossDistribution
 
 Array = npt.NDArray[np.float64]
-_REACH = 10.0  # standard deviations; the mass beyond, below 1e-23, has an infinite loss
+REACH = 10.0  # standard deviations; the mass beyond, below 1e-23, has an infinite loss
 _LOWEST = -60.0  # replace-one: P has less than exp(-60) below, which is put there
 _ROUND_OFF = 1e-15  # share of a cell's mass that is moved up on account of round-off
 LARGEST_DISCRETE_SIGMA = 2e5
@@ -44,7 +44,7 @@ LARGEST_DISCRETE_SIGMA = 2e5
 
 def largest_loss(noise: float, rate: float, replace: bool) -> float:
     """The largest finite loss of `gaussian_losses`, in either direction."""
-    edge = np.array([1 + _REACH * noise])
+    edge = np.array([1 + REACH * noise])
     return float(loss_at(edge, noise, rate, replace)[0])
 
 
@@ -73,7 +73,7 @@ def gaussian_losses(
 
 def _lowest(noise: float, rate: float) -> float:
     """The loss, direction remove, below which N(0, s^2) has less than 1e-23."""
-    return float(loss_at(np.array([-_REACH * noise]), noise, rate, False)[0])
+    return float(loss_at(np.array([-REACH * noise]), noise, rate, False)[0])
 
 
 def loss_at(x: Array, noise: float, rate: float, replace: bool = False) -> Array:
@@ -111,7 +111,7 @@ def output_at(losses: Array, noise: float, rate: float, replace: bool = False) -
         return np.asarray(0.5 + variance * np.where(losses > 30.0, large, small))
 
 
-def _log_masses(edges: Array, shift: float, noise: float) -> Array:
+def log_masses(edges: Array, shift: float, noise: float) -> Array:
     """Log of the mass of N(shift, s^2) between neighbouring edges, ascending."""
     z = (edges - shift) / noise
     low, high = z[:-1], z[1:]
@@ -123,7 +123,7 @@ def _log_masses(edges: Array, shift: float, noise: float) -> Array:
     return np.where(np.isnan(found), -np.inf, found)
 
 
-def _times(log_mass: Array, epsilon: Array, offset: float) -> Array:
+def times(log_mass: Array, epsilon: Array, offset: float) -> Array:
     """(exp(epsilon) - 1 + offset) * mass, without overflow or cancellation."""
     mass = np.exp(log_mass)
     with np.errstate(over="ignore"):
@@ -139,38 +139,38 @@ def _discretised(
     first, last = math.floor(bottom / interval), math.ceil(top / interval)
     grid: Array = np.arange(first, last + 1, dtype=np.float64) * interval
     edges = output_at(grid, noise, rate, replace)
-    zero, one = _log_masses(edges, 0.0, noise), _log_masses(edges, 1.0, noise)
+    zero, one = log_masses(edges, 0.0, noise), log_masses(edges, 1.0, noise)
     epsilon = grid[:-1]
     mass = (1 - rate) * np.exp(zero) + rate * np.exp(one)
     # gap = P(cell) - exp(epsilon) Q(cell)
     if replace:
-        other = np.exp(np.minimum(epsilon + _log_masses(edges, -1.0, noise), 0.0))
-        gap = rate * (np.exp(one) - other) - (1 - rate) * _times(zero, epsilon, 0.0)
+        other = np.exp(np.minimum(epsilon + log_masses(edges, -1.0, noise), 0.0))
+        gap = rate * (np.exp(one) - other) - (1 - rate) * times(zero, epsilon, 0.0)
     else:
-        gap = rate * np.exp(one) - _times(zero, epsilon, rate)
+        gap = rate * np.exp(one) - times(zero, epsilon, rate)
     beyond = ndtr(-(edges[-1] - 1) / noise)  # N_1 has the most mass there
     below = (1 - rate) * ndtr(edges[0] / noise) + rate * ndtr((edges[0] - 1) / noise)
-    return _connected(interval, first, mass, gap, float(below), float(beyond))
+    return connected(interval, first, mass, gap, float(below), float(beyond))
 
 
 def _discretised_add(noise: float, rate: float, interval: float, lowest: float) -> LossDistribution:
     """Direction add: P is N_0, Q the mixture; the loss is minus the other one, and bounded."""
     top = -lowest
-    bottom = -float(loss_at(np.array([_REACH * noise]), noise, rate, False)[0])
+    bottom = -float(loss_at(np.array([REACH * noise]), noise, rate, False)[0])
     first, last = math.floor(bottom / interval), math.ceil(top / interval)
     last = max(last, first + 1)
     grid: Array = np.arange(first, last + 1, dtype=np.float64) * interval
     edges = output_at(-grid[::-1], noise, rate, False)  # ascending in x, descending in the loss
-    zero = _log_masses(edges, 0.0, noise)[::-1]
-    one = _log_masses(edges, 1.0, noise)[::-1]
+    zero = log_masses(edges, 0.0, noise)[::-1]
+    one = log_masses(edges, 1.0, noise)[::-1]
     epsilon = grid[:-1]
     mass = np.exp(zero)
     gap = -mass * np.expm1(epsilon + math.log1p(-rate)) - rate * np.exp(epsilon + one)
     below, beyond = ndtr(-edges[-1] / noise), ndtr(edges[0] / noise)
-    return _connected(interval, first, mass, gap, float(below), float(beyond))
+    return connected(interval, first, mass, gap, float(below), float(beyond))
 
 
-def _connected(
+def connected(
     interval: float, first: int, mass: Array, gap: Array, below: float, beyond: float
 ) -> LossDistribution:
     """Put each cell's mass on its two ends; `below` and `beyond` all cells, on the next loss."""

@@ -21,6 +21,7 @@ from privacy.accountants.gaussian_loss import (
     largest_loss,
 )
 from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
+from privacy.accountants.mixture_loss import Mixture, mixture_losses
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
 from privacy.event_kinds import (
     DiscreteGaussianDpEvent,
@@ -75,11 +76,13 @@ class PldAccountant(Accountant):
         if isinstance(event, dp.RandomizedResponseDpEvent):
             return None if replace else "randomised response is stated for replace-one only"
         if isinstance(event, dp.MixtureOfGaussiansDpEvent):
-            return (
-                "a mixture of Gaussians is stated for zero-out and add-or-remove-one only"
-                if replace
-                else None
-            )
+            if replace:
+                return "a mixture of Gaussians is stated for zero-out and add-or-remove-one only"
+            try:
+                _mixture(event)
+            except ValueError as error:
+                return str(error)
+            return None
         if isinstance(event, dp.PoissonSampledDpEvent):
             if isinstance(event.event, dp.GaussianDpEvent):
                 return None
@@ -184,6 +187,8 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
         return factor * event.sensitivity / event.sigma
     if isinstance(event, PureDpEvent):
         return factor * float(event.epsilon)
+    if isinstance(event, dp.MixtureOfGaussiansDpEvent):
+        return _mixture(event).spread()
     return None
 
 
@@ -200,7 +205,13 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
         return shift / event.sigma * (shift / event.sigma / 2 + 12 + 2 / event.sigma)
     if isinstance(event, PureDpEvent):
         return min(float(event.epsilon), _LARGEST_PURE_LOSS) * (2 if replace else 1)
+    if isinstance(event, dp.MixtureOfGaussiansDpEvent):
+        return _mixture(event).largest_loss()
     return None
+
+
+def _mixture(event: dp.MixtureOfGaussiansDpEvent) -> Mixture:
+    return Mixture(event.standard_deviation, event.sensitivities, event.sampling_probs)
 
 
 def _pure_loss(event: DpEvent) -> float:
@@ -251,6 +262,8 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     if isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent):
         noise, rate = event.event.noise_multiplier, event.sampling_probability
         return gaussian_losses(noise, rate, replace, interval)
+    if isinstance(event, dp.MixtureOfGaussiansDpEvent):
+        return mixture_losses(_mixture(event), interval)
     if _pure_loss(event) > _LARGEST_PURE_LOSS:
         return (no_guarantee(interval),)
     try:
@@ -310,13 +323,6 @@ def _dp_accounting_pld(
     if isinstance(event, dp.RandomizedResponseDpEvent):
         return dp_pld.from_randomized_response(
             event.noise_parameter, event.num_buckets, neighboring_relation=relation, **common
-        )
-    if isinstance(event, dp.MixtureOfGaussiansDpEvent):
-        return dp_pld.from_mixture_gaussian_mechanism(
-            event.standard_deviation,
-            sensitivities=list(event.sensitivities),
-            sampling_probs=list(event.sampling_probs),
-            **common,
         )
     if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
         return dp_pld.from_truncated_subsampled_gaussian_mechanism(
