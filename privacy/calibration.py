@@ -18,6 +18,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import Accountant, make_accountant
+from privacy.copies import events_of_copies
 from privacy.event_counts import multiset
 from privacy.event_json import event_to_json
 from privacy.events import dp_sgd, scalar_noise
@@ -53,6 +54,11 @@ def _check(epsilon: float, delta: float, tolerance: float = 1e-3) -> None:
         raise ValueError(f"Expected 0 < delta < 1, got delta={delta}")
     if not 0 < tolerance < 1:
         raise ValueError(f"Expected 0 < tolerance < 1, got tolerance={tolerance}")
+
+
+def _schedule(rate: float, noise: float, steps: int, copies: int) -> Counter[DpEvent]:
+    """The events of DP-SGD for a record that is in the data so many times."""
+    return events_of_copies(multiset(dp_sgd(rate, noise, steps)), copies)
 
 
 def _require_room(
@@ -110,6 +116,7 @@ def calibrate_noise_multiplier(
     tolerance: float = 1e-3,
     cache_dir: Path | None = None,
     noise: ScalarNoise | None = None,
+    copies: int = 1,
 ) -> Calibration:
     """Return the smallest noise multiplier (within tolerance) that keeps to the target.
 
@@ -127,6 +134,8 @@ def calibrate_noise_multiplier(
       cache_dir: Folder where results are kept as JSON, keyed by all inputs and versions.
       noise: Each step releases one number with this noise, times the multiplier, in units of the number's
         sensitivity. None: Gaussian noise on a vector (DP-SGD).
+      copies: The target holds for a record that is in the data so many times (`privacy.copies`); the other
+        events are taken as they are given.
 
     Raises:
       ValueError: An input is out of range, or the target is impossible; the message says why.
@@ -151,14 +160,17 @@ def calibrate_noise_multiplier(
     }
     if noise is not None:
         key["noise"] = noise.to_dict()
+    if copies != 1:
+        key["copies"] = int(copies)
     cached = _read_cache(cache_dir, key)
     if cached is not None:
         return cached
 
     def events(multiplier: float) -> Counter[DpEvent]:
         if noise is None:
-            return others + multiset(dp_sgd(sampling_rate, multiplier, steps))
-        return others + multiset(scalar_noise(noise.scaled(multiplier), steps, sampling_rate))
+            return others + _schedule(sampling_rate, multiplier, steps, copies)
+        numbers = multiset(scalar_noise(noise.scaled(multiplier), steps, sampling_rate))
+        return others + events_of_copies(numbers, copies)
 
     _require_room(chosen, others, epsilon, delta)
     goal = epsilon * GOAL
@@ -218,6 +230,7 @@ def calibrate_steps(
     other_events: Mapping[DpEvent, int] = _NONE,
     accountant: str = "pld",
     most: int = 10**7,
+    copies: int = 1,
 ) -> Calibration:
     """Return the largest number of steps (up to `most`) that keeps to the target.
 
@@ -231,7 +244,7 @@ def calibrate_steps(
 
     def cost(steps: int) -> float:
         return chosen.epsilon(
-            others + multiset(dp_sgd(sampling_rate, noise_multiplier, steps)), delta
+            others + _schedule(sampling_rate, noise_multiplier, steps, copies), delta
         )
 
     goal = epsilon * GOAL
@@ -260,6 +273,7 @@ def calibrate_sampling_rate(
     other_events: Mapping[DpEvent, int] = _NONE,
     accountant: str = "pld",
     tolerance: float = 1e-3,
+    copies: int = 1,
 ) -> Calibration:
     """Return the largest sampling rate (within tolerance of the target) that keeps to it.
 
@@ -273,7 +287,7 @@ def calibrate_sampling_rate(
 
     def cost(inverse_rate: float) -> float:
         rate = min(1.0, 1 / inverse_rate)
-        return chosen.epsilon(others + multiset(dp_sgd(rate, noise_multiplier, steps)), delta)
+        return chosen.epsilon(others + _schedule(rate, noise_multiplier, steps, copies), delta)
 
     goal = epsilon * GOAL
     high = 1.0
@@ -298,6 +312,7 @@ def calibrate_delta(
     relation: Relation = Relation.ZERO_OUT,
     other_events: Mapping[DpEvent, int] = _NONE,
     accountant: str = "pld",
+    copies: int = 1,
 ) -> Calibration:
     """Return the smallest delta of the schedule at epsilon.
 
@@ -306,7 +321,8 @@ def calibrate_delta(
     """
     if not (epsilon >= 0 and math.isfinite(epsilon)):
         raise ValueError(f"Expected a finite epsilon >= 0, got epsilon={epsilon}")
-    events = multiset(other_events) + multiset(dp_sgd(sampling_rate, noise_multiplier, steps))
+    schedule = _schedule(sampling_rate, noise_multiplier, steps, copies)
+    events = multiset(other_events) + schedule
     delta = make_accountant(accountant, relation).delta(events, epsilon)
     return Calibration(noise_multiplier, epsilon, delta, accountant, sampling_rate, steps)
 

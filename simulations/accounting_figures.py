@@ -21,6 +21,7 @@ from privacy.accountants import (
     make_accountant,
 )
 from privacy.accountants.dominating import DominatingGdpAccountant
+from privacy.copies import events_of_copies
 from privacy.event_counts import multiset
 from privacy.events import dp_sgd
 from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
@@ -64,13 +65,17 @@ def account_schedule(
     unit: Unit,
     relation: Relation,
     adversary: Adversary,
+    copies: int = 1,
 ) -> Figures:
     """Figures of a planned DP-SGD schedule, under the accountants' names with underscores.
+
+    Args:
+        copies: how often a record is in the data; the figures are of the removal of all of them.
 
     Raises:
         ValueError: a value out of range.
     """
-    events = multiset(dp_sgd(sample_rate, noise_multiplier, steps))
+    events = events_of_copies(multiset(dp_sgd(sample_rate, noise_multiplier, steps)), copies)
     return {
         "delta": delta,
         "unit": unit.value,
@@ -80,6 +85,7 @@ def account_schedule(
         "noise_multiplier": noise_multiplier,
         "sample_rate": sample_rate,
         "steps": steps,
+        "copies": copies,
         "assumes": assumes(unit, relation, adversary),
     }
 
@@ -125,6 +131,8 @@ def account_ledger(
     relation: Relation | None,
     adversary: Adversary,
     delta: float | None,
+    together: Sequence[str] = (),
+    copies: int = 1,
 ) -> Figures:
     """Figures of each party, by all that the ledger holds about it; the whole is the largest.
 
@@ -133,6 +141,9 @@ def account_ledger(
 
     Args:
         party: one party only; None for all.
+        together: parties that all hold the record: their events compose, and the whole is that sum. Rows of
+            the party "server" are counted once.
+        copies: how often the record is in each party's data.
         unit: None for the unit of the rows.
         relation: None for the relation that the rows are proven for.
         delta: None for the delta that the rows record, the smallest where they differ.
@@ -144,6 +155,8 @@ def account_ledger(
     """
     verification = verify_ledger(path)
     rows = _rows_by_party(path, party) if verification.ok else {}
+    if together and verification.ok:
+        rows = {" and ".join(together): _rows_together(path, together)}
     everything = [entry for entries in rows.values() for entry in entries]
     units = {entry.unit.value for entry in everything}
     relations = _relations(everything)
@@ -153,7 +166,7 @@ def account_ledger(
     memory: dict[frozenset[tuple[DpEvent, int]], Figures] = {}
     parties: dict[str, Figures] = {
         name: {"rows": len(entries)}
-        | _account_rows(entries, stated, neighbours, adversary, delta, memory)
+        | _account_rows(entries, stated, neighbours, adversary, delta, memory, copies)
         for name, entries in rows.items()
     }
     if not verification.ok:
@@ -171,6 +184,7 @@ def account_ledger(
         "ledger": str(path),
         "chain": chain(verification),
         "parties": parties,
+        "copies": copies,
         "notes": notes_on(everything),
     }
 
@@ -197,6 +211,16 @@ def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]
     common = found.pop(EVERYBODY, [])
     names_wanted = sorted(found) if party is None else [party]
     return {name: found[name] + common for name in names_wanted}
+
+
+def _rows_together(path: Path, parties: Sequence[str]) -> list[LedgerEntry]:
+    """The rows of several parties that hold the same record, and those that concern all, once."""
+    found: list[LedgerEntry] = []
+    for name in dict.fromkeys(parties):
+        alone = _rows_by_party(path, name)[name]
+        found += [entry for entry in alone if entry.party == name]
+        common = [entry for entry in alone if entry.party == EVERYBODY]
+    return found + common
 
 
 def _recorded_delta(rows: Sequence[LedgerEntry]) -> float:
@@ -226,6 +250,7 @@ def _account_rows(
     adversary: str,
     delta: float,
     memory: dict[frozenset[tuple[DpEvent, int]], Figures],
+    copies: int = 1,
 ) -> Figures:
     """Figures of one party; equal multisets of events are accounted once."""
     reasons = set()
@@ -238,7 +263,7 @@ def _account_rows(
             )
     if reasons:
         return _nothing(relation, sorted(reasons))
-    events = composed(rows, adversary)
+    events = events_of_copies(composed(rows, adversary), copies)
     key = frozenset(events.items())
     if key not in memory:
         memory[key] = figures(events, relation, delta)

@@ -87,6 +87,12 @@ Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
 Noise = Annotated[
     float | None, typer.Option(help="Standard deviation of the noise over the clipping norm.")
 ]
+Copies = Annotated[
+    int,
+    typer.Option(
+        help="How often a record is in one party's data: the cost of all its copies together."
+    ),
+]
 Opponent = Annotated[
     str, typer.Option(help="Against whom: outsider, server (sees every message), or colluding:m.")
 ]
@@ -119,6 +125,7 @@ def calibrate(
         UnitName, typer.Option(help="What is sampled and protected.")
     ] = UnitName.EXAMPLE,
     adversary: Opponent = "server",
+    copies: Copies = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -163,7 +170,11 @@ def calibrate(
     known = {names.get(name, str(name)): value for name, value in given.items()}
     with quiet():
         found = solve(
-            epsilon=epsilon, relation=Relation(relation), accountant=str(accountant), **known
+            epsilon=epsilon,
+            relation=Relation(relation),
+            accountant=str(accountant),
+            copies=_copies(copies),
+            **known,
         )
     result = {
         "noise_multiplier": found.noise_multiplier,
@@ -175,6 +186,7 @@ def calibrate(
         "solve_for": str(solve_for),
         "steps": found.steps,
         "sample_rate": found.sampling_rate,
+        "copies": copies,
         "unit": str(unit),
         "relation": str(relation),
         "adversary": str(against),
@@ -195,6 +207,8 @@ def calibrate(
         "relation": str(relation),
         "adversary": str(against),
     }
+    if copies > 1:
+        printed["copies of the record"] = f"{copies}, removed together"
     for quantity, text in printed.items():
         table.add_row(quantity, text)
     solved = str(solve_for).replace("-", " ")
@@ -218,6 +232,13 @@ def account(
         typer.Option(help="Neighbouring relation; else the ledger's, or zero-out."),
     ] = None,
     adversary: Opponent = "server",
+    copies: Copies = 1,
+    parties: Annotated[
+        str | None,
+        typer.Option(
+            help="Parties of the ledger, by commas, that hold the same record: the sum of their events."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """What a planned schedule, or all that a ledger holds, costs by every accountant."""
@@ -236,6 +257,12 @@ def account(
         raise ValueError(f"Expected --ledger or all of {', '.join(schedule)}; missing: {missing}")
     if ledger is None and party is not None:
         raise ValueError(f"Expected --party with --ledger only, got --party={party}")
+    if parties is not None and (ledger is None or party is not None):
+        raise ValueError(
+            f"Expected --parties with --ledger and without --party, got --parties={parties}"
+        )
+    together = [] if parties is None else [name.strip() for name in parties.split(",")]
+    _copies(copies)
     from privacy.vocabulary import Adversary, Relation, Unit
     from simulations.accounting_figures import account_ledger, account_schedule, quiet
 
@@ -249,6 +276,8 @@ def account(
                 relation=None if relation is None else Relation(relation),
                 adversary=against,
                 delta=delta,
+                together=together,
+                copies=copies,
             )
         else:
             found = account_schedule(
@@ -259,6 +288,7 @@ def account(
                 unit=Unit(unit or "example"),
                 relation=Relation(relation or "zero-out"),
                 adversary=against,
+                copies=copies,
             )
     if as_json:
         print_json(found)
@@ -289,6 +319,13 @@ def _steps(steps: int | None) -> int | None:
     return steps
 
 
+def _copies(copies: int) -> int:
+    from privacy.copies import MOST
+
+    require("--copies", copies, 1 <= copies <= MOST, f"a whole number from 1 to {MOST}")
+    return copies
+
+
 def _noise(noise: float | None) -> float | None:
     if noise is not None:
         good = noise > 0 and math.isfinite(noise)
@@ -305,6 +342,8 @@ def _print_account(found: Mapping[str, Any]) -> None:
         f"delta = {found['delta']:g}; unit: {found['unit']}; relation: {found['relation']}; "
         f"adversary: {found['adversary']}"
     )
+    if found.get("copies", 1) > 1:
+        named += f"; all {found['copies']} copies of a record together"
     parties = found.get("parties", {})
     title = f"Epsilon at {named}"
     if len(parties) > 1:

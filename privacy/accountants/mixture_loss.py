@@ -23,6 +23,7 @@ Array = npt.NDArray[np.float64]
 _BEYOND = 1e-24  # mass of the mixture above the largest finite loss
 _KNOTS = 20_000
 _NEWTON_STEPS = 60
+_SOLVED = 1e-11  # relative error of a loss at an edge; a cell's losses are within it of its ends
 
 
 class Mixture:
@@ -61,7 +62,11 @@ class Mixture:
         return np.asarray(self._logs[:, None] + (2 * x - shift) * shift / (2 * self.noise**2))
 
     def output(self, losses: Array) -> Array:
-        """The output at which the loss is each of ascending values; -inf where it is always more."""
+        """The output at which the loss is each of ascending values; -inf where it is always more.
+
+        Raises:
+          ArithmeticError: An output was not found.
+        """
         found = np.full(losses.shape, -np.inf)
         lowest = math.log1p(-self.moved) if self.moved < 1 else -np.inf
         inside = losses > lowest
@@ -70,17 +75,22 @@ class Mixture:
         goal = losses[inside]
         # Each term alone bounds the loss from below: where one has the value, the root is left of it.
         alone = np.log(self.weights)[:, None]
-        right = (goal - alone) * self.noise**2 / self.shifts[:, None] + self.shifts[:, None] / 2
-        x = np.asarray(right.min(axis=0))
-        x = np.minimum(x, self._from_knots(goal, float(x.min()), float(x.max())))
+        each = (goal - alone) * self.noise**2 / self.shifts[:, None] + self.shifts[:, None] / 2
+        right = np.asarray(each.min(axis=0))
+        x = np.minimum(right, self._from_knots(goal, float(right.min()), float(right.max())))
         for _ in range(_NEWTON_STEPS):
             terms = self._terms(x)
-            value = logsumexp(terms, axis=0)
-            slope = (np.exp(terms - value) * self._all[:, None]).sum(axis=0) / self.noise**2
+            largest = terms.max(axis=0)
+            parts = np.exp(terms - largest)
+            total = parts.sum(axis=0)
+            value = largest + np.log(total)
+            slope = (self._all @ parts) / total / self.noise**2
             step = np.where(slope > 0, (value - goal) / np.where(slope > 0, slope, 1.0), 0.0)
-            x = x - np.clip(step, -1e6, 1e6)
+            x = np.minimum(x - step, right)
             if np.all(np.abs(step) <= 1e-13 * (1 + np.abs(x))):
                 break
+        if not np.all(np.abs(self.loss(x) - goal) <= _SOLVED * (1 + np.abs(goal))):
+            raise ArithmeticError(f"no root of the loss of {self._all} at noise {self.noise}")
         found[inside] = x
         return found
 

@@ -262,12 +262,12 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     if isinstance(event, dp.PoissonSampledDpEvent) and isinstance(event.event, dp.GaussianDpEvent):
         noise, rate = event.event.noise_multiplier, event.sampling_probability
         return gaussian_losses(noise, rate, replace, interval)
-    if isinstance(event, dp.MixtureOfGaussiansDpEvent):
-        return mixture_losses(_mixture(event), interval)
     if _pure_loss(event) > _LARGEST_PURE_LOSS:
         return (no_guarantee(interval),)
     try:
         with np.errstate(all="ignore"):
+            if isinstance(event, dp.MixtureOfGaussiansDpEvent):
+                return mixture_losses(_mixture(event), interval)
             pld = _dp_accounting_pld(event, relation.dp_accounting, interval)
     except ArithmeticError:  # parameters at which dp_accounting's functions overflow
         return (no_guarantee(interval),)

@@ -226,8 +226,8 @@ MUTATIONS = (
     Mutation(
         "calibration-forgets-other-events",
         "privacy/calibration.py",
-        "return others + multiset(dp_sgd(sampling_rate, multiplier, steps))",
-        "return multiset(dp_sgd(sampling_rate, multiplier, steps))",
+        "return others + _schedule(sampling_rate, multiplier, steps, copies)",
+        "return _schedule(sampling_rate, multiplier, steps, copies)",
         "What was spent before on the same data is not made room for.",
         (f"{_CALIBRATION}::test_other_events_share_the_budget",),
     ),
