@@ -32,6 +32,7 @@ from fedllm.own_bounds import OwnBounds
 from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
+from fedllm.repeated_records import repeats
 from fedllm.server_tensors import check_tensors
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
@@ -103,7 +104,7 @@ class SiloWorker:
         self._fixed: dict[str, Any] | None = None
 
     def open(self) -> OpenedSilo:
-        """The silo's usable records, checked and tokenised once.
+        """The silo's usable records, checked and tokenised once; how many repeat goes into the silo's log.
 
         Raises:
             NotTakingPart: they cannot be used; why is in the silo's own log.
@@ -114,6 +115,8 @@ class SiloWorker:
             except Exception as error:
                 self.note_error("the data cannot be used", error)
                 raise NotTakingPart from error
+            task = self.settings.task
+            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))
         return self._opened
 
     def prepare(self, params: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.plan import for_silos
+from fedllm.repeated_records import warnings_of_repeats
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silos import load_federation
@@ -47,7 +48,12 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
     """
     settings = run.settings()
     _quiet()
-    nodes = len(load_federation(settings).silos)
+    federation = load_federation(settings)
+    nodes = len(federation.silos)
+    for sentence in warnings_of_repeats(
+        federation.silos, (*settings.task.text, settings.task.target)
+    ):
+        logging.getLogger(__name__).warning("Warning: %s", sentence)
     stop = threading.Event()
     outcome: dict[str, Any] = {"status": "failed"}
     server_app = ServerApp()

@@ -1,7 +1,8 @@
 """Repeated texts, which weaken what example-level privacy promises.
 
-Example-level privacy hides one record. Whoever's text occurs k times is protected at k times the
-epsilon (group privacy), so repeats are counted and reported, and may be dropped before training.
+Example-level privacy hides one record. What the removal of all k copies of one costs is larger, and known
+(:mod:`privacy.copies`). So repeats are counted where the data are: a silo's in its own log, a simulation's in
+warnings of the command (:mod:`fedllm.repeated_records`). They may be dropped before training.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def drop_duplicates(
     record, so the set kept depends neither on the order of the data nor on a seed.
 
     Privacy: a record added before this step adds one record after it, changes none, or *replaces*
-    one (two changes under add-or-remove-one). The guarantee is therefore to be stated for the
+    one (twice the change of zero-out). The guarantee is therefore to be stated for the
     records after this step. Raises DataError for a missing column.
     """
     kept = sorted(
@@ -68,13 +69,24 @@ def drop_duplicates(
     return dataset.select(kept)
 
 
+def record_keys(
+    dataset: TextDataset,
+    columns: Sequence[str],
+    normalise: Callable[[str], str] = normalise_text,
+) -> list[tuple[str, ...]]:
+    """What each record is compared by: its ``columns`` after ``normalise``. Raises DataError for a missing
+    column."""
+    require_columns(dataset, columns)
+    return [
+        tuple(_key(record[column], normalise) for column in columns) for record in dataset.records
+    ]
+
+
 def _groups(
     dataset: TextDataset, columns: Sequence[str], normalise: Callable[[str], str]
 ) -> dict[tuple[str, ...], list[int]]:
-    require_columns(dataset, columns)
     groups: dict[tuple[str, ...], list[int]] = {}
-    for row, record in enumerate(dataset.records):
-        key = tuple(_key(record[column], normalise) for column in columns)
+    for row, key in enumerate(record_keys(dataset, columns, normalise)):
         groups.setdefault(key, []).append(row)
     return groups
 

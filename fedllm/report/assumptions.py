@@ -19,7 +19,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         seeded: whether any noise in the ledger came from a seed.
         runs: number of runs in the ledger.
     """
-    privacy, client, data = settings.privacy, settings.client, settings.data
+    privacy, client = settings.privacy, settings.client
     if privacy.mode == "none":
         text = "privacy.mode = none: nothing was clipped, no noise was added."
         return [("No mechanism", text)]
@@ -104,24 +104,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
     divided = _division(settings)
     if divided:
         items.append(("Division of the data", divided))
-    if data.partition == "natural" or data.source == "files":
-        who = "silo"
-        items.append(
-            (
-                "Records are apart",
-                f"A record belongs to one {who}. The same text in two silos, or twice in one, is two "
-                "records: whoever stands behind k records has the guarantee of k-fold group privacy, "
-                "which is weaker (epsilon grows at least k-fold).",
-            )
-        )
-    else:
-        items.append(
-            (
-                "Duplicates",
-                "A text that occurs k times is k records: it has the guarantee of k-fold group "
-                "privacy, which is weaker (epsilon grows at least k-fold).",
-            )
-        )
+    items.append(("Copies of a record", _copies(settings)))
     if runs > 1:
         items.append(
             (
@@ -238,6 +221,21 @@ def _unit(settings: Settings) -> str:
             "protected less than one with a single record."
         )
     return "One silo: all its records together."
+
+
+def _copies(settings: Settings) -> str:
+    if settings.privacy.unit == "client":
+        return (
+            "A silo is one organisation's data. An organisation whose data are in k silos has the cost of all "
+            "their events together (`fedllm account --parties A,B`)."
+        )
+    return (
+        "A text that occurs k times is k records, and the stated epsilon is about one of them. What all k copies "
+        "in one silo cost together is larger than k times that: each copy is drawn by itself, and what they "
+        "contribute adds up. The numbers for 2 and 4 are in this report (copies), others by `fedllm account "
+        "--copies K`. A record that several silos hold costs their events together (`--parties A,B`). How often "
+        "a record occurs is private: each silo counts it into its own log."
+    )
 
 
 def _relation(settings: Settings) -> str:

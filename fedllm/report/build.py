@@ -16,6 +16,7 @@ from fedllm.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
+from fedllm.report.copies import copies_cost
 from fedllm.report.curves import least_missed, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.guarantee import Headline, headline
@@ -30,7 +31,7 @@ from fedllm.report.zeroth_order import black_box
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from privacy.ledger import LedgerEntry, composed
-from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
+from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 CURVES = 8
 """Silos in the drawing of epsilon by round."""
@@ -106,6 +107,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "silos": [_silo(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": _curves(run, accounted, statement, unit, accounts),
         "privacy_curves": _privacy_curves(run, accounted, statement, unit, relation),
+        "copies": _copies(run, accounted, statement, unit, accounts),
         "meaning": _meaning(run, accounted, statement, unit, relation),
         "accountants": _trust(relation),
         "releases": accounting.releases(run.entries, run.run_id),
@@ -326,11 +328,9 @@ def _privacy_curves(
 ) -> dict[str, Any] | None:
     """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
     adversary = _drawn_adversary(statement)
-    able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
-    able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
-    if not able:
+    worst = _largest(accounted, adversary)
+    if worst is None:
         return None
-    worst = max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf)
     figure = worst.headline(adversary)
     events = composed(_rows(run, worst.name, unit), adversary)
     found = privacy_curves(events, figure.accountant, relation)
@@ -342,6 +342,30 @@ def _privacy_curves(
         "accountant": figure.accountant,
         **found,
     }
+
+
+def _largest(accounted: Sequence[SiloAccounting], adversary: Adversary) -> SiloAccounting | None:
+    """The silo with the largest epsilon; None where none has a finite one above 0."""
+    able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
+    able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
+    return max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
+
+
+def _copies(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    accounts: Accounts,
+) -> dict[str, Any] | None:
+    """What copies of one record cost at the silo with the largest epsilon."""
+    adversary = _drawn_adversary(statement)
+    worst = _largest(accounted, adversary)
+    if worst is None or unit is Unit.CLIENT:
+        return None
+    events = composed(_rows(run, worst.name, unit), adversary)
+    costs = copies_cost(events, accounts.relation, accounts.delta)
+    return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
 
 
 def _rows(run: RunRecord, silo: str, unit: Unit) -> list[LedgerEntry]:

@@ -164,6 +164,13 @@ are what was done. Nothing proves that they are; see the first line.</p>
 </table>
 </div>
 
+{% if report.copies %}
+<p id="copies">Several copies of one record at silo {{ report.copies.silo }}, all of them together, against the
+{{ report.copies.adversary }} (PLD, delta {{ "%g" | format(g.delta) }}, {{ g.relation }}):
+{% for cost in report.copies.costs %}{{ cost.copies }} {{ "copy" if cost.copies == 1 else "copies" }}: epsilon {{ "not proven" if cost.epsilon is none else cost.epsilon | epsilon }}{{ "; " if not loop.last else "." }}
+{% endfor %}</p>
+{% endif %}
+
 {% if epsilon or delta_curve %}
 <h2>How the privacy was spent</h2>
 <div class="figures">

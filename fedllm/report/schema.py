@@ -124,6 +124,23 @@ class RoundCurvesPart(Part):
     left_out: int
 
 
+class CopiesCostPart(Part):
+    """What one number of copies costs, by PLD."""
+
+    copies: int
+    epsilon: Real | None = Field(description="Null: nothing is proven; see note.")
+    note: str
+
+
+class CopiesPart(Part):
+    """What the removal of all copies of one record costs, of the silo with the largest epsilon."""
+
+    silo: str
+    adversary: str
+    accountant: Literal["pld"]
+    costs: list[CopiesCostPart]
+
+
 class PrivacyCurvesPart(Part):
     """The whole privacy curve of the silo with the largest epsilon."""
 
@@ -456,6 +473,9 @@ class Report(Part):
     silos: list[SiloPart]
     epsilon_by_round: RoundCurvesPart
     privacy_curves: PrivacyCurvesPart | None
+    copies: CopiesPart | None = Field(
+        description="What all copies of one record cost; null for unit client, or without a guarantee."
+    )
     meaning: MeaningPart | None
     accountants: list[AccountantPart]
     releases: list[ReleasePart]

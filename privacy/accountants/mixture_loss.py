@@ -100,7 +100,7 @@ class Mixture:
         knots = np.linspace(low - REACH * self.noise, high, _KNOTS)
         values = self.loss(knots)
         rising = np.concatenate([[True], np.diff(values) > 0])
-        return np.interp(goal, values[rising], knots[rising])
+        return np.asarray(np.interp(goal, values[rising], knots[rising]))
 
     def top(self) -> float:
         """An output beyond which the mixture has less than 1e-24 of its mass."""
