@@ -133,4 +133,22 @@ MUTATIONS = (
         "A record that two silos hold is said to cost what it costs at one.",
         (f"{_COMMANDS}::test_a_record_at_two_silos_costs_the_sum_of_their_events",),
     ),
+    Mutation(
+        "repeated-records-not-counted",
+        "fedllm/silo_worker.py",
+        "            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))\n",
+        "",
+        "A silo never learns that a record is in its data several times.",
+        (
+            "tests/core/test_repeated_records.py::test_opening_a_silo_writes_the_count_into_its_own_log",
+        ),
+    ),
+    Mutation(
+        "report-says-copies-cost-as-one",
+        "fedllm/report/copies.py",
+        "            epsilon = accountant.epsilon(events_of_copies(events, number), delta)\n",
+        "            epsilon = accountant.epsilon(events_of_copies(events, 1), delta)\n",
+        "The report states the epsilon of one copy for four.",
+        ("tests/core/test_repeated_records.py::test_the_report_says_what_copies_cost",),
+    ),
 )
