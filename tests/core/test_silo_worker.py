@@ -313,7 +313,8 @@ def test_what_is_private_goes_to_the_silos_log_alone(
     log = tmp_path / "logs" / "alpha.jsonl"
     worker = SiloWorker(settings, silo(settings), run="r", ledger=tmp_path / "l.sqlite", log=log)
     reply = worker.train(params, 1, 3)
-    record = json.loads(log.read_text(encoding="utf-8"))
+    opened, record = (json.loads(line) for line in log.read_text("utf-8").splitlines())
+    assert opened["kind"] == "repeated-records"
     assert record["round"] == 1
     assert {"examples", "clipped", "nonfinite", "median_norm"} < set(record)
     public = {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps", "duplicate"}
