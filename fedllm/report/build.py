@@ -31,7 +31,7 @@ from fedllm.report.zeroth_order import black_box
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from privacy.ledger import LedgerEntry, composed
-from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
 
 CURVES = 8
 """Silos in the drawing of epsilon by round."""
@@ -344,7 +344,7 @@ def _privacy_curves(
     }
 
 
-def _largest(accounted: Sequence[SiloAccounting], adversary: Adversary) -> SiloAccounting | None:
+def _largest(accounted: Sequence[SiloAccounting], adversary: str) -> SiloAccounting | None:
     """The silo with the largest epsilon; None where none has a finite one above 0."""
     able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
     able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
