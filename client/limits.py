@@ -126,6 +126,11 @@ def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
             "Expected budget.accountant=pld of the silo's own file for other than Gaussian noise on numbers "
             f"(else zeroth_order.noise=gaussian), got budget.accountant={silo.budget.accountant}"
         )
+    if own.client.max_batch is not None and silo.budget.accountant != "pld":
+        yield (
+            "Expected budget.accountant=pld of the silo's own file for client.max_batch (no other one represents "
+            f"the truncated sample), got budget.accountant={silo.budget.accountant}"
+        )
     if privacy.mode == "dp" and privacy.randomness not in limits.randomness:
         asked = f"privacy.randomness={privacy.randomness}"
         yield _listed("privacy.randomness", "randomness", limits.randomness, asked)

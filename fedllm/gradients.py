@@ -68,6 +68,7 @@ def clipped_gradient_sum(
     codec: Codec | None = None,
     perturbation: Perturbation | None = None,
     failures: Failures | None = None,
+    examples: int | None = None,
 ) -> ClippedSum:
     """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
@@ -86,6 +87,9 @@ def clipped_gradient_sum(
             :func:`per_example_gradients`.
         failures: an example that raises counts as a gradient of zero and is counted there
             (:mod:`fedllm.contained`); None passes the exception on.
+        examples: how many of the first features are examples, where others fill a fixed shape
+            (:mod:`fedllm.fixed_shape`): those count as zero, and so, row by row, does what is not finite. None:
+            all are.
 
     Returns:
         Sums in the order of sorted names (with a codec: one sum of codes, [k]); counts over all
@@ -114,15 +118,36 @@ def clipped_gradient_sum(
     for group in tunable.task.batches(features, max_tokens):
         chosen = [features[i] for i in group]
         rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        real = len(group)
+        if examples is not None:
+            real = sum(i < examples for i in group)
+            rows, bad = fixed_rows(rows, real)
+            nonfinite += bad
         part = clip_and_sum(rows, clip_norm, row_factors)
         sums = [total + new for total, new in zip(sums, part.sums, strict=True)]
-        count += part.count
+        count += real
         clipped += part.clipped
         nonfinite += part.nonfinite
-        norms.append(part.norms.cpu())
+        norms.append(part.norms[:real].cpu())
     if failures is not None:
         report_lost_step(count, failures.count - before)
     return ClippedSum(sums, count, clipped, nonfinite, torch.cat(norms))
+
+
+def fixed_rows(rows: Sequence[Tensor], examples: int) -> tuple[list[Tensor], int]:
+    """The rows with zeros in the place of fillers and of examples that are not finite; how many are not.
+
+    All of it by selection, in the shapes that it came in: nothing is left out, and nothing multiplied.
+    """
+    place = torch.arange(rows[0].shape[0], device=rows[0].device)
+    finite = torch.stack([row.flatten(1).isfinite().all(1) for row in rows]).all(0)
+    kept = finite & (place < examples)
+    bad = int((~finite & (place < examples)).sum())
+    chosen = [
+        torch.where(kept.view(-1, *[1] * (row.dim() - 1)), row, torch.zeros_like(row))
+        for row in rows
+    ]
+    return chosen, bad
 
 
 def gradient_sum(

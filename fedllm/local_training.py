@@ -30,6 +30,7 @@ from fedllm.encoded_release import (
     encode_released_update,
     gradient_scales,
 )
+from fedllm.fixed_shape import FixedShape
 from fedllm.flatness.perturbation import Perturbation, noise_factor, perturbation_of
 from fedllm.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.inputs import Feature
@@ -171,6 +172,7 @@ def _local_steps(
     previous: Mapping[str, Tensor] | None,
 ) -> _Steps:
     device = tunable.backbone.device
+    fixed = FixedShape.of(tunable, settings)
     start = _on(device, params)
     weights = {name: value.clone() for name, value in start.items()}
     optimizer = _optimizer(settings, list(weights.values()))
@@ -187,15 +189,20 @@ def _local_steps(
     ascent = None if perturbation is None or previous is None else _on(device, previous)
     release = partial(
         _release,
-        tunable,
+        tunable if fixed is None else fixed.tunable,
         settings=settings,
         perturbation=own,
         noise_multiplier=parts.vector * noise_factor(settings, server_round),
         encoding=encoding if per_example else None,
         failures=failures,
+        max_tokens=tokens if fixed is None else fixed.max_tokens,
     )
     for step in range(settings.client.local_steps):
-        batch = poisson_batch(features, sampling_rate, streams("sample", step))
+        examples: int | None = None
+        if fixed is None:
+            batch = poisson_batch(features, sampling_rate, streams("sample", step))
+        else:
+            batch, examples = fixed.draw(features, sampling_rate, streams("sample", step))
         point: Mapping[str, Tensor] = weights
         if perturbation is not None and form == "private-ascent":
             ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums
@@ -206,7 +213,7 @@ def _local_steps(
             point = perturbation.perturbed(weights, ascent)
         if per_example:
             noise = streams("noise", step)
-            found = release(point, batch, rng=noise)
+            found = release(point, batch, rng=noise, examples=examples)
             sums = found.sums
             tally.add(found.counts, found.norms)
             if is_adaptive(settings):
@@ -255,11 +262,13 @@ def _release(
     noise_multiplier: float,
     encoding: Encoding | None,
     failures: Failures | None,
+    max_tokens: int,
     rng: RandomSource,
+    examples: int | None = None,
 ) -> _Released:
     """One Gaussian mechanism on a batch: gradients at ``point``, clipped, summed, noised.
 
-    ``rng`` must not have been used for another release.
+    ``rng`` must not have been used for another release; ``examples`` is as for :func:`clipped_gradient_sum`.
     """
     clip, scales = settings.privacy.clip, gradient_scales(settings, point)
     total = clipped_gradient_sum(
@@ -268,7 +277,8 @@ def _release(
         batch,
         clip_norm=clip,
         scales=scales,
-        max_tokens=settings.client.max_tokens,
+        max_tokens=max_tokens,
+        examples=examples,
         codec=None if encoding is None else encoding.codec,
         perturbation=perturbation,
         failures=failures,

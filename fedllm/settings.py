@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from fedllm.settings_checks import check_codec, check_flatness, check_relation
 from fedllm.settings_clipping import ClippingSettings, check_clipping
 from fedllm.settings_codec import CodecSettings
+from fedllm.settings_fixed_shape import check_fixed_shape
 from fedllm.settings_flatness import (
     AwpSettings,
     LayersSettings,
@@ -209,6 +210,14 @@ class ClientSettings(Section):
         "(which counts as at least 1).",
     )
 
+    max_batch: PositiveInt | None = Field(
+        None,
+        description="Fixed shapes: a step's Poisson sample is cut to so many examples, chosen at random, each is "
+        "padded to the task's longest, and the batch is filled up, so that a step's work does not depend on the "
+        "data. Well above batch_size it costs hardly any privacy, and the time of max_batch full examples a step. "
+        "Empty: no fixed shapes.",
+    )
+
     @model_validator(mode="after")
     def _check(self) -> ClientSettings:
         if self.batch_size is None:
@@ -397,6 +406,7 @@ class Settings(Section):
         check_relation(self)
         check_codec(self)
         check_clipping(self)
+        check_fixed_shape(self)
         check_flatness(self)
         check_zeroth_order(self)
         return self

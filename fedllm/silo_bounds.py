@@ -19,6 +19,7 @@ from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_f
 from fedllm.mechanism import release_event
 from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
+from fedllm.settings_fixed_shape import records_of
 from fedllm.settings_zeroth_order import noises_numbers
 from privacy.budget import Budget, BudgetExceeded
 from privacy.event_counts import is_private, multiset
@@ -30,6 +31,7 @@ from privacy.events import (
     poisson_sampled,
     pure_dp,
     scalar_noise,
+    truncated_sgd,
 )
 from privacy.scalar_noise import ScalarNoise
 from privacy.scalar_noise.lmo import noise_from_json
@@ -103,7 +105,8 @@ def training_event(settings: Settings, sampling_rate: float, noise_multiplier: f
     """The event of one local step (unit example), or of one round (unit client), without perturbation;
     with noise of a file on single numbers (:func:`noises_numbers`), that of one number.
 
-    With adaptive clipping sum and count of the same records are in it, together of ``noise_multiplier``.
+    With adaptive clipping sum and count of the same records are in it, together of ``noise_multiplier``. With
+    ``client.max_batch`` it is that of a truncated sample.
 
     Args:
         sampling_rate: of each example in a local step.
@@ -114,6 +117,10 @@ def training_event(settings: Settings, sampling_rate: float, noise_multiplier: f
     events = release_events(settings, noise_multiplier)
     event = events[0] if len(events) == 1 else ComposedDpEvent(events)
     if settings.privacy.unit == "example":
+        most = settings.client.max_batch
+        if most is not None and sampling_rate < 1:  # at rate 1 the sample never exceeds max_batch
+            size = records_of(settings, sampling_rate)
+            return truncated_sgd(size, sampling_rate, most, noise_multiplier)
         return poisson_sampled(sampling_rate, events) if sampling_rate < 1 else event
     fraction = settings.server.fraction
     sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"

@@ -16,6 +16,7 @@ from fedllm.embedded import cache_folder
 from fedllm.lmo_target import claimed_multiplier, true_multiplier
 from fedllm.mechanism import unit_noise
 from fedllm.settings import Settings
+from fedllm.settings_fixed_shape import records_of
 from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import Bound
 from privacy.accountants import UnsupportedEvent
@@ -80,6 +81,13 @@ class TrainingPlan:
         )
         return true_multiplier(self.settings, found.noise_multiplier)
 
+    def _truncated(self) -> tuple[int, int] | None:
+        """Number of examples and the most of a step, with ``client.max_batch``; None where nothing is cut."""
+        most = self.settings.client.max_batch
+        if most is None or self.rate >= 1:
+            return None
+        return records_of(self.settings, self.rate), most
+
     def _calibrate(self, bound: Bound, spent_before: Counter[DpEvent]) -> float:
         """The noise multiplier with which the planned run uses a budget up."""
         before: Counter[DpEvent] = Counter() if bound.this_run else spent_before
@@ -103,6 +111,7 @@ class TrainingPlan:
                 accountant=budget.accountant.name,
                 cache_dir=cache_folder() / "calibration",
                 noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
+                truncated=self._truncated(),
             )
         except UnsupportedEvent:
             raise

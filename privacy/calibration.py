@@ -21,7 +21,7 @@ from privacy.accountants import Accountant, make_accountant
 from privacy.copies import events_of_copies
 from privacy.event_counts import multiset
 from privacy.event_json import event_to_json
-from privacy.events import dp_sgd, scalar_noise
+from privacy.events import dp_sgd, scalar_noise, truncated_sgd
 from privacy.result_cache import read_result, write_result
 from privacy.scalar_noise import ScalarNoise
 from privacy.vocabulary import Relation
@@ -117,6 +117,7 @@ def calibrate_noise_multiplier(
     cache_dir: Path | None = None,
     noise: ScalarNoise | None = None,
     copies: int = 1,
+    truncated: tuple[int, int] | None = None,
 ) -> Calibration:
     """Return the smallest noise multiplier (within tolerance) that keeps to the target.
 
@@ -136,6 +137,8 @@ def calibrate_noise_multiplier(
         sensitivity. None: Gaussian noise on a vector (DP-SGD).
       copies: The target holds for a record that is in the data so many times (`privacy.copies`); the other
         events are taken as they are given.
+      truncated: Number of records and the most that a step keeps of its sample (`events.truncated_sgd`);
+        None: nothing is cut.
 
     Raises:
       ValueError: An input is out of range, or the target is impossible; the message says why.
@@ -162,11 +165,17 @@ def calibrate_noise_multiplier(
         key["noise"] = noise.to_dict()
     if copies != 1:
         key["copies"] = int(copies)
+    if truncated is not None:
+        key["truncated"] = list(truncated)
     cached = _read_cache(cache_dir, key)
     if cached is not None:
         return cached
 
     def events(multiplier: float) -> Counter[DpEvent]:
+        if truncated is not None:
+            size, most = truncated
+            cut = multiset(truncated_sgd(size, sampling_rate, most, multiplier, steps))
+            return others + events_of_copies(cut, copies)
         if noise is None:
             return others + _schedule(sampling_rate, multiplier, steps, copies)
         numbers = multiset(scalar_noise(noise.scaled(multiplier), steps, sampling_rate))

@@ -127,6 +127,32 @@ def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent
     return step if steps == 1 else dp.SelfComposedDpEvent(step, int(steps))
 
 
+def truncated_sgd(
+    size: int, sampling_rate: float, most: int, noise_multiplier: float, steps: int = 1
+) -> DpEvent:
+    """The event of `steps` Gaussian mechanisms, each on a Poisson sample that is cut to `most` records.
+
+    Args:
+      size: Number of records, >= 1; public.
+      sampling_rate: Probability that a record is drawn, 0 < rate <= 1.
+      most: Records that are kept at most, chosen uniformly at random, >= 1.
+      noise_multiplier: Standard deviation over L2 sensitivity, > 0.
+      steps: Whole, >= 0.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    if not 0 < sampling_rate <= 1:
+        raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
+    if size < 1 or most < 1:
+        raise ValueError(f"Expected size >= 1 and most >= 1, got size={size}, most={most}")
+    gaussian(noise_multiplier)  # checks it
+    one = dp.TruncatedSubsampledGaussianDpEvent(
+        int(size), float(sampling_rate), int(most), float(noise_multiplier)
+    )
+    return one if steps == 1 else dp.SelfComposedDpEvent(one, int(steps))
+
+
 def poisson_sampled(sampling_rate: float, events: Iterable[DpEvent]) -> DpEvent:
     """The event of several mechanisms on *one* Poisson sample, each of which may know the ones before.
 

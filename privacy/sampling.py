@@ -39,3 +39,31 @@ def poisson_sample(n: int, rate: float, rng: RandomSource) -> npt.NDArray[np.int
         raise ValueError(f"Expected 0 <= rate <= 1, got rate={rate}")
     threshold = math.floor(rate * 2.0**53) * 2.0**-53
     return np.flatnonzero(rng.random(n) < threshold).astype(np.int64)
+
+
+def truncated_poisson_sample(
+    n: int, rate: float, most: int, rng: RandomSource
+) -> npt.NDArray[np.int64]:
+    """A Poisson sample of at most `most` records; of a larger one a uniformly random subset is kept.
+
+    The random numbers drawn are the same in number whatever is sampled. Each record has a random key, and
+    the smallest keys are kept; keys are 53 bits, so that two of n are equal with probability below n^2 2^-54,
+    and then the earlier record is kept.
+
+    Args:
+      n, rate: As for `poisson_sample`.
+      most: The most records that are kept, >= 1; `truncated_batch_size` of the step's event.
+      rng: The stream to draw from.
+
+    Returns:
+      int64, the sorted indices of the sample.
+
+    Raises:
+      ValueError: As for `poisson_sample`, or most < 1.
+    """
+    if most < 1:
+        raise ValueError(f"Expected most >= 1, got most={most}")
+    drawn = poisson_sample(n, rate, rng)
+    keys = rng.random(n)
+    kept = drawn[np.argsort(keys[drawn], kind="stable")[:most]]
+    return np.sort(kept)

@@ -53,7 +53,7 @@ class SpendingView:
             "steps": steps,
         }
         found = training_events(
-            self.settings,
+            self.settings.for_silo(silo),
             server_round,
             sampling_rate=sampling_rate,
             noise_multiplier=noise_multiplier,

@@ -253,6 +253,8 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
             events = composed([row], OUTSIDER)
         for event, count in events.items():
             rate, inner = 1.0, event
+            if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+                rate, inner = event.sampling_probability, dp.GaussianDpEvent(event.noise_multiplier)
             if isinstance(event, dp.PoissonSampledDpEvent):
                 rate, inner = float(event.sampling_probability), event.event
             if isinstance(inner, VectorNoiseDpEvent):
@@ -329,6 +331,11 @@ def describe_event(event: DpEvent) -> str:
         values = ", ".join(f"{name} {value:.6g}" for name, value in event.parameters)
         what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
         return f"{what} with {event.family} noise, {values}"
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        return (
+            f"Poisson sampling at rate {event.sampling_probability:.6g} of {event.dataset_size} examples, cut to "
+            f"{event.truncated_batch_size}, then Gaussian, noise multiplier {event.noise_multiplier:.6g}"
+        )
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate = event.sampling_probability
         return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
@@ -337,6 +344,8 @@ def describe_event(event: DpEvent) -> str:
 
 def _mechanism(event: DpEvent) -> str:
     """Like :func:`describe_event`, without the parameters that differ from silo to silo."""
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        return f"Poisson sampling cut to {event.truncated_batch_size}, then Gaussian mechanism"
     if isinstance(event, dp.PoissonSampledDpEvent):
         return f"Poisson sampling, then {_mechanism(event.event)}"
     if isinstance(event, dp.GaussianDpEvent):
@@ -349,6 +358,11 @@ def _mechanism(event: DpEvent) -> str:
 
 def _parameters(event: DpEvent) -> dict[str, float]:
     """The parameters that :func:`_mechanism` leaves out, by name."""
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        return {
+            "sampling rate": float(event.sampling_probability),
+            "noise multiplier": float(event.noise_multiplier),
+        }
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate = float(event.sampling_probability)
         return {"sampling rate": rate} | _parameters(event.event)

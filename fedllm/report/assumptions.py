@@ -33,7 +33,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
                 "In every local step each silo draws each of its examples by itself with the stated "
                 "sampling rate (Poisson sampling), and tells nobody which it drew. The guarantee "
                 "uses this secrecy (amplification by sampling)."
-                + (" Each direction has a draw of its own." if noises_numbers(settings) else ""),
+                + (" Each direction has a draw of its own." if noises_numbers(settings) else "")
+                + _cut(settings),
             )
         )
     if black_box:
@@ -81,6 +82,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         )
     )
     items.append(("Sizes of the silos", _sizes(settings)))
+    items.append(_side_channels(settings))
     items.append(
         (
             "Honest execution",
@@ -124,6 +126,37 @@ def _division(settings: Settings) -> str:
         return ""
     said = "; ".join(f"{setting}: {why}" for setting, why in steps.items())
     return f"{AS_DIVIDED}: there one record may move others ({said}). A silo that brings its own data is not divided."
+
+
+def _cut(settings: Settings) -> str:
+    most = settings.client.max_batch
+    if most is None:
+        return ""
+    return (
+        f" Of a sample of more than {most} examples {most} are kept, chosen uniformly at random; the truncated "
+        "sample is what is accounted (arXiv 2508.15089), with the silo's public number of examples."
+    )
+
+
+def _side_channels(settings: Settings) -> Item:
+    """What the time and size of a reply, and whether there is one, may tell."""
+    text = (
+        "When a reply comes, how long it took, its size and whether there is one are not part of the guarantee. "
+        "An example that raises counts as zero and its step releases its noise all the same; a silo answers a "
+        "task after its row is written, or says one constant sentence. What remains: a process that is "
+        "killed, a machine that is lost or out of memory gives no answer, and "
+    )
+    if settings.client.max_batch is None:
+        text += (
+            "the time of a step depends on the number and the lengths of the examples that it draws. Whoever "
+            "measures it learns of them (client.max_batch gives all steps one shape)."
+        )
+    else:
+        text += (
+            "an example that raises is computed a second time. Otherwise each step computes the same shapes "
+            "(client.max_batch), whatever it draws."
+        )
+    return "Time and size of replies", text
 
 
 def _clip(settings: Settings) -> str:
@@ -181,11 +214,6 @@ def not_covered(settings: Settings) -> list[Item]:
             "Inference about the population",
             "What the model teaches about people in general, and so about a person who did not take "
             "part, is not prevented; nor is it the purpose of differential privacy.",
-        ),
-        (
-            "Side channels",
-            "The time that a silo needs, the traffic's timing and failures depend on its hardware and "
-            "on the size of the batches it draws; they are not part of the guarantee.",
         ),
         (
             "Files of the silos",

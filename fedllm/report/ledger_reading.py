@@ -51,6 +51,8 @@ def mechanisms_by_rate(rows: Iterable[LedgerEntry]) -> Counter[tuple[DpEvent, fl
             events = composed([row], OUTSIDER)
         for event, count in events.items():
             rate, inner = 1.0, event
+            if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+                rate, inner = event.sampling_probability, dp.GaussianDpEvent(event.noise_multiplier)
             if isinstance(event, dp.PoissonSampledDpEvent):
                 rate, inner = float(event.sampling_probability), event.event
             found[inner, rate] += count

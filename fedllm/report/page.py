@@ -366,8 +366,8 @@ ledger holds with each round: {{ "%.4g" | format(training.clipping[0].clip) }} i
 {% endfor %}</tbody></table></div></details>
 {% endif %}
 {% if training.withheld %}
-<p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}. Replies, traffic and failures
-by round are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>
+<p>{{ training.finished_rounds }} rounds. Times, replies, traffic and failures
+are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>
 {% else %}
 <p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}; {{ training.replies | number }} updates received;
 {{ training.bytes_down | bytes }} sent to the silos, {{ training.bytes_up | bytes }} received.</p>

@@ -43,7 +43,7 @@ def participants_are_secret(settings: Settings | None) -> bool:
 def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -> dict[str, Any]:
     """Evaluations in order, one row a round, totals, counted failures, and the perturbation of weights.
 
-    Where participation must stay secret, traffic and replies are left out and ``withheld`` says so.
+    Where participation must stay secret, times, traffic and replies are left out and ``withheld`` says so.
     """
     rounds = [record for record in records if record["kind"] == "round"]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
@@ -56,7 +56,10 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
             for where, first in _last(reversed(evaluations), "where").items()
         },
         "finished_rounds": max((record["round"] for record in rounds), default=0),
-        "seconds": math.fsum(number(record.get("seconds")) for record in rounds),
+        # The time of a round depends on how many silos take part in it, and on what they draw.
+        "seconds": None
+        if withheld
+        else math.fsum(number(record.get("seconds")) for record in rounds),
         "withheld": withheld,
         "perturbation": perturbation(settings),
         # Post-processing of noisy counts: shown whoever took part.

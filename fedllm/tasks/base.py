@@ -35,6 +35,8 @@ class Task(ABC):
         self.settings = settings
         self.backbone = backbone
         self.prefix_length = prefix_length
+        self.fixed: Shapes | None = None
+        """One shape for all micro-batches (:mod:`fedllm.fixed_shape`); None: buckets of the device."""
 
     @abstractmethod
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
@@ -86,7 +88,7 @@ class Task(ABC):
     @cached_property
     def shapes(self) -> Shapes:
         """How examples are padded and grouped."""
-        return shapes_for(self.backbone.device, self.longest_input)
+        return self.fixed or shapes_for(self.backbone.device, self.longest_input)
 
     @property
     def longest_input(self) -> int | None:

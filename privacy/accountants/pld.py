@@ -23,6 +23,7 @@ from privacy.accountants.gaussian_loss import (
 from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
 from privacy.accountants.mixture_loss import Mixture, mixture_losses
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
+from privacy.accountants.truncated_loss import largest_kept, truncated_losses
 from privacy.event_kinds import (
     DiscreteGaussianDpEvent,
     PureDpEvent,
@@ -177,6 +178,8 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
     factor = 2.0 if replace else 1.0
     if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[0]
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        return _spread(_untruncated(event), replace)
     if isinstance(event, dp.PoissonSampledDpEvent):
         noise = event.event.noise_multiplier
         growth = math.expm1(min(noise**-2, 100.0))
@@ -196,6 +199,10 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
     """The largest finite loss of an event that `_spread` knows."""
     if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[1]
+    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
+        size, most = event.dataset_size, event.truncated_batch_size
+        kept = largest_kept(size, event.sampling_probability, most)
+        return largest_loss(event.noise_multiplier, kept, replace) if kept else 0.0
     if isinstance(event, dp.PoissonSampledDpEvent):
         return largest_loss(event.event.noise_multiplier, event.sampling_probability, replace)
     if isinstance(event, dp.GaussianDpEvent):
@@ -212,6 +219,12 @@ def _reach(event: DpEvent, replace: bool) -> float | None:
 
 def _mixture(event: dp.MixtureOfGaussiansDpEvent) -> Mixture:
     return Mixture(event.standard_deviation, event.sensitivities, event.sampling_probs)
+
+
+def _untruncated(event: dp.TruncatedSubsampledGaussianDpEvent) -> DpEvent:
+    """The same with no bound on the sample."""
+    rate = event.sampling_probability
+    return dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(event.noise_multiplier))
 
 
 def _pure_loss(event: DpEvent) -> float:
@@ -252,6 +265,15 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
     replace = relation.doubles
     if (scalar := _scalar(event, replace)) is not None:
         return scalar_losses(*scalar, interval)
+    truncated = isinstance(event, dp.TruncatedSubsampledGaussianDpEvent)
+    if truncated and relation is Relation.ZERO_OUT:
+        return truncated_losses(
+            event.dataset_size,
+            event.sampling_probability,
+            event.truncated_batch_size,
+            event.noise_multiplier,
+            interval,
+        )
     if isinstance(event, dp.GaussianDpEvent):
         return gaussian_losses(event.noise_multiplier, 1.0, replace, interval)
     if isinstance(event, DiscreteGaussianDpEvent):

@@ -1,0 +1,67 @@
+"""Truncated samples and steps of a fixed shape."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_LOSS = "tests/privacy/test_privacy_truncated.py"
+_SHAPE = "tests/core/test_fixed_shape.py"
+
+MUTATIONS = (
+    Mutation(
+        "truncation-keeps-the-first",
+        "privacy/sampling.py",
+        '    kept = drawn[np.argsort(keys[drawn], kind="stable")[:most]]\n',
+        "    kept = drawn[:most]\n",
+        "Records at the beginning of the data are kept more often than the event says.",
+        (f"{_LOSS}::test_which_records_are_kept_is_uniform",),
+    ),
+    Mutation(
+        "truncated-sample-called-poisson",
+        "fedllm/silo_bounds.py",
+        "        if most is not None and sampling_rate < 1:",
+        "        if most is None and sampling_rate < 1:",
+        "The ledger states a Poisson sample where the sample is cut.",
+        (f"{_SHAPE}::test_the_row_holds_the_truncated_event",),
+    ),
+    Mutation(
+        "full-batch-as-if-not-cut",
+        "privacy/accountants/truncated_loss.py",
+        "min(1.0, full / (full + without) * (1 + 1e-12))",
+        "rate",
+        "Beside B - 1 others a record is taken to be there with its sampling rate, which is too little.",
+        (f"{_LOSS}::test_probabilities_are_those_of_all_samples",),
+    ),
+    Mutation(
+        "fillers-count",
+        "fedllm/gradients.py",
+        "    kept = finite & (place < examples)\n",
+        "    kept = finite\n",
+        "Gradients of the rows that only fill the shape are added to the sum.",
+        (f"{_SHAPE}::test_the_sum_is_that_of_the_kept_examples",),
+    ),
+    Mutation(
+        "fixed-shape-of-buckets",
+        "fedllm/fixed_shape.py",
+        "Shapes(least=length, tokens",
+        "Shapes(least=8, tokens",
+        "The lengths of the examples that were drawn decide the shapes.",
+        (f"{_SHAPE}::test_all_tensors_of_a_step_have_the_same_shapes",),
+    ),
+    Mutation(
+        "batch-not-filled-up",
+        "fedllm/fixed_shape.py",
+        "[self.filler] * (self.slots - len(batch))",
+        "[self.filler] * (1 - min(1, len(batch)))",
+        "The number of examples that were drawn decides the number of micro-batches.",
+        (f"{_SHAPE}::test_all_tensors_of_a_step_have_the_same_shapes",),
+    ),
+    Mutation(
+        "noise-calibrated-to-poisson",
+        "fedllm/silo_noise.py",
+        "                truncated=self._truncated(),\n",
+        "",
+        "The noise is that of a Poisson sample, which costs less than the truncated one.",
+        (f"{_SHAPE}::test_the_row_holds_the_truncated_event",),
+    ),
+)
