@@ -100,8 +100,8 @@ MUTATIONS = (
     Mutation(
         "batch-drawn-once",
         "fedllm/local_training.py",
-        'streams("sample", step))',
-        'streams("sample", 0))',
+        'batch = poisson_batch(features, sampling_rate, streams("sample", step))',
+        'batch = poisson_batch(features, sampling_rate, streams("sample", 0))',
         "All local steps of a round use one batch, while each step is accounted as freshly sampled.",
         (_WALK,),
     ),
@@ -281,6 +281,11 @@ MUTATIONS = (
     for group in tunable.task.batches(features, max_tokens):
         chosen = [features[i] for i in group]
         rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        real = len(group)
+        if examples is not None:
+            real = sum(i < examples for i in group)
+            rows, bad = fixed_rows(rows, real)
+            nonfinite += bad
         part = clip_and_sum(rows, clip_norm, row_factors)
 """,
         """        whole = torch.cat(scaled, dim=1)
@@ -291,6 +296,11 @@ MUTATIONS = (
     for group in tunable.task.batches(features, max_tokens):
         chosen = [features[i] for i in group]
         rows = example_rows(compute, chosen, shapes, failures, sums[0].device)
+        real = len(group)
+        if examples is not None:
+            real = sum(i < examples for i in group)
+            rows, bad = fixed_rows(rows, real)
+            nonfinite += bad
         part = clip_and_sum(rows, clip_norm if codec is None else 1e30, row_factors)
 """,
         "An example's code is as long as the codec makes it: noise for one clip does not cover it.",

@@ -105,8 +105,8 @@ MUTATIONS = (
     Mutation(
         "client-level-amplified-by-the-batch",
         "fedllm/silo_bounds.py",
-        '    if settings.privacy.unit == "example":\n        return poisson_sampled(sampling_rate',
-        "    if True:\n        return poisson_sampled(sampling_rate",
+        '    if settings.privacy.unit == "example":\n        most = settings.client.max_batch\n',
+        "    if True:\n        most = settings.client.max_batch\n",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
         ("tests/core/test_client_level_events.py",),
     ),
