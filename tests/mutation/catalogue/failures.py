@@ -48,10 +48,7 @@ MUTATIONS = (
         "names.REASON: str(TaskFailed())}",
         "names.REASON: _told(error, context)}",
         "What an exception quotes of the data is sent to the server.",
-        (
-            "tests/federation/test_client.py",
-            f"{_POISON}::test_no_text_of_an_exception_leaves_after_spending",
-        ),
+        (f"{_POISON}::test_no_text_of_an_unexpected_exception_leaves_before_spending_either",),
     ),
     Mutation(
         "failure-after-spending-is-told",
