@@ -60,9 +60,9 @@ MUTATIONS = (
     ),
     Mutation(
         "long-table-kept",
-        "fedllm/models.py",
-        "    separate_tables(model)\n",
-        "",
+        "fedllm/rotary.py",
+        "original.to(buffer.device, copy=True)",
+        "original.to(buffer.device)",
         "After one long text all later ones get the long position table.",
         (f"{_MATES}::test_a_text_beyond_the_rotary_table_does_not_change_later_ones",),
     ),
