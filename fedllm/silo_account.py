@@ -1,17 +1,18 @@
 """What a silo may spend: its budgets and its rows in the ledger. All before anything leaves.
 
 One silo's account for one run. It has the silo's noise multiplier calibrated (:mod:`fedllm.silo_noise`) for
-what the run plans and for what the ledger already holds (other runs on the same data), refuses a step *before*
-it would exceed a budget (``privacy.epsilon`` over all runs on the ledger, ``privacy.run_epsilon`` over this
-one), and records each event durably before the noisy value is made.
+what the run plans and for what the ledger already holds (other runs on the same data), fixes the run's plan with its
+first release (:mod:`fedllm.silo_plan`), refuses a plan *before* it would exceed a budget (``privacy.epsilon`` over
+all runs on the ledger, ``privacy.run_epsilon`` over this one) and a release that is outside of the plan, and
+records each event durably before the noisy value is made.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dp_accounting.dp_event import ComposedDpEvent, DpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfComposedDpEvent
 
 from fedllm.mechanism import multiplier_of, noise_of, number_multiplier
 from fedllm.own_bounds import OwnBounds
@@ -20,7 +21,6 @@ from fedllm.schedule import evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import (
-    Bound,
     bounds_of,
     check_evaluations,
     evaluation_events,
@@ -32,11 +32,13 @@ from fedllm.silo_bounds import (
     training_events,
 )
 from fedllm.silo_noise import TrainingPlan
+from fedllm.silo_plan import PlanBook, Proposal, StalePlan, private_part
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.event_counts import is_private, multiset
 from privacy.events import no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
+from privacy.run_plan import RunPlan
 from privacy.views import with_colluders
 from privacy.vocabulary import Adversary, Relation, Unit
 
@@ -95,6 +97,7 @@ class SiloAccount:
         self.relation = Relation(settings.privacy.relation)
         self.private = settings.privacy.mode == "dp"
         self.adversary = protected_from(settings)
+        self.book = PlanBook(ledger, run=run, party=party, unit=self.unit, adversary=self.adversary)
         self._refuse_other_units()
         self._refuse_known_numbers()
         self.sampling_rate = sampling_rate(settings, examples)
@@ -141,17 +144,83 @@ class SiloAccount:
     def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
+        for events in self._purposes(self.rounds, noise_multiplier).values():
+            total.update(events)
+        return total
+
+    def _purposes(
+        self, rounds: int, noise_multiplier: float | None = None
+    ) -> dict[str, Counter[DpEvent]]:
+        """All events of a run with so many rounds of training, by purpose."""
+        found: dict[str, Counter[DpEvent]] = {}
         if self.rounds:
             # Perturbed rounds come first; which rounds the silo takes part in changes no cost.
-            perturbed = min(self.settings.awp.rounds or self.rounds, self.rounds)
-            for first, rounds in ((1, perturbed), (perturbed + 1, self.rounds - perturbed)):
+            training: Counter[DpEvent] = Counter()
+            perturbed = min(self.settings.awp.rounds or rounds, rounds)
+            for first, number in ((1, perturbed), (perturbed + 1, rounds - perturbed)):
                 for event, count in self.training_events(first, noise_multiplier).items():
-                    total[event] += count * rounds
-            total = multiset(+total) + self.statistics_events()
-            total += planned_scores(self.settings, self.sampling_rate)
-        for event, count in self.evaluation_events().items():
-            total[event] += count * evaluation_rounds(self.settings)
-        return total
+                    training[event] += count * number
+            found[TRAIN] = multiset(+training)
+            found[STATISTICS] = self.statistics_events()
+            found[SCORES] = planned_scores(self.settings, self.sampling_rate)
+        evaluations = evaluation_rounds(self.settings)
+        found[EVALUATE] = Counter(
+            {event: count * evaluations for event, count in self.evaluation_events().items()}
+        )
+        return {purpose: events for purpose, events in found.items() if events}
+
+    # -- the run's plan --------------------------------------------------------------------------
+
+    def plan(self) -> RunPlan:
+        """The run's plan: the ledger's, once it has one; else what is planned now.
+
+        The latter has as many rounds of training as the budgets have room for, at most those of the task: a
+        noise multiplier that is given by hand may be too small for all of them.
+
+        Raises:
+            BudgetExceeded: there is no room for one.
+        """
+        stored = self.book.stored()
+        if stored is not None:
+            return stored
+        whole = self._plan_of(self.rounds)
+        if not self.private or self._fits(whole):
+            return whole
+        low, high = 0, self.rounds
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits(self._plan_of(middle)) else (low, middle)
+        if low == 0:
+            self.book.admit(self.bounds, self._plan_of(min(1, self.rounds)))
+        return self._plan_of(low)
+
+    def _plan_of(self, rounds: int) -> RunPlan:
+        return RunPlan(
+            {purpose: self._views(events) for purpose, events in self._purposes(rounds).items()}
+        )
+
+    def _fits(self, plan: RunPlan) -> bool:
+        try:
+            self.book.admit(self.bounds, plan)
+        except BudgetExceeded:
+            return False
+        return True
+
+    def proposal(self) -> Proposal | None:
+        """The row that fixes the run's plan, where the ledger has none yet; None also for a run that plans
+        nothing with a guarantee.
+
+        Raises:
+            BudgetExceeded: the budgets have no room for the plan.
+        """
+        if self.book.stored_row() is not None:
+            return None
+        plan = self.plan()
+        if not private_part(plan.events(self.adversary)):
+            return None
+        return self.book.proposal(
+            self.bounds, plan, self.details(), with_colluders(NoOpDpEvent(), self._colluding)
+        )
 
     def spent(self) -> Counter[DpEvent]:
         """All events in the ledger for this party, of this run and others."""
@@ -162,18 +231,6 @@ class SiloAccount:
         before = self.spent()
         before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
         return +before
-
-    def _counted(self, bound: Bound) -> Counter[DpEvent]:
-        """What a budget counts: all that other runs spent (unless it is for this run alone), and this
-        run's events that have a guarantee. What this run releases without one on purpose
-        (``evaluation.clients = "raw"``) is in the ledger, makes every reported epsilon infinite, and
-        leaves the noise as it is. The silo's own budget counts everything."""
-        if bound.own:
-            return self.ledger.spent(Adversary("server"), party=self.party, unit=self.unit)
-        mine = self.ledger.spent(self.adversary, party=self.party, run=self.run)
-        total = mine if bound.this_run else self.spent()
-        total.subtract({event: count for event, count in mine.items() if not is_private(event)})
-        return +total
 
     def _refuse_other_units(self) -> None:
         for unit in Unit:
@@ -214,8 +271,11 @@ class SiloAccount:
         if privacy.noise_scale is not None and (noise := noise_of(self.settings)) is not None:
             meaning = number_multiplier if noises_numbers(self.settings) else multiplier_of
             return meaning(noise, privacy.noise_scale)
+        stored = self.book.stored_noise()
+        if stored is not None:  # resumed: the run keeps the noise that it began with
+            return stored
         for entry in self.ledger.entries(party=self.party, run=self.run):
-            if entry.purpose == TRAIN:  # resumed: the run keeps the noise that it began with
+            if entry.purpose == TRAIN:  # begun before plans were kept
                 return float(str(entry.details["noise_multiplier"]))
         check_evaluations(self.settings, self.party)
         mechanisms = self.rounds * self.steps
@@ -228,7 +288,7 @@ class SiloAccount:
             mechanisms=mechanisms,
             beside=self._planned_beside_training(),
         )
-        return plan.noise_multiplier(self.bounds, self.spent_before())
+        return plan.noise_multiplier(self.bounds, self.book.sequence)
 
     @property
     def _rate(self) -> float:
@@ -267,21 +327,25 @@ class SiloAccount:
         """What :meth:`spend_training` records."""
         return self._entry(TRAIN, server_round, key, self.training_events(server_round))
 
-    def admit_training(self, server_round: int) -> None:
-        """Ask the budgets for one round of training, on top of what the ledger holds.
+    def admit_training(self, server_round: int, proposal: Proposal | None) -> None:
+        """Ask for one round of training: it must be within the plan, and the plan within the budgets.
+
+        Args:
+            proposal: the plan that is recorded with it; None where the ledger has it.
 
         Raises:
-            BudgetExceeded: it would exceed one.
+            BudgetExceeded: it is not.
+            StalePlan: the ledger has changed since the plan was proposed; propose again.
         """
-        self._admit(self.training_events(server_round), TRAIN)
+        self._admit(self.training_events(server_round), TRAIN, proposal)
 
     def statistics_entry(self, key: str) -> LedgerEntry:
         """What :meth:`spend_statistics` records."""
         return self._entry(STATISTICS, 0, key, self.statistics_events())
 
-    def admit_statistics(self) -> None:
+    def admit_statistics(self, proposal: Proposal | None) -> None:
         """As :meth:`admit_training`, for the statistics before training."""
-        self._admit(self.statistics_events(), STATISTICS)
+        self._admit(self.statistics_events(), STATISTICS, proposal)
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """As :meth:`spend_training`, for one evaluation by the silo."""
@@ -297,8 +361,23 @@ class SiloAccount:
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
         entry = self._entry(purpose, server_round, key, events)
-        # Asked while no other process can write to the ledger.
-        return self.ledger.append(entry, lambda: self._admit(events, purpose))
+        while (recorded := self._recorded(entry, events)) is None:
+            pass  # another process wrote meanwhile
+        return recorded
+
+    def _recorded(self, entry: LedgerEntry, events: Counter[DpEvent]) -> bool | None:
+        """Whether a new row was written; None where the plan must be proposed again."""
+        proposal = self.proposal()
+        entries = [entry] if proposal is None else [proposal.entry, entry]
+
+        def admit(new: Sequence[LedgerEntry]) -> None:  # while no other process can write
+            asked = events if new[-1].purpose == entry.purpose else Counter()
+            self._admit(asked, entry.purpose, proposal)
+
+        try:
+            return self.ledger.extend(entries, admit) > (proposal is not None)
+        except StalePlan:
+            return None
 
     def _entry(
         self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]
@@ -314,7 +393,7 @@ class SiloAccount:
             details=self.details(),
         )
 
-    def _admit(self, events: Counter[DpEvent], purpose: str) -> None:
+    def _admit(self, events: Counter[DpEvent], purpose: str, proposal: Proposal | None) -> None:
         self._refuse_other_units()
         asked = {event: count for event, count in events.items() if is_private(event)}
         if self.own is not None:
@@ -322,11 +401,11 @@ class SiloAccount:
             if purpose == TRAIN:
                 mine = self.ledger.entries(party=self.party, run=self.run)
                 self.own.check_rounds(sum(entry.purpose == TRAIN for entry in mine))
-        for bound in self.bounds if asked else ():
-            try:
-                bound.budget.admit(self._counted(bound), asked, self._ceiling(bound))
-            except BudgetExceeded as error:
-                raise bound.exceeded(error) from None
+        if not asked and proposal is None:
+            return
+        plan = self.book.fixed(proposal, self.bounds)
+        self.book.check_within(plan, purpose, Counter(asked), self.bounds)
+        self.book.admit(self.bounds, plan)
 
     def details(self) -> dict[str, str | float | None]:
         """What each row tells of the mechanism and the budgets."""
@@ -344,10 +423,10 @@ class SiloAccount:
             "randomness": privacy.randomness,
         }
 
-    def _ceiling(self, bound: Bound) -> Counter[DpEvent]:
-        planned = self.planned()
-        private = {event: count for event, count in planned.items() if is_private(event)}
-        return (Counter() if bound.this_run else self.spent_before()) + Counter(private)
+    @property
+    def _colluding(self) -> tuple[int, ...]:
+        named = self.settings.privacy.colluding
+        return () if named == "others" else named  # a silo does not know how many there are
 
     def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
         parts: list[DpEvent] = [
@@ -355,15 +434,13 @@ class SiloAccount:
             for event, count in events.items()
         ]
         event = parts[0] if len(parts) == 1 else ComposedDpEvent(parts)
-        named = self.settings.privacy.colluding
-        colluding = () if named == "others" else named  # a silo does not know how many there are
         if self.private and self.settings.privacy.noise_by == "server":
             seen = no_guarantee(
                 "privacy.noise_by=server: the server sees each update without noise"
             )
-            return with_colluders(seen, colluding) | {"outsider": event}
+            return with_colluders(seen, self._colluding) | {"outsider": event}
         # The silo's own noise protects what it sends: whoever colludes knows nothing of it.
-        return with_colluders(event, colluding)
+        return with_colluders(event, self._colluding)
 
 
 def sampling_rate(settings: Settings, examples: int) -> float:

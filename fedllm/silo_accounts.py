@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedllm.silo_account import SiloAccount
+from fedllm.silo_plan import Proposal, StalePlan
 from privacy.budget import BudgetExceeded
 from privacy.ledger import LedgerEntry
 
@@ -36,6 +37,16 @@ def spend_together(
     Raises:
         LedgerError: the rows could not be written.
     """
+    while True:
+        try:
+            return _spend(list(accounts), server_round, key, statistics)
+        except StalePlan:
+            continue
+
+
+def _spend(
+    accounts: Sequence[SiloAccount], server_round: int, key: str, statistics: bool
+) -> dict[SiloAccount, BudgetExceeded]:
     by_party = {account.party: account for account in accounts}
     if not by_party:
         return {}
@@ -43,6 +54,15 @@ def spend_together(
     plans = {name: _plan(account) for name, account in by_party.items()}
     templates: dict[Any, LedgerEntry] = {}
     entries = []
+    proposals: dict[str, Proposal | None] = {}
+    refused: dict[SiloAccount, BudgetExceeded] = {}
+    for name, account in by_party.items():
+        try:
+            proposals[name] = account.proposal()
+        except BudgetExceeded as error:
+            refused[account] = error
+    if refused:
+        return refused
     for name, account in by_party.items():
         if plans[name] not in templates:
             templates[plans[name]] = (
@@ -50,19 +70,23 @@ def spend_together(
                 if statistics
                 else account.training_entry(server_round, key)
             )
+        proposal = proposals[name]
+        if proposal is not None:
+            entries.append(proposal.entry)
         entries.append(dataclasses.replace(templates[plans[name]], party=name))
-    refused: dict[SiloAccount, BudgetExceeded] = {}
 
     def admit(new: Sequence[LedgerEntry]) -> None:  # while no other process can write
         answers: dict[Any, BudgetExceeded | None] = {}
         histories = ledger.histories()
-        for entry in new:
-            same = (plans[entry.party], histories.get(entry.party))
+        for party in dict.fromkeys(entry.party for entry in new):
+            proposal = proposals[party]
+            fixed = None if proposal is None else proposal.plan.text
+            same = (plans[party], fixed, histories.get(party))
             if same not in answers:
-                answers[same] = _ask(by_party[entry.party], server_round, statistics)
+                answers[same] = _ask(by_party[party], server_round, statistics, proposal)
             answer = answers[same]
             if answer is not None:
-                refused[by_party[entry.party]] = answer
+                refused[by_party[party]] = answer
         if refused:
             raise _Refused
 
@@ -76,12 +100,14 @@ def _plan(account: SiloAccount) -> tuple[Any, ...]:
     return (account.run, account.rounds, *account.details().values())
 
 
-def _ask(account: SiloAccount, server_round: int, statistics: bool) -> BudgetExceeded | None:
+def _ask(
+    account: SiloAccount, server_round: int, statistics: bool, proposal: Proposal | None
+) -> BudgetExceeded | None:
     try:
         if statistics:
-            account.admit_statistics()
+            account.admit_statistics(proposal)
         else:
-            account.admit_training(server_round)
+            account.admit_training(server_round, proposal)
     except BudgetExceeded as error:
         return error
     return None

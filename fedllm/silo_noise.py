@@ -7,7 +7,7 @@ one (:mod:`fedllm.silo_account`), with the noise that is used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dp_accounting.dp_event import DpEvent
@@ -22,7 +22,12 @@ from fedllm.silo_bounds import Bound
 from privacy.accountants import UnsupportedEvent
 from privacy.budget import BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier
+from privacy.calibration_filter import calibrate_later_plan
+from privacy.plan_filter import Terms
 from privacy.vocabulary import Relation
+
+Admitted = Callable[[Bound], tuple[list[Counter[DpEvent]], Terms | None]]
+"""What a bound counts of other runs, in the order of admission, and the filter that was recorded for it."""
 
 LEAST_LEFT = 0.01
 """Share of a budget that other runs must have left: for less, the noise would drown everything."""
@@ -46,12 +51,13 @@ class TrainingPlan:
     mechanisms: int
     beside: Counter[DpEvent]
 
-    def noise_multiplier(self, bounds: Iterable[Bound], spent_before: Counter[DpEvent]) -> float:
+    def noise_multiplier(self, bounds: Iterable[Bound], admitted: Admitted) -> float:
         """Noise standard deviation over sensitivity.
 
         Args:
             bounds: that the run must keep to.
-            spent_before: by other runs on the same data.
+            admitted: what other runs on the same data planned, as a bound counts it, and what was recorded
+                of its filter.
 
         Raises:
             BudgetExceeded: other runs have left no room for this one.
@@ -60,7 +66,7 @@ class TrainingPlan:
         if self.settings.privacy.calibrate_to != "proven":
             return self._meet_unproven()
         finite = [bound for bound in bounds if bound.budget.epsilon < float("inf")]
-        return max(self._calibrate(bound, spent_before) for bound in finite)
+        return max(self._calibrate(bound, *admitted(bound)) for bound in finite)
 
     def _meet_unproven(self) -> float:
         """The noise multiplier that meets ``privacy.epsilon`` by a figure that is no bound, of this
@@ -88,36 +94,47 @@ class TrainingPlan:
             return None
         return records_of(self.settings, self.rate), most
 
-    def _calibrate(self, bound: Bound, spent_before: Counter[DpEvent]) -> float:
-        """The noise multiplier with which the planned run uses a budget up."""
-        before: Counter[DpEvent] = Counter() if bound.this_run else spent_before
+    def _calibrate(self, bound: Bound, plans: list[Counter[DpEvent]], terms: Terms | None) -> float:
+        """The noise multiplier with which the planned run uses up what is left of a budget."""
         budget = bound.budget
-        if before:
-            spent = budget.cost(before)
-            if spent > (1 - LEAST_LEFT) * budget.epsilon:
-                message = (
-                    f"No training: other runs have spent epsilon={spent:.6g} at delta="
-                    f"{budget.delta:g}, the budget is epsilon={budget.epsilon:g}"
-                )
-                raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
+        spent = budget.held_epsilon(plans, terms)
+        if plans and spent > (1 - LEAST_LEFT) * budget.epsilon:
+            message = (
+                f"No training: other runs have spent epsilon={spent:.6g} at delta="
+                f"{budget.delta:g} (each counted as it was planned), the budget is "
+                f"epsilon={budget.epsilon:g}"
+            )
+            raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
+        noise = unit_noise(self.settings) if noises_numbers(self.settings) else None
+        cache = cache_folder() / "calibration"
         try:
-            found = calibrate_noise_multiplier(
+            if plans:
+                return calibrate_later_plan(
+                    terms=terms or budget.terms(plans[0]),
+                    earlier=plans[1:],
+                    sampling_rate=self.rate,
+                    steps=self.mechanisms,
+                    relation=budget.relation,
+                    other_events=self.beside,
+                    noise=noise,
+                    truncated=self._truncated(),
+                    cache_dir=cache,
+                )
+            return calibrate_noise_multiplier(
                 epsilon=budget.epsilon,
                 delta=budget.delta,
                 sampling_rate=self.rate,
                 steps=self.mechanisms,
                 relation=budget.relation,
-                other_events=before + self.beside,
+                other_events=self.beside,
                 accountant=budget.accountant.name,
-                cache_dir=cache_folder() / "calibration",
-                noise=unit_noise(self.settings) if noises_numbers(self.settings) else None,
+                cache_dir=cache,
+                noise=noise,
                 truncated=self._truncated(),
-            )
+            ).noise_multiplier
         except UnsupportedEvent:
             raise
         except ValueError as error:
-            if not before and not bound.own:
+            if not plans and not bound.own:
                 raise ValueError(f"{bound.setting} of the silo {self.party}: {error}") from None
-            refusal = BudgetExceeded(str(error), budget.cost(before), budget.epsilon)
-            raise bound.exceeded(refusal) from None
-        return found.noise_multiplier
+            raise bound.exceeded(BudgetExceeded(str(error), spent, budget.epsilon)) from None

@@ -1,19 +1,21 @@
-"""The budget: says before a step whether it may be taken. No slack, and nothing after the fact."""
+"""The budget: says of a plan, before its first step, whether it may be taken.
+
+A proven filter over plans (:mod:`privacy.plan_filter`): the first plan by the budget's accountant, later ones, which
+may depend on what was released before, by what the first one leaves. No slack, and nothing after the fact.
+"""
 
 from __future__ import annotations
 
 import math
-import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import make_accountant
 from privacy.event_counts import multiset
+from privacy.plan_filter import Terms, choose, equivalent_epsilon, used
 from privacy.vocabulary import Adversary, Guarantee, Relation, Unit
-
-_KEPT_SCHEDULES = 4096
 
 
 class BudgetExceeded(Exception):
@@ -29,6 +31,14 @@ class BudgetExceeded(Exception):
         super().__init__(message)
         self.epsilon = epsilon
         self.target = target
+
+
+class OutsidePlan(BudgetExceeded):
+    """A release that the run's plan, fixed before its first release, does not hold."""
+
+    def __init__(self, message: str, target: float) -> None:
+        """Keep the message and the budget; no epsilon is stated for what is not planned."""
+        super().__init__(message, math.inf, target)
 
 
 class Budget:
@@ -71,64 +81,89 @@ class Budget:
             raise ValueError(
                 f"Expected an accountant that is a bound for a budget, got accountant={accountant}"
             )
-        self._lock = threading.Lock()
-        self._verified: list[Counter[DpEvent]] = []
 
     def cost(self, events: Mapping[DpEvent, int]) -> float:
         """Return epsilon of the events at this budget's delta."""
         return self.accountant.epsilon(events, self.delta)
 
-    def admit(
-        self,
-        spent: Mapping[DpEvent, int],
-        new: Mapping[DpEvent, int],
-        planned: Mapping[DpEvent, int] | None = None,
-    ) -> None:
-        """Return if `new` may be spent on top of `spent`; raise otherwise. Records nothing.
+    def terms(self, first: Mapping[DpEvent, int]) -> Terms | None:
+        """Return what the first plan leaves to later ones; None where there is no limit.
+
+        A function of the first plan and of this budget alone, see :mod:`privacy.plan_filter`.
+        """
+        if self.epsilon == math.inf:
+            return None
+        return choose(first, self.epsilon, self.delta, self.relation)
+
+    def admit(self, plans: Sequence[Mapping[DpEvent, int]], terms: Terms | None = None) -> None:
+        """Return if all these plans together keep to the budget; raise otherwise. Records nothing.
+
+        The first must have been fixed before anything was released; a later one may have been chosen after
+        seeing all that was released before it was admitted.
 
         Args:
-          spent: All that the ledger holds, in the budget's adversary's view.
-          new: What is about to be released.
-          planned: The multiset of the whole schedule, everything spent before included, as a
-            hint: it is verified once, and then whatever is contained in it is admitted without
-            computing, since epsilon only grows with events.
+          plans: Multisets in the order of their admission, in the budget's adversary's view; the last is
+            asked for.
+          terms: What was recorded with the first plan for this budget; else `terms(plans[0])`.
 
         Raises:
-          BudgetExceeded: It would cost more than the budget.
-          UnsupportedEvent: The accountant cannot represent an event.
+          BudgetExceeded: They would cost more than the budget.
+          UnsupportedEvent: The budget's accountant cannot represent an event.
         """
-        total = multiset(spent) + multiset(new)
-        self.accountant.epsilon(Counter(dict.fromkeys(multiset(new), 1)), 1.0)  # supported?
+        if not plans:
+            return
+        self._require_supported(plans)
         if self.epsilon == math.inf:
             return
-        if self._contained(total):
-            return
-        if planned is not None:
-            whole = multiset(planned)
-            if total <= whole and self.cost(whole) <= self.epsilon:
-                self._remember(whole)
-                return
-        cost = self.cost(total)
+        cost = self.held_epsilon(plans, terms)
         if cost > self.epsilon:
-            raise BudgetExceeded(
-                f"The step is not taken: it would bring epsilon to {cost:.6g} at delta="
-                f"{self.delta:g} against the adversary {self.adversary!s} (relation "
-                f"{self.relation.value}, accountant {self.accountant.name}), the budget is "
-                f"epsilon={self.epsilon:g}",
-                cost,
-                self.epsilon,
-            )
-        self._remember(total)
+            raise BudgetExceeded(self._refusal(plans, terms, cost), cost, self.epsilon)
 
-    def _contained(self, total: Counter[DpEvent]) -> bool:
-        with self._lock:
-            return any(total <= verified for verified in reversed(self._verified))
+    def held_epsilon(
+        self, plans: Sequence[Mapping[DpEvent, int]], terms: Terms | None = None
+    ) -> float:
+        """Return the epsilon that a filter for just these plans would hold at this budget's delta.
 
-    def _remember(self, whole: Counter[DpEvent]) -> None:
-        with self._lock:
-            self._verified = [v for v in self._verified if not v <= whole]
-            self._verified.append(whole)
-            del self._verified[:-_KEPT_SCHEDULES]
+        Of one plan it is what the plan costs. It exceeds `epsilon` exactly where the plans do not fit; read at
+        a moment that depends on what was released it is no guarantee, only the budget is.
+
+        Args:
+          plans, terms: As for `admit`.
+        """
+        if not plans:
+            return 0.0
+        first, later = plans[0], plans[1:]
+        alone = self.cost(first)
+        if not later or alone > self.epsilon or self.epsilon == math.inf:
+            return alone if not later else self.cost(_sum(plans))
+        chosen = self.terms(first) if terms is None else terms
+        assert chosen is not None  # the budget is finite
+        total = used(chosen, later, self.relation)
+        if total == 0:
+            return alone
+        cost = equivalent_epsilon(chosen, first, total, self.delta, self.relation)
+        # The limit decides, not the round-off of its conversion.
+        if total <= chosen.limit:
+            return min(max(cost, alone), self.epsilon)
+        return max(cost, math.nextafter(self.epsilon, math.inf))
+
+    def _require_supported(self, plans: Sequence[Mapping[DpEvent, int]]) -> None:
+        for plan in plans:
+            self.accountant.epsilon(Counter(dict.fromkeys(multiset(plan), 1)), 1.0)
+
+    def _refusal(
+        self, plans: Sequence[Mapping[DpEvent, int]], terms: Terms | None, cost: float
+    ) -> str:
+        by = f"accountant {self.accountant.name}"
+        if len(plans) > 1 and self.cost(plans[0]) <= self.epsilon:
+            chosen = terms or self.terms(plans[0])
+            assert chosen is not None  # the budget is finite
+            by = f"over {len(plans)} plans, each of which may depend on those before: {chosen.describe()}"
+        return (
+            f"The step is not taken: what is planned would bring epsilon to {cost:.6g} at delta="
+            f"{self.delta:g} against the adversary {self.adversary!s} (relation "
+            f"{self.relation.value}, {by}), the budget is epsilon={self.epsilon:g}"
+        )
 
     def guarantee(self, events: Mapping[DpEvent, int], unit: Unit) -> Guarantee:
         """Return the guarantee of the events at this budget's delta."""
@@ -143,3 +178,10 @@ class Budget:
             mu=self.accountant.mu(events),
             note=self.accountant.note(events),
         )
+
+
+def _sum(plans: Sequence[Mapping[DpEvent, int]]) -> Counter[DpEvent]:
+    total: Counter[DpEvent] = Counter()
+    for plan in plans:
+        total.update(multiset(plan))
+    return total

@@ -35,10 +35,18 @@ from privacy.ledger_entry import (
     view_events,
 )
 from privacy.ledger_file import Database, LedgerError
-from privacy.ledger_tally import History, Tally
+from privacy.ledger_tally import PLAN, History, PlanRow, Tally
 from privacy.vocabulary import Unit
 
-__all__ = ["Ledger", "LedgerConflict", "LedgerEntry", "LedgerError", "VerifyReport", "composed"]
+__all__ = [
+    "PLAN",
+    "Ledger",
+    "LedgerConflict",
+    "LedgerEntry",
+    "LedgerError",
+    "VerifyReport",
+    "composed",
+]
 
 _COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
 _LOOKUP = 1000  # keys in one query, with three parameters each: SQLite allows 32766
@@ -210,13 +218,32 @@ class Ledger:
     def entries(
         self, party: str | None = None, unit: Unit | None = None, run: str | None = None
     ) -> list[LedgerEntry]:
-        """Return the entries in order, with id, time and hash, of one party, unit or run, or all.
+        """Return the releases in order, with id, time and hash, of one party, unit or run, or all.
+
+        Plans are not among them, see `plans`.
 
         Raises:
           LedgerError: A row cannot be read as an entry.
         """
         rows = self._select(_COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
-        return [self._entry(row) for row in rows]
+        return [self._entry(row) for row in rows if row[5] != PLAN]
+
+    def plans(
+        self, party: str | None = None, unit: Unit | None = None, run: str | None = None
+    ) -> list[LedgerEntry]:
+        """Return the rows that hold a run's plan, as `entries` does the releases."""
+        rows = self._select(_COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
+        return [self._entry(row) for row in rows if row[5] == PLAN]
+
+    def plan_rows(self, party: str) -> list[PlanRow]:
+        """Return what `plans(party)` does, as columns, faster."""
+        with self._lock:
+            return self._fresh_tally().plans(party)
+
+    def began(self, party: str) -> dict[str, int]:
+        """Return the id of the first release of each run on a party's data."""
+        with self._lock:
+            return self._fresh_tally().began(party)
 
     def _entry(self, row: tuple[Any, ...]) -> LedgerEntry:
         row_id, time, run, party, unit, purpose, round_, key, views, details, _, digest = row
@@ -244,6 +271,7 @@ class Ledger:
         party: str | None = None,
         unit: Unit | None = None,
         run: str | None = None,
+        purpose: str | None = None,
     ) -> Counter[DpEvent]:
         """Return the multiset of events in an adversary's view: `composed(entries(...))`, faster.
 
@@ -254,7 +282,7 @@ class Ledger:
         """
         chosen = None if unit is None else Unit(unit).value
         with self._lock:
-            rows = list(self._fresh_tally().rows(party, chosen, run))
+            rows = list(self._fresh_tally().rows(party, chosen, run, purpose))
         require_same_unit(Unit(kind.unit) for kind, _, _ in rows)
         total: Counter[DpEvent] = Counter()
         for kind, count, row_id in rows:

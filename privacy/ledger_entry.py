@@ -60,10 +60,11 @@ def view_events(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
       LedgerError: No view of an adversary at least as strong.
       ValueError: The text is no views column.
     """
-    return tuple(multiset(_choose_view(_parse_views(text), adversary)).items())
+    return tuple(multiset(choose_view(_parse_views(text), adversary)).items())
 
 
-def _choose_view(views: Mapping[str, DpEvent], adversary: str) -> DpEvent:
+def choose_view(views: Mapping[str, DpEvent], adversary: str) -> DpEvent:
+    """Return the view of an adversary, or of the weakest stronger one; LedgerError if there is none."""
     wanted = Adversary(adversary)
     able = [name for name in views if Adversary(name).strength >= wanted.strength]
     if not able:
@@ -135,7 +136,7 @@ class LedgerEntry:
           LedgerError: The entry holds no view of an adversary at least as strong.
         """
         try:
-            return _choose_view(self.views, adversary)
+            return choose_view(self.views, adversary)
         except LedgerError as error:
             raise LedgerError(f"Entry {self.run}/{self.party}/{self.key}: {error}") from None
 

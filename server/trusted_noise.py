@@ -109,8 +109,11 @@ class TrustedNoise:
                 )
             except BudgetExceeded as error:  # other runs have spent it
                 self.left[name] = str(error)
-        # One noise for the sum: the largest that any silo's history asks for.
-        self.noise_multiplier = max((a.noise_multiplier for a in self.accounts.values()), default=0)
+        # One noise for the sum: the largest that any silo's history asks for; that of the plans once there are
+        # any. A silo without one that asks for more leaves at its first round.
+        planned = [n for a in self.accounts.values() if (n := a.book.stored_noise()) is not None]
+        asked = planned or [a.noise_multiplier for a in self.accounts.values()]
+        self.noise_multiplier = max(asked, default=0)
         for account in self.accounts.values():
             account.noise_multiplier = self.noise_multiplier
         self._released: dict[str, set[str]] = {}  # keys by draw

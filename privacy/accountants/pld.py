@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -103,6 +104,14 @@ class PldAccountant(Accountant):
           events: A supported, private, non-empty multiset.
         """
         return _composed(frozenset(events.items()), self.relation)
+
+    def composed(self, events: Mapping[DpEvent, int]) -> _Pair:
+        """Return what `distributions` does, of private events in any form.
+
+        Raises:
+          UnsupportedEvent: An event cannot be represented.
+        """
+        return self.distributions(self._prepared(events))
 
     def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
         return _epsilon(frozenset(events.items()), self.relation, delta)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -67,6 +68,14 @@ class RdpAccountant(Accountant):
         )
         details = accountant._maybe_compose(event, 0, False)
         return None if details is None else str(details.error_message)
+
+    def divergences(self, events: Mapping[DpEvent, int]) -> npt.NDArray[np.float64]:
+        """Return the Renyi divergence of each of `ORDERS`; not finite where there is no bound.
+
+        Raises:
+          UnsupportedEvent: An event cannot be represented.
+        """
+        return self._divergences(self._prepared(events))
 
     def _divergences(self, events: Counter[DpEvent]) -> npt.NDArray[np.float64]:
         total = np.zeros(len(ORDERS))
