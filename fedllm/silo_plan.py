@@ -189,7 +189,7 @@ class PlanBook:
         if event is None:
             return
         kept = " and ".join(
-            f"{b.setting}={b.budget.epsilon:g} at delta={b.budget.delta:g} ({b.scope})"
+            f"{b.setting} ({b.scope}) of epsilon={b.budget.epsilon:g} at delta={b.budget.delta:g}"
             for b in bounds
         )
         raise OutsidePlan(

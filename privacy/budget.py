@@ -14,7 +14,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import make_accountant
 from privacy.event_counts import multiset
-from privacy.plan_filter import Terms, choose, equivalent_epsilon, used
+from privacy.plan_filter import Terms, choose, equivalent_epsilon, renyi_terms, used
 from privacy.vocabulary import Adversary, Guarantee, Relation, Unit
 
 
@@ -89,10 +89,15 @@ class Budget:
     def terms(self, first: Mapping[DpEvent, int]) -> Terms | None:
         """Return what the first plan leaves to later ones; None where there is no limit.
 
-        A function of the first plan and of this budget alone, see :mod:`privacy.plan_filter`.
+        A function of the first plan and of this budget alone, see :mod:`privacy.plan_filter`. A budget whose
+        accountant is RDP keeps to Renyi divergences throughout.
         """
         if self.epsilon == math.inf:
             return None
+        if self.accountant.name == "rdp":
+            renyi = renyi_terms(multiset(first), self.epsilon, self.delta, self.relation)
+            if renyi is not None:
+                return renyi
         return choose(first, self.epsilon, self.delta, self.relation)
 
     def admit(self, plans: Sequence[Mapping[DpEvent, int]], terms: Terms | None = None) -> None:

@@ -228,8 +228,8 @@ def renyi_terms(
         if not (math.isfinite(own) and own > 0):
             continue
         left = _room(order, epsilon, delta) - float(own)
-        if left > 0 and (best is None or left / own > best[0]):
-            best = left / float(own), Terms("renyi", left, float(order))
+        if best is None or left / own > best[0]:
+            best = left / float(own), Terms("renyi", max(0.0, left), float(order))
     return None if best is None else best[1]
 
 

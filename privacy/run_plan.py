@@ -210,7 +210,7 @@ def outside(planned: Mapping[DpEvent, int], released: Mapping[DpEvent, int]) -> 
     planned one's pair dominates. Every other event must be planned itself. Events without a guarantee are not
     counted: they cost infinitely much however many there are.
     """
-    room, wanted = _shapes(planned), _shapes(released)
+    room, wanted = _shapes(multiset(planned)), _shapes(multiset(released))
     for shape, asked in wanted.items():
         given = room.get(shape, [])
         for noise, event, _ in asked:  # Hall's condition; what may replace what is nested

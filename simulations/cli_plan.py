@@ -74,6 +74,11 @@ def _print_plan(found: Mapping[str, Any], settings: Settings) -> None:
             rounded(silo["noise_multiplier"], 5, math.ceil) if silo["noise_multiplier"] else "none",
             "  ".join("none" if value is None else epsilon_text(value) for value in values),
         )
+        if silo["filter"] is not None:
+            notes.append(
+                f"{name}: beside the runs on its ledger the budget is kept by {silo['filter']}; the epsilons in "
+                "the table would hold only if all runs had been fixed beforehand"
+            )
         notes += [f"NO GUARANTEE: {reason}" for reason in silo["figures"].get("no_guarantee", [])]
     if found["drawn"]:
         notes.append(

@@ -38,7 +38,8 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
     A silo has the fixed names of ``fedllm calibrate`` (``noise_multiplier``, ``epsilon``, ``delta``,
     ``accountant``) and ``bound``, with ``examples``, ``sampling_rate``, ``rounds``, ``steps``, its
     targets, what other runs of the ledger have ``spent``, and ``figures`` by every accountant, of this
-    run and the ledger's others together. A silo without room on the ledger has ``leaves``, the reason,
+    run and the ledger's others together, as if all had been fixed beforehand. Beside other runs ``epsilon`` is what
+    the budget's ``filter`` holds. A silo without room on the ledger has ``leaves``, the reason,
     in place of them.
 
     Raises:
@@ -80,11 +81,11 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
                 "epsilon": found[privacy.accountant]["epsilon"],
                 "accountant": privacy.accountant,
                 "bound": found[privacy.accountant]["bound"],
-                "spent": account.bounds[0].budget.cost(before)
-                if before and account.bounds
-                else 0.0,
+                "spent": 0.0,
+                "filter": None,
                 "figures": found,
             }
+            silos[name] |= _filtered(account)
     return {
         "experiment": settings.name,
         "mode": privacy.mode,
@@ -97,6 +98,24 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         "drawn": settings.server.sampling == "poisson" and settings.server.fraction < 1,
         "warnings": plan.warnings(settings, dict(sizes)),
     }
+
+
+def _filtered(account: SiloAccount) -> dict[str, Any]:
+    """What a silo's budget over all runs holds, beside runs that the ledger has already; nothing without these."""
+    for bound in account.bounds:
+        others, terms = account.book.sequence(bound)
+        if bound.this_run or not others:
+            continue
+        plans, _ = account.book.sequence(bound, account.plan())
+        terms = terms or bound.budget.terms(others[0])
+        return {
+            "spent": bound.budget.held_epsilon(others, terms),
+            "epsilon": bound.budget.held_epsilon(plans, terms),
+            "accountant": "filter",
+            "bound": True,
+            "filter": None if terms is None else terms.describe(),
+        }
+    return {}
 
 
 def _with_releases(settings: Settings) -> Settings:

@@ -207,7 +207,7 @@ def split(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Ar
                 later.setdefault((*runs, run), []).append(chosen)
         groups = {runs: np.concatenate(parts) for runs, parts in later.items()}
     for runs, members in groups.items():
-        rest = [run for run in _rests(rule, runs)]
+        rest = list(_rests(rule, runs))
         if rest:
             total[members] += _played(rest, total[members], present, rng)
     return total

@@ -88,7 +88,7 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     def reached(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("went on without a row in the ledger")
 
-    monkeypatch.setattr(worker.ledger, "append", refuse)
+    monkeypatch.setattr(worker.ledger, "extend", refuse)
     monkeypatch.setattr(silo_worker, "train_locally", reached)
     monkeypatch.setattr(worker.tunable, "evaluate", reached)
     monkeypatch.setattr(silo_worker, "add_discrete_gaussian", reached)
@@ -197,7 +197,7 @@ def test_same_round_on_other_data_is_another_release(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
     """The data changed between an interruption and the resume: other noise, and it is counted."""
-    settings = tiny_settings()
+    settings = tiny_settings(**{"client.sampling_rate": 0.1})
     whole = make_worker(settings, tmp_path)
     first = whole.train(params, 1, 3)
     part = Silo("alpha", whole.silo.train.select(range(59), "alpha"), whole.silo.held_out)
@@ -212,7 +212,8 @@ def test_equal_settings_at_another_scale_of_noise_meet_other_noise(
 ) -> None:
     """Two seeded runs share a ledger: the second finds more noise for the same settings, because it
     counts the first. The same z at two scales would cancel: x = (s2 y1 - s1 y2) / (s2 - s1)."""
-    settings = tiny_settings(**{"privacy.noise_multiplier": None, "privacy.epsilon": 8.0})
+    target = {"privacy.noise_multiplier": None, "privacy.epsilon": 8.0, "privacy.run_epsilon": 7.0}
+    settings = tiny_settings(**target)
     first = make_worker(settings, tmp_path)
     before = first.train(params, 1, 3)
     second = make_worker(settings, tmp_path, run="run-2")
@@ -241,7 +242,13 @@ def test_private_evaluation_is_noised_and_recorded(
 ) -> None:
     """sigma = clients_noise * sqrt(2) on each of the pair, whole numbers, as two events."""
     settings = tiny_settings(
-        **PRIVATE, **{"evaluation.clients_noise": 3.0, "privacy.epsilon": None}
+        **PRIVATE,
+        **{
+            "evaluation.clients_noise": 3.0,
+            "privacy.epsilon": None,
+            "server.rounds": 200,
+            "evaluation.every": 1,
+        },
     )
     worker = make_worker(settings, tmp_path)
     held = len(worker.held_out_features)
@@ -339,7 +346,7 @@ def test_workers_and_models_are_shared_within_a_process(
 def test_empty_held_out_data_still_release_noise(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
-    settings = tiny_settings(**PRIVATE)
+    settings = tiny_settings(**PRIVATE, **{"server.rounds": 8, "evaluation.every": 1})
     base = silo(settings)
     empty = Silo("alpha", base.train, base.train.select([], "alpha/holdout"))
     worker = SiloWorker(settings, empty, run="r", ledger=tmp_path / "l.sqlite")

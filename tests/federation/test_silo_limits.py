@@ -192,7 +192,8 @@ def test_a_run_has_no_more_rounds_than_the_silo_allows(
     )
     settings = tiny_settings(**{"privacy.randomness": "os", "privacy.epsilon": None})
     points = [tiny_settings(**{"prefix.init": "random", "seed": seed}) for seed in range(7)]
-    statuses = [ask(settings, silo, params=point)[0][names.STATUS] for point in points]
+    planned = {names.PLANNED_ROUNDS: 5}
+    statuses = [ask(settings, silo, params=point, **planned)[0][names.STATUS] for point in points]
     assert statuses == [names.OK] * 5 + [names.LEFT] * 2
     assert len(Ledger(tmp_path / "ledger.sqlite", read_only=True).entries()) == 5
 

@@ -17,6 +17,8 @@ CASES = {
         "client.local_steps": 3,
         "evaluation.clients": "private",
         "evaluation.clients_holdout": 0.2,
+        "evaluation.every": 2,
+        "server.rounds": 4,
     },
     "raw evaluation": {"evaluation.clients": "raw", "evaluation.clients_holdout": 0.2},
     "client level": {"privacy.unit": "client"},

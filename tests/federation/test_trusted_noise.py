@@ -35,11 +35,11 @@ BASE = {
 
 @pytest.fixture
 def make(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., TrustedNoise]:
-    def build(**changes: Any) -> TrustedNoise:
+    def build(run: str = "r", **changes: Any) -> TrustedNoise:
         settings = tiny_settings(**BASE | changes)
         draws = round_draws(settings, NAMES)
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        return TrustedNoise(settings, run="r", silos=NAMES, draws=draws, ledger=ledger)
+        return TrustedNoise(settings, run=run, silos=NAMES, draws=draws, ledger=ledger)
 
     return build
 
@@ -174,9 +174,7 @@ def test_silo_without_budget_leaves_and_its_update_is_left_out(
     for server_round in range(1, 6):
         earlier.accounts["s1"].spend_training(server_round, f"train/{server_round}")
     bounded = changes | {"privacy.epsilon": 7.0}
-    trusted = make(**bounded)
-    for account in trusted.accounts.values():
-        account.run = "later"
+    trusted = make("later", **bounded)
     big = Contribution("s1", {n: torch.full_like(v, 1e6) for n, v in PARAMS.items()}, None)
     sent = [c for c in contributions(8) if c.silo != "s1"] + [big]
     kept = [name for name in NAMES if name != "s1"]
@@ -214,8 +212,7 @@ def test_one_noise_serves_the_silo_with_the_longest_history(
 ) -> None:
     changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 5.0, "server.rounds": 4}
     fresh = make(**changes).noise_multiplier
-    other = make(**{"privacy.noise_multiplier": 8.0, "server.rounds": 4})
-    other.accounts["s3"].run = "earlier"
+    other = make("earlier", **{"privacy.noise_multiplier": 8.0, "server.rounds": 4})
     other.accounts["s3"].spend_training(1, "train/1")
     trusted = make(**changes)
     assert trusted.noise_multiplier > fresh * 1.001
@@ -241,10 +238,10 @@ def test_noise_on_statistics_is_for_one_silo_whatever_they_send(
     sampling: str, answered: int, length: float, make: Callable[..., TrustedNoise]
 ) -> None:
     """Sum of vectors that were clipped to norm 1, plus noise of statistics_noise, over eight silos."""
-    trusted = make(**STATISTICS | {"server.sampling": sampling})
     signal = answered / 1200**0.5
     sample = []
-    for run in range(12):
+    for run in range(12):  # a run plans its statistics once
+        trusted = make(f"run-{run}", **STATISTICS | {"server.sampling": sampling})
         params = PARAMS | {"head.bias": torch.full((50,), float(run))}
         counted, mean = trusted.release_statistics(unit_rows(answered, length), 1200, params)
         assert mean is not None
@@ -282,8 +279,7 @@ def test_statistics_are_in_the_calibration_and_leave_out_whom_the_budget_refuses
     plain = make(**target).noise_multiplier
     trusted = make(**STATISTICS | target)
     assert trusted.noise_multiplier > 1.001 * plain
-    other = make(**{"server.rounds": 3, "privacy.noise_multiplier": 0.5})
-    other.accounts["s2"].run = "earlier"
+    other = make("earlier", **{"server.rounds": 3, "privacy.noise_multiplier": 0.5})
     other.accounts["s2"].spend_training(1, "train/1")
     counted, mean = trusted.release_statistics(unit_rows(8), 1200, PARAMS)
     assert mean is not None
@@ -297,9 +293,10 @@ def test_statistics_are_in_the_calibration_and_leave_out_whom_the_budget_refuses
 def test_seeded_noise_on_statistics_is_tied_to_their_sum(
     make: Callable[..., TrustedNoise],
 ) -> None:
-    trusted = make(**STATISTICS)
+    trusted, second = make(**STATISTICS), make("another run", **STATISTICS)
     first, again, other = (
-        trusted.release_statistics(unit_rows(count), 1200, PARAMS)[1] for count in (4, 4, 5)
+        noise.release_statistics(unit_rows(count), 1200, PARAMS)[1]
+        for noise, count in ((trusted, 4), (trusted, 4), (second, 5))
     )
     assert first is not None
     assert again is not None

@@ -1,4 +1,4 @@
-"""The budget: checked before, without slack, the same after a restart."""
+"""The budget: asked of a plan before its first step, without slack, the same after a restart."""
 
 from __future__ import annotations
 
@@ -7,28 +7,26 @@ from collections import Counter
 
 import pytest
 from dp_accounting import dp_event as dp
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.budget import Budget, BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier, calibrate_steps
 from privacy.event_counts import multiset
-from privacy.ledger import Ledger, LedgerEntry
+from privacy.plan_filter import Terms, used
 from privacy.vocabulary import Relation, Unit
 
 DELTA = 1e-5
 STEP = next(iter(multiset(ev.dp_sgd(0.02, 1.0, 1))))
-NOTHING: Counter = Counter()
+MILD = next(iter(multiset(ev.dp_sgd(0.02, 2.0, 1))))
 
 
-def test_it_stops_exactly_at_the_last_step_that_fits():
+def test_the_largest_plan_that_fits_is_admitted_and_not_one_step_more():
     most = calibrate_steps(epsilon=1, delta=DELTA, sampling_rate=0.02, noise_multiplier=1.0).steps
     budget = Budget(1.0, DELTA)
-    budget.admit({STEP: most - 1}, {STEP: 1})
+    budget.admit([{STEP: most}])
     with pytest.raises(BudgetExceeded, match="not taken") as caught:
-        budget.admit({STEP: most}, {STEP: 1})
+        budget.admit([{STEP: most + 1}])
     assert caught.value.epsilon > 1.0
     assert caught.value.target == 1.0
     message = str(caught.value)
@@ -39,132 +37,70 @@ def test_it_stops_exactly_at_the_last_step_that_fits():
 def test_no_slack():
     events = Counter({STEP: 100})
     exact = make_accountant("pld").epsilon(events, DELTA)
-    Budget(exact, DELTA).admit(NOTHING, events)
+    Budget(exact, DELTA).admit([events])
     with pytest.raises(BudgetExceeded):
-        Budget(math.nextafter(exact, 0), DELTA).admit(NOTHING, events)
+        Budget(math.nextafter(exact, 0), DELTA).admit([events])
 
 
-def test_a_calibrated_schedule_is_admitted_step_by_step_and_not_one_more():
+def test_a_first_plan_that_uses_the_budget_up_leaves_nothing():
     noise = calibrate_noise_multiplier(
         epsilon=3, delta=DELTA, sampling_rate=0.05, steps=40
     ).noise_multiplier
-    step = multiset(ev.dp_sgd(0.05, noise, 1))
     plan = multiset(ev.dp_sgd(0.05, noise, 40))
-    for planned in (None, plan):
-        budget, spent = Budget(3.0, DELTA), Counter()
-        for _ in range(40):
-            budget.admit(spent, step, planned)
-            spent += step
-        with pytest.raises(BudgetExceeded):
-            budget.admit(spent + step, step, planned)
-
-
-def test_a_plan_that_is_too_dear_does_not_admit():
-    budget = Budget(0.5, DELTA)
-    budget.admit(NOTHING, {STEP: 1}, planned={STEP: 10**5})  # this step fits, whatever the plan
-    with pytest.raises(BudgetExceeded):
-        budget.admit({STEP: 5 * 10**4}, {STEP: 1}, planned={STEP: 10**5})
-
-
-def test_a_plan_does_not_admit_what_it_does_not_contain():
-    budget = Budget(1.0, DELTA)
-    plan = {STEP: 10}
-    budget.admit(NOTHING, {STEP: 10}, plan)
-    with pytest.raises(BudgetExceeded):
-        budget.admit({STEP: 10}, {ev.gaussian(0.5): 1}, plan)
-    with pytest.raises(BudgetExceeded):
-        budget.admit({STEP: 10, ev.gaussian(0.5): 1}, {STEP: 1}, plan)
-
-
-def test_planned_steps_cost_no_computation(monkeypatch):
     budget = Budget(3.0, DELTA)
-    plan = multiset(ev.dp_sgd(0.02, 1.0, 200))
-    budget.admit(NOTHING, {STEP: 1}, plan)
-
-    def fail(*_):
-        raise AssertionError("computed again")
-
-    monkeypatch.setattr(budget.accountant, "_epsilon", fail)
-    for spent in range(200):
-        budget.admit({STEP: spent}, {STEP: 1}, plan)
-    with pytest.raises(AssertionError, match="computed again"):
-        budget.admit({STEP: 200}, {STEP: 1}, plan)
+    budget.admit([plan])
+    with pytest.raises(BudgetExceeded, match="each of which may depend on those before"):
+        budget.admit([plan, multiset(ev.dp_sgd(0.05, noise, 1))])
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from([ev.dp_sgd(0.1, 1.5, 3), ev.gaussian(6.0), dp.LaplaceDpEvent(9.0)]),
-        max_size=12,
-    ),
-    st.floats(0.3, 3),
-)
-def test_what_is_admitted_never_costs_more_than_the_budget(steps, epsilon):
-    budget, spent = Budget(epsilon, DELTA), Counter()
-    for step in steps:
-        new = multiset(step)
-        try:
-            budget.admit(spent, new)
-        except BudgetExceeded:
-            assert budget.cost(spent + new) > epsilon
-        else:
-            spent += new
-    assert make_accountant("pld").epsilon(spent, DELTA) <= epsilon
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_later_plans_are_admitted_up_to_the_limit_and_no_further(accountant):
+    budget = Budget(1.0, DELTA, accountant=accountant)
+    first, small = {MILD: 100}, {MILD: 50}
+    terms = budget.terms(first)
+    assert terms.kind == ("renyi" if accountant == "rdp" else terms.kind)
+    plans = [first]
+    while used(terms, [*plans[1:], small], budget.relation) <= terms.limit:
+        plans.append(small)
+        budget.admit(plans, terms)
+    with pytest.raises(BudgetExceeded) as caught:
+        budget.admit([*plans, small], terms)
+    assert caught.value.epsilon > 1.0
+    assert len(plans) > 1
+    assert used(terms, plans[1:], Relation.ADD_OR_REMOVE_ONE) <= terms.limit
+    assert used(terms, [*plans[1:], small], Relation.ADD_OR_REMOVE_ONE) > terms.limit
+    assert budget.held_epsilon(plans, terms) <= 1.0
+    # What a filter admits costs no more than tight composition says of the same plans fixed beforehand.
+    assert make_accountant("pld").epsilon(sum(map(Counter, plans), Counter()), DELTA) <= 1.0
+
+
+def test_recorded_terms_hold_and_are_not_chosen_again():
+    budget = Budget(1.0, DELTA)
+    first, small = {MILD: 100}, {MILD: 50}
+    budget.admit([first, small])
+    with pytest.raises(BudgetExceeded):
+        budget.admit([first, small], Terms("gdp", 1e-9, reserve=1e-6))
 
 
 def test_a_release_without_privacy_needs_an_infinite_budget():
+    raw = multiset(ev.no_guarantee("counts"))
     with pytest.raises(BudgetExceeded, match="inf"):
-        Budget(100.0, DELTA).admit(NOTHING, multiset(ev.no_guarantee("counts")))
-    Budget(math.inf, DELTA).admit(NOTHING, multiset(ev.no_guarantee("counts")))
+        Budget(100.0, DELTA).admit([raw])
+    with pytest.raises(BudgetExceeded, match="inf"):
+        Budget(100.0, DELTA).admit([{STEP: 1}, raw])
+    with pytest.raises(BudgetExceeded, match="inf"):
+        Budget(100.0, DELTA).admit([raw, {STEP: 1}])
+    Budget(math.inf, DELTA).admit([raw, {STEP: 1}])
 
 
 @pytest.mark.parametrize("epsilon", [1.0, math.inf])
-def test_unsupported_events_are_refused_before_anything_changes(epsilon):
+def test_unsupported_events_are_refused(epsilon):
     budget = Budget(epsilon, DELTA)
-    with pytest.raises(UnsupportedEvent, match="SampledWithReplacement"):
-        budget.admit(
-            NOTHING, {dp.SampledWithReplacementDpEvent(100, 5, dp.GaussianDpEvent(1.0)): 1}
-        )
-    budget.admit(NOTHING, {STEP: 1})
-
-
-def entry(number, run="run"):
-    event = ev.dp_sgd(0.1, 2.0, 1)
-    return LedgerEntry(
-        run, "silo", Unit.EXAMPLE, "train", number, f"step-{number}",
-        {"server": event, "outsider": event},
-    )  # fmt: skip
-
-
-def run_until_refused(path, budget, run, stop_after=None):
-    """Take steps as a run does: ask, record, (release). Returns the number of steps recorded."""
-    with Ledger(path) as ledger:
-        start = len(ledger.entries(run=run))
-        for number in range(start, 10**4):
-            if stop_after is not None and number >= stop_after:
-                break
-            spent = ledger.spent(budget.adversary, party="silo", unit=Unit.EXAMPLE)
-            try:
-                budget.admit(spent, multiset(ev.dp_sgd(0.1, 2.0, 1)))
-            except BudgetExceeded:
-                break
-            ledger.append(entry(number, run))
-        return len(ledger.entries(run=run))
-
-
-def test_restart_neither_resets_nor_spends_twice_and_runs_share(tmp_path):
-    most = calibrate_steps(epsilon=0.9, delta=DELTA, sampling_rate=0.1, noise_multiplier=2.0).steps
-    assert most > 6
-    path = tmp_path / "straight.sqlite"
-    assert run_until_refused(path, Budget(0.9, DELTA), "run") == most
-    path = tmp_path / "restarted.sqlite"
-    for stop in (2, 3, 5):
-        run_until_refused(path, Budget(0.9, DELTA), "run", stop_after=stop)
-    assert run_until_refused(path, Budget(0.9, DELTA), "run") == most
-    path = tmp_path / "shared.sqlite"
-    first = run_until_refused(path, Budget(0.9, DELTA), "one", stop_after=4)
-    second = run_until_refused(path, Budget(0.9, DELTA), "two")
-    assert (first, first + second) == (4, most)
+    unsupported = {dp.SampledWithReplacementDpEvent(100, 5, dp.GaussianDpEvent(1.0)): 1}
+    for plans in ([unsupported], [{STEP: 1}, unsupported]):
+        with pytest.raises(UnsupportedEvent, match="SampledWithReplacement"):
+            budget.admit(plans)
+    budget.admit([{STEP: 1}])
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,9 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-for-each-run",
-        "fedllm/silo_account.py",
-        '            return self.ledger.spent(Adversary("server"), party=self.party, unit=self.unit)\n',
-        "            return self.ledger.spent(\n"
-        '                Adversary("server"), party=self.party, unit=self.unit, run=self.run\n'
-        "            )\n",
+        "fedllm/silo_plan.py",
+        "        if bound.this_run:\n            return",
+        "        if bound.this_run or bound.own:\n            return",
         "Each new run id that a server makes up spends the silo's whole budget again.",
         (_BUDGET,),
     ),

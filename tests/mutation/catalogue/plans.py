@@ -1,0 +1,128 @@
+"""The plan of a run, and the filter over the plans on a ledger."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_FILTER = "tests/privacy/test_privacy_plan_filter.py"
+_BUDGET = "tests/privacy/test_privacy_budget.py"
+_PLAN = "tests/core/test_silo_plan.py"
+_ACCOUNT = "tests/core/test_silo_account.py"
+_ATTACK = "tests/privacy/test_privacy_filter_attack.py::test_the_rule_of_before_is_exceeded_and_the_filter_is_not"
+_MATHS = f"{_FILTER}::test_after_a_plain_gaussian_the_limit_is_what_is_missing_in_squares"
+_FULL = f"{_BUDGET}::test_later_plans_are_admitted_up_to_the_limit_and_no_further"
+
+MUTATIONS = (
+    Mutation(
+        "plan-not-checked",
+        "fedllm/silo_account.py",
+        "        self.book.check_within(plan, purpose, Counter(asked), self.bounds)\n",
+        "",
+        "A server asks for more rounds, another batch or less noise than was planned, and gets it.",
+        (f"{_PLAN}::test_a_task_outside_of_the_plan_is_refused_and_records_nothing",),
+    ),
+    Mutation(
+        "plan-without-what-was-released",
+        "fedllm/silo_plan.py",
+        "event = outside(room, released + asked)",
+        "event = outside(room, asked)",
+        "Each task is held against the whole plan: any number of rounds fits.",
+        (f"{_PLAN}::test_a_task_outside_of_the_plan_is_refused_and_records_nothing",),
+    ),
+    Mutation(
+        "plan-read-again-from-the-settings",
+        "fedllm/silo_account.py",
+        "        plan = self.book.fixed(proposal, self.bounds)\n",
+        "        plan = self._plan_of(self.rounds)\n",
+        "A resumed run, or a task with other rounds, moves the plan.",
+        (f"{_ACCOUNT}::test_resumed_run_keeps_its_noise_and_its_plan",),
+    ),
+    Mutation(
+        "plan-not-recorded",
+        "fedllm/silo_account.py",
+        "        entries = [entry] if proposal is None else [proposal.entry, entry]\n",
+        "        entries = [entry]\n",
+        "The plan is nowhere: each task brings its own.",
+        (f"{_PLAN}::test_the_plan_is_there_with_the_first_release_and_is_the_whole_run",),
+    ),
+    Mutation(
+        "less-noise-than-planned-is-within",
+        "privacy/run_plan.py",
+        "if value <= noise * (1 + _SAME))",
+        "if value >= noise * (1 - _SAME))",
+        "A release with less noise takes the place of a planned one.",
+        (f"{_PLAN}::test_outside_is_a_matching",),
+    ),
+    Mutation(
+        "stale-proposal-recorded",
+        "fedllm/silo_plan.py",
+        "        if self._recorded(bounds, proposal.plan) != proposal.plan.budgets:\n",
+        "        if False:\n",
+        "A plan that was proposed before another run began records a filter of its own choice.",
+        (f"{_PLAN}::test_a_plan_that_was_proposed_before_another_run_began_is_proposed_again",),
+    ),
+    Mutation(
+        "runs-of-an-old-ledger-forgotten",
+        "privacy/run_plan.py",
+        "        if not released:\n            continue\n",
+        "        continue\n",
+        "What was released before plans were kept counts nothing.",
+        (f"{_PLAN}::test_runs_of_an_old_ledger_count_together_as_the_first_plan",),
+    ),
+    Mutation(
+        "filter-ignores-later-plans",
+        "privacy/budget.py",
+        "        first, later = plans[0], plans[1:]\n",
+        "        first, later = plans[0], plans[:0]\n",
+        "Any number of further runs fits beside the first.",
+        (_FULL,),
+    ),
+    Mutation(
+        "filter-adds-mu-unsquared",
+        "privacy/plan_filter.py",
+        "return math.inf if mu is None else mu**2",
+        "return math.inf if mu is None else mu",
+        "The limit is one of squares, and what is held against it is not.",
+        (_MATHS,),
+    ),
+    Mutation(
+        "filter-without-the-first-plan",
+        "privacy/plan_filter.py",
+        "    parts = _atoms(frozenset(first.items()), relation)\n    rest = delta - reserve\n",
+        "    parts = _atoms(frozenset(), relation)\n    rest = delta - reserve\n",
+        "Later runs get the whole budget once more.",
+        (_MATHS, _ATTACK),
+    ),
+    Mutation(
+        "filter-without-its-reserve",
+        "privacy/plan_filter.py",
+        "    rest = delta - reserve\n",
+        "    rest = delta\n",
+        "The tails of later plans come on top of delta.",
+        (_MATHS,),
+    ),
+    Mutation(
+        "each-plan-takes-the-whole-reserve",
+        "privacy/plan_filter.py",
+        "    share = terms.reserve / (place * (place + 1))\n",
+        "    share = terms.reserve\n",
+        "With many later plans their tails add up to more than was set aside.",
+        (f"{_FILTER}::test_tails_of_later_plans_share_the_reserve",),
+    ),
+    Mutation(
+        "filter-chosen-again",
+        "privacy/budget.py",
+        "        chosen = self.terms(first) if terms is None else terms\n",
+        "        chosen = self.terms(first)\n",
+        "What was recorded with the first plan does not hold: the filter is chosen anew at each step.",
+        (f"{_BUDGET}::test_recorded_terms_hold_and_are_not_chosen_again",),
+    ),
+    Mutation(
+        "renyi-of-any-order",
+        "privacy/plan_filter.py",
+        "        index = ORDERS.index(terms.order)\n        return",
+        "        index = 0\n        return",
+        "Later plans are counted at an order that makes them look cheap.",
+        (f"{_FILTER}::test_renyi_after_a_plain_gaussian",),
+    ),
+)
