@@ -180,7 +180,8 @@ def _played(menu: Sequence[Run], ratios: Array, present: bool, rng: np.random.Ge
 def stop_when_lucky(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Array:
     """Small runs one after the other, until the ratio is high or the budget refuses."""
     small, sign = Run(1.0, 8.0, 1), 1.0 if present else -1.0
-    total, playing, runs = np.zeros(count), np.ones(count, dtype=bool), (small,)
+    total, playing = np.zeros(count), np.ones(count, dtype=bool)
+    runs: tuple[Run, ...] = (small,)
     while rule.admits(runs):
         total[playing] += small.log_ratios(present, int(playing.sum()), 1, rng)
         playing &= sign * total < EPSILON + 0.3
