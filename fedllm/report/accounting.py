@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dp_accounting import dp_event as dp
@@ -76,9 +76,12 @@ class SiloAccounting:
         trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
         rounds: rounds of this run in which the silo trained.
         other_rows: rows of other runs that are counted in.
+        held: adversary -> the budget that a filter held over several runs; empty for one run. Its epsilon is None
+            where there is no such budget, and ``note`` says so.
     """
 
     name: str
+    held: dict[str, Figure] = field(default_factory=dict)
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     reasons: dict[str, list[str]] = field(default_factory=dict)
     trainings: list[tuple[float, float, int]] = field(default_factory=list)
@@ -94,6 +97,14 @@ class SiloAccounting:
                 return by_name[name]
         notes = "; ".join(f.note for f in self.figures[adversary] if f.note)
         return Figure("none", math.inf, True, note=notes or "no accountant could account for it")
+
+    def stated(self, adversary: str) -> Figure:
+        """The figure of the guarantee: over several runs the budget that a filter held, where there is one."""
+        figure = self.headline(adversary)
+        held = self.held.get(adversary)
+        if held is None or figure.epsilon is None or math.isinf(figure.epsilon_or_inf):
+            return figure
+        return replace(figure, note=held.note, bound=figure.bound) if held.epsilon is None else held
 
 
 class Accounts:

@@ -112,7 +112,10 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             (
                 "Shared ledger",
                 f"The ledger holds {runs} runs. Their uses of a silo's data compose by the silo's "
-                "name: the epsilon stated is for all of them together. A silo under another name "
+                "name: the epsilon stated is for all of them together. Each run's plan was fixed with its first "
+                "release and counts as a whole; a later run may have been chosen after an earlier one's output, "
+                "and what holds then is the budget that a privacy filter kept, not the epsilon spent so far. A "
+                "budget that is itself changed in view of an output is not covered. A silo under another name "
                 "(another partition of the same data) would not be recognised.",
             )
         )

@@ -20,6 +20,7 @@ from fedllm.report.copies import copies_cost
 from fedllm.report.curves import least_missed, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.guarantee import Headline, headline
+from fedllm.report.held import add_held
 from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.lmo import lmo
 from fedllm.report.record import RunRecord, read_run
@@ -71,6 +72,8 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         accounts=accounts,
         defects=defects,
     )
+    if run.verification is not None and run.verification.ok and not run.ledger_problem:
+        add_held(accounted, run.ledger_path, unit, relation, delta)
     encoded = encoding(run, accounted, accounts)
     chosen = layers(run, accounted, accounts)
     training = summarise(run.metrics, settings)

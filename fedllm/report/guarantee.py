@@ -129,6 +129,9 @@ def headline(
     server_safe = math.isfinite(worst[SERVER].epsilon_or_inf)
     adversary = SERVER if server_safe else OUTSIDER
     statement = _statement(worst[adversary], adversary, unit, relation, delta, len(silos))
+    if worst[adversary].accountant == "filter":
+        fixed = max(silo.headline(adversary).epsilon_or_inf for silo in silos)
+        statement += f" Had all runs been fixed beforehand: epsilon = {shown(fixed)} (PLD)."
     if server_safe:
         found = [_collusion(worst[a], a, worst[SERVER], reasons[a]) for a in colluding]
         statement = " ".join([statement, *found])
@@ -177,10 +180,15 @@ def _statement(
         whom += ", and so against an outsider who sees the released model"
     among = f" (the largest of {silos} silos)" if silos > 1 else ""
     kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
+    by = f"by the {accountant_title(figure.accountant)} accountant, {kind}"
+    if figure.accountant == "filter":
+        by = f"{figure.note.rstrip('.')}, {kind}"
+    elif figure.note:
+        by += f"; CONDITION: {figure.note.rstrip('.')}"
     return (
         f"epsilon = {shown(figure.epsilon)}{among} at delta = {delta:g} for {subject} "
         f"(neighbouring relation {relation.value}: {relation.describe(unit, 'silo')}), "
-        f"against {whom}; by the {accountant_title(figure.accountant)} accountant, {kind}."
+        f"against {whom}; {by}."
     )
 
 
@@ -199,7 +207,7 @@ def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Se
 
 
 def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
-    figures = [silo.headline(adversary) for silo in silos]
+    figures = [silo.stated(adversary) for silo in silos]
     if not figures:
         return Figure("none", math.inf, True, note="no silo is in the ledger")
     return max(figures, key=lambda figure: figure.epsilon_or_inf)
