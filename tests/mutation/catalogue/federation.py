@@ -131,8 +131,8 @@ MUTATIONS = (
     Mutation(
         "trusted-noise-of-the-least-demanding",
         "server/trusted_noise.py",
-        "self.noise_multiplier = max((a.noise_multiplier for",
-        "self.noise_multiplier = min((a.noise_multiplier for",
+        "self.noise_multiplier = max(asked",
+        "self.noise_multiplier = min(asked",
         "The one noise serves the silo that needs least: the others overspend.",
         (f"{_TRUSTED}::test_one_noise_serves_the_silo_with_the_longest_history",),
     ),
