@@ -76,8 +76,8 @@ class SiloAccounting:
         trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
         rounds: rounds of this run in which the silo trained.
         other_rows: rows of other runs that are counted in.
-        held: adversary -> the budget that a filter held over several runs; empty for one run. Its epsilon is None
-            where there is no such budget, and ``note`` says so.
+        held: adversary -> what holds where it is not the epsilon of what was released (:mod:`fedllm.report.held`). Its
+            epsilon is None where that epsilon holds under the condition in ``note`` alone.
     """
 
     name: str
@@ -99,7 +99,7 @@ class SiloAccounting:
         return Figure("none", math.inf, True, note=notes or "no accountant could account for it")
 
     def stated(self, adversary: str) -> Figure:
-        """The figure of the guarantee: over several runs the budget that a filter held, where there is one."""
+        """The figure of the guarantee: the plan's, or over several runs the budget that a filter held."""
         figure = self.headline(adversary)
         held = self.held.get(adversary)
         if held is None or figure.epsilon is None or math.isinf(figure.epsilon_or_inf):

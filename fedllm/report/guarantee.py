@@ -181,7 +181,7 @@ def _statement(
     among = f" (the largest of {silos} silos)" if silos > 1 else ""
     kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
     by = f"by the {accountant_title(figure.accountant)} accountant, {kind}"
-    if figure.accountant == "filter":
+    if figure.accountant in ("filter", "plan"):
         by = f"{figure.note.rstrip('.')}, {kind}"
     elif figure.note:
         by += f"; CONDITION: {figure.note.rstrip('.')}"

@@ -1,32 +1,39 @@
-"""What holds over several runs on one ledger: the budget that a filter kept, not what was spent so far.
+"""What a ledger's plans guarantee: of one run its plan, of several the budget that a filter kept.
 
-Epsilon read off at a moment that depends on what was released (an odometer) is no guarantee, and so is tight
-composition of runs of which a later one was chosen after an earlier one's output. The budget is one where the plans in the ledger,
-checked again here, keep to its filter (:mod:`privacy.plan_filter`).
+Epsilon read at a moment that depends on what was released (an odometer) is no guarantee, and neither is tight
+composition of runs if a later one was chosen after an earlier one's output. A plan was fixed before its first release,
+so its epsilon holds wherever the run stops. A budget is a guarantee if the plans in the ledger, checked again here,
+keep to its filter (:mod:`privacy.plan_filter`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.report.accounting import Figure, SiloAccounting
-from privacy.accountants import UnsupportedEvent
+from fedllm.report.guarantee import shown
+from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.budget import Budget, BudgetExceeded
 from privacy.ledger import Ledger, LedgerError
-from privacy.run_plan import Commitment, RecordedBudget, commitments
+from privacy.run_plan import Commitment, RecordedBudget, commitments, outside
 from privacy.vocabulary import Adversary, Relation, Unit
 
 FILTER = "filter"
 """The accountant's name of a figure that is a budget which a filter kept."""
+PLAN = "plan"
+"""The accountant's name of a figure that is the epsilon of a run's whole plan."""
 
 
 def add_held(
     silos: Sequence[SiloAccounting], ledger: Path, unit: Unit, relation: Relation, delta: float
 ) -> None:
-    """Set ``held`` of each silo on whose data several runs are in the ledger.
+    """Set ``held`` of each silo whose guarantee is not the epsilon of what was released.
+
+    That is one on whose data several runs are in the ledger, or whose one run released less, or more, than its plan.
 
     Args:
         ledger: one that was verified.
@@ -42,6 +49,40 @@ def add_held(
                     continue
                 if (runs := sum(c.run.count(", ") + 1 for c in found)) > 1:
                     silo.held[adversary] = _held(found, runs, adversary, relation, delta)
+                elif runs == 1 and found[0].plan is not None:
+                    spent = opened.spent(adversary, party=silo.name, unit=unit)
+                    headline = silo.headline(adversary)
+                    planned = _of_plan(found[0].planned, spent, headline, relation, delta)
+                    if planned is not None:
+                        silo.held[adversary] = planned
+
+
+def _of_plan(
+    planned: Counter[DpEvent],
+    released: Counter[DpEvent],
+    headline: Figure,
+    relation: Relation,
+    delta: float,
+) -> Figure | None:
+    """The figure of one run that released other than its plan; None where it released just that.
+
+    Args:
+        headline: the figure of what was released.
+    """
+    if released == planned or headline.accountant not in ACCOUNTANTS:
+        return None
+    if outside(planned, released) is not None:
+        why = (
+            "no budget was set, and more was released than the run had planned (a round that was repeated, for one): "
+            "this epsilon holds only if how much was released did not depend on what was released"
+        )
+        return Figure(PLAN, None, False, note=why)
+    epsilon = make_accountant(headline.accountant, relation).epsilon(planned, delta)
+    why = (
+        f"of the run's plan, which was fixed before its first release, by the {headline.accountant.upper()} accountant; "
+        f"less of it was released: epsilon = {shown(headline.epsilon_or_inf)} had that been fixed beforehand"
+    )
+    return Figure(PLAN, epsilon, headline.bound, note=why)
 
 
 def _held(

@@ -17,14 +17,17 @@ Make = Callable[..., Any]
 DELTA = 1e-5
 
 
-def spent(settings: Any, path: Path, runs: tuple[str, ...]) -> None:
+def spent(
+    settings: Any, path: Path, runs: tuple[str, ...], rounds: tuple[int, ...] = (1, 2)
+) -> None:
+    """Two rounds are planned; those of ``rounds`` are released, each once more with another key where it is named twice."""
     with Ledger(path) as ledger:
         for run in runs:
             one = SiloAccount(
                 settings, run=run, party="alpha", examples=60, rounds=2, ledger=ledger
             )
-            for server_round in (1, 2):
-                one.spend_training(server_round, f"train/{server_round}")
+            for place, server_round in enumerate(rounds):
+                one.spend_training(server_round, f"train/{server_round}/{place}")
 
 
 def stated(path: Path, relation: Relation) -> tuple[SiloAccounting, str]:
@@ -72,3 +75,27 @@ def test_without_a_budget_over_the_runs_the_condition_is_in_the_statement(
     silo, sentence = stated(path, Relation(settings.privacy.relation))
     assert silo.stated("server").epsilon == silo.headline("server").epsilon
     assert "CONDITION: the ledger holds 2 runs and no budget" in sentence
+
+
+def test_a_run_that_stops_early_is_stated_by_its_plan(tiny_settings: Make, tmp_path: Path) -> None:
+    """Whoever stops a run when its output is telling has not bought a smaller epsilon."""
+    settings = tiny_settings(**{"privacy.noise_multiplier": 2.0, "privacy.epsilon": 8.0})
+    whole, part = tmp_path / "whole.sqlite", tmp_path / "part.sqlite"
+    spent(settings, whole, ("one",))
+    spent(settings, part, ("one",), rounds=(1,))
+    planned = stated(whole, Relation(settings.privacy.relation))[0].headline("server").epsilon
+    silo, sentence = stated(part, Relation(settings.privacy.relation))
+    assert silo.stated("server").epsilon == planned
+    assert silo.headline("server").epsilon_or_inf < silo.stated("server").epsilon_or_inf
+    assert "of the run's plan, which was fixed before its first release" in sentence
+
+
+def test_releases_beyond_the_plan_without_a_budget_make_the_statement_conditional(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    settings = tiny_settings(**{"privacy.noise_multiplier": 2.0, "privacy.epsilon": None})
+    path = tmp_path / "ledger.sqlite"
+    spent(settings, path, ("one",), rounds=(1, 2, 2))
+    silo, sentence = stated(path, Relation(settings.privacy.relation))
+    assert silo.stated("server").epsilon == silo.headline("server").epsilon
+    assert "CONDITION: no budget was set" in sentence
