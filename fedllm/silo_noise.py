@@ -117,7 +117,7 @@ class TrainingPlan:
                     relation=budget.relation,
                     other_events=self.beside,
                     noise=noise,
-                    truncated=self._truncated(),
+                    truncated=self._truncated(),  # as for a first plan
                     cache_dir=cache,
                 )
             return calibrate_noise_multiplier(

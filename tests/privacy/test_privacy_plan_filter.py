@@ -215,3 +215,15 @@ def test_the_noise_of_a_later_plan_uses_what_is_left_and_not_more(kind):
 def test_bad_terms(arguments, name):
     with pytest.raises(ValueError, match=name):
         Terms(*arguments)
+
+
+def test_a_later_plan_of_truncated_samples_needs_a_gaussian_filter() -> None:
+    first = Counter({ev.poisson_sampled(0.05, (ev.gaussian(2.0),)): 20})
+    plan = {"earlier": [], "sampling_rate": 0.05, "steps": 20, "relation": Relation.ZERO_OUT}
+    terms = gaussian_terms(first, 3.0, 1e-5, Relation.ZERO_OUT)
+    plain = calibrate_later_plan(terms=terms, **plan)
+    cut = calibrate_later_plan(terms=terms, **plan, truncated=(400, 30))
+    assert plain < cut < 1.2 * plain
+    renyi = renyi_terms(first, 3.0, 1e-5, Relation.ZERO_OUT)
+    with pytest.raises(ValueError, match="it has no bound for an event of the plan"):
+        calibrate_later_plan(terms=renyi, **plan, truncated=(400, 30))
