@@ -29,6 +29,7 @@ from fedllm.local_steps import LocalResult, Streams
 from fedllm.local_training import train_locally
 from fedllm.opened_silo import OpenedSilo, open_silo_data
 from fedllm.own_bounds import OwnBounds
+from fedllm.private_file import append_private
 from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
@@ -592,8 +593,6 @@ class SiloWorker:
         if self.log is None:
             return
         try:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(json.dumps(record) + "\n")
+            append_private(self.log, json.dumps(record) + "\n")
         except OSError as error:
             log.warning("cannot write the silo's log %s: %s", self.log, error)

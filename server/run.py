@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -112,7 +113,9 @@ def run_experiment(
         run.set_state(status="running", message="")
         judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or _cores())
         if first == 0:
-            judge.evaluate(0)
+            judge.evaluate(0)  # before anything is spent: an error ends the run
+        elif is_evaluation_round(settings, first):
+            judge.catch_up(run, first)
         strategy.after_round = _after_round(run, strategy, judge, sizes)
 
         def before_round(grid: Grid) -> None:
@@ -124,8 +127,8 @@ def run_experiment(
             status = FINISHED
         except BudgetSpent as error:
             status, message = STOPPED, str(error)
-            judge.evaluate(strategy.finished_rounds)
             _save(run, strategy, sizes)
+            judge.try_evaluate(strategy.finished_rounds)
         except (Stopped, RunStopped):
             if strategy.moved_rounds == strategy.finished_rounds > 0:
                 _save(run, strategy, sizes)  # whatever server.checkpoint_every
@@ -299,6 +302,25 @@ class _Judge:
         record = {"kind": "evaluation", "round": server_round, "where": "server", **metrics}
         self.emit.record(record)
 
+    def try_evaluate(self, server_round: int) -> None:
+        """Evaluate; an error is a warning and a missing number, since the round is paid for and saved."""
+        try:
+            self.evaluate(server_round)
+        except Exception as error:
+            message = (
+                f"the server's evaluation of round {server_round} failed, and its figures are missing: "
+                f"{type(error).__name__}: {error}"
+            )
+            logging.getLogger("fedllm").debug(message, exc_info=error)
+            self.emit.record({"kind": "warning", "round": server_round, "message": message})
+
+    def catch_up(self, run: RunFolder, server_round: int) -> None:
+        """Evaluate a restored round whose evaluation failed or was cut off after its checkpoint."""
+        found = [r for r in run.metrics() if r["kind"] == "evaluation" and r["round"] == server_round]
+        if not any(record.get("where") == "server" for record in found):
+            self.try_evaluate(server_round)
+            self.tell_spending(server_round)
+
     def tell_spending(self, server_round: int) -> None:
         for silo, epsilon in self.strategy.spending.epsilon().items():
             mechanism = self.strategy.spending.mechanism.get(silo, {})
@@ -368,12 +390,12 @@ def _after_round(
     settings = run.settings()
 
     def after(server_round: int) -> None:
-        if is_evaluation_round(settings, server_round):
-            judge.evaluate(server_round)
-            judge.tell_spending(server_round)
         last = server_round == settings.server.rounds
         if last or server_round % settings.server.checkpoint_every == 0:
-            _save(run, strategy, sizes)
+            _save(run, strategy, sizes)  # before the evaluation: a paid round is never lost to it
+        if is_evaluation_round(settings, server_round):
+            judge.try_evaluate(server_round)
+            judge.tell_spending(server_round)
 
     return after
 

@@ -95,5 +95,5 @@ class ErrorFeedback:
         meta = json.dumps({"round": number, "version": self.version})
         data = save({"before": before, "after": after}, metadata={"fedllm": meta})
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_bytes(self.path, data)
+        durable.write_bytes(self.path, data, mode=0o600)
         self._round, self._before, self._after = number, before, after

@@ -6,6 +6,8 @@ from ..mutation import Mutation
 
 _CONTAINED = "tests/core/test_contained.py"
 _POISON = "tests/federation/test_poison_records.py"
+_EVALUATION = "tests/federation/test_failed_evaluation.py"
+_PRIVATE = "tests/core/test_private_file.py"
 _ROWS = "tests/core/test_usable_rows.py"
 
 MUTATIONS = (
@@ -96,5 +98,56 @@ MUTATIONS = (
         '    if rule == "never":\n',
         "Records are left out although the silo said that it refuses.",
         (f"{_ROWS}::test_a_bad_row_is_refused_or_left_out",),
+    ),
+    Mutation(
+        "evaluation-before-the-checkpoint",
+        "server/run.py",
+        "            _save(run, strategy, sizes)  # before the evaluation: a paid round is never lost to it\n"
+        "        if is_evaluation_round(settings, server_round):\n"
+        "            judge.try_evaluate(server_round)\n"
+        "            judge.tell_spending(server_round)\n",
+        "            pass\n"
+        "        if is_evaluation_round(settings, server_round):\n"
+        "            judge.try_evaluate(server_round)\n"
+        "            judge.tell_spending(server_round)\n"
+        "        if last or server_round % settings.server.checkpoint_every == 0:\n"
+        "            _save(run, strategy, sizes)\n",
+        "A run that ends within an evaluation loses a round that is paid for.",
+        (f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",),
+    ),
+    Mutation(
+        "failed-evaluation-ends-the-run",
+        "server/run.py",
+        "        try:\n            self.evaluate(server_round)\n        except Exception as error:\n",
+        "        try:\n            self.evaluate(server_round)\n        except ZeroDivisionError as error:\n",
+        "An evaluation that fails ends a run whose rounds are paid for, without a report.",
+        (
+            f"{_EVALUATION}::test_generation_that_fails_in_the_last_evaluation_is_a_missing_figure",
+            f"{_EVALUATION}::test_the_rounds_after_a_failed_evaluation_are_those_of_a_run_without_it",
+        ),
+    ),
+    Mutation(
+        "cut-off-evaluation-stays-missing",
+        "server/run.py",
+        "            judge.catch_up(run, first)\n",
+        "            pass\n",
+        "A run that ended between a checkpoint and its evaluation never has that round's figures.",
+        (f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",),
+    ),
+    Mutation(
+        "silo-log-readable-by-all",
+        "fedllm/private_file.py",
+        "os.O_CREAT, 0o600)",
+        "os.O_CREAT, 0o644)",
+        "Every user of the silo's machine reads its log.",
+        (f"{_PRIVATE}::test_a_silos_log_and_its_folder_are_private",),
+    ),
+    Mutation(
+        "silo-log-folder-open-to-all",
+        "fedllm/private_file.py",
+        "mkdir(mode=0o700, exist_ok=True)",
+        "mkdir(exist_ok=True)",
+        "Every user of the machine lists the silos' logs.",
+        (f"{_PRIVATE}::test_a_silos_log_and_its_folder_are_private",),
     ),
 )
