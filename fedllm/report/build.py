@@ -17,10 +17,10 @@ from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
 from fedllm.report.copies import copies_cost
-from fedllm.report.curves import least_missed, privacy_curves
+from fedllm.report.curves import least_missed, missed_at, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
-from fedllm.report.guarantee import Headline, headline
-from fedllm.report.held import add_held
+from fedllm.report.guarantee import STATED, Headline, headline
+from fedllm.report.held import FILTER, PLAN, add_held
 from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.lmo import lmo
 from fedllm.report.record import RunRecord, read_run
@@ -332,8 +332,8 @@ def _privacy_curves(
     """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
     adversary = _drawn_adversary(statement)
     worst = _largest(accounted, adversary)
-    if worst is None:
-        return None
+    if worst is None or worst.stated(adversary).accountant in (FILTER, PLAN):
+        return None  # the curve of what was released is not the one that holds
     figure = worst.headline(adversary)
     events = composed(_rows(run, worst.name, unit), adversary)
     found = privacy_curves(events, figure.accountant, relation)
@@ -386,19 +386,26 @@ def _meaning(
 ) -> dict[str, Any] | None:
     """What a test with few false alarms misses at the least, in whichever silo; None where nothing
     is guaranteed, or there are too many different silos to compute it for each."""
-    if statement.level not in ("guaranteed", "not-as-asked", "conditional", "outsider-only"):
+    if statement.level not in STATED:
         return None
     adversary = _drawn_adversary(statement)
-    distinct = {}
+    distinct, held = {}, []
     for silo in accounted:
-        if silo.rows:
+        if not silo.rows:
+            continue
+        stated = silo.stated(adversary)
+        if stated.accountant in (FILTER, PLAN):  # one point of the curve is what holds, of no others
+            held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
+        else:
             events = composed(_rows(run, silo.name, unit), adversary)
             name = silo.headline(adversary).accountant
             distinct[frozenset(events.items()), name] = events
-    if not distinct or len(distinct) > DISTINCT:
+    if not (distinct or held) or len(distinct) > DISTINCT:
         return None
     missed = min(
-        least_missed(events, name, relation, FALSE_ALARMS) for (_, name), events in distinct.items()
+        *held,
+        *(least_missed(e, name, relation, FALSE_ALARMS) for (_, name), e in distinct.items()),
+        1.0,
     )
     return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
 

@@ -86,6 +86,11 @@ def least_missed(
     return float(trade_off(epsilons, deltas, np.array([alarms]))[0])
 
 
+def missed_at(epsilon: float, delta: float, alarms: float) -> float:
+    """The least share that a test misses at a rate of false alarms, by one (epsilon, delta) alone."""
+    return float(trade_off(np.array([epsilon]), np.array([delta]), np.array([alarms]))[0])
+
+
 def trade_off(epsilons: Array, deltas: Array, alphas: Array) -> Array:
     """The trade-off function that a curve of delta implies: never above the true one.
 

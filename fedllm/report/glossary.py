@@ -89,6 +89,7 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
     limit = {
         "conditional": ", and does not know the seed of the noise,",
         "outsider-only": " and nothing else",
+        "if-fixed": ", where what was released was fixed beforehand,",
     }.get(guarantee["level"], "")
     source = (
         "as far as the seeded generator is as good as true randomness"

@@ -15,11 +15,14 @@ Level = Literal[
     "guaranteed",
     "not-as-asked",
     "conditional",
+    "if-fixed",
     "outsider-only",
     "none",
     "unknown",
     "nothing-released",
 ]
+STATED: tuple[Level, ...] = ("guaranteed", "not-as-asked", "conditional", "if-fixed", "outsider-only")
+"""The levels with a finite epsilon, the better ones first."""
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}
 SEEDED = (
@@ -34,8 +37,8 @@ class Headline:
 
     Attributes:
         level: "guaranteed"; "not-as-asked" (at another epsilon than the settings name, on purpose);
-            "conditional" (seeded noise); "outsider-only" (none against the
-            server); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
+            "conditional" (seeded noise); "if-fixed" (only if what was released was fixed beforehand: no budget
+            was held over it); "outsider-only" (none against the server); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
             (no data was used yet).
         sentence: the statement in words.
         epsilon: the largest over the silos against ``adversary``; infinite where there is none.
@@ -129,6 +132,9 @@ def headline(
     server_safe = math.isfinite(worst[SERVER].epsilon_or_inf)
     adversary = SERVER if server_safe else OUTSIDER
     statement = _statement(worst[adversary], adversary, unit, relation, delta, len(silos))
+    conditions = _conditions(silos, adversary)
+    if more := [c for c in conditions if c != worst[adversary].note]:
+        statement += " CONDITION of other silos: " + "; ".join(c.rstrip(".") for c in more) + "."
     if worst[adversary].accountant == "filter":
         fixed = max(silo.headline(adversary).epsilon_or_inf for silo in silos)
         statement += f" Had all runs been fixed beforehand: epsilon = {shown(fixed)} (PLD)."
@@ -143,11 +149,16 @@ def headline(
         )
         if seeded:
             sentence += f" {SEEDED}."
-        why = [*reasons[SERVER], *([SEEDED] if seeded else [])]
+        why = [*reasons[SERVER], *([SEEDED] if seeded else []), *conditions]
         return make("outsider-only", sentence, worst[adversary], str(adversary), why)
     if seeded:
         sentence = f"Guaranteed ONLY against those who do not know the seed: {statement} {SEEDED}."
-        return make("conditional", sentence, worst[adversary], str(adversary), [SEEDED])
+        return make(
+            "conditional", sentence, worst[adversary], str(adversary), [SEEDED, *conditions]
+        )
+    if conditions:
+        sentence = f"Guaranteed ONLY UNDER A CONDITION: {statement}"
+        return make("if-fixed", sentence, worst[adversary], str(adversary), conditions)
     return make("guaranteed", f"Guaranteed: {statement}", worst[adversary], str(adversary), [])
 
 
@@ -179,17 +190,20 @@ def _statement(
     if adversary == SERVER:
         whom += ", and so against an outsider who sees the released model"
     among = f" (the largest of {silos} silos)" if silos > 1 else ""
-    kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
-    by = f"by the {accountant_title(figure.accountant)} accountant, {kind}"
-    if figure.accountant in ("filter", "plan"):
-        by = f"{figure.note.rstrip('.')}, {kind}"
-    elif figure.note:
-        by += f"; CONDITION: {figure.note.rstrip('.')}"
     return (
         f"epsilon = {shown(figure.epsilon)}{among} at delta = {delta:g} for {subject} "
         f"(neighbouring relation {relation.value}: {relation.describe(unit, 'silo')}), "
-        f"against {whom}; {by}."
+        f"against {whom}; {_by(figure)}."
     )
+
+
+def _by(figure: Figure) -> str:
+    """By what the figure is known, and under which condition."""
+    kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
+    if figure.accountant in ("filter", "plan"):
+        return f"{figure.note.rstrip('.')}, {kind}"
+    by = f"by the {accountant_title(figure.accountant)} accountant, {kind}"
+    return f"{by}; CONDITION: {figure.note.rstrip('.')}" if figure.note else by
 
 
 def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Sequence[str]) -> str:
@@ -199,11 +213,7 @@ def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Se
         return f"NO GUARANTEE against {whom}. {_listed(reasons or [figure.note])}"
     if figure == server:
         return f"The same epsilon holds against {whom}."
-    kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
-    return (
-        f"Against {whom}: epsilon = {shown(figure.epsilon)}, by the "
-        f"{accountant_title(figure.accountant)} accountant, {kind}."
-    )
+    return f"Against {whom}: epsilon = {shown(figure.epsilon)}, {_by(figure)}."
 
 
 def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
@@ -211,6 +221,16 @@ def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
     if not figures:
         return Figure("none", math.inf, True, note="no silo is in the ledger")
     return max(figures, key=lambda figure: figure.epsilon_or_inf)
+
+
+def _conditions(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:
+    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.held`."""
+    held = [
+        silo.held[adversary]
+        for silo in silos
+        if adversary in silo.held and math.isfinite(silo.stated(adversary).epsilon_or_inf)
+    ]
+    return list(dict.fromkeys(figure.note for figure in held if figure.epsilon is None))
 
 
 def _reasons(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:

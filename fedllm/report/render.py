@@ -30,6 +30,7 @@ _TONES = {
     "guaranteed": "good",
     "not-as-asked": "warn",
     "conditional": "warn",
+    "if-fixed": "warn",
     "outsider-only": "bad",
     "none": "bad",
     "unknown": "bad",

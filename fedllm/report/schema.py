@@ -27,13 +27,14 @@ class GuaranteePart(Part):
         "guaranteed",
         "not-as-asked",
         "conditional",
+        "if-fixed",
         "outsider-only",
         "none",
         "unknown",
         "nothing-released",
     ] = Field(
         description="guaranteed; not-as-asked: at another epsilon than the settings name; conditional: only against those who do not know the seed of the "
-        "noise; outsider-only: none against the server; none: no guarantee; unknown: what would tell "
+        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; outsider-only: none against the server; none: no guarantee; unknown: what would tell "
         "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
     )
     sentence: str

@@ -214,7 +214,9 @@ def _joined(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """One statement for all seeds: the worst of them."""
     if not guarantees:
         return None
-    order = ["guaranteed", "not-as-asked", "conditional", "outsider-only"]
+    from fedllm.report.guarantee import STATED
+
+    order = list(STATED)
     worst = max(
         guarantees,
         key=lambda g: (

@@ -104,6 +104,7 @@ def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
     details = {
         "not-as-asked": "not the epsilon asked for",
         "conditional": "if the seed is secret",
+        "if-fixed": "if fixed beforehand",
         "outsider-only": "against outsiders only",
     }
     return shown(found["epsilon"]), details.get(found["level"], "")

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+from report_runs import finish_round, new_run, trained
+
+from fedllm.report import build
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
-from fedllm.report.guarantee import headline
+from fedllm.report.guarantee import Headline, headline
 from fedllm.report.held import add_held
+from fedllm.report.render import _tone, render
 from fedllm.silo_account import SiloAccount
 from privacy.ledger import Ledger
 from privacy.vocabulary import Relation, Unit
@@ -31,6 +39,13 @@ def spent(
 
 
 def stated(path: Path, relation: Relation) -> tuple[SiloAccounting, str]:
+    silo, found = levelled(path, relation)
+    return silo, found.sentence
+
+
+def levelled(
+    path: Path, relation: Relation, seeded: bool = False, others: tuple[SiloAccounting, ...] = ()
+) -> tuple[SiloAccounting, Headline]:
     with Ledger(path, read_only=True) as ledger:
         entries = ledger.entries()
     terms: dict[str, Any] = {"unit": Unit.EXAMPLE, "relation": relation}
@@ -38,7 +53,7 @@ def stated(path: Path, relation: Relation) -> tuple[SiloAccounting, str]:
         entries, run="one", silos=["alpha"], accounts=Accounts(relation, DELTA), **terms
     )
     add_held(silos, path, Unit.EXAMPLE, relation, DELTA)
-    return silos[0], headline(silos, delta=DELTA, seeded=False, **terms).sentence
+    return silos[0], headline([*silos, *others], delta=DELTA, seeded=seeded, **terms)
 
 
 def test_one_run_is_stated_by_what_it_costs(tiny_settings: Make, tmp_path: Path) -> None:
@@ -99,3 +114,70 @@ def test_releases_beyond_the_plan_without_a_budget_make_the_statement_conditiona
     silo, sentence = stated(path, Relation(settings.privacy.relation))
     assert silo.stated("server").epsilon == silo.headline("server").epsilon
     assert "CONDITION: no budget was set" in sentence
+
+
+BEYOND = {"two runs without a filter": (("one", "two"), (1, 2)), "beyond": (("one",), (1, 2, 2))}
+
+
+@pytest.mark.parametrize("case", BEYOND)
+def test_what_holds_under_a_condition_alone_is_not_called_guaranteed(
+    tiny_settings: Make, tmp_path: Path, case: str
+) -> None:
+    settings = tiny_settings(**{"privacy.noise_multiplier": 2.0, "privacy.epsilon": None})
+    relation, path = Relation(settings.privacy.relation), tmp_path / "ledger.sqlite"
+    runs, rounds = BEYOND[case]
+    spent(settings, path, runs, rounds)
+    silo, found = levelled(path, relation)
+    assert found.level == "if-fixed"
+    assert found.sentence.startswith("Guaranteed ONLY UNDER A CONDITION: ")
+    assert _tone(asdict(found)) == "warn"
+    assert found.reasons == (silo.held["server"].note,)
+    _, seeded = levelled(path, relation, seeded=True)
+    assert seeded.level == "conditional"
+    assert "CONDITION: " in seeded.sentence
+
+
+def test_the_condition_of_any_silo_is_stated(tiny_settings: Make, tmp_path: Path) -> None:
+    """The largest epsilon is another silo's, which has no condition."""
+    settings = tiny_settings(**{"privacy.noise_multiplier": 2.0, "privacy.epsilon": None})
+    relation = Relation(settings.privacy.relation)
+    larger, path = tmp_path / "larger.sqlite", tmp_path / "ledger.sqlite"
+    strong = tiny_settings(**{"privacy.noise_multiplier": 1.0, "privacy.epsilon": None})
+    spent(strong, larger, ("one",))
+    spent(settings, path, ("one",), (1, 2, 2))
+    other, alone = levelled(larger, relation)
+    assert alone.level == "guaranteed"
+    silo, found = levelled(path, relation, others=(other,))
+    assert found.epsilon == alone.epsilon > silo.stated("server").epsilon_or_inf
+    assert found.level == "if-fixed"
+    assert "CONDITION of other silos: no budget was set" in found.sentence
+
+
+def test_the_page_is_as_careful_as_its_first_line(tmp_path: Path) -> None:
+    run = trained(new_run(tmp_path, privacy={"randomness": "os"}))
+    with Ledger(run.ledger_path) as ledger:
+        row = ledger.entries()[0]
+        other = dataclasses.replace(row, run="another", id=None, time=None, hash=None)
+        ledger.append(other)
+    content = build(run)
+    assert content["guarantee"]["level"] == "if-fixed"
+    page = render(content, "0" * 64)
+    assert '<p class="guarantee warn"' in page
+    assert "<dt>epsilon, conditional</dt>" in page
+    assert "where what was released was fixed beforehand" in page
+
+
+def test_plain_words_and_curves_are_of_what_holds(tmp_path: Path) -> None:
+    """What was released of a plan would miss more tests, and its curve lies lower, than what is guaranteed."""
+    privacy = {"randomness": "os", "epsilon": 8.0, "noise_multiplier": 2.0}
+    run = new_run(tmp_path, privacy=privacy)
+    spent(run.settings(), run.ledger_path, (run.run_id,), rounds=(1,))
+    finish_round(run, 1, 1)
+    content = build(run)
+    guarantee = content["guarantee"]
+    assert guarantee["accountant"] == "plan"
+    assert content["privacy_curves"] is None
+    missed = content["meaning"]["missed"]
+    epsilon, delta = guarantee["epsilon"], guarantee["delta"]
+    line = max(1 - delta - math.exp(epsilon) * 0.05, math.exp(-epsilon) * (1 - delta - 0.05))
+    assert missed == pytest.approx(line, rel=1e-12)

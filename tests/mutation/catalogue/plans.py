@@ -11,6 +11,7 @@ _ACCOUNT = "tests/core/test_silo_account.py"
 _ATTACK = "tests/privacy/test_privacy_filter_attack.py::test_the_rule_of_before_is_exceeded_and_the_filter_is_not"
 _MATHS = f"{_FILTER}::test_after_a_plain_gaussian_the_limit_is_what_is_missing_in_squares"
 _FULL = f"{_BUDGET}::test_later_plans_are_admitted_up_to_the_limit_and_no_further"
+_HELD = "tests/core/test_report_held.py"
 
 MUTATIONS = (
     Mutation(
@@ -124,5 +125,40 @@ MUTATIONS = (
         "        index = 0\n        return",
         "Later plans are counted at an order that makes them look cheap.",
         (f"{_FILTER}::test_renyi_after_a_plain_gaussian",),
+    ),
+    Mutation(
+        "condition-called-guaranteed",
+        "fedllm/report/guarantee.py",
+        "    if conditions:\n        sentence = f\"Guaranteed ONLY",
+        "    if conditions and unproven:\n        sentence = f\"Guaranteed ONLY",
+        "An epsilon that no budget held is called guaranteed, in green.",
+        (f"{_HELD}::test_what_holds_under_a_condition_alone_is_not_called_guaranteed",),
+    ),
+    Mutation(
+        "condition-of-a-smaller-silo-lost",
+        "fedllm/report/guarantee.py",
+        "    conditions = _conditions(silos, adversary)\n",
+        "    conditions = [c for c in _conditions(silos, adversary) if c == worst[adversary].note]\n",
+        "A silo's condition is not stated where another silo's epsilon is larger.",
+        (f"{_HELD}::test_the_condition_of_any_silo_is_stated",),
+    ),
+    Mutation(
+        "condition-in-green",
+        "fedllm/report/render.py",
+        '    "if-fixed": "warn",\n',
+        '    "if-fixed": "good",\n',
+        "The first line of a conditional statement has the colour of a guarantee.",
+        (
+            f"{_HELD}::test_what_holds_under_a_condition_alone_is_not_called_guaranteed",
+            f"{_HELD}::test_the_page_is_as_careful_as_its_first_line",
+        ),
+    ),
+    Mutation(
+        "plain-words-of-what-was-released",
+        "fedllm/report/build.py",
+        "        if stated.accountant in (FILTER, PLAN):",
+        "        if stated.accountant == FILTER:",
+        "A run that stopped early claims that tests miss more than its plan guarantees.",
+        (f"{_HELD}::test_plain_words_and_curves_are_of_what_holds",),
     ),
 )
