@@ -316,7 +316,9 @@ class _Judge:
 
     def catch_up(self, run: RunFolder, server_round: int) -> None:
         """Evaluate a restored round whose evaluation failed or was cut off after its checkpoint."""
-        found = [r for r in run.metrics() if r["kind"] == "evaluation" and r["round"] == server_round]
+        found = [
+            r for r in run.metrics() if r["kind"] == "evaluation" and r["round"] == server_round
+        ]
         if not any(record.get("where") == "server" for record in found):
             self.try_evaluate(server_round)
             self.tell_spending(server_round)

@@ -394,7 +394,10 @@ def _meaning(
         if not silo.rows:
             continue
         stated = silo.stated(adversary)
-        if stated.accountant in (FILTER, PLAN):  # one point of the curve is what holds, of no others
+        if stated.accountant in (
+            FILTER,
+            PLAN,
+        ):  # one point of the curve is what holds, of no others
             held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
         else:
             events = composed(_rows(run, silo.name, unit), adversary)

@@ -21,7 +21,13 @@ Level = Literal[
     "unknown",
     "nothing-released",
 ]
-STATED: tuple[Level, ...] = ("guaranteed", "not-as-asked", "conditional", "if-fixed", "outsider-only")
+STATED: tuple[Level, ...] = (
+    "guaranteed",
+    "not-as-asked",
+    "conditional",
+    "if-fixed",
+    "outsider-only",
+)
 """The levels with a finite epsilon, the better ones first."""
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}

@@ -113,7 +113,9 @@ MUTATIONS = (
         "        if last or server_round % settings.server.checkpoint_every == 0:\n"
         "            _save(run, strategy, sizes)\n",
         "A run that ends within an evaluation loses a round that is paid for.",
-        (f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",),
+        (
+            f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",
+        ),
     ),
     Mutation(
         "failed-evaluation-ends-the-run",
@@ -132,7 +134,9 @@ MUTATIONS = (
         "            judge.catch_up(run, first)\n",
         "            pass\n",
         "A run that ended between a checkpoint and its evaluation never has that round's figures.",
-        (f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",),
+        (
+            f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",
+        ),
     ),
     Mutation(
         "silo-log-readable-by-all",

@@ -129,8 +129,8 @@ MUTATIONS = (
     Mutation(
         "condition-called-guaranteed",
         "fedllm/report/guarantee.py",
-        "    if conditions:\n        sentence = f\"Guaranteed ONLY",
-        "    if conditions and unproven:\n        sentence = f\"Guaranteed ONLY",
+        '    if conditions:\n        sentence = f"Guaranteed ONLY',
+        '    if conditions and unproven:\n        sentence = f"Guaranteed ONLY',
         "An epsilon that no budget held is called guaranteed, in green.",
         (f"{_HELD}::test_what_holds_under_a_condition_alone_is_not_called_guaranteed",),
     ),
