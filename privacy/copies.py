@@ -30,6 +30,9 @@ Other kinds:
   mixture over sampled sets is jointly convex, and theorem 11 of the same paper amplifies). Valid, not tight.
 * Pure privacy: k epsilon (group privacy: k steps from one record to none).
 
+A truncated Poisson sample (`privacy.events.truncated_sgd`) is refused by name: whether one copy is kept depends there on
+the others, so that their number in a sample is not binomial.
+
 Two parties that each hold the record release each their own events: the whole is their composition, so that both
 parties' events are added up, each for its own number of copies.
 """

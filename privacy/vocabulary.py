@@ -2,12 +2,21 @@
 
 The null record. Under zero-out one record is replaced by the null record, and the number of records stays.
 The null record contributes nothing to any release: it is sampled like any other, adds the zero vector to each
-sum of vectors, zero to each count, and zero to each utility of a choice. So a mechanism has on data with the
-null record the same distribution of outputs as on the data without it, with the same sampling rates,
-divisors and noise. These are public here and no function of the data, so each proof for add-or-remove-one,
-which compares the two data sets at fixed rates and divisors, proves zero-out with the same pair of
-distributions and the same epsilon. The reverse fails: where somebody learns the number of records, two data
-sets that differ in it are told apart with certainty, and no epsilon holds for adding or removing one.
+sum of vectors, zero to each count, and zero to each utility of a choice.
+
+Where each record is sampled by its own draw (Poisson sampling, or no sampling), the null record changes
+nothing for the others. So a mechanism has on data with the null record the same distribution of outputs as on
+the data without it, with the same sampling rates, divisors and noise. These are public here and no function of
+the data, so each proof for add-or-remove-one, which compares the two data sets at fixed rates and divisors,
+proves zero-out with the same pair of distributions and the same epsilon.
+
+Where the sample is cut to a largest size (truncated Poisson sampling, `privacy.events.truncated_sgd`), this does
+not hold: the null record takes a place in the sample that another record has without it. Each relation then has a
+proof of its own: zero-out `privacy.accountants.truncated_loss`, add-or-remove-one and replace-one the bounds of
+dp_accounting (arXiv 2508.15089).
+
+The reverse fails always: where somebody learns the number of records, two data sets that differ in it are told
+apart with certainty, and no epsilon holds for adding or removing one.
 """
 
 from __future__ import annotations
@@ -55,7 +64,8 @@ class Relation(StrEnum):
     def implies(self, other: Relation) -> bool:
         """Whether a proof for this relation is one for the other, with the same epsilon.
 
-        Add-or-remove-one implies zero-out (see the module). Nothing else is implied here.
+        Add-or-remove-one implies zero-out (see the module; of truncated samples with an epsilon of its own, which
+        an accountant gives that is asked for zero-out). Nothing else is implied here.
         """
         return self is other or (self is Relation.ADD_OR_REMOVE_ONE and other is Relation.ZERO_OUT)
 

@@ -394,10 +394,8 @@ def _meaning(
         if not silo.rows:
             continue
         stated = silo.stated(adversary)
-        if stated.accountant in (
-            FILTER,
-            PLAN,
-        ):  # one point of the curve is what holds, of no others
+        if stated.accountant in (FILTER, PLAN):
+            # One point of the curve is what holds, and no other.
             held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
         else:
             events = composed(_rows(run, silo.name, unit), adversary)

@@ -21,7 +21,9 @@ the scalar pairs (1-p) N(0, s^2) + p N(1, s^2) and N(0, s^2) of `gaussian_loss`:
 which of the three it was, whose loss distribution is the mixture of theirs. This pair dominates a step whatever
 was released before, and such pairs compose (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 10).
 
-Other relations are not proven here; dp_accounting's own factory serves them.
+No proof for adding or removing a record is used: without x another record may be kept in its place, so that the data
+with the null record and the data without x do not give the same distribution. Other relations are not proven here;
+dp_accounting's own factory serves them. Several copies of a record have no proof (`privacy.copies` refuses them).
 """
 
 from __future__ import annotations

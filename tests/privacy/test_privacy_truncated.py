@@ -15,6 +15,7 @@ from scipy.special import ndtr
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.truncated_loss import kept_probabilities
 from privacy.calibration import calibrate_noise_multiplier
+from privacy.copies import UnknownCopies, events_of_copies
 from privacy.events import dp_sgd, truncated_sgd
 from privacy.randomness import generator
 from privacy.sampling import poisson_sample, truncated_poisson_sample
@@ -204,3 +205,36 @@ def test_calibration_meets_the_target_with_the_truncated_event() -> None:
     event = dp.TruncatedSubsampledGaussianDpEvent(400, rate, 24, found.noise_multiplier)
     cost = make_accountant("pld", Relation.ZERO_OUT).epsilon(Counter({event: steps}), 1e-5)
     assert 2.0 * (1 - 2e-3) <= cost <= 2.0
+
+
+def test_the_null_record_takes_a_place_that_is_free_without_it() -> None:
+    """So data with it are not distributed as data without it, and no proof for removal serves zero-out here."""
+    draws = 4000
+    rng = np.random.default_rng(1)
+
+    def kept(size: int) -> float:
+        """How often record 0 is kept."""
+        found = [0 in truncated_poisson_sample(size, 1.0, 2, rng) for _ in range(draws)]
+        return float(np.mean(found))
+
+    assert kept(4) == pytest.approx(1 / 2, abs=0.03), "record 3 is the null record"
+    assert kept(3) == pytest.approx(2 / 3, abs=0.03), "without it"
+
+
+def test_each_relation_has_its_own_pair() -> None:
+    """All are drawn and one is kept: zero-out changes the sum in a tenth of the samples, removal swaps two vectors."""
+    events = Counter({truncated_sgd(10, 1.0, 1, 2.0): 1})
+    whole = Counter({dp.GaussianDpEvent(2.0): 1})
+    zero_out = make_accountant("pld", Relation.ZERO_OUT)
+    removed = make_accountant("pld", Relation.ADD_OR_REMOVE_ONE)
+    for epsilon in (0.0, 0.2, 0.5):
+        expected = zero_out.delta(whole, epsilon) / 10
+        assert zero_out.delta(events, epsilon) == pytest.approx(expected, rel=1e-3)
+    # Neither bound serves the other relation: the two curves cross.
+    assert removed.delta(events, 0.0) > 1.1 * zero_out.delta(events, 0.0)
+    assert removed.delta(events, 0.5) < 0.9 * zero_out.delta(events, 0.5)
+
+
+def test_copies_are_refused_by_name() -> None:
+    with pytest.raises(UnknownCopies, match="TruncatedSubsampledGaussian"):
+        events_of_copies({truncated_sgd(10, 0.5, 6, 1.0): 1}, 2)

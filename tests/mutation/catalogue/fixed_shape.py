@@ -33,6 +33,24 @@ MUTATIONS = (
         (f"{_LOSS}::test_probabilities_are_those_of_all_samples",),
     ),
     Mutation(
+        "zero-out-of-a-cut-sample-by-removal",
+        "privacy/accountants/pld.py",
+        "    if truncated and relation is Relation.ZERO_OUT:\n",
+        "    if False:\n",
+        "Zero-out of a truncated sample is accounted by the bound of another relation.",
+        (f"{_LOSS}::test_each_relation_has_its_own_pair",),
+    ),
+    Mutation(
+        "copies-in-a-cut-sample",
+        "privacy/copies.py",
+        "    if isinstance(event, PureDpEvent):\n        return ev.pure_dp",
+        "    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):\n"
+        "        return _mixture(event.noise_multiplier, event.sampling_probability, copies)\n"
+        "    if isinstance(event, PureDpEvent):\n        return ev.pure_dp",
+        "Copies of a record in a truncated sample are accounted as if each were kept by its own draw.",
+        (f"{_LOSS}::test_copies_are_refused_by_name",),
+    ),
+    Mutation(
         "fillers-count",
         "fedllm/gradients.py",
         "    kept = finite & (place < examples)\n",
