@@ -67,7 +67,12 @@ class LogProgress:
         elif kind == "evaluation":
             log.info("%s: %s (judged by the %s)", where, _numbers(record), record["where"])
         elif kind == "silo":
-            log.info("%s: %s spent epsilon %.4f", where, record["silo"], record["epsilon"])
+            log.info(
+                "%s: %s epsilon %.4f of what was released so far",
+                where,
+                record["silo"],
+                record["epsilon"],
+            )
         elif kind == "end":
             log.info("%s after %s %s", record["status"], where, record["message"])
 

@@ -6,13 +6,14 @@ import logging
 import math
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from fedllm.plan_figures import SO_FAR, plan_epsilons
 from fedllm.recorded_relation import composes, notes_on, proven_relation
 from fedllm.report.accounting import EVERYBODY, no_guarantee_reasons
 from privacy.accountants import (
@@ -174,6 +175,9 @@ def account_ledger(
         total = _nothing(neighbours, broken)
     else:
         total = _largest(parties) if parties else _figures(Counter(), neighbours, delta)
+    plans = {}
+    if verification.ok and copies == 1 and not together:
+        plans = _plans(path, rows, stated, neighbours, adversary, delta)
     return {
         "delta": delta,
         "unit": stated.value,
@@ -185,8 +189,29 @@ def account_ledger(
         "chain": chain(verification),
         "parties": parties,
         "copies": copies,
+        "meaning": SO_FAR,
+        "plans": plans,
         "notes": notes_on(everything),
     }
+
+
+def _plans(
+    path: Path,
+    parties: Iterable[str],
+    unit: Unit,
+    relation: Relation,
+    adversary: Adversary,
+    delta: float,
+) -> dict[str, dict[str, float | None]]:
+    """Party to run to the epsilon of the run's whole plan, by PLD; parties without a plan are left out."""
+    with Ledger(path, read_only=True) as ledger:
+        found = {
+            name: plan_epsilons(
+                ledger, name, unit=unit, relation=relation, adversary=adversary, delta=delta
+            )
+            for name in parties
+        }
+    return {name: plans for name, plans in found.items() if plans}
 
 
 def _relations(rows: Sequence[LedgerEntry]) -> set[str]:

@@ -142,7 +142,9 @@ def _train(folder: RunFolder, as_json: bool) -> None:
 
 def _summary(folder: RunFolder, console: Console) -> None:
     """The last evaluation and what each silo spent, as tables, and where the report is."""
+    from fedllm.plan_figures import SO_FAR
     from simulations.live import epsilon_label, target_text
+    from simulations.planned_epsilons import planned_epsilons
 
     found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     records = folder.metrics()
@@ -151,20 +153,29 @@ def _summary(folder: RunFolder, console: Console) -> None:
     columns = [
         name
         for name in ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
-        if name in shown[-1]
+        if shown and name in shown[-1]
     ]
     for name in ("round", *columns):
         table.add_column(name, justify="right")
-    for record in dict.fromkeys((0, len(shown) - 1)):
+    for record in dict.fromkeys((0, len(shown) - 1) if shown else ()):
         row = shown[record]
         table.add_row(str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row))
     console.print(table)
     silos = folder.read_json("silos.json")
     title = epsilon_label(folder.settings(), len(silos))
-    spent = Table(title=f"Epsilon spent by silo: {title}")
-    for name in ("silo", "examples", "noise multiplier", "sampling rate", "epsilon", "target"):
+    spent = Table(title=f"Epsilon by silo: {title}")
+    for name in (
+        "silo",
+        "examples",
+        "noise multiplier",
+        "sampling rate",
+        "released",
+        "plan",
+        "target",
+    ):
         spent.add_column(name, justify="left" if name == "silo" else "right")
     last = {r["silo"]: r["epsilon"] for r in records if r["kind"] == "silo"}
+    plans = planned_epsilons(folder, silos)
     for name, silo in silos.items():
         epsilon = last.get(name)
         spent.add_row(
@@ -173,9 +184,11 @@ def _summary(folder: RunFolder, console: Console) -> None:
             "-" if not silo["noise_multiplier"] else f"{silo['noise_multiplier']:.4f}",
             "-" if silo["sampling_rate"] is None else f"{silo['sampling_rate']:.4f}",
             "-" if epsilon is None else f"{float(epsilon):.4f}",
+            "-" if plans[name] is None else f"{plans[name]:.4f}",
             target_text(silo, folder.settings()),
         )
     console.print(spent)
+    console.print(f"released: {SO_FAR}", highlight=False)
     console.print(found.get("headline", ""), highlight=False)
     console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
 

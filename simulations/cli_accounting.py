@@ -344,6 +344,8 @@ def _print_account(found: Mapping[str, Any]) -> None:
     )
     if found.get("copies", 1) > 1:
         named += f"; all {found['copies']} copies of a record together"
+    from fedllm.plan_figures import plans_text
+
     parties = found.get("parties", {})
     title = f"Epsilon at {named}"
     if len(parties) > 1:
@@ -378,15 +380,22 @@ def _print_account(found: Mapping[str, Any]) -> None:
             "Noise of this ledger was drawn from a seed: against whoever knows or guesses the "
             "seed there is no protection"
         )
+    if parties:
+        plans = found["plans"]
+        held = plans_text(next(iter(plans.values()))) if len(parties) == 1 and plans else ""
+        notes.append(
+            f"These figures are of what was {found['meaning']}" + (f"; {held}" if held else "")
+        )
     notes += found.get("notes", [])
     chain = found.get("chain", {"ok": True})
     if chain["ok"] and not parties and "ledger" in found:
         notes.append("The ledger is empty: nothing was released")
     print_parts(title, table, *notes)
     if len(parties) > 1:
-        each = make_table("party", "rows", "epsilon")
+        each = make_table("party", "rows", "epsilon", "by plan")
         for name, figures in parties.items():
             epsilon = figures["pld"]["epsilon"]
             shown = "none" if epsilon is None else epsilon_text(epsilon)
-            each.add_row(Text(name), str(figures["rows"]), shown)
+            held = plans_text(found["plans"].get(name, {})) or "no plan"
+            each.add_row(Text(name), str(figures["rows"]), shown, Text(held))
         print_parts(f"Epsilon by party ({BOUND} by PLD) at {named}", each)

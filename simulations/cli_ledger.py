@@ -71,9 +71,11 @@ def show(
     from fedllm.report.accounting import describe_event
     from privacy.event_json import event_to_json
     from privacy.ledger import Ledger, composed
+    from simulations.ledger_plans import plan_content, plan_table
 
     with Ledger(path, read_only=True) as ledger:
         entries = ledger.entries(party=party, run=run)
+        plans = ledger.plans(party=party, run=run)
     rows = entries[-limit:] if limit else entries
     if as_json:
         printed = [
@@ -82,7 +84,8 @@ def show(
             | {"views": {str(a): json.loads(event_to_json(e)) for a, e in row.views.items()}}
             for row in rows
         ]
-        print_json({"ledger": str(path), "rows": len(entries), "entries": printed})
+        found = {"ledger": str(path), "rows": len(entries), "entries": printed}
+        print_json(found | {"plans": [plan_content(row) for row in plans]})
         return
     table = make_table("row", "time", "release", "seen by: event")
     for row in rows:
@@ -99,5 +102,7 @@ def show(
         time = (row.time or "")[:19].replace("T", " ")
         table.add_row(*(Text(cell) for cell in (str(row.id), time, release, events)))
     print_parts(f"{len(entries)} rows of {path}", table)
+    if plans:
+        print_parts(*plan_table(plans[-limit:] if limit else plans))
     if len(rows) < len(entries):
         typer.echo(f"the last {len(rows)} of {len(entries)} rows; --limit 0 prints all")

@@ -1,4 +1,4 @@
-"""The live view of a run: rounds, loss, accuracy, epsilon spent by silo, bytes, time left."""
+"""The live view of a run: rounds, loss, accuracy, epsilon released so far by silo, bytes, time left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedllm.plan_figures import SO_FAR
 from fedllm.settings import Settings
 
 _TEACHER_LINES = 50
@@ -95,7 +96,7 @@ class LiveView:
         """The view as it stands."""
         title = f"epsilon: {epsilon_label(self.settings, len(self.sizes))}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for title in ("silo", "examples", "epsilon spent", ""):
+        for title in ("silo", "examples", "released so far", ""):
             table.add_column(title, justify="left" if title in ("silo", "") else "right")
         for name in sorted(self.sizes, key=lambda n: -(self.sizes[n] or 0)):
             spent = self.epsilon.get(name)
@@ -118,7 +119,7 @@ class LiveView:
             )
         history = "\n".join(describe(record) for record in self.evaluations[-6:])
         head = f"{self.note}   sent {self.bytes / 1e6:.1f} MB"
-        return Group(self.progress, head, history, table)
+        return Group(self.progress, head, history, table, f"epsilon: {SO_FAR}")
 
     def close(self) -> None:
         if self.live is not None:

@@ -24,11 +24,12 @@ from fedllm import __version__
 from fedllm.device_memory import free_bytes
 from fedllm.embedded import EMBEDDED_NAMES
 from fedllm.models import load_backbone, resolve_device
+from fedllm.plan_figures import SO_FAR, plan_epsilons, plans_text
 from fedllm.settings_io import parse_settings
 from privacy.accountants import make_accountant
 from privacy.file_system import file_system_of
 from privacy.ledger import Ledger
-from privacy.vocabulary import Adversary, Relation, Unit
+from privacy.vocabulary import SERVER, Relation, Unit
 from server.deployment.folder import NODE, split_address
 from server.deployment.node import check_server, load_node
 from server.deployment.processes import require_free_port
@@ -182,12 +183,23 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
         )
     with Ledger(path, read_only=True) as ledger:
         report = ledger.verify()
-        events = ledger.spent(Adversary("server"), party=silo.name, unit=Unit(budget.unit))
+        events = ledger.spent(SERVER, party=silo.name, unit=Unit(budget.unit))
         rows = len(ledger.entries(party=silo.name))
+        plans = plan_epsilons(
+            ledger,
+            silo.name,
+            unit=Unit(budget.unit),
+            relation=Relation(budget.relation),
+            adversary=SERVER,
+            delta=budget.delta,
+            accountant=budget.accountant,
+        )
     spent = make_accountant(budget.accountant, Relation(budget.relation)).epsilon(
         events, budget.delta
     )
-    text = f"{path}: {rows} rows, epsilon {spent:.4g} of {budget.epsilon:g} spent at delta={budget.delta:g}"
+    text = f"{path}: {rows} rows, epsilon {spent:.4g} of {budget.epsilon:g} at delta={budget.delta:g}, {SO_FAR}"
+    if plans:
+        text += f"; {plans_text(plans)}"
     if place.kind == "unknown":
         text += f"; whether file system {place.type} is on this machine alone is not known"
     if not report.ok:

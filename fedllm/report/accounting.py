@@ -233,7 +233,7 @@ def epsilon_by_round(
     accounts: Accounts,
     points: int,
 ) -> list[tuple[int, float]]:
-    """Epsilon spent by the end of some rounds, by the headline accountant, other runs included.
+    """Epsilon of what was released by the end of some rounds, by the headline accountant, other runs included.
 
     Returns:
         (round, epsilon) at up to ``points`` rounds, the first and the last among them, after

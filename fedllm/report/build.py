@@ -271,6 +271,7 @@ def _silo(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str,
             adversary: {
                 "headline": asdict(silo.headline(adversary)),
                 "figures": [asdict(figure) for figure in figures],
+                "held": asdict(silo.held[adversary]) if adversary in silo.held else None,
                 "reasons": silo.reasons[adversary],
             }
             for adversary, figures in silo.figures.items()

@@ -28,7 +28,7 @@ _SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 def epsilon_curves(
     curves: Mapping[str, Sequence[Point]], target: float | None, accountant: str
 ) -> str | None:
-    """Epsilon spent by round, one line a silo, with the target; None with nothing finite."""
+    """Epsilon of what was released by round, one line a silo, with the target; None with nothing finite."""
     finite = {
         silo: [(r, e) for r, e in points if math.isfinite(e)] for silo, points in curves.items()
     }
@@ -52,7 +52,7 @@ def epsilon_curves(
 
     last = max(r for points in finite.values() for r, _ in points)
     title = (
-        f"Line chart of epsilon spent by round, one line for each of {len(finite)} silos. It rises to "
+        f"Line chart of the epsilon of what was released by round, one line for each of {len(finite)} silos. It rises to "
         f"{shown(largest)} at the most by round {last}"
         + (f"; the target is {target:g}." if target is not None else ".")
     )

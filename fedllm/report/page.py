@@ -87,9 +87,10 @@ Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
 <a href="#glossary">Words</a>.</p>
 {% endif %}
 
-<h2>What each silo has spent</h2>
+<h2>What was released of each silo's data</h2>
 <p>Every number is computed from the privacy ledger, over everything that the ledger holds about a
-silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}. The unit is
+silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}, as far as it was released
+so far: a guarantee only if where it stopped did not depend on the outputs. Where a run's plan, or a budget, is what holds, it stands below the figure. The unit is
 <strong>{{ g.unit }}</strong>, the neighbouring relation <strong>{{ g.relation }}</strong>, delta is
 <strong>{{ "%g" | format(g.delta) }}</strong>. Every printed epsilon and mu is rounded up; the exact
 values are in <code>report.json</code>.
@@ -123,7 +124,7 @@ are what was done. Nothing proves that they are; see the first line.</p>
   <td data-label="adversary"><span>{{ row.adversaries | join(", ") }}</span></td>
   {% for column in columns %}
   {% set figure = row.figures.get(column.name) %}
-  <td data-label="{{ column.title }}{{ "" if column.bound else " (no bound)" }}" class="num{{ " lead" if column.name == g.accountant }}{{ " bad" if row.reasons }}{{ "" if column.bound else " approximation" }}"><span>{% if figure is none or figure.epsilon is none %}n/a{% else %}{{ "" if column.bound or row.reasons else "≈ " }}{{ figure.epsilon | epsilon }}{% if figure.mu is not none %} <small>mu {{ figure.mu | mu }}</small>{% endif %}{% endif %}</span></td>
+  <td data-label="{{ column.title }}{{ "" if column.bound else " (no bound)" }}" class="num{{ " lead" if column.name == g.accountant }}{{ " bad" if row.reasons }}{{ "" if column.bound else " approximation" }}"><span>{% if figure is none or figure.epsilon is none %}n/a{% else %}{{ "" if column.bound or row.reasons else "≈ " }}{{ figure.epsilon | epsilon }}{% if figure.mu is not none %} <small>mu {{ figure.mu | mu }}</small>{% endif %}{% if row.held and column.name == "pld" %} <small>{{ "under a condition" if row.held.epsilon is none else ("by plan " if row.held.accountant == "plan" else "by the filter ") ~ (row.held.epsilon | epsilon) }}</small>{% endif %}{% endif %}</span></td>
   {% endfor %}
   {% if own_targets %}
   <td data-label="target" class="num"><span>{{ row.silo.target.epsilon | number }}{% if row.silo.target.run_epsilon is not none %} <small>{{ row.silo.target.run_epsilon | number }} in this run</small>{% endif %}{% if row.silo.target.delta != g.delta %} <small>at delta {{ "%g" | format(row.silo.target.delta) }}{% if row.silo.target.spent is not none %}: spent {{ row.silo.target.spent | epsilon }} against the server{% endif %}</small>{% endif %}</span></td>
@@ -176,7 +177,7 @@ are what was done. Nothing proves that they are; see the first line.</p>
 <div class="figures">
 {% if epsilon %}
 <figure id="figure-epsilon">{{ epsilon }}
-<figcaption>Epsilon spent by the end of each round against the {{ report.epsilon_by_round.adversary }}, computed
+<figcaption>Epsilon of what was released by the end of each round (a guarantee only if where the run stops does not depend on the outputs; what holds is in the first line) against the {{ report.epsilon_by_round.adversary }}, computed
 from the ledger at a few rounds{% if report.target.epsilon is not none %}; the dashed line is the target{% endif %}.{% if report.epsilon_by_round.left_out %} Of {{ report.silos | length }} silos, those with the largest epsilon and the smallest are drawn.{% endif %}</figcaption></figure>
 {% endif %}
 {% if delta_curve %}

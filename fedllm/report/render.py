@@ -200,6 +200,7 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                     "adversaries": names,
                     "figures": {figure["accountant"]: figure for figure in found["figures"]},
                     "reasons": found["reasons"],
+                    "held": None if found["reasons"] else found.get("held"),
                 }
             )
     return rows

@@ -80,7 +80,12 @@ class AdversaryPart(Part):
     """A silo's figures against one adversary."""
 
     headline: FigurePart
-    figures: list[FigurePart]
+    figures: list[FigurePart] = Field(description="Of what was released so far.")
+    held: FigurePart | None = Field(
+        None,
+        description="What holds where it is not the headline: the run's plan (accountant plan) or the budget that a "
+        "filter kept (accountant filter); its epsilon is null where the headline holds under the condition in note alone.",
+    )
     reasons: list[str] = Field(description="Why there is no guarantee; empty where there is one.")
 
 

@@ -14,7 +14,7 @@ from report_runs import finish_round, new_run, trained
 
 from fedllm.report import build
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
-from fedllm.report.guarantee import Headline, headline
+from fedllm.report.guarantee import Headline, headline, shown
 from fedllm.report.held import add_held
 from fedllm.report.render import _tone, render
 from fedllm.silo_account import SiloAccount
@@ -176,6 +176,13 @@ def test_plain_words_and_curves_are_of_what_holds(tmp_path: Path) -> None:
     content = build(run)
     guarantee = content["guarantee"]
     assert guarantee["accountant"] == "plan"
+    (silo,) = content["silos"]
+    found = silo["adversaries"]["server"]
+    assert found["held"]["epsilon"] == guarantee["epsilon"] > found["headline"]["epsilon"]
+    page = " ".join(render(content, "0" * 64).split())
+    assert f"<small>by plan {shown(guarantee['epsilon'])}</small>" in page
+    assert "so far: a guarantee only if where it stopped did not depend on the outputs" in page
+    assert "Epsilon of what was released by the end of each round (a guarantee only if" in page
     assert content["privacy_curves"] is None
     missed = content["meaning"]["missed"]
     epsilon, delta = guarantee["epsilon"], guarantee["delta"]

@@ -12,6 +12,9 @@ from own_silo import write_silo
 from typer.testing import CliRunner
 
 from client.approval import read_approved
+from fedllm.plan_figures import SO_FAR
+from fedllm.silo_account import SiloAccount
+from privacy.ledger import Ledger
 from server.deployment.folder import NODE, NodeFile, write_toml
 from simulations.cli import app
 
@@ -53,6 +56,21 @@ def test_it_tells_what_is_missing_until_nothing_is(
     assert "none yet" in found["ledger"][1]
     call("approve", "--silo", str(silo), "--revoke", entry["sha256"])
     assert read_approved(tmp_path / "approved.json") == {}
+
+
+def test_the_ledgers_epsilon_is_named_beside_the_plans(
+    tiny_settings: Make, word_files: Path, tmp_path: Path
+) -> None:
+    settings = tiny_settings()
+    silo = write_silo(tmp_path, settings, word_files / "validation.jsonl")
+    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+        one = SiloAccount(settings, run="one", party="clinic", examples=40, rounds=3, ledger=ledger)
+        one.spend_training(1, "train/1")
+    good, text = findings("--silo", str(silo), code=1)["ledger"]
+    assert good
+    assert f"at delta=1e-05, {SO_FAR}; the run's plan, one: " in text
+    released = float(text.split("epsilon ")[1].split()[0])
+    assert released < float(text.rsplit(" ", 1)[1])
 
 
 def test_a_server_that_is_not_there_and_a_bad_file_are_findings(tmp_path: Path) -> None:

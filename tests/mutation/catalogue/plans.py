@@ -12,6 +12,7 @@ _ATTACK = "tests/privacy/test_privacy_filter_attack.py::test_the_rule_of_before_
 _MATHS = f"{_FILTER}::test_after_a_plain_gaussian_the_limit_is_what_is_missing_in_squares"
 _FULL = f"{_BUDGET}::test_later_plans_are_admitted_up_to_the_limit_and_no_further"
 _HELD = "tests/core/test_report_held.py"
+_SO_FAR = "tests/core/test_released_so_far.py"
 
 MUTATIONS = (
     Mutation(
@@ -160,5 +161,21 @@ MUTATIONS = (
         "        if stated.accountant == FILTER:",
         "A run that stopped early claims that tests miss more than its plan guarantees.",
         (f"{_HELD}::test_plain_words_and_curves_are_of_what_holds",),
+    ),
+    Mutation(
+        "released-epsilon-in-place-of-the-plans",
+        "fedllm/plan_figures.py",
+        "        events = RunPlan.of_details(json.loads(row.details)).events(adversary)\n",
+        "        events = ledger.spent(adversary, party=party, unit=unit, run=row.run)\n",
+        "What a run that stopped early released is printed as its plan.",
+        (f"{_SO_FAR}::test_the_plans_epsilon_is_that_of_all_its_rounds",),
+    ),
+    Mutation(
+        "plans-not-listed",
+        "simulations/cli_ledger.py",
+        "        plans = ledger.plans(party=party, run=run)\n",
+        "        plans = ledger.plans(party=party, run=run)[:0]\n",
+        "A ledger's listing leaves out what its runs had planned.",
+        (f"{_SO_FAR}::test_show_lists_the_plans",),
     ),
 )

@@ -1,0 +1,29 @@
+"""The tables at the end of a run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from rich.console import Console
+
+from fedllm.plan_figures import SO_FAR
+from fedllm.run_folder import RunFolder
+from simulations.cli import _summary
+from simulations.planned_epsilons import planned_epsilons
+
+
+def test_the_plans_epsilon_stands_beside_that_of_what_was_released(
+    start_run: Callable[..., RunFolder], in_process: Callable[..., str]
+) -> None:
+    run = start_run("run", **{"server.rounds": 2})
+    assert in_process(run) == "finished"
+    text = io.StringIO()
+    _summary(run, Console(file=text, width=250))
+    printed = text.getvalue()
+    assert f"released: {SO_FAR}" in printed
+    found = planned_epsilons(run, ["alpha", "nobody"])
+    assert found["nobody"] is None
+    assert found["alpha"] is not None
+    (row,) = [line.replace("│", " ").split() for line in printed.splitlines() if "alpha" in line]
+    assert row[4:6] == [f"{found['alpha']:.4f}"] * 2, "all of the plan was released"
