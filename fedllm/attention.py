@@ -28,6 +28,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fedllm.selection import Padding
+
 ATTENTION_NAME = "fedllm_prefix"
 _SLOT = "_fedllm_prefix_slot"
 
@@ -108,11 +110,11 @@ class _PrefixSlot:
         self._local.recorder = calls
 
     @property
-    def padding(self) -> Tensor | None:
+    def padding(self) -> Padding | None:
         return getattr(self._local, "padding", None)
 
     @padding.setter
-    def padding(self, padding: Tensor | None) -> None:
+    def padding(self, padding: Padding | None) -> None:
         self._local.padding = padding
 
     def _copy(self) -> _PrefixSlot:
@@ -152,7 +154,7 @@ def _prefix_attention_forward(
     multiplied: whatever stands at padding, NaN included, reaches no token and no prefix, forward or backward.
     """
     slot: _PrefixSlot | None = getattr(module, _SLOT, None)
-    padding: Tensor | None = None
+    padding: Padding | None = None
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     if slot is not None:
         layer = getattr(module, "layer_idx", None)
@@ -162,8 +164,7 @@ def _prefix_attention_forward(
         active = slot.stack[-1] if slot.stack else None
         padding = slot.padding
         if padding is not None and padding.shape[1] == query.shape[2] == key.shape[2]:
-            at_padding = padding[:, None, :, None]
-            query, key, value = (x.masked_fill(at_padding, 0.0) for x in (query, key, value))
+            query, key, value = (padding.cleared(x, 2) for x in (query, key, value))
         else:
             padding = None
         if active is not None and layer in active.layers:
@@ -183,7 +184,7 @@ def _prefix_attention_forward(
         **kwargs,
     )[0]
     if padding is not None:
-        output = output.masked_fill(padding[:, :, None, None], 0.0)
+        output = padding.cleared(output, 1)
     return output, None
 
 
@@ -415,7 +416,7 @@ def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[No
         attention_mask: (B, T), 0 at padding.
     """
     slot = _slot(model)
-    before, slot.padding = slot.padding, attention_mask == 0
+    before, slot.padding = slot.padding, Padding(attention_mask)
     try:
         yield
     finally:

@@ -27,16 +27,18 @@ class Shapes:
     """How examples are padded and grouped; public, the same for all examples.
 
     Attributes:
-        least: shortest bucket, a multiple of :data:`ROW_MULTIPLE`.
+        least: least distance of two buckets, a multiple of :data:`ROW_MULTIPLE`.
+        shortest: shortest bucket, a multiple of ``least``; 0: ``least``.
         parts: buckets between two powers of two: more of them pad less and make more micro-batches.
         tokens: rows times length of every micro-batch where the number of rows is fixed; None: rows are free.
         longest: tokens that the model takes at most; no bucket is longer. None: no bound.
     """
 
-    least: int = 8
-    parts: int = 4
+    least: int = 4
+    parts: int = 2
     tokens: int | None = None
     longest: int | None = None
+    shortest: int = 0
 
     def bucket_length(self, length: int) -> int:
         """The number of tokens that an example of ``length`` tokens is padded to.
@@ -46,7 +48,7 @@ class Shapes:
         step = self.least
         while step * 2 * self.parts < length:
             step *= 2
-        bucket = -(-max(length, 1) // step) * step
+        bucket = max(-(-max(length, 1) // step) * step, self.shortest)
         return bucket if self.longest is None else max(length, min(bucket, self.longest))
 
     def rows(self, bucket: int) -> int | None:
@@ -57,7 +59,7 @@ class Shapes:
 def shapes_for(device: torch.device, longest: int | None = None) -> Shapes:
     """The shapes for a device: fine buckets and free rows on a CPU, coarse buckets and fixed rows elsewhere."""
     if device.type == "cpu":
-        return Shapes(longest=longest)
+        return Shapes(longest=longest, shortest=8)  # few texts are shorter, and a group costs
     return Shapes(least=16, parts=1, tokens=2048, longest=longest)
 
 

@@ -11,6 +11,9 @@ from privacy.keystream import CIPHER
 
 Item = tuple[str, str]
 
+ROUNDING_CPU = "no bit of 240 clipped gradients of MiniLM in float32 differed alone and among others"
+"""What was measured of clipped gradients alone and among others; docs/leakage.md has the table."""
+
 
 def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
     """(title, text) of each assumption.
@@ -81,6 +84,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             "(Haney et al., 2022). This stops the attacks that were tried; it is not a proof.",
         )
     )
+    if privacy.unit == "example":
+        items.append(("Rounding between examples", _rounding(settings)))
     items.append(("Sizes of the silos", _sizes(settings)))
     items.append(_side_channels(settings))
     items.append(
@@ -120,6 +125,28 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             )
         )
     return items
+
+
+def _rounding(settings: Settings) -> str:
+    """What is left of an example's dependence on its batch mates, with its number."""
+    device = settings.model.device
+    text = (
+        "The sensitivity takes an example's gradient to be a function of that example. It is computed in shapes that "
+        "its own length decides, and nothing of a batch mate enters it but by rounding. The sensitivity counts "
+        "rounding as 0. "
+    )
+    if settings.codec.active:
+        text += (
+            "Rounding in the projection to a code, before the code is clipped, was not measured. "
+        )
+    if device in ("auto", "cpu"):
+        text += (
+            f"On a CPU {ROUNDING_CPU} (python -m simulations.leakage.batch_rounding); other processors and "
+            "versions of libraries may round otherwise. "
+        )
+    if device != "cpu":
+        text += "On a GPU the number of rows is fixed as well, and rounding was not measured. "
+    return text.strip()
 
 
 def _division(settings: Settings) -> str:

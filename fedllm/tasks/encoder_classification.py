@@ -58,4 +58,5 @@ class HeadClassification(Classification):
             mask = batch.attention_mask.unsqueeze(-1)
             pooled = hidden.masked_fill(mask == 0, 0.0).sum(1) / mask.sum(1).clamp(min=1)
         pooled = torch.nn.functional.normalize(pooled, dim=-1, eps=1e-6) * FEATURE_NORM
-        return torch.einsum("bch,bh->bc", params["head.weight"], pooled) + params["head.bias"]
+        # not a product of matrices: its kernel, and so the rounding, differs where the batch has one example
+        return (params["head.weight"] * pooled.unsqueeze(1)).sum(-1) + params["head.bias"]

@@ -7,9 +7,9 @@ left out. For batch after batch this command draws parameters as a hostile serve
 (:func:`fedllm.gradients.clipped_gradient_sum`) with and without one example, and reports the largest movement in
 clipping norms, and the largest movement of the count of right answers, which a private evaluation takes as 1.
 
-Parameters, in turn: a plain point; a huge head and prefix; a prefix slot that only padding attends to, found by
-search on public random texts, whose value overflows there; a huge head at whose boundary the examples lie, so that
-rounding decides their gradients. Within the silo's limits (``client.parameter_norm``), or
+Parameters, in turn: a plain point; a huge head and prefix; a prefix slot that only padding attends to and whose value
+overflows there (:mod:`simulations.leakage.padding_poison`); a huge head at whose boundary the examples lie, so that
+rounding decides their gradients. Examples: texts of random words, or texts alike, one of them longer. Within the silo's limits (``client.parameter_norm``), or
 with ``--unchecked`` far beyond them and not finite, as if the silo did not refuse them.
 """
 
@@ -22,16 +22,14 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedllm import attention
 from fedllm.gradients import clipped_gradient_sum, per_example_gradients
-from fedllm.inputs import Batch, Feature
-from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX, Tunable, initial_params
+from fedllm.inputs import Feature
+from fedllm.tunable import Tunable, initial_params
+from simulations.leakage import padding_poison
 from simulations.leakage.tiny_architectures import ARCHITECTURES, random_records, tiny_tunable
 
 CLIP = 0.1
@@ -66,16 +64,18 @@ def attack(
     settings, tunable = tiny_tunable(architecture, getattr(torch, dtype), task)
     start = initial_params(tunable, settings)
     draw = random.Random(f"{architecture} {dtype} {task}")
-    poison = poisoned(tunable, start, draw, 3e38 if unchecked else 0.9 * LIMIT)
     worst, answers, by = 0.0, 0, ""
     for number in range(batches):
-        kind, params = hostile_params(start, poison, draw, number, unchecked)
-        features = tunable.task.features(
-            random_records(hostile_lengths(draw), draw.randrange(2**30))
-        )
+        kind, params = hostile_params(start, draw, number, unchecked)
+        alike = kind == "poison" and draw.random() < 0.8
+        records = alike_records(draw) if alike else any_records(draw)
+        features = tunable.task.features(records)
+        longest = max(range(len(features)), key=lambda i: len(features[i]))
+        leave = longest if alike else draw.choice([longest, 0])
         if kind == "boundary":
             params = on_the_boundary(tunable, params, features, draw, unchecked)
-        leave = draw.choice([max(range(len(features)), key=lambda i: len(features[i])), 0])
+        if kind == "poison":
+            params = within(poisoned(tunable, params, features, draw, unchecked), start, unchecked)
         found = movement(tunable, params, features, leave)
         if found > worst:
             worst, by = found, kind
@@ -118,6 +118,21 @@ def answers_moved(
     return abs(full - less)
 
 
+def any_records(draw: random.Random) -> list[dict[str, str]]:
+    """Texts of random words."""
+    return random_records(hostile_lengths(draw), draw.randrange(2**30))
+
+
+def alike_records(draw: random.Random) -> list[dict[str, str]]:
+    """Eighteen texts of the same few words and one label, and one that is one to three words longer."""
+    words = [record["text"] for record in random_records([1] * 3, draw.randrange(2**30))]
+    length, label = draw.randrange(2, 14), draw.choice("ab")
+    return [
+        {"text": " ".join(draw.choice(words) for _ in range(count)), "label": label}
+        for count in [length] * 18 + [length + draw.randrange(1, 4)]
+    ]
+
+
 def hostile_lengths(draw: random.Random) -> list[int]:
     """Words of a batch's texts: alike but for one, or any."""
     count = draw.randrange(3, 20)
@@ -129,7 +144,6 @@ def hostile_lengths(draw: random.Random) -> list[int]:
 
 def hostile_params(
     start: Mapping[str, Tensor],
-    poison: Mapping[str, Tensor],
     draw: random.Random,
     number: int,
     unchecked: bool,
@@ -143,9 +157,38 @@ def hostile_params(
         for name, value in moved.items():
             size = 10**exponent * max(1.0, float(start[name].norm()))
             moved[name] = value * size / float(value.norm())
-    if kind == "poison":
-        moved |= {PREFIX: poison[PREFIX]}
     return kind, moved
+
+
+def poisoned(
+    tunable: Tunable,
+    params: Mapping[str, Tensor],
+    features: Sequence[Feature],
+    draw: random.Random,
+    unchecked: bool,
+) -> dict[str, Tensor]:
+    """``params`` with a slot for the padding; among several, one at which examples have no finite gradient."""
+    found = dict(params)
+    for _ in range(4):
+        size = 3e38 if unchecked else 10 ** draw.uniform(2, 4)
+        tried = padding_poison.poison(tunable, params, features, draw, size)
+        if tried is None:
+            break
+        found = tried
+        grads = per_example_gradients(tunable, tried, tunable.task.collate(features))
+        if not all(bool(value.isfinite().all()) for value in grads.values()):
+            break
+    return found
+
+
+def within(
+    params: Mapping[str, Tensor], start: Mapping[str, Tensor], unchecked: bool
+) -> dict[str, Tensor]:
+    """Parameters scaled down to the silo's limit where they are beyond it, unless ``unchecked``."""
+    if unchecked:
+        return dict(params)
+    bounds = {n: LIMIT * max(1.0, float(v.norm())) for n, v in start.items()}
+    return {n: v * min(1.0, 0.99 * bounds[n] / float(v.norm())) for n, v in params.items()}
 
 
 def on_the_boundary(
@@ -178,68 +221,6 @@ def on_the_boundary(
     return at | {"head.weight": head}
 
 
-def poisoned(
-    tunable: Tunable, start: Mapping[str, Tensor], draw: random.Random, size: float
-) -> dict[str, Tensor]:
-    """Parameters with a prefix slot that padding attends to and tokens do not, with values of ``size`` (within the
-    limits: a norm of ``size``): at the best of the slots that are tried, padded public texts have no finite
-    gradient and unpadded ones do."""
-    features = tunable.task.features(random_records([6] * 6 + [22], 1))
-    same, mixed = tunable.task.collate(features[:6]), tunable.task.collate(features)
-    queries = recorded_queries(tunable, start, mixed)
-    is_padding = (mixed.attention_mask == 0)[:, None].expand(queries[0].shape[:3])
-    best, found = -1.0, dict(start)
-    prefix = start[PREFIX]
-    layers, _, heads, _, width = prefix.shape
-    for trial in range(60 * layers):
-        layer, head = trial % layers, draw.randrange(heads)
-        share = queries[layer].shape[1] // heads
-        chosen = slice(head * share, (head + 1) * share)
-        asked = queries[layer][:, chosen].reshape(-1, width)
-        padding = is_padding[:, chosen].reshape(-1)
-        rng = torch.Generator().manual_seed(draw.randrange(2**62))
-        weights = torch.where(padding, 1.0, torch.rand(len(padding), generator=rng))
-        goal = torch.where(padding, 1.0, -1.0) * weights
-        key = torch.linalg.lstsq(asked * weights[:, None], goal[:, None]).solution[:, 0]
-        moved = prefix.clone()
-        moved[layer, 0, head, 0] = key / key.norm() * 10 ** draw.uniform(1, 3)
-        moved[layer, 1, head, 0] = size if size > 1e30 else size / width**0.5
-        params = dict(start) | {PREFIX: moved}
-        for name, value in params.items():
-            if name != PREFIX:
-                params[name] = value + 0.1 * torch.randn(value.shape, generator=rng)
-        alone = _finite(tunable, params, same)
-        among = _finite(tunable, params, mixed)[:6]
-        score = float((alone & ~among).sum()) + 0.1 * float(alone.sum())
-        if score > best:
-            best, found = score, params
-    return found
-
-
-def recorded_queries(tunable: Tunable, params: Mapping[str, Tensor], batch: Batch) -> list[Tensor]:
-    """The queries of every layer for public texts, each (B, heads, T, width)."""
-    seen: list[Tensor] = []
-    inner = attention.sdpa_attention_forward
-
-    def recording(module: Any, query: Tensor, *args: Any, **options: Any) -> Any:
-        seen.append(query.detach().float())
-        return inner(module, query, *args, **options)
-
-    attention.sdpa_attention_forward = recording
-    try:
-        with torch.no_grad():
-            tunable.losses(expand_params(params, len(batch.input_ids)), batch)
-    finally:
-        attention.sdpa_attention_forward = inner
-    return seen
-
-
-def _finite(tunable: Tunable, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    grads = per_example_gradients(tunable, params, batch)
-    rows = [value.flatten(1).isfinite().all(1) for value in grads.values()]
-    return torch.stack(rows).all(0)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the attack on each model and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -257,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     rows = []
-    for model in options.model or ("bert", "roberta", "llama", "gpt2"):
+    for model in options.model or ("bert", "roberta", "llama", "llama-wide", "gpt2"):
         for dtype in options.dtype or ("float32", "bfloat16"):
             row = attack(
                 model, dtype, options.batches, task=options.task, unchecked=options.unchecked

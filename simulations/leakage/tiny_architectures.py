@@ -26,8 +26,18 @@ _BASE = _SHAPE | _IDS | {"max_position_embeddings": 128}
 _LONGROPE = {"type": "longrope", "short_factor": [1.0] * 2, "long_factor": [2.0, 4.0]}
 _CONFIGS: dict[str, tuple[Literal["encoder", "decoder"], str, dict[str, Any]]] = {
     "bert": ("encoder", "bert", _BASE),
+    "bert-wide": (
+        "encoder",
+        "bert",
+        _BASE | {"hidden_size": 384, "num_attention_heads": 12, "initializer_range": 0.05},
+    ),
     "roberta": ("encoder", "roberta", _BASE),
     "llama": ("decoder", "llama", _BASE | {"num_key_value_heads": 2}),
+    "llama-wide": (
+        "decoder",
+        "llama",
+        _BASE | {"hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 2},
+    ),
     "gpt2": (
         "decoder",
         "gpt2",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -20,12 +21,13 @@ from fedllm.precision import require_full_precision
 from fedllm.shapes import Shapes
 from fedllm.tasks.base import expand_params
 from fedllm.tunable import PREFIX, Tunable, initial_params
-from simulations.leakage import batch_mates
+from simulations.leakage import batch_mates, batch_rounding, padding_poison
 from simulations.leakage.tiny_architectures import random_records, tiny_tunable
 
 CASES = [
     ("bert", torch.float32, "classification"),
     ("bert", torch.bfloat16, "classification"),
+    ("bert-wide", torch.float32, "classification"),
     ("roberta", torch.float32, "classification"),
     ("llama", torch.float32, "classification"),
     ("llama", torch.bfloat16, "generation"),
@@ -93,7 +95,7 @@ def test_a_gradient_is_the_same_bits_alone_and_among_others(
     assert same(losses[0][place], losses[1][0])
 
 
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("architecture", ["bert", "llama-wide", "gpt2"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("unchecked", [False, True])
 def test_the_attack_moves_a_sum_by_one_clipping_norm(
@@ -102,6 +104,33 @@ def test_the_attack_moves_a_sum_by_one_clipping_norm(
     found = batch_mates.attack(architecture, dtype, 12, unchecked=unchecked)
     assert 0.5 < found.clipping_norms < 1.0001
     assert found.answers <= 1
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2"])
+def test_the_attack_finds_a_slot_for_padding(architecture: str) -> None:
+    """Without buckets and selection the slot makes every padded example's gradient NaN."""
+    settings, tunable = tiny_tunable(architecture)
+    params = params_at(tunable, settings, 0.3, 1)
+    draw, found = random.Random(3), None
+    for _ in range(10):  # a slot is not found for all texts
+        features = tunable.task.features(batch_mates.alike_records(draw))
+        found = found or padding_poison.poison(tunable, params, features, draw, 3e38)
+        if found is not None:
+            break
+    assert found is not None
+    batch = tunable.task.collate(features)
+    model = tunable.backbone.model
+    with torch.no_grad(), tunable.with_prefix(expand_params(found, 1)):
+        states = model(**batch.model_inputs(), output_hidden_states=True).hidden_states[-1]
+    padded = (batch.attention_mask == 0).any(1)
+    assert padded.any()
+    assert not states[padded].isfinite().all()
+
+
+def test_the_rounding_that_is_left_is_measured() -> None:
+    found = batch_rounding.measure("bert-wide", "float32", 4)
+    assert found.compared >= 8
+    assert found.differ == found.clipping_norms == 0
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "llama", "gpt2"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedllm.report.assumptions import assumptions
+from fedllm.report.assumptions import ROUNDING_CPU, assumptions
 from fedllm.schedule import participation
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
@@ -83,3 +83,17 @@ def test_the_report_names_the_cipher_or_says_that_noise_is_reproducible(
     assert "no protection" in seeded
     assert CIPHER not in seeded
     assert "2^-16" in secret["Floating-point noise"]
+
+
+def test_the_report_names_the_rounding_that_is_left(tiny_settings: Make) -> None:
+    title = "Rounding between examples"
+    said = dict(assumptions(tiny_settings(), seeded=False, runs=1))[title]
+    assert "counts rounding as 0" in said
+    assert f"{ROUNDING_CPU} (python -m simulations.leakage.batch_rounding)" in said
+    coded = tiny_settings(**{"codec.name": "linear", "model.device": "cuda"})
+    said = dict(assumptions(coded, seeded=False, runs=1))[title]
+    assert "projection to a code" in said
+    assert "On a GPU" in said
+    assert "batch_rounding" not in said
+    silo = tiny_settings(**{"privacy.unit": "client"})
+    assert title not in dict(assumptions(silo, seeded=False, runs=1))

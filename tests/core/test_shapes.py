@@ -15,6 +15,7 @@ SHAPES = st.builds(
     parts=st.sampled_from([1, 2, 4]),
     tokens=st.sampled_from([None, 512]),
     longest=st.sampled_from([None, 100]),
+    shortest=st.sampled_from([0, 16]),
 )
 LENGTHS = st.lists(st.integers(1, 300), max_size=60)
 
@@ -34,8 +35,8 @@ def test_micro_batches_cover_once_within_budget(lengths, budget, shapes):
 
 
 def test_micro_batches_fill_the_budget():
-    assert micro_batches([2, 5, 2, 4], 16) == [[0, 1], [2, 3]]
-    assert micro_batches([2, 50, 2], 8) == [[1], [0], [2]]
+    assert micro_batches([2, 5, 2, 4], 8) == [[1], [0, 2], [3]]
+    assert micro_batches([2, 50, 2], 4) == [[1], [0], [2]]
     assert micro_batches([], 8) == []
     with pytest.raises(ValueError, match="max_tokens >= 1, got max_tokens=0"):
         micro_batches([1], 0)
@@ -48,14 +49,23 @@ def test_a_bucket_holds_its_examples(length, shapes):
     if shapes.longest is None:
         assert bucket % ROW_MULTIPLE == 0
         assert shapes.bucket_length(bucket) == bucket
-        assert bucket - length < max(shapes.least, length / shapes.parts)
+        assert bucket - length < max(shapes.least, shapes.shortest, length / shapes.parts)
     else:
         assert bucket <= max(length, shapes.longest)
 
 
 def test_shapes_by_device():
     cpu = shapes_for(torch.device("cpu"))
-    assert [cpu.bucket_length(n) for n in (1, 8, 9, 64, 65, 129)] == [8, 8, 16, 64, 80, 160]
+    assert [cpu.bucket_length(n) for n in (1, 8, 9, 13, 17, 64, 65, 129)] == [
+        8,
+        8,
+        12,
+        16,
+        24,
+        64,
+        96,
+        192,
+    ]
     assert cpu.rows(8) is None
     other = shapes_for(torch.device("cuda"))
     assert [

@@ -1,0 +1,60 @@
+"""Replace chosen rows of a tensor by zeros, whatever stands in them: selected, not multiplied.
+
+A product with zero keeps NaN, and ``masked_fill`` and ``where`` take several times the time of a copy where the
+mask is broadcast. Here the bits of each number are combined with a mask of ones or zeros: a bitwise "and" leaves a
+number as it is, or makes it zero. It takes the time of a copy, and that time does not depend on the values.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""The integers as wide as a floating-point number of so many bytes."""
+
+
+class Padding:
+    """Where the padding of one batch is.
+
+    Attributes:
+        shape: (B, T).
+    """
+
+    def __init__(self, attention_mask: Tensor) -> None:
+        """``attention_mask`` (B, T), 0 at padding."""
+        self.shape = attention_mask.shape
+        self._kept = -(attention_mask != 0).to(torch.int64)
+        self._by_width: dict[torch.dtype, Tensor] = {}
+
+    def cleared(self, states: Tensor, tokens: int) -> Tensor:
+        """``states`` (four dimensions, the first B and dimension ``tokens`` T) with zeros at padding; the gradient
+        of what stood there is zero too, whatever comes from behind."""
+        integers = _INTEGERS[states.element_size()]
+        kept = self._by_width.get(integers)
+        if kept is None:
+            kept = self._by_width[integers] = self._kept.to(integers)
+        shape = [self.shape[0], 1, 1, 1]
+        shape[tokens] = self.shape[1]
+        kept = kept.view(shape)
+        if not (states.requires_grad and torch.is_grad_enabled()):
+            return (states.view(integers) & kept).view(states.dtype)
+        cleared: Tensor = _And.apply(states, kept)  # type: ignore[no-untyped-call]
+        return cleared
+
+
+class _And(torch.autograd.Function):
+    """``x`` where the mask's bits are ones, 0 where they are zeros, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
+        ctx.save_for_backward(kept)
+        return (x.view(kept.dtype) & kept).view(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        cleared: Tensor = _And.apply(grads[0], kept)  # type: ignore[no-untyped-call]
+        return cleared, None
