@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fedllm.embedded import cache_folder
-from fedllm.schedule import evaluation_rounds
+from fedllm.schedule import planned_evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import evaluation_sigma, planned_evaluations
@@ -57,7 +57,7 @@ def with_scalar_noise(
         return settings, None
     choice = choose_noise(
         sigma=evaluation_sigma(settings),
-        count=2 * evaluation_rounds(settings),
+        count=2 * planned_evaluation_rounds(settings),
         beside={dp_sgd(rate, multiplier, steps): 1},
         delta=privacy.delta,
         family=family,

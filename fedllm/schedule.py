@@ -61,3 +61,8 @@ def evaluation_rounds(settings: Settings) -> int:
     """Number of evaluations after training rounds in the whole run."""
     rounds = settings.server.rounds
     return sum(is_evaluation_round(settings, r) for r in range(1, rounds + 1))
+
+
+def planned_evaluation_rounds(settings: Settings) -> int:
+    """Number of evaluations that a run's plan holds: one each, and the spare ones."""
+    return evaluation_rounds(settings) + settings.privacy.spare_rounds

@@ -53,6 +53,12 @@ class PrivacySettings(Section):
         "with epsilon the budget still stops the run. Mechanism lmo: of the Gaussian noise with "
         "the same guarantee.",
     )
+    spare_rounds: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Rounds (and evaluations by the silos) that a run's plan holds beside server.rounds, for rounds "
+        "that are repeated after a crash with fresh noise. They are part of the plan's cost, used or not; with 0 "
+        "a repeated round takes the place of the last one.",
+    )
     mechanism: Literal["gaussian", "lmo"] = Field(
         "gaussian",
         description="Noise on the vectors that training releases. `lmo`: that of `noise`, scaled to the "

@@ -17,7 +17,7 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfCo
 from fedllm.mechanism import multiplier_of, noise_of, number_multiplier
 from fedllm.own_bounds import OwnBounds
 from fedllm.recorded_relation import SIZES, composes, proven_relation
-from fedllm.schedule import evaluation_rounds
+from fedllm.schedule import planned_evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.silo_bounds import (
@@ -56,7 +56,8 @@ class SiloAccount:
         run: the run's id; entries of other runs in the same ledger count as spent before.
         party: the silo's name.
         examples: number of the silo's training examples.
-        rounds: number of rounds in which this silo is planned to take part.
+        rounds: number of rounds in which this silo is planned to take part; ``privacy.spare_rounds`` more are
+            in its plan.
         ledger: the silo's open ledger.
         own: what the silo itself allows, in its own file; None where it has no say of its own (simulation).
 
@@ -91,7 +92,7 @@ class SiloAccount:
             own.check_kind(settings)
         self.run = run
         self.party = party
-        self.rounds = rounds
+        self.rounds = rounds + settings.privacy.spare_rounds if rounds else 0
         self.ledger = ledger
         self.unit = Unit(settings.privacy.unit)
         self.relation = Relation(settings.privacy.relation)
@@ -163,7 +164,7 @@ class SiloAccount:
             found[TRAIN] = multiset(+training)
             found[STATISTICS] = self.statistics_events()
             found[SCORES] = planned_scores(self.settings, self.sampling_rate)
-        evaluations = evaluation_rounds(self.settings)
+        evaluations = planned_evaluation_rounds(self.settings)
         found[EVALUATE] = Counter(
             {event: count * evaluations for event, count in self.evaluation_events().items()}
         )

@@ -17,7 +17,7 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 from fedllm.adaptive_clip import release_events
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
 from fedllm.mechanism import release_event
-from fedllm.schedule import evaluation_rounds
+from fedllm.schedule import planned_evaluation_rounds
 from fedllm.settings import Settings
 from fedllm.settings_fixed_shape import records_of
 from fedllm.settings_zeroth_order import noises_numbers
@@ -283,7 +283,7 @@ def planned_scores(settings: Settings, sampling_rate: float) -> Counter[DpEvent]
 
 def planned_evaluations(settings: Settings) -> Counter[DpEvent]:
     """All evaluation events of a run that have a guarantee: what calibration leaves room for."""
-    rounds = evaluation_rounds(settings)
+    rounds = planned_evaluation_rounds(settings)
     events = evaluation_events(settings).items()
     return Counter({event: count * rounds for event, count in events if is_private(event)})
 

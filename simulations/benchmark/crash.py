@@ -69,11 +69,13 @@ SERVER_NOISE = {
     "privacy.noise_by": "server",
     "server.sampling": "poisson",
 }
+FRESH = {"privacy.randomness": "os", "privacy.spare_rounds": 12}
+"""A repeated round with fresh noise is a release of its own, which the plan must hold."""
 CASES: dict[str, dict[str, Any]] = {
     "seeded noise by the silos": ROUNDS | EVALUATION,
-    "fresh noise by the silos": ROUNDS | EVALUATION | {"privacy.randomness": "os"},
+    "fresh noise by the silos": ROUNDS | EVALUATION | FRESH,
     "seeded noise by the server": ROUNDS | SERVER_NOISE,
-    "fresh noise by the server": ROUNDS | SERVER_NOISE | {"privacy.randomness": "os"},
+    "fresh noise by the server": ROUNDS | SERVER_NOISE | FRESH,
 }
 Step = tuple[str, str, int]
 """(party, purpose, round)."""

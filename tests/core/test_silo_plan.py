@@ -275,3 +275,32 @@ def test_outside_is_a_matching() -> None:
     assert outside(plan(1.0), plan(2.0, 2.0)) == dp_sgd(0.1, 2.0, 1)
     assert outside(plan(1.0), Counter({gaussian(1.0): 1})) == gaussian(1.0)
     assert outside(plan(), Counter({no_guarantee("x"): 5})) is None
+
+
+def test_spare_rounds_are_planned_paid_for_and_then_there_for_repeated_rounds(
+    tiny_settings: Make, ledger: Ledger
+) -> None:
+    settings = tiny_settings(**PLANNED | {"privacy.spare_rounds": 2})
+    one = account(settings, ledger)
+    for place, server_round in enumerate((1, 2, 2, 3, 3)):
+        one.spend_training(server_round, f"train/{server_round}/{place}")
+    for place in range(3):
+        one.spend_evaluation(3, f"evaluate/3/{place}")
+    (whole,) = [plan_of(ledger).events("server")]
+    assert whole[STEP] == 2 * (3 + 2)
+    assert ledger.spent("server") == whole
+    with pytest.raises(OutsidePlan):
+        one.spend_training(3, "train/3/more")
+    with pytest.raises(OutsidePlan):
+        one.spend_evaluation(3, "evaluate/3/more")
+
+
+def test_calibrated_noise_pays_for_spare_rounds(tiny_settings: Make, tmp_path: Path) -> None:
+    calibrated = PLANNED | {"privacy.noise_multiplier": None, "privacy.epsilon": 3.0}
+    noise = []
+    for spare in (0, 5):
+        with Ledger(tmp_path / f"{spare}.sqlite") as opened:
+            one = account(tiny_settings(**calibrated | {"privacy.spare_rounds": spare}), opened)
+            noise.append(one.noise_multiplier)
+            assert one.bounds[0].budget.cost(one.planned()) <= 3.0
+    assert noise[1] > 1.05 * noise[0]

@@ -178,4 +178,15 @@ MUTATIONS = (
         "A ledger's listing leaves out what its runs had planned.",
         (f"{_SO_FAR}::test_show_lists_the_plans",),
     ),
+    Mutation(
+        "spare-rounds-not-planned",
+        "fedllm/silo_account.py",
+        "        self.rounds = rounds + settings.privacy.spare_rounds if rounds else 0\n",
+        "        self.rounds = rounds\n",
+        "Spare rounds cost nothing in calibration, and a repeated round finds no place in the plan.",
+        (
+            "tests/core/test_silo_plan.py::test_calibrated_noise_pays_for_spare_rounds",
+            "tests/core/test_silo_plan.py::test_spare_rounds_are_planned_paid_for_and_then_there_for_repeated_rounds",
+        ),
+    ),
 )
