@@ -53,11 +53,12 @@ def test_opacus_and_our_step_move_the_prefix_alike(
     )
     tunable = make_tunable(settings, load_backbone(source.folder, device="cpu"))
     assert tunable.spec is not None
-    # of one length: under padding PEFT counts positions in another way
+    # without padding, under which PEFT counts positions in another way
     texts = [
-        {"text": f"w{i} w{i + 7} w{40 - i}", "label": workload.LABELS[i % 2]} for i in range(6)
+        {"text": f"w{i} w{i + 7} w{40 - i} w9", "label": workload.LABELS[i % 2]} for i in range(6)
     ]
     features = tunable.task.features(texts)
+    assert {tunable.task.shapes.bucket_length(len(f)) - len(f) for f in features} == {0}
     prefix = torch.randn(tunable.spec.shape, generator=torch.Generator().manual_seed(0))
     ours = clipped_gradient_sum(
         tunable,

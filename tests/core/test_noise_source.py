@@ -38,7 +38,8 @@ def test_every_stream_of_every_silo_and_round_has_a_key_of_its_own(
                 random.seed(0)
                 np.random.seed(0)
                 torch.manual_seed(0)
-                source = worker.streams(server_round, worker.digest(params, 1.0))(purpose, 0)
+                digest = worker.digest(params, 1.0, purpose="train", server_round=server_round)
+                source = worker.streams(server_round, digest)(purpose, 0)
                 assert isinstance(source, SecretSource)
                 drawn += [*source.standard_normal(4), *source.random(4)]
     assert len(set(drawn)) == len(drawn) == len(silos) * 48

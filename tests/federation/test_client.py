@@ -115,7 +115,7 @@ def test_a_task_that_comes_again_gets_the_same_answer_and_no_new_row(
     tiny_settings: Make, tmp_path: Path, word_files: Path
 ) -> None:
     """Also with fresh noise: what left once may leave again. Another task is another release."""
-    settings = tiny_settings(**{"privacy.randomness": "os"})
+    settings = tiny_settings(**{"privacy.randomness": "os", "privacy.spare_rounds": 2})
     silo = write_silo(tmp_path / "silo", settings, word_files / "validation.jsonl")
     node = context(**{"silo-file": str(silo)})
 

@@ -245,7 +245,7 @@ def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Pa
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     params = initial_params(shared_tunable(settings), settings)
     short = {name: value[:1] for name, value in params.items()}
-    with pytest.raises(ValueError, match=r"Expected a previous update of shapes"):
+    with pytest.raises(ValueError, match=r"Expected a previous update with head.bias of shape"):
         worker.train(params, 2, 3, previous=short)
     assert not list(worker.ledger.entries()), "nothing is spent on a task that cannot be done"
     other = {name: value + 1 for name, value in params.items()}
