@@ -29,6 +29,7 @@ from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
 from fedllm.endpoint import EndpointError
 from fedllm.own_bounds import LimitRefused
+from fedllm.printable_error import printable_error
 from fedllm.settings_io import SettingsError, from_json
 from fedllm.silo_worker import SiloWorker
 from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
@@ -239,7 +240,7 @@ def _refusal(error: Exception, context: Context) -> dict[str, str]:
         return {names.STATUS: names.LEFT, names.REASON: _told(error, context)}
     if isinstance(error, NotTakingPart):
         return {names.STATUS: names.LEFT, names.REASON: str(NotTakingPart())}
-    log.error("refused a task: %s", error, exc_info=error)
+    log.error("refused a task\n%s", printable_error(error))
     if isinstance(error, PUBLIC) and not isinstance(error, EndpointError):
         return {names.STATUS: names.FAILED, names.REASON: _told(error, context)}
     return {names.STATUS: names.FAILED, names.REASON: str(TaskFailed())}

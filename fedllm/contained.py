@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from fedllm.inputs import Feature
+from fedllm.printable_error import printable_error
 
 log = logging.getLogger("fedllm.silo")
 
@@ -53,8 +54,8 @@ class Failures:
         self.count += 1
         kind = type(error).__name__
         self.kinds[kind] += 1
-        trace = error if self.kinds[kind] == 1 else None
-        log.warning("an example raised and counts as zero: %s: %s", kind, error, exc_info=trace)
+        trace = f"\n{printable_error(error)}" if self.kinds[kind] == 1 else ""
+        log.warning("an example raised and counts as zero: %s%s", kind, trace)
 
 
 def example_rows(

@@ -29,6 +29,7 @@ from fedllm.local_steps import LocalResult, Streams
 from fedllm.local_training import train_locally
 from fedllm.opened_silo import OpenedSilo, open_silo_data
 from fedllm.own_bounds import OwnBounds
+from fedllm.printable_error import printable_error
 from fedllm.private_file import append_private
 from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
@@ -585,7 +586,7 @@ class SiloWorker:
 
     def note_error(self, what: str, error: Exception) -> None:
         """Keep an error at the silo: in the process's log and in the silo's own."""
-        log.error("%s: %s", what, error, exc_info=error)
+        log.error("%s\n%s", what, printable_error(error))
         self._append_to_log({"what": what, "error": f"{type(error).__name__}: {error}"})
 
     def _append_to_log(self, record: Mapping[str, Any]) -> None:

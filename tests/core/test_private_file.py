@@ -30,7 +30,7 @@ def mode(path: Path) -> int:
 
 
 def test_a_silos_log_and_its_folder_are_private(
-    tiny_settings: Callable[..., Any], tmp_path: Path
+    tiny_settings: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = tiny_settings()
     log = tmp_path / "run" / "silo-logs" / "alpha.jsonl"
@@ -43,6 +43,7 @@ def test_a_silos_log_and_its_folder_are_private(
     )
     worker.note_error("first", ValueError("x"))
     worker.note_error("second", ValueError("half an emoji: \ud83d"))
+    assert "half an emoji: \\ud83d" in caplog.text.encode("utf-8").decode()
     assert mode(log) == 0o600
     assert mode(log.parent) == 0o700
     assert len(log.read_text(encoding="utf-8").splitlines()) == 2
