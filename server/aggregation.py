@@ -12,9 +12,10 @@ from torch import Tensor
 
 from fedllm.local_training import split_like
 from privacy.clipping import clip_vector
+from server.replies.refusal import ReplyRefused
 
 
-class UpdateRefused(ValueError):
+class UpdateRefused(ReplyRefused):
     """A silo's update is not usable; the message says why."""
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import torch
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from fedllm import messages as names
-from server.aggregation import UpdateRefused
 from server.exchange import exchange
 from server.replies import RunStopped, sort_replies
+from server.replies.released import read_released
+from server.replies.telling import tell_unusable
 from server.strategy import PrefixStrategy
 
 
@@ -38,31 +36,22 @@ def ask_silos(
         size: how many numbers a silo releases.
         what: they are, in messages: "statistics for the codec".
         stop: set by another thread to interrupt.
-        check: raises UpdateRefused for numbers that are not usable.
+        check: raises ReplyRefused for numbers that are not usable.
 
     Raises:
         RunStopped: too many silos failed, or none answered.
         Stopped: ``stop`` was set.
     """
 
-    def read(name: str, reply: Message) -> tuple[str, Tensor, float]:
-        content: Any = reply.content
-        released = content[record].to_torch_state_dict()[record]
-        if released.shape != (size,) or released.dtype != torch.float64:
-            raise UpdateRefused(
-                f"Expected {size} {record}, got {tuple(released.shape)}, {released.dtype}"
-            )
-        if not bool(torch.isfinite(released).all()):
-            raise UpdateRefused(f"Expected finite {record}, got NaN or infinity")
-        check(released)
-        rate = float(content[names.METRICS][names.SAMPLING_RATE])
-        if not 0 < rate <= 1:
-            raise UpdateRefused(f"Expected 0 < {names.SAMPLING_RATE} <= 1, got {rate}")
-        return name, released, rate
+    def read(name: str, content: RecordDict) -> tuple[str, Tensor, float]:
+        reply = read_released(content, record, size)
+        check(reply.released)
+        return name, reply.released, reply.sampling_rate
 
     server = strategy.settings.server
     replies = exchange(grid, tasks, timeout=server.timeout, stop=stop)
     found = sort_replies(chosen, replies, read, server.timeout)
+    tell_unusable(strategy.emit, strategy.finished_rounds, f"the {what}", found)
     strategy.left |= {item["silo"]: item["reason"] for item in found.left}
     found.require(len(chosen), server.max_failures, f"the {what}")
     if not found.accepted:

@@ -15,7 +15,8 @@ class Callback(Protocol):
     """Receives each record of a run: a mapping with ``kind``, ``round`` and numbers.
 
     Kinds: ``teacher`` (progress of its training on public text), ``start`` (names of the silos, their
-    targets, rounds), ``warning``, ``round``, ``silo``, ``evaluation``, ``end``. Every value is released or public.
+    targets, rounds), ``warning``, ``round``, ``replies`` (failed and refused outside of training), ``silo``,
+    ``evaluation``, ``end``. Every value is released or public.
     """
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -30,7 +31,7 @@ class Callback(Protocol):
 class MetricsFile:
     """Appends the records to the run folder's ``metrics.jsonl``."""
 
-    KINDS = ("round", "silo", "evaluation")
+    KINDS = ("round", "silo", "evaluation", "replies")
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -64,6 +65,11 @@ class LogProgress:
             for group in ("failed", "refused", "left"):
                 for item in record[group]:
                     log.warning("%s: %s %s: %s", where, item["silo"], group, item["reason"])
+        elif kind == "replies":
+            for group in ("failed", "refused"):
+                for item in record[group]:
+                    what = f"{item['silo']} {group} in {record['what']}"
+                    log.warning("%s: %s: %s", where, what, item["reason"])
         elif kind == "evaluation":
             log.info("%s: %s (judged by the %s)", where, _numbers(record), record["where"])
         elif kind == "silo":

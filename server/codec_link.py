@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -21,9 +21,22 @@ from fedllm.codec import Code, Codec
 from fedllm.encoded_release import Encoding
 from server.aggregation import UpdateRefused, tensor_bytes
 from server.exchange import exchange
+from server.replies import Item
+from server.replies.delivery import read_delivery
+from server.replies.envelope import why_none
+from server.replies.refusal import one_line
 
 CODE = "code"
 """Name of the one tensor in the place of an update where the server adds its noise to codes."""
+
+
+@dataclass
+class Delivery:
+    """What sending a codec came to: bytes sent, and the silos that did not confirm, with why."""
+
+    bytes: int
+    failed: list[Item] = field(default_factory=list)
+    refused: list[Item] = field(default_factory=list)
 
 
 class CodecLink:
@@ -47,17 +60,12 @@ class CodecLink:
         """Zeros of the shape of what is summed with ``sums_codes``."""
         return {CODE: torch.zeros(self.encoding.codec.code_dimension)}
 
-    def decode(self, tensors: dict[str, Tensor], version: str) -> dict[str, Tensor]:
+    def decode(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The update in a reply, or with ``sums_codes`` its code alone, under the name ``CODE``.
 
         Raises:
-            UpdateRefused: encoded by another codec, or no code of this one.
+            UpdateRefused: no code of this codec.
         """
-        if version != self.encoding.version:
-            raise UpdateRefused(
-                f"Expected an update encoded by the codec {self.encoding.version[:12]}, got one by "
-                f"{version[:12]!r}"
-            )
         try:
             code = self.encoding.codec.decode_code(Code(tensors))
         except ValueError as error:
@@ -74,8 +82,8 @@ class CodecLink:
 
     def deliver(
         self, grid: Grid, silos: Sequence[str], timeout: float, stop: threading.Event
-    ) -> int:
-        """Send the codec to those of the silos that do not have it; the bytes sent.
+    ) -> Delivery:
+        """Send the codec to those of the silos that do not have it.
 
         A silo that does not confirm is sent it again the next time. What it lacks it says itself, in
         its reply to a task.
@@ -88,13 +96,20 @@ class CodecLink:
             self.encoding.codec, self.encoding.version, [self.nodes[name] for name in without]
         )
         replies = exchange(grid, messages, timeout=timeout, stop=stop)
+        done = Delivery(bytes=size * len(without))
         for name, reply in zip(without, replies, strict=True):
-            if reply is None or reply.has_error():
-                continue
-            info: Any = reply.content.config_records.get(names.INFO, {})
-            if info.get(names.STATUS) == names.OK:
+            why = why_none(reply, timeout)
+            if why is None and reply is not None:
+                try:
+                    why = read_delivery(reply.content)
+                except Exception as error:  # a stranger's message
+                    done.refused.append({"silo": name, "reason": one_line(str(error))})
+                    continue
+            if why is None:
                 self._delivered.add(name)
-        return size * len(without)
+            else:
+                done.failed.append({"silo": name, "reason": why})
+        return done
 
 
 def codec_messages(

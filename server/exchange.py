@@ -13,6 +13,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from server.pull import Answers
+
 log = logging.getLogger("fedllm")
 GRACE = 15.0
 """Seconds from the end of an outage of the SuperLink until tasks without an answer are sent again."""
@@ -95,6 +97,7 @@ def exchange(
         if on_reply is not None:
             on_reply(reply)
 
+    answers = Answers(grid)
     waiting = send(range(len(messages)), messages)
     while (waiting or errors) and time.monotonic() < end:
         if stop.is_set():
@@ -113,9 +116,8 @@ def exchange(
                 del errors[number]
             for number in sorted(errors):  # to whom nothing can be sent
                 accept(number, errors.pop(number))
-        came = list(grid.pull_messages(sorted(waiting))) if waiting else []
-        for reply in came:
-            message_id = reply.metadata.reply_to_message_id
+        came = answers.pull(waiting)
+        for message_id, reply in came:
             if message_id not in waiting:  # a second answer to the same task is ignored
                 continue
             waiting.discard(message_id)
@@ -164,35 +166,3 @@ def _again(message: Message) -> Message:
         group_id=told.group_id,
         ttl=told.ttl,
     )
-
-
-def wait_for_nodes(
-    grid: Grid,
-    count: int | None,
-    *,
-    timeout: float,
-    stop: threading.Event,
-    settle: float = 3.0,
-) -> list[int]:
-    """Ids of the connected nodes, sorted.
-
-    With ``count``: once there are that many. Without: once there is one and no other has come for
-    ``settle`` seconds (Flower starts the ServerApp before all nodes are registered). After
-    ``timeout`` seconds: those that are there.
-
-    Raises:
-        Stopped: ``stop`` was set.
-    """
-    end = time.monotonic() + timeout
-    seen: list[int] = []
-    since = time.monotonic()
-    while True:
-        nodes = sorted(grid.get_node_ids())
-        now = time.monotonic()
-        if nodes != seen:
-            seen, since = nodes, now
-        settled = bool(nodes) and now - since >= settle
-        if (len(nodes) >= count if count is not None else settled) or now > end:
-            return nodes
-        if stop.wait(0.05):
-            raise Stopped

@@ -43,9 +43,9 @@ from fedllm.settings import Settings
 from fedllm.silos import first_by_hash
 from fedllm.statistics_release import statistics_point
 from fedllm.tunable import Tunable, initial_params, shared_tunable
-from server.aggregation import UpdateRefused, tensor_bytes
+from server.aggregation import tensor_bytes
 from server.ask_silos import ask_silos
-from server.replies import RunStopped
+from server.replies import ReplyRefused, RunStopped
 from server.strategy import PrefixStrategy
 
 PUBLIC = "public text"
@@ -198,7 +198,7 @@ def _ask(
         if settings.layers.form == "private-top-k":
             votes = kept_in_a_step(len(candidates), settings)
             if sorted(released.tolist()) != [0.0] * (len(candidates) - votes) + [1.0] * votes:
-                raise UpdateRefused(f"Expected {votes} votes of 1, else 0, got {released.tolist()}")
+                raise ReplyRefused(f"Expected {votes} votes of 1, else 0, got {released.tolist()}")
 
     found = ask_silos(
         grid,

@@ -11,26 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-from flwr.app import Message
+from flwr.app import RecordDict
 from torch import Tensor
 
-from fedllm import messages as names
 from fedllm.adaptive_clip import is_adaptive
 from fedllm.settings import Settings
+from fedllm.settings_zeroth_order import noises_numbers
 from server.aggregation import (
     Contribution,
-    UpdateRefused,
-    check_below,
-    check_noise_std,
     check_update,
     clip_update,
     mean_update,
-    tensor_bytes,
 )
 from server.codec_link import CODE, CodecLink
 from server.directions_link import DirectionsLink
+from server.replies import ReplyRefused
+from server.replies.arrays import spec_of
+from server.replies.training import SMALLEST_NOISE, TrainingForm, TrainingReply, read_training
 from server.spending import SpendingView
 from server.teacher_link import TeacherLink
 from server.trusted_noise import TrustedNoise
@@ -75,41 +74,75 @@ class RoundUpdate:
     directions: DirectionsLink | None
     teacher: TeacherLink | None
 
-    def read(self, name: str, reply: Message) -> Contribution:
+    @cached_property
+    def form(self) -> TrainingForm:
+        """What each reply of the round must be."""
+        update, version = spec_of(self.params), ""
+        if self.codec is not None:
+            encoding = self.codec.encoding
+            update, version = encoding.codec.code_spec(), encoding.version
+        elif self.directions is not None:
+            update = spec_of(self.directions.like)
+        duplicate = None if self.teacher is None else self.teacher.duplicate_like
+        return TrainingForm(
+            run_id=self.run_id,
+            server_round=self.server_round,
+            update=update,
+            codec_version=version,
+            duplicate=None if duplicate is None else spec_of(duplicate),
+            noisy=sorted(self.params),
+            largest_std=self.settings.server.max_update_norm,
+            steps=self.settings.client.local_steps,
+            smallest_noise=self._smallest_noise(),
+            adaptive=is_adaptive(self.settings),
+        )
+
+    def read(self, name: str, content: RecordDict) -> Contribution:
         """What the reply of the silo ``name`` holds, checked.
 
         Raises:
-            UpdateRefused, KeyError, TypeError, ValueError: it is not usable.
+            ReplyRefused: it is not usable; nothing is changed then.
         """
-        self._check_round(reply)
-        arrays: Any = reply.content[names.UPDATE]
-        tensors = arrays.to_torch_state_dict()
-        like, update = self.params, tensors
+        reply = read_training(content, self.form)
+        most = self.settings.server.max_update_norm
+        like, update = self.params, reply.update
         if self.codec is not None:
-            info: Any = reply.content[names.INFO]
-            update = self.codec.decode(tensors, str(info.get(names.CODEC_VERSION, "")))
+            update = self.codec.decode(update)
             like = self.codec.like if self.codec.sums_codes else self.params
         elif self.directions is not None:
             like = self.directions.like
-        update = check_update(update, like, self.settings.server.max_update_norm)
-        metrics: Any = reply.content[names.METRICS]
-        most = self.settings.server.max_update_norm
-        std = check_noise_std(metrics, names.NOISE_STD, self.params, most)
-        below = check_below(metrics, names.BELOW, is_adaptive(self.settings))
-        rate, noise, steps = (
-            metrics[key] for key in (names.SAMPLING_RATE, names.NOISE_MULTIPLIER, names.STEPS)
-        )
+        update = check_update(update, like, most)
+        duplicate = reply.duplicate
+        if duplicate is not None and self.teacher is not None:
+            duplicate = check_update(duplicate, self.teacher.teacher.weights, most)
         if self.trusted_noise is None:
+            self._spend(name, reply)
+        return Contribution(name, update, reply.noise_std, reply.bytes, duplicate, reply.below)
+
+    def _spend(self, name: str, reply: TrainingReply) -> None:
+        """Tell the view of what was spent.
+
+        Raises:
+            ReplyRefused: no mechanism has these numbers.
+        """
+        rate, noise, steps = reply.sampling_rate, reply.noise_multiplier, reply.steps
+        try:
             self.spending.add_training(
-                name,
-                self.server_round,
-                sampling_rate=float(rate),
-                noise_multiplier=float(noise),
-                steps=int(steps),
+                name, self.server_round, sampling_rate=rate, noise_multiplier=noise, steps=steps
             )
-        duplicate = None if self.teacher is None else self.teacher.read(reply, most)
-        size = tensor_bytes(tensors) + tensor_bytes(duplicate or {})
-        return Contribution(name, update, std, size, duplicate, below)
+        except (ValueError, ArithmeticError) as error:
+            raise ReplyRefused(
+                f"Expected a mechanism in metrics, got sampling-rate {rate:g}, noise-multiplier "
+                f"{noise:g}: {error}"
+            ) from None
+
+    def _smallest_noise(self) -> float:
+        """That a silo may say it used: 0 where it adds none of its own, or adds it to single numbers."""
+        privacy = self.settings.privacy
+        if privacy.mode != "dp" or self.trusted_noise is not None or noises_numbers(self.settings):
+            return 0.0
+        given = privacy.noise_multiplier
+        return SMALLEST_NOISE if given is None else min(SMALLEST_NOISE, given)
 
     def mean(self, accepted: Sequence[Contribution], left: Mapping[str, str]) -> MeanUpdate:
         """The mean of what the accepted silos sent, with equal weights.
@@ -167,13 +200,3 @@ class RoundUpdate:
             known = std is not None and self.settings.codec.keeps_all
             std = dict.fromkeys(mean, (std or {})[CODE]) if known else None
         return MeanUpdate(mean, std, [] if trusted.below is None else [trusted.below])
-
-    def _check_round(self, reply: Message) -> None:
-        """Refuse an update of another round or run: one that is in the model already, for example."""
-        info: Any = reply.content[names.INFO]
-        told = (info[names.RUN_ID], info[names.ROUND])
-        if told != (self.run_id, self.server_round):
-            raise UpdateRefused(
-                f"Expected an update of round {self.server_round} of {self.run_id}, got one of round "
-                f"{told[1]} of {told[0]}"
-            )

@@ -7,11 +7,9 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedllm import environment
-from fedllm import messages as names
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.models import Backbone
@@ -23,16 +21,18 @@ from fedllm.run_folder import NUMBERS, RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
 from fedllm.schedule import is_evaluation_round
 from fedllm.settings import Settings
-from fedllm.settings_io import to_json
 from fedllm.silos import evaluation_set
 from fedllm.tasks.generation import Generation
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.ledger import Ledger
 from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
+from server.discovery import find_silos
 from server.encoder_phase import prepare_codec
-from server.exchange import Stopped, exchange, wait_for_nodes
+from server.exchange import Stopped
 from server.layer_phase import LayerPhase, count_scores
+from server.outcome import why_nobody_trained
 from server.replies import RunStopped
+from server.replies.telling import tell_unusable
 from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
 from server.trusted_noise import TrustedNoise
@@ -59,33 +59,32 @@ def run_experiment(
         run: the folder, new or with checkpoints.
         stop: set by another thread to interrupt; the state of the last finished round is kept.
         expected_nodes: number of nodes to wait for; None takes those that are there first.
-        expected_silos: names of the silos to wait for, one a node; the run fails without one of them.
+        expected_silos: names of the silos of the run, one a node: they are waited for, the run fails where one
+            of them does not come, and nobody else is sent a task.
         callbacks: watch the run, beside the metrics file and TensorBoard.
         evaluation_threads: CPU threads of the server's evaluations; None takes all cores (where the
             silos' processes wait meanwhile).
 
     Returns:
-        The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed``.
+        The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed`` (also where it
+        came to its end and no silo has trained in any round).
     """
     settings = run.settings()
     stop = stop or threading.Event()
-    status, message = FAILED, ""
-    watchers: list[Callback] = [MetricsFile(run), *callbacks]
+    status, message, came_to_its_end = FAILED, "", False
+    run_metrics = MetricsFile(run)
+    watchers: list[Callback] = [run_metrics, *callbacks]
     everyone = Callbacks(watchers)
     try:
         run.write_json("environment.json", environment.describe())
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
-        nodes, sizes, absent = find_silos(
-            grid,
-            settings,
-            stop,
-            expected_nodes,
-            expected_silos=expected_silos,
-            backbone=_digest(tunable),
+        found = find_silos(
+            grid, settings, stop, expected_nodes, wanted=expected_silos, backbone=_digest(tunable)
         )
-        for sentence in absent:
-            everyone.record({"kind": "warning", "round": 0, "message": sentence})
+        nodes, sizes = found.nodes, found.sizes
+        for sentence in found.problems:
+            everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
         settings = _checked(settings, run, tunable, nodes, sizes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
@@ -94,6 +93,7 @@ def run_experiment(
         teacher = make_teacher(run, settings, strategy.model.params, tunable, stop, everyone.record)
         strategy.use_teacher(teacher)
         first = _restore(run, strategy)
+        tell_unusable(run_metrics.record, first, "the first question of the run", found)
         prepare_codec(grid, run, strategy, tunable, stop)
         if settings.output.tensorboard:
             watchers.append(TensorBoard(run.tensorboard_path, first))
@@ -133,6 +133,9 @@ def run_experiment(
             if strategy.moved_rounds == strategy.finished_rounds > 0:
                 _save(run, strategy, sizes)  # whatever server.checkpoint_every
             raise
+        came_to_its_end = True
+        if (why := why_nobody_trained(run, strategy.left)) is not None:
+            status, message = FAILED, why
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
     except RunStopped as error:
@@ -149,7 +152,7 @@ def run_experiment(
             {"kind": "end", "round": run.state()["round"], "status": status, "message": message}
         )
         everyone.close()
-    if run.state()["round"] > 0 or status == STOPPED:
+    if run.state()["round"] > 0 or came_to_its_end:
         from fedllm.export import export_adapter
         from fedllm.report import write_report
 
@@ -192,80 +195,6 @@ def _checked(
         return for_silos(settings, saved["silos"] if saved else sorted(nodes))
     except ValueError as error:
         raise RunStopped(str(error)) from None
-
-
-def find_silos(
-    grid: Grid,
-    settings: Settings,
-    stop: threading.Event,
-    expected: int | None,
-    *,
-    expected_silos: Sequence[str] = (),
-    backbone: str = "",
-) -> tuple[dict[str, int], dict[str, int | None], list[str]]:
-    """Ask the connected nodes who they are.
-
-    Returns:
-        Node id and (public) number of examples of each silo, by name; and a sentence for each node that
-        takes no part, with why: it cannot, or its silo's own limits refuse the experiment.
-
-    Raises:
-        RunStopped: no node has a silo, two nodes have the same one, one of ``expected_silos`` did not
-            come within ``server.wait_for_clients`` (the message names it), or a node cannot take part
-            (bad data or settings; the node's own words are in the message).
-    """
-    expected = len(expected_silos) or expected
-    node_ids = wait_for_nodes(grid, expected, timeout=settings.server.wait_for_clients, stop=stop)
-    if len(node_ids) < (1 if expected_silos else expected or 1):
-        missing = f"; missing: {', '.join(expected_silos)}" if expected_silos else ""
-        raise RunStopped(
-            f"Expected {expected or 'some'} nodes within server.wait_for_clients="
-            f"{settings.server.wait_for_clients:g} s, found {len(node_ids)}{missing}"
-        )
-    config = ConfigRecord({names.SETTINGS: to_json(settings), names.BACKBONE: backbone})
-    tasks = [
-        Message(
-            RecordDict({names.CONFIG: config}), dst_node_id=node, message_type=MessageType.QUERY
-        )
-        for node in node_ids
-    ]
-    replies = exchange(grid, tasks, timeout=settings.server.wait_for_clients, stop=stop)
-    nodes: dict[str, int] = {}
-    sizes: dict[str, int | None] = {}
-    problems: list[str] = []
-    refused: dict[str, str] = {}
-    for node, reply in zip(node_ids, replies, strict=True):
-        if reply is None or reply.has_error():
-            reason = "no reply" if reply is None else str(reply.error.reason)
-            problems.append(f"node {node}: {reason}")
-            continue
-        info: Any = reply.content[names.INFO]
-        if info[names.STATUS] == names.FAILED:
-            problems.append(f"node {node}: {info[names.REASON]}")
-        elif info[names.STATUS] == names.LEFT:
-            refused[str(info[names.SILO]) or f"node {node}"] = f"node {node}: {info[names.REASON]}"
-        elif info[names.STATUS] == names.OK:
-            name = str(info[names.SILO])
-            if name in nodes:
-                raise RunStopped(f"Expected one node for each silo, two say that they are {name!r}")
-            nodes[name] = node
-            numbers: Any = reply.content[names.METRICS]
-            size = numbers.get(names.EXAMPLES)
-            sizes[name] = None if size is None else int(size)
-    if absent := sorted(set(expected_silos) - set(nodes) - set(refused)):
-        said = f" ({'; '.join(problems)})" if problems else ""
-        raise RunStopped(
-            f"Expected the silos {', '.join(expected_silos)} within server.wait_for_clients="
-            f"{settings.server.wait_for_clients:g} s; missing: {', '.join(absent)}{said}"
-        )
-    share = len(problems) / max(1, len(problems) + len(nodes))
-    if not nodes or share > settings.server.max_failures:
-        said = (
-            "; ".join(dict.fromkeys([*problems, *refused.values()]))
-            or "none of the nodes has a silo"
-        )
-        raise RunStopped(f"No run: {said}")
-    return nodes, sizes, [f"without {said}" for said in (*problems, *refused.values())]
 
 
 class _Judge:

@@ -24,6 +24,9 @@ from privacy.event_counts import multiset
 from privacy.event_json import event_from_json, event_to_json
 from privacy.vocabulary import Relation
 
+MOST_MECHANISMS = 64
+"""Different events of one silo in one run; an honest one has a few."""
+
 
 class SpendingView:
     """Counts of events by silo, against the adversary that the settings protect from."""
@@ -45,13 +48,9 @@ class SpendingView:
         """A round of training by ``silo``, in ``steps`` local steps.
 
         Raises:
-            ValueError: a rate, a noise multiplier or a number of steps out of range.
+            ValueError: a rate, a noise multiplier or a number of steps out of range, or a silo that tells
+                another mechanism in each round (which only makes the accountants slow); nothing is changed.
         """
-        self.mechanism[silo] = {
-            "sampling_rate": sampling_rate,
-            "noise_multiplier": noise_multiplier,
-            "steps": steps,
-        }
         found = training_events(
             self.settings.for_silo(silo),
             server_round,
@@ -59,7 +58,15 @@ class SpendingView:
             noise_multiplier=noise_multiplier,
             steps=steps,
         )
-        self.events.setdefault(silo, Counter()).update(multiset(found))
+        counts = self.events.get(silo, Counter()) + multiset(found)
+        if len(counts) > MOST_MECHANISMS:
+            raise ValueError(f"more than {MOST_MECHANISMS} mechanisms of {silo} in one run")
+        self.mechanism[silo] = {
+            "sampling_rate": sampling_rate,
+            "noise_multiplier": noise_multiplier,
+            "steps": steps,
+        }
+        self.events[silo] = counts
 
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""

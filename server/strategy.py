@@ -43,6 +43,8 @@ from server.directions_link import DirectionsLink
 from server.exchange import exchange
 from server.global_model import GlobalModel
 from server.replies import RunStopped, sort_replies
+from server.replies.evaluation import least_count, read_evaluation
+from server.replies.telling import tell_unusable
 from server.round_update import RoundUpdate
 from server.spending import SpendingView
 from server.teacher_link import TeacherLink
@@ -241,26 +243,21 @@ class PrefixStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message | None]
     ) -> MetricRecord | None:
         """Sum of the silos' (noisy) counts; None where no silo evaluated."""
-        correct, count, answered = 0.0, 0.0, 0
-        for name, reply in zip(self._asked, replies, strict=True):
-            if reply is None or reply.has_error():
-                continue
-            try:
-                info: Any = reply.content[names.INFO]
-                if info[names.STATUS] == names.LEFT:
-                    self.left[name] = str(info[names.REASON])
-                if info[names.STATUS] != names.OK:
-                    continue
-                metrics: Any = reply.content[names.METRICS]
-                pair = (float(metrics[names.CORRECT]), float(metrics[names.COUNT]))
-            except (KeyError, TypeError, ValueError):
-                continue  # malformed
-            if not all(map(math.isfinite, pair)):
-                continue
-            correct += pair[0]
-            count += pair[1]
-            answered += 1
+        least = least_count(self.settings)
+        found = sort_replies(
+            self._asked,
+            list(replies),
+            lambda name, content: (name, read_evaluation(content, least)),
+            self.settings.server.timeout,
+        )
+        tell_unusable(self.emit, server_round, "the evaluation by the silos", found)
+        for item in found.left:
+            self.left[item["silo"]] = item["reason"]
+        for name, _ in found.accepted:
             self.spending.add_evaluation(name)
+        correct = sum(reply.correct for _, reply in found.accepted)
+        count = sum(reply.count for _, reply in found.accepted)
+        answered = len(found.accepted)
         if answered == 0 or count <= 0:
             return None
         result = {"accuracy": min(1.0, max(0.0, correct / count)), "silos": float(answered)}
@@ -298,7 +295,9 @@ class PrefixStrategy(Strategy):
             tasks = list(self.configure_train(server_round, arrays, train_config or _empty(), grid))
             codec_bytes = 0
             if self.codec is not None:
-                codec_bytes = self.codec.deliver(grid, self._asked, wait, self.stop)
+                sent = self.codec.deliver(grid, self._asked, wait, self.stop)
+                codec_bytes = sent.bytes
+                tell_unusable(self.emit, server_round, "the delivery of the codec", sent)
             self._record = {
                 "kind": "round",
                 "round": server_round,

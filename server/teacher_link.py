@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedllm import messages as names
 from fedllm.data.records import DataError
 from fedllm.flatness.public_teacher import TeacherError, public_teacher
 from fedllm.flatness.teacher import EmaTeacher, Teacher, cut, make_distillation
@@ -26,7 +25,7 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.tunable import Tunable
-from server.aggregation import Contribution, check_update, mean_update
+from server.aggregation import Contribution, mean_update
 from server.exchange import Stopped
 from server.optimizers import ServerOptimizer
 from server.replies import RunStopped
@@ -59,12 +58,9 @@ class TeacherLink:
         """What the silos get beside the model in a task of training; None for nothing."""
         return None
 
-    def read(self, reply: Message, most: float) -> dict[str, Tensor] | None:
-        """What a silo's reply brings beside its update; None for nothing.
-
-        Raises:
-            KeyError, UpdateRefused: it is not there, or is not usable.
-        """
+    @property
+    def duplicate_like(self) -> Mapping[str, Tensor] | None:
+        """Tensors of the shapes of what a silo's reply brings beside its update; None for nothing."""
         return None
 
     def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
@@ -106,10 +102,9 @@ class DuplicateLink(TeacherLink):
     def arrays(self) -> ArrayRecord:
         return ArrayRecord(dict(self.teacher.weights))
 
-    def read(self, reply: Message, most: float) -> dict[str, Tensor]:
-        content: Any = reply.content
-        tensors = content[names.DUPLICATE].to_torch_state_dict()
-        return check_update(tensors, self.teacher.weights, most)
+    @property
+    def duplicate_like(self) -> Mapping[str, Tensor]:
+        return self.teacher.weights
 
     def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
         updates = [

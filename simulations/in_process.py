@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.common import serde
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -31,6 +32,8 @@ class LocalGrid(Grid):
         client_app: Flower's ClientApp.
         nodes: each node's own configuration, or the number of nodes that have none.
         tamper: may change or withhold replies.
+        names: for which silo each node is registered, as in a deployment; none: as in a simulation, where
+            nodes say themselves who they are.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class LocalGrid(Grid):
         client_app: Any,
         nodes: int | Sequence[Mapping[str, str | int]],
         tamper: Tamper | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, 1
         if isinstance(nodes, int):
@@ -54,6 +58,7 @@ class LocalGrid(Grid):
             )
             for i, config in enumerate(nodes)
         }
+        self.names = dict(zip(self.contexts, names, strict=bool(names)))
         self.replies: dict[str, Message] = {}
         self.sent = 0
 
@@ -73,6 +78,15 @@ class LocalGrid(Grid):
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""
         return list(self.contexts)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """All nodes, with the names that they are registered under."""
+        found = [(node, self.names.get(node, "")) for node in self.contexts]
+        keys = {name: f"key of {name}".encode() for _, name in found if name}
+        return [
+            NodeInfo(node_id=node, name=name, public_key=keys.get(name, b""))
+            for node, name in found
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Answer each message; ids of the messages."""

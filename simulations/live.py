@@ -78,6 +78,9 @@ class LiveView:
                 self._say(f"round {record['round']}: {item['silo']} not used: {item['reason']}")
             for item in record["left"]:
                 self._say(f"round {record['round']}: {item['silo']} leaves: {item['reason']}")
+        elif kind == "replies":
+            for item in [*record["failed"], *record["refused"]]:
+                self._say(f"{record['what']}: {item['silo']} not used: {item['reason']}")
         elif kind == "layers":
             self.note = describe_layers(record)
             self._print(f"  {self.note}  [{time.monotonic() - self.began:.0f} s]")

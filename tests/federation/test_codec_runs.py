@@ -276,7 +276,7 @@ def test_an_update_of_another_codec_is_refused(start_run: Start, in_process: Fed
     assert in_process(run, tamper) == "finished"
     (refused,) = rounds(run)[0]["refused"]
     assert refused["silo"] == "beta"
-    assert "encoded by the codec" in refused["reason"]
+    assert "as info.codec-version, got '0000" in refused["reason"]
 
 
 @pytest.mark.parametrize("how", ["size", "dtype", "nan", "name"])

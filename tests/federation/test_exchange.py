@@ -11,13 +11,15 @@ from typing import Any
 import httpx
 import pytest
 from flwr.app import Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.proto.runtime_pb2 import GetNodesRequest
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.exchange import FailedAttempts, Stopped, exchange, wait_for_nodes
+from server.discovery import wait_for_nodes
+from server.exchange import FailedAttempts, Stopped, exchange
 from simulations.benchmark.local_federation import free_ports
 
 
@@ -54,6 +56,9 @@ class Scripted:
             else Message(Error(0, "gone"), reply_to=self.sent[-i - 1])
             for i in now
         ]
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node) for node in self.get_node_ids()]
 
     def get_node_ids(self) -> list[int]:
         self.looks += 1
@@ -231,11 +236,12 @@ def test_stop_ends_the_wait_at_once() -> None:
 def test_nodes_are_awaited_up_to_a_number_or_until_no_other_comes() -> None:
     stop = threading.Event()
     grid: Any = Scripted([], [[], [7], [7, 5], [9, 7, 5]])
-    assert wait_for_nodes(grid, 3, timeout=5, stop=stop) == [5, 7, 9]
+    assert [n.node_id for n in wait_for_nodes(grid, 3, timeout=5, stop=stop)] == [5, 7, 9]
     grid = Scripted([], [[], [7], [7, 5]])
-    assert wait_for_nodes(grid, None, timeout=5, stop=stop, settle=0.3) == [5, 7]
+    found = wait_for_nodes(grid, None, timeout=5, stop=stop, settle=0.3)
+    assert [n.node_id for n in found] == [5, 7]
     grid = Scripted([], [[4]])
-    assert wait_for_nodes(grid, 2, timeout=0.3, stop=stop) == [4]
+    assert [n.node_id for n in wait_for_nodes(grid, 2, timeout=0.3, stop=stop)] == [4]
     stop.set()
     with pytest.raises(Stopped):
         wait_for_nodes(grid, 2, timeout=5, stop=stop)

@@ -54,23 +54,23 @@ FAULTS: dict[str, tuple[Callable[[Message], Message | None], str]] = {
         "Expected the tensors",
     ),
     "other tensor": (lambda r: poison(r, renamed), "Expected the tensors"),
-    "no update": (lambda r: without(r, names.UPDATE), "malformed"),
-    "no metrics": (lambda r: without(r, names.METRICS), "malformed"),
-    "no info": (lambda r: without(r, names.INFO), "malformed"),
+    "no update": (lambda r: without(r, names.UPDATE), "Expected the record update"),
+    "no metrics": (lambda r: without(r, names.METRICS), "Expected the record metrics"),
+    "no info": (lambda r: without(r, names.INFO), "Expected the record info"),
     "noise claim": (
         lambda r: tell(r, names.NOISE_STD + "prefix", 1e300),
         "noise-std.prefix",
     ),
     "nan noise claim": (lambda r: tell(r, names.NOISE_STD + "prefix", float("nan")), "noise-std"),
-    "rate claim": (lambda r: tell(r, names.SAMPLING_RATE, -1.0), "sampling_rate"),
+    "rate claim": (lambda r: tell(r, names.SAMPLING_RATE, -1.0), "metrics.sampling-rate, got -1.0"),
     "noise multiplier claim": (
         lambda r: tell(r, names.NOISE_MULTIPLIER, 0.0),
-        "noise_multiplier",
+        "metrics.noise-multiplier, got 0.0",
     ),
     "another's name": (lambda r: pretend(r, "gamma"), "Expected a reply of silo"),
-    "another round": (lambda r: of(r, names.ROUND, 1), "Expected an update of round 16 of"),
-    "another run": (lambda r: of(r, names.RUN_ID, "other"), "got one of round 17 of other"),
-    "no round": (lambda r: of(r, names.ROUND, None), "malformed"),
+    "another round": (lambda r: of(r, names.ROUND, 1), "as info.round, got 1"),
+    "another run": (lambda r: of(r, names.RUN_ID, "other"), "as info.run-id, got 'other'"),
+    "no round": (lambda r: of(r, names.ROUND, None), "as info.round, got none"),
 }
 
 

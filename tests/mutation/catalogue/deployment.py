@@ -73,9 +73,9 @@ MUTATIONS = (
     ),
     Mutation(
         "missing-silos-ignored",
-        "server/run.py",
-        "    if absent := sorted(set(expected_silos) - set(nodes) - set(refused)):\n",
-        "    if absent := []:\n",
+        "server/discovery.py",
+        "        missing = sorted(set(wanted) - _answered(found, named))\n",
+        "        missing: list[str] = []\n",
         "A run begins without a silo that it was told to wait for.",
         ("tests/federation/test_expected_silos.py::test_who_is_missing_is_named",),
     ),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 
 from fedllm import messages as names
-from server.aggregation import UpdateRefused
+from server.replies.envelope import check_speaker, read_envelope, why_none
+from server.replies.refusal import ReplyRefused, one_line
 
+log = logging.getLogger("fedllm")
 Item = dict[str, str]
 """``silo`` and ``reason``."""
 T = TypeVar("T")
@@ -55,39 +58,42 @@ class Replies(Generic[T]):
 def sort_replies(
     asked: Sequence[str],
     replies: Sequence[Message | None],
-    read: Callable[[str, Message], T],
+    read: Callable[[str, RecordDict], T],
     timeout: float,
 ) -> Replies[T]:
     """Sort the replies of the silos that were asked, in the same order.
 
+    No reply ends a run: whatever reading one raises refuses that one.
+
     Args:
-        read: makes of a silo's reply what is wanted; UpdateRefused, KeyError, TypeError and ValueError
-            refuse it.
+        read: makes of a silo's name and its reply's content what is wanted; called where the silo says that
+            its task is done, in its own name.
     """
     found: Replies[T] = Replies()
     for name, reply in zip(asked, replies, strict=True):
-        if reply is None:
-            found.failed.append({"silo": name, "reason": f"no reply within {timeout:g} s"})
-            continue
-        if reply.has_error():
-            found.failed.append({"silo": name, "reason": str(reply.error.reason)[:500]})
+        why = why_none(reply, timeout)
+        if why is not None or reply is None:
+            found.failed.append({"silo": name, "reason": str(why)})
             continue
         try:
-            info: Any = reply.content[names.INFO]
-            status, reason = info[names.STATUS], str(info[names.REASON])
-            if status == names.LEFT:
-                found.left.append({"silo": name, "reason": reason})
+            envelope = read_envelope(reply.content)
+            check_speaker(envelope, name)
+            if envelope.status == names.OK:
+                found.accepted.append(read(name, reply.content))
                 continue
-            if status != names.OK:
-                if status == names.NEEDS_CODEC:
-                    found.without_codec.append(name)
-                found.failed.append({"silo": name, "reason": reason})
-                continue
-            if info[names.SILO] != name:
-                raise UpdateRefused(f"Expected a reply of silo {name}, got {info[names.SILO]}")
-            found.accepted.append(read(name, reply))
-        except UpdateRefused as error:
-            found.refused.append({"silo": name, "reason": str(error)})
-        except (KeyError, TypeError, ValueError) as error:
-            found.refused.append({"silo": name, "reason": f"malformed reply: {error!r}"})
+        except ReplyRefused as error:
+            found.refused.append({"silo": name, "reason": one_line(str(error))})
+            continue
+        except Exception as error:  # a stranger's message found a hole in its reader
+            log.debug("the reply of %s", name, exc_info=error)
+            reason = f"malformed reply: {type(error).__name__}: {error}"
+            found.refused.append({"silo": name, "reason": one_line(reason)})
+            continue
+        item = {"silo": name, "reason": envelope.reason}
+        if envelope.status == names.LEFT:
+            found.left.append(item)
+            continue
+        if envelope.status == names.NEEDS_CODEC:
+            found.without_codec.append(name)
+        found.failed.append(item)
     return found

@@ -1,0 +1,24 @@
+"""What a run came to where it did not fail on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fedllm.run_folder import RunFolder
+
+
+def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str | None:
+    """Why no silo's update is in any round of a run, a resumed one's earlier rounds included; None where one is.
+
+    Args:
+        left: why a silo takes no part any more, by name.
+    """
+    rounds = [record for record in run.metrics() if record["kind"] == "round"]
+    if any(record["replied"] for record in rounds):
+        return None
+    reasons = dict(left)
+    for record in rounds:
+        for item in (*record["failed"], *record["refused"], *record["left"]):
+            reasons[item["silo"]] = item["reason"]
+    said = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(reasons.items()))
+    return f"No silo trained in {len(rounds)} rounds: {said or 'none was drawn'}"
