@@ -41,7 +41,7 @@ def test_who_is_missing_is_named(start_run: Start) -> None:
 def test_nobody_came(start_run: Start) -> None:
     run = start_run("run", **{"server.wait_for_clients": 0.3})
     assert train(run, ["alpha", "beta"], nodes=0) == "failed"
-    assert "found 0; missing: alpha, beta" in run.state()["message"]
+    assert "found 0 nodes; missing: alpha, beta" in run.state()["message"]
 
 
 def test_a_run_goes_on_without_a_silo_that_is_gone(start_run: Start) -> None:
