@@ -97,9 +97,9 @@ MUTATIONS = (
     ),
     Mutation(
         "update-of-another-round-passes",
-        "server/round_update.py",
-        "        if told != (self.run_id, self.server_round):\n",
-        "        if False:\n",
+        "server/replies/training.py",
+        "    info.same(names.ROUND, form.server_round)\n",
+        "",
         "An answer that is given again is in the model twice.",
         (f"{_FAILURES}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),
     ),
