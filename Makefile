@@ -19,7 +19,7 @@ test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=15
 
 test-slow: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --durations=15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow --timeout=7200 --durations=15
 
 # What machines of a deployment install, with its SHA-256; the name alone is another's on the public index.
 wheel: $(VENV)/.installed

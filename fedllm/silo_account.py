@@ -32,7 +32,7 @@ from fedllm.silo_bounds import (
     training_events,
 )
 from fedllm.silo_noise import TrainingPlan
-from fedllm.silo_plan import PlanBook, Proposal, StalePlan, private_part
+from fedllm.silo_plan import PlanBook, Proposal, private_part, recorded_anew
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.event_counts import is_private, multiset
@@ -362,12 +362,14 @@ class SiloAccount:
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
         entry = self._entry(purpose, server_round, key, events)
-        while (recorded := self._recorded(entry, events)) is None:
-            pass  # another process wrote meanwhile
-        return recorded
+        return recorded_anew(lambda: self._recorded(entry, events), self.ledger)
 
-    def _recorded(self, entry: LedgerEntry, events: Counter[DpEvent]) -> bool | None:
-        """Whether a new row was written; None where the plan must be proposed again."""
+    def _recorded(self, entry: LedgerEntry, events: Counter[DpEvent]) -> bool:
+        """Whether a new row was written.
+
+        Raises:
+            StalePlan: another process wrote meanwhile; nothing was recorded.
+        """
         proposal = self.proposal()
         entries = [entry] if proposal is None else [proposal.entry, entry]
 
@@ -375,10 +377,7 @@ class SiloAccount:
             asked = events if new[-1].purpose == entry.purpose else Counter()
             self._admit(asked, entry.purpose, proposal)
 
-        try:
-            return self.ledger.extend(entries, admit) > (proposal is not None)
-        except StalePlan:
-            return None
+        return self.ledger.extend(entries, admit) > (proposal is not None)
 
     def _entry(
         self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]

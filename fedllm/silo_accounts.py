@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fedllm.silo_account import SiloAccount
-from fedllm.silo_plan import Proposal, StalePlan
+from fedllm.silo_plan import Proposal, recorded_anew
 from privacy.budget import BudgetExceeded
 from privacy.ledger import LedgerEntry
 
@@ -37,19 +37,17 @@ def spend_together(
     Raises:
         LedgerError: the rows could not be written.
     """
-    while True:
-        try:
-            return _spend(list(accounts), server_round, key, statistics)
-        except StalePlan:
-            continue
+    together = list(accounts)
+    if not together:
+        return {}
+    ledger = together[0].ledger
+    return recorded_anew(lambda: _spend(together, server_round, key, statistics), ledger)
 
 
 def _spend(
     accounts: Sequence[SiloAccount], server_round: int, key: str, statistics: bool
 ) -> dict[SiloAccount, BudgetExceeded]:
     by_party = {account.party: account for account in accounts}
-    if not by_party:
-        return {}
     ledger = next(iter(by_party.values())).ledger
     plans = {name: _plan(account) for name, account in by_party.items()}
     templates: dict[Any, LedgerEntry] = {}

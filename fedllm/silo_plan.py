@@ -7,11 +7,13 @@ the run stops early (:mod:`privacy.plan_filter`).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dp_accounting.dp_event import DpEvent
 
@@ -19,6 +21,7 @@ from fedllm.silo_bounds import Bound
 from privacy.budget import BudgetExceeded, OutsidePlan
 from privacy.event_counts import is_private
 from privacy.ledger import PLAN, Ledger, LedgerEntry
+from privacy.ledger_file import LedgerError
 from privacy.ledger_tally import PlanRow
 from privacy.plan_filter import Terms
 from privacy.run_plan import Commitment, RecordedBudget, RunPlan, commitments, outside
@@ -27,7 +30,11 @@ from privacy.vocabulary import Adversary, Unit
 KEY = "plan"
 """Key of the plan's row within (run, silo): there is one."""
 
+ATTEMPTS = 100
+"""How often a plan is proposed again because another process wrote to the ledger meanwhile."""
+
 Multiset = Counter[DpEvent]
+T = TypeVar("T")
 
 
 def private_part(events: Mapping[DpEvent, int]) -> Multiset:
@@ -161,9 +168,15 @@ class PlanBook:
         """The plan that holds for a release: the ledger's, or the one that is recorded with it.
 
         Raises:
+            OutsidePlan: neither is there: the run plans nothing with a guarantee.
             StalePlan: the ledger has another one by now, or what the proposal says of the filters is no longer so.
         """
         stored = self.stored()
+        if proposal is None and stored is None:
+            raise OutsidePlan(
+                f"The release is not made: the run {self.run} plans no release of {self.party} with a guarantee",
+                min((bound.budget.epsilon for bound in bounds), default=math.inf),
+            )
         if proposal is None and stored is not None:
             return stored
         if proposal is None or stored is not None:
@@ -198,6 +211,22 @@ class PlanBook:
             f"{_counted(private_part(released))}; asked for {_counted(asked)}",
             min((bound.budget.epsilon for bound in bounds), default=math.inf),
         )
+
+
+def recorded_anew(record: Callable[[], T], ledger: Ledger) -> T:
+    """Call ``record``, which proposes a plan and records it, until no other process wrote in between.
+
+    Raises:
+        LedgerError: the ledger changed `ATTEMPTS` times. A server that asks for what can never be recorded
+            must not keep a silo busy for ever.
+    """
+    for _ in range(ATTEMPTS):
+        with contextlib.suppress(StalePlan):
+            return record()
+    raise LedgerError(
+        f"Expected {ledger.path} to hold still while a run's plan is recorded, it changed {ATTEMPTS} times; "
+        "nothing was released"
+    )
 
 
 def as_recorded(bound: Bound) -> RecordedBudget:

@@ -13,9 +13,12 @@ import pytest
 
 from fedllm.own_bounds import OwnBounds
 from fedllm.silo_account import SiloAccount
+from fedllm.silo_accounts import spend_together
+from fedllm.silo_plan import ATTEMPTS, StalePlan, recorded_anew
 from privacy.budget import BudgetExceeded, OutsidePlan
 from privacy.events import dp_sgd, gaussian, no_guarantee
 from privacy.ledger import Ledger, LedgerEntry
+from privacy.ledger_file import LedgerError
 from privacy.run_plan import RunPlan, commitments, outside
 from privacy.views import same_for_all
 from privacy.vocabulary import Unit
@@ -119,6 +122,39 @@ def test_evaluations_statistics_and_scores_that_were_not_planned_are_refused(
     with pytest.raises(OutsidePlan, match="Purpose layer-scores"):
         account(tiny_settings(**PLANNED | scores), ledger).spend_scores(0, "scores/0")
     assert ledger.head() == head
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_a_release_of_a_run_that_plans_none_is_refused_at_once(
+    bounded: bool, tiny_settings: Make, ledger: Ledger
+) -> None:
+    """A server that plans no round and asks for one: the plan was proposed again for ever."""
+    changes: dict[str, Any] = {"evaluation.clients": "off", "evaluation.clients_holdout": 0.0}
+    changes |= {} if bounded else {"privacy.epsilon": None}
+    one = account(tiny_settings(**PLANNED | changes), ledger, rounds=0)
+    with pytest.raises(OutsidePlan, match="the run run plans no release of alpha with a guarantee"):
+        one.spend_training(1, "train/1")
+    with pytest.raises(OutsidePlan, match="plans no release"):
+        spend_together_one(one)
+    assert ledger.head()[0] == 0
+
+
+def spend_together_one(one: SiloAccount) -> None:
+    for error in spend_together([one], 1, "train/1").values():
+        raise error
+
+
+def test_a_ledger_that_never_holds_still_is_an_error(ledger: Ledger) -> None:
+    tries = 0
+
+    def record() -> bool:
+        nonlocal tries
+        tries += 1
+        raise StalePlan
+
+    with pytest.raises(LedgerError, match=r"ledger.sqlite to hold still .* changed 100 times"):
+        recorded_anew(record, ledger)
+    assert tries == ATTEMPTS
 
 
 def test_more_noise_than_planned_takes_the_place_of_what_was_planned(

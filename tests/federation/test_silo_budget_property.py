@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from own_silo import write_silo
 
@@ -100,6 +100,9 @@ def released(reply: Message) -> int:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(tasks=TASKS)
+@example(  # a round of a run that plans none
+    tasks=[({"privacy.epsilon": None, "privacy.noise_multiplier": 1.5}, "train", "one", 1, 0)]
+)
 def test_nothing_that_a_server_sends_spends_beyond_the_silos_budget(
     tiny_settings: Make, word_files: Path, most: str, tasks: list[Any]
 ) -> None:

@@ -16,6 +16,14 @@ _SO_FAR = "tests/core/test_released_so_far.py"
 
 MUTATIONS = (
     Mutation(
+        "release-of-a-run-that-plans-none",
+        "fedllm/silo_plan.py",
+        "        if proposal is None and stored is None:\n            raise OutsidePlan(",
+        "        if proposal is None and stored is None:\n            raise StalePlan(",
+        "A server that plans no round and asks for one keeps the silo busy for ever.",
+        (f"{_PLAN}::test_a_release_of_a_run_that_plans_none_is_refused_at_once",),
+    ),
+    Mutation(
         "plan-not-checked",
         "fedllm/silo_account.py",
         "        self.book.check_within(plan, purpose, Counter(asked), self.bounds)\n",
