@@ -17,6 +17,7 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.extract import add_extract
 from client.last_answer import answer_of, keep, task_key
 from client.limits import check_codec
 from client.node import describe_node, open_silo, use_folders
@@ -159,6 +160,17 @@ def codec(message: Message, context: Context) -> Message:
     return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
 
 
+@app.query("extract")
+def extract(message: Message, context: Context) -> Message:
+    """A signed extract of the silo's ledger, as it is now."""
+    info: dict[str, Any] = {
+        names.SILO: _own_name(context),
+        names.STATUS: names.OK,
+        names.REASON: "",
+    }
+    return _reply(message, context, RecordDict({names.INFO: ConfigRecord(info)}))
+
+
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """What this node is: silo, versions, device, and its number of examples where that is public."""
@@ -189,6 +201,18 @@ def _answer(
     except Exception as error:
         info |= _refusal(error, context)
     content[names.INFO] = ConfigRecord(info)
+    return _reply(message, context, content)
+
+
+def _reply(message: Message, context: Context, content: RecordDict) -> Message:
+    """The reply; of a silo with its own file with the signed extract of its ledger."""
+    try:
+        own = silo_file_of(context.node_config)
+    except SiloFileError:
+        own = None
+    if own is not None:
+        content = RecordDict(dict(content.items()))  # what is kept to be given again has no extract
+        add_extract(own, message, content)
     return Message(content, reply_to=message)
 
 

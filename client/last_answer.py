@@ -12,12 +12,18 @@ from __future__ import annotations
 
 from flwr.app import Message, RecordDict
 
+from fedllm import messages as names
+
 _last: dict[str, tuple[str, RecordDict]] = {}
 
 
 def task_key(message: Message) -> str:
-    """What a task asks for: its kind, and the hash of its settings, round and tensors."""
-    return f"{message.metadata.message_type} {message.content.object_id}"
+    """What a task asks for: its kind, and the hash of its settings, round and tensors.
+
+    The head of the silo's ledger that comes along is no part of that: it is another after each reply.
+    """
+    asked = {name: part for name, part in message.content.items() if name != names.LEDGER}
+    return f"{message.metadata.message_type} {RecordDict(asked).object_id}"
 
 
 def answer_of(silo: str, task: str) -> RecordDict | None:

@@ -190,6 +190,15 @@ class SiloFile(Section):
     approved: str = Field(
         "approved.json", description="Bundles that the node may run (`fedllm deploy approve`)."
     )
+    key: str = Field(
+        "node.key",
+        description="The node's private key; signs what the silo tells the report of its ledger.",
+    )
+    extract: Literal["events", "epsilon", "none"] = Field(
+        "events",
+        description="What the report is told of the ledger, signed: this run's `events` with their cost, which the "
+        "server accounts for again; `epsilon` alone; or `none`: then the report states nothing for this silo.",
+    )
     data: OwnData
     budget: OwnBudget
     limits: Limits = Limits()
@@ -274,7 +283,7 @@ def _parsed(text: str, source: str, folder: Path) -> SiloFile:
         raise SiloFileError("\n".join(lines)) from None
     places: dict[str, Any] = {
         key: None if not value else _absolute(value, folder)
-        for key in ("ledger", "log", "cache", "approved")
+        for key in ("ledger", "log", "cache", "approved", "key")
         for value in (getattr(silo, key),)
     }
     data = silo.data.model_copy(update={"path": _absolute(silo.data.path, folder)})
@@ -308,7 +317,7 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
         "# client holds every run against it, and no server can change it.",
         "",
     ]
-    lines += _documented(silo, ("name", "ledger", "log", "cache", "approved"))
+    lines += _documented(silo, ("name", "ledger", "log", "cache", "approved", "key", "extract"))
     for section in ("data", "budget", "limits", "model"):
         part = getattr(silo, section)
         summary = (type(part).__doc__ or "").strip().splitlines()[0]

@@ -39,13 +39,13 @@ def shared_worker(
     with _lock:
         found = _workers.get(key)
     if found is None:
-        found = SiloWorker(settings, silo, run=run, ledger=_shared_ledger(ledger), log=log, own=own)
+        found = SiloWorker(settings, silo, run=run, ledger=shared_ledger(ledger), log=log, own=own)
         with _lock:
             _workers[key] = found
     return found
 
 
-def _shared_ledger(path: Path) -> Ledger:
+def shared_ledger(path: Path) -> Ledger:
     """The open ledger of this file: one in a process, however many silos share it."""
     with _lock:
         if path.exists():
@@ -60,6 +60,12 @@ def _shared_ledger(path: Path) -> Ledger:
 def _file_key(path: Path) -> tuple[int, ...]:
     status = path.stat()
     return status.st_dev, status.st_ino, os.getpid()
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    able = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
 
 
 def use_threads(count: int) -> None:

@@ -12,10 +12,13 @@ from filelock import FileLock, Timeout
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedllm.report.extract.keys import KeyProblem, load_node_key
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, from_json, load_settings
 from server.callbacks import LogProgress
+from server.deployment.folder import Folder
+from server.extracts import Extracts
 from server.run import FAILED, run_experiment
 
 app = ServerApp()
@@ -53,11 +56,30 @@ def main(grid: Grid, context: Context) -> None:
                 run,
                 expected_silos=[name for name in names if name],
                 callbacks=[LogProgress()],
+                extracts=extracts_of(run, Path.cwd()),
             )
     except Timeout:
         raise RuntimeError(f"Another process is at work in the run folder {run.path}") from None
     if status == FAILED:
         raise RuntimeError(str(run.state()["message"]))
+
+
+def extracts_of(run: RunFolder, folder: Path) -> Extracts | None:
+    """The extracts of the silos' ledgers, by the node keys that are registered in the deployment's folder.
+
+    Returns:
+        None where ``folder`` is none of a deployment: then the report has no account of the silos' own ledgers.
+    """
+    place = Folder(folder)
+    if not place.deployment.is_file():
+        return None
+    keys = {}
+    for name in place.load().nodes:
+        try:
+            keys[name] = load_node_key(place.public_key(name))
+        except KeyProblem as error:
+            log.warning("the silo %s cannot vouch for its ledger: %s", name, error)
+    return Extracts(run, keys, place.extracts)
 
 
 @contextmanager

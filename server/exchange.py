@@ -80,7 +80,11 @@ def exchange(
     if not messages:
         return []
     if failures is None:
-        failures = (lambda: _attempts.count) if isinstance(grid, HttpGrid) else (lambda: 0)
+        failures = (
+            (lambda: _attempts.count)
+            if isinstance(getattr(grid, "inner", grid), HttpGrid)
+            else (lambda: 0)
+        )
     end = time.monotonic() + timeout
     again_at, failed = math.inf, failures()
     number_of: dict[str, int] = {}

@@ -15,7 +15,7 @@ from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.models import Backbone
 from fedllm.number_release import with_number_noise
 from fedllm.plan import for_silos, warnings
-from fedllm.process import use_threads
+from fedllm.process import cores, use_threads
 from fedllm.round_draws import round_draws
 from fedllm.run_folder import NUMBERS, RunFolder
 from fedllm.scalar_release import with_choice, with_scalar_noise
@@ -29,6 +29,7 @@ from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
 from server.discovery import find_silos
 from server.encoder_phase import prepare_codec
 from server.exchange import Stopped
+from server.extracts import Extracts
 from server.layer_phase import LayerPhase, count_scores
 from server.outcome import why_nobody_trained
 from server.replies import RunStopped
@@ -51,6 +52,7 @@ def run_experiment(
     expected_silos: Sequence[str] = (),
     callbacks: Sequence[Callback] = (),
     evaluation_threads: int | None = None,
+    extracts: Extracts | None = None,
 ) -> str:
     """Run (or go on with) the experiment of a run folder.
 
@@ -64,6 +66,7 @@ def run_experiment(
         callbacks: watch the run, beside the metrics file and TensorBoard.
         evaluation_threads: CPU threads of the server's evaluations; None takes all cores (where the
             silos' processes wait meanwhile).
+        extracts: of the silos' ledgers, in a deployment.
 
     Returns:
         The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed`` (also where it
@@ -86,6 +89,7 @@ def run_experiment(
         for sentence in found.problems:
             everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
         settings = _checked(settings, run, tunable, nodes, sizes)
+        grid = grid if extracts is None else extracts.begin(grid, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
         if settings.layers.after == 0:
@@ -111,7 +115,7 @@ def run_experiment(
         for sentence in warnings(settings, sizes):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
-        judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or _cores())
+        judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or cores())
         if first == 0:
             judge.evaluate(0)  # before anything is spent: an error ends the run
         elif is_evaluation_round(settings, first):
@@ -133,6 +137,9 @@ def run_experiment(
             if strategy.moved_rounds == strategy.finished_rounds > 0:
                 _save(run, strategy, sizes)  # whatever server.checkpoint_every
             raise
+        finally:
+            if extracts is not None:
+                extracts.finish(grid, strategy.spending, stop)
         came_to_its_end = True
         if (why := why_nobody_trained(run, strategy.left)) is not None:
             status, message = FAILED, why
@@ -271,12 +278,6 @@ def _digest(tunable: Tunable) -> str:
     """SHA-256 of the frozen model's weights; empty where it is behind an endpoint."""
     backbone = tunable.backbone
     return backbone.weights_digest if isinstance(backbone, Backbone) else ""
-
-
-def _cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _make_strategy(

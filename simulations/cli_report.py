@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from simulations.cli_output import AsJson, OneLineErrors, print_json
 
+if TYPE_CHECKING:
+    from fedllm.report.extract.check import Trusted
+
 # torch and dp_accounting take seconds to load: what uses them is imported by commands.
+NodeKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Of a deployed run: the registered node keys, as a deployment's folder, a folder of NAME.pub, or such a "
+        "file; repeatable. Without: those of the deployment's folder that the run folder lies in."
+    ),
+]
 RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
 
 
@@ -66,13 +76,15 @@ def sign(
     key: Annotated[Path, typer.Option(help="The private key, PEM (see fedllm keygen).")],
     name: Annotated[str, typer.Option(help="Who signs.")] = "",
     role: Annotated[str, typer.Option(help="As what, such as data-protection officer.")] = "",
+    node_keys: NodeKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a run's report and the state of its ledger; writes report.sig.json."""
+    """Sign a run's report and the state of its ledger, or the silos' extracts; writes report.sig.json."""
     from fedllm.report.signature import SIGNATURE, fingerprint, load_private_key, sign_report
 
     private = load_private_key(key)
-    statement = sign_report(path, private, name=name, role=role)
+    trusted = _trusted(path, node_keys)
+    statement = sign_report(path, private, name=name, role=role, trusted=trusted)
     digest = fingerprint(private.public_key())
     if as_json:
         print_json({"file": str(path / SIGNATURE), "fingerprint": digest, "statement": statement})
@@ -86,14 +98,18 @@ def verify(
     public_key: Annotated[
         Path | None, typer.Option(help="The signer's public key, PEM, from a trusted source.")
     ] = None,
-    ledger: Annotated[Path | None, typer.Option(help="The ledger, if it was moved.")] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(help="The ledger, if it was moved; of a deployed run, one silo's own."),
+    ] = None,
+    node_keys: NodeKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell whether report, ledger and signature are what was signed; exit status 1 if not."""
+    """Verify a run's report: its signature, and its ledger or the silos' signed extracts; exit status 1 if it fails."""
     from fedllm.report.signature import load_public_key, verify_report
 
     trusted = None if public_key is None else load_public_key(public_key)
-    found = verify_report(path, trusted, ledger)
+    found = verify_report(path, trusted, ledger, _trusted(path, node_keys))
     if as_json:
         checks = {c.name: {"ok": c.ok, "text": c.text} for c in found.checks}
         print_json(
@@ -113,6 +129,13 @@ def verify(
             typer.echo(f"signed: {found.statement['headline']}")
     if not found.ok:
         raise typer.Exit(1)
+
+
+def _trusted(path: Path, node_keys: list[Path] | None) -> Trusted:
+    """The node keys that are given, else those of the deployment's folder that a run folder lies in."""
+    from fedllm.report.extract.check import deployment_of, trusted_of
+
+    return trusted_of(deployment_of(path), node_keys or [])
 
 
 def keygen(

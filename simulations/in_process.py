@@ -15,8 +15,10 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedllm.report.extract.keys import NodeKey
 from fedllm.run_folder import RunFolder
 from fedllm.silos import load_federation
+from server.extracts import Extracts
 from server.run import run_experiment
 
 RUN_ID = 77
@@ -128,11 +130,15 @@ def federate(
     stop: threading.Event | None = None,
     callbacks: Any = (),
     silo_files: Sequence[Path] = (),
+    node_keys: Mapping[str, NodeKey] | None = None,
+    memory: Path | None = None,
 ) -> str:
     """Run a run folder's experiment in this process, or go on with it; its status.
 
     Args:
         silo_files: the silos' own files, a node each; none: the silos of the settings' data.
+        node_keys: of each silo, as in a deployment: their signed extracts are verified and kept.
+        memory: where the last heads of the silos' ledgers are kept across runs.
     """
     from client.app import app
 
@@ -146,4 +152,5 @@ def federate(
         expected_nodes=len(own) or count,
         callbacks=callbacks,
         evaluation_threads=run.settings().simulation.threads,
+        extracts=None if node_keys is None else Extracts(run, node_keys, memory),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -16,32 +15,30 @@ from fedllm.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.assumptions import assumptions, not_covered
-from fedllm.report.copies import copies_cost
-from fedllm.report.curves import least_missed, missed_at, privacy_curves
 from fedllm.report.encoding import encoding, unrecorded_statistics
-from fedllm.report.guarantee import STATED, Headline, headline
-from fedllm.report.held import FILTER, PLAN, add_held
+from fedllm.report.extract.store import FOLDER
+from fedllm.report.guarantee import headline
+from fedllm.report.held import add_held
 from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.lmo import lmo
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
+from fedllm.report.silo_curves import (
+    copies_of_a_record,
+    curves_of_the_largest,
+    epsilon_by_round,
+    in_plain_words,
+)
 from fedllm.report.teacher import membership, teacher, teacher_defects
 from fedllm.report.training import number, summarise
+from fedllm.report.vouched import lost_extracts, vouch, vouched_headline
 from fedllm.report.zeroth_order import black_box
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from privacy.ledger import LedgerEntry, composed
-from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
+from privacy.vocabulary import SERVER, Relation, Unit
 
-CURVES = 8
-"""Silos in the drawing of epsilon by round."""
-POINTS = 8
-"""Rounds at which each of them is accounted."""
-FALSE_ALARMS = 0.05
-"""Rate at which the guarantee is put in plain words."""
-DISTINCT = 64
-"""Silos with differing events up to which that is computed."""
 DELTA = 1e-5
 """Where neither the settings nor the ledger tell delta."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
@@ -62,16 +59,20 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
     settings = run.settings
     unit, relation, delta = _terms(run)
     accounts = Accounts(relation, delta)
+    vouching = vouch(run, unit, relation, delta, accounts)
     defects, lost = _defects(run), _lost(run)
-    accounted = accounting.account_silos(
-        run.entries,
-        run=run.run_id,
-        silos=run.silos if not run.ledger_problem else (),
-        unit=unit,
-        relation=relation,
-        accounts=accounts,
-        defects=defects,
-    )
+    if vouching is not None:
+        accounted, lost = vouching.silos, [*lost, *lost_extracts(run, vouching)]
+    else:
+        accounted = accounting.account_silos(
+            run.entries,
+            run=run.run_id,
+            silos=run.silos if not run.ledger_problem else (),
+            unit=unit,
+            relation=relation,
+            accounts=accounts,
+            defects=defects,
+        )
     if run.verification is not None and run.verification.ok and not run.ledger_problem:
         add_held(accounted, run.ledger_path, unit, relation, delta)
     encoded = encoding(run, accounted, accounts)
@@ -82,6 +83,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
     seeded = mode == "dp" and (
         (settings is not None and settings.privacy.randomness == "seeded")
         or _any_seeded(run.entries, accounted)
+        or (vouching is not None and vouching.seeded)
     )
     statement = headline(
         accounted,
@@ -94,8 +96,10 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         released=bool(training["finished_rounds"]) or any(silo.rows for silo in accounted),
         unproven=None if settings is None else unproven(settings),
     )
+    if vouching is not None:
+        statement = vouched_headline(statement, vouching)
     runs = sorted({entry.run for entry in run.entries})
-    head = run.verification.head if run.verification else None
+    counted = max(len(runs), 1 + vouching.other_runs) if vouching is not None else len(runs)
     return {
         "format": "fedllm-report",
         "version": VERSION,
@@ -108,32 +112,20 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "notes": [*run.notes, *notes_on(run.entries)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
         "silos": [_silo(silo, run, accounts) for silo in accounted],
-        "epsilon_by_round": _curves(run, accounted, statement, unit, accounts),
-        "privacy_curves": _privacy_curves(run, accounted, statement, unit, relation),
-        "copies": _copies(run, accounted, statement, unit, accounts),
-        "meaning": _meaning(run, accounted, statement, unit, relation),
+        "epsilon_by_round": epsilon_by_round(run, accounted, statement, unit, accounts),
+        "privacy_curves": curves_of_the_largest(run, accounted, statement, unit, relation),
+        "copies": copies_of_a_record(run, accounted, statement, unit, accounts),
+        "meaning": in_plain_words(run, accounted, statement, unit, relation),
         "accountants": _trust(relation),
         "releases": accounting.releases(run.entries, run.run_id),
         "encoding": encoded,
         "layers": chosen,
         "lmo": lmo(run, accounted, relation, delta),
         "black_box": black_box(run, accounted, accounts, training),
-        "assumptions": _assumed(settings, seeded, len(runs)),
+        "assumptions": _assumed(settings, seeded, counted),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
-        "ledger": {
-            "file": run.ledger_path.name,
-            "shared": settings is not None and settings.privacy.ledger is not None,
-            "ok": run.verification is not None and run.verification.ok and not run.ledger_problem,
-            "rows": len(run.entries),
-            "rows_of_this_run": len(run.own),
-            "runs": runs,
-            "last_row": head[0] if head else None,
-            "last_hash": head[1] if head else None,
-            "problems": [
-                *([run.ledger_problem] if run.ledger_problem else []),
-                *(run.verification.problems if run.verification else []),
-            ],
-        },
+        "ledger": _ledger(run, runs),
+        "vouching": None if vouching is None else vouching.part,
         "training": training,
         "teacher": taught,
         "membership": measured,
@@ -144,6 +136,28 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "settings": None if settings is None else public_settings(settings),
         "environment": run.environment,
         "reproduce": reproduction(run, unit, relation, delta),
+    }
+
+
+def _ledger(run: RunRecord, runs: Sequence[str]) -> dict[str, Any]:
+    """The ledger that is here; of a deployed run, whose ledgers are with the silos, the rows that they sent."""
+    head = run.verification.head if run.verification else None
+    extracts = run.extracts is not None
+    return {
+        "file": FOLDER if extracts else run.ledger_path.name,
+        "shared": not extracts
+        and run.settings is not None
+        and run.settings.privacy.ledger is not None,
+        "ok": run.verification is not None and run.verification.ok and not run.ledger_problem,
+        "rows": len(run.entries),
+        "rows_of_this_run": len(run.own),
+        "runs": list(runs),
+        "last_row": head[0] if head else None,
+        "last_hash": head[1] if head else None,
+        "problems": [
+            *([run.ledger_problem] if run.ledger_problem else []),
+            *(run.verification.problems if run.verification else []),
+        ],
     }
 
 
@@ -285,7 +299,8 @@ def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[st
         return {"epsilon": None, "run_epsilon": None, "delta": None, "spent": None}
     privacy = run.settings.for_silo(silo.name).privacy
     spent = None
-    if privacy.delta != accounts.delta and not silo.reasons.get(SERVER, ["no row"]):
+    known = run.whole(silo.name) and not silo.reasons.get(SERVER, ["no row"])
+    if privacy.delta != accounts.delta and known:
         parties = (silo.name, accounting.EVERYBODY)
         rows = [row for row in run.entries if row.party in parties]
         name = silo.headline(SERVER).accountant
@@ -294,126 +309,6 @@ def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[st
         spent = None if figure is None else figure.epsilon
     found = {key: getattr(privacy, key) for key in ("epsilon", "run_epsilon", "delta")}
     return {**found, "spent": spent}
-
-
-def _curves(
-    run: RunRecord,
-    accounted: Sequence[SiloAccounting],
-    statement: Headline,
-    unit: Unit,
-    accounts: Accounts,
-) -> dict[str, Any]:
-    """Epsilon by round of some silos: those with the largest epsilon, and the smallest."""
-    adversary = _drawn_adversary(statement)
-    usable = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
-    usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
-    chosen = usable if len(usable) <= CURVES else [*usable[: CURVES - 1], usable[-1]]
-    lines = {
-        silo.name: accounting.epsilon_by_round(
-            run.entries,
-            run=run.run_id,
-            silo=silo.name,
-            unit=unit,
-            adversary=adversary,
-            accounts=accounts,
-            points=POINTS,
-        )
-        for silo in chosen
-    }
-    return {"adversary": str(adversary), "silos": lines, "left_out": len(usable) - len(chosen)}
-
-
-def _privacy_curves(
-    run: RunRecord,
-    accounted: Sequence[SiloAccounting],
-    statement: Headline,
-    unit: Unit,
-    relation: Relation,
-) -> dict[str, Any] | None:
-    """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
-    adversary = _drawn_adversary(statement)
-    worst = _largest(accounted, adversary)
-    if worst is None or worst.stated(adversary).accountant in (FILTER, PLAN):
-        return None  # the curve of what was released is not the one that holds
-    figure = worst.headline(adversary)
-    events = composed(_rows(run, worst.name, unit), adversary)
-    found = privacy_curves(events, figure.accountant, relation)
-    if found is None:
-        return None
-    return {
-        "silo": worst.name,
-        "adversary": str(adversary),
-        "accountant": figure.accountant,
-        **found,
-    }
-
-
-def _largest(accounted: Sequence[SiloAccounting], adversary: str) -> SiloAccounting | None:
-    """The silo with the largest epsilon; None where none has a finite one above 0."""
-    able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
-    able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
-    return max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
-
-
-def _copies(
-    run: RunRecord,
-    accounted: Sequence[SiloAccounting],
-    statement: Headline,
-    unit: Unit,
-    accounts: Accounts,
-) -> dict[str, Any] | None:
-    """What copies of one record cost at the silo with the largest epsilon."""
-    adversary = _drawn_adversary(statement)
-    worst = _largest(accounted, adversary)
-    if worst is None or unit is Unit.CLIENT:
-        return None
-    events = composed(_rows(run, worst.name, unit), adversary)
-    costs = copies_cost(events, accounts.relation, accounts.delta)
-    return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
-
-
-def _rows(run: RunRecord, silo: str, unit: Unit) -> list[LedgerEntry]:
-    """The rows that count for a silo."""
-    parties = (silo, accounting.EVERYBODY)
-    return [row for row in run.entries if row.party in parties and row.unit is unit]
-
-
-def _meaning(
-    run: RunRecord,
-    accounted: Sequence[SiloAccounting],
-    statement: Headline,
-    unit: Unit,
-    relation: Relation,
-) -> dict[str, Any] | None:
-    """What a test with few false alarms misses at the least, in whichever silo; None where nothing
-    is guaranteed, or there are too many different silos to compute it for each."""
-    if statement.level not in STATED:
-        return None
-    adversary = _drawn_adversary(statement)
-    distinct, held = {}, []
-    for silo in accounted:
-        if not silo.rows:
-            continue
-        stated = silo.stated(adversary)
-        if stated.accountant in (FILTER, PLAN):
-            # One point of the curve is what holds, and no other.
-            held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
-        else:
-            events = composed(_rows(run, silo.name, unit), adversary)
-            name = silo.headline(adversary).accountant
-            distinct[frozenset(events.items()), name] = events
-    if not (distinct or held) or len(distinct) > DISTINCT:
-        return None
-    missed = min(
-        *held,
-        *(least_missed(e, name, relation, FALSE_ALARMS) for (_, name), e in distinct.items()),
-        1.0,
-    )
-    return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
-
-
-def _drawn_adversary(statement: Headline) -> str:
-    return OUTSIDER if statement.level == "outsider-only" else SERVER
 
 
 def _trust(relation: Relation) -> list[dict[str, Any]]:

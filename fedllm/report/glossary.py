@@ -96,6 +96,8 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
         if guarantee["level"] == "conditional"
         else "for anybody who cannot break the cipher that the noise comes from"
     )
+    if content.get("vouching") is not None:
+        source += ", as far as what the silos vouch for is true"
     return (
         f"{who}{limit} and tries to tell whether {subject} was used in the training, and who raises a "
         f"false alarm in {alarms:.0%} of the cases in which it was not, misses at least {least:g}% of "

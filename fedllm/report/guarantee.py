@@ -17,6 +17,7 @@ Level = Literal[
     "conditional",
     "if-fixed",
     "outsider-only",
+    "some-silos",
     "none",
     "unknown",
     "nothing-released",
@@ -44,7 +45,8 @@ class Headline:
     Attributes:
         level: "guaranteed"; "not-as-asked" (at another epsilon than the settings name, on purpose);
             "conditional" (seeded noise); "if-fixed" (only if what was released was fixed beforehand: no budget
-            was held over it); "outsider-only" (none against the server); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
+            was held over it); "outsider-only" (none against the server); "some-silos" (none for silos whose ledger
+            nothing vouches for); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
             (no data was used yet).
         sentence: the statement in words.
         epsilon: the largest over the silos against ``adversary``; infinite where there is none.

@@ -31,33 +31,37 @@ PLAN = "plan"
 def add_held(
     silos: Sequence[SiloAccounting], ledger: Path, unit: Unit, relation: Relation, delta: float
 ) -> None:
+    """As :func:`add_held_of`, with the file of a ledger that was verified."""
+    with Ledger(ledger, read_only=True) as opened:
+        add_held_of(silos, opened, unit, relation, delta)
+
+
+def add_held_of(
+    silos: Sequence[SiloAccounting], ledger: Ledger, unit: Unit, relation: Relation, delta: float
+) -> None:
     """Set ``held`` of each silo whose guarantee is not the epsilon of what was released.
 
     That is one on whose data several runs are in the ledger, or whose one run released less, or more, than its plan.
-
-    Args:
-        ledger: one that was verified.
     """
-    with Ledger(ledger, read_only=True) as opened:
-        for silo in silos:
-            for adversary in silo.figures:
-                if silo.reasons[adversary]:
-                    continue
-                try:
-                    found = commitments(opened, adversary, silo.name, unit)
-                except (LedgerError, ValueError):
-                    continue
-                if (runs := sum(c.run.count(", ") + 1 for c in found)) > 1:
-                    silo.held[adversary] = _held(found, runs, adversary, relation, delta)
-                elif runs == 1 and found[0].plan is not None:
-                    spent = opened.spent(adversary, party=silo.name, unit=unit)
-                    headline = silo.headline(adversary)
-                    planned = _of_plan(found[0].planned, spent, headline, relation, delta)
-                    if planned is not None:
-                        silo.held[adversary] = planned
+    for silo in silos:
+        for adversary in silo.figures:
+            if silo.reasons[adversary]:
+                continue
+            try:
+                found = commitments(ledger, adversary, silo.name, unit)
+            except (LedgerError, ValueError):
+                continue
+            if (runs := sum(c.run.count(", ") + 1 for c in found)) > 1:
+                silo.held[adversary] = _held(found, runs, adversary, relation, delta)
+            elif runs == 1 and found[0].plan is not None:
+                spent = ledger.spent(adversary, party=silo.name, unit=unit)
+                headline = silo.headline(adversary)
+                planned = held_by_plan(found[0].planned, spent, headline, relation, delta)
+                if planned is not None:
+                    silo.held[adversary] = planned
 
 
-def _of_plan(
+def held_by_plan(
     planned: Counter[DpEvent],
     released: Counter[DpEvent],
     headline: Figure,

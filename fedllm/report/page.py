@@ -88,8 +88,9 @@ Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
 {% endif %}
 
 <h2>What was released of each silo's data</h2>
-<p>Every number is computed from the privacy ledger, over everything that the ledger holds about a
-silo's data{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}, as far as it was released
+<p>{% if report.vouching is not none %}Every number is what a silo vouches for, by a signed extract of its own ledger, or what the events in the
+extract cost, whichever is larger; over everything that its ledger holds about its data{% else %}Every number is computed from the privacy ledger, over everything that the ledger holds about a
+silo's data{% endif %}{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}, as far as it was released
 so far: a guarantee only if where it stopped did not depend on the outputs. Where a run's plan, or a budget, is what holds, it stands below the figure. The unit is
 <strong>{{ g.unit }}</strong>, the neighbouring relation <strong>{{ g.relation }}</strong>, delta is
 <strong>{{ "%g" | format(g.delta) }}</strong>. Every printed epsilon and mu is rounded up; the exact
@@ -303,6 +304,21 @@ Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std)
 <h2>What is not covered</h2>
 {% if report.not_covered %}{{ titled(report.not_covered) }}{% else %}<p>Not known: the settings cannot be read.</p>{% endif %}
 
+{% if report.vouching is not none %}
+<h2>Who vouches for what</h2>
+<p>The ledgers are with the silos. Each silo signs an extract of its ledger with its node key; the head stands for all rows
+up to it. A signature proves who stated something, not that it is true.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Signed extracts of the silos' ledgers">
+<table class="stack" id="vouching">
+<thead><tr><th scope="col">Silo</th><th scope="col">Vouches</th><th scope="col">Events</th><th scope="col" class="num">Rows of this run</th><th scope="col" class="num">Of other runs</th><th scope="col">Ledger's head</th><th scope="col" class="num">Own budget left</th><th scope="col">Node key</th></tr></thead>
+<tbody>
+{% for row in report.vouching %}
+<tr><th scope="row">{{ row.silo }}</th><td data-label="vouches"><span>{% if row.vouches %}<strong class="good">yes</strong>, {{ row.made | moment }}{% if not row.final %}, before the end of the run{% endif %}{% for text in row.disagreements %}<small class="soft">DISAGREES: {{ text }}</small>{% endfor %}{% else %}<strong class="bad">no: nothing is known</strong><small class="soft">{{ row.why }}</small>{% endif %}</span></td><td data-label="events"><span>{{ {"sent": "sent, accounted again", "kept": "kept by the silo"}.get(row.events, "–") }}</span></td><td data-label="rows of this run" class="num"><span>{{ row.rows_of_run | number }}</span></td><td data-label="of other runs" class="num"><span>{{ row.rows_of_other_runs | number }}</span></td><td data-label="head"><span>{% if row.hash %}row {{ row.rows }} <code>{{ row.hash[:16] }}…</code>{% else %}–{% endif %}</span></td><td data-label="own budget left" class="num"><span>{% if row.budget %}{{ row.budget.left | value }} of {{ row.budget.epsilon | value }} at delta {{ "%g" | format(row.budget.delta) }}{% else %}–{% endif %}</span></td><td data-label="node key"><span><code>{{ row.key or "–" }}</code></span></td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% else %}
 <h2>The ledger</h2>
 <p>{% if ledger.ok %}<strong class="good">Verified:</strong> the chain of hashes over all
 {{ ledger.rows | number }} rows is whole. {% else %}<strong class="bad">Not verified:</strong>
@@ -311,6 +327,7 @@ Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std)
 by {{ ledger.runs | length }} {{ "run" if ledger.runs | length == 1 else "runs" }}{% endif %}. Keep the last hash with the signature: a later verification against it
 shows whether a row was changed or taken away.</p>
 {{ pairs("Ledger", {"file": ledger.file, "rows": ledger.rows, "last row": ledger.last_row, "last hash (SHA-256)": ledger.last_hash}) }}
+{% endif %}
 
 <h2>Quality of the model</h2>
 {% if losses or scores %}
@@ -426,8 +443,12 @@ are withheld: {{ "the settings cannot be read, and it may be that " if report.se
 
 <section class="signoff" aria-labelledby="sign-off">
 <h2 id="sign-off">Sign-off</h2>
-<p>The first line of this report is signed for this run, this ledger and this data:</p>
+<p>The first line of this report is signed for this run, {{ "this ledger" if report.vouching is none else "these extracts of the silos' ledgers" }} and this data:</p>
+{% if report.vouching is none %}
 {{ pairs("What is signed", {"run": run.run_id or "not known", "statement": g.sentence, "ledger, rows": ledger.rows, "ledger, last hash (SHA-256)": ledger.last_hash, "report.json (SHA-256)": digest}) }}
+{% else %}
+{{ pairs("What is signed", {"run": run.run_id or "not known", "statement": g.sentence, "extracts": report.vouching | map(attribute="silo") | list, "report.json (SHA-256)": digest}) }}
+{% endif %}
 <div class="sign">
   <div>Name</div><div>Role</div><div>Place and date</div><div>Signature</div>
 </div>

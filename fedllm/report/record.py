@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.checkpoints import latest_checkpoint
+from fedllm.report.extract.store import INDEX, ExtractsFound, read_extracts
 from fedllm.report.ledger_reading import read_ledger
 from fedllm.run_folder import (
     LEDGER,
@@ -41,6 +42,9 @@ class RunRecord:
         problems: one sentence for each file that is missing or damaged.
         notes: what is unfinished without being damaged.
         entries, verification, ledger_problem: as of :func:`~fedllm.report.ledger_reading.read_ledger`.
+        extracts: of a deployed run, whose ledgers are with the silos; then there is no ledger here, and the rows are
+            those that the silos sent.
+        complete: names of the silos of which all rows are here; None for all.
     """
 
     path: Path
@@ -57,6 +61,12 @@ class RunRecord:
     ledger_problem: str | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    extracts: ExtractsFound | None = None
+    complete: set[str] | None = None
+
+    def whole(self, silo: str) -> bool:
+        """Return True if all rows about a silo are here."""
+        return self.complete is None or silo in self.complete
 
     @property
     def name(self) -> str:
@@ -89,7 +99,11 @@ def read_run(source: RunFolder | str | Path) -> RunRecord:
     _read_metrics(run)
     run.silos = _mapping(run, "silos.json") or {}
     run.environment = _mapping(run, "environment.json")
-    run.entries, run.verification, run.ledger_problem = read_ledger(ledger)
+    run.extracts = read_extracts(path, run.run_id)
+    if run.extracts is None:
+        run.entries, run.verification, run.ledger_problem = read_ledger(ledger)
+    elif run.extracts.problem:
+        problems.append(f"{INDEX} is missing or damaged: {run.extracts.problem}")
     _identify(run)
     if run.ledger_problem and not (_unbegun(run) and run.verification is None):
         problems.append(f"{_ledger_name(run)}: {run.ledger_problem}")
@@ -97,7 +111,7 @@ def read_run(source: RunFolder | str | Path) -> RunRecord:
         found = "; ".join(run.verification.problems[:3])
         problems.append(f"{_ledger_name(run)} fails its verification: {found}")
     problems += _checkpoint_problems(run)
-    run.notes = _unfinished(run)
+    run.notes = unfinished(run)
     return run
 
 
@@ -210,8 +224,8 @@ def _checkpoint_problems(run: RunRecord) -> list[str]:
     return problems
 
 
-def _unfinished(run: RunRecord) -> list[str]:
-    """Sentences on a run that did not come to its end."""
+def unfinished(run: RunRecord) -> list[str]:
+    """Say what of a run did not come to its end, in sentences."""
     status, reached, rounds = run.state["status"], run.state["round"], run.state["rounds"]
     of = f"{reached} of {rounds} rounds" if rounds is not None else f"{reached} rounds"
     notes = []

@@ -32,6 +32,7 @@ _TONES = {
     "conditional": "warn",
     "if-fixed": "warn",
     "outsider-only": "bad",
+    "some-silos": "bad",
     "none": "bad",
     "unknown": "bad",
     "nothing-released": "warn",

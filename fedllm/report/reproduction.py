@@ -37,6 +37,16 @@ def reproduction(
                 f"--relation {relation.value} --adversary server",
             }
         )
+    if run.extracts is not None:
+        steps.append(
+            {
+                "title": "Does each silo vouch for what is stated?",
+                "text": "Verifies each extract's signature with the node keys that are registered in the "
+                "deployment's folder, and that the report states what the extracts do. A silo gives its own "
+                "ledger with --ledger as well: it must hold the head that was vouched for.",
+                "command": f"fedllm verify {shlex.quote(folder)} --node-keys DEPLOYMENT",
+            }
+        )
     steps.append(
         {
             "title": "Make this report again",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 2
+VERSION = 3
 SCHEMA_ID = f"urn:fedllm:report:{VERSION}"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -29,12 +29,13 @@ class GuaranteePart(Part):
         "conditional",
         "if-fixed",
         "outsider-only",
+        "some-silos",
         "none",
         "unknown",
         "nothing-released",
     ] = Field(
         description="guaranteed; not-as-asked: at another epsilon than the settings name; conditional: only against those who do not know the seed of the "
-        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; outsider-only: none against the server; none: no guarantee; unknown: what would tell "
+        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; outsider-only: none against the server; some-silos: none for the silos whose ledgers nothing vouches for, what holds for the others is in the sentence and under silos; none: no guarantee; unknown: what would tell "
         "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
     )
     sentence: str
@@ -456,6 +457,48 @@ class LedgerPart(Part):
     problems: list[str]
 
 
+class BudgetPart(Part):
+    """A silo's own budget over all runs on its ledger, as it states."""
+
+    epsilon: Real
+    delta: float
+    unit: str
+    relation: str
+    accountant: str
+    spent: Real | None = Field(
+        description="Epsilon of all plans and releases, composed as if fixed beforehand; null: not accounted."
+    )
+    left: Real | None = Field(
+        description="epsilon less spent; a later plan may take less, as a filter decides."
+    )
+
+
+class VouchingPart(Part):
+    """What one silo of a deployed run vouches for: a signed extract of its ledger. Null: there is none."""
+
+    silo: str
+    vouches: bool = Field(description="Whether its extract counts; else nothing is known of it.")
+    why: str = Field(description="Why it does not; empty where it does.")
+    key: str | None = Field(
+        description="Fingerprint of the registered node key, as ssh-keygen -l prints it."
+    )
+    sha256: str | None = Field(description="Of the extract's file.")
+    final: bool = Field(description="Whether the silo answered at the end of the run.")
+    made: str | None = Field(description="When, by the silo's clock.")
+    rows: int | None = Field(description="Of the whole ledger.")
+    hash: str | None = Field(description="Of its last row.")
+    events: Literal["sent", "kept"] | None = Field(
+        description="sent: the figures were computed again from them; kept: they are the silo's word."
+    )
+    rows_of_run: int | None
+    rows_of_other_runs: int | None
+    other_runs: int | None
+    budget: BudgetPart | None
+    disagreements: list[str] = Field(
+        description="Where its figures are not those of its events. The larger are stated."
+    )
+
+
 class TargetPart(Part):
     """What the settings aimed at."""
 
@@ -467,8 +510,8 @@ class Report(Part):
     """The accounting report of one run."""
 
     format: Literal["fedllm-report"]
-    version: Literal[2]
-    schema_: Literal["urn:fedllm:report:2"] = Field(alias="schema")
+    version: Literal[3]
+    schema_: Literal["urn:fedllm:report:3"] = Field(alias="schema")
     made: str
     made_by: str
     headline: str
@@ -492,6 +535,9 @@ class Report(Part):
     assumptions: list[TitledPart]
     not_covered: list[TitledPart]
     ledger: LedgerPart
+    vouching: list[VouchingPart] | None = Field(
+        description="Of a deployed run, whose ledgers are with the silos. Null: the ledger is here."
+    )
     training: dict[str, Any] = Field(
         description="Evaluations, rounds, traffic, failures, perturbation of weights."
     )

@@ -3,7 +3,8 @@
 What is signed (Ed25519, RFC 8032) is a statement: the SHA-256 of ``report.json`` and ``report.html``,
 the ledger's head (number and hash of its last row) that the report was computed from, who signed and
 when. It stands with its signature in ``report.sig.json``. Since each row of the ledger holds the hash
-of the row before, the head stands for all rows up to it.
+of the row before, the head stands for all rows up to it. Of a deployed run, whose ledgers are with the silos, the
+extracts that the silos signed are signed in the ledger's place (:mod:`fedllm.report.extract`).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from fedllm.durable import fsync_folder, json_bytes, write_bytes
+from fedllm.report.build import build
+from fedllm.report.checks import Check
+from fedllm.report.extract.check import (
+    Trusted,
+    check_extracts,
+    check_signed,
+    signed_extracts,
+)
+from fedllm.report.extract.store import INDEX
 from fedllm.report.ledger_reading import read_ledger
 from fedllm.report.render import HTML, JSON
 from fedllm.run_folder import LEDGER, RunFolderError, ledger_of, read_settings
@@ -35,21 +45,6 @@ _DOMAIN = b"fedllm report signature v1\n"
 
 class SignatureError(ValueError):
     """A key or a report cannot be used for signing or verifying; the message says why."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was verified.
-
-    Attributes:
-        name: "signature-file", "key", "signature", "report.json", "report.html", "ledger".
-        ok: whether it holds.
-        text: what was found, in words.
-    """
-
-    name: str
-    ok: bool
-    text: str
 
 
 @dataclass(frozen=True)
@@ -151,12 +146,18 @@ def fingerprint(key: Ed25519PublicKey) -> str:
 
 
 def sign_report(
-    folder: Path, key: Ed25519PrivateKey, *, name: str = "", role: str = ""
+    folder: Path,
+    key: Ed25519PrivateKey,
+    *,
+    name: str = "",
+    role: str = "",
+    trusted: Trusted | None = None,
 ) -> dict[str, Any]:
     """Sign the report of a run folder and write ``report.sig.json`` beside it.
 
     Args:
         name, role: who signs; part of what is signed.
+        trusted: of a deployed run, the node keys that its extracts are verified with.
 
     Returns:
         The statement that was signed.
@@ -171,22 +172,13 @@ def sign_report(
     digest = sha256(files[JSON]).hexdigest()
     if digest not in files[HTML].decode("utf-8", "replace"):
         raise SignatureError(f"Expected {HTML} made of {JSON}, got two that do not belong together")
-    ledger = report["ledger"]
-    head = (ledger["last_row"], ledger["last_hash"])
-    if head[0] is None or head[1] is None:
-        raise SignatureError(
-            "Expected a report made from a ledger, got one without: nothing to sign"
-        )
-    found = _ledger_check(ledger_path(folder), head)[0]
-    if not found.ok:
-        raise SignatureError(f"Expected the ledger that the report was made from: {found.text}")
     statement = {
         "format": FORMAT,
         "version": VERSION,
         "run_id": report["run"]["run_id"],
         "headline": report["headline"],
         "files": {file: sha256(data).hexdigest() for file, data in files.items()},
-        "ledger": {"file": ledger["file"], "rows": head[0], "hash": head[1]},
+        **_stood_on(folder, report, trusted or Trusted()),
         "signer": {"name": name, "role": role},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -202,18 +194,51 @@ def sign_report(
     return statement
 
 
+def _stood_on(folder: Path, report: Mapping[str, Any], trusted: Trusted) -> dict[str, Any]:
+    """What the statement says of what the report was made from: the ledger's head, or the extracts.
+
+    Raises:
+        SignatureError: it is not there, or no longer that.
+    """
+    if report.get("vouching") is not None:
+        checks, _ = check_extracts(folder, report, trusted, build)
+        failed = [check.text for check in checks if not check.ok]
+        if failed:
+            raise SignatureError(
+                f"Expected the extracts that the report was made from: {' '.join(failed)}"
+            )
+        extracts = signed_extracts(report)
+        if not any(extracts.values()):
+            raise SignatureError("Expected a silo that vouches for its ledger: nothing to sign")
+        return {"version": 2, "ledger": None, "extracts": extracts}
+    ledger = report["ledger"]
+    head = (ledger["last_row"], ledger["last_hash"])
+    if head[0] is None or head[1] is None:
+        raise SignatureError(
+            "Expected a report made from a ledger, got one without: nothing to sign"
+        )
+    found = _ledger_check(ledger_path(folder), head)[0]
+    if not found.ok:
+        raise SignatureError(f"Expected the ledger that the report was made from: {found.text}")
+    return {"ledger": {"file": ledger["file"], "rows": head[0], "hash": head[1]}}
+
+
 # -- verifying ---------------------------------------------------------------------------------
 
 
 def verify_report(
-    folder: Path, public_key: Ed25519PublicKey | None = None, ledger: Path | None = None
+    folder: Path,
+    public_key: Ed25519PublicKey | None = None,
+    ledger: Path | None = None,
+    trusted: Trusted | None = None,
 ) -> Verification:
     """Tell whether the report, the ledger and the signature of a run folder are what was signed.
 
     Args:
         public_key: the signer's, from a source that is trusted; None takes the one in the signature
             file, which shows that nothing was altered by others, not who signed.
-        ledger: the ledger's file; by default as the run's settings say.
+        ledger: the ledger's file; by default as the run's settings say. Of a deployed run: one silo's own.
+        trusted: of a deployed run, what its extracts are verified with.
 
     Raises:
         SignatureError: there is no run folder.
@@ -224,7 +249,9 @@ def verify_report(
     try:
         statement, embedded, signature = _read_signature(folder / SIGNATURE)
     except SignatureError as error:
-        return Verification(False, (Check("signature-file", False, str(error)),), (), None)
+        found, notes = _extract_checks(folder, ledger, trusted)
+        unsigned = Check("signature-file", False, str(error))
+        return Verification(False, (unsigned, *found), tuple(notes), None)
     notes = []
     checks = [Check("signature-file", True, f"{SIGNATURE} can be read.")]
     if public_key is None:
@@ -245,6 +272,13 @@ def verify_report(
     # With the embedded key, so that an altered statement is told apart from a wrong key.
     checks.append(_signature_check(embedded, signature, statement))
     checks += [_file_check(folder / name, statement["files"][name]) for name in (JSON, HTML)]
+    if statement["ledger"] is None:
+        checks += check_signed(folder, statement["extracts"])
+        found, more = _extract_checks(folder, ledger, trusted)
+        if not found:
+            found = [Check("extracts", False, f"NO EXTRACTS: {JSON} names none.")]
+        checks, notes = [*checks, *found], [*notes, *more]
+        return Verification(all(c.ok for c in checks), tuple(checks), tuple(notes), statement)
     signed_head = (statement["ledger"]["rows"], statement["ledger"]["hash"])
     check, added = _ledger_check(ledger or ledger_path(folder), signed_head)
     checks.append(check)
@@ -254,6 +288,22 @@ def verify_report(
             "signed numbers. Make a new report for what is spent by now."
         )
     return Verification(all(c.ok for c in checks), tuple(checks), tuple(notes), statement)
+
+
+def _extract_checks(
+    folder: Path, ledger: Path | None, trusted: Trusted | None
+) -> tuple[list[Check], list[str]]:
+    """Checks of a deployed run's extracts, and notes; none for another run, or without a report."""
+    if not (folder / INDEX).exists():
+        return [], []
+    try:
+        report = _report(_read(folder / JSON, "report"), folder / JSON)
+        if report.get("vouching") is None:
+            return [], []
+        given = trusted or Trusted()
+        return check_extracts(folder, report, replace(given, ledger=ledger), build)
+    except SignatureError as error:
+        return [Check("extracts", False, f"NO REPORT: {error}")], []
 
 
 def ledger_path(folder: Path) -> Path:
@@ -306,16 +356,22 @@ def _read_signature(path: Path) -> tuple[dict[str, Any], Ed25519PublicKey, bytes
         statement = found["statement"]
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(found["public_key"]))
         signature = bytes.fromhex(found["signature"])
-        if (statement["format"], statement["version"]) != (FORMAT, VERSION):
+        deployed = statement["ledger"] is None
+        if (statement["format"], statement["version"]) != (FORMAT, VERSION + deployed):
             raise ValueError(f"format {statement['format']!r}, version {statement['version']!r}")
         texts = [statement["files"][name] for name in (JSON, HTML)]
-        texts += [statement["ledger"]["hash"], statement["time"]]
+        texts += [statement["time"]]
+        if not deployed:
+            texts += [statement["ledger"]["hash"]]
         texts += [statement["signer"]["name"], statement["signer"]["role"]]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a value is no text")
-        if type(statement["ledger"]["rows"]) is not int:
+        if not deployed and type(statement["ledger"]["rows"]) is not int:
             raise ValueError("the number of rows is no whole number")
-    except (ValueError, KeyError, TypeError) as error:
+        for item in statement["extracts"].values() if deployed else ():
+            if item is not None and not isinstance(item["sha256"], str):
+                raise ValueError("an extract's digest is no text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SignatureError(
             f"DAMAGED SIGNATURE: expected {FORMAT} version {VERSION} in {path.name}: {error!r}"
         ) from None

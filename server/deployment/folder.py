@@ -244,6 +244,11 @@ class Folder:
         return self.path / "runs"
 
     @property
+    def extracts(self) -> Path:
+        """The last signed head of each silo's ledger, of all runs; returned to the silo with each task."""
+        return self.path / "extracts"
+
+    @property
     def units(self) -> Path:
         return self.path / "units"
 

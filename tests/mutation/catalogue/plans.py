@@ -164,9 +164,9 @@ MUTATIONS = (
     ),
     Mutation(
         "plain-words-of-what-was-released",
-        "fedllm/report/build.py",
-        "        if stated.accountant in (FILTER, PLAN):",
-        "        if stated.accountant == FILTER:",
+        "fedllm/report/silo_curves.py",
+        "        if stated.accountant in (FILTER, PLAN) or not run.whole(silo.name):",
+        "        if stated.accountant == FILTER or not run.whole(silo.name):",
         "A run that stopped early claims that tests miss more than its plan guarantees.",
         (f"{_HELD}::test_plain_words_and_curves_are_of_what_holds",),
     ),

@@ -1,0 +1,86 @@
+"""A silo with its own file: the signed extract of its ledger that goes with each reply, and the head that comes back.
+
+An extract is a function of the ledger's rows (mechanisms, rounds, purposes), which are written before anything is
+computed on the data. It goes with refusals too, so that the server has a silo's last word when it leaves. One that
+cannot be made is an error in the silo's own log, and the reply goes without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+
+from client.silo_file import SiloFile
+from fedllm import messages as names
+from fedllm.process import shared_ledger
+from fedllm.report.extract.keys import EXTRACT, HEAD, KeyProblem, SigningKey, load_signing_key
+from fedllm.report.extract.make import make_extract, make_head
+from fedllm.report.extract.statement import text_of
+from fedllm.settings_io import from_json
+from privacy.vocabulary import Relation, Unit
+
+log = logging.getLogger("fedllm.client")
+
+
+def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
+    """Add the signed extract to the content of a reply; nothing where the silo sends none, or it cannot be made."""
+    if own.extract == "none":
+        return
+    try:
+        config: Any = message.content[names.CONFIG]
+        content[names.LEDGER] = _signed(own, config, _delta(message))
+    except KeyProblem as error:
+        _log_once(
+            f"no extract of the ledger is sent, the report states nothing for this silo: {error}"
+        )
+    except Exception as error:
+        log.error("no extract of the ledger is sent: %s", error, exc_info=error)
+
+
+def _signed(own: SiloFile, config: Any, delta: float | None) -> ConfigRecord:
+    key = _key(own.key, Path(own.key).stat().st_mtime_ns if Path(own.key).exists() else 0)
+    settings = from_json(str(config[names.SETTINGS]))
+    ledger = shared_ledger(Path(own.ledger))
+    extract = text_of(
+        make_extract(
+            ledger,
+            silo=own.name,
+            run=str(config[names.RUN_ID]),
+            unit=Unit(settings.privacy.unit),
+            relation=Relation(settings.privacy.relation),
+            delta=settings.privacy.delta if delta is None else delta,
+            own=own.own_bounds(),
+            events=own.extract == "events",
+        )
+    )
+    head = text_of(make_head(ledger, own.name))
+    return ConfigRecord(
+        {
+            names.EXTRACT: extract,
+            names.EXTRACT_SIGNATURE: key.sign(EXTRACT, extract),
+            names.HEAD: head,
+            names.HEAD_SIGNATURE: key.sign(HEAD, head),
+        }
+    )
+
+
+def _delta(message: Message) -> float | None:
+    """The delta that the run's report states, where the task tells it and it is one."""
+    brought: Any = message.content.config_records.get(names.LEDGER, {})
+    delta = brought.get(names.DELTA)
+    return delta if isinstance(delta, float) and 0 < delta < 1 else None
+
+
+@lru_cache(maxsize=8)
+def _key(path: str, version: int) -> SigningKey:
+    """Once for the same file on disk."""
+    return load_signing_key(Path(path))
+
+
+@lru_cache(maxsize=64)
+def _log_once(text: str) -> None:
+    log.warning("%s", text)

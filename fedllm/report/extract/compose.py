@@ -1,0 +1,357 @@
+"""From extracts to the report's figures: what each silo vouches for, computed again where it sent its events.
+
+No text of a silo reaches the report's statement but its own reasons for having no guarantee, quoted. Of figures the
+larger counts, the silo's or that of its events; whether an accountant's number is a bound is known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.report.accounting import (
+    ACCOUNTANTS,
+    Accounts,
+    Figure,
+    Multiset,
+    SiloAccounting,
+    account_silos,
+)
+from fedllm.report.extract.run_rows import entries_of, plan_of
+from fedllm.report.extract.statement import AccountItem, Extract, ExtractError
+from fedllm.report.extract.store import ExtractsFound, Found
+from fedllm.report.held import FILTER, PLAN, held_by_plan
+from privacy.accountants import ACCOUNTANTS as KNOWN
+from privacy.event_counts import is_private
+from privacy.event_json import event_from_json
+from privacy.ledger import LedgerEntry, composed
+from privacy.run_plan import outside
+from privacy.vocabulary import Adversary, Relation, Unit
+
+SAME = 1e-6
+"""Relative difference up to which two epsilons agree: far above round-off, far below what matters."""
+PLANNED = "of the run's plan, which was fixed before its first release{by}; what was released so far is within it"
+HELD = "the budget that a privacy filter held over the {runs} runs on the silo's ledger, as the silo states"
+UNHELD = (
+    "the silo's ledger holds {runs} runs, and it states no budget that all of them were planned under: this "
+    "epsilon holds only if what they do was fixed before the first of them"
+)
+
+
+@dataclass
+class Vouching:
+    """What the extracts of a run come to.
+
+    Attributes:
+        silos: the accounts of those that vouch, in order of their names.
+        unvouched: the others, and why nothing is known of each.
+        entries: the rows that were sent, of all silos.
+        whole: names of the silos of which these are all rows on their ledgers.
+        seeded: whether any silo states noise from a seed.
+        other_runs: the largest number of other runs on one silo's ledger.
+        part: the report's part (:class:`fedllm.report.schema.VouchingPart`).
+    """
+
+    silos: list[SiloAccounting] = field(default_factory=list)
+    unvouched: dict[str, str] = field(default_factory=dict)
+    entries: list[LedgerEntry] = field(default_factory=list)
+    whole: set[str] = field(default_factory=set)
+    seeded: bool = False
+    other_runs: int = 0
+    part: list[dict[str, Any]] = field(default_factory=list)
+
+
+def compose(
+    found: ExtractsFound,
+    *,
+    unit: Unit,
+    relation: Relation,
+    delta: float,
+    adversaries: Collection[str],
+    accounts: Accounts,
+) -> Vouching:
+    """Make the accounts of all silos that vouch; say of the others why they do not.
+
+    Args:
+        unit, relation, delta: of the report; an extract for others does not count.
+        adversaries: to state, outsider and server among them.
+    """
+    result = Vouching()
+    for name, one in found.silos.items():
+        row = _row(one)
+        result.part.append(row)
+        try:
+            if one.extract is None:
+                raise ExtractError(one.problem)
+            _check_terms(one.extract, unit, relation, delta)
+            entries = _entries(one.extract, len(result.entries) + 1, adversaries)
+            account = _Account(one.extract, entries, adversaries, accounts)
+            silo = account.silo()
+            _check_told(one, silo, account, accounts)
+        except ExtractError as error:
+            result.unvouched[name] = str(error)
+            row |= {"vouches": False, "why": str(error)}
+            continue
+        row |= {"vouches": True, "disagreements": account.disagreements}
+        result.silos.append(silo)
+        result.entries += entries
+        result.seeded = result.seeded or one.extract.seeded
+        result.other_runs = max(result.other_runs, one.extract.other_runs)
+        if one.extract.events is not None and not one.extract.rows_of_other_runs:
+            result.whole.add(name)
+    return result
+
+
+def _row(one: Found) -> dict[str, Any]:
+    """What the report tells of an extract, before it is known whether it counts."""
+    extract, key = one.extract, one.expected.key
+    found: dict[str, Any] = {
+        "silo": one.silo,
+        "vouches": False,
+        "why": "",
+        "key": None if key is None else key.fingerprint,
+        "sha256": one.digest,
+        "final": one.expected.final,
+        "made": None,
+        "rows": None,
+        "hash": None,
+        "events": None,
+        "rows_of_run": None,
+        "rows_of_other_runs": None,
+        "other_runs": None,
+        "budget": None,
+        "disagreements": [],
+    }
+    if extract is None:
+        return found
+    return found | {
+        "made": extract.made,
+        "rows": extract.ledger.rows,
+        "hash": extract.ledger.hash,
+        "events": "kept" if extract.events is None else "sent",
+        "rows_of_run": extract.rows_of_run,
+        "rows_of_other_runs": extract.rows_of_other_runs,
+        "other_runs": extract.other_runs,
+        "budget": None if extract.budget is None else extract.budget.model_dump(),
+    }
+
+
+def _check_terms(extract: Extract, unit: Unit, relation: Relation, delta: float) -> None:
+    asked = f"unit {unit.value}, relation {relation.value}, delta {delta:g}"
+    stated = f"unit {extract.unit}, relation {extract.relation}, delta {extract.delta:g}"
+    if (extract.unit, extract.relation) != (unit.value, relation.value) or extract.delta > delta:
+        raise ExtractError(f"its extract is stated for {stated[:200]}, the report for {asked}")
+
+
+def _entries(extract: Extract, first_id: int, adversaries: Collection[str]) -> list[LedgerEntry]:
+    if extract.events is None:
+        return []
+    kept = tuple(
+        item.model_copy(update={"views": {n: e for n, e in item.views.items() if n in adversaries}})
+        for item in extract.events
+    )
+    return entries_of(extract.model_copy(update={"events": kept}), first_id)
+
+
+class _Account:
+    """One silo's account: as it states it, and as its events give it."""
+
+    def __init__(
+        self,
+        extract: Extract,
+        entries: list[LedgerEntry],
+        adversaries: Collection[str],
+        accounts: Accounts,
+    ) -> None:
+        self.extract = extract
+        self.entries = entries
+        self.adversaries = sorted(map(Adversary, adversaries), key=lambda a: a.strength)
+        self.accounts = accounts
+        self.disagreements: list[str] = []
+        self.again: SiloAccounting | None = None
+        if extract.events is not None:
+            try:
+                (self.again,) = account_silos(
+                    entries,
+                    run=extract.run,
+                    silos=[extract.silo],
+                    unit=Unit(extract.unit),
+                    relation=accounts.relation,
+                    accounts=accounts,
+                )
+            except (ArithmeticError, ValueError, MemoryError, RecursionError) as error:
+                raise ExtractError(
+                    f"its events cannot be accounted for: {type(error).__name__}: {str(error)[:200]}"
+                ) from None
+
+    def silo(self) -> SiloAccounting:
+        """The account that the report states."""
+        extract, again = self.extract, self.again
+        silo = SiloAccounting(
+            extract.silo,
+            trainings=[] if again is None else again.trainings,
+            rounds=0 if again is None else again.rounds,
+            rows=extract.rows_of_run + extract.rows_of_other_runs,
+            other_rows=extract.rows_of_other_runs,
+        )
+        for adversary in self.adversaries:
+            stated = _of_adversary(extract, adversary)
+            silo.reasons[adversary] = self._reasons(stated, adversary)
+            if silo.reasons[adversary]:
+                infinite = "no guarantee: " + "; ".join(silo.reasons[adversary])
+                silo.figures[adversary] = [
+                    Figure(name, float("inf"), True, note=infinite) for name, _ in ACCOUNTANTS
+                ]
+                continue
+            silo.figures[adversary] = self._figures(stated, adversary)
+            held = self._held(stated, silo.headline(adversary), adversary)
+            if held is not None:
+                silo.held[adversary] = held
+        return silo
+
+    def _reasons(self, stated: AccountItem, adversary: str) -> list[str]:
+        found = [] if self.again is None else list(self.again.reasons.get(adversary, []))
+        own = [reason for reason in stated.reasons if reason not in found]
+        return [*found, *(f'the silo states: "{_printable(reason)}"' for reason in own)]
+
+    def _figures(self, stated: AccountItem, adversary: str) -> list[Figure]:
+        claimed = {item.accountant: item.figure() for item in stated.figures}
+        again = {}
+        if self.again is not None:
+            again = {f.accountant: f for f in self.again.figures.get(adversary, [])}
+        found = []
+        for name, _ in ACCOUNTANTS:
+            both = [f[name] for f in (claimed, again) if name in f]
+            if both:
+                found.append(self._larger(name, claimed.get(name), again.get(name), adversary))
+        return found
+
+    def _larger(
+        self, name: str, claimed: Figure | None, again: Figure | None, adversary: str
+    ) -> Figure:
+        """The larger of two figures, and a disagreement where they should be the same, or it is the events'."""
+        bound = KNOWN[name].is_bound
+        alone = not self.extract.rows_of_other_runs
+        mine = None if claimed is None else claimed.epsilon
+        theirs = None if again is None else again.epsilon
+        if again is None:
+            return Figure(name, mine, bound, None if claimed is None else claimed.mu)
+        if claimed is None or mine is None or theirs is None:
+            if mine is not None or (alone and theirs is not None):
+                self._disagree(name, adversary, mine, theirs)
+            return again if alone or mine is None else Figure(name, None, bound, note=again.note)
+        less = theirs > mine + SAME * max(1.0, mine)
+        more = mine > theirs + SAME * max(1.0, theirs)
+        if less or (alone and more):
+            self._disagree(name, adversary, mine, theirs)
+        return again if theirs >= mine else Figure(name, mine, bound, claimed.mu)
+
+    def _disagree(
+        self, name: str, adversary: str, mine: float | None, theirs: float | None
+    ) -> None:
+        self.disagreements.append(
+            f"epsilon by {name} against {adversary}: the silo states {_shown(mine)}, the events of this run that "
+            f"it sent cost {_shown(theirs)}"
+        )
+
+    def _held(self, stated: AccountItem, headline: Figure, adversary: str) -> Figure | None:
+        """What holds where it is not the epsilon of what was released; in the server's own words."""
+        claimed, runs = stated.held, self.extract.other_runs + 1
+        at_least = headline.epsilon_or_inf
+        if self.extract.rows_of_other_runs or runs > 1:
+            held = None if claimed is None else claimed.figure().epsilon
+            if claimed is None or claimed.accountant != FILTER or held is None:
+                return Figure(FILTER, None, False, note=UNHELD.format(runs=runs))
+            return Figure(FILTER, max(held, at_least), True, note=HELD.format(runs=runs))
+        again = self._plan_again(headline, adversary)
+        if again is not None and again.epsilon is None:
+            return again
+        mine = None if claimed is None else claimed.figure().epsilon
+        if claimed is not None and mine is None:
+            note = (
+                "on the silo's word, this epsilon holds only if how much was released did not depend on what "
+                "was released"
+            )
+            return Figure(PLAN, None, False, note=note)
+        theirs = None if again is None else again.epsilon
+        if mine is None and theirs is None:
+            return None
+        if mine is not None and theirs is not None and abs(mine - theirs) > SAME * max(1.0, mine):
+            self._disagree(PLAN, adversary, mine, theirs)
+        by = "" if again is None else f", by the {headline.accountant.upper()} accountant"
+        largest = max(mine or 0.0, theirs or 0.0, at_least)
+        return Figure(PLAN, largest, headline.bound, note=PLANNED.format(by=by))
+
+    def _plan_again(self, headline: Figure, adversary: str) -> Figure | None:
+        plan = plan_of(self.extract)
+        if plan is None or self.again is None:
+            return None
+        try:
+            planned = _private(plan.events(adversary))
+            released = composed(self.entries, adversary)
+            return held_by_plan(
+                planned, released, headline, self.accounts.relation, self.accounts.delta
+            )
+        except (ArithmeticError, ValueError, MemoryError, RecursionError) as error:
+            raise ExtractError(
+                f"its plan cannot be accounted for: {type(error).__name__}: {str(error)[:200]}"
+            ) from None
+
+    def released(self) -> Multiset:
+        """The run's events in the server's view."""
+        return composed(self.entries, "server")
+
+
+def _check_told(one: Found, silo: SiloAccounting, account: _Account, accounts: Accounts) -> None:
+    """Whether a silo vouches for all that it told of its releases with its updates.
+
+    Raises:
+        ExtractError: it does not.
+    """
+    told: Multiset = Multiset()
+    try:
+        for text, count in one.expected.told or ():
+            told[event_from_json(text)] += count
+    except (ValueError, RecursionError) as error:
+        raise ExtractError(f"what it told of its releases cannot be read: {error}") from None
+    if account.again is not None:
+        released = account.released()
+        raw = sum(count for event, count in told.items() if not is_private(event))
+        listed = sum(count for event, count in released.items() if not is_private(event))
+        if outside(released, told) is not None or raw > listed:
+            raise ExtractError(
+                "its extract leaves out releases, or states more noise, than it told the server of with its updates"
+            )
+        return
+    stated = silo.headline("server")
+    if silo.reasons["server"] or stated.accountant not in KNOWN:
+        return
+    cost = accounts.figure(stated.accountant, told)
+    if cost is not None and cost.epsilon_or_inf > stated.epsilon_or_inf * (1 + SAME) + SAME:
+        raise ExtractError(
+            f"its extract states epsilon = {_shown(stated.epsilon)}, less than the {_shown(cost.epsilon)} of the "
+            "releases that it told the server of with its updates"
+        )
+
+
+def _of_adversary(extract: Extract, adversary: Adversary) -> AccountItem:
+    """What an extract states against an adversary, or the weakest stronger one."""
+    able = [name for name in extract.account if Adversary(name).strength >= adversary.strength]
+    if not able:
+        return AccountItem(figures=(), reasons=(f"nothing is stated against {adversary}",))
+    return extract.account[min(able, key=lambda name: Adversary(name).strength)]
+
+
+def _private(events: Mapping[DpEvent, int]) -> Multiset:
+    return Multiset({event: count for event, count in events.items() if is_private(event)})
+
+
+def _shown(epsilon: float | None) -> str:
+    return "none" if epsilon is None else f"{epsilon:.6g}"
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text).replace('"', "'")[:200]

@@ -1,0 +1,152 @@
+"""What the report draws and says in plain words: curves of some silos, from their rows.
+
+Of a silo that keeps its events, or whose ledger holds other runs' as well, the rows are not all here: it has figures, but
+no curves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from fedllm.report import accounting
+from fedllm.report.accounting import Accounts, SiloAccounting
+from fedllm.report.copies import copies_cost
+from fedllm.report.curves import least_missed, missed_at, privacy_curves
+from fedllm.report.guarantee import STATED, Headline
+from fedllm.report.held import FILTER, PLAN
+from fedllm.report.record import RunRecord
+from privacy.ledger import LedgerEntry, composed
+from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
+
+CURVES = 8
+"""Silos in the drawing of epsilon by round."""
+POINTS = 8
+"""Rounds at which each of them is accounted."""
+FALSE_ALARMS = 0.05
+"""Rate at which the guarantee is put in plain words."""
+DISTINCT = 64
+"""Silos with differing events up to which that is computed."""
+
+
+def epsilon_by_round(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    accounts: Accounts,
+) -> dict[str, Any]:
+    """Epsilon by round of some silos: those with the largest epsilon, and the smallest."""
+    adversary = _drawn_adversary(statement)
+    usable = [s for s in accounted if s.rows and not s.reasons[adversary] and run.whole(s.name)]
+    usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
+    chosen = usable if len(usable) <= CURVES else [*usable[: CURVES - 1], usable[-1]]
+    lines = {
+        silo.name: accounting.epsilon_by_round(
+            run.entries,
+            run=run.run_id,
+            silo=silo.name,
+            unit=unit,
+            adversary=adversary,
+            accounts=accounts,
+            points=POINTS,
+        )
+        for silo in chosen
+    }
+    return {"adversary": str(adversary), "silos": lines, "left_out": len(usable) - len(chosen)}
+
+
+def curves_of_the_largest(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    relation: Relation,
+) -> dict[str, Any] | None:
+    """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
+    adversary = _drawn_adversary(statement)
+    worst = _largest(accounted, adversary)
+    if worst is None or not run.whole(worst.name):
+        return None
+    if worst.stated(adversary).accountant in (FILTER, PLAN):
+        return None  # the curve of what was released is not the one that holds
+    figure = worst.headline(adversary)
+    events = composed(_rows(run, worst.name, unit), adversary)
+    found = privacy_curves(events, figure.accountant, relation)
+    if found is None:
+        return None
+    return {
+        "silo": worst.name,
+        "adversary": str(adversary),
+        "accountant": figure.accountant,
+        **found,
+    }
+
+
+def _largest(accounted: Sequence[SiloAccounting], adversary: str) -> SiloAccounting | None:
+    """The silo with the largest epsilon; None where none has a finite one above 0."""
+    able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
+    able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
+    return max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
+
+
+def copies_of_a_record(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    accounts: Accounts,
+) -> dict[str, Any] | None:
+    """What copies of one record cost at the silo with the largest epsilon."""
+    adversary = _drawn_adversary(statement)
+    worst = _largest(accounted, adversary)
+    if worst is None or unit is Unit.CLIENT or not run.whole(worst.name):
+        return None
+    events = composed(_rows(run, worst.name, unit), adversary)
+    costs = copies_cost(events, accounts.relation, accounts.delta)
+    return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
+
+
+def _rows(run: RunRecord, silo: str, unit: Unit) -> list[LedgerEntry]:
+    """The rows that count for a silo."""
+    parties = (silo, accounting.EVERYBODY)
+    return [row for row in run.entries if row.party in parties and row.unit is unit]
+
+
+def in_plain_words(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    relation: Relation,
+) -> dict[str, Any] | None:
+    """What a test with few false alarms misses at the least, in whichever silo; None where nothing
+    is guaranteed, or there are too many different silos to compute it for each."""
+    if statement.level not in STATED:
+        return None
+    adversary = _drawn_adversary(statement)
+    distinct, held = {}, []
+    for silo in accounted:
+        if not silo.rows:
+            continue
+        stated = silo.stated(adversary)
+        if stated.accountant in (FILTER, PLAN) or not run.whole(silo.name):
+            # One point of the curve is what holds, and no other.
+            held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
+        else:
+            events = composed(_rows(run, silo.name, unit), adversary)
+            name = silo.headline(adversary).accountant
+            distinct[frozenset(events.items()), name] = events
+    if not (distinct or held) or len(distinct) > DISTINCT:
+        return None
+    missed = min(
+        *held,
+        *(least_missed(e, name, relation, FALSE_ALARMS) for (_, name), e in distinct.items()),
+        1.0,
+    )
+    return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
+
+
+def _drawn_adversary(statement: Headline) -> str:
+    return OUTSIDER if statement.level == "outsider-only" else SERVER

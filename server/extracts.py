@@ -1,0 +1,265 @@
+"""The silos' signed extracts of their ledgers: taken from each reply, kept in the run folder, asked for at the end.
+
+A run in a deployment has them, for its ledgers stay with the silos. Each reply brings one (:mod:`client.extract`); it is
+verified with the node key that is registered for the silo, and takes the place of the silo's last one. So a silo that dies has
+left its last word. Each task takes the silo's last signed head along, by which the silo notices a ledger that was set
+back or copied.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedllm import messages as names
+from fedllm.report.extract.keys import NodeKey
+from fedllm.report.extract.memory import Kept, newer, read_kept, verified_head, write_kept
+from fedllm.report.extract.statement import LONGEST, LONGEST_HEAD, ExtractError
+from fedllm.report.extract.store import (
+    FOLDER,
+    INDEX,
+    Expected,
+    Signed,
+    path_of,
+    read_index,
+    verified,
+    write_index,
+    write_signed,
+)
+from fedllm.run_folder import RunFolder
+from fedllm.settings_io import to_json
+from privacy.event_json import event_to_json
+from server.exchange import Stopped, exchange
+from server.spending import SpendingView
+
+log = logging.getLogger("fedllm")
+WAIT = 60.0
+"""Seconds to wait at the end of a run for the silos' last extracts."""
+
+
+class Extracts:
+    """The extracts of one run.
+
+    Args:
+        run: the run's folder, where they are kept.
+        keys: the node key that is registered for each silo.
+        memory: folder with the last head of each silo's ledger, of all runs of a deployment; None for none.
+    """
+
+    def __init__(
+        self, run: RunFolder, keys: Mapping[str, NodeKey], memory: Path | None = None
+    ) -> None:
+        self.run = run
+        self.keys = dict(keys)
+        self.memory = memory
+        self.delta = run.settings().privacy.delta
+        self.silos: dict[str, Expected] = {}
+        self.nodes: dict[int, str] = {}
+        self.kept: dict[str, Kept] = {} if memory is None else self._remembered(memory)
+
+    def begin(self, grid: Grid, nodes: Mapping[str, int]) -> Grid:
+        """Expect an extract of each of these silos, beside those of a run that goes on.
+
+        Args:
+            grid: Flower's connection to the nodes.
+            nodes: silo to node id.
+
+        Returns:
+            The same grid; each task takes the last head of the silo's ledger along, each reply leaves its extract.
+        """
+        if (self.run.path / INDEX).exists():
+            self.silos = read_index(self.run.path)
+        for name, node in nodes.items():
+            self.nodes[node] = name
+            before = self.silos.get(name, Expected())
+            self.silos[name] = replace(before, key=self.keys.get(name), final=False)
+        write_index(self.run.path, self.silos)
+        return _GridWithExtracts(grid, self)
+
+    def add_to(self, task: Message) -> None:
+        """Add the silo's last signed head, and the report's delta, to a task."""
+        silo = self.nodes.get(task.metadata.dst_node_id)
+        if silo is None:
+            return
+        fields = ConfigRecord({names.DELTA: self.delta})
+        kept = self.kept.get(silo)
+        if kept is not None:
+            fields[names.HEAD] = kept.signed.text
+            fields[names.HEAD_SIGNATURE] = kept.signed.signature
+        # In a record of its own: several tasks may share one.
+        task.content = RecordDict({**dict(task.content.items()), names.LEDGER: fields})
+
+    def take(self, silo: str | None, reply: Message) -> None:
+        """Take the extract from a reply, if it has one; it is no part of the reply from then on.
+
+        Args:
+            silo: who was asked; None for a node without one.
+        """
+        if silo is None or not reply.has_content():
+            return
+        brought = reply.content.config_records.pop(names.LEDGER, None)
+        if brought is None:
+            return
+        try:
+            self._keep(silo, brought)
+        except ExtractError as error:
+            self._distrust(silo, str(error))
+
+    def finish(self, grid: Grid, spending: SpendingView, stop: threading.Event) -> None:
+        """Write down what the silos told of their releases, and ask each one that is there for its last extract.
+
+        Args:
+            grid: as :meth:`begin` gave it.
+            spending: what the silos told with their updates.
+            stop: where it is set, nobody is asked; nor where the process is ended by SystemExit.
+        """
+        for name, events in spending.events.items():
+            if name in self.silos:
+                told = tuple((event_to_json(event), count) for event, count in events.items())
+                self.silos[name] = replace(self.silos[name], told=told)
+        write_index(self.run.path, self.silos)
+        if stop.is_set() or isinstance(sys.exception(), SystemExit):
+            return
+        try:
+            self._ask(grid, stop)
+        except Stopped:
+            return
+        except (
+            Exception
+        ) as error:  # the network's: the run has its end, and each silo's last word is here
+            log.warning("the silos could not be asked for their last extracts: %s", error)
+
+    def _ask(self, grid: Grid, stop: threading.Event) -> None:
+        online = set(grid.get_node_ids())
+        asked = [(node, name) for node, name in sorted(self.nodes.items()) if node in online]
+        settings = to_json(self.run.settings())
+        config = ConfigRecord({names.SETTINGS: settings, names.RUN_ID: self.run.run_id})
+        tasks = [
+            Message(
+                RecordDict({names.CONFIG: config}),
+                dst_node_id=node,
+                message_type=names.ASK_EXTRACT,
+            )
+            for node, _ in asked
+        ]
+        answered = exchange(grid, tasks, timeout=WAIT, stop=stop)
+        for (_, name), reply in zip(asked, answered, strict=True):
+            if reply is not None and not reply.has_error():
+                self.silos[name] = replace(self.silos[name], final=True)
+        write_index(self.run.path, self.silos)
+
+    def _keep(self, silo: str, brought: Any) -> None:
+        """Verify what a reply brought, and keep it where it is newer than what is there.
+
+        Raises:
+            ExtractError: it cannot be relied on; the message says why.
+        """
+        key = self.keys.get(silo)
+        if key is None:
+            raise ExtractError("no node key is registered for it")
+        signed = _signed(brought, names.EXTRACT, names.EXTRACT_SIGNATURE, LONGEST)
+        extract = verified(signed, silo, key, self.run.run_id)
+        signed_head = _signed(brought, names.HEAD, names.HEAD_SIGNATURE, LONGEST_HEAD)
+        head = verified_head(signed_head, silo, key)
+        if head.ledger.rows < extract.ledger.rows:
+            raise ExtractError("the head of its ledger is older than its extract")
+        before = self.kept.get(silo)
+        if before is not None and not newer(head, before.head):
+            return  # an answer that came late, or was sent again
+        self.kept[silo] = Kept(head, signed_head, self.run.run_id)
+        write_signed(path_of(self.run.path / FOLDER, silo), signed)
+        if self.memory is not None:
+            write_kept(self.memory, self.kept[silo])
+
+    def _distrust(self, silo: str, problem: str) -> None:
+        """From now on the silo does not vouch in this run: what came once that cannot be, is not made good later."""
+        if self.silos[silo].problem:
+            return
+        log.warning("the silo %s does not vouch for its ledger: %s", silo, problem)
+        self.silos[silo] = replace(self.silos[silo], problem=problem)
+        write_index(self.run.path, self.silos)
+
+    def _remembered(self, memory: Path) -> dict[str, Kept]:
+        """The kept heads that are still of the registered keys: after a new key a silo's memory begins anew."""
+        found = {}
+        for silo, kept in read_kept(memory).items():
+            try:
+                if silo in self.keys:
+                    verified_head(kept.signed, silo, self.keys[silo])
+                    found[silo] = kept
+            except ExtractError:
+                continue
+        return found
+
+
+class _GridWithExtracts(Grid):
+    """A grid that adds to tasks and takes from replies; see :meth:`Extracts.begin`.
+
+    Attributes:
+        inner: the grid within.
+    """
+
+    def __init__(self, inner: Grid, extracts: Extracts) -> None:
+        self.inner = inner
+        self.extracts = extracts
+        self._asked: dict[str, str | None] = {}
+
+    def set_run(self, run: Any) -> None:
+        """As the grid within."""
+        self.inner.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """As the grid within."""
+        return self.inner.run
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        """As the grid within."""
+        return self.inner.create_message(*args, **kwargs)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """As the grid within."""
+        return self.inner.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Send tasks, each with the silo's last head."""
+        tasks = list(messages)
+        for task in tasks:
+            self.extracts.add_to(task)
+        ids = list(self.inner.push_messages(tasks))
+        for message_id, task in zip(ids, tasks, strict=False):
+            self._asked[message_id] = self.extracts.nodes.get(task.metadata.dst_node_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that are there, after their extracts were taken."""
+        replies = list(self.inner.pull_messages(message_ids))
+        for reply in replies:  # whose it is, the question says
+            self.extracts.take(self._asked.pop(reply.metadata.reply_to_message_id, None), reply)
+        return replies
+
+    def send_and_receive(self, messages: Iterable[Message], **kwargs: Any) -> Iterable[Message]:
+        """Not used."""
+        raise NotImplementedError
+
+
+def _signed(brought: Any, text: str, signature: str, longest: int) -> Signed:
+    """The text and signature of a record.
+
+    Raises:
+        ExtractError: one is missing, no text, or too long.
+    """
+    found = [brought.get(text), brought.get(signature)]
+    if not all(isinstance(part, str) for part in found):
+        raise ExtractError(f"its reply brought no {text} with a signature")
+    if len(found[0]) > longest or len(found[1]) > 1000:
+        raise ExtractError(f"it sent a longer {text} than {longest} characters")
+    return Signed(*found)
