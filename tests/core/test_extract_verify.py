@@ -116,7 +116,7 @@ def test_an_altered_extract_is_told(signed: Signed) -> None:
 
 def test_a_swapped_extract_is_told(signed: Signed) -> None:
     """Another silo's under its name; its own of another run."""
-    a, b = signed.silos
+    b = signed.silos[1]
     other = path_of(signed.run.path / FOLDER, "A")
     whole = signed.path.read_text()
     shutil.copyfile(other, signed.path)

@@ -27,6 +27,7 @@ from . import (
     silo,
     silo_limits,
     teacher,
+    vouching,
 )
 
 MUTATIONS: tuple[Mutation, ...] = (
@@ -53,4 +54,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *measuring.MUTATIONS,
     *teacher.MUTATIONS,
     *black_box.MUTATIONS,
+    *vouching.MUTATIONS,
 )
