@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from server.accompanied import AccompaniedGrid, connection_of
 from server.pull import Answers
 
 log = logging.getLogger("fedllm")
@@ -80,11 +81,8 @@ def exchange(
     if not messages:
         return []
     if failures is None:
-        failures = (
-            (lambda: _attempts.count)
-            if isinstance(getattr(grid, "inner", grid), HttpGrid)
-            else (lambda: 0)
-        )
+        deployed = isinstance(connection_of(grid), HttpGrid)
+        failures = (lambda: _attempts.count) if deployed else (lambda: 0)
     end = time.monotonic() + timeout
     again_at, failed = math.inf, failures()
     number_of: dict[str, int] = {}
@@ -101,7 +99,7 @@ def exchange(
         if on_reply is not None:
             on_reply(reply)
 
-    answers = Answers(grid)
+    answers = Answers(connection_of(grid))
     waiting = send(range(len(messages)), messages)
     while (waiting or errors) and time.monotonic() < end:
         if stop.is_set():
@@ -124,6 +122,8 @@ def exchange(
         for message_id, reply in came:
             if message_id not in waiting:  # a second answer to the same task is ignored
                 continue
+            if isinstance(grid, AccompaniedGrid):
+                grid.arrived(message_id, reply)
             waiting.discard(message_id)
             number = number_of[message_id]
             twins = {other for other in waiting if number_of[other] == number}

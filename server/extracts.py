@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fedllm.report.extract.store import (
 from fedllm.run_folder import RunFolder
 from fedllm.settings_io import to_json
 from privacy.event_json import event_to_json
+from server.accompanied import AccompaniedGrid
 from server.exchange import Stopped, exchange
 from server.spending import SpendingView
 
@@ -82,7 +83,7 @@ class Extracts:
             before = self.silos.get(name, Expected())
             self.silos[name] = replace(before, key=self.keys.get(name), final=False)
         write_index(self.run.path, self.silos)
-        return _GridWithExtracts(grid, self)
+        return AccompaniedGrid(grid, self)
 
     def add_to(self, task: Message) -> None:
         """Add the silo's last signed head, and the report's delta, to a task."""
@@ -97,18 +98,17 @@ class Extracts:
         # In a record of its own: several tasks may share one.
         task.content = RecordDict({**dict(task.content.items()), names.LEDGER: fields})
 
-    def take(self, silo: str | None, reply: Message) -> None:
-        """Take the extract from a reply, if it has one; it is no part of the reply from then on.
-
-        Args:
-            silo: who was asked; None for a node without one.
-        """
+    def take(self, node_id: int, reply: Message) -> None:
+        """Take the extract from a reply, if it has one; it is no part of the reply from then on."""
+        silo = self.nodes.get(node_id)
         if silo is None or not reply.has_content():
             return
-        brought = reply.content.config_records.pop(names.LEDGER, None)
+        brought = reply.content.pop(names.LEDGER, None)
         if brought is None:
             return
         try:
+            if not isinstance(brought, ConfigRecord):
+                raise ExtractError("its reply brought no texts as its extract")
             self._keep(silo, brought)
         except ExtractError as error:
             self._distrust(silo, str(error))
@@ -198,57 +198,6 @@ class Extracts:
             except ExtractError:
                 continue
         return found
-
-
-class _GridWithExtracts(Grid):
-    """A grid that adds to tasks and takes from replies; see :meth:`Extracts.begin`.
-
-    Attributes:
-        inner: the grid within.
-    """
-
-    def __init__(self, inner: Grid, extracts: Extracts) -> None:
-        self.inner = inner
-        self.extracts = extracts
-        self._asked: dict[str, str | None] = {}
-
-    def set_run(self, run: Any) -> None:
-        """As the grid within."""
-        self.inner.set_run(run)
-
-    @property
-    def run(self) -> Any:
-        """As the grid within."""
-        return self.inner.run
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the grid within."""
-        return self.inner.create_message(*args, **kwargs)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """As the grid within."""
-        return self.inner.get_node_ids()
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send tasks, each with the silo's last head."""
-        tasks = list(messages)
-        for task in tasks:
-            self.extracts.add_to(task)
-        ids = list(self.inner.push_messages(tasks))
-        for message_id, task in zip(ids, tasks, strict=False):
-            self._asked[message_id] = self.extracts.nodes.get(task.metadata.dst_node_id)
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The replies that are there, after their extracts were taken."""
-        replies = list(self.inner.pull_messages(message_ids))
-        for reply in replies:  # whose it is, the question says
-            self.extracts.take(self._asked.pop(reply.metadata.reply_to_message_id, None), reply)
-        return replies
-
-    def send_and_receive(self, messages: Iterable[Message], **kwargs: Any) -> Iterable[Message]:
-        """Not used."""
-        raise NotImplementedError
 
 
 def _signed(brought: Any, text: str, signature: str, longest: int) -> Signed:

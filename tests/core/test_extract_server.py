@@ -63,7 +63,7 @@ class Stage:
         task = Message(RecordDict(), dst_node_id=NODE, message_type=MessageType.TRAIN)
         content = RecordDict() if brought is None else RecordDict({names.LEDGER: brought})
         reply = Message(content, reply_to=task)
-        self.extracts.take("A", reply)
+        self.extracts.take(NODE, reply)
         assert names.LEDGER not in reply.content
 
     @property
