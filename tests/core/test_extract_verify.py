@@ -243,5 +243,6 @@ def test_the_commands(whole: Signed, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*command, "--node-keys", str(folder / "nodes" / "A.pub")])
     assert done.exit_code == 1
     assert "FAILS  UNKNOWN KEY: no node key is registered for B." in done.output
+    (tmp_path / "empty").mkdir()
     with pytest.raises(KeyProblem, match="Expected node keys"):
-        read_keys([tmp_path / "keys"])
+        read_keys([tmp_path / "empty"])
