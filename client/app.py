@@ -9,29 +9,30 @@ limits, its ledger and public numbers (:data:`PUBLIC`), whatever was raised. The
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from torch import Tensor
 
+from client.codec_task import keep_codec
 from client.extract import add_extract
 from client.last_answer import answer_of, keep, task_key
-from client.limits import check_codec
-from client.node import describe_node, open_silo, use_folders
+from client.node import describe_node, open_silo
 from client.places import without_places
 from client.silo_file import SiloFileError, silo_file_of
+from client.task_arrays import read_params
+from client.task_fields import EVALUATE, QUERY, TRAIN, TaskFields, read_fields
 from fedllm import messages as names
-from fedllm.codec_store import CodecMissing, keep_in_store
+from fedllm.codec_store import CodecMissing
 from fedllm.device_memory import DeviceMemoryError
-from fedllm.downlink import decode_params
 from fedllm.embedded import ModelError
 from fedllm.endpoint import EndpointError
 from fedllm.own_bounds import LimitRefused
 from fedllm.printable_error import printable_error
-from fedllm.settings_io import SettingsError, from_json
+from fedllm.settings_io import SettingsError
 from fedllm.silo_worker import SiloWorker
 from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
 from privacy.budget import BudgetExceeded
@@ -48,17 +49,17 @@ PUBLIC = (SettingsError, TaskRefused, ModelError, LedgerError, DeviceMemoryError
 def train(message: Message, context: Context) -> Message:
     """One round of local training; replies with the released update, or with why there is none."""
 
-    def work(worker: SiloWorker, config: Any) -> RecordDict:
-        version = str(config.get(names.CODEC_VERSION, ""))
+    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
+        version = fields.codec_version
         reply = worker.train(
             _params(message, worker),
-            int(config[names.ROUND]),
-            int(config[names.PLANNED_ROUNDS]),
+            fields.round,
+            fields.planned_rounds,
             version,
-            duplicate=_duplicate(message),
+            duplicate=_duplicate(message, worker),
             previous=_previous(message, worker),
-            directions=str(config.get(names.DIRECTIONS, "")),
-            clip=float(config[names.CLIP]) if names.CLIP in config else None,
+            directions=fields.directions,
+            clip=fields.clip,
         )
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
@@ -69,7 +70,7 @@ def train(message: Message, context: Context) -> Message:
             metrics[names.BELOW] = reply.below
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
-        told: dict[str, Any] = {name: config[name] for name in (names.RUN_ID, names.ROUND)}
+        told: dict[str, Any] = {names.RUN_ID: fields.run_id, names.ROUND: fields.round}
         if version:
             told[names.CODEC_VERSION] = version
         content = RecordDict(
@@ -83,30 +84,29 @@ def train(message: Message, context: Context) -> Message:
             content[names.DUPLICATE] = ArrayRecord(reply.duplicate)
         return content
 
-    return _answer(message, context, work)
+    return _answer(message, context, TRAIN, work)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluation on the silo's own held-out examples, with noise unless the settings say `raw`."""
 
-    def work(worker: SiloWorker, config: Any) -> RecordDict:
+    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         correct, count = worker.evaluate(
-            _params(message, worker), int(config[names.ROUND]), int(config[names.PLANNED_ROUNDS])
+            _params(message, worker), fields.round, fields.planned_rounds
         )
         record = MetricRecord({names.CORRECT: correct, names.COUNT: count})
         return RecordDict({names.METRICS: record})
 
-    return _answer(message, context, work)
+    return _answer(message, context, EVALUATE, work)
 
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
     """The silo's noisy statistics before training, for the codec's prior."""
 
-    def work(worker: SiloWorker, config: Any) -> RecordDict:
-        planned = int(config[names.PLANNED_ROUNDS])
-        released, rate = worker.statistics(_params(message, worker), planned)
+    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
+        released, rate = worker.statistics(_params(message, worker), fields.planned_rounds)
         return RecordDict(
             {
                 names.STATISTICS: ArrayRecord({names.STATISTICS: released}),
@@ -114,19 +114,19 @@ def statistics(message: Message, context: Context) -> Message:
             }
         )
 
-    return _answer(message, context, work)
+    return _answer(message, context, names.ASK_STATISTICS, work)
 
 
 @app.query("scores")
 def scores(message: Message, context: Context) -> Message:
     """The silo's noisy scores of the layers that carry a prefix, for the choice among them."""
 
-    def work(worker: SiloWorker, config: Any) -> RecordDict:
+    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         released, rate = worker.scores(
             _params(message, worker),
-            [int(layer) for layer in config[names.CANDIDATES]],
-            int(config[names.ROUND]),
-            int(config[names.PLANNED_ROUNDS]),
+            list(fields.candidates),
+            fields.round,
+            fields.planned_rounds,
         )
         return RecordDict(
             {
@@ -135,23 +135,16 @@ def scores(message: Message, context: Context) -> Message:
             }
         )
 
-    return _answer(message, context, work)
+    return _answer(message, context, names.ASK_SCORES, work)
 
 
 @app.query("codec")
 def codec(message: Message, context: Context) -> Message:
-    """Keep the codec that the server sends, after checking it against its version and the silo's own limits."""
-    config: Any = message.content[names.CONFIG]
+    """Keep the codec that the server sends, after checking it against settings, model, limits and version."""
     info: dict[str, Any] = {names.STATUS: names.OK, names.REASON: ""}
     try:
-        own = silo_file_of(context.node_config)
-        meta = json.loads(str(config[names.CODEC_META]))
-        if own is not None:
-            check_codec(own, meta)
-            use_folders(own)
-        content: Any = message.content
-        tensors = content[names.CODEC].to_torch_state_dict()
-        keep_in_store(tensors, meta, str(config[names.CODEC_VERSION]))
+        fields = read_fields(message, names.SEND_CODEC)
+        keep_codec(_arrays(message, names.CODEC), fields, context)
     except ValueError as error:  # of the server's own codec, before anything else
         public = error if isinstance(error, (*PUBLIC, LimitRefused)) else TaskRefused(str(error))
         info |= _refusal(public, context)
@@ -174,10 +167,8 @@ def extract(message: Message, context: Context) -> Message:
 @app.query()
 def query(message: Message, context: Context) -> Message:
     """What this node is: silo, versions, device, and its number of examples where that is public."""
-    config: Any = message.content[names.CONFIG]
     try:
-        settings = from_json(str(config[names.SETTINGS]))
-        info, metrics = describe_node(settings, context, str(config.get(names.BACKBONE, "")))
+        info, metrics = describe_node(read_fields(message, QUERY), context)
     except Exception as error:
         info, metrics = {names.SILO: _own_name(context), **_refusal(error, context)}, {}
     content = RecordDict({names.INFO: ConfigRecord(info), names.METRICS: MetricRecord(metrics)})
@@ -187,16 +178,16 @@ def query(message: Message, context: Context) -> Message:
 def _answer(
     message: Message,
     context: Context,
-    work: Callable[[SiloWorker, Any], RecordDict],
+    kind: str,
+    work: Callable[[SiloWorker, TaskFields], RecordDict],
 ) -> Message:
-    config: Any = message.content[names.CONFIG]
     info: dict[str, Any] = {names.SILO: "", names.STATUS: names.OK, names.REASON: ""}
     content = RecordDict()
     try:
-        settings = from_json(str(config[names.SETTINGS]))
-        worker = open_silo(settings, context, config)
+        fields = read_fields(message, kind)
+        worker = open_silo(fields, context)
         info[names.SILO] = worker.silo.name
-        content = _work_or_last_answer(message, context, worker, lambda: work(worker, config))
+        content = _work_or_last_answer(message, context, worker, lambda: work(worker, fields))
         info |= dict(content.config_records.get(names.INFO, {}))
     except Exception as error:
         info |= _refusal(error, context)
@@ -232,27 +223,35 @@ def _work_or_last_answer(
     return content
 
 
-def _params(message: Message, worker: SiloWorker) -> dict[str, Any]:
+def _arrays(message: Message, record: str) -> ArrayRecord:
     content: Any = message.content
-    tensors = content[names.PARAMS].to_torch_state_dict()
-    return decode_params(tensors, worker.settings.codec.downlink)
+    found: ArrayRecord = content.array_records[record]
+    return found
 
 
-def _duplicate(message: Message) -> dict[str, Any] | None:
+def _params(message: Message, worker: SiloWorker) -> dict[str, Tensor]:
+    downlink = worker.settings.codec.downlink
+    return read_params(_arrays(message, names.PARAMS), worker.initial, downlink, "parameters")
+
+
+def _duplicate(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None:
     """The non-private teacher's parameters, where the task brings them."""
-    content: Any = message.content
-    if names.DUPLICATE not in content.array_records:
+    if names.DUPLICATE not in message.content.array_records:
         return None
-    return dict(content[names.DUPLICATE].to_torch_state_dict())
+    return read_params(_arrays(message, names.DUPLICATE), worker.initial, "none", "a duplicate")
 
 
-def _previous(message: Message, worker: SiloWorker) -> dict[str, Any] | None:
+def _previous(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None:
     """The last round's mean update, where the task brings it."""
-    content: Any = message.content
-    if names.PREVIOUS not in content.array_records:
+    if names.PREVIOUS not in message.content.array_records:
         return None
-    tensors = content[names.PREVIOUS].to_torch_state_dict()
-    return decode_params(tensors, worker.settings.codec.downlink)
+    form = worker.settings.awp.form
+    if form != "previous":
+        raise TaskRefused(f"Expected no previous update with the task for awp.form={form}, got one")
+    downlink = worker.settings.codec.downlink
+    return read_params(
+        _arrays(message, names.PREVIOUS), worker.initial, downlink, "a previous update"
+    )
 
 
 def _refusal(error: Exception, context: Context) -> dict[str, str]:

@@ -17,6 +17,7 @@ from fedllm.codec import codec_names
 from fedllm.own_bounds import LimitRefused
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import chooses_noise, noises_numbers
+from fedllm.tunable import Tunable, trained_size
 
 
 def check_limits(
@@ -60,6 +61,20 @@ def check_codec(silo: SiloFile, meta: Mapping[str, Any]) -> None:
                 f"refused by the silo {silo.name}: "
                 + _listed("codec.name", "codecs", silo.limits.codecs, f"the codec {name}")
             )
+
+
+def check_size(silo: SiloFile, settings: Settings, tunable: Tunable) -> None:
+    """Whether as much is trained as the silo allows; makes no tensor of that size.
+
+    Raises:
+        LimitRefused: more is.
+    """
+    size = trained_size(settings, tunable)
+    if size > silo.limits.parameters:
+        raise LimitRefused(
+            f"refused by the silo {silo.name}: Expected at most {silo.limits.parameters} trained numbers "
+            f"(limits.parameters), got {size}: lower prefix.length, or the number of prefix.layers or task.labels"
+        )
 
 
 def needed_quantities(settings: Settings) -> dict[Quantity, str]:
@@ -159,6 +174,12 @@ def _amounts(
             "sampling_rate",
         ),
         "task.max_length": (own.task.max_length, limits.max_length, "max_length"),
+        "client.max_batch": (own.client.max_batch or 0, limits.max_batch, "max_batch"),
+        "zeroth_order.directions": (
+            own.zeroth_order.directions if own.model.access == "black-box" else 0,
+            limits.directions,
+            "directions",
+        ),
     }
     for setting, (asked, limit, key) in most.items():
         if asked > limit:

@@ -14,10 +14,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord, Context
+from flwr.app import Context
 
-from client.limits import check_limits, localised
+from client.limits import check_limits, check_size, localised
 from client.silo_file import SiloFile, silo_file_of
+from client.task_fields import TaskFields
 from fedllm import __version__
 from fedllm import messages as names
 from fedllm.device_memory import limit_device, require_room_for_training
@@ -81,7 +82,7 @@ def _load(own: SiloFile, version: Any) -> Silo:
     )
 
 
-def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> SiloWorker:
+def open_silo(fields: TaskFields, context: Context) -> SiloWorker:
     """The worker of this node's silo for a task.
 
     Raises:
@@ -90,9 +91,9 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
         ValueError: the node has no silo.
     """
     own = silo_file_of(context.node_config)
-    folder, run_id = Path(str(config[names.RUN_FOLDER])), str(config[names.RUN_ID])
     if own is not None:
-        return _open_own(own, settings, config, run_id)
+        return _open_own(own, fields)
+    settings, folder = fields.settings, Path(fields.run_folder)
     use_threads(settings.simulation.threads)
     silo = _read(lambda: silo_of(settings, context))
     if silo is None:
@@ -100,35 +101,45 @@ def open_silo(settings: Settings, context: Context, config: ConfigRecord) -> Sil
     return shared_worker(
         settings,
         silo,
-        run=run_id,
+        run=fields.run_id,
         ledger=ledger_of(settings, folder),
-        log=RunFolder(folder, run_id, settings).silo_log_path(silo.name),
+        log=RunFolder(folder, fields.run_id, settings).silo_log_path(silo.name),
     )
 
 
-def _open_own(own: SiloFile, settings: Settings, config: ConfigRecord, run_id: str) -> SiloWorker:
-    fields: Any = config
-    check_limits(
-        own,
-        settings,
-        server_round=int(fields[names.ROUND]),
-        planned_rounds=int(fields[names.PLANNED_ROUNDS]),
-    )
-    settings = localised(own, settings)
-    use_folders(own)
-    use_threads(settings.simulation.threads)
+def _open_own(own: SiloFile, fields: TaskFields) -> SiloWorker:
+    settings = admitted(own, fields)
     ledger = Path(own.ledger)
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    check_backbone(own, settings, str(fields.get(names.BACKBONE, "")))
     silo = _read(lambda: own_silo(own, settings))
     return shared_worker(
         settings,
         silo,
-        run=run_id,
+        run=fields.run_id,
         ledger=ledger,
         log=None if own.log is None else Path(own.log),
         own=own.own_bounds(),
     )
+
+
+def admitted(own: SiloFile, fields: TaskFields) -> Settings:
+    """The settings of a task on the silo's own terms, once they keep to its limits and fit its model; reads no data.
+
+    Raises:
+        LimitRefused: the silo's own limits do not allow the task.
+        ModelError, DeviceMemoryError: as :func:`check_backbone`.
+    """
+    check_limits(
+        own,
+        fields.settings,
+        server_round=fields.round,
+        planned_rounds=fields.planned_rounds,
+    )
+    settings = localised(own, fields.settings)
+    use_folders(own)
+    use_threads(settings.simulation.threads)
+    check_backbone(own, settings, fields.backbone)
+    return settings
 
 
 def _read(read: Callable[[], T]) -> T:
@@ -158,6 +169,7 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
         server: SHA-256 of the server's weights; empty where it sent none.
 
     Raises:
+        LimitRefused: more is trained than the silo allows.
         ModelError: it cannot be loaded, or its digest is not the server's, or not that of ``model.sha256`` of
             the silo's own file.
         DeviceMemoryError: it does not fit the device.
@@ -168,6 +180,7 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
     if own.model.memory is not None:
         limit_device(device, own.model.memory)
     tunable = shared_tunable(settings)
+    check_size(own, settings, tunable)
     found = tunable.backbone.weights_digest
     for wanted, whose in (
         (server, "the server's"),
@@ -181,27 +194,17 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
     require_room_for_training(settings, tunable)
 
 
-def describe_node(
-    settings: Settings, context: Context, backbone: str = ""
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Texts and numbers that the node tells about itself; sizes only where they are public.
 
     A silo with its own file loads its model here, before the first round, and compares it.
 
-    Args:
-        backbone: as for :func:`check_backbone`.
-
     Raises:
         NotTakingPart: the silo's data cannot be read or used.
-        LimitRefused: the silo's own limits do not allow the experiment.
-        ModelError, DeviceMemoryError: as :func:`check_backbone`.
+        LimitRefused, ModelError, DeviceMemoryError: as :func:`admitted`.
     """
     own = silo_file_of(context.node_config)
-    if own is not None:
-        check_limits(own, settings)
-        settings = localised(own, settings)
-        use_folders(own)
-        check_backbone(own, settings, backbone)
+    settings = fields.settings if own is None else admitted(own, fields)
     silo, examples = _opened(settings, context)
     info: dict[str, Any] = {
         names.SILO: silo.name if silo else "",

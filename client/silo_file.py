@@ -103,6 +103,20 @@ class Limits(Section):
         16384,
         description="Tokens of a micro-batch at most; an experiment that asks for more gets this.",
     )
+    parameters: PositiveInt = Field(
+        20_000_000, description="Trained numbers at most: prefix and head together."
+    )
+    max_batch: PositiveInt = Field(
+        4096,
+        description="client.max_batch at most: examples that each step of fixed shape computes.",
+    )
+    directions: PositiveInt = Field(
+        256,
+        description="zeroth_order.directions at most: two forward passes over a batch for each.",
+    )
+    task_bytes: PositiveInt = Field(
+        512 * 2**20, description="Bytes of one task at most; what is more is not fetched."
+    )
     parameter_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1e4,
         description="Norm of a tensor of parameters over its norm before training (at least 1), at most; an "

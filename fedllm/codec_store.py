@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import threading
 from collections.abc import Mapping
@@ -20,6 +22,10 @@ from fedllm.durable import write_bytes
 from fedllm.embedded import cache_folder
 
 _KEPT = 4
+MOST_STORED = 16
+"""Codecs in a machine's cache at most."""
+LARGEST_NORM = 1e5
+"""Of a codec's tensor: far above what is made here, and what no product of a codec's tensors makes infinite."""
 _loaded: dict[str, Codec] = {}
 _lock = threading.Lock()
 
@@ -70,19 +76,40 @@ def checked_codec(
 def keep_in_store(tensors: Mapping[str, Tensor], meta: Mapping[str, Any], version: str) -> None:
     """Keep a codec that came with its version, for this process and for later ones.
 
+    On disk the :data:`MOST_STORED` last used are kept. One that is gone is asked for again.
+
     Raises:
-        ValueError: it is not the codec of this version, or has numbers that are not finite.
+        ValueError: it is not the codec of this version, has numbers that are not finite or are too large, or
+            something that is no part of such a codec.
     """
     for name, value in tensors.items():
-        if value.dtype.is_floating_point and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"Expected finite numbers in a codec, got others in {name}")
+        size = float(torch.linalg.vector_norm(value.double())) if value.is_floating_point() else 0.0
+        if not size <= LARGEST_NORM:  # NaN and infinite values too
+            raise ValueError(
+                f"Expected finite numbers in a codec, of norm at most {LARGEST_NORM:g} in each tensor, got "
+                f"{size:g} in {name}"
+            )
     codec = checked_codec(tensors, meta, version, "the message")
+    if codec.version != version:
+        raise ValueError(
+            f"Expected the state of a codec {codec.name} and nothing else, got one that also holds other things"
+        )
     path = _stored(version)
     try:
         read_codec(path, version)
     except ValueError:  # not there, or damaged
         write_codec(path, tensors, meta)
+    _remove_unused(path)
     _remember(version, codec)
+
+
+def _remove_unused(used: Path) -> None:
+    """Remove the files that were not used for longest, but for the last :data:`MOST_STORED`."""
+    with contextlib.suppress(OSError):
+        os.utime(used)
+        files = sorted(used.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+        for file in files[:-MOST_STORED]:
+            file.unlink(missing_ok=True)
 
 
 def codec_from_store(version: str) -> Codec:

@@ -17,7 +17,8 @@ from privacy.randomness import RandomSource
 
 Downlink = Literal["none", "fp16", "int8"]
 _LARGEST_HALF = 65504.0
-_VALUES, _SCALES = "values.", "scales."
+VALUES, SCALES = "values.", "scales."
+"""Before the names of the tensors that 8 bits take in the place of one."""
 
 
 def encode_params(
@@ -38,8 +39,8 @@ def encode_params(
     found = {}
     for name, value in params.items():
         parts = quantise(value.detach().float().cpu().reshape(-1), 8, rng)
-        found[_VALUES + name] = parts["values"].reshape(value.shape)
-        found[_SCALES + name] = parts["scales"]
+        found[VALUES + name] = parts["values"].reshape(value.shape)
+        found[SCALES + name] = parts["scales"]
     return found
 
 
@@ -54,12 +55,12 @@ def decode_params(tensors: Mapping[str, Tensor], how: Downlink) -> dict[str, Ten
         raise ValueError(f"Expected floating-point parameters, got others in {sorted(whole)}")
     if how != "int8":
         return {name: value.float() for name, value in tensors.items()}
-    names = [name.removeprefix(_VALUES) for name in tensors if name.startswith(_VALUES)]
-    if sorted(tensors) != sorted([p + name for name in names for p in (_VALUES, _SCALES)]):
+    names = [name.removeprefix(VALUES) for name in tensors if name.startswith(VALUES)]
+    if sorted(tensors) != sorted([p + name for name in names for p in (VALUES, SCALES)]):
         raise ValueError(f"Expected parameters in 8 bits, got the tensors {sorted(tensors)}")
     found = {}
     for name in names:
-        values, scales = tensors[_VALUES + name], tensors[_SCALES + name]
+        values, scales = tensors[VALUES + name], tensors[SCALES + name]
         flat = dequantise(values.reshape(-1), scales, values.numel(), 8)
         found[name] = flat.reshape(values.shape)
     return found

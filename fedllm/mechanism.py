@@ -20,6 +20,7 @@ from pathlib import Path
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor
 
+from fedllm.bounded_json import read_bounded
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 from privacy.accountants.vector_loss import gaussian_bound, why_no_bound
@@ -58,7 +59,7 @@ def _in_file(path: Path, numbers: bool) -> ScalarNoise:
 def _read(text: str, numbers: bool) -> ScalarNoise:
     """Of JSON."""
     try:
-        noise = noise_from_json(json.loads(text))
+        noise = noise_from_json(read_bounded(text, "noise"))
     except ValueError as error:
         raise ValueError(f"Expected noise in privacy.noise: {error}") from None
     reason = None if numbers else why_no_bound(noise)

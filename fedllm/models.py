@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from fedllm.embedded import (
     embedded_file,
     quiet_loading,
 )
+from fedllm.kept import Kept
 from fedllm.rotary import separate_tables
 from fedllm.shapes import ROW_MULTIPLE
 from fedllm.weights import is_exact, load_weights, loaded_digest, stored_dtype
@@ -228,17 +228,20 @@ def _own_rows(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: A
     return output[: own.numel()].reshape(*own, output.shape[-1])
 
 
-_shared: dict[tuple[Any, ...], Backbone] = {}
-_shared_lock = threading.Lock()
+MOST_MODELS = 2
+"""Models that a process keeps loaded; the one that was not used for longest goes first."""
+_shared = Kept[tuple[Any, ...], Backbone](MOST_MODELS)
 
 
 def shared_backbone(name: str, **options: Any) -> Backbone:
-    """:func:`load_backbone`, once per process for the same arguments (thread safe)."""
+    """:func:`load_backbone`, for the same arguments once (thread safe), while it is kept."""
     key = (name, *sorted((k, str(v)) for k, v in options.items()))
-    with _shared_lock:
-        if key not in _shared:
-            _shared[key] = load_backbone(name, **options)
-        return _shared[key]
+    return _shared.get(key, lambda: load_backbone(name, **options))
+
+
+def was_given_up(backbone: object) -> bool:
+    """Whether a backbone of :func:`shared_backbone` is no longer kept for others."""
+    return isinstance(backbone, Backbone) and not _shared.holds(backbone)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

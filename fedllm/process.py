@@ -14,13 +14,17 @@ from typing import Any
 
 import torch
 
+from fedllm.kept import Kept
+from fedllm.models import was_given_up
 from fedllm.own_bounds import OwnBounds
 from fedllm.settings import Settings
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo
 from privacy.ledger import Ledger
 
-_workers: dict[tuple[Any, ...], SiloWorker] = {}
+MOST_RUNS = 4
+"""Runs of one silo whose workers a process keeps."""
+_workers: dict[tuple[str, str, int], Kept[tuple[Any, ...], SiloWorker]] = {}
 _ledgers: weakref.WeakValueDictionary[tuple[int, ...], Ledger] = weakref.WeakValueDictionary()
 _lock = threading.Lock()
 
@@ -34,14 +38,23 @@ def shared_worker(
     log: Path | None,
     own: OwnBounds | None = None,
 ) -> SiloWorker:
-    """The worker of this silo in this run, once per process."""
-    key = (run, silo.name, settings.model_dump_json(), str(ledger), own, os.getpid())
+    """The worker of this silo in this run, made once while it is kept.
+
+    Of a silo at most :data:`MOST_RUNS` are kept (a run with other settings is another), and none whose model the
+    process does not keep (:func:`fedllm.models.shared_backbone`). One that is given up while it works finishes its task:
+    only its place here is taken. What it had is made anew with the run's next task, from the ledger, where the
+    run's noise and plan are. An open ledger is closed when the last worker that uses it has gone.
+    """
+    own_key = (silo.name, str(ledger), os.getpid())
+    key = (run, settings.model_dump_json(), own)
     with _lock:
-        found = _workers.get(key)
-    if found is None:
-        found = SiloWorker(settings, silo, run=run, ledger=shared_ledger(ledger), log=log, own=own)
-        with _lock:
-            _workers[key] = found
+        kept = _workers.setdefault(own_key, Kept(MOST_RUNS))
+
+    def make() -> SiloWorker:
+        return SiloWorker(settings, silo, run=run, ledger=shared_ledger(ledger), log=log, own=own)
+
+    found = kept.get(key, make)
+    kept.drop(lambda worker: worker is not found and was_given_up(worker.tunable.backbone))
     return found
 
 

@@ -22,7 +22,7 @@ from fedllm.settings_flatness import (
     TeacherSettings,
 )
 from fedllm.settings_privacy import PrivacySettings
-from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
+from fedllm.settings_section import NonNegativeInt, PositiveFloat, PositiveInt, Rate, Section
 from fedllm.settings_zeroth_order import (
     EndpointSettings,
     ZerothOrderSettings,
@@ -59,7 +59,7 @@ class ModelSettings(Section):
 class PrefixSettings(Section):
     """The trained prefix: keys and values in front of every chosen attention layer."""
 
-    length: Annotated[int, Field(ge=0)] = Field(
+    length: NonNegativeInt = Field(
         8, description="Virtual positions a layer; 0 trains the head alone (classification)."
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
@@ -290,7 +290,7 @@ class EvaluationSettings(Section):
         1000,
         description="Evaluate on so many of the server's examples (first by hash); empty: all.",
     )
-    generate: Annotated[int, Field(ge=0)] = Field(
+    generate: NonNegativeInt = Field(
         32,
         description="Generation: number of texts written for BLEU and ROUGE-L in the last "
         "evaluation (slow); 0 reports perplexity alone.",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedllm.settings_section import PositiveFloat, PositiveInt, Section
+from fedllm.settings_section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 LEARNED = ("linear", "autoencoder")
 """Codecs that are fitted to a prior."""
@@ -40,7 +40,7 @@ class CodecSettings(Section):
         "events in the ledger. `public`: the server's own gradients on the text of [public] (where that "
         "is none: on its evaluation examples) with labels drawn at random, free.",
     )
-    rank: Annotated[int, Field(ge=0)] = Field(8, description="`low-rank`: directions at most.")
+    rank: NonNegativeInt = Field(8, description="`low-rank`: directions at most.")
     statistics_noise: PositiveFloat = Field(
         4.0,
         description="Noise multiplier of each client's release of statistics (over its sensitivity "

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fedllm.settings_section import PositiveFloat, PositiveInt, Section
+from fedllm.settings_section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -70,7 +70,7 @@ class LayersSettings(Section):
         "one-shot",
         description="Drop all layers after one measurement, or one at a time with a new one each.",
     )
-    after: Annotated[int, Field(ge=0)] = Field(
+    after: NonNegativeInt = Field(
         0, description="Warm-up rounds before the choice; 0 chooses before training."
     )
     bound: PositiveFloat | None = Field(
@@ -130,9 +130,7 @@ class TeacherSettings(Section):
     public_learning_rate: PositiveFloat = Field(
         5e-3, description="`public`: Adam's learning rate in these steps."
     )
-    start: Annotated[int, Field(ge=0)] = Field(
-        0, description="Rounds without the teacher at the beginning."
-    )
+    start: NonNegativeInt = Field(0, description="Rounds without the teacher at the beginning.")
 
     @model_validator(mode="after")
     def _check(self) -> TeacherSettings:

@@ -7,14 +7,19 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
+from fedllm.bounded_json import TooLarge, read_bounded, shortened
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
+
+_TOLD = 20
+"""Unknown keys that a message names at most."""
 
 
 class SettingsError(ValueError):
@@ -67,7 +72,7 @@ def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Setting
     Raises:
         SettingsError: one line a problem; an unknown key comes with the nearest known one.
     """
-    unknown = list(_unknown_keys(tree, Settings, ()))
+    unknown = list(islice(_unknown_keys(tree, Settings, ()), _TOLD))
     if unknown:
         raise SettingsError("\n".join(f"{source}: {problem}" for problem in unknown))
     try:
@@ -80,7 +85,8 @@ def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Setting
             if problem["type"] == "value_error":
                 lines.append(f"{source}: {message}")
             else:
-                lines.append(f"{source}: Expected {key}: {message}; got {problem['input']!r}")
+                got = shortened(problem["input"], 200)
+                lines.append(f"{source}: Expected {key}: {message}; got {got}")
         raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 
@@ -179,12 +185,18 @@ def to_json(settings: Settings) -> str:
 
 
 def from_json(text: str) -> Settings:
-    """Inverse of :func:`to_json`.
+    """Inverse of :func:`to_json`, of a text that anybody may have written.
 
     Raises:
-        SettingsError: as :func:`parse_settings`.
+        SettingsError: as :func:`parse_settings`, or the text is beyond :class:`fedllm.bounded_json.Bounds`.
     """
-    return parse_settings(json.loads(text), source="settings in a message")
+    try:
+        tree = read_bounded(text, "settings in a message")
+    except TooLarge as error:
+        raise SettingsError(str(error)) from None
+    if not isinstance(tree, dict):
+        raise SettingsError(f"Expected settings in a message, got {shortened(tree)}")
+    return parse_settings(tree, source="settings in a message")
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
@@ -261,10 +273,10 @@ def _unknown_keys(
             if isinstance(value, Mapping):
                 yield from _unknown_keys(value, inner, (*above, key))
             else:
-                yield f"Expected the section [{name}], got {name}={value!r}"
+                yield f"Expected the section [{name}], got {name}={shortened(value)}"
         elif get_origin(inner) is dict:
             if not isinstance(value, Mapping):
-                yield f'Expected tables [{name}."NAME"], got {name}={value!r}'
+                yield f'Expected tables [{name}."NAME"], got {name}={shortened(value)}'
                 continue
             kinds = [arg for arg in get_args(inner) if isinstance(arg, type) and arg is not str]
             for entry, own in value.items() if kinds else ():
@@ -272,7 +284,7 @@ def _unknown_keys(
                 if isinstance(own, Mapping):
                     yield from _unknown_keys(own, kind, (*above, key, entry))
                 else:
-                    yield f'Expected a table [{name}."{entry}"], got {own!r}'
+                    yield f'Expected a table [{name}."{entry}"], got {shortened(own)}'
 
 
 def _with_paths(settings: Settings, base: Path) -> Settings:

@@ -7,6 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
+from privacy.views import MOST_COLLUDING
+
+Colluding = Annotated[
+    tuple[Annotated[int, Field(gt=0, le=1_000_000)], ...], Field(max_length=MOST_COLLUDING)
+]
 
 
 class SiloSettings(Section):
@@ -119,7 +124,7 @@ class PrivacySettings(Section):
         "`seeded`: from `seed`, reproducible; the guarantee then holds only against who does not "
         "know the seed, and the report says so.",
     )
-    colluding: Literal["others"] | tuple[PositiveInt, ...] = Field(
+    colluding: Literal["others"] | Colluding = Field(
         "others",
         description="Numbers m of silos that may collude with the server against another one: the "
         "ledger and the report state the guarantee for each. `others`: all but the one.",

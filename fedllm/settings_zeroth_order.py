@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from fedllm.settings_section import PositiveFloat, PositiveInt, Section
+from fedllm.settings_section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 if TYPE_CHECKING:
     from fedllm.settings import Settings
@@ -32,7 +32,7 @@ class ZerothOrderSettings(Section):
         description="Size of a direction's entries: `prefix` the root mean square of each layer's keys, and "
         "of its values, in the round's model (which is public), and 1 for a head; `one` 1 for all.",
     )
-    subspace: Annotated[int, Field(ge=0)] = Field(
+    subspace: NonNegativeInt = Field(
         0,
         description="Dimension of a random subspace, the same in all rounds, in which the directions lie: "
         "fewer numbers to find, and fewer that can be reached. 0: all coordinates.",

@@ -7,7 +7,6 @@ one run spends. Both are asked before a step, within the ledger's own transactio
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 
 from fedllm.adaptive_clip import release_events
+from fedllm.bounded_json import read_bounded
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
 from fedllm.mechanism import release_event
 from fedllm.schedule import planned_evaluation_rounds
@@ -192,7 +192,9 @@ def evaluation_noise(settings: Settings) -> ScalarNoise | None:
         ValueError: ``evaluation.clients_scalar`` is no noise.
     """
     text = settings.evaluation.clients_scalar
-    return None if text is None else noise_from_json(json.loads(text))
+    return (
+        None if text is None else noise_from_json(read_bounded(text, "evaluation.clients_scalar"))
+    )
 
 
 def evaluation_events(settings: Settings) -> Counter[DpEvent]:

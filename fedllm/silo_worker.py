@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fedllm.adaptive_clip import at_clip
+from fedllm.answered import answered, try_without_data
 from fedllm.codec_store import codec_from_store
-from fedllm.contained import Failures
 from fedllm.encoded_release import Encoding, Residual
 from fedllm.example_independence import require_independence
 from fedllm.flatness.duplicate import duplicate_update
@@ -38,17 +37,15 @@ from fedllm.repeated_records import repeats
 from fedllm.server_tensors import check_tensors
 from fedllm.settings import Settings
 from fedllm.silo_account import SiloAccount
-from fedllm.silo_bounds import evaluation_noise, evaluation_sigma, score_rate
-from fedllm.silo_evaluation import correct_answers
+from fedllm.silo_bounds import score_rate
+from fedllm.silo_evaluation import released_counts
 from fedllm.silos import Silo
 from fedllm.statistics_release import release_statistics
-from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused, refusing
+from fedllm.task_errors import NotTakingPart, TaskRefused, refusing
 from fedllm.tunable import initial_params, shared_tunable
 from fedllm.zeroth_order import Directions, train_forward_only
-from privacy.discrete_gaussian import add_discrete_gaussian
 from privacy.ledger import Ledger
 from privacy.randomness import generator
-from privacy.vector_noise import add_scalar_noise
 
 log = logging.getLogger("fedllm.silo")
 Released = TypeVar("Released")
@@ -103,6 +100,8 @@ class SiloWorker:
         self._rehearsed = False
         self._account: SiloAccount | None = None
         self._initial: dict[str, Tensor] | None = None
+        self._independent = False
+        self._tried = ""
         self._fixed: dict[str, Any] | None = None
 
     def open(self) -> OpenedSilo:
@@ -145,6 +144,13 @@ class SiloWorker:
         """The silo's own evaluation examples."""
         return self.open().held_out
 
+    @property
+    def initial(self) -> dict[str, Tensor]:
+        """What training starts from: the names and shapes of all parameters that a server may send."""
+        if self._initial is None:
+            self._initial = initial_params(self.tunable, self.settings)
+        return self._initial
+
     def check(self, tensors: Mapping[str, Tensor], what: str = "parameters") -> None:
         """Refuse tensors of the server that do not fit the model or its bounds, and at the first call a model that
         couples examples; reads no data.
@@ -153,14 +159,14 @@ class SiloWorker:
             ModelError: see :func:`fedllm.example_independence.require_independence`.
             LimitRefused: see :func:`fedllm.server_tensors.check_tensors`.
         """
-        if self._initial is None:
-            self._initial = initial_params(self.tunable, self.settings)
+        if not self._independent:
             if not self.settings.endpoint.active and self.settings.privacy.mode == "dp":
-                require_independence(self.tunable, self._initial)
+                require_independence(self.tunable, self.initial)
+            self._independent = True
         limit = self.settings.client.parameter_norm
         if self.own is not None:
             limit = min(limit, self.own.parameter_norm)
-        check_tensors(tensors, self._initial, limit, what)
+        check_tensors(tensors, self.initial, limit, what)
 
     def account(self, planned_rounds: int) -> SiloAccount:
         """The silo's account; made (and its noise calibrated) at the first call.
@@ -221,9 +227,9 @@ class SiloWorker:
             ascent = self.ascent(params, server_round, previous)
             encoding = self.encoding(params, codec_version)
             account = self.account(planned_rounds)
-        residual = None
-        if encoding is not None and self.settings.codec.error_feedback:
-            residual = Residual(self.residual_path, encoding, server_round)
+            residual = None
+            if encoding is not None and self.settings.codec.error_feedback:
+                residual = Residual(self.residual_path, encoding, server_round)
         account.clip = settings.privacy.clip
         multiplier = account.noise_multiplier
         digest = self.digest(
@@ -246,6 +252,24 @@ class SiloWorker:
             "noise_multiplier": multiplier if by_client else 0.0,
             "streams": self.streams(server_round, digest),
         }
+
+        def duplicates(features: list[Feature], streams: Streams) -> dict[str, Tensor]:
+            rate = account.sampling_rate
+            return duplicate_update(
+                *(self.tunable, duplicate or {}, features, self.settings),
+                sampling_rate=rate,
+                streams=streams,
+            )
+
+        if duplicate is not None:
+            self._try("a duplicate", lambda streams: duplicates([], streams))
+        self._try(
+            f"train {codec_version} {clip}",
+            lambda streams: self._trained(
+                *(params, [], along, encoding, None, server_round, ascent),
+                options | {"streams": streams},
+            ),
+        )
         if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
@@ -259,15 +283,7 @@ class SiloWorker:
         raw = None
         if duplicate is not None:
             raw = self._answered(
-                lambda features: duplicate_update(
-                    self.tunable,
-                    duplicate,
-                    features,
-                    self.settings,
-                    sampling_rate=account.sampling_rate,
-                    streams=self.streams(server_round, digest),
-                ),
-                self.train_features,
+                lambda features: duplicates(features, options["streams"]), self.train_features
             )
         return TrainReply(
             update=result.update,
@@ -282,28 +298,20 @@ class SiloWorker:
     def _answered(
         self, release: Callable[[list[Feature]], Released], features: list[Feature]
     ) -> Released:
-        """What ``release`` gives for these features; what it gives for none, where it raises.
+        """See :func:`fedllm.answered.answered`."""
+        private = self.settings.privacy.mode == "dp"
+        return answered(release, features, private=private, note=self.note_error)
 
-        Guarantee: after the row is written, under privacy, whether there is an answer, and its form, do not
-        depend on the data. An example that raises is contained where it is computed (:mod:`fedllm.contained`),
-        within the sensitivity. What still raises here is no single example's fault. It is answered by a
-        release of no data, noise and all: of its value nothing is proven. What raises without any data is
-        no function of them.
+    def _try(self, what: str, release: Callable[[Streams], object]) -> None:
+        """Make a release of no data before the row (:mod:`fedllm.answered`).
 
-        Raises:
-            TaskFailed: it raises without data too, or there is no privacy to keep.
+        Args:
+            what: names the release; with fixed shapes, where this takes as long as the release itself, the same
+                one is tried once.
         """
-        try:
-            return release(features)
-        except Exception as error:
-            self.note_error("a task raised after its row was written", error)
-            if self.settings.privacy.mode != "dp":
-                raise TaskFailed from error
-        try:
-            return release([])
-        except Exception as error:
-            self.note_error("a task raised without any data", error)
-            raise TaskFailed from error
+        if self.settings.client.max_batch is None or self._tried != what:
+            try_without_data(release, self.note_error)
+            self._tried = what
 
     def _trained(
         self,
@@ -401,21 +409,24 @@ class SiloWorker:
         with refusing():
             account = self.account(planned_rounds)
         digest = self.digest(params, account.noise_multiplier, purpose="statistics")
-        if self.settings.privacy.noise_by == "client" or not account.private:
-            account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
-        streams = self.streams(0, digest)
-        released = self._answered(
-            lambda features: release_statistics(
+        rate = account.sampling_rate
+
+        def release(features: list[Feature], streams: Streams) -> Tensor:
+            return release_statistics(
                 self.tunable,
                 params,
                 features,
                 self.settings,
-                sampling_rate=account.sampling_rate,
+                sampling_rate=rate,
                 streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
-            ),
-            self.train_features,
-        )
-        return released, account.sampling_rate
+            )
+
+        self._try("statistics", lambda streams: release([], streams))
+        if self.settings.privacy.noise_by == "client" or not account.private:
+            account.spend_statistics(release_key(self.settings, "statistics", 0, digest))
+        streams = self.streams(0, digest)
+        released = self._answered(lambda features: release(features, streams), self.train_features)
+        return released, rate
 
     def scores(
         self,
@@ -451,12 +462,9 @@ class SiloWorker:
             server_round=server_round,
             candidates=tuple(candidates),
         )
-        account.spend_scores(
-            server_round, release_key(self.settings, "layer-scores", server_round, digest)
-        )
-        streams = self.streams(server_round, digest)
-        released = self._answered(
-            lambda features: release_scores(
+
+        def release(features: list[Feature], streams: Streams) -> Tensor:
+            return release_scores(
                 self.tunable,
                 params,
                 features,
@@ -464,9 +472,14 @@ class SiloWorker:
                 self.settings,
                 sampling_rate=score_rate(self.settings, account.sampling_rate),
                 streams=lambda purpose, step: streams(f"scores-{purpose}", step),
-            ),
-            self.train_features,
+            )
+
+        self._try("layer-scores", lambda streams: release([], streams))
+        account.spend_scores(
+            server_round, release_key(self.settings, "layer-scores", server_round, digest)
         )
+        streams = self.streams(server_round, digest)
+        released = self._answered(lambda features: release(features, streams), self.train_features)
         return released, account.sampling_rate
 
     def evaluate(
@@ -490,31 +503,14 @@ class SiloWorker:
             params, account.noise_multiplier, purpose="evaluate", server_round=server_round
         )
         key = release_key(self.settings, "evaluate", server_round, digest)
-        account.spend_evaluation(server_round, key)
-        return self._answered(
-            lambda features: self._counts(params, features, server_round, digest),
-            self.held_out_features,
-        )
 
-    def _counts(
-        self, params: Mapping[str, Tensor], features: list[Feature], server_round: int, digest: str
-    ) -> tuple[float, float]:
-        """Correct answers and number of the features as they leave; one that raises is incorrect."""
-        private = self.settings.privacy.mode == "dp"
-        failures = Failures() if private else None
-        correct = correct_answers(
-            self.tunable, params, features, self.settings.client.max_tokens, failures
-        )
-        pair = np.array([correct, len(features)])
-        if self.settings.evaluation.clients == "private" and private:
-            rng = self.streams(server_round, digest)("evaluate-noise", 0)
-            noise = evaluation_noise(self.settings)
-            if noise is not None:
-                counts = torch.from_numpy(pair).double()
-                noisy = add_scalar_noise(counts, 1.0, noise, rng).tolist()
-                return float(noisy[0]), float(noisy[1])
-            pair = add_discrete_gaussian(pair, 1, evaluation_sigma(self.settings), rng)
-        return int(pair[0]), int(pair[1])
+        def release(features: list[Feature], streams: Streams) -> tuple[float, float]:
+            return released_counts(self.tunable, params, features, self.settings, streams)
+
+        self._try("evaluate", lambda streams: release([], streams))
+        account.spend_evaluation(server_round, key)
+        streams = self.streams(server_round, digest)
+        return self._answered(lambda features: release(features, streams), self.held_out_features)
 
     def streams(self, server_round: int, digest: str) -> Streams:
         """Sources of randomness of one round: secret, each with a key of its own; with seeded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from torch import Tensor
 from fedllm.attention import prefix_scope
 from fedllm.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.inputs import Batch, Feature
-from fedllm.models import Backbone, shared_backbone
+from fedllm.kept import Kept
+from fedllm.models import Backbone, shared_backbone, was_given_up
 from fedllm.positions import check_positions
 from fedllm.precision import require_full_precision
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
@@ -187,20 +187,20 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
     return Tunable(backbone, task, spec)
 
 
-_shared: dict[str, Tunable] = {}
-_shared_lock = threading.Lock()
+MOST_TUNABLES = 8
+"""Models with a task and a prefix that a process keeps, those of models that it does not keep left out."""
+_shared = Kept[str, Tunable](MOST_TUNABLES)
 
 
 def shared_tunable(settings: Settings) -> Tunable:
-    """The frozen model with its task, once per process for the same model, task and prefix shape."""
+    """The frozen model with its task, for the same model, task and prefix shape once, while it is kept."""
     key = "\n".join(
         part.model_dump_json()
         for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
     )
-    with _shared_lock:
-        if key not in _shared:
-            _shared[key] = make_tunable(settings)
-        return _shared[key]
+    found = _shared.get(key, lambda: make_tunable(settings))
+    _shared.drop(lambda tunable: tunable is not found and was_given_up(tunable.backbone))
+    return found
 
 
 def _behind_an_endpoint(settings: Settings) -> Tunable:
@@ -212,6 +212,14 @@ def _behind_an_endpoint(settings: Settings) -> Tunable:
     prompts = named.prompts or (settings.task.prompt or "",)
     task = EndpointClassification(settings.task, remote, endpoint, prompts)
     return Tunable(remote, task, None)
+
+
+def trained_size(settings: Settings, tunable: Tunable) -> int:
+    """Trained numbers together: of the prefix by its shape, of a head by its classes. Makes no tensor of a prefix."""
+    spec, size = tunable.spec, 0
+    if spec is not None:
+        size = 2 * len(spec.layers) * spec.length * spec.kv_heads * spec.head_dim
+    return size + sum(value.numel() for value in tunable.task.initial_params().values())
 
 
 def initial_params(tunable: Tunable, settings: Settings) -> dict[str, Tensor]:

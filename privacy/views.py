@@ -10,6 +10,9 @@ from dp_accounting.dp_event import DpEvent
 from privacy.events import gaussian, no_guarantee
 from privacy.vocabulary import Adversary
 
+MOST_COLLUDING = 64
+"""Numbers of colluding clients that one row states a view for, at most: each is in every row of a run."""
+
 
 def same_for_all(event: DpEvent) -> dict[str, DpEvent]:
     """Views of a release that is private before it leaves its owner (local DP-SGD).
@@ -23,8 +26,17 @@ def same_for_all(event: DpEvent) -> dict[str, DpEvent]:
 
 
 def with_colluders(event: DpEvent, colluding: Iterable[int]) -> dict[str, DpEvent]:
-    """As `same_for_all`, and the same event for each number m of colluding clients."""
-    return same_for_all(event) | {Adversary(f"colluding:{m}"): event for m in colluding}
+    """As `same_for_all`, and the same event for each number m of colluding clients.
+
+    Raises:
+      ValueError: More than MOST_COLLUDING numbers.
+    """
+    numbers = tuple(colluding)
+    if len(numbers) > MOST_COLLUDING:
+        raise ValueError(
+            f"Expected at most {MOST_COLLUDING} numbers of colluding clients in a row, got {len(numbers)}"
+        )
+    return same_for_all(event) | {Adversary(f"colluding:{m}"): event for m in numbers}
 
 
 def distributed_gaussian(

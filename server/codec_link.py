@@ -19,6 +19,8 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.codec import Code, Codec
 from fedllm.encoded_release import Encoding
+from fedllm.settings import Settings
+from fedllm.settings_io import to_json
 from server.aggregation import UpdateRefused, tensor_bytes
 from server.exchange import exchange
 from server.replies import Item
@@ -81,7 +83,12 @@ class CodecLink:
         self._delivered.difference_update(silos)
 
     def deliver(
-        self, grid: Grid, silos: Sequence[str], timeout: float, stop: threading.Event
+        self,
+        grid: Grid,
+        silos: Sequence[str],
+        settings: Settings,
+        timeout: float,
+        stop: threading.Event,
     ) -> Delivery:
         """Send the codec to those of the silos that do not have it.
 
@@ -92,9 +99,8 @@ class CodecLink:
             Stopped: ``stop`` was set.
         """
         without = [name for name in silos if name not in self._delivered]
-        messages, size = codec_messages(
-            self.encoding.codec, self.encoding.version, [self.nodes[name] for name in without]
-        )
+        asked = [(self.nodes[name], settings.for_silo(name)) for name in without]
+        messages, size = codec_messages(self.encoding.codec, self.encoding.version, asked)
         replies = exchange(grid, messages, timeout=timeout, stop=stop)
         done = Delivery(bytes=size * len(without))
         for name, reply in zip(without, replies, strict=True):
@@ -113,18 +119,22 @@ class CodecLink:
 
 
 def codec_messages(
-    codec: Codec, version: str, node_ids: Sequence[int]
+    codec: Codec, version: str, asked: Sequence[tuple[int, Settings]]
 ) -> tuple[list[Message], int]:
-    """The codec as a message to each node, and the bytes of its tensors."""
+    """The codec as a message to each node, and the bytes of its tensors.
+
+    Args:
+        asked: the nodes, and the settings for each one's silo, which it holds the codec against.
+    """
     tensors, meta = codec.state()
-    config = ConfigRecord({names.CODEC_META: json.dumps(meta), names.CODEC_VERSION: version})
-    arrays = ArrayRecord(dict(tensors))
-    messages = [
-        Message(
-            RecordDict({names.CODEC: arrays, names.CONFIG: config}),
-            dst_node_id=node,
-            message_type=names.SEND_CODEC,
-        )
-        for node in node_ids
-    ]
+    arrays, described = ArrayRecord(dict(tensors)), json.dumps(meta)
+    messages = []
+    for node, settings in asked:
+        fields: dict[str, Any] = {
+            names.CODEC_META: described,
+            names.CODEC_VERSION: version,
+            names.SETTINGS: to_json(settings),
+        }
+        content = RecordDict({names.CODEC: arrays, names.CONFIG: ConfigRecord(fields)})
+        messages.append(Message(content, dst_node_id=node, message_type=names.SEND_CODEC))
     return messages, tensor_bytes(tensors)

@@ -295,7 +295,7 @@ class PrefixStrategy(Strategy):
             tasks = list(self.configure_train(server_round, arrays, train_config or _empty(), grid))
             codec_bytes = 0
             if self.codec is not None:
-                sent = self.codec.deliver(grid, self._asked, wait, self.stop)
+                sent = self.codec.deliver(grid, self._asked, self.settings, wait, self.stop)
                 codec_bytes = sent.bytes
                 tell_unusable(self.emit, server_round, "the delivery of the codec", sent)
             self._record = {

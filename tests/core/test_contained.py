@@ -263,11 +263,34 @@ def test_the_row_is_written_and_the_silo_answers(
     reply = worker.train(start, 1, 3)
     assert all(value.abs().max() > 0 for value in reply.update.values())
     assert "patient 7" in own_log.read_text()
-    monkeypatch.setattr(silo_worker, "train_locally", lambda *a, **k: 1 / 0)
+    calls = iter([True, False, False])
+
+    def fails_after_the_first_call(*args: Any, **options: Any) -> LocalResult:
+        return real(*args, **options) if next(calls) else 1 / 0
+
+    monkeypatch.setattr(silo_worker, "train_locally", fails_after_the_first_call)
     with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
         worker.train(start, 2, 3)
     assert "division" not in str(raised.value)
     assert len(worker.ledger.entries(party=silo.name)) == 2
+
+
+def test_what_raises_without_data_is_refused_before_the_row(
+    tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fedllm import silo_worker
+    from fedllm.silo_worker import SiloWorker
+    from fedllm.silos import load_federation
+    from fedllm.task_errors import TaskFailed
+
+    settings = tiny_settings()
+    silo = load_federation(settings).silos[0]
+    worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
+    monkeypatch.setattr(silo_worker, "train_locally", lambda *a, **k: 1 / 0)
+    with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
+        worker.train(initial_params(worker.tunable, settings), 1, 3)
+    assert "division" not in str(raised.value)
+    assert worker.ledger.entries() == []
 
 
 def test_a_log_that_cannot_be_written_costs_nothing(tiny_settings: Make, tmp_path: Path) -> None:

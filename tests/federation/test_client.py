@@ -14,6 +14,7 @@ from own_silo import write_silo
 
 from client.app import app
 from client.node import open_silo
+from client.task_fields import TRAIN, read_fields
 from fedllm import messages as names
 from fedllm.settings_io import to_json
 from fedllm.task_errors import NotTakingPart
@@ -41,6 +42,8 @@ def task(kind: str, settings: Any, folder: Path, server_round: int = 1) -> Messa
         names.ROUND: server_round,
         names.PLANNED_ROUNDS: 3,
     }
+    if kind == "query":
+        fields = {names.SETTINGS: fields[names.SETTINGS]}
     records: dict[str, Any] = {names.CONFIG: ConfigRecord(fields)}
     if kind != "query":
         params = initial_params(shared_tunable(settings), settings)
@@ -102,8 +105,8 @@ def test_a_node_with_its_own_data_keeps_its_own_ledger(
 ) -> None:
     settings = tiny_settings(**{"privacy.ledger": str(tmp_path / "the-servers-choice.sqlite")})
     silo = write_silo(tmp_path / "silo", settings, word_files / "validation.jsonl")
-    config = task("query", settings, tmp_path).content[names.CONFIG]
-    worker = open_silo(settings, context(**{"silo-file": str(silo)}), config)
+    fields = read_fields(task("train", settings, tmp_path), TRAIN)
+    worker = open_silo(fields, context(**{"silo-file": str(silo)}))
     assert worker.ledger.path == tmp_path / "silo" / "ledger.sqlite"
     assert worker.settings.privacy.ledger is None
     assert not (tmp_path / "the-servers-choice.sqlite").exists()

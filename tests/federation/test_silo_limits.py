@@ -60,11 +60,15 @@ def ask(
         names.RUN_FOLDER: "/not/here",
         names.ROUND: 1,
         names.PLANNED_ROUNDS: 3,
+        **({names.CANDIDATES: [0, 1]} if kind == names.ASK_SCORES else {}),
         **fields,
     }
     records: dict[str, Any] = {names.CONFIG: ConfigRecord(config)}
     if kind != "query":
         records[names.PARAMS] = ArrayRecord(initial_params(shared_tunable(params), params))
+    else:
+        config = {name: config[name] for name in (names.SETTINGS, names.BACKBONE) if name in config}
+        records[names.CONFIG] = ConfigRecord(config)
     context = Context(
         run_id=1, node_id=5, node_config={"silo-file": str(silo)}, state=RecordDict(), run_config={}
     )
@@ -266,17 +270,23 @@ def test_a_codec_that_the_silo_does_not_allow_is_not_kept(
     monkeypatch.setenv("FEDLLM_CACHE", str(tmp_path / "cache"))
     changes = {"limits.codecs": ["none", "random-projection"]}
     silo = write_silo(tmp_path, tiny_settings(), tmp_path / "absent.jsonl", **changes)
+    d = sum(
+        p.numel() for p in initial_params(shared_tunable(tiny_settings()), tiny_settings()).values()
+    )
     context = Context(
         run_id=1, node_id=5, node_config={"silo-file": str(silo)}, state=RecordDict(), run_config={}
     )
-    allowed = RandomProjection(40, 10, 3)
-    for codec, status in (
-        (allowed, names.OK),
-        (Quantised(allowed, 8), names.OK),
-        (Half(40), names.LEFT),
-        (TopK.of_ratio(40, 4.0), names.LEFT),
+    allowed = RandomProjection(d, d // 4, 3)
+    for codec, asked, status in (
+        (allowed, {"codec.name": "random-projection"}, names.OK),
+        (Quantised(allowed, 8), {"codec.name": "random-projection", "codec.bits": 8}, names.OK),
+        (Half(d), {"codec.name": "fp16"}, names.LEFT),
+        (TopK.of_ratio(d, 4.0), {"codec.name": "top-k"}, names.LEFT),
+        (Half(d), {"codec.name": "random-projection"}, names.LEFT),
+        (allowed, {}, names.FAILED),
     ):
-        ((message,), _) = codec_messages(codec, codec.version, [5])
+        settings = tiny_settings(**asked, **{"codec.ratio": 4.0})
+        ((message,), _) = codec_messages(codec, codec.version, [(5, settings)])
         assert app(message, context).content[names.INFO][names.STATUS] == status, codec
     assert len(list((tmp_path / "cache" / "codecs").iterdir())) == 2
 

@@ -54,12 +54,12 @@ MUTATIONS = (
     ),
     Mutation(
         "failure-after-spending-is-told",
-        "fedllm/silo_worker.py",
-        """            self.note_error("a task raised after its row was written", error)
-            if self.settings.privacy.mode != "dp":
-                raise TaskFailed from error
+        "fedllm/answered.py",
+        """        note("a task raised after its row was written", error)
+        if not private:
+            raise TaskFailed from error
 """,
-        "            raise TaskFailed from error\n",
+        "        raise TaskFailed from error\n",
         "A task fails after its row was written, by what the data are.",
         (f"{_CONTAINED}::test_the_row_is_written_and_the_silo_answers",),
     ),
