@@ -41,7 +41,7 @@ from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 from client.approval import ApprovalError, digest_of, is_approved
 from client.bundle_contents import BundleError
 from client.bundle_worker import LOG_FORMAT
-from client.silo_file import SiloFile, SiloFileError, load_silo
+from client.silo_file import Limits, SiloFile, SiloFileError, load_silo
 from client.task_input import TaskInputError, pull_input
 from client.worker_process import WorkerProcess, remove_left_behind
 
@@ -181,7 +181,9 @@ class Executor:
         heartbeat = HeartbeatSender(lambda: self._beat(client, over))
         try:
             heartbeat.start()
-            message, context, bundle = pull_input(client, lambda: self._moved_on(over))
+            message, context, bundle = pull_input(
+                client, lambda: self._moved_on(over), most=self._most_bytes()
+            )
             reply, context = self.answer(message, context, bundle, task_id)
             push_message(client, reply, context)
             failed = reply.has_error()
@@ -202,6 +204,13 @@ class Executor:
                 heartbeat.stop()
             client.close()
             self._used = time.monotonic()
+
+    def _most_bytes(self) -> int:
+        """Bytes of a task at most; where the silo's file is not valid, no task is run, and the default holds."""
+        try:
+            return load_silo(self.silo_file).limits.task_bytes
+        except SiloFileError:
+            return Limits().task_bytes
 
     def _moved_on(self, over: threading.Event) -> str | None:
         """Why the message of a task is waited for no longer; None: it may still come.

@@ -34,8 +34,16 @@ class TaskInputError(RuntimeError):
     """A task whose message will not come."""
 
 
+class TaskTooLarge(RuntimeError):
+    """A task of more bytes than the silo allows; the rest of it is not fetched."""
+
+
 def pull_input(
-    client: RuntimeHttpClient, given_up: Callable[[], str | None], look: float = 1.0
+    client: RuntimeHttpClient,
+    given_up: Callable[[], str | None],
+    look: float = 1.0,
+    *,
+    most: int = 1 << 32,
 ) -> tuple[Message, Context, bytes]:
     """The message of a task, the app's state and the app's bundle.
 
@@ -45,8 +53,10 @@ def pull_input(
     Args:
         client: a connection with the task's token.
         given_up: asked every ``look`` seconds while the message is waited for; a reason ends the wait.
+        most: bytes of the message at most (``limits.task_bytes``).
 
     Raises:
+        TaskTooLarge: the message is longer.
         TaskInputError: the message was given up, or the SuperNode has lost it.
         httpx.HTTPError: the SuperNode does not answer, or the task is over for it.
         RuntimeError: the SuperNode has no message for the task.
@@ -65,12 +75,20 @@ def pull_input(
     received = make_confirm_message_received_fn_protobuf(
         client.ConfirmMessageReceived, node, context.run_id
     )
-    ended = threading.Event()
+    ended, lock, fetched = threading.Event(), threading.Lock(), 0
 
     def pull(object_id: str) -> bytes:
+        nonlocal fetched
         if ended.is_set():
             raise ObjectPullError(object_id, "given up")
-        return ask(object_id)
+        content = ask(object_id)
+        with lock:
+            fetched += len(content)
+        if fetched > most:
+            raise TaskTooLarge(
+                f"Expected a task of at most {most} bytes (limits.task_bytes of the silo's own file), got more"
+            )
+        return content
 
     with ThreadPoolExecutor(1, thread_name_prefix="task-input") as pool:
         pulled = pool.submit(

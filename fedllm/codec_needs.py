@@ -147,7 +147,9 @@ def _autoencoder(
 
 def _seed(seed: Any) -> None:
     if type(seed) is not int or not 0 <= seed < _SEEDS:
-        raise CodecRefused(f"Expected a seed >= 0 of at most 4096 bits in a codec, got {shortened(seed)}")
+        raise CodecRefused(
+            f"Expected a seed >= 0 of at most 4096 bits in a codec, got {shortened(seed)}"
+        )
 
 
 def _same(what: str, given: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

@@ -62,10 +62,11 @@ def approve(
     if as_json:
         print_json({"list": own.approved, "approved": [vars(entry) for entry in entries]})
         return
-    table = make_table("SHA-256", "app", "approved (UTC)", "note")
-    for entry in entries:
-        table.add_row(entry.sha256, entry.app, entry.time, entry.note)
-    print_parts(table if entries else f"no bundle is approved in {own.approved}: none runs")
+    if not entries:
+        print_parts(f"no bundle is approved in {own.approved}: none runs")
+    for entry in entries:  # a digest to a line: it is compared, copied, and given to --revoke
+        about = (entry.app, entry.time and f"approved {entry.time}", entry.note)
+        print_parts(entry.sha256, *(f"    {text}" for text in about if text))
 
 
 def doctor(

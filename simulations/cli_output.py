@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import click
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from typer.core import TyperCommand, TyperGroup
 
@@ -23,6 +24,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
 ]
+
+_WIDEST = 1000
 
 
 class _OneLine(click.Command):
@@ -84,10 +87,19 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_parts(*parts: Table | str) -> None:
-    """Print tables, and texts each on a line of its own (wrapped by the terminal only)."""
+    """Print tables, and texts each on a line of its own (wrapped by the terminal only).
+
+    A table is as wide as the terminal, or wider where a word (a digest, a path) would be split else: what is copied
+    or searched for stays whole.
+    """
     console = Console()
     for part in parts:
-        console.print(part, highlight=False, markup=False, soft_wrap=isinstance(part, str))
+        if isinstance(part, str):
+            console.print(part, highlight=False, markup=False, soft_wrap=True)
+            continue
+        least = Measurement.get(console, console.options.update_width(_WIDEST), part).minimum
+        wide = console if least <= console.width else Console(width=least, height=console.height)
+        wide.print(part, highlight=False, markup=False)
 
 
 def make_table(*columns: str) -> Table:

@@ -66,6 +66,21 @@ class Ports(_Section):
         return self
 
 
+class Doors(_Section):
+    """How much one caller may ask of the doors at once; what is beyond is told to come again (503).
+
+    Attributes:
+        connections: requests in progress from one address.
+        requests: a second from one address; four times as many at once.
+        pushes: pieces of answers in progress from all addresses together. Each is up to 8 MiB, and is in
+            SuperLink's memory before it looks at the signature.
+    """
+
+    connections: Annotated[int, Field(ge=1, le=1000)] = 64
+    requests: Annotated[int, Field(ge=1, le=10000)] = 200
+    pushes: Annotated[int, Field(ge=1, le=1000)] = 16
+
+
 class Machines(_Section):
     """Where things are on the machines; written into the unit files.
 
@@ -94,6 +109,7 @@ class Deployment(_Section):
     hosts: tuple[str, ...] = Field(min_length=1)
     nodes: tuple[str, ...] = ()
     ports: Ports = Ports()
+    doors: Doors = Doors()
     machines: Machines = Machines()
 
     @field_validator("hosts")

@@ -6,6 +6,11 @@ So that port stays on loopback. The public port carries requests of exactly the 
 ``POST /v1/fleet/NAME``; SuperLink itself then asks for the node's signature. The second public port, if
 there is one, carries the control interface to callers with the operator's certificate.
 
+SuperLink reads a request whole before it asks for the signature, and keeps the memory. So what can be in progress is
+bounded here: the length of each kind of request, requests in progress and a second of one address, pieces of answers
+of all together, and the time that a caller may take. At most :func:`most_memory` bytes are on their way at once. A
+request without a node's signature at all is refused before its body is read.
+
 Access log: time, address, verdict (``ok``, ``REFUSED``, ``GONE``: the caller hung up, ``DOWN``: no SuperLink), request, status, and why it was refused.
 Failed TLS handshakes (a caller that does not trust this server, or one with a wrong certificate) are in
 the error log.
@@ -15,8 +20,12 @@ from __future__ import annotations
 
 from server.deployment.folder import Deployment
 
-_MAX_BODY = "64m"
-"""Flower cuts arrays into pieces of 5 MiB, so that no message is near this."""
+_PIECE, _TREE, _OTHER = 8 * 2**20, 2**20, 64 * 2**10
+"""Bytes of a request at most: a piece of an answer (Flower cuts arrays into pieces of 5 MiB), the list of an answer's
+pieces, anything else."""
+_OPERATORS = 64 * 2**20
+"""Bytes of a request of the operator, who sends the app."""
+_CONNECTIONS = 1024
 
 _HEAD = """\
 # Written by `fedllm deploy init` from deployment.toml; `fedllm deploy write` writes it anew.
@@ -25,7 +34,7 @@ daemon off;
 pid state/nginx.pid;
 error_log logs/proxy-error.log info;
 worker_processes 2;
-events { worker_connections 1024; }
+events { worker_connections %(worker_connections)d; }
 
 http {
     map $status $verdict {
@@ -40,9 +49,11 @@ http {
         401     "SuperLink: signature, clock or node does not fit";
         403     "not served at this door, or a certificate that was replaced";
         412     "SuperLink: unknown key, or the node's last connection has not expired";
+        408     "too slow";
         413     "message too large";
         499     "the caller hung up before the answer";
         502     "SuperLink is not running";
+        503     "too much at once from this address, or too many answers at once: comes again";
         default "see SuperLink's log";
     }
     # What every node does all the time, and did well, is no news.
@@ -57,7 +68,27 @@ http {
 
     server_tokens off;
     default_type text/plain;
-    client_max_body_size %(body)s;
+    client_max_body_size %(other)d;
+    client_body_buffer_size 64k;
+    client_header_buffer_size 2k;
+    large_client_header_buffers 4 8k;
+    # Time between two reads of a caller, not for the whole.
+    client_header_timeout 15s;
+    client_body_timeout 60s;
+    send_timeout 60s;
+    keepalive_timeout 75s;
+    reset_timedout_connection on;
+    limit_conn_zone $binary_remote_addr zone=addresses:10m;
+    limit_conn_zone $server_name zone=pushes:1m;
+    limit_req_zone $binary_remote_addr zone=rate:10m rate=%(requests)dr/s;
+    limit_conn_status 503;
+    limit_req_status 503;
+    limit_conn_log_level warn;
+    limit_req_log_level warn;
+    map "$http_flwr_public_key $http_flwr_timestamp $http_flwr_signature" $unsigned {
+        "~^[A-Za-z0-9+/=]{64,4096} [0-9TZ:.+-]{10,64} [A-Za-z0-9+/=]{64,1024}$" 0;
+        default 1;
+    }
     client_body_temp_path state/nginx-body;
     proxy_temp_path state/nginx-proxy;
     fastcgi_temp_path state/nginx-fastcgi;
@@ -91,11 +122,27 @@ _NODES = """
     # Nodes.
     server {
         %(listen_nodes)s
+        server_name nodes;
         ssl_session_cache shared:nodes:1m;
         # The request as it came is what is passed on, so it is what is checked: nothing encoded, no dots.
         if ($request_uri !~ "^/v1/fleet/[a-z-]+$") { return 403 "%(refusal)s\\n"; }
         if ($request_method != POST) { return 403 "%(refusal)s\\n"; }
+        if ($unsigned) { return 401 "%(unsigned)s\\n"; }
+        limit_conn addresses %(connections)d;
+        limit_req zone=rate burst=%(burst)d nodelay;
         location / { proxy_pass https://superlink; }
+        location = /v1/fleet/push-messages {
+            client_max_body_size %(tree)d;
+            limit_conn addresses %(connections)d;
+            limit_conn pushes %(pushes)d;
+            proxy_pass https://superlink;
+        }
+        location = /v1/fleet/push-object {
+            client_max_body_size %(piece)d;
+            limit_conn addresses %(connections)d;
+            limit_conn pushes %(pushes)d;
+            proxy_pass https://superlink;
+        }
     }
 """
 
@@ -113,6 +160,8 @@ _OPERATOR = """
         if ($ssl_client_serial != "%(serial)s") { return 403 "%(replaced)s\\n"; }
         if ($request_uri !~ "^/v1/control/[a-z-]+$") { return 403 "%(operator_refusal)s\\n"; }
         if ($request_method != POST) { return 403 "%(operator_refusal)s\\n"; }
+        client_max_body_size %(operators)d;
+        limit_conn addresses %(connections)d;
         location / {
             proxy_pass https://superlink;
             proxy_read_timeout 3600s;  # the stream of a run's log
@@ -122,6 +171,7 @@ _OPERATOR = """
 
 REFUSAL = "Refused: this door serves nodes (POST /v1/fleet/...) and nothing else."
 REPLACED = "Refused: this certificate of the operator was replaced by a newer one."
+UNSIGNED = "Refused: a request without a node's signature."
 OPERATOR_REFUSAL = "Refused: this door serves the operator (POST /v1/control/...) and nothing else."
 
 
@@ -134,7 +184,16 @@ def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
     """
     ports = deployment.ports
     values = {
-        "body": _MAX_BODY,
+        "piece": _PIECE,
+        "tree": _TREE,
+        "other": _OTHER,
+        "operators": _OPERATORS,
+        "worker_connections": _CONNECTIONS,
+        "connections": deployment.doors.connections,
+        "pushes": deployment.doors.pushes,
+        "requests": deployment.doors.requests,
+        "burst": 4 * deployment.doors.requests,
+        "unsigned": UNSIGNED,
         "listen_nodes": _listen(deployment, ports.nodes),
         "superlink": ports.superlink,
         "listen_operator": _listen(deployment, ports.operator),
@@ -145,6 +204,11 @@ def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
     }
     parts = [_HEAD, _NODES] + ([_OPERATOR] if ports.operator else [])
     return "".join(part % values for part in parts) + "}\n"
+
+
+def most_memory(deployment: Deployment) -> int:
+    """Bytes of requests that callers without a valid signature can have in SuperLink's memory at once, all together."""
+    return deployment.doors.pushes * _PIECE + 2 * _CONNECTIONS * _OTHER
 
 
 def _listen(deployment: Deployment, port: int) -> str:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import PurePosixPath
 
 from server.deployment.folder import Deployment, Folder
+from server.deployment.hardening import hardening
 from server.deployment.programs import Program, server_programs
 
 _RESTART = {"superlink": 2, "superexec": 2, "proxy": 2}
@@ -39,8 +40,11 @@ def node_units(name: str, deployment: Deployment) -> dict[str, str]:
         "folder": machines.folder,
         "programs": machines.programs,
     }
+    service = "\n".join(hardening("node", machines.folder))
     return {
-        f"systemd/fedllm-node-{name}.service": _NODE_SERVICE.format(**values),
+        f"systemd/fedllm-node-{name}.service": _NODE_SERVICE.format(
+            **values, hardening=service, caches=_caches(machines.folder)
+        ),
         "docker/Dockerfile": DOCKERFILE,
         "docker/compose.yaml": _NODE_COMPOSE.format(),
         "docker/gpu.yaml": _GPU_COMPOSE,
@@ -55,6 +59,12 @@ def _moved(program: Program, folder: Folder, deployment: Deployment) -> list[str
     name = PurePosixPath(first).name
     words = [f"{programs}/{name}" if name.startswith("flower") else f"/usr/sbin/{name}"]
     return words + [word.replace(str(folder.path), target) for word in rest]
+
+
+def _caches(folder: str) -> str:
+    """Where models and the like are kept: in the folder, for nothing else can be written (``cache`` of a silo's
+    own file goes before it)."""
+    return f'Environment="FEDLLM_CACHE={folder}/state/cache" "HF_HOME={folder}/state/cache/hub"'
 
 
 def _service(program: Program, folder: Folder, deployment: Deployment) -> str:
@@ -75,6 +85,7 @@ def _service(program: Program, folder: Folder, deployment: Deployment) -> str:
         f"WorkingDirectory={machines.folder}",
         *(f'Environment="{name}={value}"' for name, value in environment.items()),
         f'Environment="PATH={machines.programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin"',
+        _caches(machines.folder),
         f"ExecStart={shlex.join(_moved(program, folder, deployment))}",
     ]
     if program.name == "superlink":
@@ -84,21 +95,13 @@ def _service(program: Program, folder: Folder, deployment: Deployment) -> str:
     lines += [
         "Restart=always",
         f"RestartSec={_RESTART[program.name]}",
-        *_HARDENING,
-        f"ReadWritePaths={machines.folder}",
+        *hardening(program.name, machines.folder),
         "",
         "[Install]",
         "WantedBy=multi-user.target",
     ]
     return "\n".join(lines) + "\n"
 
-
-_HARDENING = (
-    "NoNewPrivileges=yes",
-    "PrivateTmp=yes",
-    "ProtectSystem=full",
-    "UMask=0077",
-)
 
 _NODE_SERVICE = """\
 [Unit]
@@ -110,17 +113,14 @@ Wants=network-online.target
 User={user}
 WorkingDirectory={folder}
 Environment="PATH={programs}:/usr/local/bin:/usr/bin:/bin"
+{caches}
 ExecStart={programs}/fedllm deploy node --folder {folder}
 # SIGTERM tells the server that the node leaves; after a kill the server keeps it for a minute.
 KillSignal=SIGTERM
 TimeoutStopSec=30
 Restart=always
 RestartSec=15
-NoNewPrivileges=yes
-PrivateTmp=yes
-ProtectSystem=full
-UMask=0077
-ReadWritePaths={folder}
+{hardening}
 
 [Install]
 WantedBy=multi-user.target
@@ -147,6 +147,9 @@ services:
     user: "${{FEDLLM_USER:-1000:1000}}"
     command: fedllm deploy server --folder /deployment
     init: true
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    pids_limit: 2048
     environment:
       HOME: /deployment/state
     volumes:
@@ -166,6 +169,9 @@ services:
     user: "${{FEDLLM_USER:-1000:1000}}"
     command: fedllm deploy node --folder /node
     init: true
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+    pids_limit: 2048
     environment:
       HOME: /node/state
     volumes:

@@ -173,6 +173,20 @@ def test_a_message_that_the_node_lost_ends_its_task(
     assert "a task is lost" in caplog.text
 
 
+def test_a_task_of_too_many_bytes_is_not_fetched(
+    node: Node, executor: Executor, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = executor.silo_file.read_text()
+    small = text.replace("[limits]\n", "[limits]\ntask_bytes = 100\n")
+    executor.silo_file.write_text(small)
+    assert node.receive(1, as_it_is) == 1
+    wait_for(lambda: "Expected a task of at most 100 bytes" in caplog.text, "the refusal")
+    assert not node.state.get_messages_legacy(run_ids=[1], is_reply=True)
+    executor.silo_file.write_text(text)
+    assert node.receive(2, as_it_is) == 2
+    assert node.reply(2).error.code == ErrorCode.INVALID_FAB
+
+
 def test_a_lost_task_is_answered_by_the_node(
     node: Node,
     executor: Executor,

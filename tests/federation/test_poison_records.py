@@ -80,6 +80,8 @@ def ask(kind: str, settings: Any, silo: Path, server_round: int, node: Any = Non
         names.ROUND: server_round,
         names.PLANNED_ROUNDS: 3,
     }
+    if kind == "query":
+        fields = {names.SETTINGS: fields[names.SETTINGS]}
     records: dict[str, Any] = {names.CONFIG: ConfigRecord(fields)}
     if kind != "query":
         params = initial_params(shared_tunable(settings), settings)

@@ -131,7 +131,7 @@ def test_nothing_that_a_server_sends_spends_beyond_the_silos_budget(
                 names.RUN_FOLDER: str(folder / "elsewhere"),
                 names.ROUND: server_round,
                 names.PLANNED_ROUNDS: planned,
-                names.CANDIDATES: [0, 1],
+                **({names.CANDIDATES: [0, 1]} if kind == names.ASK_SCORES else {}),
             }
             records = RecordDict({names.CONFIG: ConfigRecord(fields), names.PARAMS: params})
             reply = app(Message(records, dst_node_id=5, message_type=kind), context)

@@ -15,7 +15,23 @@ from simulations.benchmark import local_federation
 from simulations.benchmark.local_federation import ROOT, free_ports, wait_for
 from simulations.benchmark.local_federation import LocalFederation as Federation
 
-__all__ = ["ROOT", "Federation", "ask", "free_ports", "listens", "make_folder", "wait_for"]
+__all__ = [
+    "ROOT",
+    "SIGNED",
+    "Federation",
+    "ask",
+    "free_ports",
+    "listens",
+    "make_folder",
+    "wait_for",
+]
+
+SIGNED = {
+    "flwr-public-key": "A" * 200,
+    "flwr-timestamp": "2026-01-01T00:00:00+00:00",
+    "flwr-signature": "A" * 140,
+}
+"""Headers that have the form of a node's signature, and are none."""
 
 
 def needs_nginx() -> None:
@@ -44,7 +60,9 @@ def ask(
     if pair is not None:
         context.load_cert_chain(*pair)
     head = (
-        f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        f"{method} {target} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n"
+        + "".join(f"{name}: {value}\r\n" for name, value in SIGNED.items())
+        + "\r\n"
     )
     with (
         socket.create_connection(("127.0.0.1", port), timeout=20) as plain,
