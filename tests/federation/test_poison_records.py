@@ -22,6 +22,7 @@ from own_silo import write_silo
 
 from client.app import app
 from client.node import open_silo
+from client.task_fields import TaskFields
 from fedllm import messages as names
 from fedllm.embedded import ModelError
 from fedllm.inputs import Feature
@@ -199,18 +200,11 @@ def test_an_example_that_got_past_the_door_changes_no_form_either(
 ) -> None:
     """As if validation had missed it: it raises in each step, in training and in evaluation."""
     silo = silo_with(tmp_path / "silo", settings, GOOD)
-    config: Any = ConfigRecord(
-        {
-            names.RUN_ID: "run",
-            names.RUN_FOLDER: str(silo.parent),
-            names.ROUND: 0,
-            names.PLANNED_ROUNDS: 3,
-        }
-    )
+    fields = TaskFields(settings, run_id="run", run_folder=str(silo.parent), planned_rounds=3)
     context = Context(
         run_id=1, node_id=5, node_config={"silo-file": str(silo)}, state=RecordDict(), run_config={}
     )
-    worker = open_silo(settings, context, config)
+    worker = open_silo(fields, context)
     opened = worker.open()
     opened.train.append(feature)
     opened.held_out.append(feature)
