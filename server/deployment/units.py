@@ -127,12 +127,17 @@ WantedBy=multi-user.target
 """
 
 DOCKERFILE = """\
-# docker build -t fedllm -f Dockerfile SOURCE   (SOURCE: the repository, or a folder with the wheel)
+# docker build -t fedllm -f Dockerfile SOURCE   (SOURCE: the repository, or what `make wheel` put into dist/)
 FROM python:3.11-slim
 RUN apt-get update && apt-get install -y --no-install-recommends nginx-light \\
     && rm -rf /var/lib/apt/lists/*
 COPY . /source
-RUN pip install --no-cache-dir /source && rm -rf /source
+# Each file that comes from the index is one whose SHA-256 is in the source.
+RUN pip install --no-cache-dir --require-hashes -r /source/requirements-build.txt \\
+    && pip install --no-cache-dir --require-hashes --no-build-isolation -r /source/requirements-hashed.txt \\
+    && pip install --no-cache-dir --no-deps --no-build-isolation --no-index \\
+        $(ls /source/fedllm-*.whl 2>/dev/null || echo /source) \\
+    && rm -rf /source
 RUN useradd --create-home fedllm
 USER fedllm
 """

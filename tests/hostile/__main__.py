@@ -16,7 +16,7 @@ from simulations.benchmark import tiny
 
 from .cases import all_cases
 from .honest import KINDS, message_of, parts, settings_for
-from .silo import ANSWERED, CRASHED, REFUSED, SPENT, HostedSilo, Outcome, quiet
+from .silo import ANSWERED, CRASHED, REFUSED, SPENT, HostedSilo, Outcome, quiet, resident
 
 
 def hosted(folder: Path) -> HostedSilo:
@@ -38,10 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
     counts: dict[tuple[str, str], Counter[str]] = {}
     wrong: list[str] = []
     most_memory = most_disk = 0
+    grown, before = 0, 0
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         silo = hosted(Path(name))
         wrong += _honest(silo, "before")
+        before = resident(collected=True)
         for case in all_cases(silo):
             if options.words and not any(word in str(case) for word in options.words):
                 continue
@@ -61,11 +63,13 @@ def main(arguments: list[str] | None = None) -> int:
                 print(
                     f"{case}: {found.verdict} ({seconds:.2f} s): {found.reason[:160]}", flush=True
                 )
+        grown = resident(collected=True) - before
         wrong += _honest(silo, "after")
     _print(counts)
     print(
-        f"{sum(sum(c.values()) for c in counts.values())} tasks in {time.monotonic() - began:.0f} s; a refused task "
-        f"left at most {most_memory / 2**20:.1f} MiB in the process and {most_disk / 2**10:.1f} KiB on disk"
+        f"{sum(sum(c.values()) for c in counts.values())} tasks in {time.monotonic() - began:.0f} s. All of them "
+        f"left {grown / 2**20:.1f} MiB in the process (one refused task at most {most_memory / 2**20:.1f} MiB until the "
+        f"next), and one refused task at most {most_disk / 2**10:.1f} KiB on disk, the ledger left out."
     )
     for line in wrong:
         print(f"WRONG: {line}")

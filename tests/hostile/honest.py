@@ -37,6 +37,9 @@ Change = Callable[[dict[str, Any]], None]
 
 def settings_for(silo: HostedSilo, kind: str, **changes: Any) -> Settings:
     """Settings of the tiny experiment with which a task of this kind is answered."""
+    key = ("settings", kind, repr(sorted(changes.items())))
+    if key in silo.made:
+        return silo.made[key]  # type: ignore[no-any-return]
     asked = {
         "privacy.epsilon": None,
         "privacy.randomness": "os",
@@ -44,7 +47,8 @@ def settings_for(silo: HostedSilo, kind: str, **changes: Any) -> Settings:
         **OF_KIND.get(kind, {}),
         **changes,
     }
-    return parse_settings(tiny.tree(silo.backbone, silo.data.parent, **asked))
+    silo.made[key] = made = parse_settings(tiny.tree(silo.backbone, silo.data.parent, **asked))
+    return made
 
 
 def start_of(settings: Settings) -> dict[str, Tensor]:

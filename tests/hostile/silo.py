@@ -28,8 +28,8 @@ REFUSED, ANSWERED, SPENT, CRASHED = (
     "spent, then failed",
     "crashed",
 )
-KEPT_MEMORY = 16 * 2**20
-"""Bytes that one task may leave in the process, at most: the allocator's, not the task's."""
+KEPT_MEMORY = 48 * 2**20
+"""Bytes by which the process may have grown once all tasks of a kind were refused, hundreds of them of up to 20 MB."""
 KEPT_DISK = 256 * 2**10
 """Bytes that one refused task may leave on the silo's disk, at most (lines of a log)."""
 
@@ -44,7 +44,7 @@ class Outcome:
         verdict: one of the four words above.
         rows: new rows in the ledger.
         reason: what the server was told.
-        memory: bytes by which the process grew.
+        memory: bytes by which the process grew, what waits to be collected among them.
         disk: bytes by which the silo's folder grew, its ledger left out.
     """
 
@@ -68,7 +68,9 @@ class HostedSilo:
     def __init__(self, folder: Path, backbone: Path, data: Path, **limits: Any) -> None:
         folder.mkdir(parents=True)
         self.folder, self.backbone, self.data = folder, backbone, data
-        self.runs = 0
+        self.runs = self._counted = 0
+        self._seen: list[tuple[str, int, int]] = []
+        self.made: dict[Any, Any] = {}
         tree = {
             "name": "clinic",
             "cache": "cache",
@@ -97,12 +99,19 @@ class HostedSilo:
         return f"run-{self.runs}"
 
     def rows(self) -> int:
-        """Rows in the ledger; 0 where there is none."""
+        """Rows in the ledger; 0 where there is none. Counted anew where a file of it has changed."""
         path = self.folder / "ledger.sqlite"
-        if not path.exists():
-            return 0
+        seen = [
+            (file.name, file.stat().st_mtime_ns, file.stat().st_size)
+            for file in sorted(self.folder.glob("ledger.sqlite*"))
+            if not file.name.endswith("-shm")
+        ]
+        if not path.exists() or seen == self._seen:
+            return self._counted
         with Ledger(path, read_only=True) as ledger:
-            return len(ledger.entries())
+            self._counted = len(ledger.entries())
+        self._seen = seen
+        return self._counted
 
     def disk(self) -> int:
         """Bytes of all files of the silo but the ledger's."""
@@ -112,7 +121,7 @@ class HostedSilo:
     def ask(self, build: Build) -> Outcome:
         """Send one task; what became of it."""
         message = over_the_wire(build(self), f"message-{self.runs}")
-        rows, disk, memory = self.rows(), self.disk(), _memory()
+        rows, disk, memory = self.rows(), self.disk(), resident()
         try:
             content = app(message, self.context).content
         except Exception as error:
@@ -127,7 +136,7 @@ class HostedSilo:
             verdict = ANSWERED
         else:
             verdict = SPENT if new else REFUSED
-        return Outcome(verdict, new, reason, _memory() - memory, self.disk() - disk)
+        return Outcome(verdict, new, reason, resident() - memory, self.disk() - disk)
 
 
 def quiet() -> None:
@@ -135,10 +144,11 @@ def quiet() -> None:
     logging.getLogger("fedllm").setLevel(logging.CRITICAL)
 
 
-def _memory() -> int:
-    """Resident bytes of this process, once what is free was given back."""
-    gc.collect()
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+def resident(collected: bool = False) -> int:
+    """Resident bytes of this process; ``collected``: once what is free was given back (takes half a second)."""
+    if collected:
+        gc.collect()
+        with contextlib.suppress(OSError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
