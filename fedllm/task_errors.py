@@ -34,7 +34,8 @@ class TaskFailed(Exception):
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """Pass a plain ValueError on as TaskRefused. For checks that read no data of the silo alone."""
+    """Pass a plain ValueError, and what cannot be computed, on as TaskRefused. For checks that read no data of the
+    silo alone."""
     try:
         yield
     except DataError:
@@ -43,3 +44,5 @@ def refusing() -> Iterator[None]:
         if type(error) is ValueError:
             raise TaskRefused(str(error)) from error
         raise
+    except ArithmeticError as error:
+        raise TaskRefused(f"Expected values that can be computed with: {error}") from error

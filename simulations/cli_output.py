@@ -97,9 +97,26 @@ def print_parts(*parts: Table | str) -> None:
         if isinstance(part, str):
             console.print(part, highlight=False, markup=False, soft_wrap=True)
             continue
-        least = Measurement.get(console, console.options.update_width(_WIDEST), part).minimum
-        wide = console if least <= console.width else Console(width=least, height=console.height)
-        wide.print(part, highlight=False, markup=False)
+        _wide_enough(part, console).print(part, highlight=False, markup=False)
+
+
+def _wide_enough(table: Table, console: Console) -> Console:
+    """The console, or a wider one, on which no word of the table is split."""
+    words = {
+        word
+        for column in table.columns
+        for cell in column.cells
+        if isinstance(cell, str)
+        for word in cell.split()
+    }
+    size = Measurement.get(console, console.options.update_width(_WIDEST), table)
+    for width in (console.width, size.minimum, size.maximum):
+        wide = Console(width=max(width, console.width), height=console.height)
+        with wide.capture() as shown:
+            wide.print(table, highlight=False, markup=False)
+        if all(word in shown.get() for word in words):
+            return wide if width > console.width else console
+    return Console(width=size.maximum, height=console.height)
 
 
 def make_table(*columns: str) -> Table:

@@ -12,7 +12,13 @@ from privacy.accountants import make_accountant
 from privacy.ledger import LedgerEntry, composed
 from privacy.noise import gaussian
 from privacy.randomness import generator
-from privacy.views import distributed_gaussian, same_for_all, server_gaussian, with_colluders
+from privacy.views import (
+    MOST_COLLUDING,
+    distributed_gaussian,
+    same_for_all,
+    server_gaussian,
+    with_colluders,
+)
 
 
 def entry(views):
@@ -80,3 +86,10 @@ def test_bad_arguments(arguments, name):
         distributed_gaussian(
             multiplier, clients, secure_aggregation=True, colluding=rest[0] if rest else ()
         )
+
+
+def test_a_row_names_so_many_numbers_of_colluders():
+    event = ev.gaussian(1.0)
+    assert len(with_colluders(event, range(1, MOST_COLLUDING + 1))) == MOST_COLLUDING + 2
+    with pytest.raises(ValueError, match=f"at most {MOST_COLLUDING} numbers .* got 20000"):
+        with_colluders(event, range(1, 20_001))
