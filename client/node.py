@@ -30,7 +30,7 @@ from fedllm.run_folder import RunFolder, ledger_of
 from fedllm.settings import Settings
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
-from fedllm.task_errors import NotTakingPart, TaskRefused
+from fedllm.task_errors import NotTakingPart, TaskRefused, refusing
 from fedllm.tunable import shared_tunable
 
 log = logging.getLogger("fedllm.client")
@@ -127,6 +127,7 @@ def admitted(own: SiloFile, fields: TaskFields) -> Settings:
 
     Raises:
         LimitRefused: the silo's own limits do not allow the task.
+        TaskRefused: the settings do not fit the model.
         ModelError, DeviceMemoryError: as :func:`check_backbone`.
     """
     check_limits(
@@ -138,7 +139,8 @@ def admitted(own: SiloFile, fields: TaskFields) -> Settings:
     settings = localised(own, fields.settings)
     use_folders(own)
     use_threads(settings.simulation.threads)
-    check_backbone(own, settings, fields.backbone)
+    with refusing():
+        check_backbone(own, settings, fields.backbone)
     return settings
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +15,6 @@ from flwr.app import ArrayRecord, Message
 
 from client.task_fields import EVALUATE, QUERY, TRAIN
 from fedllm import messages as names
-from fedllm.settings_io import to_json
 
 from .arrays import hostile_arrays
 from .codecs import honest_states, hostile_states, with_state
@@ -46,13 +47,19 @@ class Case:
         return f"{self.kind} / {self.field} / {self.what[:60]}"
 
 
-def all_cases(silo: HostedSilo) -> Iterator[Case]:
-    """Every case; a silo is needed for the model's shapes."""
+def all_cases(silo: HostedSilo, few: bool = False) -> Iterator[Case]:
+    """Every case; a silo is needed for the model's shapes.
+
+    Args:
+        few: leave out what another kind of task has in the same words: fields of the same form, the same arrays, the
+            same texts in the place of settings.
+    """
     for kind in KINDS:
-        for field, what, change, fine in (*hostile_fields(kind), *hostile_records(kind)):
+        less = few and kind != TRAIN
+        for field, what, change, fine in (*hostile_fields(kind, less), *hostile_records(kind)):
             yield Case(kind, field, what, _changed(kind, change), fine)
-        yield from _settings(silo, kind)
-        if kind not in (QUERY, names.SEND_CODEC):
+        yield from _settings(kind, less)
+        if kind not in (QUERY, names.SEND_CODEC) and not (less and kind != EVALUATE):
             for what, change_arrays, fine in hostile_arrays():
                 yield Case(
                     kind, names.PARAMS, what, _arrays(kind, names.PARAMS, change_arrays), fine
@@ -79,24 +86,31 @@ def _arrays(kind: str, record: str, change: Callable[[dict[str, Any]], Any], **a
     return _changed(kind, put, **asked)
 
 
-def _settings(silo: HostedSilo, kind: str) -> Iterator[Case]:
-    for what, text in settings_texts():
+def _settings(kind: str, few: bool = False) -> Iterator[Case]:
+    for what, text in () if few else settings_texts():
         yield Case(kind, "settings", what, _changed(kind, _text(text)))
-    for what, (section, key, value) in TEXTS_ALONE.items():
-        yield Case(kind, "settings", what, _changed(kind, _entry(section, key, value)))
-    for what, settings, base in tampered_settings(silo, kind):
+    for what, (section, key, value) in () if few else TEXTS_ALONE.items():
+        build = _changed(kind, _entry(section, key, value))
+        yield Case(kind, "settings", what, build, what == "truth")  # it counts as 1
+    for what, changes in tampered_settings(kind):
+        yield Case(kind, "settings", what, _changed(kind, _tampered(changes)), may_answer=True)
 
-        def build(silo: HostedSilo, settings: Any = settings, base: Any = base) -> Message:
-            found = parts(silo, kind, settings_for(silo, kind))
-            found[names.CONFIG][names.SETTINGS] = to_json(settings)
-            if settings.model.access == "black-box":
-                found[names.CONFIG][names.DIRECTIONS] = "0" * 32
-            if settings.clipping.form == "adaptive":
-                found[names.CONFIG][names.CLIP] = 0.5
-            found[names.PARAMS] = dict(base)
-            return message_of(kind, found)
 
-        yield Case(kind, "settings", what, build, may_answer=True)
+def _tampered(changes: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
+    """As the server writes them, whether or not they are settings at all, with what such a task brings."""
+
+    def change(found: dict[str, Any]) -> None:
+        tree = json.loads(found[names.CONFIG][names.SETTINGS])
+        for name, value in changes.items():
+            section, _, key = name.rpartition(".")
+            (tree[section] if section else tree)[key] = value
+        found[names.CONFIG][names.SETTINGS] = _dumps(tree)
+        if tree["model"]["access"] == "black-box":
+            found[names.CONFIG][names.DIRECTIONS] = "0" * 32
+        if tree["clipping"]["form"] == "adaptive":
+            found[names.CONFIG][names.CLIP] = 0.5
+
+    return change
 
 
 def _text(text: str) -> Callable[[dict[str, Any]], None]:
@@ -107,8 +121,6 @@ def _text(text: str) -> Callable[[dict[str, Any]], None]:
 
 
 def _entry(section: str, key: str | None, value: Any) -> Callable[[dict[str, Any]], None]:
-    import json
-
     def change(found: dict[str, Any]) -> None:
         tree = json.loads(found[names.CONFIG][names.SETTINGS])
         if key is None:
@@ -121,9 +133,6 @@ def _entry(section: str, key: str | None, value: Any) -> Callable[[dict[str, Any
 
 
 def _dumps(tree: Any) -> str:
-    import json
-    import sys
-
     before = sys.get_int_max_str_digits()
     sys.set_int_max_str_digits(0)
     try:

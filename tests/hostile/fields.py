@@ -48,13 +48,27 @@ GOOD = {
 """Fields and values that may be answered (the folder is not used at a silo of its own; the codec is its own matter)."""
 
 
-def hostile_fields(kind: str) -> Iterator[tuple[str, str, Change, bool]]:
+FEW = (
+    "whole number",
+    "NaN",
+    "negative",
+    "huge number",
+    "bytes",
+    "list of texts",
+    "huge text",
+    "path",
+)
+"""Of them, for kinds of task whose fields have the same forms as those of training."""
+
+
+def hostile_fields(kind: str, few: bool = False) -> Iterator[tuple[str, str, Change, bool]]:
     """Field, what is wrong with it, the change of the task's parts, and whether an answer is right as well."""
     _, required, optional = FIELDS[kind]
     for field in sorted(required | optional):
         if field in required:
             yield field, "missing", _without(field), False
-        values = ANY | {"empty text": ""}
+        chosen = {what: ANY[what] for what in FEW} if few else ANY
+        values = chosen | {"empty text": ""}
         for what, value in values.items():
             yield field, what, _with(field, value), (field, what) in GOOD
     yield "fields", "one more", _with("more", "x"), False

@@ -8,9 +8,6 @@ from typing import Any
 from client.task_fields import EVALUATE, TRAIN
 from fedllm import messages as names
 
-from .honest import settings_for, start_of
-from .silo import HostedSilo
-
 BLACK_BOX = {"model.access": "black-box", "zeroth_order.noise": "gaussian"}
 TAMPERED: dict[str, dict[str, Any]] = {
     "more rounds": {"server.rounds": 6},
@@ -129,7 +126,7 @@ TEXTS_ALONE: dict[str, Any] = {
     "noise that nests": ("privacy", "noise", "[" * 60_000),
     "noise in a file": ("privacy", "noise", "/etc/passwd"),
     "rounds as text": ("server", "rounds", "three"),
-    "rounds of 1e400": ("server", "rounds", 1e308 * 10 if False else "1e400"),
+    "rounds of 1e400": ("server", "rounds", "1e400"),
     "a section as a list": ("server", None, [1, 2]),
     "a section as text": ("privacy", None, "none"),
     "null": ("privacy", "clip", None),
@@ -140,14 +137,6 @@ TEXTS_ALONE: dict[str, Any] = {
 """Section, key and value that no settings object can be made with."""
 
 
-def tampered_settings(silo: HostedSilo, kind: str) -> Iterator[tuple[str, Any, Any]]:
-    """What was changed, the settings, and the parameters that go with a task of theirs (of the base settings where no
-    model of these can be made here)."""
-    table = list(TAMPERED.items()) if kind == TRAIN else OF_OTHERS.get(kind, [])
-    base = start_of(settings_for(silo, kind))
-    for what, changes in table:
-        try:
-            settings = settings_for(silo, kind, **changes)
-        except ValueError as error:
-            raise AssertionError(f"{what}: no settings object takes it: {error}") from error
-        yield what, settings, base
+def tampered_settings(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What was changed of the settings with which a task of this kind is answered, and the changes."""
+    yield from TAMPERED.items() if kind == TRAIN else OF_OTHERS.get(kind, ())

@@ -36,7 +36,7 @@ def silo(tmp_path_factory: pytest.TempPathFactory) -> HostedSilo:
 
 @pytest.fixture(scope="module")
 def cases(silo: HostedSilo) -> list[Case]:
-    return list(all_cases(silo))
+    return list(all_cases(silo, few=True))
 
 
 def honest(silo: HostedSilo, kind: str) -> Outcome:
@@ -45,7 +45,7 @@ def honest(silo: HostedSilo, kind: str) -> Outcome:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tasks_with_one_thing_wrong(silo: HostedSilo, cases: list[Case], kind: str) -> None:
-    """And the honest task, of which each is a change, is answered before and after."""
+    """And the honest task, of which each is a change, is answered before and after. `python -m tests.hostile` has all."""
     assert honest(silo, kind).verdict == ANSWERED
     before, wrong, refused = resident(collected=True), [], 0
     for case in cases:
@@ -62,7 +62,7 @@ def test_tasks_with_one_thing_wrong(silo: HostedSilo, cases: list[Case], kind: s
             wrong.append(f"{case}: a reason of {len(found.reason)} characters")
         refused += found.verdict == REFUSED
     assert not wrong, "\n".join(wrong)
-    assert refused > 40
+    assert refused > 20
     assert resident(collected=True) - before < KEPT_MEMORY
     assert honest(silo, kind).verdict == ANSWERED
 
