@@ -161,6 +161,10 @@ def extract(message: Message, context: Context) -> Message:
         names.STATUS: names.OK,
         names.REASON: "",
     }
+    try:
+        read_fields(message, names.ASK_EXTRACT)
+    except Exception as error:
+        info |= _refusal(error, context)
     return _reply(message, context, RecordDict({names.INFO: ConfigRecord(info)}))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from client.silo_file import SiloFile
+from client.task_fields import is_run_id
 from fedllm import messages as names
 from fedllm.process import shared_ledger
 from fedllm.report.extract.keys import EXTRACT, HEAD, KeyProblem, SigningKey, load_signing_key
@@ -31,7 +32,9 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
     if own.extract == "none":
         return
     try:
-        config: Any = message.content[names.CONFIG]
+        config: Any = message.content.config_records.get(names.CONFIG, {})
+        if not is_run_id(config.get(names.RUN_ID)):
+            return  # of no run, or of a text that no ledger knows
         content[names.LEDGER] = _signed(own, config, _delta(message))
     except KeyProblem as error:
         _log_once(

@@ -27,6 +27,8 @@ MOST_CANDIDATES = 4096
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")
 _SEED = re.compile(r"(?:[0-9a-f]{32})?")
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_HEAD = re.compile(r"[^\x00]{0,65536}")
+_SIGNATURE = re.compile(r"[^\x00]{0,4096}")
 _FOLDER = re.compile(r"[^\x00]{0,4096}")
 
 
@@ -70,11 +72,13 @@ def read_fields(message: Message, kind: str) -> TaskFields:
     """
     records, required, optional = KINDS[kind]
     content: Any = message.content
+    records |= {names.LEDGER}
     _check_names(f"records of a {kind} task", content, records, records - _MAY_LACK)
     config = content.config_records.get(names.CONFIG)
     if config is None:
         raise TaskRefused(f"Expected texts and numbers in the record {names.CONFIG!r} of a task")
-    for name in records - {names.CONFIG}:
+    _check_companion(content)
+    for name in records - {names.CONFIG, names.LEDGER}:
         if name in content and name not in content.array_records:
             raise TaskRefused(f"Expected arrays in the record {name!r} of a {kind} task")
     _check_names(f"fields of a {kind} task", config, required | optional, required)
@@ -84,6 +88,23 @@ def read_fields(message: Message, kind: str) -> TaskFields:
         found[attribute] = form(name, value)
     found["settings"] = from_json(found["settings"])
     return TaskFields(**found)
+
+
+def is_run_id(value: Any) -> bool:
+    """Whether this is a run's id as a task may name it."""
+    return type(value) is str and _RUN_ID.fullmatch(value) is not None
+
+
+def _check_companion(content: Any) -> None:
+    """What goes along with any task: the last signed head of the silo's ledger, and the report's delta."""
+    if names.LEDGER not in content:
+        return
+    companion = content.config_records.get(names.LEDGER)
+    if companion is None:
+        raise TaskRefused(f"Expected texts and numbers in the record {names.LEDGER!r} of a task")
+    _check_names("fields beside a task", companion, frozenset(_COMPANION), frozenset())
+    for name, value in companion.items():
+        _COMPANION[name](name, value)
 
 
 def _check_names(what: str, given: Any, known: frozenset[str], needed: frozenset[str]) -> None:
@@ -166,15 +187,28 @@ _FORMS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
     names.CANDIDATES: ("candidates", _layers),
 }
 
+
+def _share(name: str, value: Any) -> float:
+    if type(value) is not float or not 0 < value < 1:
+        raise TaskRefused(f"Expected a number between 0 and 1 in {name}, got {shortened(value)}")
+    return value
+
+
+_COMPANION: dict[str, Callable[[str, Any], Any]] = {
+    names.HEAD: _text(_HEAD, "a signed text of at most 65536 characters"),
+    names.HEAD_SIGNATURE: _text(_SIGNATURE, "a signature of at most 4096 characters"),
+    names.DELTA: _share,
+}
+
 _OF_ROUNDS = frozenset(
     {names.SETTINGS, names.RUN_ID, names.RUN_FOLDER, names.ROUND, names.PLANNED_ROUNDS}
 )
 _BESIDE = frozenset({names.BACKBONE, names.CODEC_VERSION, names.DIRECTIONS})
-_MAY_LACK = frozenset({names.DUPLICATE, names.PREVIOUS})
+_MAY_LACK = frozenset({names.DUPLICATE, names.PREVIOUS, names.LEDGER})
 _WITH_PARAMS = frozenset({names.CONFIG, names.PARAMS})
 
 KINDS: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
-    TRAIN: (_WITH_PARAMS | _MAY_LACK, _OF_ROUNDS, _BESIDE | {names.CLIP}),
+    TRAIN: (_WITH_PARAMS | {names.DUPLICATE, names.PREVIOUS}, _OF_ROUNDS, _BESIDE | {names.CLIP}),
     EVALUATE: (_WITH_PARAMS, _OF_ROUNDS, _BESIDE),
     names.ASK_STATISTICS: (_WITH_PARAMS, _OF_ROUNDS, _BESIDE),
     names.ASK_SCORES: (_WITH_PARAMS, _OF_ROUNDS | {names.CANDIDATES}, _BESIDE),
@@ -183,6 +217,12 @@ KINDS: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
         frozenset({names.SETTINGS, names.CODEC_META, names.CODEC_VERSION}),
         frozenset(),
     ),
+    names.ASK_EXTRACT: (
+        frozenset({names.CONFIG}),
+        frozenset({names.SETTINGS, names.RUN_ID}),
+        frozenset(),
+    ),
     QUERY: (frozenset({names.CONFIG}), frozenset({names.SETTINGS}), frozenset({names.BACKBONE})),
 }
-"""Of each kind of task: its records, the fields that it must have, and those that it may have."""
+"""Of each kind of task: its records (and beside them the ledger's), the fields that it must have, and those that it may
+have."""

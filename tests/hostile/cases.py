@@ -59,7 +59,9 @@ def all_cases(silo: HostedSilo, few: bool = False) -> Iterator[Case]:
         for field, what, change, fine in (*hostile_fields(kind, less), *hostile_records(kind)):
             yield Case(kind, field, what, _changed(kind, change), fine)
         yield from _settings(kind, less)
-        if kind not in (QUERY, names.SEND_CODEC) and not (less and kind != EVALUATE):
+        if kind not in (QUERY, names.SEND_CODEC, names.ASK_EXTRACT) and not (
+            less and kind != EVALUATE
+        ):
             for what, change_arrays, fine in hostile_arrays():
                 yield Case(
                     kind, names.PARAMS, what, _arrays(kind, names.PARAMS, change_arrays), fine

@@ -99,6 +99,14 @@ def hostile_records(kind: str) -> Iterator[tuple[str, str, Change, bool]]:
     for other in (names.PARAMS, names.CODEC, names.UPDATE, "more", MEGABYTE):
         if other not in records:
             yield "records", f"also {other[:8]}", _as(other, ConfigRecord({"a": "b"})), False
+    head = {names.HEAD: "{}", names.HEAD_SIGNATURE: "AA==", names.DELTA: 1e-5}
+    yield names.LEDGER, "a head of nobody", _as(names.LEDGER, ConfigRecord(head)), True
+    for name in head:
+        for what in ("NaN", "negative", "huge number", "bytes", "list of texts", "huge text"):
+            wrong = ConfigRecord(head | {name: ANY[what]})
+            yield names.LEDGER, f"{name}: {what}", _as(names.LEDGER, wrong), False
+    yield names.LEDGER, "one more field", _as(names.LEDGER, ConfigRecord(head | {"a": 1})), False
+    yield names.LEDGER, "arrays", _as(names.LEDGER, ArrayRecord()), False
     for other in (names.DUPLICATE, names.PREVIOUS):
         yield other, "not asked for", _as(other, ArrayRecord()), False
 

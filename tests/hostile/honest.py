@@ -22,7 +22,15 @@ from simulations.benchmark import tiny
 
 from .silo import HostedSilo
 
-KINDS = (TRAIN, EVALUATE, names.ASK_STATISTICS, names.ASK_SCORES, names.SEND_CODEC, QUERY)
+KINDS = (
+    TRAIN,
+    EVALUATE,
+    names.ASK_STATISTICS,
+    names.ASK_SCORES,
+    names.SEND_CODEC,
+    names.ASK_EXTRACT,
+    QUERY,
+)
 OF_KIND: dict[str, dict[str, Any]] = {
     EVALUATE: {"evaluation.clients": "private", "evaluation.clients_holdout": 0.2},
     names.ASK_STATISTICS: {"codec.name": "linear", "codec.ratio": 4.0, "codec.prior": "layerwise"},
@@ -66,7 +74,9 @@ def parts(silo: HostedSilo, kind: str, settings: Settings) -> dict[str, Any]:
     """A task's records: fields as a dictionary under ``config``, tensors as one under each other name."""
     fields: dict[str, Any] = {names.SETTINGS: to_json(settings)}
     found: dict[str, Any] = {names.CONFIG: fields}
-    if kind == QUERY:
+    if kind == names.ASK_EXTRACT:
+        fields[names.RUN_ID] = silo.new_run()
+    if kind in (QUERY, names.ASK_EXTRACT):
         return found
     if kind == names.SEND_CODEC:
         codec = codec_of(settings)
