@@ -97,9 +97,9 @@ MUTATIONS = (
         "client/node.py",
         """    check_limits(
         own,
-        settings,
-        server_round=int(fields[names.ROUND]),
-        planned_rounds=int(fields[names.PLANNED_ROUNDS]),
+        fields.settings,
+        server_round=fields.round,
+        planned_rounds=fields.planned_rounds,
     )
 """,
         "",
@@ -109,11 +109,8 @@ MUTATIONS = (
     Mutation(
         "limits-not-asked-for-a-query",
         "client/node.py",
-        """    if own is not None:
-        check_limits(own, settings)
-        settings""",
-        """    if own is not None:
-        settings""",
+        "    settings = fields.settings if own is None else admitted(own, fields)\n",
+        "    settings = fields.settings if own is None else localised(own, fields.settings)\n",
         "A silo tells its size although its file says that it may not leave.",
         (_BY_SETTINGS,),
     ),
@@ -159,9 +156,9 @@ MUTATIONS = (
     ),
     Mutation(
         "any-codec-kept",
-        "client/app.py",
-        "            check_codec(own, meta)\n",
-        "            pass\n",
+        "client/codec_task.py",
+        "        check_codec(own, fields.codec_meta)\n",
+        "",
         "A silo that allows no codec stores and runs those of the server.",
         (f"{_LIMITS}::test_a_codec_that_the_silo_does_not_allow_is_not_kept",),
     ),
