@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 
@@ -24,6 +25,7 @@ def ask_silos(
     *,
     record: str,
     size: int,
+    noise: float,
     what: str,
     stop: threading.Event,
     check: Callable[[Tensor], None] = lambda released: None,
@@ -34,6 +36,7 @@ def ask_silos(
         chosen, tasks: the silos, and the task of each.
         record: of the reply, and its one tensor.
         size: how many numbers a silo releases.
+        noise: bound of the standard deviation of the noise in each.
         what: they are, in messages: "statistics for the codec".
         stop: set by another thread to interrupt.
         check: raises ReplyRefused for numbers that are not usable.
@@ -43,8 +46,11 @@ def ask_silos(
         Stopped: ``stop`` was set.
     """
 
+    # An honest one exceeds it with a chance of less than exp(-800), by the Gaussian's concentration.
+    largest = strategy.settings.server.max_update_norm + noise * (math.sqrt(size) + 40)
+
     def read(name: str, content: RecordDict) -> tuple[str, Tensor, float]:
-        reply = read_released(content, record, size)
+        reply = read_released(content, record, size, largest)
         check(reply.released)
         return name, reply.released, reply.sampling_rate
 

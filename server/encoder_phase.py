@@ -180,6 +180,7 @@ def _ask(
         tasks,
         record=names.STATISTICS,
         size=statistics.size,
+        noise=settings.codec.statistics_noise,
         what=WHAT,
         stop=stop,
     )

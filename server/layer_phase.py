@@ -207,6 +207,7 @@ def _ask(
         tasks,
         record=names.SCORES,
         size=len(candidates),
+        noise=score_noise_std(settings, len(candidates)),
         what="scores of the layers",
         stop=stop,
         check=check,

@@ -6,6 +6,8 @@ sampling rate, steps: all public), and is brought up to date only when it is loo
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -19,11 +21,12 @@ from fedllm.silo_bounds import (
     statistics_events,
     training_events,
 )
-from privacy.accountants import make_accountant
+from privacy.accountants import Accountant, make_accountant
 from privacy.event_counts import multiset
 from privacy.event_json import event_from_json, event_to_json
 from privacy.vocabulary import Relation
 
+log = logging.getLogger("fedllm")
 MOST_MECHANISMS = 64
 """Different events of one silo in one run; an honest one has a few."""
 
@@ -94,7 +97,10 @@ class SpendingView:
         }
 
     def epsilon(self) -> dict[str, float]:
-        """Epsilon of each silo so far at its own delta; equal histories are accounted once."""
+        """Epsilon of each silo so far at its own delta; equal histories are accounted once.
+
+        Infinite where the accountant cannot account for what a silo says of itself.
+        """
         privacy = self.settings.privacy
         accountant = make_accountant(privacy.accountant, Relation(privacy.relation))
         found: dict[tuple[float, frozenset[tuple[DpEvent, int]]], float] = {}
@@ -103,7 +109,7 @@ class SpendingView:
             delta = self.settings.for_silo(silo).privacy.delta
             events = frozenset(counts.items())
             if (delta, events) not in found:
-                found[delta, events] = float(accountant.epsilon(counts, delta))
+                found[delta, events] = _epsilon(accountant, counts, delta)
             result[silo] = found[delta, events]
         return result
 
@@ -131,3 +137,15 @@ class SpendingView:
             silo: Counter({event_from_json(text): int(count) for text, count in rows})
             for silo, rows in plain["events"].items()
         }
+
+
+def _epsilon(accountant: Accountant, counts: Counter[DpEvent], delta: float) -> float:
+    try:
+        return float(accountant.epsilon(counts, delta))
+    except (
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+    ) as error:  # no bound is known, and the run goes on
+        log.warning("no epsilon of what a silo says it released: %s", error)
+        return math.inf

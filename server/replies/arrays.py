@@ -69,8 +69,7 @@ def _check_announced(name: str, array: Array, shape: tuple[int, ...], dtype: np.
     if array.dtype != dtype.name:
         raise ReplyRefused(f"Expected {dtype.name} for {name}, got {shown(array.dtype)}")
     if tuple(array.shape) != shape:
-        told = shown(list(array.shape)) if len(array.shape) > 8 else shown(tuple(array.shape))
-        raise ReplyRefused(f"Expected shape {shape} for {name}, got {told}")
+        raise ReplyRefused(f"Expected shape {shape} for {name}, got {shown(tuple(array.shape))}")
     size = math.prod(shape) * dtype.itemsize
     if not size <= len(array.data) <= size + _LONGEST_HEADER:
         raise ReplyRefused(f"Expected {size} bytes for {name} and a header, got {len(array.data)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,15 +24,14 @@ class Fields:
     values: Mapping[str, Any]
 
     def number(self, name: str, low: float, high: float) -> float:
-        """A finite number in [low, high].
+        """A number in [low, high], which are finite.
 
         Raises:
             ReplyRefused: it is missing, no number (a truth value is none), or out of range.
         """
         value = self._value(name, f"a number from {low:g} to {high:g}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._refusal(f"a number from {low:g} to {high:g}", name, value)
-        if not (math.isfinite(value) and low <= value <= high):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:  # NaN is in no range
             raise self._refusal(f"a number from {low:g} to {high:g}", name, value)
         return float(value)
 

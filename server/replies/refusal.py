@@ -32,9 +32,11 @@ def shown(value: Any) -> str:
         part = repr(value[:_LONGEST_VALUE])
         more = len(value) - _LONGEST_VALUE
         return one_line(part if more <= 0 else f"{part} and {more} more")
-    if isinstance(value, list):
-        items = ", ".join(shown(item) for item in value[:3])
-        return f"a list of {len(value)} ({items}{', …' if len(value) > 3 else ''})"
+    if isinstance(value, list | tuple) and len(value) > 8:
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, list | tuple):
+        items = ", ".join(shown(item) for item in value)
+        return one_line(f"({items})" if isinstance(value, tuple) else f"[{items}]")
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {value.bit_length()} bits"
     return one_line(repr(value), _LONGEST_VALUE)

@@ -17,8 +17,8 @@ from server.replies.refusal import ReplyRefused
 
 SMALLEST_RATE = 1e-12
 """Of a sampling rate: fewer than one record in 10^12 is no training."""
-SMALLEST_NOISE, LARGEST_NOISE = 1e-3, 1e9
-"""Of a noise multiplier that a silo says it used; calibration searches within 0.01 and 10^6."""
+SMALLEST_NOISE, LARGEST_NOISE = 1e-2, 1e9
+"""Of a noise multiplier that a silo says it used, and that nobody chose; calibration searches above 0.01."""
 LARGEST_SHARE = 1e6
 """Of the noisy share of norms below the clipping norm, on either side of zero."""
 

@@ -231,7 +231,7 @@ def test_a_trusted_server_records_and_noises_the_statistics_once(
             value = arrays.to_torch_state_dict()[names.STATISTICS]
             sent.append(value)
             if silo_of(reply) == "gamma":
-                reply.content[names.STATISTICS] = ArrayRecord({names.STATISTICS: value * 1e6})
+                reply.content[names.STATISTICS] = ArrayRecord({names.STATISTICS: value * 1e3})
         return reply
 
     assert in_process(run, tamper) == "finished"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from fedllm.silo_account import SiloAccount
 from privacy.ledger import Ledger
-from server.spending import SpendingView
+from server.spending import MOST_MECHANISMS, SpendingView
 
 CASES = {
     "local steps, private evaluation": {
@@ -64,3 +65,20 @@ def test_the_view_agrees_with_the_ledger(
                 view.add_evaluation(silo)
             assert view.epsilon()[silo] == account.epsilon()
     assert SpendingView(settings).epsilon() == {}
+
+
+def test_a_silo_tells_a_few_mechanisms_in_a_run(tiny_settings: Callable[..., Any]) -> None:
+    """More are refused, and what is refused changes nothing; others go on, and so do those it has told."""
+    view = SpendingView(tiny_settings())
+    for number in range(MOST_MECHANISMS):
+        told = {"sampling_rate": 0.1 + number / 1000, "noise_multiplier": 0.8, "steps": 2}
+        view.add_training("beta", 1, **told)
+    before = copy.deepcopy(view.to_plain())
+    with pytest.raises(ValueError, match="more than 64 mechanisms of beta"):
+        view.add_training("beta", 1, sampling_rate=0.9, noise_multiplier=0.8, steps=2)
+    with pytest.raises(ValueError):
+        view.add_training("beta", 1, sampling_rate=2.0, noise_multiplier=0.8, steps=2)
+    assert view.to_plain() == before
+    view.add_training("beta", 1, sampling_rate=0.1, noise_multiplier=0.8, steps=2)
+    view.add_training("gamma", 1, sampling_rate=0.9, noise_multiplier=0.8, steps=2)
+    assert set(view.events) == {"beta", "gamma"}
