@@ -1,4 +1,4 @@
-"""What a run came to where it did not fail on its way."""
+"""Who is in a run that was begun before, and what a run came to that did not fail on its way."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str | None:
             reasons[item["silo"]] = item["reason"]
     said = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(reasons.items()))
     return f"No silo trained in {len(rounds)} rounds: {said or 'none was drawn'}"
+
+
+def of_the_run(run: RunFolder, nodes: Mapping[str, int]) -> dict[str, int]:
+    """Those of the nodes whose silos a run was begun with; all of them where it has not begun."""
+    saved = run.read_json("schedule.json", None)
+    return {name: node for name, node in nodes.items() if not saved or name in saved["silos"]}

@@ -31,7 +31,7 @@ from server.encoder_phase import prepare_codec
 from server.exchange import Stopped
 from server.extracts import Extracts
 from server.layer_phase import LayerPhase, count_scores
-from server.outcome import why_nobody_trained
+from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
 from server.strategy import BudgetSpent, PrefixStrategy
@@ -85,7 +85,7 @@ def run_experiment(
         found = find_silos(
             grid, settings, stop, expected_nodes, wanted=expected_silos, backbone=_digest(tunable)
         )
-        nodes, sizes = found.nodes, found.sizes
+        nodes, sizes = of_the_run(run, found.nodes), found.sizes
         for sentence in found.problems:
             everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
         settings = _checked(settings, run, tunable, nodes, sizes)

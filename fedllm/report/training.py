@@ -91,7 +91,8 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
     summary["bytes_down"] = int(sum(number(record.get("bytes_down")) for record in rounds))
     summary["bytes_up"] = int(sum(number(record.get("bytes_up")) for record in rounds))
     summary["replies"] = int(sum(number(record.get("replied")) for record in rounds))
-    summary["incidents"] = _incidents(rounds)
+    asked = [record for record in records if record["kind"] == "replies"]
+    summary["incidents"] = _incidents([*asked, *rounds])
     return summary
 
 
@@ -112,13 +113,14 @@ def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Failed, refused and departed silos: how often, for which reason."""
+    """Failed, refused and departed silos: how often, for which reason; outside of training, with what was asked."""
     counts: Counter[tuple[str, str, str]] = Counter()
     last: dict[tuple[str, str, str], int] = {}
     for record in rounds:
         for kind in ("failed", "refused", "left"):
             for item in _items(record, kind):
-                key = (kind, str(item.get("silo")), str(item.get("reason")))
+                what = f"{record['what']}: " if "what" in record else ""
+                key = (kind, str(item.get("silo")), f"{what}{item.get('reason')}")
                 counts[key] += 1
                 last[key] = record["round"]
     return [
