@@ -112,6 +112,13 @@ class Extracts:
             self._keep(silo, brought)
         except ExtractError as error:
             self._distrust(silo, str(error))
+        except OSError:  # of this machine
+            raise
+        except (
+            Exception
+        ) as error:  # a stranger's text found a hole in its reader, and the run goes on
+            log.debug("the extract of %s", silo, exc_info=error)
+            self._distrust(silo, f"its extract cannot be read: {type(error).__name__}")
 
     def finish(self, grid: Grid, spending: SpendingView, stop: threading.Event) -> None:
         """Write down what the silos told of their releases, and ask each one that is there for its last extract.
