@@ -5,6 +5,10 @@ What goes wrong is said by files in the folder FEDLLM_TEST_FAULTS:
 * ``hold-before-N``, ``hold-after-N``: the task of round N is held before the app sees it, or before its
   answer leaves, while the file is there; ``held-before-N`` tells that it is.
 * ``repeat``: the app's first answer is given again to every later task.
+* ``forge-query``, ``forge-N``: the answer to the run's first question, or of round N, is the forgery of it that
+  the file names (:mod:`forged_replies`); ``speak for NAME`` only changes whose answer it says that it is.
+* ``withhold``: answers are announced to the server, and nothing of them is uploaded.
+* ``tasks`` has a line for each task that the node's app was given: its kind.
 * ``twice``: each answer is pushed to the server, and pushed again under another id; ``pushed`` has a line
   for each second push: how many of its parts the server still wanted.
 """
@@ -12,6 +16,7 @@ What goes wrong is said by files in the folder FEDLLM_TEST_FAULTS:
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -44,17 +49,37 @@ def repeated(reply: Any, message: Any) -> Any:
     return Message(old.content, reply_to=message)
 
 
+def forged(reply: Any, fault: str) -> Any:
+    """The reply, or the forgery of it that a file names."""
+    file = FOLDER / f"forge-{fault}"
+    if not file.exists():
+        return reply
+    name = file.read_text(encoding="utf-8")
+    if name.startswith("speak for "):
+        reply.content["info"]["silo"] = name.removeprefix("speak for ")
+        return reply
+    sys.path.append(str(Path(__file__).parents[1]))
+    from forged_replies import forged as forgeries
+
+    content = next(content for known, content in forgeries(reply.content) if known == name)
+    reply.__dict__["_content"] = content
+    return reply
+
+
 def change_app(module: Any) -> None:
     answer = module.ClientApp.__call__
 
     def call(self: Any, message: Any, context: Any) -> Any:
-        if not message.metadata.message_type.startswith("train"):
-            return answer(self, message, context)
+        kind = message.metadata.message_type
+        with (FOLDER / "tasks").open("a", encoding="utf-8") as file:
+            file.write(f"{kind}\n")
+        if not kind.startswith("train"):
+            return forged(answer(self, message, context), kind)
         server_round = int(message.content["config"]["round"])
         hold("before", server_round)
         reply = repeated(answer(self, message, context), message)
         hold("after", server_round)
-        return reply
+        return forged(reply, str(server_round))
 
     module.ClientApp.__call__ = call
 
@@ -79,6 +104,16 @@ def change_connection(module: Any) -> None:
         return answer
 
     module.FleetHttpClient.PushMessages = call
+    upload = module.FleetHttpClient.PushObject
+
+    def keep(self: Any, request: Any) -> Any:
+        if (FOLDER / "withhold").exists():
+            from flwr.proto.message_pb2 import PushObjectResponse
+
+            return PushObjectResponse(stored=True)
+        return upload(self, request)
+
+    module.FleetHttpClient.PushObject = keep
 
 
 after_import("flwr.clientapp.client_app", change_app)
