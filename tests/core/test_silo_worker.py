@@ -193,6 +193,12 @@ def test_no_two_silos_rounds_runs_or_values_share_noise(
     }
     everything = np.concatenate(list(streams.values()))
     assert len(np.unique(everything)) == len(everything)
+    workers = [
+        SiloWorker(settings, one, run="run-1", ledger=tmp_path / "l.sqlite")
+        for one in (alpha.silo, twin)
+    ]
+    keyed = [worker.streams(1, "one digest")("noise", 0).standard_normal(4) for worker in workers]
+    assert not np.array_equal(*keyed), "the silo's name is a label of its own, beside the digest"
     again = noises(make_worker(settings, tmp_path / "..", run="elsewhere"), params, 1)
     assert np.array_equal(again, streams["alpha, round 1"]), "seeded runs must be repeatable"
 
