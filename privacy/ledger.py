@@ -26,7 +26,7 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy import ledger_file
-from privacy.ledger_chain import GENESIS, VerifyReport, row_hash, row_problems
+from privacy.ledger_chain import COLUMNS, VerifyReport, row_hash, verify_chain
 from privacy.ledger_entry import (
     LedgerEntry,
     composed,
@@ -34,21 +34,24 @@ from privacy.ledger_entry import (
     require_same_unit,
     view_events,
 )
-from privacy.ledger_file import Database, LedgerError
+from privacy.ledger_error import LedgerError, LedgerRolledBack
+from privacy.ledger_file import Database
+from privacy.ledger_heads import EMPTY, GENESIS, Head
 from privacy.ledger_tally import PLAN, History, PlanRow, Tally
 from privacy.vocabulary import Unit
 
 __all__ = [
     "PLAN",
+    "Head",
     "Ledger",
     "LedgerConflict",
     "LedgerEntry",
     "LedgerError",
+    "LedgerRolledBack",
     "VerifyReport",
     "composed",
 ]
 
-_COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
 _LOOKUP = 1000  # keys in one query, with three parameters each: SQLite allows 32766
 
 
@@ -137,7 +140,7 @@ class Ledger:
                 rows.append((row_id, time, *content.values(), previous, digest))
                 previous = digest
             marks = ",".join("?" * len(rows[0]))
-            db.executemany(f"INSERT INTO entries ({_COLUMNS}) VALUES ({marks})", rows)
+            db.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES ({marks})", rows)
             db.execute("UPDATE head SET id = ?, hash = ?", (row_id, previous))
         return len(rows)
 
@@ -225,14 +228,14 @@ class Ledger:
         Raises:
           LedgerError: A row cannot be read as an entry.
         """
-        rows = self._select(_COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
+        rows = self._select(COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
         return [self._entry(row) for row in rows if row[5] != PLAN]
 
     def plans(
         self, party: str | None = None, unit: Unit | None = None, run: str | None = None
     ) -> list[LedgerEntry]:
         """Return the rows that hold a run's plan, as `entries` does the releases."""
-        rows = self._select(_COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
+        rows = self._select(COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
         return [self._entry(row) for row in rows if row[5] == PLAN]
 
     def plan_rows(self, party: str) -> list[PlanRow]:
@@ -310,10 +313,38 @@ class Ledger:
         """Return the names of the parties that have entries, sorted."""
         return [str(row[0]) for row in self._select("DISTINCT party", "ORDER BY party")]
 
-    def head(self) -> tuple[int, str]:
-        """Return (id, hash) of the last row; (0, GENESIS) for an empty ledger."""
+    def head(self) -> Head:
+        """Return how far the ledger went: number and hash of the last row."""
         rows = self._select("id, hash", "ORDER BY id DESC LIMIT 1")
-        return (int(rows[0][0]), str(rows[0][1])) if rows else (0, GENESIS)
+        return Head(int(rows[0][0]), str(rows[0][1])) if rows else EMPTY
+
+    def holds(self, head: Head) -> bool:
+        """Whether this ledger, or an earlier state of it, had this head."""
+        with self._lock:
+            try:
+                found = self._open_db().execute(
+                    "SELECT hash FROM entries WHERE id = ?", (head.rows,)
+                )
+                return head == EMPTY or found.fetchone() == (head.hash,)
+            except (sqlite3.Error, OverflowError) as error:
+                raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+
+    def require_contains(self, head: Head, told_by: str) -> None:
+        """Refuse to go on where this ledger lacks a head that was kept elsewhere.
+
+        Args:
+          head: What was kept, by whomever; of a ledger that went on since, too.
+          told_by: Who kept it, for the message.
+
+        Raises:
+          LedgerRolledBack: The ledger lacks it: an older file was put in its place, or another copy of it
+            went on somewhere else.
+        """
+        if not self.holds(head):
+            raise LedgerRolledBack(
+                f"The ledger {self.path} was rolled back, replaced or forked: it has {self.head().rows} rows, and "
+                f"not row {head.rows} as {told_by} knows it (head {head})"
+            )
 
     def verify(self, kept_head: tuple[int, str] | None = None) -> VerifyReport:
         """Recompute the whole chain.
@@ -324,40 +355,8 @@ class Ledger:
         Returns:
           The report; a problem is reported, never raised.
         """
-        problems: list[str] = []
-        previous, expected_id, rows = GENESIS, 1, 0
-        hashes: dict[int, str] = {0: GENESIS}
-        try:
-            with self._lock:
-                db = self._open_db()
-                db.execute("BEGIN")  # one snapshot for all reads
-                try:
-                    problems += [
-                        f"SQLite: {row[0]}"
-                        for row in db.execute("PRAGMA integrity_check")
-                        if row[0] != "ok"
-                    ]
-                    for row in db.execute(f"SELECT {_COLUMNS} FROM entries ORDER BY id"):
-                        rows += 1
-                        problems += row_problems(row, expected_id, previous)
-                        expected_id, previous = row[0] + 1, row[11]
-                        hashes[row[0]] = row[11]
-                    head = db.execute("SELECT id, hash FROM head").fetchall()
-                finally:
-                    db.execute("ROLLBACK")
-            if head != [(expected_id - 1, previous)]:
-                problems.append(
-                    f"the last row is {expected_id - 1}, the recorded head is "
-                    f"{head[0][0] if head else 'missing'}: rows at the end are missing or added"
-                )
-        except (sqlite3.Error, IndexError, TypeError) as error:
-            problems.append(f"the file cannot be read to the end: {error}")
-        if kept_head is not None and hashes.get(kept_head[0]) != kept_head[1]:
-            problems.append(
-                f"the kept head (row {kept_head[0]}) is not in this ledger: it was reset or "
-                "rewritten"
-            )
-        return VerifyReport(not problems, rows, problems, (expected_id - 1, previous))
+        with self._lock:
+            return verify_chain(self._open_db(), kept_head)
 
     def close(self) -> None:
         """Close the file; idempotent."""

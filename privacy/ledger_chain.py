@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -9,8 +10,10 @@ from json.encoder import encode_basestring_ascii as json_text
 from typing import Any
 
 from privacy.ledger_entry import canonical_json, parse_views
+from privacy.ledger_heads import GENESIS, Head
 
-GENESIS = "0" * 64
+COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
+"""Of a row, in this order."""
 
 _BODY = (  # canonical_json of a row, written out: three times as fast
     '{"details":%s,"id":%d,"key":%s,"party":%s,"purpose":%s,"round":%d,"run":%s,"time":%s,'
@@ -67,4 +70,46 @@ class VerifyReport:
     ok: bool
     rows: int
     problems: list[str]
-    head: tuple[int, str]
+    head: Head
+
+
+def verify_chain(db: sqlite3.Connection, kept_head: tuple[int, str] | None = None) -> VerifyReport:
+    """Recompute the whole chain of a database, in one snapshot.
+
+    Args:
+      kept_head: A head that was kept elsewhere: it must still be there.
+
+    Returns:
+      The report; a problem is reported, never raised.
+    """
+    problems: list[str] = []
+    previous, expected_id, rows = GENESIS, 1, 0
+    hashes: dict[int, str] = {0: GENESIS}
+    try:
+        db.execute("BEGIN")  # one snapshot for all reads
+        try:
+            problems += [
+                f"SQLite: {row[0]}"
+                for row in db.execute("PRAGMA integrity_check")
+                if row[0] != "ok"
+            ]
+            for row in db.execute(f"SELECT {COLUMNS} FROM entries ORDER BY id"):
+                rows += 1
+                problems += row_problems(row, expected_id, previous)
+                expected_id, previous = row[0] + 1, row[11]
+                hashes[row[0]] = row[11]
+            head = db.execute("SELECT id, hash FROM head").fetchall()
+        finally:
+            db.execute("ROLLBACK")
+        if head != [(expected_id - 1, previous)]:
+            problems.append(
+                f"the last row is {expected_id - 1}, the recorded head is "
+                f"{head[0][0] if head else 'missing'}: rows at the end are missing or added"
+            )
+    except (sqlite3.Error, IndexError, TypeError) as error:
+        problems.append(f"the file cannot be read to the end: {error}")
+    if kept_head is not None and hashes.get(kept_head[0]) != kept_head[1]:
+        problems.append(
+            f"the kept head (row {kept_head[0]}) is not in this ledger: it was reset or rewritten"
+        )
+    return VerifyReport(not problems, rows, problems, Head(expected_id - 1, previous))

@@ -14,7 +14,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.event_counts import multiset
 from privacy.event_json import canonical, event_from_json, event_to_json
-from privacy.ledger_file import LedgerError
+from privacy.ledger_error import LedgerError
 from privacy.vocabulary import Adversary, Unit
 
 JsonScalar = str | int | float | bool | None

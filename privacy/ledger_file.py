@@ -30,6 +30,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from privacy.file_system import file_system_of
+from privacy.ledger_error import LedgerError
 
 APPLICATION_ID = 0x46444C47  # "FDLG"
 SCHEMA_VERSION = 1
@@ -81,10 +82,6 @@ _in_place: Counter[tuple[int, int]] = Counter()  # (device, inode) -> connection
 _checked: set[tuple[int, int]] = set()  # found in good order, or made, by this process
 _told: set[str] = set()  # types of file systems that were logged
 _logger = logging.getLogger(__name__)
-
-
-class LedgerError(ValueError):
-    """A ledger cannot be opened, read, trusted or written; the message says which and why."""
 
 
 def _fsync_directory(directory: Path) -> None:

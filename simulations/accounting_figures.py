@@ -27,6 +27,7 @@ from privacy.event_counts import multiset
 from privacy.events import dp_sgd
 from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
 from privacy.ledger_file import APPLICATION_ID
+from privacy.ledger_heads import Head
 from privacy.vocabulary import Adversary, Relation, Unit
 
 Figures = dict[str, Any]
@@ -103,7 +104,7 @@ def verify_ledger(path: Path, kept_head: tuple[int, str] | None = None) -> Verif
     except LedgerError as error:
         if not _marked_as_ledger(path):
             raise
-        return VerifyReport(False, 0, [str(error)], (0, ""))
+        return VerifyReport(False, 0, [str(error)], Head(0, ""))
 
 
 def chain(found: VerifyReport) -> dict[str, Any]:

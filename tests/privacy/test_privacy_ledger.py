@@ -11,7 +11,15 @@ from privacy import events as ev
 from privacy import ledger_file
 from privacy.event_counts import multiset
 from privacy.event_json import UnknownEvent
-from privacy.ledger import Ledger, LedgerConflict, LedgerEntry, LedgerError, composed
+from privacy.ledger import (
+    Head,
+    Ledger,
+    LedgerConflict,
+    LedgerEntry,
+    LedgerError,
+    LedgerRolledBack,
+    composed,
+)
 from privacy.vocabulary import Unit
 
 STEP = ev.dp_sgd(0.01, 1.0, 4)
@@ -373,3 +381,25 @@ def test_many_identical_rows_are_counted_fast(path):
     with Ledger(path) as ledger:
         ledger.extend([entry(i) for i in range(5000)])
         assert ledger.spent("server") == {next(iter(multiset(STEP))): 20000}
+
+
+def test_a_ledger_holds_each_head_that_it_had_and_no_other(path):
+    heads = []
+    with Ledger(path) as ledger:
+        heads.append(ledger.head())
+        for number in range(4):
+            ledger.append(entry(number))
+            heads.append(ledger.head())
+        for head in heads:
+            ledger.require_contains(head, "the server")
+            assert Head.parse(str(head)) == head
+        for head in (Head(5, heads[4].hash), Head(3, heads[4].hash), Head(0, heads[1].hash)):
+            assert not ledger.holds(head)
+            with pytest.raises(LedgerRolledBack, match=r"not row \d as the server knows it"):
+                ledger.require_contains(head, "the server")
+
+
+@pytest.mark.parametrize("text", ["", "1", "1:", "1:xy", "-1:" + "0" * 64, "1:" + "0" * 65])
+def test_what_is_no_head_is_refused(text):
+    with pytest.raises(ValueError, match="ROWS:HASH"):
+        Head.parse(text)
