@@ -119,6 +119,7 @@ def _open_own(own: SiloFile, fields: TaskFields) -> SiloWorker:
         ledger=ledger,
         log=None if own.log is None else Path(own.log),
         own=own.own_bounds(),
+        heads=own.kept_heads,
     )
 
 

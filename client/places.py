@@ -29,7 +29,10 @@ def without_places(text: str, own: SiloFile | None = None) -> str:
     """
     places = {str(Path.home()), tempfile.gettempdir()}
     if own is not None:
-        named = (own.ledger, own.log, own.cache, own.approved, own.data.path, own.model.path)
+        named = (
+            *(own.ledger, own.state, own.log, own.cache, own.approved),
+            *(own.data.path, own.model.path),
+        )
         for place in filter(None, named):
             places |= {place, str(Path(place).parent)}
     for place in sorted(places, key=len, reverse=True):

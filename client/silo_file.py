@@ -9,6 +9,7 @@ the environment variable FEDLLM_SILO, or by ``silo-file`` in the node's own conf
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 import os
 import re
@@ -201,6 +202,11 @@ class SiloFile(Section):
         description="Folder for converted models, codecs and calibrations, and for the hub's files; "
         "relative to this file. Empty: FEDLLM_CACHE and HF_HOME, or their defaults.",
     )
+    state: str = Field(
+        "state",
+        description="Folder in which the node remembers how far the ledger went; relative to this file. Leave it "
+        "as it is where a ledger comes from a backup: that is what makes an older one evident.",
+    )
     approved: str = Field(
         "approved.json", description="Bundles that the node may run (`fedllm deploy approve`)."
     )
@@ -254,6 +260,14 @@ class SiloFile(Section):
                 "budget.relation=add-or-remove-one"
             )
 
+    @property
+    def kept_heads(self) -> tuple[Path, ...]:
+        """Files with heads of the silo's ledger, away from it (:mod:`privacy.ledger_heads`)."""
+        name = hashlib.sha256(self.name.encode()).hexdigest()[
+            :12
+        ]  # a name may hold what no file may
+        return (Path(self.state) / f"ledger-{name}.head",)
+
     def own_bounds(self) -> OwnBounds:
         """Budget and limits as the silo's account holds them."""
         budget, limits = self.budget, self.limits
@@ -297,7 +311,7 @@ def _parsed(text: str, source: str, folder: Path) -> SiloFile:
         raise SiloFileError("\n".join(lines)) from None
     places: dict[str, Any] = {
         key: None if not value else _absolute(value, folder)
-        for key in ("ledger", "log", "cache", "approved", "key")
+        for key in ("ledger", "state", "log", "cache", "approved", "key")
         for value in (getattr(silo, key),)
     }
     data = silo.data.model_copy(update={"path": _absolute(silo.data.path, folder)})
@@ -331,7 +345,7 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
         "# client holds every run against it, and no server can change it.",
         "",
     ]
-    lines += _documented(silo, ("name", "ledger", "log", "cache", "approved", "key", "extract"))
+    lines += _documented(silo, ("name", "ledger", "state", "log", "cache", "approved", "key", "extract"))
     for section in ("data", "budget", "limits", "model"):
         part = getattr(silo, section)
         summary = (type(part).__doc__ or "").strip().splitlines()[0]

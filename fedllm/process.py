@@ -37,6 +37,7 @@ def shared_worker(
     ledger: Path,
     log: Path | None,
     own: OwnBounds | None = None,
+    heads: tuple[Path, ...] = (),
 ) -> SiloWorker:
     """The worker of this silo in this run, made once while it is kept.
 
@@ -44,6 +45,9 @@ def shared_worker(
     process does not keep (:func:`fedllm.models.shared_backbone`). One that is given up while it works finishes its task:
     only its place here is taken. What it had is made anew with the run's next task, from the ledger, where the
     run's noise and plan are. An open ledger is closed when the last worker that uses it has gone.
+
+    Args:
+        heads: files with heads of the ledger, beside the one that lies beside it (:mod:`privacy.ledger_heads`).
     """
     own_key = (silo.name, str(ledger), os.getpid())
     key = (run, settings.model_dump_json(), own)
@@ -51,21 +55,22 @@ def shared_worker(
         kept = _workers.setdefault(own_key, Kept(MOST_RUNS))
 
     def make() -> SiloWorker:
-        return SiloWorker(settings, silo, run=run, ledger=shared_ledger(ledger), log=log, own=own)
+        opened = shared_ledger(ledger, heads)
+        return SiloWorker(settings, silo, run=run, ledger=opened, log=log, own=own)
 
     found = kept.get(key, make)
     kept.drop(lambda worker: worker is not found and was_given_up(worker.tunable.backbone))
     return found
 
 
-def shared_ledger(path: Path) -> Ledger:
+def shared_ledger(path: Path, kept: tuple[Path, ...] = ()) -> Ledger:
     """The open ledger of this file: one in a process, however many silos share it."""
     with _lock:
         if path.exists():
             found = _ledgers.get(_file_key(path))
             if found is not None:
                 return found
-        ledger = Ledger(path)
+        ledger = Ledger(path, kept=kept)
         _ledgers[_file_key(path)] = ledger
         return ledger
 

@@ -3,22 +3,20 @@
 Write-ahead spending: an entry is appended, and durable, before the noisy value leaves the process
 that made it. A crash in between over-counts by one event; none can under-count.
 
-One SQLite file (WAL, synchronous=FULL). Each row holds the SHA-256 of the row before it and of its
-own content; a missing, edited or inserted row breaks the chain. The chain is not keyed: whoever may
-write the file and recomputes every hash is not detected by it, unless a head (id, hash) was kept
-elsewhere and is given to `verify`.
+One SQLite file, complete after each append (see `privacy.ledger_file`). Each row holds the SHA-256 of
+the row before it and of its own content; a missing, edited or inserted row breaks the chain, which is
+verified before anything is added. The chain is not keyed: whoever may write the file and recomputes
+every hash is detected by the heads alone, which are kept outside of it (see `privacy.ledger_heads`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,22 +24,25 @@ from typing import Any
 from dp_accounting.dp_event import DpEvent
 
 from privacy import ledger_file
-from privacy.ledger_chain import COLUMNS, VerifyReport, row_hash, verify_chain
+from privacy.ledger_adoption import ADOPT, Adoption
+from privacy.ledger_chain import COLUMNS, VerifyReport, verify_chain
 from privacy.ledger_entry import (
     LedgerEntry,
     composed,
-    parse_views,
     require_same_unit,
     view_events,
 )
 from privacy.ledger_error import LedgerError, LedgerRolledBack
 from privacy.ledger_file import Database
-from privacy.ledger_heads import EMPTY, GENESIS, Head
-from privacy.ledger_tally import PLAN, History, PlanRow, Tally
+from privacy.ledger_guard import Guard
+from privacy.ledger_heads import EMPTY, Head
+from privacy.ledger_rows import LedgerConflict, insert_rows, not_recorded, read_entry
+from privacy.ledger_tally import PLAN, BrokenChain, History, PlanRow, Tally
 from privacy.vocabulary import Unit
 
 __all__ = [
     "PLAN",
+    "Adoption",
     "Head",
     "Ledger",
     "LedgerConflict",
@@ -49,41 +50,72 @@ __all__ = [
     "LedgerError",
     "LedgerRolledBack",
     "VerifyReport",
+    "adopt_ledger",
     "composed",
 ]
-
-_LOOKUP = 1000  # keys in one query, with three parameters each: SQLite allows 32766
-
-
-class LedgerConflict(LedgerError):
-    """The same run, party and key were recorded before with another content."""
 
 
 class Ledger:
     """An open ledger file. Safe for threads; any number of processes may append to one file."""
 
     def __init__(
-        self, path: str | os.PathLike[str], *, read_only: bool = False, timeout: float = 60.0
+        self,
+        path: str | os.PathLike[str],
+        *,
+        read_only: bool = False,
+        timeout: float = 60.0,
+        kept: Sequence[Path] = (),
+        adoption: Adoption | None = None,
     ) -> None:
         """Open a ledger; create it if absent, unless read_only.
 
         Args:
           path: The SQLite file.
           read_only: Open without creating or writing anything, beside the file neither; what is read
-            are the rows that are durable now.
+            are the rows that are durable now. The heads and the whole chain are for `verify` then.
           timeout: Seconds to wait for other writers.
+          kept: Files that hold heads of this ledger elsewhere, beside the one that lies beside it.
+          adoption: Go on with a ledger that is refused for its heads, and record why.
 
         Raises:
+          LedgerRolledBack: A head tells of rows that the ledger lacks, or is missing.
           LedgerError: The file is absent (read_only), foreign, damaged, of another schema version,
-            or not accessible. It is left untouched.
+            its chain is broken, or it is not accessible. It is left untouched.
+          ValueError: There is nothing to adopt.
         """
         self.path = Path(path)
         self.read_only = read_only
         self._lock = threading.RLock()
         self._tally = Tally()
+        self._guard = Guard(self.path, kept)
+        self._guard.look()  # before the rows are: they are never behind
         self._db: Database | None = ledger_file.open_database(
-            self.path, read_only=read_only, timeout=timeout
+            self.path,
+            read_only=read_only,
+            timeout=timeout,
+            before_creation=self._guard.before_creation if adoption is None else lambda: None,
         )
+        if not read_only:
+            try:
+                self._begin(adoption)
+            except BaseException:
+                self.close()
+                raise
+
+    def _begin(self, adoption: Adoption | None) -> None:
+        database = self._require_open()
+        self._fresh_tally()
+        if adoption is None:
+            with self._readable():
+                self._guard.begin(self._tally, database)
+            self._guard.opened(self._tally, database)
+            return
+        entry = self._guard.adoption(self._tally, database, adoption)
+        with self._transaction(adopting=True) as db:
+            insert_rows(db, self._tally.head, [entry.content()])
+        self._fresh_tally()
+        self._guard.adopted(self.head())
+        self._guard.opened(self._tally, database)
 
     def append(self, entry: LedgerEntry, admit: Callable[[], None] | None = None) -> bool:
         """Record one entry; it is durable on disk when this returns.
@@ -125,71 +157,51 @@ class Ledger:
             raise LedgerError(f"Expected a ledger opened for writing, got read-only {self.path}")
         prepared = [(entry, entry.content()) for entry in entries]
         with self._transaction() as db:
-            new = self._not_recorded(db, prepared)
+            new = not_recorded(db, self.path, prepared)
             if not new:
                 return 0
             if admit is not None:
                 admit([entry for entry, _ in new])
-            head = db.execute("SELECT id, hash FROM entries ORDER BY id DESC LIMIT 1").fetchone()
-            row_id, previous = head if head else (0, GENESIS)
-            time = datetime.now(UTC).isoformat(timespec="microseconds")
-            rows = []
-            for _, content in new:
-                row_id += 1
-                digest = row_hash(previous, row_id, time, content)
-                rows.append((row_id, time, *content.values(), previous, digest))
-                previous = digest
-            marks = ",".join("?" * len(rows[0]))
-            db.executemany(f"INSERT INTO entries ({COLUMNS}) VALUES ({marks})", rows)
-            db.execute("UPDATE head SET id = ?, hash = ?", (row_id, previous))
-        return len(rows)
-
-    def _not_recorded(
-        self, db: sqlite3.Connection, prepared: Sequence[tuple[LedgerEntry, dict[str, Any]]]
-    ) -> list[tuple[LedgerEntry, dict[str, Any]]]:
-        """Leave out what is in the ledger, or came before in the same list, with this content."""
-        names = [(entry.run, entry.party, entry.key) for entry, _ in prepared]
-        known: dict[tuple[str, str, str], Iterable[Any]] = {}
-        for start in range(0, len(names), _LOOKUP):
-            part = names[start : start + _LOOKUP]
-            rows = db.execute(
-                f"WITH wanted (run, party, key) AS (VALUES {','.join(['(?,?,?)'] * len(part))}) "
-                "SELECT e.run, e.party, e.unit, e.purpose, e.round, e.key, e.views, e.details "
-                "FROM wanted AS w CROSS JOIN entries AS e "  # CROSS: each name looked up in the index
-                "WHERE e.run = w.run AND e.party = w.party AND e.key = w.key",
-                [text for name in part for text in name],
-            )
-            known |= {(row[0], row[1], row[5]): row for row in rows}
-        new = []
-        for name, (entry, content) in zip(names, prepared, strict=True):
-            if name not in known:
-                known[name] = content.values()
-                new.append((entry, content))
-                continue
-            for (field, now), old in zip(content.items(), known[name], strict=True):
-                if now != old:
-                    raise LedgerConflict(
-                        f"Entry {'/'.join(name)} is recorded in {self.path} with {field}={old!r}, "
-                        f"now got {field}={now!r}: a key names one release only"
-                    )
-        return new
+            insert_rows(db, self._tally.head, [content for _, content in new])
+        return len(new)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, adopting: bool = False) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            db = self._open_db()
+            database = self._require_open()
+            db = database.connection
             try:
+                database.check()
                 db.execute("BEGIN IMMEDIATE")
                 try:
+                    if adopting:
+                        self._tally.refresh(db)
+                    else:
+                        self._guard.before_rows(self._tally, database)
                     yield db
                     db.execute("COMMIT")
-                    self._require_open().check()
+                    database.check()
                 except BaseException:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as error:
+                if not adopting:
+                    self._guard.after_rows(self._tally, database)
+            except BrokenChain as error:
+                raise self._guard.broken(error) from error
+            except (sqlite3.Error, OSError, UnicodeError) as error:
                 raise LedgerError(f"Cannot write the ledger {self.path}: {error}") from error
+
+    @contextmanager
+    def _readable(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection; what cannot be read is a LedgerError that names the file."""
+        with self._lock:
+            try:
+                yield self._open_db()
+            except BrokenChain as error:
+                raise self._guard.broken(error) from error
+            except (sqlite3.Error, OverflowError, OSError, UnicodeError) as error:
+                raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
 
     def _require_open(self) -> Database:
         if self._db is None:
@@ -212,24 +224,21 @@ class Ledger:
         given = {name: value for name, value in chosen.items() if value is not None}
         where = " AND ".join(f"{name} = :{name}" for name in given)
         query = f"SELECT {columns} FROM entries {'WHERE ' + where if where else ''} {tail}"
-        with self._lock:
-            try:
-                return self._open_db().execute(query, given).fetchall()
-            except sqlite3.Error as error:
-                raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+        with self._readable() as db:
+            return db.execute(query, given).fetchall()
 
     def entries(
         self, party: str | None = None, unit: Unit | None = None, run: str | None = None
     ) -> list[LedgerEntry]:
         """Return the releases in order, with id, time and hash, of one party, unit or run, or all.
 
-        Plans are not among them, see `plans`.
+        Plans are not among them, see `plans`, nor adoptions, see `verify`.
 
         Raises:
           LedgerError: A row cannot be read as an entry.
         """
         rows = self._select(COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
-        return [self._entry(row) for row in rows if row[5] != PLAN]
+        return [self._entry(row) for row in rows if row[5] not in (PLAN, ADOPT)]
 
     def plans(
         self, party: str | None = None, unit: Unit | None = None, run: str | None = None
@@ -249,23 +258,10 @@ class Ledger:
             return self._fresh_tally().began(party)
 
     def _entry(self, row: tuple[Any, ...]) -> LedgerEntry:
-        row_id, time, run, party, unit, purpose, round_, key, views, details, _, digest = row
         try:
-            return LedgerEntry(
-                run=run,
-                party=party,
-                unit=unit,
-                purpose=purpose,
-                round=round_,
-                key=key,
-                views=parse_views(views),
-                details=json.loads(details),
-                id=row_id,
-                time=time,
-                hash=digest,
-            )
+            return read_entry(row)
         except (ValueError, TypeError, AttributeError) as error:
-            raise LedgerError(f"Row {row_id} of the ledger {self.path}: {error}") from error
+            raise LedgerError(f"Row {row[0]} of the ledger {self.path}: {error}") from error
 
     def spent(
         self,
@@ -303,15 +299,17 @@ class Ledger:
             return self._fresh_tally().histories()
 
     def _fresh_tally(self) -> Tally:
-        try:
-            self._tally.refresh(self._open_db())
-        except sqlite3.Error as error:
-            raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+        with self._readable() as db:
+            self._tally.refresh(db)
         return self._tally
 
     def parties(self) -> list[str]:
         """Return the names of the parties that have entries, sorted."""
-        return [str(row[0]) for row in self._select("DISTINCT party", "ORDER BY party")]
+        return [
+            str(party)
+            for party, *_ in self._select("DISTINCT party", "ORDER BY party")
+            if party != ADOPT
+        ]
 
     def head(self) -> Head:
         """Return how far the ledger went: number and hash of the last row."""
@@ -319,15 +317,9 @@ class Ledger:
         return Head(int(rows[0][0]), str(rows[0][1])) if rows else EMPTY
 
     def holds(self, head: Head) -> bool:
-        """Whether this ledger, or an earlier state of it, had this head."""
-        with self._lock:
-            try:
-                found = self._open_db().execute(
-                    "SELECT hash FROM entries WHERE id = ?", (head.rows,)
-                )
-                return head == EMPTY or found.fetchone() == (head.hash,)
-            except (sqlite3.Error, OverflowError) as error:
-                raise LedgerError(f"Cannot read the ledger {self.path}: {error}") from error
+        """Whether this ledger, or an earlier state of it, had this head; or a row of it sets it aside."""
+        with self._readable() as db:
+            return self._fresh_tally().holds(db, head)
 
     def require_contains(self, head: Head, told_by: str) -> None:
         """Refuse to go on where this ledger lacks a head that was kept elsewhere.
@@ -343,7 +335,7 @@ class Ledger:
         if not self.holds(head):
             raise LedgerRolledBack(
                 f"The ledger {self.path} was rolled back, replaced or forked: it has {self.head().rows} rows, and "
-                f"not row {head.rows} as {told_by} knows it (head {head})"
+                f"not row {head.rows} as {told_by} knows it. {self._guard.how_to_go_on(head=head)}"
             )
 
     def verify(self, kept_head: tuple[int, str] | None = None) -> VerifyReport:
@@ -356,7 +348,10 @@ class Ledger:
           The report; a problem is reported, never raised.
         """
         with self._lock:
-            return verify_chain(self._open_db(), kept_head)
+            db = self._open_db()
+            if not self.read_only:
+                self._guard.look()
+            return self._guard.verified(verify_chain(db, kept_head), db)
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -377,3 +372,24 @@ class Ledger:
     ) -> None:
         """Close the file."""
         self.close()
+
+
+def adopt_ledger(path: Path, adoption: Adoption, kept: Sequence[Path] = ()) -> Head:
+    """Go on with a ledger that is refused for its heads; where it is lost, with an empty one.
+
+    Args:
+      path: The ledger.
+      adoption: Why.
+      kept: As of `Ledger`.
+
+    Returns:
+      The ledger's head: that of the row which records it.
+
+    Raises:
+      LedgerError: The ledger is damaged, or its chain is broken: it cannot be adopted as it is.
+      ValueError: There is no ledger and no head of one, or it needs no adoption.
+    """
+    if not os.path.lexists(path) and Guard(path, kept).is_new():
+        raise ValueError(f"Expected a ledger, or a head of one, got neither: {path}")
+    with Ledger(path, kept=kept, adoption=adoption) as ledger:
+        return ledger.head()

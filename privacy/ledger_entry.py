@@ -15,6 +15,13 @@ from dp_accounting.dp_event import DpEvent
 from privacy.event_counts import multiset
 from privacy.event_json import canonical, event_from_json, event_to_json
 from privacy.ledger_error import LedgerError
+from privacy.ledger_limits import (
+    MOST_DETAILS,
+    MOST_NAME,
+    MOST_VIEWS,
+    read_json,
+    require_length,
+)
 from privacy.vocabulary import Adversary, Unit
 
 JsonScalar = str | int | float | bool | None
@@ -30,9 +37,27 @@ def parse_views(text: str) -> dict[str, DpEvent]:
     return dict(_parse_views(text))
 
 
-@lru_cache(maxsize=4096)
 def _parse_views(text: str) -> dict[str, DpEvent]:
-    return {name: event_from_json(event) for name, event in json.loads(text).items()}
+    return (_views_cached if len(text) <= _SMALL else _views_of)(text)
+
+
+def _views_of(text: str) -> dict[str, DpEvent]:
+    read = read_json("views", text, MOST_VIEWS)
+    for event in read.values():
+        read_json("a view", event, MOST_VIEWS)
+    return {Adversary(name): event_from_json(event) for name, event in read.items()}
+
+
+_SMALL = 8192  # characters of views that are kept once they were read
+_views_cached = lru_cache(maxsize=4096)(_views_of)
+
+
+def parse_details(text: str) -> dict[str, JsonScalar]:
+    """Read the details column; ValueError if it is not one."""
+    read = read_json("details", text, MOST_DETAILS)
+    if not isinstance(read, dict) or any(isinstance(v, dict | list) for v in read.values()):
+        raise ValueError("Expected details of JSON scalars")
+    return read
 
 
 def _read_views(views: tuple[tuple[str, DpEvent], ...]) -> tuple[dict[str, DpEvent], str]:
@@ -52,7 +77,6 @@ def _write_details(details: tuple[tuple[str, type, JsonScalar], ...]) -> str:
     return canonical_json({name: value for name, _, value in details})
 
 
-@lru_cache(maxsize=4096)
 def view_events(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
     """Return the multiset of events that an adversary sees in a row with this views column.
 
@@ -60,7 +84,14 @@ def view_events(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
       LedgerError: No view of an adversary at least as strong.
       ValueError: The text is no views column.
     """
+    return (_events_cached if len(text) <= _SMALL else _events_of)(text, adversary)
+
+
+def _events_of(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
     return tuple(multiset(choose_view(_parse_views(text), adversary)).items())
+
+
+_events_cached = lru_cache(maxsize=4096)(_events_of)
 
 
 def choose_view(views: Mapping[str, DpEvent], adversary: str) -> DpEvent:
@@ -111,6 +142,7 @@ class LedgerEntry:
             value = getattr(self, name)
             if not isinstance(value, str) or not value:
                 raise ValueError(f"Expected {name} to be non-empty text, got {name}={value!r}")
+            require_length(name, value, MOST_NAME)
         if isinstance(self.round, bool) or not isinstance(self.round, int) or self.round < 0:
             raise ValueError(f"Expected a whole round >= 0, got round={self.round!r}")
         object.__setattr__(self, "unit", Unit(self.unit))
@@ -121,6 +153,7 @@ class LedgerEntry:
             views, text = _read_views(given)
         object.__setattr__(self, "views", dict(views))
         object.__setattr__(self, "_views_text", text)
+        require_length("views", text, MOST_VIEWS)
         for name, value in self.details.items():
             scalar = value is None or isinstance(value, (str, int, float, bool))
             if not isinstance(name, str) or not scalar:
@@ -141,7 +174,13 @@ class LedgerEntry:
             raise LedgerError(f"Entry {self.run}/{self.party}/{self.key}: {error}") from None
 
     def content(self) -> dict[str, Any]:
-        """Return what is hashed and compared: everything but id, time and hash."""
+        """Return what is hashed and compared: everything but id, time and hash.
+
+        Raises:
+          LedgerError: The details are too long for a row.
+        """
+        details = _write_details(tuple((n, type(v), v) for n, v in self.details.items()))
+        require_length("details", details, MOST_DETAILS)
         return {
             "run": self.run,
             "party": self.party,
@@ -150,7 +189,7 @@ class LedgerEntry:
             "round": self.round,
             "key": self.key,
             "views": self._views_text,
-            "details": _write_details(tuple((n, type(v), v) for n, v in self.details.items())),
+            "details": details,
         }
 
 

@@ -1,17 +1,16 @@
-"""The ledger's SQLite file: made whole or not at all, recognised before it is touched.
+"""The ledger's SQLite file: made whole or not at all, recognised before it is touched, complete after each commit.
 
-Reading leaves no trace. SQLite itself cannot promise that for a WAL database: `mode=ro` makes -wal
-and -shm files, and rewrites a crashed writer's -shm; `immutable=1` does not see rows that are in
-the -wal only. So a reader copies the file and its -wal to a private folder, and lets SQLite recover
-the copy. The copy counts if neither file changed meanwhile; it is then what a crash at that moment
-would have left, from which SQLite recovers every durable row. Only while others keep writing (their
--wal and -shm are there anyway) the file is read in place, `mode=ro`.
+The journal is a rollback journal (DELETE, `synchronous=EXTRA`): when a commit returns, every row is in the file
+itself and on disk, and nothing lies beside it. A copy of the file alone has all rows; one taken in the midst of a
+commit is whole, or is refused when it is checked. The price beside WAL is some five flushes a commit in the place of one.
+
+Reading leaves no trace, where the last writer was killed in the midst of a commit neither: see
+`privacy.ledger_snapshot`.
 
 POSIX locks belong to a process and a file: closing *any* descriptor of a file drops the locks that
-SQLite holds on it through another descriptor of the same process, and another process may then take
-itself for the last user and unlink the -wal under us. Hence `_in_place`: the file is never opened
+SQLite holds on it through another descriptor of the same process. Hence `_in_place`: the file is never opened
 beside SQLite while this process has it open through SQLite; and after each commit `Database.check`
-asks whether the files at the ledger's path are still those that were opened.
+asks whether the file at the ledger's path is still the one that was opened.
 """
 
 from __future__ import annotations
@@ -19,67 +18,33 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import sqlite3
 import tempfile
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
+from privacy import ledger_snapshot
 from privacy.file_system import file_system_of
 from privacy.ledger_error import LedgerError
+from privacy.ledger_schema import (
+    APPLICATION_ID,
+    EARLIER_VERSION,
+    SCHEMA,
+    SCHEMA_VERSION,
+    check_schema,
+    read_header,
+    require_plain_file,
+    restrict,
+)
 
-APPLICATION_ID = 0x46444C47  # "FDLG"
-SCHEMA_VERSION = 1
-_MAGIC = b"SQLite format 3\x00"
-
-_SCHEMA = f"""
-PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {SCHEMA_VERSION};
-CREATE TABLE entries (
-  id INTEGER PRIMARY KEY,
-  time TEXT NOT NULL,
-  run TEXT NOT NULL,
-  party TEXT NOT NULL,
-  unit TEXT NOT NULL,
-  purpose TEXT NOT NULL,
-  round INTEGER NOT NULL,
-  key TEXT NOT NULL,
-  views TEXT NOT NULL,
-  details TEXT NOT NULL,
-  previous TEXT NOT NULL,
-  hash TEXT NOT NULL,
-  UNIQUE (run, party, key)
-);
-CREATE INDEX entries_by_party ON entries (party);
-CREATE TABLE head (id INTEGER NOT NULL, hash TEXT NOT NULL);
-INSERT INTO head VALUES (0, '{"0" * 64}');
-CREATE TRIGGER entries_keep_rows BEFORE DELETE ON entries
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: no row may be deleted'); END;
-CREATE TRIGGER entries_keep_content BEFORE UPDATE ON entries
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: no row may be changed'); END;
-CREATE TRIGGER entries_append BEFORE INSERT ON entries
-  WHEN NEW.id IS NOT (SELECT COALESCE(MAX(id), 0) + 1 FROM entries)
-    OR NEW.previous IS NOT COALESCE(
-      (SELECT hash FROM entries ORDER BY id DESC LIMIT 1), (SELECT hash FROM head))
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: rows go to the end'); END;
-CREATE TRIGGER head_keep BEFORE DELETE ON head
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: the head may not be deleted'); END;
-CREATE TRIGGER head_forward BEFORE UPDATE ON head
-  WHEN NEW.id IS NOT (SELECT MAX(id) FROM entries)
-    OR NEW.hash IS NOT (SELECT hash FROM entries ORDER BY id DESC LIMIT 1)
-  BEGIN SELECT RAISE(ABORT, 'the ledger is append-only: the head follows the last row'); END;
-"""
-
-_SETTLED = 0.02  # seconds: more than the step of a file system's clock
-_ATTEMPTS = 6
+__all__ = ["APPLICATION_ID", "Database", "LedgerError", "is_earlier", "open_database"]
 
 _guard = threading.RLock()
 _in_place: Counter[tuple[int, int]] = Counter()  # (device, inode) -> connections of this process
-_checked: set[tuple[int, int]] = set()  # found in good order, or made, by this process
 _told: set[str] = set()  # types of file systems that were logged
 _logger = logging.getLogger(__name__)
 
@@ -95,13 +60,18 @@ def _fsync_directory(directory: Path) -> None:
 def _create(path: Path) -> None:
     """Make an empty ledger beside the path and link it there; lose quietly to another creator."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in ledger_snapshot.beside(path):
+        if left.exists():
+            raise LedgerError(
+                f"Expected nothing of a ledger at {path}, where none is, got {left.name}: the ledger was taken "
+                "away from beside it; put it back, or move that file away"
+            )
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
     os.close(handle)
     try:
         db = sqlite3.connect(name, isolation_level=None)
         try:
-            db.executescript(_SCHEMA)
-            db.execute("PRAGMA journal_mode = WAL")  # kept in the header of the file
+            db.executescript(SCHEMA)
         finally:
             db.close()
         with open(name, "rb+") as file:
@@ -110,25 +80,9 @@ def _create(path: Path) -> None:
             os.link(name, path)
         _fsync_directory(path.parent)
     finally:
-        for leftover in (name, f"{name}-wal", f"{name}-shm"):
+        for leftover in (name, f"{name}-journal"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(leftover)
-
-
-def _check_header(path: Path) -> None:
-    """Recognise a ledger by its first 100 bytes, without SQLite touching the file."""
-    with open(path, "rb") as file:
-        header = file.read(100)
-    if len(header) < 100 or header[:16] != _MAGIC:
-        raise LedgerError(f"Expected a ledger, got a file that is not SQLite: {path}")
-    application = int.from_bytes(header[68:72], "big")
-    version = int.from_bytes(header[60:64], "big")
-    if application != APPLICATION_ID:
-        raise LedgerError(f"Expected a ledger, got an SQLite file of another application: {path}")
-    if version != SCHEMA_VERSION:
-        raise LedgerError(
-            f"Expected a ledger of schema version {SCHEMA_VERSION}, got version {version}: {path}"
-        )
 
 
 def _identity(path: Path) -> tuple[int, int]:
@@ -136,8 +90,9 @@ def _identity(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _wal(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
+def is_earlier(db: sqlite3.Connection) -> bool:
+    """Whether a ledger's file is of the version before heads were kept."""
+    return bool(db.execute("PRAGMA user_version").fetchone()[0] == EARLIER_VERSION)
 
 
 class Database:
@@ -145,30 +100,59 @@ class Database:
 
     Attributes:
       connection: SQLite's connection.
+      path: The file.
     """
 
-    def __init__(self, connection: sqlite3.Connection, release: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, release: Callable[[], None]
+    ) -> None:
         """Keep the connection, and what is to be undone when it is closed."""
+        self.path = path
         self.connection = connection
         self._release = release
-        self._files: dict[Path, tuple[int, int]] = {}
+        self._file: tuple[int, int] | None = None
 
-    def remember(self, path: Path) -> None:
-        """Note the files that are open, for `check`."""
-        self._files = {file: _identity(file) for file in (path, _wal(path))}
+    @property
+    def earlier(self) -> bool:
+        """Whether the file is of the version before heads were kept."""
+        return is_earlier(self.connection)
+
+    def bring_up(self) -> None:
+        """Mark the file as of this version."""
+        self.connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def remember(self) -> None:
+        """Note the file that is open, for `check`."""
+        self._file = _identity(self.path)
 
     def check(self) -> None:
-        """Raise LedgerError if a file at the ledger's path is no longer the one that is open."""
-        for file, opened in self._files.items():
-            try:
-                same = _identity(file) == opened
-            except OSError:
-                same = False
-            if not same:
-                raise LedgerError(
-                    f"The ledger's file {file} was moved, deleted or replaced while it was open: "
-                    "what was recorded since may be lost, nothing may be released"
-                )
+        """Raise LedgerError if the file at the ledger's path is no longer the one that is open."""
+        try:
+            same = _identity(self.path) == self._file
+        except OSError:
+            same = False
+        if not same:
+            raise LedgerError(
+                f"The ledger's file {self.path} was moved, deleted or replaced while it was open: "
+                "what was recorded since may be lost, nothing may be released"
+            )
+
+    def signature(self) -> tuple[int, ...]:
+        """What changes whenever somebody writes to the file, by SQLite or not."""
+        status = self.path.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    @contextmanager
+    def afresh(self, timeout: float = 60.0) -> Iterator[sqlite3.Connection]:
+        """Give another connection to the file, which holds nothing of it in memory yet; checked."""
+        with _guard:
+            second = _connect_in_place(self.path, "rw", timeout)
+        try:
+            _inspect(self.path, second.connection)
+            second.connection.execute("PRAGMA query_only = ON")
+            yield second.connection
+        finally:
+            second.close()
 
     def close(self) -> None:
         """Close the connection; idempotent."""
@@ -178,8 +162,10 @@ class Database:
 
     def __del__(self) -> None:
         """A forgotten connection must not count as open for ever."""
-        with contextlib.suppress(Exception):
+        try:
             self.close()
+        except Exception:  # the interpreter ends
+            return
 
 
 def _connect_in_place(path: Path, mode: str, timeout: float) -> Database:
@@ -202,70 +188,34 @@ def _connect_in_place(path: Path, mode: str, timeout: float) -> Database:
     except BaseException:
         release()
         raise
-    return Database(connection, release)
+    return Database(path, connection, release)
 
 
-def _state(path: Path) -> list[tuple[int, int, int] | None]:
-    """What changes whenever the ledger's file or its -wal does; see `_SETTLED`."""
-    found: list[tuple[int, int, int] | None] = []
-    for file in (path, _wal(path)):
-        try:
-            status = file.stat()
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        except FileNotFoundError:
-            found.append(None)
-    return found
-
-
-def _copy(path: Path, timeout: float) -> Database | None:
-    """Connect SQLite to a private copy; None while others keep writing.
-
-    The caller holds `_guard`, and knows that this process has no connection to the file.
-    """
-    for _ in range(_ATTEMPTS):
-        before = _state(path)
-        age = time.time() - max(state[2] for state in before if state) / 1e9
-        if 0 <= age < _SETTLED:
-            time.sleep(_SETTLED - age)
-            continue
-        folder = tempfile.TemporaryDirectory(prefix="fedllm-ledger-")
-        copy = Path(folder.name) / "ledger.sqlite"
-        try:
-            shutil.copyfile(path, copy)
-            with contextlib.suppress(FileNotFoundError):
-                shutil.copyfile(_wal(path), _wal(copy))
-            if _state(path) == before:
-                connection = sqlite3.connect(
-                    copy, timeout=timeout, isolation_level=None, check_same_thread=False
-                )
-                return Database(connection, folder.cleanup)
-        except BaseException:
-            folder.cleanup()
-            raise
-        folder.cleanup()
-    return None
-
-
-def _check_pages(path: Path, connection: sqlite3.Connection) -> None:
-    """Check the file's structure."""
-    problems = [row[0] for row in connection.execute("PRAGMA quick_check(1)")]
+def _inspect(path: Path, connection: sqlite3.Connection) -> None:
+    """Check what the file defines, and its structure."""
+    restrict(connection)
+    check_schema(path, connection)
+    problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)")]
     if problems != ["ok"]:
         raise LedgerError(f"The ledger is damaged: {path}: {problems[0] if problems else '?'}")
-    found = {row[0] for row in connection.execute("SELECT name FROM sqlite_schema")}
-    missing = {
-        "entries", "head", "entries_keep_rows", "entries_keep_content", "entries_append",
-        "head_keep", "head_forward",
-    } - found  # fmt: skip
-    if missing:
-        raise LedgerError(f"The ledger lacks {', '.join(sorted(missing))}: {path}")
 
 
 def _open_for_reading(path: Path, timeout: float) -> Database:
-    database = None if _in_place[_identity(path)] else _copy(path, timeout)
-    database = database or _connect_in_place(path, "ro", timeout)
+    if _in_place[_identity(path)]:  # this process writes to it: nothing would be a trace
+        return _inspected(_connect_in_place(path, "rw", timeout))
+    copy = None
+    if read_header(path).wal or ledger_snapshot.beside(path)[1].exists():
+        copy = ledger_snapshot.copied(
+            path, timeout
+        )  # None where writers are at work: theirs is the trace
+    return _inspected(
+        _connect_in_place(path, "ro", timeout) if copy is None else Database(path, *copy)
+    )
+
+
+def _inspected(database: Database) -> Database:
     try:
-        _check_pages(path, database.connection)
-        database.connection.execute("SELECT id FROM head").fetchone()
+        _inspect(database.path, database.connection)
         database.connection.execute("PRAGMA query_only = ON")
     except BaseException:
         database.close()
@@ -274,18 +224,18 @@ def _open_for_reading(path: Path, timeout: float) -> Database:
 
 
 def _open_for_writing(path: Path, timeout: float) -> Database:
-    if _identity(path) not in _checked:  # once per process and file
-        _open_for_reading(path, timeout).close()
-        _checked.add(_identity(path))
+    _open_for_reading(path, timeout).close()
     database = _connect_in_place(path, "rw", timeout)
     try:
         db = database.connection
-        db.execute("PRAGMA synchronous = FULL")
-        mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        if mode != "wal":
-            raise LedgerError(f"Expected journal mode wal, got {mode}: {path}")
-        db.execute("SELECT id FROM head").fetchone()  # from here on SQLite keeps the -wal
-        database.remember(path)
+        restrict(db)
+        db.execute("PRAGMA synchronous = EXTRA")
+        mode = db.execute("PRAGMA journal_mode = DELETE").fetchone()[
+            0
+        ]  # of an earlier version: wal
+        if mode != "delete":
+            raise LedgerError(f"Expected journal mode delete, got {mode}: {path}")
+        database.remember()
     except BaseException:
         database.close()
         raise
@@ -311,11 +261,16 @@ def _refuse_network(path: Path) -> None:
         )
 
 
-def open_database(path: Path, *, read_only: bool, timeout: float) -> Database:
+def open_database(
+    path: Path, *, read_only: bool, timeout: float, before_creation: Callable[[], None]
+) -> Database:
     """Open, and unless read_only create, a ledger's database.
 
     Read-only: the file, its folder and their times stay as they are, whatever is found; the rows
     are those that were durable at the call, and perhaps later ones.
+
+    Args:
+      before_creation: Called where there is no file; what it raises leaves none.
 
     Raises:
       LedgerError: The file is absent (read_only), foreign, damaged, of another schema version, not
@@ -325,15 +280,23 @@ def open_database(path: Path, *, read_only: bool, timeout: float) -> Database:
         if not read_only:
             _refuse_network(path)
         with _guard:
-            if not path.exists():
+            if not os.path.lexists(path):
                 if read_only:
                     raise LedgerError(f"Expected a ledger, got no file: {path}")
-                _create(path)
-                _checked.add(_identity(path))
-            if not _in_place[_identity(path)]:
-                _check_header(path)
+                _create_unless_there(path, before_creation)
+            require_plain_file(path)
             return (
                 _open_for_reading(path, timeout) if read_only else _open_for_writing(path, timeout)
             )
-    except (OSError, sqlite3.Error) as error:
+    except (OSError, sqlite3.Error, UnicodeError) as error:
         raise LedgerError(f"Cannot open the ledger {path}: {error}") from error
+
+
+def _create_unless_there(path: Path, before_creation: Callable[[], None]) -> None:
+    try:
+        before_creation()
+    except LedgerError:
+        if os.path.lexists(path):  # another process made it meanwhile, and its head
+            return
+        raise
+    _create(path)

@@ -106,7 +106,8 @@ class HeadFile:
         Raises:
           LedgerError: It cannot be made.
         """
-        self._put(head, keep=True)
+        if not os.path.lexists(self.path):
+            self._put(head, keep=True)
 
     def replace(self, head: Head) -> None:
         """Put a head in the place of whatever was there, durably.

@@ -1,7 +1,8 @@
 """How often each kind of row is in a ledger, kept up to date by reading only the rows that are new.
 
 A ledger is append-only, so that what was counted up to a row stays true; the hash of that row says
-whether it is still the same ledger. Parties with the same history need to be accounted only once.
+whether it is still the same ledger. No row is counted before it was verified: its own hash, and that it follows the
+row before. Parties with the same history need to be accounted only once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,11 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from privacy.ledger_adoption import ADOPT, lost_heads
+from privacy.ledger_chain import COLUMNS, head_problems, row_problems
+from privacy.ledger_heads import EMPTY, Head
 
 History = frozenset[tuple["Kind", int]]
 """What one party did: each kind of row with its number."""
@@ -17,6 +22,10 @@ History = frozenset[tuple["Kind", int]]
 
 PLAN = "plan"
 """The purpose of a row that holds a run's plan: no release, no cost."""
+
+
+class BrokenChain(ValueError):
+    """A row does not follow the one before, was edited, or is gone; the message says which."""
 
 
 class Kind(NamedTuple):
@@ -43,44 +52,79 @@ class PlanRow(NamedTuple):
     details: str
 
 
+def had(db: sqlite3.Connection, head: Head) -> bool:
+    """Whether a ledger, or an earlier state of it, had a head."""
+    row = db.execute("SELECT hash FROM entries WHERE id = ?", (head.rows,)).fetchone()
+    return head == EMPTY or row == (head.hash,)
+
+
+def lost_in(db: sqlite3.Connection) -> frozenset[Head]:
+    """Return the heads that adoptions in a ledger set aside."""
+    rows = db.execute("SELECT details FROM entries WHERE purpose = ?", (ADOPT,))
+    return frozenset(head for (details,) in rows for head in lost_heads(details))
+
+
 class Tally:
     """The counts of one ledger's rows, by party and kind."""
 
     def __init__(self) -> None:
         """Start with nothing counted."""
-        self._forget()
-
-    def _forget(self) -> None:
-        self._last, self._hash = 0, ""
+        self.head = EMPTY
+        self._lost: set[Head] = set()
         self._counts: dict[str, Counter[Kind]] = {}
         self._first: dict[Kind, int] = {}
         self._plans: dict[str, list[PlanRow]] = {}
         self._began: dict[str, dict[str, int]] = {}
 
     def refresh(self, db: sqlite3.Connection) -> None:
-        """Count the rows that came since; all of them, where the last one counted is not there.
+        """Verify and count the rows that came since.
 
-        (That happens when a transaction was rolled back in which this was called.)
+        Raises:
+          BrokenChain: A row that is new cannot be trusted, or the last one that was counted is not there.
         """
-        if self._last:
-            row = db.execute("SELECT hash FROM entries WHERE id = ?", (self._last,)).fetchone()
-            if row is None or row[0] != self._hash:
-                self._forget()
-        query = (
-            "SELECT id, hash, party, unit, run, purpose, views, "
-            "CASE purpose WHEN ? THEN details ELSE '' END FROM entries WHERE id > ? ORDER BY id"
-        )
-        rows = db.execute(query, (PLAN, self._last)).fetchall()
-        for row_id, _, party, unit, run, purpose, views, details in rows:
-            if purpose == PLAN:
-                self._plans.setdefault(party, []).append(PlanRow(row_id, run, unit, details))
-            else:
-                self._began.setdefault(party, {}).setdefault(run, row_id)
-            kind = Kind(unit, run, purpose, views, details)
-            self._counts.setdefault(party, Counter())[kind] += 1
-            self._first.setdefault(kind, row_id)
-        if rows:
-            self._last, self._hash = rows[-1][:2]
+        if db.in_transaction:
+            self._refresh(db)
+            return
+        db.execute("BEGIN")  # one snapshot for all reads
+        try:
+            self._refresh(db)
+        finally:
+            db.execute("ROLLBACK")
+
+    def _refresh(self, db: sqlite3.Connection) -> None:
+        last = self.head.rows
+        if last:
+            row = db.execute("SELECT hash FROM entries WHERE id = ?", (last,)).fetchone()
+            if row is None or row[0] != self.head.hash:
+                raise BrokenChain(
+                    f"row {last}, which was read before, is {'gone' if row is None else 'another one'}: other "
+                    "bytes were put in the file's place"
+                )
+        where, given = ("WHERE id > ?", (last,)) if last else ("", ())
+        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):
+            for problem in row_problems(row, self.head.rows + 1, self.head.hash):
+                raise BrokenChain(problem)
+            self._count(row)
+        for problem in head_problems(db, self.head):
+            raise BrokenChain(problem)
+
+    def _count(self, row: tuple[Any, ...]) -> None:
+        row_id, _, run, party, unit, purpose, _, _, views, details, _, digest = row
+        self.head = Head(row_id, digest)
+        if purpose == ADOPT:
+            self._lost |= lost_heads(details)
+            return
+        if purpose == PLAN:
+            self._plans.setdefault(party, []).append(PlanRow(row_id, run, unit, details))
+        else:
+            self._began.setdefault(party, {}).setdefault(run, row_id)
+        kind = Kind(unit, run, purpose, views, details if purpose == PLAN else "")
+        self._counts.setdefault(party, Counter())[kind] += 1
+        self._first.setdefault(kind, row_id)
+
+    def holds(self, db: sqlite3.Connection, head: Head) -> bool:
+        """Whether the ledger, or an earlier state of it, had a head; or one of its rows sets it aside."""
+        return head in self._lost or had(db, head)
 
     def rows(
         self,

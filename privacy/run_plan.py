@@ -21,6 +21,7 @@ from privacy.event_counts import is_private, multiset
 from privacy.event_json import event_to_json
 from privacy.ledger import PLAN, Ledger
 from privacy.ledger_entry import canonical_json, choose_view, parse_views
+from privacy.ledger_limits import MOST_DETAILS, read_json
 from privacy.plan_filter import Terms
 from privacy.vocabulary import Unit
 
@@ -121,9 +122,12 @@ def _read(plan: str, budgets: str) -> RunPlan:
         return RunPlan(
             {
                 purpose: parse_views(canonical_json(views))
-                for purpose, views in json.loads(plan).items()
+                for purpose, views in read_json("a plan", plan, MOST_DETAILS).items()
             },
-            tuple(RecordedBudget.of_plain(plain) for plain in json.loads(budgets)),
+            tuple(
+                RecordedBudget.of_plain(plain)
+                for plain in read_json("budgets", budgets, MOST_DETAILS)
+            ),
         )
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a run's plan in the details of its row, got {error}") from error

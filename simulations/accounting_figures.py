@@ -114,6 +114,8 @@ def chain(found: VerifyReport) -> dict[str, Any]:
         "rows": found.rows,
         "head": {"id": found.head[0], "hash": found.head[1]},
         "problems": found.problems,
+        "adoptions": found.adoptions,
+        "notes": found.notes,
     }
 
 

@@ -1,4 +1,4 @@
-"""Commands that look at a ledger: ``fedllm ledger verify`` and ``fedllm ledger show``."""
+"""Commands for a ledger: ``fedllm ledger verify``, ``show`` and ``adopt``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from simulations.cli_output import (
 # torch and dp_accounting take seconds to load: privacy and what uses it are imported by commands.
 app = typer.Typer(
     name="ledger",
-    help="Look at a ledger of privacy events.",
+    help="Look at a ledger of privacy events, or go on deliberately with one that was restored or moved.",
     no_args_is_help=True,
     rich_markup_mode=None,
     cls=OneLineGroup,
@@ -50,10 +50,13 @@ def verify(
         print_json({"ledger": str(path), **chain(found)})
     elif found.ok:
         typer.echo(f"{path}: {found.rows} rows, the chain is whole")
-        typer.echo(f"head, to be kept elsewhere: {found.head[0]}:{found.head[1]}")
+        typer.echo(f"head, to be kept elsewhere: {found.head}")
     else:
         for problem in found.problems:
             typer.echo(f"{path}: {problem}")
+    if not as_json:
+        for line in [*found.adoptions, *found.notes]:
+            typer.echo(f"{path}: {line}")
     if not found.ok:
         raise typer.Exit(1)
 
@@ -66,7 +69,7 @@ def show(
     limit: Annotated[int, typer.Option(help="Only the last rows; 0 for all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Print the rows of a ledger. The chain is not checked: that is ``ledger verify``."""
+    """Print the rows of a ledger, and whether its chain is whole (``ledger verify`` says what is not)."""
     require("--limit", limit, limit >= 0, "a whole number >= 0")
     from fedllm.report.accounting import describe_event
     from privacy.event_json import event_to_json
@@ -76,6 +79,7 @@ def show(
     with Ledger(path, read_only=True) as ledger:
         entries = ledger.entries(party=party, run=run)
         plans = ledger.plans(party=party, run=run)
+        verified = ledger.verify()
     rows = entries[-limit:] if limit else entries
     if as_json:
         printed = [
@@ -84,8 +88,12 @@ def show(
             | {"views": {str(a): json.loads(event_to_json(e)) for a, e in row.views.items()}}
             for row in rows
         ]
-        found = {"ledger": str(path), "rows": len(entries), "entries": printed}
-        print_json(found | {"plans": [plan_content(row) for row in plans]})
+        found = {"ledger": str(path), "rows": len(entries), "entries": printed, "ok": verified.ok}
+        print_json(
+            found
+            | {"adoptions": verified.adoptions}
+            | {"plans": [plan_content(row) for row in plans]}
+        )
         return
     table = make_table("row", "time", "release", "seen by: event")
     for row in rows:
@@ -106,3 +114,40 @@ def show(
         print_parts(*plan_table(plans[-limit:] if limit else plans))
     if len(rows) < len(entries):
         typer.echo(f"the last {len(rows)} of {len(entries)} rows; --limit 0 prints all")
+    for line in verified.adoptions:
+        typer.echo(line)
+    if not verified.ok:
+        typer.echo(f"the ledger FAILS its verification: {verified.problems[0]}")
+
+
+@app.command(cls=OneLineErrors)
+def adopt(
+    path: LedgerPath,
+    because: Annotated[str, typer.Option(help="Why, in a few words; it is recorded.")],
+    kept: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A file with a head of this ledger elsewhere, such as in a silo's state folder."
+        ),
+    ] = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROWS:HASH", help="A head that the server knows, and this ledger lacks."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a ledger that is refused as restored, copied, moved or lost; a row of it says why.
+
+    What was released before and is not in this file is counted nowhere from now on: put back the file that was
+    used last, if there is one.
+    """
+    from privacy.ledger import Adoption, Head, adopt_ledger
+
+    adoption = Adoption(because, tuple(map(Head.parse, head or ())))
+    found = adopt_ledger(path, adoption, kept or ())
+    if as_json:
+        print_json({"ledger": str(path), "rows": found.rows, "hash": found.hash})
+    else:
+        typer.echo(f"{path}: adopted, row {found.rows} says why; it goes on from there")

@@ -29,6 +29,7 @@ from fedllm.settings_io import parse_settings
 from privacy.accountants import make_accountant
 from privacy.file_system import file_system_of
 from privacy.ledger import Ledger
+from privacy.ledger_guard import Guard
 from privacy.vocabulary import SERVER, Relation, Unit
 from server.deployment.folder import NODE, split_address
 from server.deployment.node import check_server, load_node
@@ -177,12 +178,15 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
     if place.kind == "network":
         return False, f"{path} is on a network file system ({place.type}): keep it on a local disk"
     if not path.exists():
+        Guard(path, silo.kept_heads).before_creation()
         return (
             True,
             f"{path}: none yet; budget epsilon={budget.epsilon:g} at delta={budget.delta:g}",
         )
-    with Ledger(path, read_only=True) as ledger:
+    with Ledger(path, read_only=True, kept=silo.kept_heads) as ledger:
         report = ledger.verify()
+        if not report.ok or report.notes:
+            return False, f"{path}: {[*report.problems, *report.notes][0]}"
         events = ledger.spent(SERVER, party=silo.name, unit=Unit(budget.unit))
         rows = len(ledger.entries(party=silo.name))
         plans = plan_epsilons(
@@ -202,8 +206,8 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
         text += f"; {plans_text(plans)}"
     if place.kind == "unknown":
         text += f"; whether file system {place.type} is on this machine alone is not known"
-    if not report.ok:
-        return False, f"{text}; the chain of its rows is broken"
+    if report.adoptions:
+        text += f"; {report.adoptions[-1]}"
     return spent <= budget.epsilon, text
 
 

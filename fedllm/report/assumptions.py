@@ -14,6 +14,15 @@ Item = tuple[str, str]
 ROUNDING_CPU = "no bit of 240 clipped gradients of MiniLM in float32 and 32 in bfloat16 differed alone and among others"
 """What was measured of clipped gradients alone and among others; docs/leakage.md has the table."""
 
+SETTINGS_LOST = [
+    (
+        "Not known",
+        "The settings cannot be read. What was clipped, how examples were drawn, who added the noise and from "
+        "which source it came is not known; each is an assumption of every epsilon below.",
+    )
+]
+"""What is assumed of a run whose settings are lost."""
+
 
 def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
     """(title, text) of each assumption.

@@ -14,12 +14,13 @@ from fedllm.lmo_target import unproven
 from fedllm.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
-from fedllm.report.assumptions import assumptions, not_covered
+from fedllm.report.assumptions import SETTINGS_LOST, assumptions, not_covered
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.extract.store import FOLDER
 from fedllm.report.guarantee import headline
 from fedllm.report.held import add_held
 from fedllm.report.layers import layers, unrecorded_scores
+from fedllm.report.ledger_notes import adopted, told
 from fedllm.report.lmo import lmo
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
@@ -109,7 +110,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "headline": statement.sentence,
         "guarantee": asdict(statement),
         "problems": run.problems,
-        "notes": [*run.notes, *notes_on(run.entries)],
+        "notes": [*run.notes, *notes_on(run.entries), *told(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
         "silos": [_silo(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": epsilon_by_round(run, accounted, statement, unit, accounts),
@@ -122,7 +123,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "layers": chosen,
         "lmo": lmo(run, accounted, relation, delta),
         "black_box": black_box(run, accounted, accounts, training),
-        "assumptions": _assumed(settings, seeded, counted),
+        "assumptions": _assumed(run, seeded, counted),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": _ledger(run, runs),
         "vouching": None if vouching is None else vouching.part,
@@ -224,19 +225,11 @@ def _state(run: RunRecord) -> dict[str, Any]:
     return {key: run.state.get(key) for key in keys} | {"silos": sorted(run.silos)}
 
 
-def _assumed(settings: Settings | None, seeded: bool, runs: int) -> list[dict[str, str]]:
-    if settings is not None:
-        return _titled(assumptions(settings, seeded=seeded, runs=runs))
-    return _titled(
-        [
-            (
-                "Not known",
-                "The settings cannot be read. What was clipped, how examples were drawn, who added the "
-                "noise and from which source it came is not known; each is an assumption of every "
-                "epsilon below.",
-            )
-        ]
-    )
+def _assumed(run: RunRecord, seeded: bool, runs: int) -> list[dict[str, str]]:
+    items = SETTINGS_LOST
+    if run.settings is not None:
+        items = assumptions(run.settings, seeded=seeded, runs=runs)
+    return _titled([*items, *adopted(run.verification)])
 
 
 def _unrecorded(run: RunRecord) -> list[str]:

@@ -33,7 +33,8 @@ def read_ledger(
         with Ledger(path, read_only=True) as ledger:
             found = ledger.verify(kept_head)
             problems = [_one_line(problem) for problem in found.problems]
-            verification = replace(found, problems=problems)
+            notes = [_one_line(note).replace(f"{path.parent}/", "") for note in found.notes]
+            verification = replace(found, problems=problems, notes=notes)
             rows = ledger.entries()
     except (LedgerError, OSError) as error:
         return [], verification, _one_line(f"the ledger cannot be read: {error}")

@@ -14,7 +14,7 @@ import pytest
 
 from privacy import events as ev
 from privacy import ledger_file
-from privacy.ledger import Ledger, LedgerEntry, LedgerError
+from privacy.ledger import Ledger, LedgerEntry, LedgerError, LedgerRolledBack
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = ev.dp_sgd(0.01, 1.0, 4)
@@ -68,14 +68,55 @@ def path(tmp_path):
     return folder / "ledger.sqlite"
 
 
+TORN = """
+import os, signal, sys
+from privacy.ledger_rows import insert_rows
+from test_privacy_ledger_reading import entry
+from privacy.ledger import Ledger
+ledger = Ledger(sys.argv[1])
+db = ledger._db.connection
+db.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit
+db.execute("BEGIN IMMEDIATE")
+insert_rows(db, ledger.head(), [entry(number).content() for number in range(100, 400)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def crashed(path, count=5):
-    """A ledger whose last rows are in the -wal of a writer that was killed."""
+    """A ledger whose writer was killed in the midst of a commit of 300 rows: the file holds many of them."""
+    with Ledger(path) as ledger:
+        ledger.extend(entry(number) for number in range(count))
+    tests = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    killed = subprocess.run(
+        [sys.executable, "-c", TORN, str(path)], env=os.environ | {"PYTHONPATH": tests}, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert path.stat().st_size > 100_000
+    assert Path(f"{path}-journal").stat().st_size > 0
+
+
+def earlier_version(path, count=5):
+    """A ledger as earlier versions left it when killed: rows in the -wal alone, and no head."""
     with Ledger(path) as ledger:
         ledger.append(entry(0))
-    process = writer(path, 1, count - 1, "wait")
-    wait_for(process, count - 1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    Path(f"{path}.head").unlink()
+    script = """
+import os, signal, sqlite3, sys
+from privacy.ledger_rows import insert_rows
+from privacy.ledger_heads import Head
+from test_privacy_ledger_reading import entry
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA user_version = 1")
+db.execute("PRAGMA journal_mode = WAL")
+db.execute("BEGIN IMMEDIATE")
+head = Head(*db.execute("SELECT id, hash FROM entries").fetchone())
+insert_rows(db, head, [entry(number).content() for number in range(1, int(sys.argv[2]))])
+db.execute("COMMIT")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    tests = f"{ROOT}{os.pathsep}{Path(__file__).parent}"
+    command = [sys.executable, "-c", script, str(path), str(count)]
+    subprocess.run(command, env=os.environ | {"PYTHONPATH": tests}, check=False)
     assert Path(f"{path}-wal").stat().st_size > 0
 
 
@@ -108,19 +149,15 @@ def test_a_closed_ledger_is_read_without_a_trace(path, own_temporary_folder):
     with Ledger(path) as ledger:
         ledger.extend(entry(i) for i in range(3))
     before = picture(path.parent)
-    assert list(before) == [path.name, "."]
+    assert set(before) == {path.name, f"{path.name}.head", "."}
     assert read(path) == 3
     assert picture(path.parent) == before
     assert list(own_temporary_folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("index_is_there", [True, False])
-def test_rows_of_a_crashed_writer_are_seen_without_a_trace(
-    path, index_is_there, own_temporary_folder
-):
-    crashed(path)
-    if not index_is_there:
-        Path(f"{path}-shm").unlink()
+@pytest.mark.parametrize("make", [crashed, earlier_version])
+def test_rows_of_a_crashed_writer_are_seen_without_a_trace(path, make, own_temporary_folder):
+    make(path)
     before = picture(path.parent)
     assert read(path) == 5
     assert picture(path.parent) == before
@@ -129,6 +166,20 @@ def test_rows_of_a_crashed_writer_are_seen_without_a_trace(
         assert not ledger.append(entry(4))
         assert ledger.append(entry(5))
     assert read(path) == 6
+    assert {file.name for file in path.parent.iterdir()} == {path.name, f"{path.name}.head"}
+
+
+def test_a_ledger_of_an_earlier_version_is_complete_once_it_was_opened(path):
+    earlier_version(path)
+    with Ledger(path, read_only=True) as ledger:
+        assert ledger.verify().notes == []  # it never had a head
+    Ledger(path).close()
+    (path.parent / "alone.sqlite").write_bytes(path.read_bytes())
+    with Ledger(path.parent / "alone.sqlite", read_only=True) as ledger:
+        assert ledger.verify().rows == 5
+        assert "is missing" in ledger.verify().notes[0]
+    with pytest.raises(LedgerRolledBack, match="is missing: it is a copy"):
+        Ledger(path.parent / "alone.sqlite")
 
 
 def test_an_idle_writer_is_not_disturbed(path):
@@ -168,6 +219,7 @@ def test_a_folder_and_a_file_that_may_only_be_read(state):
         crashed(path)
         if state == "closed":
             Ledger(path).close()
+            assert not Path(f"{path}-journal").exists()
         for file in folder.iterdir():
             file.chmod(stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
         folder.chmod(0o555)
@@ -188,7 +240,7 @@ def test_a_folder_and_a_file_that_may_only_be_read(state):
         folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("damage", ["cut", "scribble", "cut header", "foreign", "empty"])
+@pytest.mark.parametrize("damage", ["none", "cut", "scribble", "cut header", "foreign", "empty"])
 @pytest.mark.parametrize("state", ["closed", "crashed"])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_damaged_or_foreign_file_is_not_touched(path, damage, state, read_only):
@@ -197,57 +249,57 @@ def test_a_damaged_or_foreign_file_is_not_touched(path, damage, state, read_only
         with Ledger(path) as ledger:
             ledger.extend(entry(i) for i in range(300))
     content = bytearray(path.read_bytes())
+    Path(f"{path}-journal").unlink(missing_ok=True)  # else its pages heal the damage
     if damage == "cut":
         content = content[: len(content) // 2]
     elif damage == "scribble":
         content[4096:] = b"\xff" * (len(content) - 4096)
-        Path(f"{path}-wal").unlink(missing_ok=True)  # else its pages heal the damage
     elif damage == "cut header":
         content = content[:50]
     elif damage == "foreign":
         content[68:72] = b"else"
-    else:
+    elif damage == "empty":
         content = bytearray()
-    if damage == "cut" and state == "crashed":
-        pytest.skip("the -wal holds every page: nothing is lost")
-    path.write_bytes(content)
-    ledger_file._checked.clear()
+    if (damage, state) == ("none", "closed"):
+        return
+    path.write_bytes(content)  # undamaged, of a crashed writer: a commit that nothing can undo
     before = picture(path.parent)
     with pytest.raises(LedgerError, match=r"ledger\.sqlite"):
         Ledger(path, read_only=read_only)
     assert picture(path.parent) == before
 
 
-def test_another_process_does_not_end_the_log_of_this_one(path):
-    """A second ledger object in a process, then the first one's file closed elsewhere: SQLite's
-    locks must survive the former, or the latter unlinks the -wal into which this process writes."""
+def test_closing_another_object_frees_no_lock_of_this_one(path):
+    """A second ledger object in a process, then the first one's file read and closed: SQLite's locks of a
+    transaction in progress must survive it, or another process writes into the midst of it."""
     one, two = Ledger(path), Ledger(path)
     one.append(entry(0))
-    other = writer(path, 1, 1)
-    other.communicate(timeout=60)
-    assert other.returncode == 0
+    with one._transaction():
+        Ledger(path, read_only=True).close()
+        Ledger(path).close()
+        two.close()
+        other = writer(path, 1, 1)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.communicate(timeout=6)  # it waits
+    assert other.communicate(timeout=60)[0] == "1\n"
     one.append(entry(2))
-    two.append(entry(3))
-    assert read(path) == 4
-    other = writer(path, 4, 1)  # another process sees all of it
-    assert other.communicate(timeout=60)[0] == "4\n"
+    other = writer(path, 3, 1)  # another process sees all of it
+    assert other.communicate(timeout=60)[0] == "3\n"
     one.close()
-    two.close()
-    assert read(path) == 5
+    assert read(path) == 4
 
 
-@pytest.mark.parametrize("what", ["ledger deleted", "ledger replaced", "log deleted"])
+@pytest.mark.parametrize("what", ["deleted", "replaced", "copied back"])
 def test_a_ledger_that_is_taken_away_refuses_the_release(path, what, tmp_path):
     ledger = Ledger(path)
     ledger.append(entry(0))
-    if what == "log deleted":
-        Path(f"{path}-wal").unlink()
-    else:
-        path.rename(tmp_path / "elsewhere.sqlite")
-    if what == "ledger replaced":
-        Path(f"{path}-wal").unlink()
+    path.rename(tmp_path / "elsewhere.sqlite")
+    if what == "replaced":
+        Path(f"{path}.head").unlink()
         Ledger(path).close()
-    with pytest.raises(LedgerError, match="moved, deleted or replaced"):
+    elif what == "copied back":
+        path.write_bytes((tmp_path / "elsewhere.sqlite").read_bytes())
+    with pytest.raises(LedgerError, match=r"moved, deleted or replaced|row 1 that it lacks"):
         ledger.append(entry(1))
     ledger.close()
 
