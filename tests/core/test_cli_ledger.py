@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sqlite3
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from ledger_rows import ADD
 from typer.testing import CliRunner
 
 from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.ledger import Ledger, LedgerEntry
+from privacy.ledger import Ledger, LedgerEntry, LedgerRolledBack
 from simulations.cli import app
 
 COMMANDS = {
@@ -36,7 +37,7 @@ def picture(folder: Path) -> dict[str, object]:
 
 
 def append_and_die(path: Path) -> None:
-    """Two rows by a process that ends without closing the ledger: they are in the -wal alone."""
+    """Two rows by a process that ends without closing the ledger."""
     child = os.fork()
     if child == 0:
         try:
@@ -128,7 +129,6 @@ def test_kept_head_notices_a_reset_ledger(make_ledger: Callable[..., Path], tmp_
 
 def test_damaged_and_foreign_files(make_ledger: Callable[..., Path], tmp_path: Path) -> None:
     path = make_ledger(("alpha", dp_sgd(0.01, 1.0, 1), 200))
-    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
     damaged = tmp_path / "damaged.sqlite"
     shutil.copy(path, damaged)
     content = damaged.read_bytes()
@@ -160,3 +160,62 @@ def test_show(make_ledger: Callable[..., Path]) -> None:
     assert found["entries"][0]["views"]["server"]["count"] == 4
     assert found["entries"][0]["details"] == ADD
     assert "the last 1 of 4 rows" in call("ledger", "show", path, limit=1).stdout
+
+
+def test_a_ledger_put_back_is_adopted_as_the_refusal_says(
+    make_ledger: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 2))
+    old = path.read_bytes()
+    make_ledger(("alpha", gaussian(4.0), 1))
+    path.write_bytes(old)
+    broken = call("ledger", "verify", path)
+    assert broken.exit_code == 1
+    assert "tells of a row 3 that it lacks" in broken.stdout
+    account = call_json("account", ledger=path, delta=DELTA, status=1)
+    assert "tells of a row 3" in account["no_guarantee"][0]
+    assert "FAILS its verification" in call("ledger", "show", path).stdout
+    with pytest.raises(LedgerRolledBack) as refused:
+        Ledger(path)
+    words = shlex.split(str(refused.value).split("records: fedllm ", 1)[1])
+    done = call(*words[:-1], "the backup of Monday")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert "adopted, row 3 says why" in done.stdout
+    whole = call_json("ledger", "verify", path)
+    assert whole["ok"] is True
+    assert "because: the backup of Monday; rows up to number 3" in whole["adoptions"][0]
+    assert "the backup of Monday" in call("ledger", "show", path).stdout
+    assert call_json("ledger", "show", path)["rows"] == 2  # no release
+    assert call_json("account", ledger=path, delta=DELTA)["parties"]["alpha"]["rows"] == 2
+    again = call("ledger", "adopt", path, because="again")
+    assert (again.exit_code, again.stdout) == (2, "")
+    assert "needs to be adopted" in again.stderr
+
+
+def test_a_copy_alone_is_whole_and_says_that_nothing_vouches_for_its_end(
+    make_ledger: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = make_ledger(("alpha", gaussian(4.0), 2))
+    copy = tmp_path / "copy.sqlite"
+    shutil.copy(path, copy)
+    found = call("ledger", "verify", copy)
+    assert found.exit_code == 0
+    assert "2 rows, the chain is whole" in found.stdout
+    assert "copy.sqlite.head is missing" in found.stdout
+    with pytest.raises(LedgerRolledBack, match="is missing: it is a copy"):
+        Ledger(copy)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"because": " "}, "--because"),
+        ({"because": "why", "head": "12"}, "ROWS:HASH"),
+        ({"because": "why"}, "got neither"),
+    ],
+)
+def test_what_is_no_adoption(tmp_path: Path, options: dict[str, str], why: str) -> None:
+    refused = call("ledger", "adopt", tmp_path / "none.sqlite", **options)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert why in refused.stderr
+    assert list(tmp_path.iterdir()) == []

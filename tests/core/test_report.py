@@ -196,9 +196,11 @@ def test_releases_about_everybody_count_for_each_silo(tmp_path: Path) -> None:
 def test_a_tampered_ledger_gives_no_guarantee(tmp_path: Path) -> None:
     run = trained(new_run(tmp_path))
     with sqlite3.connect(run.ledger_path) as database:
+        (trigger,) = database.execute(
+            "SELECT sql FROM sqlite_schema WHERE name = 'entries_keep_content'"
+        ).fetchone()
         database.execute("DROP TRIGGER entries_keep_content")
         database.execute("UPDATE entries SET views = replace(views, '1.0', '9.0') WHERE id = 2")
-        trigger = "CREATE TRIGGER entries_keep_content BEFORE UPDATE ON entries BEGIN SELECT 1; END"
         database.execute(trigger)
     no_guarantee_page(run, "row 2 was edited")
 

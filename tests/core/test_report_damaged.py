@@ -22,7 +22,7 @@ from fedllm.report.guarantee import shown
 from fedllm.report.schema import SCHEMA_ID, json_schema
 from fedllm.run_folder import RunFolder, RunFolderError
 from privacy.events import dp_sgd, no_guarantee
-from privacy.ledger import Ledger
+from privacy.ledger import Adoption, Ledger, adopt_ledger
 from simulations.cli import app
 
 REPORT = {"report.html", "report.json"}
@@ -208,9 +208,11 @@ def test_without_its_ledger_no_epsilon_is_stated(
 def test_an_edited_ledger_states_no_epsilon_for_any_silo(tmp_path: Path) -> None:
     run = finished(new_run(tmp_path))
     with sqlite3.connect(run.ledger_path) as database:
+        (trigger,) = database.execute(
+            "SELECT sql FROM sqlite_schema WHERE name = 'entries_keep_content'"
+        ).fetchone()
         database.execute("DROP TRIGGER entries_keep_content")
         database.execute("UPDATE entries SET views = replace(views, '1.0', '9.0') WHERE id = 2")
-        trigger = "CREATE TRIGGER entries_keep_content BEFORE UPDATE ON entries BEGIN SELECT 1; END"
         database.execute(trigger)
     database.close()
     found = build(run.path)
@@ -382,6 +384,31 @@ def test_a_release_without_privacy_shows_without_settings(tmp_path: Path) -> Non
 
 def test_the_reader_leaves_an_unfinished_write_alone(tmp_path: Path) -> None:
     run = finished(new_run(tmp_path))
-    with Ledger(run.ledger_path):  # open for writing elsewhere: -wal and -shm are there
+    with Ledger(run.ledger_path):  # open for writing elsewhere
         found = build(run.path)
     assert found["guarantee"]["level"] == "guaranteed"
+
+
+def test_an_adopted_ledger_is_told_wherever_the_epsilon_is(tmp_path: Path) -> None:
+    run = finished(new_run(tmp_path))
+    backup = run.ledger_path.read_bytes()
+    enter(run, "A", 9, dp_sgd(SILOS["A"], NOISE, 1))
+    run.ledger_path.write_bytes(backup)
+    found, _ = report(run)
+    assert "NO GUARANTEE" in str(found["headline"])
+    assert "tells of a row 7 that it lacks" in str(found["problems"])
+    adopt_ledger(run.ledger_path, Adoption("the disk broke"))
+    found, words = report(run)
+    assert found["guarantee"]["level"] == "guaranteed"  # type: ignore[index]
+    assert found["problems"] == []
+    assert "because: the disk broke; rows up to number 7" in str(found["notes"])
+    assert "Adopted ledger" in [item["title"] for item in found["assumptions"]]  # type: ignore[attr-defined]
+    assert "the disk broke" in " ".join(words)
+
+
+def test_a_ledger_without_its_head_is_told(tmp_path: Path) -> None:
+    run = finished(new_run(tmp_path))
+    Path(f"{run.ledger_path}.head").unlink()
+    found, _ = report(run)
+    assert found["guarantee"]["level"] == "guaranteed"  # type: ignore[index]
+    assert "Its head ledger.sqlite.head is missing" in str(found["notes"])

@@ -12,6 +12,7 @@ from own_silo import write_silo
 from typer.testing import CliRunner
 
 from client.approval import read_approved
+from client.silo_file import load_silo
 from fedllm.plan_figures import SO_FAR
 from fedllm.silo_account import SiloAccount
 from privacy.ledger import Ledger
@@ -63,7 +64,7 @@ def test_the_ledgers_epsilon_is_named_beside_the_plans(
 ) -> None:
     settings = tiny_settings()
     silo = write_silo(tmp_path, settings, word_files / "validation.jsonl")
-    with Ledger(tmp_path / "ledger.sqlite") as ledger:
+    with Ledger(tmp_path / "ledger.sqlite", kept=load_silo(silo).kept_heads) as ledger:
         one = SiloAccount(settings, run="one", party="clinic", examples=40, rounds=3, ledger=ledger)
         one.spend_training(1, "train/1")
     good, text = findings("--silo", str(silo), code=1)["ledger"]
@@ -71,6 +72,15 @@ def test_the_ledgers_epsilon_is_named_beside_the_plans(
     assert f"at delta=1e-05, {SO_FAR}; the run's plan, one: " in text
     released = float(text.split("epsilon ")[1].split()[0])
     assert released < float(text.rsplit(" ", 1)[1])
+    (head,) = load_silo(silo).kept_heads
+    head.unlink()
+    good, text = findings("--silo", str(silo), code=1)["ledger"]
+    assert not good
+    assert f"{head} is missing" in text
+    (tmp_path / "ledger.sqlite").unlink()
+    good, text = findings("--silo", str(silo), code=1)["ledger"]
+    assert not good
+    assert "it was deleted or moved" in text
 
 
 def test_a_server_that_is_not_there_and_a_bad_file_are_findings(tmp_path: Path) -> None:

@@ -217,6 +217,16 @@ def test_a_kill_around_a_head_refuses_nothing(
             assert HeadFile(place).read() == ledger.head()
 
 
+def test_a_head_never_goes_back(site: Site) -> None:
+    file = HeadFile(site.head)
+    last = file.read()
+    assert last is not None
+    file.advance(Head(3, "a" * 64))  # of a process that was slow
+    assert file.read() == last
+    file.advance(Head(9, "b" * 64))
+    assert file.read() == (9, "b" * 64)
+
+
 def test_a_head_that_cannot_be_written_stops_the_release(site: Site) -> None:
     with site.open() as ledger:
 

@@ -1,0 +1,150 @@
+"""A silo whose ledger was put back, moved or lost takes no part until somebody decides otherwise."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from own_silo import write_silo
+from typer.testing import CliRunner
+
+import fedllm.process
+from client.app import app
+from client.silo_file import load_silo
+from fedllm import messages as names
+from fedllm.settings_io import to_json
+from fedllm.tunable import initial_params, shared_tunable
+from privacy.ledger import Ledger
+from privacy.ledger_heads import HeadFile
+from simulations.cli import app as fedllm_command
+
+Make = Callable[..., Any]
+
+
+class Node:
+    """A silo of its own file, and the tasks that it is asked."""
+
+    def __init__(self, settings: Any, folder: Path, data: Path) -> None:
+        self.settings, self.folder = settings, folder
+        self.file = write_silo(folder / "silo", settings, data)
+        self.silo = load_silo(self.file)
+        self.ledger = Path(self.silo.ledger)
+
+    def ask(self, server_round: int) -> Any:
+        config = {
+            names.SETTINGS: to_json(self.settings),
+            names.RUN_ID: "run",
+            names.RUN_FOLDER: "/not/here",
+            names.ROUND: server_round,
+            names.PLANNED_ROUNDS: 3,
+        }
+        params = initial_params(shared_tunable(self.settings), self.settings)
+        content = RecordDict(
+            {names.CONFIG: ConfigRecord(config), names.PARAMS: ArrayRecord(params)}
+        )
+        context = Context(
+            run_id=1,
+            node_id=5,
+            node_config={"silo-file": str(self.file)},
+            state=RecordDict(),
+            run_config={},
+        )
+        return app(Message(content, dst_node_id=5, message_type="train"), context).content[
+            names.INFO
+        ]
+
+    def rows(self) -> list[int]:
+        with Ledger(self.ledger, read_only=True) as ledger:
+            return [row.round for row in ledger.entries()]
+
+
+def new_process() -> None:
+    """Forget what a process has once: its open ledgers and workers."""
+    fedllm.process._workers.clear()
+    fedllm.process._ledgers.clear()
+
+
+@pytest.fixture(autouse=True)
+def identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    monkeypatch.delenv("FEDLLM_SILO", raising=False)
+
+
+@pytest.fixture
+def node(tiny_settings: Make, tmp_path: Path, word_files: Path) -> Node:
+    settings = tiny_settings(**{"privacy.randomness": "os"})
+    node = Node(settings, tmp_path, word_files / "validation.jsonl")
+    assert node.ask(1)[names.STATUS] == names.OK
+    shutil.copytree(node.ledger.parent, tmp_path / "backup")
+    assert node.ask(2)[names.STATUS] == names.OK
+    assert HeadFile(node.silo.kept_heads[0]).read() == HeadFile(Path(f"{node.ledger}.head")).read()
+    return node
+
+
+def put_back(node: Node) -> None:
+    for name in ("ledger.sqlite", "ledger.sqlite.head"):
+        shutil.copy(node.folder / "backup" / name, node.ledger.parent)
+
+
+def delete(node: Node) -> None:
+    for name in ("ledger.sqlite", "ledger.sqlite.head"):
+        (node.ledger.parent / name).unlink()
+
+
+def move(node: Node) -> None:
+    """To a folder of another name, as a new machine has it: the state stays behind."""
+    shutil.rmtree(node.silo.state)
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+@pytest.mark.parametrize("what", [put_back, delete, move])
+def test_a_ledger_that_lacks_its_head_spends_nothing(
+    node: Node, what: Callable[[Node], None], restarted: bool
+) -> None:
+    what(node)
+    if restarted:
+        new_process()
+    before = node.ledger.read_bytes() if node.ledger.exists() else None
+    told = node.ask(3)
+    assert told[names.STATUS] == names.FAILED
+    assert "ledger" in told[names.REASON]
+    assert str(node.folder) not in told[names.REASON]
+    assert (node.ledger.read_bytes() if node.ledger.exists() else None) == before
+
+
+@pytest.mark.parametrize("what", [put_back, delete, move])
+def test_it_goes_on_once_somebody_decided_it(node: Node, what: Callable[[Node], None]) -> None:
+    what(node)
+    new_process()
+    rows = node.rows() if node.ledger.exists() else []
+    (head,) = node.silo.kept_heads
+    words = [
+        "ledger",
+        "adopt",
+        str(node.ledger),
+        "--kept",
+        str(head),
+        "--because",
+        "the disk broke",
+    ]
+    done = CliRunner().invoke(fedllm_command, words)
+    assert done.exit_code == 0, done.output
+    told = node.ask(3)
+    assert told[names.STATUS] == names.OK, told[names.REASON]
+    assert node.rows() == [*rows, 3]
+    shown = CliRunner().invoke(fedllm_command, ["ledger", "verify", str(node.ledger)])
+    assert shown.exit_code == 0
+    assert "because: the disk broke" in " ".join(shown.output.split())
+
+
+def test_two_silos_in_one_folder_have_heads_of_their_own(node: Node) -> None:
+    other = node.silo.model_copy(
+        update={"name": "../a name/that no file has"[3:].replace("/", " ")}
+    )
+    assert other.kept_heads != node.silo.kept_heads
+    assert other.kept_heads[0].parent == node.silo.kept_heads[0].parent
