@@ -22,6 +22,7 @@ from client.extract import add_extract
 from client.last_answer import answer_of, keep, task_key
 from client.node import describe_node, open_silo
 from client.places import without_places
+from client.returned_head import require_returned_head
 from client.silo_file import SiloFileError, silo_file_of
 from client.task_arrays import read_params
 from client.task_fields import EVALUATE, QUERY, TRAIN, TaskFields, read_fields
@@ -191,6 +192,9 @@ def _answer(
         fields = read_fields(message, kind)
         worker = open_silo(fields, context)
         info[names.SILO] = worker.silo.name
+        own = silo_file_of(context.node_config)
+        if own is not None:
+            require_returned_head(own, message, worker.ledger)
         content = _work_or_last_answer(message, context, worker, lambda: work(worker, fields))
         info |= dict(content.config_records.get(names.INFO, {}))
     except Exception as error:

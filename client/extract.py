@@ -47,7 +47,7 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
 def _signed(own: SiloFile, config: Any, delta: float | None) -> ConfigRecord:
     key = _key(own.key, Path(own.key).stat().st_mtime_ns if Path(own.key).exists() else 0)
     settings = from_json(str(config[names.SETTINGS]))
-    ledger = shared_ledger(Path(own.ledger))
+    ledger = shared_ledger(Path(own.ledger), own.kept_heads)
     extract = text_of(
         make_extract(
             ledger,

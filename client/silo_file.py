@@ -345,7 +345,9 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
         "# client holds every run against it, and no server can change it.",
         "",
     ]
-    lines += _documented(silo, ("name", "ledger", "state", "log", "cache", "approved", "key", "extract"))
+    lines += _documented(
+        silo, ("name", "ledger", "state", "log", "cache", "approved", "key", "extract")
+    )
     for section in ("data", "budget", "limits", "model"):
         part = getattr(silo, section)
         summary = (type(part).__doc__ or "").strip().splitlines()[0]

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from own_silo import write_silo
@@ -17,9 +19,12 @@ import fedllm.process
 from client.app import app
 from client.silo_file import load_silo
 from fedllm import messages as names
+from fedllm.report.extract.keys import HEAD, load_signing_key
+from fedllm.report.extract.statement import Head as SignedHead
+from fedllm.report.extract.statement import HeadItem, text_of
 from fedllm.settings_io import to_json
 from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
+from privacy.ledger import Head, Ledger
 from privacy.ledger_heads import HeadFile
 from simulations.cli import app as fedllm_command
 
@@ -35,7 +40,7 @@ class Node:
         self.silo = load_silo(self.file)
         self.ledger = Path(self.silo.ledger)
 
-    def ask(self, server_round: int) -> Any:
+    def ask(self, server_round: int, head: ConfigRecord | None = None) -> Any:
         config = {
             names.SETTINGS: to_json(self.settings),
             names.RUN_ID: "run",
@@ -47,6 +52,8 @@ class Node:
         content = RecordDict(
             {names.CONFIG: ConfigRecord(config), names.PARAMS: ArrayRecord(params)}
         )
+        if head is not None:
+            content[names.LEDGER] = head
         context = Context(
             run_id=1,
             node_id=5,
@@ -148,3 +155,69 @@ def test_two_silos_in_one_folder_have_heads_of_their_own(node: Node) -> None:
     )
     assert other.kept_heads != node.silo.kept_heads
     assert other.kept_heads[0].parent == node.silo.kept_heads[0].parent
+
+
+# -- the head that comes back from the server ----------------------------------------------------
+
+
+def returned(node: Node, head: Head, key: Path | None = None, silo: str = "clinic") -> ConfigRecord:
+    """A head as the server brings it back with a task."""
+    text = text_of(
+        SignedHead(
+            silo=silo,
+            made="2026-01-01T00:00:00.000+00:00",
+            ledger=HeadItem(rows=head.rows, hash=head.hash),
+        )
+    )
+    signature = load_signing_key(key or Path(node.silo.key)).sign(HEAD, text)
+    return ConfigRecord({names.HEAD: text, names.HEAD_SIGNATURE: signature})
+
+
+def make_key(path: Path) -> Path:
+    private = ec.generate_private_key(ec.SECP384R1())
+    form = serialization.PrivateFormat.PKCS8
+    none = serialization.NoEncryption()
+    path.write_bytes(private.private_bytes(serialization.Encoding.PEM, form, none))
+    return path
+
+
+def test_a_whole_folder_put_back_is_told_by_what_the_silo_signed(node: Node) -> None:
+    """Ledger, heads and key of one backup: whole by themselves."""
+    make_key(Path(node.silo.key))
+    (kept,) = node.silo.kept_heads
+    server = HeadFile(kept).read()
+    assert server is not None
+    told = node.ask(3, returned(node, server))
+    assert told[names.STATUS] == names.OK, told[names.REASON]  # behind the ledger is no matter
+    put_back(node)
+    shutil.copy(f"{node.ledger}.head", kept)
+    new_process()
+    before = node.rows()
+    told = node.ask(3, returned(node, server))
+    assert told[names.STATUS] == names.FAILED
+    assert (
+        f"not row {server.rows} as the server, by what this silo signed, knows it"
+        in (told[names.REASON])
+    )
+    assert node.rows() == before
+    words = ["ledger", "adopt", str(node.ledger), "--kept", str(kept), "--head", str(server)]
+    done = CliRunner().invoke(fedllm_command, [*words, "--because", "all of it from the backup"])
+    assert done.exit_code == 0, done.output
+    new_process()
+    told = node.ask(3, returned(node, server))
+    assert told[names.STATUS] == names.OK, told[names.REASON]
+
+
+@pytest.mark.parametrize("forged", ["another key", "another silo", "no key"])
+def test_no_server_makes_a_ledger_look_rolled_back(node: Node, tmp_path: Path, forged: str) -> None:
+    make_key(Path(node.silo.key))
+    ahead = Head(9, "f" * 64)
+    head = returned(node, ahead)
+    if forged == "another key":
+        head = returned(node, ahead, make_key(tmp_path / "other.pem"))
+    elif forged == "another silo":
+        head = returned(node, ahead, silo="another")
+    else:
+        Path(node.silo.key).unlink()
+    told = node.ask(3, head)
+    assert told[names.STATUS] == names.OK, told[names.REASON]

@@ -121,9 +121,25 @@ MUTATIONS = (
     Mutation(
         "silo-keeps-no-head-of-its-own",
         "client/node.py",
-        "        kept=own.kept_heads,\n",
+        "        heads=own.kept_heads,\n",
         "",
         "Who puts ledger and head of yesterday back, from one backup, is not noticed at the silo.",
+        ("tests/federation/test_silo_ledger_heads.py",),
+    ),
+    Mutation(
+        "returned-head-not-asked",
+        "client/app.py",
+        "            require_returned_head(own, message, worker.ledger)\n",
+        "            pass\n",
+        "A backup of a silo's whole folder, put back, spends again what was spent since.",
+        ("tests/federation/test_silo_ledger_heads.py",),
+    ),
+    Mutation(
+        "returned-head-of-any-key",
+        "client/returned_head.py",
+        "        if not load_signing_key(Path(own.key)).public.verifies(HEAD, text, signature):\n",
+        "        if False:\n",
+        "A server makes up a head, and every silo stops.",
         ("tests/federation/test_silo_ledger_heads.py",),
     ),
     Mutation(
