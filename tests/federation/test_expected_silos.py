@@ -102,7 +102,7 @@ def test_who_is_not_named_gets_no_task_though_there_first(
     registered: bool, start_run: Start
 ) -> None:
     """alpha and beta are there before gamma, which is named and comes late."""
-    run = start_run("run", **{"server.rounds": 2, **RAW})
+    run = start_run("run", **{"server.rounds": 2, "server.wait_for_clients": 15.0, **RAW})
     grid = LocalGrid(app, 4, names=PLACES if registered else ())
     seen = asked(grid)
     late = list(grid.contexts)[PLACES.index("gamma")]
