@@ -25,6 +25,7 @@ from fedllm.device_memory import limit_device, require_room_for_training
 from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
 from fedllm.opened_silo import open_silo_data
+from fedllm.private_file import note
 from fedllm.process import shared_worker, use_threads
 from fedllm.run_folder import RunFolder, ledger_of
 from fedllm.settings import Settings
@@ -76,6 +77,7 @@ def _load(own: SiloFile, version: Any) -> Silo:
         target=data.target,
         labels=data.labels,
         encoding=data.encoding,
+        delimiter=data.delimiter,
         bad_rows=data.bad_rows,
         holdout=data.holdout,
         holdout_seed=data.holdout_seed,
@@ -111,7 +113,7 @@ def _open_own(own: SiloFile, fields: TaskFields) -> SiloWorker:
     settings = admitted(own, fields)
     ledger = Path(own.ledger)
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    silo = _read(lambda: own_silo(own, settings))
+    silo = _read(lambda: own_silo(own, settings), own)
     return shared_worker(
         settings,
         silo,
@@ -145,16 +147,18 @@ def admitted(own: SiloFile, fields: TaskFields) -> Settings:
     return settings
 
 
-def _read(read: Callable[[], T]) -> T:
+def _read(read: Callable[[], T], own: SiloFile | None = None) -> T:
     """What ``read`` gives.
 
     Raises:
-        NotTakingPart: it raises; why is in the process's log.
+        NotTakingPart: it raises; why is in the process's log, and in that of the silo's own file.
     """
     try:
         return read()
     except Exception as error:
         log.error("the data cannot be used: %s", error, exc_info=error)
+        if own is not None and own.log:
+            note(Path(own.log), {"what": "the data cannot be used", "error": str(error)})
         raise NotTakingPart from error
 
 
@@ -230,8 +234,9 @@ def _opened(settings: Settings, context: Context) -> tuple[Silo | None, int]:
     Raises:
         NotTakingPart: its data cannot be read or used; why is in the process's log.
     """
-    silo = _read(lambda: silo_of(settings, context))
+    own = silo_file_of(context.node_config)
+    silo = _read(lambda: silo_of(settings, context), own)
     if silo is None:
         return None, 0
     task = shared_tunable(settings).task
-    return silo, len(_read(lambda: open_silo_data(silo, settings, task)).train)
+    return silo, len(_read(lambda: open_silo_data(silo, settings, task), own).train)

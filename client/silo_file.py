@@ -40,9 +40,16 @@ class OwnData(Section):
     """Where the silo's examples are, and what they hold."""
 
     path: str = Field(
-        description="File (JSONL, CSV, also .gz); relative to this file; `~` and $VARIABLES are expanded."
+        description="File (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet); relative to this file; `~` and "
+        "$VARIABLES are expanded."
     )
-    encoding: str = Field("utf-8", description="Text encoding of the file.")
+    encoding: str = Field(
+        "utf-8", description="Text encoding of the file; UTF-16 is known by its mark."
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None,
+        description="Character between the columns of a CSV, TSV or TXT file; empty: found from the header.",
+    )
     text: tuple[str, ...] = Field(
         ("text",),
         min_length=1,
@@ -57,7 +64,7 @@ class OwnData(Section):
     )
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="Records that cannot be used (no text, half a character, an unknown class, no token, ...): "
+        description="Rows that are no records, and records that cannot be used (no text, half a character, an unknown class, no token, ...): "
         "`refuse` to take part, or `drop` them; the log has their number. The server is told neither.",
     )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(

@@ -30,6 +30,11 @@ class OpenedSilo:
     train: list[Feature]
     held_out: list[Feature]
 
+    @property
+    def left_out(self) -> list[str]:
+        """What was left out of the silo's data and why, for the silo's own log."""
+        return list(dict.fromkeys((*self.silo.train.left_out, *self.silo.held_out.left_out)))
+
 
 _opened_before: dict[str, tuple[Silo, str, Task, OpenedSilo]] = {}
 

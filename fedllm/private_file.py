@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("fedllm.silo")
 
 
 def append_private(path: Path, text: str) -> None:
@@ -19,3 +25,14 @@ def append_private(path: Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
+
+
+def note(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record to a silo's own log, as a line of JSON.
+
+    Logs never decide: one that cannot be written is a warning, and the task goes on.
+    """
+    try:
+        append_private(path, json.dumps(record) + "\n")
+    except OSError as error:
+        log.warning("cannot write the silo's log %s: %s", path, error)

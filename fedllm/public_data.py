@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fedllm.data.hub import load_hub
+from fedllm.data.labels import class_place
 from fedllm.data.records import (
     DataError,
     Record,
@@ -105,7 +106,10 @@ def _read(settings: Settings) -> TextDataset:
         except DataError as error:
             raise DataError(str(error).replace("data.path", "public.path")) from error
     if public.source == "files":
-        return load_file(str(public.path), encoding=public.encoding)
+        try:
+            return load_file(str(public.path), encoding=public.encoding, delimiter=public.delimiter)
+        except DataError as error:
+            raise DataError(str(error).replace("data.", "public.")) from error
     tweets = load_tweets()
     named = settings.data.silo_names
     if settings.data.source != "tweets" or settings.data.partition != "natural" or not named:
@@ -135,11 +139,12 @@ def _as_task(found: TextDataset, settings: Settings, labelled: bool) -> tuple[li
     for record in found.records:
         value = record[target] if labelled else filler
         if labelled and public.labels:
-            if str(value) not in public.labels:
+            place = class_place(value, list(public.labels))
+            if place is None:
                 others[str(value)] += 1
                 continue
-            value = public.labels[str(value)]
-        if labelled and classes is not None and str(value) not in classes:
+            value = list(public.labels.values())[place]
+        if labelled and classes is not None and class_place(value, classes) is None:
             raise DataError(
                 f"Expected a class among task.labels ({', '.join(classes)}) in column '{target}' of "
                 f"{found.name}, got {str(value)[:40]!r}; name what each of its classes stands for in "

@@ -84,7 +84,10 @@ class TaskSettings(Section):
         "classification", description="Classify a text, or write a text for an input."
     )
     text: tuple[str, ...] = Field(
-        ("text",), min_length=1, description="Columns with the input (two for sentence pairs)."
+        ("text",),
+        min_length=1,
+        description="Columns with the input (two for sentence pairs). Encoders read the second and later ones as "
+        "one second text, the tokenizer's separator between them.",
     )
     target: str = Field("label", description="Column with the class, or with the text to write.")
     labels: tuple[str, ...] | None = Field(
@@ -126,7 +129,8 @@ class DataSettings(Section):
 
     source: Literal["tweets", "files", "hub"] = Field(
         "tweets",
-        description="`tweets` (embedded), `files` (JSONL, JSONL.gz, CSV), `hub` (datasets).",
+        description="`tweets` (embedded), `files` (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet), "
+        "`hub` (datasets).",
     )
     path: str | None = Field(
         None,
@@ -134,13 +138,22 @@ class DataSettings(Section):
         "to; `~` and $VARIABLES are expanded; a relative path is relative to the settings file.",
     )
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
-    train: str = Field("train", description="File name, or split name on the hub.")
+    train: str = Field(
+        "train",
+        description="File name, or split name on the hub. A folder: one file a silo, named as the silo.",
+    )
     validation: str | None = Field(
         None,
         description="File or split with the server's own evaluation data (never a silo's). "
         "Empty: `holdout` is cut off before the silos are made.",
     )
-    encoding: str = Field("utf-8", description="Text encoding of the files.")
+    encoding: str = Field(
+        "utf-8", description="Text encoding of the files; UTF-16 is known by its mark."
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None,
+        description="Character between the columns of CSV, TSV and TXT files; empty: found from the header.",
+    )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
         description="Share of the examples kept from all silos for the server's evaluation, "
@@ -168,9 +181,9 @@ class DataSettings(Section):
     classes_per_silo: PositiveInt = Field(2, description="`pathological`: classes in a silo.")
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What a silo does with records that cannot be used (no text, half a character, an unknown "
-        "class, no token, ...), all found when its data are opened: `refuse` to take part, or `drop` them and "
-        "say how many in its own log. A silo with its own file decides there.",
+        description="What is done with rows that are no records, and with records that cannot be used (no text, "
+        "half a character, an unknown class, no token, ...), all found when the data are opened: `refuse` to take "
+        "part, or `drop` them and say how many in the silo's own log. A silo with its own file decides there.",
     )
     sizes: Literal["public", "private"] = Field(
         "public",

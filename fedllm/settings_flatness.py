@@ -160,6 +160,9 @@ class PublicSettings(Section):
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
     split: str = Field("train", description="Split name on the hub.")
     encoding: str = Field("utf-8", description="Text encoding of the file.")
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None, description="Of a CSV, TSV or TXT file; empty: found from the header."
+    )
     limit: PositiveInt | None = Field(2000, description="Examples used, first by hash of the text.")
     text: tuple[str, ...] | None = Field(
         None, description="Columns with the input, where they are named otherwise than task.text."

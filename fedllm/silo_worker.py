@@ -29,7 +29,7 @@ from fedllm.local_training import train_locally
 from fedllm.opened_silo import OpenedSilo, open_silo_data
 from fedllm.own_bounds import OwnBounds
 from fedllm.printable_error import printable_error
-from fedllm.private_file import append_private
+from fedllm.private_file import note
 from fedllm.rehearsal import rehearse
 from fedllm.release_inputs import ReleaseInputs, digest_or_empty, machine, model_inputs
 from fedllm.release_key import features_digest, params_digest, release_key, settings_digest
@@ -116,7 +116,9 @@ class SiloWorker:
             except Exception as error:
                 self.note_error("the data cannot be used", error)
                 raise NotTakingPart from error
-            task = self.settings.task
+            task, left_out = self.settings.task, self._opened.left_out
+            if left_out:
+                self._append_to_log({"kind": "left-out-records", "of": left_out})
             self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))
         return self._opened
 
@@ -586,10 +588,5 @@ class SiloWorker:
         self._append_to_log({"what": what, "error": f"{type(error).__name__}: {error}"})
 
     def _append_to_log(self, record: Mapping[str, Any]) -> None:
-        """Logs never decide: one that cannot be written is a warning, and the task goes on."""
-        if self.log is None:
-            return
-        try:
-            append_private(self.log, json.dumps(record) + "\n")
-        except OSError as error:
-            log.warning("cannot write the silo's log %s: %s", self.log, error)
+        if self.log is not None:
+            note(self.log, record)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from fedllm.data.holdout import split_holdout, text_hash
 from fedllm.data.hub import load_hub
 from fedllm.data.partition import partition
-from fedllm.data.records import DataError, TextDataset
-from fedllm.data.sources import load_file
+from fedllm.data.records import BadRows, DataError, TextDataset
+from fedllm.data.sources import load_file, load_folder
 from fedllm.data.tweets import load_tweets
-from fedllm.settings import DataSettings, Settings
-from fedllm.usable_rows import BadRows, checked
+from fedllm.settings import DataSettings, Settings, TaskSettings
+from fedllm.usable_rows import checked, division_fault, usable_rows
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,24 @@ class Silo:
     name: str
     train: TextDataset
     held_out: TextDataset
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns that a task uses, and the classes of its target (empty for free text)."""
+
+    text: tuple[str, ...]
+    target: str
+    labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, task: TaskSettings) -> _Columns:
+        labels = task.labels if task.kind == "classification" else None
+        return cls(task.text, task.target, tuple(labels or ()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.text, self.target)
 
 
 @dataclass(frozen=True)
@@ -47,8 +65,7 @@ def load_federation(settings: Settings) -> Federation:
     return _load(
         settings.data,
         settings.seed,
-        settings.task.text,
-        settings.task.target,
+        _Columns.of(settings.task),
         settings.evaluation.clients_holdout,
         settings.evaluation.max_examples,
     )
@@ -62,6 +79,7 @@ def load_silo_file(
     target: str = "label",
     labels: Sequence[str] = (),
     encoding: str = "utf-8",
+    delimiter: str | None = None,
     bad_rows: BadRows = "refuse",
     holdout: float = 0.0,
     holdout_seed: int = 0,
@@ -74,13 +92,21 @@ def load_silo_file(
     Args:
         text, target: columns; no other is kept.
         labels: classes that the target may be; empty for free text.
-        bad_rows: what is done with records that cannot be used, see :mod:`fedllm.usable_rows`.
+        delimiter: of delimited text; None finds it from the header.
+        bad_rows: what is done with rows that are no records (:func:`fedllm.data.sources.load_file`), and with
+            records that cannot be used (:mod:`fedllm.usable_rows`).
         holdout, holdout_seed: share kept for the silo's own evaluation, and the seed of its hash.
 
     Raises:
         DataError: as :func:`fedllm.data.sources.load_file` and :func:`fedllm.usable_rows.checked`.
     """
-    dataset = load_file(path, columns=(*text, target), encoding=encoding)
+    dataset = load_file(
+        path,
+        columns=(*text, target),
+        encoding=encoding,
+        delimiter=delimiter,
+        bad_rows=bad_rows,
+    )
     dataset = checked(dataset, text, target, labels, bad_rows)
     return _silo(name, dataset, holdout, holdout_seed, text)
 
@@ -94,7 +120,8 @@ def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
 
     def renamed(dataset: TextDataset) -> TextDataset:
         records = [{names[key]: value for key, value in row.items()} for row in dataset]
-        return TextDataset(records, dataset.name, tuple(names[key] for key in dataset.columns))
+        columns = tuple(names[key] for key in dataset.columns)
+        return replace(dataset, records=records, columns=columns)
 
     if all(old == new for old, new in names.items()):
         return silo
@@ -110,32 +137,57 @@ def evaluation_set(settings: Settings) -> TextDataset:
     """
     if settings.data.validation is not None:
         return _validation(
-            settings.data, settings.task.text, settings.evaluation.max_examples, settings.seed
+            settings.data,
+            _Columns.of(settings.task),
+            settings.evaluation.max_examples,
+            settings.seed,
         )
     return load_federation(settings).evaluation
 
 
 @lru_cache(maxsize=4)
 def _validation(
-    data: DataSettings, text: tuple[str, ...], max_examples: int | None, seed: int
+    data: DataSettings, columns: _Columns, max_examples: int | None, seed: int
 ) -> TextDataset:
-    return first_by_hash(_source(data, str(data.validation)), max_examples, text, seed)
+    found = _source(data, str(data.validation), columns.names)
+    return first_by_hash(_evaluable(found, columns, data), max_examples, columns.text, seed)
+
+
+def _evaluable(dataset: TextDataset, columns: _Columns, data: DataSettings) -> TextDataset:
+    """The server's own records that can be used, by the silos' rule."""
+    return checked(dataset, columns.text, columns.target, columns.labels, data.bad_rows)
 
 
 @lru_cache(maxsize=4)
 def _load(
     data: DataSettings,
     seed: int,
-    text: tuple[str, ...],
-    target: str,
+    columns: _Columns,
     clients_holdout: float,
     max_examples: int | None,
 ) -> Federation:
-    train = first_by_hash(_source(data, data.train), data.limit, text, seed + 3)
+    text, target = columns.text, columns.target
+    divided_by = {"natural": data.silo_column, "dirichlet": target, "pathological": target}.get(
+        data.partition
+    )
+    used = columns.names if divided_by is None else (*columns.names, divided_by)
+    train = _source(data, data.train, used)
+    if divided_by is not None:
+        train = usable_rows(
+            train,
+            lambda record: (
+                fault and f"column {divided_by!r}: {fault}"
+                if (fault := division_fault(record.get(divided_by)))
+                else None
+            ),
+            data.bad_rows,
+        )
+    train = first_by_hash(train, data.limit, text, seed + 3)
     if data.validation is not None:
-        evaluation = _validation(data, text, max_examples, seed)
+        evaluation = _validation(data, columns, max_examples, seed)
     elif data.holdout > 0:
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
+        evaluation = _evaluable(evaluation, columns, data)
         evaluation = first_by_hash(evaluation, max_examples, text, seed)
     else:
         raise DataError(
@@ -178,12 +230,29 @@ def _silo(name: str, dataset: TextDataset, holdout: float, seed: int, text: Sequ
     return Silo(name, train, held_out)
 
 
-def _source(data: DataSettings, part: str) -> TextDataset:
+def _source(data: DataSettings, part: str, columns: tuple[str, ...]) -> TextDataset:
+    """One part of the data; of files, the columns named alone."""
     if data.source == "tweets":
         return load_tweets()
     if data.source == "hub":
         return load_hub(str(data.path), subset=data.subset, split=part)
-    return load_file(Path(str(data.path)) / part, encoding=data.encoding)
+    path = Path(str(data.path)) / part
+    if path.is_dir():
+        return load_folder(
+            path,
+            silo_column=data.silo_column,
+            columns=columns,
+            encoding=data.encoding,
+            delimiter=data.delimiter,
+            bad_rows=data.bad_rows,
+        )
+    return load_file(
+        path,
+        columns=columns,
+        encoding=data.encoding,
+        delimiter=data.delimiter,
+        bad_rows=data.bad_rows,
+    )
 
 
 def first_by_hash(

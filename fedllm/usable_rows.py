@@ -9,14 +9,13 @@ import logging
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
-from fedllm.data.records import DataError, Record, TextDataset, require_columns
+from fedllm.data.labels import class_place, class_text
+from fedllm.data.records import BadRows, DataError, Record, TextDataset, require_columns
 
 log = logging.getLogger("fedllm.silo")
-
-BadRows = Literal["refuse", "drop"]
-"""What is done where a row cannot be used: the whole data set is refused, or the row is left out."""
 
 
 def text_fault(value: Any) -> str | None:
@@ -30,15 +29,15 @@ def text_fault(value: Any) -> str | None:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        return "half a character (a lone surrogate), which is no text"
+        return "half a character (a lone surrogate), or bytes that are no text in data.encoding"
     return None
 
 
 def label_fault(value: Any, labels: Sequence[str]) -> str | None:
     """What is wrong with a class; None for nothing."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return f"{type(value).__name__} in place of a class"
-    if str(value) not in labels:
+    if class_text(value) is None:
+        return "no class (null)" if value is None else f"{type(value).__name__} in place of a class"
+    if class_place(value, labels) is None:
         return f"the class {reprlib.repr(value)}, which is not among {', '.join(labels)}"
     return None
 
@@ -72,6 +71,11 @@ def row_fault(
     return None if fault is None else f"column {target!r}: {fault}"
 
 
+def division_fault(value: Any) -> str | None:
+    """What is wrong with a value by which a record's silo is found; None for nothing."""
+    return "no silo (null)" if class_text(value) is None else text_fault(class_text(value))
+
+
 def usable_rows(
     dataset: TextDataset,
     fault: Callable[[Record], str | None],
@@ -82,7 +86,7 @@ def usable_rows(
     Args:
         fault: of one record, or None; a function of this record alone.
         rule: ``refuse``: any fault refuses the data set. ``drop``: rows with a fault are left out, and
-            their number is in the log.
+            their number is in the log and in ``TextDataset.left_out``.
 
     Raises:
         DataError: a fault with ``refuse``, or no row is left; the first rows are named.
@@ -104,7 +108,7 @@ def usable_rows(
     if not kept:
         raise DataError(f"Expected records that can be used, got none: {found}")
     log.warning("left out: %s", found)
-    return dataset.select(kept)
+    return replace(dataset.select(kept), left_out=(*dataset.left_out, found))
 
 
 def checked(

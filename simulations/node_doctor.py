@@ -169,7 +169,8 @@ def _data(silo: SiloFile) -> tuple[bool, str]:
     kind = {} if names else {"kind": "generation"}
     loaded = own_silo(silo, parse_settings({"task": {**task, **kind}}))
     held = f", {len(loaded.held_out)} held out" if silo.data.holdout else ""
-    return True, f"{silo.data.path}: {len(loaded.train)} examples{held}"
+    left = [f"; left out: {what}" for what in loaded.train.left_out]
+    return True, f"{silo.data.path}: {len(loaded.train)} examples{held}{''.join(left)}"
 
 
 def _ledger(silo: SiloFile) -> tuple[bool, str]:

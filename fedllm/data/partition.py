@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from fedllm.data.holdout import text_hash
+from fedllm.data.labels import class_text
 from fedllm.data.records import DataError, TextDataset, require_columns
 
 Small = Literal["error", "drop", "merge"]
@@ -299,12 +300,12 @@ def _values(dataset: TextDataset, column: str) -> list[str]:
     require_columns(dataset, (column,))
     values = dataset.column(column)
     for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        if class_text(value) in (None, ""):
             raise DataError(
                 f"Expected a string or an integer in column '{column}' of {dataset.name}, got "
                 f"{value!r} in record {row} (counted from 0)"
             )
-    return [str(value) for value in values]
+    return [str(class_text(value)) for value in values]
 
 
 def _small_seed(seed: int) -> int:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 Record = dict[str, Any]
+
+BadRows = Literal["refuse", "drop"]
+"""What is done where a row cannot be used: the whole data set is refused, or the row is left out."""
 
 
 class DataError(ValueError):
     """Bad data, or a setting that does not fit the data; the one message says where and what."""
+
+
+class RowError(DataError):
+    """One row of a file that is no record, while the rest can be read."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +30,14 @@ class TextDataset:
     """Examples in a fixed order.
 
     ``records`` has one dict an example, ``name`` says where they come from (for error messages and
-    reports), ``columns`` are the keys that every record has.
+    reports), ``columns`` are the keys that every record has, ``left_out`` tells of each time that records which
+    cannot be used were left out.
     """
 
     records: list[Record]
     name: str
     columns: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -42,7 +51,7 @@ class TextDataset:
     def select(self, indices: Iterable[int], name: str | None = None) -> TextDataset:
         """The examples at ``indices``, in that order, as a data set that shares the records."""
         chosen = [self.records[index] for index in indices]
-        return TextDataset(chosen, name or self.name, self.columns)
+        return replace(self, records=chosen, name=name or self.name)
 
     def column(self, name: str) -> list[Any]:
         """The values of one column; raises DataError where there is no such column."""

@@ -13,10 +13,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from fedllm.data.delimited import parse_csv
 from fedllm.data.duplicates import drop_duplicates
 from fedllm.data.mojibake import repair
 from fedllm.data.records import DataError, Record, TextDataset, normalise_text
-from fedllm.data.sources import parse_csv, read_bytes
+from fedllm.data.sources import read_bytes
 
 LABELS = ("negative", "neutral", "positive")
 OTHER = "other"

@@ -272,7 +272,7 @@ def test_bad_labels() -> None:
         label_index(data, "label", ["0", "1"])
     with pytest.raises(DataError, match="label column 'y' in mine, got columns text"):
         label_index(data, "y", ["0", "1"])
-    bad: list[Any] = [None, True, 1.0, ["a"]]
+    bad: list[Any] = [None, 1.5, float("nan"), ["a"]]
     for value in bad:
         with pytest.raises(DataError, match=r"string or an integer as label .* in record 0"):
             label_index([{"y": value}], "y", ["0", "1"])
