@@ -19,12 +19,15 @@ class Feature:
         target: class index for classification, else None.
         target_mask: for generation, 1 at each token whose prediction counts in the loss, 0
             elsewhere; same length as ``input_ids``. Else None.
+        segments: for models that tell the first text from the second: the number of each token's text, as the
+            tokenizer gives it; same length as ``input_ids``. Else None.
         meta: whatever the task wants to keep (never sent to the model).
     """
 
     input_ids: list[int]
     target: int | None = None
     target_mask: list[int] | None = None
+    segments: list[int] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -44,6 +47,7 @@ class Batch:
         targets: (B,) int64 class indices, or None.
         target_mask: (B, T) int64, 1 where the prediction *of* that token counts, or None.
         fillers: number of rows at the end that only fill a fixed shape.
+        token_type_ids: (B, T) int64, the number of each token's text, or None where the model has no such input.
     """
 
     input_ids: Tensor
@@ -52,6 +56,7 @@ class Batch:
     targets: Tensor | None = None
     target_mask: Tensor | None = None
     fillers: int = 0
+    token_type_ids: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0] - self.fillers
@@ -72,6 +77,8 @@ class Batch:
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.position_ids is not None:
             inputs["position_ids"] = self.position_ids
+        if self.token_type_ids is not None:
+            inputs["token_type_ids"] = self.token_type_ids
         return inputs
 
     def to(self, device: torch.device | str) -> Batch:
@@ -135,7 +142,8 @@ def collate(
         raise ValueError(f"Expected length >= {longest} (the longest example), got length={length}")
     has_target = {f.target is not None for f in features}
     has_mask = {f.target_mask is not None for f in features}
-    if len(has_target) > 1 or len(has_mask) > 1:
+    has_segments = {f.segments is not None for f in features}
+    if max(map(len, (has_target, has_mask, has_segments))) > 1:
         raise ValueError("Expected all features to have the same kind of target, got a mixture")
     fillers = 0 if rows is None else rows - len(features)
     if fillers < 0:
@@ -143,6 +151,7 @@ def collate(
     ids = torch.full((len(features) + fillers, total), pad_id, dtype=torch.long)
     attention = torch.zeros_like(ids)
     counted = torch.zeros_like(ids)
+    segments = torch.zeros_like(ids)
     for row, feature in enumerate(features):
         n = len(feature)
         if n == 0:
@@ -150,6 +159,8 @@ def collate(
         where = slice(0, n) if side == "right" else slice(total - n, total)
         ids[row, where] = torch.tensor(feature.input_ids, dtype=torch.long)
         attention[row, where] = 1
+        if feature.segments is not None:
+            segments[row, where] = torch.tensor(feature.segments, dtype=torch.long)
         if feature.target_mask is not None:
             if len(feature.target_mask) != n:
                 raise ValueError(
@@ -164,4 +175,5 @@ def collate(
         targets = torch.tensor([*(f.target for f in features), *([0] * fillers)])
     positions = None if position_offset is None else position_ids(attention, position_offset)
     mask = counted if has_mask == {True} else None
-    return Batch(ids, attention, positions, targets, mask, fillers)
+    kinds = segments if has_segments == {True} else None
+    return Batch(ids, attention, positions, targets, mask, fillers, kinds)

@@ -14,6 +14,7 @@ from fedllm.models import Backbone
 from fedllm.settings import TaskSettings
 from fedllm.tasks.base import Params, Task, column_values
 from fedllm.tasks.classification import Classification
+from fedllm.tasks.open_end import label_word_ids, open_ended
 
 
 class LabelWordClassification(Classification):
@@ -34,16 +35,7 @@ class LabelWordClassification(Classification):
             )
         self.prompt = settings.prompt
         check_prompt(self.prompt, settings.text)
-        tokenizer = backbone.tokenizer
-        words = [
-            tokenizer(word, add_special_tokens=False)["input_ids"][0]
-            for word in settings.label_words
-        ]
-        if len(set(words)) != len(words):
-            raise ValueError(
-                "Expected label words that differ in their first token, got "
-                f"task.label_words={settings.label_words} with first tokens {words}"
-            )
+        words = label_word_ids(backbone.tokenizer, settings.label_words)
         self.word_ids = torch.tensor(words, device=backbone.device)
 
     @property
@@ -103,7 +95,8 @@ def _prompt(settings: TaskSettings) -> str:
 
 
 def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The prompt with its columns filled in, as tokens, one list a record of at most :func:`longest_prompt`.
+    """The prompt with its columns filled in, as tokens, one list a record of at most :func:`longest_prompt`;
+    no end token behind it.
 
     The columns are cut, not the wording: each to its equal share of what ``task.max_length`` leaves. Where a
     cut text has more tokens once it is joined to the wording, its share is lowered until it fits.
@@ -126,15 +119,12 @@ def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list
             for piece, is_column in pieces
         )
 
-    if not records:
-        return []
-    found = tokenizer([filled(row, whole) for row in range(len(records))])["input_ids"]
-    prompts = [list(ids) for ids in found]
+    prompts = open_ended(tokenizer, [filled(row, whole) for row in range(len(records))])
     for row, ids in enumerate(prompts):
         share = whole
         while len(ids) > most and share > 0:
             share = max(0, min(share - 1, share - (len(ids) - most) // len(settings.text)))
-            ids = list(tokenizer([filled(row, share)])["input_ids"][0])
+            (ids,) = open_ended(tokenizer, [filled(row, share)])
         prompts[row] = ids[-most:]  # what is left of a wording that joins badly: its end counts
     return prompts
 

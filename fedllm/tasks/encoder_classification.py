@@ -12,6 +12,7 @@ from fedllm.data.labels import label_index
 from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import Params, column_values
 from fedllm.tasks.classification import Classification
+from fedllm.tasks.text_columns import encoded_texts, reads_segments
 
 FEATURE_NORM = 4.0
 """L2 norm of the features that the head reads."""
@@ -37,12 +38,16 @@ class HeadClassification(Classification):
         targets, _ = label_index(records, self.settings.target, self.labels)
         if not records:
             return []
-        encoded = self.backbone.tokenizer(
-            *columns, truncation=True, max_length=self.settings.max_length
-        )["input_ids"]
+        backbone = self.backbone
+        encoded = encoded_texts(backbone.tokenizer, columns, self.settings.max_length)
+        segments = encoded.get("token_type_ids") if reads_segments(backbone.model) else None
         return [
-            Feature(input_ids=list(ids), target=target)
-            for ids, target in zip(encoded, targets, strict=True)
+            Feature(
+                input_ids=list(ids),
+                target=target,
+                segments=None if segments is None else list(segments[row]),
+            )
+            for row, (ids, target) in enumerate(zip(encoded["input_ids"], targets, strict=True))
         ]
 
     def initial_params(self) -> dict[str, Tensor]:

@@ -31,6 +31,11 @@ class Generation(Task):
                 "Expected a decoder (causal language model) for task.kind=generation, got "
                 f"model.name={backbone.name!r}, which is an {backbone.kind}"
             )
+        if backbone.tokenizer.eos_token_id is None:
+            raise ValueError(
+                "Expected an end token (eos_token) in the tokenizer for task.kind=generation, which ends each "
+                f"answer, got none in that of model.name={backbone.name!r}"
+            )
         if settings.prompt is not None:
             check_prompt(settings.prompt, settings.text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ _DRAWS = 2000
 
 def flipped(feature: Feature, classes: int) -> Feature:
     """The same text with another label."""
-    return Feature(feature.input_ids, (int(feature.target or 0) + 1) % classes)
+    return replace(feature, target=(int(feature.target or 0) + 1) % classes)
 
 
 def losses(tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature]) -> Tensor:
