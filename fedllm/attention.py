@@ -15,123 +15,28 @@ Method: Li and Liang, "Prefix-Tuning" (2021); with keys and values in every laye
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from fedllm.backbones.attention_layers import (
+    LAYER,
+    AttentionCall,
+    AttentionGeometry,
+    common_geometry,
+    number_layers,
+)
+from fedllm.backbones.prefix_slot import ActivePrefix, PrefixSlot
 from fedllm.selection import Padding
 
 ATTENTION_NAME = "fedllm_prefix"
 _SLOT = "_fedllm_prefix_slot"
-
-
-@dataclass(frozen=True)
-class AttentionGeometry:
-    """Shape of a model's attention, as observed in a forward pass.
-
-    ``kv_heads`` counts key/value heads (smaller than the query heads in grouped-query attention);
-    ``head_dim`` is the size of one head.
-    """
-
-    n_layers: int
-    kv_heads: int
-    head_dim: int
-    causal: bool
-
-
-@dataclass
-class _Call:
-    """One attention call, seen by a recorder."""
-
-    layer: int | None
-    key: Tensor
-    value: Tensor
-    causal: bool
-
-
-@dataclass
-class _ActivePrefix:
-    """Prefix keys and values by layer, each (B, kv_heads, P, head_dim), and the last mask made."""
-
-    layers: dict[int, tuple[Tensor, Tensor]]
-    batch: int
-    length: int
-    mask_source: Tensor | None = None
-    mask: Tensor | None = None
-    causal_masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
-
-    def widen(self, mask: Tensor) -> Tensor:
-        """``mask`` (B or 1, 1 or heads, T, S) with P visible columns in front (made once a pass)."""
-        if self.mask_source is not mask or self.mask is None:
-            visible = True if mask.dtype == torch.bool else 0.0
-            self.mask = functional.pad(mask, (self.length, 0), value=visible)
-            self.mask_source = mask
-        return self.mask
-
-    def causal_mask(self, n: int, device: torch.device) -> Tensor:
-        """(1, 1, n, P + n): query t sees the whole prefix and the tokens 0..t."""
-        made = self.causal_masks.get((n, device))
-        if made is None:
-            made = torch.ones(n, self.length + n, dtype=torch.bool, device=device)
-            made = made.tril(diagonal=self.length)[None, None]
-            self.causal_masks[(n, device)] = made
-        return made
-
-
-class _PrefixSlot:
-    """What one model carries: a stack of active prefixes, the padding and a recorder for each thread."""
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-        self.geometry: AttentionGeometry | None = None
-
-    @property
-    def stack(self) -> list[_ActivePrefix | None]:
-        if not hasattr(self._local, "stack"):
-            self._local.stack = []
-        stack: list[_ActivePrefix | None] = self._local.stack
-        return stack
-
-    @property
-    def recorder(self) -> list[_Call] | None:
-        return getattr(self._local, "recorder", None)
-
-    @recorder.setter
-    def recorder(self, calls: list[_Call] | None) -> None:
-        self._local.recorder = calls
-
-    @property
-    def padding(self) -> Padding | None:
-        return getattr(self._local, "padding", None)
-
-    @padding.setter
-    def padding(self, padding: Padding | None) -> None:
-        self._local.padding = padding
-
-    def _copy(self) -> _PrefixSlot:
-        """A copied or pickled model gets an empty slot of its own."""
-        new = _PrefixSlot()
-        new.geometry = self.geometry
-        return new
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _PrefixSlot:
-        return self._copy()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"geometry": self.geometry}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self._local = threading.local()
-        self.geometry = state["geometry"]
 
 
 def _prefix_attention_forward(
@@ -153,21 +58,23 @@ def _prefix_attention_forward(
     Within :func:`padding_scope`, queries, keys, values and results there are zeros, selected and not
     multiplied: whatever stands at padding, NaN included, reaches no token and no prefix, forward or backward.
     """
-    slot: _PrefixSlot | None = getattr(module, _SLOT, None)
+    slot: PrefixSlot | None = getattr(module, _SLOT, None)
     padding: Padding | None = None
-    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    default = getattr(module, "is_causal", True if slot is None else slot.causal)
+    causal = bool(default if is_causal is None else is_causal)
+    is_causal = causal
     if slot is not None:
-        layer = getattr(module, "layer_idx", None)
+        layer = slot.layer(module)
         if slot.recorder is not None:
-            _check_options(module, layer, kwargs)
-            slot.recorder.append(_Call(layer, key, value, causal))
+            _check_options(module, len(slot.recorder), kwargs)
+            slot.recorder.append(AttentionCall(module, key, value, causal))
         active = slot.stack[-1] if slot.stack else None
         padding = slot.padding
         if padding is not None and padding.shape[1] == query.shape[2] == key.shape[2]:
             query, key, value = (padding.cleared(x, 2) for x in (query, key, value))
         else:
             padding = None
-        if active is not None and layer in active.layers:
+        if active is not None and layer is not None and layer in active.layers:
             key, value, attention_mask = _prepend(
                 active, layer, query, key, value, attention_mask, causal, kwargs
             )
@@ -189,7 +96,7 @@ def _prefix_attention_forward(
 
 
 def _prepend(
-    active: _ActivePrefix,
+    active: ActivePrefix,
     layer: int,
     query: Tensor,
     key: Tensor,
@@ -246,38 +153,68 @@ def _explicit_mask(*args: Any, **options: Any) -> Tensor | None:
 AttentionMaskInterface.register(ATTENTION_NAME, _explicit_mask)
 
 
-def install(model: PreTrainedModel) -> None:
+def install(model: PreTrainedModel, *, causal: bool = True) -> None:
     """Makes ``model`` able to take prefixes; without an open scope its results do not change.
 
-    A forward pass of two tokens then proves that every layer's attention comes through here.
-    Calling it again does nothing.
+    A forward pass of two tokens finds the attention layers that come through here; they are numbered in its
+    order. Calling it again does nothing.
+
+    Args:
+        causal: what a module is that does not say whether its attention is causal (some encoders').
 
     Raises:
-        ValueError: the model's attention does not go through transformers' attention interface in
-            every layer, or has a form whose meaning with a prefix is not defined here (soft
-            capping, attention sinks, encoder-decoder, layers that differ in shape).
+        ValueError: the model's attention does not go through transformers' attention interface, or has a form
+            whose meaning with a prefix is not defined here (soft capping, attention sinks, encoder-decoder,
+            layers that differ in shape); or the forward pass raises.
     """
     if getattr(model, _SLOT, None) is not None and geometry_or_none(model) is not None:
         return
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"Expected an encoder or a decoder, got the encoder-decoder {name}")
-    slot = _PrefixSlot()
+    slot = PrefixSlot()
+    slot.causal = causal
     for module in model.modules():
-        if isinstance(getattr(module, "layer_idx", None), int):
-            setattr(module, _SLOT, slot)
-    setattr(model, _SLOT, slot)
+        setattr(module, _SLOT, slot)
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(ATTENTION_NAME)
         ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        slot.geometry = _geometry(name, record_attention(model, input_ids=ids))
+        calls = _probed(name, model, ids)
+        shared = number_layers(name, calls)
+        slot.geometry = common_geometry(name, calls)
     except Exception:
-        for module in model.modules():
-            if hasattr(module, _SLOT):
-                delattr(module, _SLOT)
+        _forget(model, all_modules=True)
         model.set_attn_implementation(before)
         raise
+    _forget(model, all_modules=False)
+    if shared:
+        model.register_forward_pre_hook(_restart)
+
+
+def _probed(name: str, model: PreTrainedModel, ids: Tensor) -> list[AttentionCall]:
+    try:
+        return record_attention(model, input_ids=ids)
+    except ValueError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"Expected {name} to compute a text of two tokens, got {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _forget(model: PreTrainedModel, *, all_modules: bool) -> None:
+    """Take the slot from the modules that make no attention call, or from all."""
+    for module in model.modules():
+        if all_modules:
+            module.__dict__.pop(LAYER, None)
+        if all_modules or (module is not model and not hasattr(module, LAYER)):
+            module.__dict__.pop(_SLOT, None)
+
+
+def _restart(module: nn.Module, args: Any) -> None:
+    getattr(module, _SLOT).restart()
 
 
 def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]) -> None:
@@ -290,29 +227,9 @@ def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]
             )
 
 
-def _geometry(name: str, calls: list[_Call]) -> AttentionGeometry:
-    """The common shape of all layers, or a ValueError that says what does not fit."""
-    found = [call.layer for call in calls]
-    if not found or found != list(range(len(found))):
-        raise ValueError(
-            f"Expected a model whose layers each call transformers' attention interface once, in "
-            f"order; {name} did so for layers {found}"
-        )
-    shapes = {
-        (call.key.shape[1], call.key.shape[3], call.value.shape[3], call.causal) for call in calls
-    }
-    kv_heads, key_dim, value_dim, causal = next(iter(shapes))
-    if len(shapes) > 1 or key_dim != value_dim:
-        raise ValueError(
-            "Expected the same key/value heads and head size in every layer and for keys and "
-            f"values, got (heads, key size, value size, causal) = {sorted(shapes)} in {name}"
-        )
-    return AttentionGeometry(len(calls), kv_heads, key_dim, causal)
-
-
 def geometry_or_none(model: PreTrainedModel) -> AttentionGeometry | None:
     """The geometry found by :func:`install`, or None where the model has not had it."""
-    slot: _PrefixSlot | None = getattr(model, _SLOT, None)
+    slot: PrefixSlot | None = getattr(model, _SLOT, None)
     return None if slot is None else slot.geometry
 
 
@@ -321,8 +238,8 @@ def geometry(model: PreTrainedModel) -> AttentionGeometry:
     return _slot(model).geometry  # type: ignore[return-value]
 
 
-def _slot(model: PreTrainedModel) -> _PrefixSlot:
-    slot: _PrefixSlot | None = getattr(model, _SLOT, None)
+def _slot(model: PreTrainedModel) -> PrefixSlot:
+    slot: PrefixSlot | None = getattr(model, _SLOT, None)
     if slot is None or slot.geometry is None:
         raise ValueError(
             f"Expected a model prepared by fedllm.attention.install, got {type(model).__name__}"
@@ -330,10 +247,10 @@ def _slot(model: PreTrainedModel) -> _PrefixSlot:
     return slot
 
 
-def record_attention(model: PreTrainedModel, **inputs: Any) -> list[_Call]:
+def record_attention(model: PreTrainedModel, **inputs: Any) -> list[AttentionCall]:
     """Runs ``model(**inputs)`` without gradients and returns every attention call, in order."""
-    slot: _PrefixSlot = getattr(model, _SLOT)
-    calls: list[_Call] = []
+    slot: PrefixSlot = getattr(model, _SLOT)
+    calls: list[AttentionCall] = []
     slot.stack.append(None)  # record the model as it is, whatever scope is open
     slot.recorder = calls
     try:
@@ -398,7 +315,7 @@ def prefix_scope(
         index: tuple(pair.unbind(1))
         for index, pair in zip(layers, prefix_per_example.unbind(1), strict=True)
     }
-    active = _ActivePrefix(pairs if size[4] > 0 else {}, size[0], size[4])  # type: ignore[arg-type]
+    active = ActivePrefix(pairs if size[4] > 0 else {}, size[0], size[4])  # type: ignore[arg-type]
     stack = slot.stack
     stack.append(active)
     try:

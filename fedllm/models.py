@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -18,17 +18,18 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 from transformers.utils import cached_file
 
 from fedllm import attention
+from fedllm.backbones.text_model import Kind, check_kind, kind_of
+from fedllm.backbones.weight_files import (
+    require_no_pointers,
+    require_whole_files,
+    weight_files,
+)
 from fedllm.device_memory import require_room_for_weights
 from fedllm.embedded import (
     EMBEDDED_NAMES,
@@ -42,7 +43,6 @@ from fedllm.rotary import separate_tables
 from fedllm.shapes import ROW_MULTIPLE
 from fedllm.weights import is_exact, load_weights, loaded_digest, stored_dtype
 
-Kind = Literal["encoder", "decoder"]
 _DTYPES = {
     "float32": torch.float32,
     "fp32": torch.float32,
@@ -135,13 +135,17 @@ def load_backbone(
     if kind not in (None, "encoder", "decoder"):
         raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
     source = _source(name, gguf_file, revision, cache_dir)
-    options: dict[str, Any] = {} if revision is None else {"revision": revision}
+    options: dict[str, Any] = {"trust_remote_code": False}
+    options |= {} if revision is None else {"revision": revision}
+    if Path(source).is_dir():
+        require_no_pointers(name, Path(source))
     with quiet_loading():
         config = _from_hub(name, AutoConfig, source, options)
         kind = kind or kind_of(config)
-        _check_kind(name, config, kind)
+        check_kind(name, config, kind)
         tokenizer = _from_hub(name, AutoTokenizer, source, options)
-        files = _weight_files(source, revision)
+        files = weight_files(source, revision)
+        require_whole_files(name, files)
         require_room_for_weights(name, files, precision, where)
         loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
         load = partial(_weights, name, loader, source, options)
@@ -176,12 +180,17 @@ def make_backbone(
     model.eval().requires_grad_(False)
     separate_tables(model)
     try:
-        attention.install(model)
+        attention.install(model, causal=kind == "decoder")
     except ValueError as error:
         raise ModelError(f"model={name!r} cannot take prefixes: {error}") from error
     shape = attention.geometry(model)
     if kind == "decoder" and not shape.causal:
         raise ModelError(f"Expected causal attention in a decoder, got none in model={name!r}")
+    if kind == "encoder" and shape.causal:
+        raise ModelError(
+            f"Expected attention in both directions in an encoder, got causal attention in model={name!r} "
+            f"({type(model).__name__})"
+        )
     _set_pad_token(name, tokenizer, model)
     if kind == "decoder":
         _fix_vocabulary_rows(model.get_output_embeddings())
@@ -197,7 +206,7 @@ def make_backbone(
         dtype=model.dtype,
         device=model.device,
         reload=reload,
-        max_positions=_max_positions(config),
+        max_positions=_max_positions(model),
     )
 
 
@@ -278,29 +287,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     return _DTYPES[dtype]
 
 
-def kind_of(config: PreTrainedConfig) -> Kind:
-    """Whether a configuration describes a decoder (causal language model) or an encoder."""
-    architectures = getattr(config, "architectures", None) or []
-    if getattr(config, "is_decoder", False):
-        return "decoder"
-    masked_too = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    if any(a.endswith(("ForCausalLM", "LMHeadModel")) for a in architectures) and not masked_too:
-        return "decoder"
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not masked_too:
-        return "decoder"
-    return "encoder"
-
-
-def _check_kind(name: str, config: PreTrainedConfig, kind: Kind) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"Expected an encoder or decoder, got the encoder-decoder model={name!r}")
-    if kind == "decoder" and kind_of(config) == "encoder":
-        raise ModelError(
-            f"Expected a causal language model for kind='decoder', got model={name!r} "
-            f"of type {config.model_type}, whose attention is not causal"
-        )
-
-
 def _source(
     name: str, gguf_file: str | None, revision: str | None, cache_dir: str | Path | None
 ) -> str:
@@ -335,6 +321,11 @@ def _hub_errors(name: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"Expected a model that transformers knows, got model={name!r}, which needs Python code of its own "
+                "(auto_map in config.json); code of a model is never run here"
+            ) from error
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
@@ -356,37 +347,32 @@ def _weights(
         return load_weights(name, loader, source, **options, **more)
 
 
-def _weight_files(source: str, revision: str | None) -> tuple[Path, ...]:
-    """The local files that hold the weights (safetensors first, then PyTorch's own)."""
-    if Path(source).is_dir():
-        folder = Path(source)
-    else:
-        config = cached_file(source, "config.json", revision=revision)
-        folder = Path(cast(str, config)).parent
-    for pattern in ("model*.safetensors", "pytorch_model*.bin"):
-        files = sorted(folder.glob(pattern))
-        if files:
-            return tuple(files)
-    return ()
-
-
 def _set_pad_token(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
-    """Padding is masked, so any existing token serves; none is added, no embedding is resized."""
-    if tokenizer.pad_token_id is None:
-        for token in (tokenizer.eos_token, tokenizer.unk_token, tokenizer.bos_token):
-            if token is not None:
-                tokenizer.pad_token = token
-                break
-        else:
-            raise ModelError(f"Expected a pad, eos, unk or bos token, got none in model={name!r}")
+    """Padding is masked, so any existing token serves; none is added, no embedding is resized.
+
+    A padding token that the model has no embedding for is replaced.
+    """
+    size = int(model.get_input_embeddings().weight.shape[0])
+    ids = {"pad": tokenizer.pad_token_id, "eos": tokenizer.eos_token_id}
+    ids |= {"unk": tokenizer.unk_token_id, "bos": tokenizer.bos_token_id}
+    found = next((token for token, id_ in ids.items() if id_ is not None and id_ < size), None)
+    if found is None:
+        raise ModelError(
+            f"Expected a pad, eos, unk or bos token among the {size} embeddings, got none in model={name!r} "
+            f"(token ids: {ids})"
+        )
+    if found != "pad":
+        tokenizer.pad_token = getattr(tokenizer, f"{found}_token")
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def _max_positions(config: PreTrainedConfig) -> int | None:
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+def _max_positions(model: PreTrainedModel) -> int | None:
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if found is None:
         return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        return int(found) - int(config.pad_token_id or 0) - 1  # positions start after the pad id
+    for name, module in model.named_modules():
+        start = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and start is not None:
+            return int(found) - start - 1  # positions start after the padding's
     return int(found)
