@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,15 +115,28 @@ class TensorBoard:
 
 
 class Callbacks:
-    """Several callbacks as one."""
+    """Several callbacks as one.
+
+    Logs never decide: a callback that cannot write its file is a warning, and the round that is paid for counts.
+    """
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self.callbacks = list(callbacks)
 
     def record(self, record: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
-            callback.record(record)
+            with _written_or_warned(callback):
+                callback.record(record)
 
     def close(self) -> None:
         for callback in self.callbacks:
-            callback.close()
+            with _written_or_warned(callback):
+                callback.close()
+
+
+@contextmanager
+def _written_or_warned(callback: Callback) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        logging.getLogger("fedllm").warning("%s cannot write: %s", type(callback).__name__, error)

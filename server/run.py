@@ -34,6 +34,7 @@ from server.layer_phase import LayerPhase, count_scores
 from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
+from server.start_check import require_finite_start
 from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
 from server.trusted_noise import TrustedNoise
@@ -82,6 +83,7 @@ def run_experiment(
         run.write_json("environment.json", environment.describe())
         use_threads(settings.simulation.threads)
         tunable = shared_tunable(settings)
+        require_finite_start(tunable, settings)
         found = find_silos(
             grid, settings, stop, expected_nodes, wanted=expected_silos, backbone=_digest(tunable)
         )

@@ -29,9 +29,10 @@ def prepare(settings: Settings) -> None:
     """Load data and model once, so that what is wrong with them shows before a run folder is made.
 
     Raises:
-        ValueError: the data, the model or the settings are not usable, alone or with these silos; the
+        ValueError: RAY_ADDRESS is set, or the data, the model or the settings are not usable, alone or with these silos; the
             message says why.
     """
+    require_own_engine()
     federation = load_federation(settings)
     for_silos(settings, federation.names)
     shared_tunable(settings).task.features(federation.evaluation.records)
@@ -46,6 +47,7 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
         DataError: the data cannot be read or divided.
         RuntimeError: Flower's engine failed.
     """
+    require_own_engine()
     settings = run.settings()
     _quiet()
     federation = load_federation(settings)
@@ -91,6 +93,20 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
             signal.signal(signal.SIGINT, previous)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return str(outcome["status"])
+
+
+def require_own_engine() -> None:
+    """Refuse an environment that sends Ray to a cluster of another program.
+
+    Raises:
+        ValueError: RAY_ADDRESS names one. Ray itself tries for minutes before it says so.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address not in ("", "local"):
+        raise ValueError(
+            "Expected no RAY_ADDRESS in the environment (a simulation starts an engine of its own), got "
+            f"RAY_ADDRESS={address}; unset it, or set it to `local`"
+        )
 
 
 def backend_config(settings: Settings, nodes: int) -> Any:

@@ -1,0 +1,25 @@
+"""Stop a run whose model gives no finite losses before training: nothing is spent on it."""
+
+from __future__ import annotations
+
+from fedllm.embedded import ModelError
+from fedllm.rehearsal import rehearse, require_finite_losses
+from fedllm.settings import Settings
+from fedllm.silos import evaluation_set
+from fedllm.tunable import Tunable, initial_params
+from server.replies import RunStopped
+
+
+def require_finite_start(tunable: Tunable, settings: Settings) -> None:
+    """Refuse a model that gives no finite losses at the initial parameters, on public text of the server's own.
+
+    Raises:
+        RunStopped: it gives none; nothing was asked of the silos.
+    """
+    try:
+        params = initial_params(tunable, settings)
+        rehearse(tunable, params, settings)
+        features = tunable.task.features(evaluation_set(settings).records)
+        require_finite_losses(tunable, params, features, settings.client.max_tokens)
+    except ModelError as error:
+        raise RunStopped(str(error)) from None
