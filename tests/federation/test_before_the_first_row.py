@@ -63,7 +63,7 @@ def test_a_silo_stops_it_by_itself(
     settings = tiny_settings(**{"model.name": str(overflowing), "model.dtype": "float16"})
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
-    with pytest.raises(ModelError):
+    with pytest.raises(ModelError, match="Expected a finite"):
         worker.train(initial_params(worker.tunable, settings), 1, 3)
     assert worker.ledger.entries() == []
 

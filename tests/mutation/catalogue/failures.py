@@ -8,6 +8,7 @@ _CONTAINED = "tests/core/test_contained.py"
 _POISON = "tests/federation/test_poison_records.py"
 _EVALUATION = "tests/federation/test_failed_evaluation.py"
 _PRIVATE = "tests/core/test_private_file.py"
+_START = "tests/federation/test_before_the_first_row.py"
 _ROWS = "tests/core/test_usable_rows.py"
 
 MUTATIONS = (
@@ -65,13 +66,46 @@ MUTATIONS = (
     ),
     Mutation(
         "log-decides",
-        "fedllm/silo_worker.py",
-        """        except OSError as error:
-            log.warning("cannot write""",
-        """        except ZeroDivisionError as error:
-            log.warning("cannot write""",
+        "fedllm/private_file.py",
+        """    except OSError as error:
+        log.warning("cannot write""",
+        """    except ZeroDivisionError as error:
+        log.warning("cannot write""",
         "A log that cannot be written costs a paid release.",
         (f"{_CONTAINED}::test_a_log_that_cannot_be_written_costs_nothing",),
+    ),
+    Mutation(
+        "metrics-decide",
+        "server/callbacks.py",
+        """    except OSError as error:
+""",
+        """    except ZeroDivisionError as error:
+""",
+        "A metrics file that cannot be written ends a run that is paid for.",
+        (f"{_START}::test_a_log_that_cannot_be_written_costs_nothing",),
+    ),
+    Mutation(
+        "nan-is-finite",
+        "fedllm/rehearsal.py",
+        """        if not bool(value.isfinite().all()):
+""",
+        """        if bool(value.isposinf().any()):
+""",
+        "A model whose loss is NaN before training spends the whole budget.",
+        (f"{_START}::test_a_silo_stops_it_by_itself",),
+    ),
+    Mutation(
+        "a-value-decides-the-delimiter",
+        "fedllm/data/delimited.py",
+        """        score = sum(column in names for column in columns), len(row)
+""",
+        """        score = sum(column in names for column in columns), text.count(candidate)
+""",
+        "One record decides by which character the file of all is read.",
+        (
+            "tests/core/test_data_files.py::test_one_record_never_changes_how_others_are_read",
+            "tests/core/test_data_files.py::test_the_delimiter_is_found_in_the_header",
+        ),
     ),
     Mutation(
         "surrogates-are-text",
