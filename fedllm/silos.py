@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 from fedllm.data.holdout import split_holdout, text_hash
 from fedllm.data.hub import load_hub
+from fedllm.data.labels import class_place
 from fedllm.data.partition import partition
-from fedllm.data.records import BadRows, DataError, TextDataset
+from fedllm.data.records import BadRows, DataError, Record, TextDataset, require_columns
 from fedllm.data.sources import load_file, load_folder
 from fedllm.data.tweets import load_tweets
 from fedllm.settings import DataSettings, Settings, TaskSettings
@@ -108,6 +109,9 @@ def load_silo_file(
         bad_rows=bad_rows,
     )
     dataset = checked(dataset, text, target, labels, bad_rows)
+    if labels:  # as the silo names them: what an experiment calls its classes must decide nothing
+        records = [r | {target: labels[class_place(r[target], labels) or 0]} for r in dataset]
+        dataset = replace(dataset, records=records)
     return _silo(name, dataset, holdout, holdout_seed, text)
 
 
@@ -173,15 +177,8 @@ def _load(
     used = columns.names if divided_by is None else (*columns.names, divided_by)
     train = _source(data, data.train, used)
     if divided_by is not None:
-        train = usable_rows(
-            train,
-            lambda record: (
-                fault and f"column {divided_by!r}: {fault}"
-                if (fault := division_fault(record.get(divided_by)))
-                else None
-            ),
-            data.bad_rows,
-        )
+        require_columns(train, (divided_by,))
+        train = usable_rows(train, partial(_undivided, divided_by), data.bad_rows)
     train = first_by_hash(train, data.limit, text, seed + 3)
     if data.validation is not None:
         evaluation = _validation(data, columns, max_examples, seed)
@@ -220,6 +217,12 @@ def _load(
         for part in parts
     )
     return Federation(silos, evaluation)
+
+
+def _undivided(column: str, record: Record) -> str | None:
+    """Why a record has no silo; None where it has."""
+    fault = division_fault(record[column])
+    return None if fault is None else f"column {column!r}: {fault}"
 
 
 def _silo(name: str, dataset: TextDataset, holdout: float, seed: int, text: Sequence[str]) -> Silo:

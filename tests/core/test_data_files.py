@@ -21,6 +21,7 @@ from fedllm.data.encodings import decode_text
 from fedllm.data.labels import class_place
 from fedllm.data.records import RowError
 from fedllm.data.sources import load_folder
+from fedllm.silos import load_silo_file
 from fedllm.usable_rows import checked
 
 COLUMNS = ("text", "label")
@@ -280,6 +281,14 @@ def test_a_class_is_found_as_data_frames_write_it(
     value: Any, labels: tuple[str, ...], place: int | None
 ) -> None:
     assert class_place(value, labels) == place
+
+
+def test_a_silos_own_classes_are_written_as_it_names_them(tmp_path: Path) -> None:
+    """So that an experiment with other spellings of a class cannot make a silo refuse by how its data are written."""
+    raw = "text;label\na;1.0\nb; 0\nc;1\nd;1.00\n"
+    silo = load_silo_file(written(tmp_path / "a.csv", raw), "s", labels=("0", "1"))
+    assert silo.train.column("label") == ["1", "0", "1", "1"]
+    assert label_index(silo.train, "label", ["1.0", "0", "1"])[0] == [2, 1, 2, 2]
 
 
 # -- what depends on a record is that record alone --------------------------------------------------
