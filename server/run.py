@@ -143,7 +143,8 @@ def run_experiment(
             if extracts is not None:
                 extracts.finish(grid, strategy.spending, stop)
         came_to_its_end = True
-        if (why := why_nobody_trained(run, strategy.left)) is not None:
+        trained = bool(strategy.spending.mechanism)
+        if (why := why_nobody_trained(run, strategy.left, trained=trained)) is not None:
             status, message = FAILED, why
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"

@@ -62,6 +62,17 @@ def test_the_delimiter_is_found_in_the_header(name: str, raw: str, tmp_path: Pat
     assert read(tmp_path / f"{name}.gz", gzip.compress(raw.encode())) == GOOD
 
 
+@pytest.mark.parametrize("delimiter", DELIMITERS)
+def test_values_have_no_say_in_the_delimiter(delimiter: str) -> None:
+    """However many of the other characters stand in the rows, and whether columns are looked for or not."""
+    rows = f"a{''.join(DELIMITERS)}b{delimiter}1\n".replace(delimiter, "", 1) * 50
+    text = f"text{delimiter}label\n{rows}"
+    for columns in (COLUMNS, ()):
+        header = read_header(text, "t", delimiter=None, first=",", columns=columns)
+        assert header is not None
+        assert (header.delimiter, header.names) == (delimiter, COLUMNS)
+
+
 def test_the_delimiter_can_be_forced(tmp_path: Path) -> None:
     raw = "text:label\nvery good:1\nbad, really:0\n"
     with pytest.raises(DataError, match=r"column 'text' in .*odd.csv, got columns text:label"):

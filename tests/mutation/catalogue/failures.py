@@ -103,7 +103,7 @@ MUTATIONS = (
 """,
         "One record decides by which character the file of all is read.",
         (
-            "tests/core/test_data_files.py::test_one_record_never_changes_how_others_are_read",
+            "tests/core/test_data_files.py::test_values_have_no_say_in_the_delimiter",
             "tests/core/test_data_files.py::test_the_delimiter_is_found_in_the_header",
         ),
     ),
