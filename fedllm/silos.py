@@ -133,20 +133,18 @@ def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
 
 
 def evaluation_set(settings: Settings) -> TextDataset:
-    """The server's own examples alone. With ``data.validation`` nothing else is read, so that a server
-    needs none of the silos' files.
+    """The server's own examples alone, of which those that cannot be used follow the silos' rule. With
+    ``data.validation`` nothing else is read, so that a server needs none of the silos' files.
 
     Raises:
-        DataError: as :func:`load_federation`.
+        DataError: as :func:`load_federation`, or as :func:`fedllm.usable_rows.checked`.
     """
-    if settings.data.validation is not None:
-        return _validation(
-            settings.data,
-            _Columns.of(settings.task),
-            settings.evaluation.max_examples,
-            settings.seed,
-        )
-    return load_federation(settings).evaluation
+    columns, data = _Columns.of(settings.task), settings.data
+    if data.validation is not None:
+        found = _validation(data, columns, settings.evaluation.max_examples, settings.seed)
+    else:
+        found = load_federation(settings).evaluation
+    return checked(found, columns.text, columns.target, columns.labels, data.bad_rows)
 
 
 @lru_cache(maxsize=4)
@@ -154,12 +152,7 @@ def _validation(
     data: DataSettings, columns: _Columns, max_examples: int | None, seed: int
 ) -> TextDataset:
     found = _source(data, str(data.validation), columns.names)
-    return first_by_hash(_evaluable(found, columns, data), max_examples, columns.text, seed)
-
-
-def _evaluable(dataset: TextDataset, columns: _Columns, data: DataSettings) -> TextDataset:
-    """The server's own records that can be used, by the silos' rule."""
-    return checked(dataset, columns.text, columns.target, columns.labels, data.bad_rows)
+    return first_by_hash(found, max_examples, columns.text, seed)
 
 
 @lru_cache(maxsize=4)
@@ -184,7 +177,6 @@ def _load(
         evaluation = _validation(data, columns, max_examples, seed)
     elif data.holdout > 0:
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
-        evaluation = _evaluable(evaluation, columns, data)
         evaluation = first_by_hash(evaluation, max_examples, text, seed)
     else:
         raise DataError(

@@ -19,7 +19,7 @@ from fedllm.plan import for_silos
 from fedllm.repeated_records import warnings_of_repeats
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
-from fedllm.silos import load_federation
+from fedllm.silos import evaluation_set, load_federation
 from fedllm.tunable import shared_tunable
 from server.callbacks import Callback
 from server.run import FINISHED, STOPPED, run_experiment
@@ -35,7 +35,7 @@ def prepare(settings: Settings) -> None:
     require_own_engine()
     federation = load_federation(settings)
     for_silos(settings, federation.names)
-    shared_tunable(settings).task.features(federation.evaluation.records)
+    shared_tunable(settings).task.features(evaluation_set(settings).records)
 
 
 def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:

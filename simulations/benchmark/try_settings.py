@@ -22,7 +22,7 @@ from fedllm.process import use_threads
 from fedllm.settings import Settings
 from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
-from fedllm.silos import load_federation
+from fedllm.silos import evaluation_set, load_federation
 from fedllm.tunable import initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.randomness import generator
@@ -51,7 +51,7 @@ def cell(settings: Settings) -> list[dict[str, float]]:
     federation = load_federation(settings)
     tunable = make_tunable(settings)
     features = {s.name: tunable.task.features(s.train.records) for s in federation.silos}
-    judged = tunable.task.features(federation.evaluation.records)
+    judged = tunable.task.features(evaluation_set(settings).records)
     rates = {name: sampling_rate(settings, len(rows)) for name, rows in features.items()}
     noise = {name: noise_for(settings, rate) for name, rate in rates.items()}
     params = initial_params(tunable, settings)

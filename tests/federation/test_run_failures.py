@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -156,9 +159,17 @@ def test_more_failures_than_tolerated_stop_the_run_which_can_be_resumed(
 
 
 def test_a_silo_whose_data_are_bad_takes_no_part_and_knows_why(
-    start_run: Start, in_process: Federate, caplog: pytest.LogCaptureFixture
+    start_run: Start,
+    in_process: Federate,
+    caplog: pytest.LogCaptureFixture,
+    word_files: Path,
+    tmp_path: Path,
 ) -> None:
-    run = start_run("run", **{"task.labels": ["low", "middle"]})
+    rows = (word_files / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    own = [row for row in rows if json.loads(row)["label"] == "low"]  # the server's are good
+    (tmp_path / "validation.jsonl").write_text("\n".join(own), encoding="utf-8")
+    shutil.copy(word_files / "train.jsonl", tmp_path)
+    run = start_run("run", **{"task.labels": ["low", "middle"], "data.path": str(tmp_path)})
     began = time.monotonic()
     try:
         status, message = in_process(run), str(run.state()["message"])
