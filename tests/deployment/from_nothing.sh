@@ -13,15 +13,12 @@ started=()
 trap 'kill "${started[@]}" 2>/dev/null; wait' EXIT
 
 # On a host: its own network, home and programs, and nothing of this environment.
-on() {
-  local host=$1; shift
-  ip netns exec "$space$host" env -i HOME="$work/$host" OMP_NUM_THREADS=1 LANG=C.UTF-8 \
-    PATH="$work/$host/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" "$@"
+command_on() {  # HOST COMMAND...
+  words=(ip netns exec "$space$1" env -i HOME="$work/$1" OMP_NUM_THREADS=1 LANG=C.UTF-8
+    PATH="$work/$1/opt/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin" "${@:2}")
 }
-start() {
-  local host=$1; shift
-  on "$host" "$@" > "$work/$host.out" 2>&1 & started+=($!)
-}
+on() { command_on "$@"; "${words[@]}"; }
+start() { command_on "$@"; "${words[@]}" > "$work/$1.out" 2>&1 & started+=($!); }
 until_said() {  # HOST TEXT
   for _ in $(seq 600); do grep -q "$2" "$work/$1.out" && return; sleep 1; done
   echo "$1 never said: $2"; cat "$work/$1.out"; exit 1

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import tomli_w
-from deployments import ROOT, needs_nginx
+from deployments import ROOT, needs_nginx, wait_for
 from hosts import SERVER, Hosts, make_hosts
+
+from simulations.benchmark.processes import processes_of
 
 pytestmark = pytest.mark.slow
 SILOS = ["alpha", "beta", "gamma"]
@@ -71,8 +73,9 @@ def test_three_nodes_from_nothing(
         timeout=3000,
     )
     said = done.stdout + done.stderr
+    wait_for(lambda: not processes_of(work), "every program to end with the script", 120)
     assert done.returncode == 0, said
-    assert said.rstrip().endswith("== done")
+    assert done.stdout.rstrip().endswith("== done")
     (run,) = (work / "server" / "fedllm" / "runs").iterdir()
     report = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert report["guarantee"]["level"] == "guaranteed", report["headline"]
