@@ -61,14 +61,28 @@ def at_clip(settings: Settings, clip: float | None) -> Settings:
     return settings.model_copy(update={"privacy": privacy})
 
 
-def next_clip(settings: Settings, clip: float, shares: Sequence[float]) -> float:
-    """The clipping norm after a round with ``clip``.
+def bounded_share(share: float) -> float:
+    """A noisy share, or a hostile silo's, cut to [0, 1]: no silo moves the mean of n by more than 1/n.
+
+    A share near 0 or 1 that its noise carries outside is moved inwards, on average by less than half of its noise's
+    standard deviation.
+    """
+    return min(1.0, max(0.0, share))
+
+
+def next_clip(
+    settings: Settings, clip: float, shares: Sequence[float]
+) -> tuple[float, dict[str, float]]:
+    """The clipping norm after a round with ``clip``, and what the round's record tells of it.
 
     Args:
         shares: noisy share of norms at most ``clip``, of each release that arrived; none leaves it.
     """
+    if not is_adaptive(settings):
+        return clip, {}
     if not shares:
-        return clip
+        return clip, {"clip": clip}
     how = settings.clipping
-    below = min(1.0, max(0.0, math.fsum(shares) / len(shares)))
-    return moved_clip(clip, below, how.quantile, how.learning_rate)
+    below = math.fsum(map(bounded_share, shares)) / len(shares)
+    moved = moved_clip(clip, below, how.quantile, how.learning_rate)
+    return moved, {"clip": clip, "below_clip": below}

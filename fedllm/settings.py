@@ -23,7 +23,7 @@ from fedllm.settings_flatness import (
 )
 from fedllm.settings_privacy import PrivacySettings
 from fedllm.settings_section import NonNegativeInt, PositiveFloat, PositiveInt, Rate, Section
-from fedllm.settings_server import ServerSettings
+from fedllm.settings_server import ServerSettings, check_server
 from fedllm.settings_zeroth_order import (
     EndpointSettings,
     ZerothOrderSettings,
@@ -368,6 +368,7 @@ class Settings(Section):
         check_fixed_shape(self)
         check_flatness(self)
         check_zeroth_order(self)
+        check_server(self)
         return self
 
     def for_silo(self, name: str) -> Settings:

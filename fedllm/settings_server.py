@@ -1,12 +1,16 @@
-"""The settings of section ``[server]``: rounds, which silos, aggregation, the server's optimiser."""
+"""The settings of section ``[server]``: rounds, which silos, aggregation, the server's optimiser; what does not go
+with them."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from fedllm.settings_section import PositiveFloat, PositiveInt, Rate, Section
+
+if TYPE_CHECKING:
+    from fedllm.settings import Settings
 
 
 class ServerSettings(Section):
@@ -52,7 +56,25 @@ class ServerSettings(Section):
         0.5, description="Share of failed or refused replies in a round above which the run stops."
     )
     max_update_norm: PositiveFloat = Field(
-        1e4, description="A silo's update with a larger L2 norm is refused and counted."
+        1e4,
+        description="A silo's update with a larger L2 norm is refused and counted; so is, below that, one that is "
+        "longer than clipping and noise can make an honest one, wherever that is known (docs/poison.md).",
+    )
+    max_noise_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
+        10.0,
+        description="A silo that says its noise is more than this times the median silo's is refused: its update "
+        "would drown the others', and could be so much longer than theirs.",
+    )
+    aggregation: Literal["mean", "median", "trimmed-mean", "norm-clipped-mean"] = Field(
+        "mean",
+        description="How the silos' updates become one. `median` and `trimmed-mean` (coordinate by coordinate) and "
+        "`norm-clipped-mean` (each cut to the median norm) bear some hostile silos, for more noise. Not for "
+        'privacy.noise_by = "server", whose noise is made for a sum.',
+    )
+    trim: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.25,
+        description="`trimmed-mean`: share of the silos' values left out at each end of every coordinate, rounded up; "
+        "at least one value stays.",
     )
     timeout: PositiveFloat = Field(
         3600.0, description="Seconds to wait for the replies of a round."
@@ -62,3 +84,27 @@ class ServerSettings(Section):
     )
     checkpoint_every: PositiveInt = Field(1, description="Rounds between checkpoints.")
     keep_checkpoints: PositiveInt = Field(2, description="Number of last checkpoints kept.")
+
+
+def check_server(settings: Settings) -> None:
+    """Whether aggregation, noise and optimiser fit together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    server, privacy = settings.server, settings.privacy
+    if server.aggregation == "mean" or privacy.mode == "none":
+        return
+    if privacy.noise_by == "server":
+        raise ValueError(
+            "Expected server.aggregation=mean for privacy.noise_by=server (the noise is made for a sum to which "
+            "each silo adds at most privacy.clip; one silo may move a median or the clipping of the others by "
+            f"more), got server.aggregation={server.aggregation}"
+        )
+    by_rank = server.aggregation in ("median", "trimmed-mean")
+    if by_rank and server.noise_correction and privacy.mechanism != "gaussian":
+        raise ValueError(
+            "Expected server.noise_correction=false, server.aggregation=mean or privacy.mechanism=gaussian (what a "
+            "median leaves of other noise is not known here), got server.noise_correction=true, "
+            f"server.aggregation={server.aggregation}, privacy.mechanism={privacy.mechanism}"
+        )

@@ -22,8 +22,9 @@ class UpdateRefused(ReplyRefused):
 @dataclass(frozen=True)
 class Contribution:
     """One silo's accepted update, with the noise it says it holds (standard deviation an entry), the
-    bytes it came in, its raw update of a non-private teacher where there is one, and with adaptive
-    clipping its noisy share of norms at most the clipping norm (noise by the server: the silo's bit)."""
+    bytes it came in, its raw update of a non-private teacher where there is one, with adaptive
+    clipping its noisy share of norms at most the clipping norm (noise by the server: the silo's bit), and the noise
+    multiplier that it says it used."""
 
     silo: str
     update: dict[str, Tensor]
@@ -31,6 +32,7 @@ class Contribution:
     bytes: int = 0
     duplicate: dict[str, Tensor] | None = None
     below: float | None = None
+    noise_multiplier: float = 0.0
 
 
 def check_update(

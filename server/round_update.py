@@ -23,13 +23,14 @@ from server.aggregation import (
     Contribution,
     check_update,
     clip_update,
-    mean_update,
 )
 from server.codec_link import CODE, CodecLink
 from server.directions_link import DirectionsLink
-from server.replies import ReplyRefused
+from server.replies import Replies, ReplyRefused
 from server.replies.arrays import spec_of
 from server.replies.training import SMALLEST_NOISE, TrainingForm, TrainingReply, read_training
+from server.robust.means import combine, combine_shares
+from server.robust.update_law import UpdateLaw
 from server.spending import SpendingView
 from server.teacher_link import TeacherLink
 from server.trusted_noise import TrustedNoise
@@ -42,7 +43,7 @@ class MeanUpdate:
     Attributes:
         update: of the model; None where nothing was released.
         noise_std: standard deviation of the noise in each of its tensors; None where it is not known.
-        shares: adaptive clipping: noisy shares of norms at most the clipping norm; else none.
+        shares: adaptive clipping: the silos' noisy share of norms at most the clipping norm; else none.
     """
 
     update: dict[str, Tensor] | None
@@ -59,6 +60,8 @@ class RoundUpdate:
         server_round: the round.
         params: the global parameters.
         clip: the round's clipping norm.
+        silos: how many are in the run.
+        sizes: their public numbers of examples, as far as they are told.
         spending: is told what each accepted silo says of its mechanism.
         trusted_noise, codec, directions, teacher: those that the run has.
     """
@@ -68,6 +71,8 @@ class RoundUpdate:
     server_round: int
     params: Mapping[str, Tensor]
     clip: float
+    silos: int
+    sizes: Mapping[str, int | None]
     spending: SpendingView
     trusted_noise: TrustedNoise | None
     codec: CodecLink | None
@@ -117,7 +122,15 @@ class RoundUpdate:
             duplicate = check_update(duplicate, self.teacher.teacher.weights, most)
         if self.trusted_noise is None:
             self._spend(name, reply)
-        return Contribution(name, update, reply.noise_std, reply.bytes, duplicate, reply.below)
+        return Contribution(
+            name,
+            update,
+            reply.noise_std,
+            reply.bytes,
+            duplicate,
+            reply.below,
+            reply.noise_multiplier,
+        )
 
     def _spend(self, name: str, reply: TrainingReply) -> None:
         """Tell the view of what was spent.
@@ -144,8 +157,22 @@ class RoundUpdate:
         given = privacy.noise_multiplier
         return SMALLEST_NOISE if given is None else min(SMALLEST_NOISE, given)
 
+    def judge(self, found: Replies[Contribution]) -> None:
+        """Refuse those of the accepted updates that no honest silo sends (:mod:`server.robust.update_law`)."""
+        law = UpdateLaw(
+            settings=self.settings,
+            server_round=self.server_round,
+            clip=self.clip,
+            replies=self.settings.server.rounds * self.silos,
+            params=self.params,
+            sizes=self.sizes,
+            encoding=None if self.codec is None else self.codec.encoding,
+        )
+        found.accepted, refused = law.judge(found.accepted)
+        found.refused += [{"silo": name, "reason": why} for name, why in refused.items()]
+
     def mean(self, accepted: Sequence[Contribution], left: Mapping[str, str]) -> MeanUpdate:
-        """The mean of what the accepted silos sent, with equal weights.
+        """What the accepted silos sent as one update, with equal weights or as ``server.aggregation`` says.
 
         Args:
             left: why a silo takes no part any more, by name: a trusted server does not count it.
@@ -156,13 +183,14 @@ class RoundUpdate:
 
     def _of_noisy(self, accepted: Sequence[Contribution]) -> MeanUpdate:
         """Noise by the silos."""
-        shares = [c.below for c in accepted if c.below is not None]
+        how = self.settings.server
+        shares = combine_shares(how, [c.below for c in accepted if c.below is not None])
         if not accepted:
             return MeanUpdate(None, None, shares)
         if self.directions is not None:
-            numbers, _ = mean_update(accepted, self.directions.like, len(accepted))
+            numbers, _ = combine(how, accepted, self.directions.like)
             return MeanUpdate(self.directions.expand(numbers), None, shares)
-        return MeanUpdate(*mean_update(accepted, self.params, len(accepted)), shares)
+        return MeanUpdate(*combine(how, accepted, self.params), shares)
 
     def _with_noise(
         self, trusted: TrustedNoise, accepted: Sequence[Contribution], left: Mapping[str, str]

@@ -34,6 +34,7 @@ from server.layer_phase import LayerPhase, count_scores
 from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
+from server.robust.update_law import limit_warnings
 from server.start_check import require_finite_start
 from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
@@ -93,6 +94,7 @@ def run_experiment(
         settings = _checked(settings, run, tunable, nodes, sizes)
         grid = grid if extracts is None else extracts.begin(grid, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
+        strategy.sizes = sizes
         phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
         if settings.layers.after == 0:
             tunable, settings = phase.before_round(grid), strategy.settings
@@ -114,7 +116,7 @@ def run_experiment(
                 "targets": {name: strategy.spending.target(name) for name in sorted(nodes)},
             }
         )
-        for sentence in warnings(settings, sizes):
+        for sentence in (*warnings(settings, sizes), *limit_warnings(settings, sizes)):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
         judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or cores())

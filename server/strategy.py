@@ -8,7 +8,6 @@ the new model exists. What the replies come to is :mod:`server.round_update`, ho
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -76,6 +75,7 @@ class PrefixStrategy(Strategy):
             they differ while the silos evaluate.
         model: the global parameters, and what moves with them.
         clip: clipping norm of the next round; constant unless it is adaptive.
+        sizes: the silos' public numbers of examples, as far as they are told.
     """
 
     def __init__(
@@ -115,6 +115,7 @@ class PrefixStrategy(Strategy):
         black_box = settings.model.access == "black-box"
         self.directions = DirectionsLink(settings, run_id) if black_box else None
         self.clip = settings.privacy.clip
+        self.sizes: Mapping[str, int | None] = {}
         self._asked: list[str] = []
         self._record: dict[str, Any] = {}
 
@@ -199,6 +200,8 @@ class PrefixStrategy(Strategy):
             server_round=server_round,
             params=self.model.params,
             clip=self.clip,
+            silos=len(self.nodes),
+            sizes=self.sizes,
             spending=self.spending,
             trusted_noise=self.trusted_noise,
             codec=self.codec,
@@ -206,6 +209,7 @@ class PrefixStrategy(Strategy):
             teacher=self.teacher,
         )
         found = sort_replies(self._asked, replies, reading.read, timeout)
+        reading.judge(found)
         accepted, left = found.accepted, found.left
         if self.codec is not None:
             self.codec.forget(found.without_codec)
@@ -222,7 +226,8 @@ class PrefixStrategy(Strategy):
         for item in left:
             self.left[item["silo"]] = item["reason"]
         mean = reading.mean(accepted, self.left)
-        record |= self._move_clip(mean.shares)
+        self.clip, told_of_clip = next_clip(self.settings, self.clip, mean.shares)
+        record |= told_of_clip
         left += self._left_by_the_server()
         rate = self.model.rate(server_round)
         norm = self.model.move(mean.update, mean.noise_std, server_round)
@@ -415,16 +420,6 @@ class PrefixStrategy(Strategy):
             )
 
         return tell
-
-    def _move_clip(self, shares: Sequence[float]) -> dict[str, float]:
-        """What the round's record tells of the clipping norm, which moves."""
-        if not is_adaptive(self.settings):
-            return {}
-        told = {"clip": self.clip}
-        if shares:
-            told["below_clip"] = math.fsum(shares) / len(shares)
-        self.clip = next_clip(self.settings, self.clip, shares)
-        return told
 
     def _left_by_the_server(self) -> list[dict[str, str]]:
         """Silos that the server's own noise left out, since their budget allows no other round."""

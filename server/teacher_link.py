@@ -25,10 +25,11 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
 from fedllm.tunable import Tunable
-from server.aggregation import Contribution, mean_update
+from server.aggregation import Contribution
 from server.exchange import Stopped
 from server.optimizers import ServerOptimizer
 from server.replies import RunStopped
+from server.robust.means import combine
 
 PREFIX, OPTIMIZER = "teacher.", "optimizer."
 """Of the teacher's tensors in a checkpoint's state, and of its optimiser's among them."""
@@ -90,14 +91,14 @@ class DuplicateLink(TeacherLink):
     Guarantee: none. The teacher's weights hold raw updates, and the model is pulled towards them.
 
     The duplicate begins where the model begins, and is moved by an optimiser of its own with the
-    server's settings, on the mean of the silos' updates with equal weights.
+    server's settings, on what ``server.aggregation`` makes of the silos' updates.
     """
 
     def __init__(self, teacher: Teacher, settings: Settings) -> None:
         super().__init__(teacher)
         # There is no noise to correct for.
-        server = settings.server.model_copy(update={"noise_correction": False})
-        self.optimizer = ServerOptimizer(server, teacher.weights)
+        self.server = settings.server.model_copy(update={"noise_correction": False})
+        self.optimizer = ServerOptimizer(self.server, teacher.weights)
 
     def arrays(self) -> ArrayRecord:
         return ArrayRecord(dict(self.teacher.weights))
@@ -111,7 +112,7 @@ class DuplicateLink(TeacherLink):
             Contribution(c.silo, c.duplicate, None) for c in accepted if c.duplicate is not None
         ]
         if updates:
-            mean, _ = mean_update(updates, self.teacher.weights, len(updates))
+            mean, _ = combine(self.server, updates, self.teacher.weights)
             self.teacher.weights = self.optimizer.step(
                 self.teacher.weights, mean, None, server_round
             )

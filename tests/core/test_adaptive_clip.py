@@ -178,8 +178,10 @@ def test_a_norm_comes_where_it_is_asked_for_and_nowhere_else(tiny_settings: Make
         at_clip(tiny_settings(), 0.25)
     without = tiny_settings(**ADAPTIVE | {"privacy.mode": "none"})
     assert at_clip(without, None) == without
-    assert next_clip(settings, 0.25, []) == 0.25
-    assert next_clip(settings, 0.25, [5.0, 3.0]) == pytest.approx(0.25 * np.exp(-0.1))
+    assert next_clip(settings, 0.25, []) == (0.25, {"clip": 0.25})
+    moved, told = next_clip(settings, 0.25, [5.0, 3.0])
+    assert moved == pytest.approx(0.25 * np.exp(-0.1))
+    assert told == {"clip": 0.25, "below_clip": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Accuracy with hostile silos: what they send, the federation that they are in, the table."""

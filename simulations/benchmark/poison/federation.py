@@ -1,0 +1,169 @@
+"""Head-only federated training on features that are computed once: the server's real steps, in milliseconds.
+
+With ``prefix.length = 0`` the backbone gives every text the same features in all rounds, so a gradient of the head is
+a product of two vectors. What a silo does is what :func:`fedllm.local_training.train_locally` does there (Poisson batch,
+clipping, noise, divisor), what the server does is the server's own code: the law, the means, the optimiser. Not here:
+messages, the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fedllm import durable
+from fedllm.embedded import cache_folder
+from fedllm.inputs import Feature
+from fedllm.local_training import update_noise_std
+from fedllm.release_key import settings_digest
+from fedllm.settings import Settings
+from fedllm.silo_account import sampling_rate
+from fedllm.silos import load_federation
+from fedllm.tasks.base import expand_params
+from fedllm.tunable import Tunable, shared_tunable
+from privacy.clipping import clip_and_sum
+from privacy.noise import add_gaussian
+from privacy.randomness import generator
+from privacy.sampling import poisson_sample
+from server.aggregation import Contribution
+from server.optimizers import ServerOptimizer
+from server.robust.means import combine
+from server.robust.update_law import UpdateLaw
+from simulations.benchmark.poison.attacks import LABELS, Hostile, flipped
+
+WEIGHT, BIAS = "head.weight", "head.bias"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Accuracy at the end, and how many updates of honest and of hostile silos were refused over all rounds."""
+
+    accuracy: float
+    honest_refused: int
+    hostile_refused: int
+
+
+def features(settings: Settings) -> dict[str, Tensor]:
+    """Features [n, h] and classes [n] of each silo ("x.NAME", "y.NAME") and of the evaluation ("x", "y"); from the
+    cache where they are there."""
+    file = cache_folder() / f"poison-{settings_digest(settings)[:16]}.safetensors"
+    if not file.is_file():
+        tunable, federation = shared_tunable(settings), load_federation(settings)
+        sets = {f".{silo.name}": silo.train.records for silo in federation.silos}
+        found: dict[str, Tensor] = {}
+        for name, records in {**sets, "": federation.evaluation.records}.items():
+            examples = tunable.task.features(records)
+            found[f"x{name}"] = _pooled(tunable, settings, examples)
+            found[f"y{name}"] = torch.tensor([int(e.target) for e in examples])  # type: ignore[arg-type]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        durable.write_bytes(file, save(found))
+    return load_file(file)
+
+
+@torch.no_grad()
+def _pooled(tunable: Tunable, settings: Settings, examples: Sequence[Feature]) -> Tensor:
+    """What the head reads, through a head that is the identity."""
+    width = tunable.backbone.hidden_size
+    params = {WEIGHT: torch.eye(width), BIAS: torch.zeros(width)}
+    rows = torch.zeros(len(examples), width)
+    for group in tunable.task.batches(examples, settings.client.max_tokens):
+        batch = tunable.task.collate([examples[i] for i in group])
+        scores = tunable.task.logits(expand_params(params, 1), batch)  # type: ignore[attr-defined]
+        rows[torch.tensor(group)] = scores[: len(group)]
+    return rows
+
+
+def gradients(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """Gradient of each example's cross-entropy, by name, (B, ...)."""
+    scores = torch.softmax(x @ params[WEIGHT].T + params[BIAS], dim=1)
+    error = scores - torch.nn.functional.one_hot(y, scores.shape[1])
+    return {BIAS: error, WEIGHT: error[:, :, None] * x[:, None, :]}
+
+
+def train(
+    data: Mapping[str, Tensor],
+    settings: Settings,
+    noise: Mapping[str, float],
+    hostile: Mapping[str, Hostile],
+    *,
+    law: bool,
+    seed: int,
+) -> Outcome:
+    """All rounds.
+
+    Args:
+        noise: noise multiplier of each silo.
+        hostile: the silos that are, by name.
+        law: whether updates are held to their law.
+    """
+    silos, classes = sorted(noise), len(settings.task.labels or ())
+    params = {BIAS: torch.zeros(classes), WEIGHT: torch.zeros(classes, data["x"].shape[1])}
+    optimizer = ServerOptimizer(settings.server, params)
+    sizes = {name: len(data[f"x.{name}"]) for name in silos}
+    refused = dict.fromkeys(silos, 0)
+    for turn in range(1, settings.server.rounds + 1):
+        judge = UpdateLaw(
+            settings=settings,
+            server_round=turn,
+            clip=settings.privacy.clip,
+            replies=settings.server.rounds * len(silos),
+            params=params,
+            sizes=dict(sizes),
+        )
+        replies = []
+        for name in silos:
+            x, y = data[f"x.{name}"], data[f"y.{name}"].long()
+            bad = hostile.get(name)
+            if bad is not None and bad.attack == LABELS:
+                y = flipped(y, classes)
+            honest = _local(params, x, y, settings, noise[name], f"{seed}", name, turn)
+            if bad is not None:
+                told = bad.claimed(noise[name])
+                std = update_noise_std(settings, told, params, turn)
+                limit = judge.limit(name, told) if law else settings.server.max_update_norm
+                sent = bad.sends(honest, float(limit or 0))
+                honest = Contribution(name, sent.update, std, noise_multiplier=told)
+            replies.append(honest)
+        if law:
+            replies, why = judge.judge(replies)
+            for name in why:
+                refused[name] += 1
+        if replies:
+            update, std = combine(settings.server, replies, params)
+            params = optimizer.step(params, update, std, turn)
+    right = (data["x"] @ params[WEIGHT].T + params[BIAS]).argmax(1) == data["y"].long()
+    return Outcome(
+        float(right.float().mean()),
+        sum(count for name, count in refused.items() if name not in hostile),
+        sum(count for name, count in refused.items() if name in hostile),
+    )
+
+
+def _local(
+    params: Mapping[str, Tensor],
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    noise: float,
+    *labels: str | int,
+) -> Contribution:
+    """An honest silo's round, with one local step of SGD."""
+    rate, clip = sampling_rate(settings, len(x)), settings.privacy.clip
+    drawn = torch.from_numpy(poisson_sample(len(x), rate, generator(0, *labels, "sample")))
+    rows = gradients(params, x[drawn], y[drawn])
+    names = sorted(rows)
+    sums = clip_and_sum([rows[name] for name in names], clip).sums
+    flat = torch.cat([value.reshape(-1) for value in sums])
+    flat = add_gaussian(flat, clip, noise, generator(0, *labels, "noise"))
+    scale = -settings.client.learning_rate / float(settings.client.batch_size or 1)
+    parts = flat.split([value.numel() for value in sums])
+    update = {
+        name: scale * part.reshape(value.shape)
+        for name, part, value in zip(names, parts, sums, strict=True)
+    }
+    std = update_noise_std(settings, noise, params)
+    return Contribution(str(labels[1]), update, std, noise_multiplier=noise)
