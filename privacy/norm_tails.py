@@ -86,16 +86,6 @@ class NoiseLength(abc.ABC):
 
 
 @dataclass(frozen=True)
-class NoNoise(NoiseLength):
-    """None: the vector is what it is."""
-
-    def bound(self, length: float, exponent: float) -> float:
-        """See `NoiseLength`."""
-        _check(length, exponent)
-        return length
-
-
-@dataclass(frozen=True)
 class GaussianLength(NoiseLength):
     """N(0, std^2) on each of `dimension` coordinates.
 

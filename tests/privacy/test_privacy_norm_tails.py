@@ -17,7 +17,6 @@ from scipy import stats
 from privacy.norm_tails import (
     GaussianLength,
     NoiseLength,
-    NoNoise,
     ScalarLength,
     largest_sample,
     side_by_side,
@@ -177,14 +176,9 @@ def test_vectors_side_by_side() -> None:
     assert float(np.median(lengths)) > 0.4 * bound
 
 
-def test_without_noise_the_sum_is_what_it_is() -> None:
-    assert NoNoise().bound(2.5, 10.0) == 2.5
-    assert walk(NoNoise(), 2.5, 4, 10.0) == 10.0
-
-
 @pytest.mark.parametrize("bad", [-1.0, math.nan, math.inf])
 def test_impossible_arguments_are_refused(bad: float) -> None:
-    for law in (NoNoise(), GaussianLength(2, 1.0), ScalarLength(2, LaplaceNoise(1.0))):
+    for law in (GaussianLength(2, 1.0), ScalarLength(2, LaplaceNoise(1.0))):
         with pytest.raises(ValueError, match="Expected a finite length"):
             law.bound(bad, 1.0)
     with pytest.raises(ValueError, match="Expected a finite std > 0"):

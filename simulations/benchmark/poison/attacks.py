@@ -39,7 +39,9 @@ class Hostile:
     def claimed(self, noise_multiplier: float) -> float:
         """The noise that it says it used."""
         loud = self.attack == LOUD
-        return noise_multiplier * (self.noise_ratio * (1 - 1e-6) if loud else 1.0)
+        return noise_multiplier * (
+            0.98 * self.noise_ratio if loud else 1.0
+        )  # silos differ a little
 
     def sends(self, honest: Contribution, limit: float) -> Contribution:
         """The update in the place of its honest one.
