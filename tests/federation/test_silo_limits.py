@@ -194,7 +194,9 @@ def test_a_run_has_no_more_rounds_than_the_silo_allows(
     silo = write_silo(
         tmp_path, tiny_settings(), word_files / "validation.jsonl", **{"budget.epsilon": math.inf}
     )
-    settings = tiny_settings(**{"privacy.randomness": "os", "privacy.epsilon": None})
+    # With spare rounds in its plan the run's plan has room for more than the silo allows.
+    changes = {"privacy.randomness": "os", "privacy.epsilon": None, "privacy.spare_rounds": 20}
+    settings = tiny_settings(**changes)
     points = [tiny_settings(**{"prefix.init": "random", "seed": seed}) for seed in range(7)]
     planned = {names.PLANNED_ROUNDS: 5}
     statuses = [ask(settings, silo, params=point, **planned)[0][names.STATUS] for point in points]
