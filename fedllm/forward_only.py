@@ -59,7 +59,7 @@ class LocalForwardOnly:
         for group in self.tunable.task.batches(features, max_tokens):
             yield self.tunable.task.collate([features[i] for i in group])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """See :meth:`ForwardOnly.losses`; ``params`` without batch dimension."""
         return self.tunable.losses(expand_params(params, len(batch)), batch).float()
@@ -87,7 +87,7 @@ class HttpForwardOnly:
         for group in self.task.batches(features, max_tokens):
             yield self.task.collate([features[i] for i in group])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def losses(self, params: Mapping[str, Tensor], batch: AnsweredBatch) -> Tensor:
         """See :meth:`ForwardOnly.losses`."""
         return self.task.losses(expand_params(params, len(batch)), batch)

@@ -44,7 +44,7 @@ def rehearse(tunable: Tunable, params: Mapping[str, Tensor], settings: Settings)
     try:
         batch = tunable.task.collate([public_feature(tunable, settings)])
         point = {n: params[n].to(device=device, dtype=torch.float32) for n in sorted(params)}
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode: a model may keep tables that it writes to later
             found = {"loss": tunable.losses(expand_params(point, 1), batch)}
         if settings.model.access != "black-box":
             found |= per_example_gradients(tunable, point, batch)

@@ -18,6 +18,7 @@ from fedllm.example_independence import measure_difference, require_independence
 from fedllm.forward_only import LocalForwardOnly
 from fedllm.gradients import per_example_gradients
 from fedllm.precision import require_full_precision
+from fedllm.rehearsal import rehearse
 from fedllm.shapes import Shapes
 from fedllm.tasks.base import expand_params
 from fedllm.tunable import PREFIX, Tunable, initial_params
@@ -235,6 +236,19 @@ def test_a_text_beyond_the_rotary_table_does_not_change_later_ones(architecture:
     gradients(tunable, params, [long])
     after = [gradients(tunable, params, [f])[0] for f in (short, between)]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("architecture", ["phi3-longrope", "llama-dynamic"])
+def test_a_model_that_writes_to_its_tables_is_rehearsed_and_then_trained(architecture: str) -> None:
+    """Tables that were made in inference mode could not be written to afterwards."""
+    settings, tunable = tiny_tunable(architecture)
+    params = params_at(tunable, settings, 0.3, 1)
+    long = tunable.task.features(random_records([50], 3))
+    rehearse(tunable, params, settings)
+    forward = LocalForwardOnly(tunable)
+    for batch in forward.batches(long, 512):
+        forward.losses(params, batch)
+    assert all(bool(value.isfinite().all()) for value in gradients(tunable, params, long))
 
 
 def test_full_precision_inside_whatever_was_set_before(monkeypatch: pytest.MonkeyPatch) -> None:

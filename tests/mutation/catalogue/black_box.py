@@ -107,7 +107,7 @@ MUTATIONS = (
     Mutation(
         "outputs-alone-with-a-graph",
         "fedllm/forward_only.py",
-        "    @torch.inference_mode()\n    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
+        "    @torch.no_grad()\n    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
         "    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
         "Activations are kept as for a backward pass: the memory of white-box training.",
         (f"{_CORE}::test_nothing_is_kept_for_a_backward_pass",),
