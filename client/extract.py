@@ -3,11 +3,16 @@
 An extract is a function of the ledger's rows (mechanisms, rounds, purposes), which are written before anything is
 computed on the data. It goes with refusals too, so that the server has a silo's last word when it leaves. One that
 cannot be made is an error in the silo's own log, and the reply goes without it.
+
+To account for a ledger of many runs takes seconds. So that it takes at most a twentieth of a run's time, a reply to a
+round goes without an extract where the last one is not twenty times as old as it took to make: the run's plan in it
+holds for what was released since.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +30,9 @@ from fedllm.settings_io import from_json
 from privacy.vocabulary import Relation, Unit
 
 log = logging.getLogger("fedllm.client")
+SHARE = 20.0
+"""Times the cost of an extract that pass until the next one goes with the reply to a round."""
+_made: dict[str, tuple[str, float, float]] = {}  # of each ledger the last: its run, when, seconds that it took
 
 
 def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
@@ -33,15 +41,29 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
         return
     try:
         config: Any = message.content.config_records.get(names.CONFIG, {})
-        if not is_run_id(config.get(names.RUN_ID)):
+        run = config.get(names.RUN_ID)
+        if not is_run_id(run):
             return  # of no run, or of a text that no ledger knows
+        if not _due(own, run, message, content):
+            return
+        began = time.monotonic()
         content[names.LEDGER] = _signed(own, config, _delta(message))
+        _made[own.ledger] = (run, time.monotonic(), time.monotonic() - began)
     except KeyProblem as error:
         _log_once(
             f"no extract of the ledger is sent, the report states nothing for this silo: {error}"
         )
     except Exception as error:
         log.error("no extract of the ledger is sent: %s", error, exc_info=error)
+
+
+def _due(own: SiloFile, run: str, message: Message, content: RecordDict) -> bool:
+    """Whether an extract goes with this reply: always with a run's first and last, and where the silo may leave."""
+    info: Any = content.config_records.get(names.INFO, {})
+    if message.metadata.message_type == names.ASK_EXTRACT or info.get(names.STATUS) != names.OK:
+        return True
+    last, when, cost = _made.get(own.ledger, ("", 0.0, 0.0))
+    return last != run or time.monotonic() - when >= SHARE * cost
 
 
 def _signed(own: SiloFile, config: Any, delta: float | None) -> ConfigRecord:

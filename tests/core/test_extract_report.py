@@ -15,7 +15,7 @@ from vouching import Silo, deployed, expect, finished_elsewhere
 
 from fedllm.durable import plain
 from fedllm.report import build, write_report
-from fedllm.report.extract.statement import AccountItem, Extract, text_of
+from fedllm.report.extract.statement import AccountItem, Extract, PlanItem, text_of
 from fedllm.report.extract.store import FOLDER, INDEX, path_of, read_index, write_index
 from fedllm.report.guarantee import shown
 from fedllm.report.schema import json_schema
@@ -170,6 +170,38 @@ def test_an_older_extract_leaves_out_what_the_silo_told(tmp_path: Path) -> None:
         kept = {} if events else {"plan": None, "events": None}
         silo.put(run, silo.signed(older.model_copy(update=kept)))
         assert "than it told the server of with its updates" in why(report(run), "B") or not events
+
+
+def test_the_last_word_of_a_silo_that_died_may_lag_within_its_plan(tmp_path: Path) -> None:
+    """Two of three rounds are in it; the third came with an update. Its plan holds for all."""
+    run, (_, b) = deployed(tmp_path)
+    extract = b.extract(run)
+    assert extract.events is not None
+    (item,) = extract.events
+    event = item.views["server"]
+    planned = f'{{"count":{ROUNDS},"event":{event},"kind":"SelfComposed"}}'
+    plan = PlanItem(
+        plan=json.dumps({"train": {"server": planned, "outsider": planned}}), budgets="[]"
+    )
+    lagging = extract.model_copy(
+        update={
+            "rows_of_run": 2,
+            "events": (item.model_copy(update={"rounds": ((1, 2),)}),),
+            "plan": plan,
+            "account": cheaper(extract, 0.7),
+        }
+    )
+    b.put(run, b.signed(lagging))
+    assert "leaves out releases" in why(report(run), "B"), (
+        "it answered at the end, and left one out"
+    )
+    index = read_index(run.path)
+    write_index(run.path, index | {"B": replace(index["B"], final=False)})
+    found = report(run)
+    assert found["guarantee"]["level"] == "guaranteed"
+    assert found["guarantee"]["epsilon"] == pytest.approx(epsilon(COST)), "of the whole plan"
+    b.put(run, b.signed(lagging.model_copy(update={"plan": None})))
+    assert "leaves out releases" in why(report(run), "B"), "nothing holds for the third"
 
 
 def test_a_silo_that_states_less_than_its_events_cost_is_found(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from flwr.app import Message
 from vouching import write_keys, write_silos
 
+import client.extract
 from fedllm import messages as names
 from fedllm.report.extract.check import Trusted
 from fedllm.report.signature import (
@@ -82,6 +83,7 @@ def test_who_does_not_vouch_is_named_and_a_silo_that_dies_leaves_its_last_word(
         return None if dead and reply.metadata.src_node_id == FIRST_NODE else reply
 
     monkeypatch.setattr(extracts, "WAIT", 1.0)
+    monkeypatch.setattr(client.extract, "SHARE", 0.0)  # rounds here take no longer than an extract
     run = start_run("second", **OS, **{"server.timeout": 3.0, "server.max_failures": 1.0})
     status = in_process(run, died, silo_files=files, node_keys=keys, memory=memory)
     assert status == "finished", run.state()["message"]
