@@ -247,6 +247,10 @@ class Ledger:
         rows = self._select(COLUMNS, "ORDER BY id", party=party, unit=unit, run=run)
         return [self._entry(row) for row in rows if row[5] == PLAN]
 
+    def adoptions(self) -> list[LedgerEntry]:
+        """Return the rows by which somebody went on deliberately with the ledger, as `entries` does."""
+        return [self._entry(row) for row in self._select(COLUMNS, "ORDER BY id", party=ADOPT)]
+
     def plan_rows(self, party: str) -> list[PlanRow]:
         """Return what `plans(party)` does, as columns, faster."""
         with self._lock:

@@ -101,6 +101,8 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         statement = vouched_headline(statement, vouching)
     runs = sorted({entry.run for entry in run.entries})
     counted = max(len(runs), 1 + vouching.other_runs) if vouching is not None else len(runs)
+    part = None if vouching is None else vouching.part
+    silos_adopted = any(row["adoptions"] for row in part or ())
     return {
         "format": "fedllm-report",
         "version": VERSION,
@@ -123,10 +125,10 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "layers": chosen,
         "lmo": lmo(run, accounted, relation, delta),
         "black_box": black_box(run, accounted, accounts, training),
-        "assumptions": _assumed(run, seeded, counted),
+        "assumptions": _assumed(run, seeded, counted, silos_adopted),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
         "ledger": _ledger(run, runs),
-        "vouching": None if vouching is None else vouching.part,
+        "vouching": part,
         "training": training,
         "teacher": taught,
         "membership": measured,
@@ -225,11 +227,11 @@ def _state(run: RunRecord) -> dict[str, Any]:
     return {key: run.state.get(key) for key in keys} | {"silos": sorted(run.silos)}
 
 
-def _assumed(run: RunRecord, seeded: bool, runs: int) -> list[dict[str, str]]:
+def _assumed(run: RunRecord, seeded: bool, runs: int, silos_adopted: bool) -> list[dict[str, str]]:
     items = SETTINGS_LOST
     if run.settings is not None:
         items = assumptions(run.settings, seeded=seeded, runs=runs)
-    return _titled([*items, *adopted(run.verification)])
+    return _titled([*items, *adopted(run.verification, silos_adopted)])
 
 
 def _unrecorded(run: RunRecord) -> list[str]:

@@ -10,9 +10,14 @@ ADOPTED = (
 )
 
 
-def adopted(found: VerifyReport | None) -> list[tuple[str, str]]:
-    """(title, text) of what a report assumes where the ledger was adopted; else nothing."""
-    return [("Adopted ledger", ADOPTED)] if found is not None and found.adoptions else []
+def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, str]]:
+    """(title, text) of what a report assumes where the ledger was adopted; else nothing.
+
+    Args:
+        silos: whether a silo states that its own was.
+    """
+    here = found is not None and bool(found.adoptions)
+    return [("Adopted ledger", ADOPTED)] if here or silos else []
 
 
 def told(found: VerifyReport | None) -> list[str]:

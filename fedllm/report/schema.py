@@ -494,6 +494,10 @@ class VouchingPart(Part):
     rows_of_other_runs: int | None
     other_runs: int | None
     budget: BudgetPart | None
+    adoptions: list[str] = Field(
+        description="When and why its people went on deliberately with a ledger that was restored, copied or lost: what "
+        "was released before and is not in it is counted nowhere."
+    )
     disagreements: list[str] = Field(
         description="Where its figures are not those of its events. The larger are stated."
     )

@@ -107,10 +107,14 @@ def _explained(unvouched: Mapping[str, str]) -> str:
 
 
 def _notes(part: Sequence[Mapping[str, Any]]) -> list[str]:
+    adopted = [
+        f'The silo {row["silo"]} states: "{text}".' for row in part for text in row["adoptions"]
+    ]
     late = [row["silo"] for row in part if row["vouches"] and not row["final"]]
     if not late:
-        return []
+        return adopted
     return [
+        *adopted,
         f"What {listed(late)} vouched for last is of before the end of the run: no answer came when the server asked at "
-        "its end. What a silo released since is within its plan as far as its client kept to it."
+        "its end. What a silo released since is within its plan as far as its client kept to it.",
     ]

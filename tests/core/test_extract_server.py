@@ -15,13 +15,15 @@ from vouching import Silo
 
 from client.last_answer import task_key
 from fedllm import messages as names
+from fedllm.report import build
 from fedllm.report.extract.keys import EXTRACT, HEAD
 from fedllm.report.extract.make import make_head
 from fedllm.report.extract.memory import read_kept
-from fedllm.report.extract.statement import LONGEST, Extract, Head, text_of
+from fedllm.report.extract.statement import LONGEST, Extract, text_of
+from fedllm.report.extract.statement import Head as SignedHead
 from fedllm.report.extract.store import FOLDER, path_of, read_extract, read_index
 from privacy.events import dp_sgd
-from privacy.ledger import Ledger
+from privacy.ledger import Adoption, Head, Ledger, adopt_ledger
 from server.extracts import Extracts
 from simulations.in_process import LocalGrid
 
@@ -46,11 +48,11 @@ class Stage:
 
     def brought(self, changes: Mapping[str, Any] = MappingProxyType({})) -> ConfigRecord:
         """What a reply brings now, with other values in some fields."""
-        with Ledger(self.silo.ledger) as ledger:
+        with Ledger(self.silo.ledger, read_only=True) as ledger:
             head = make_head(ledger, "A")
         return ConfigRecord({**self.of(self.silo.extract(self.run), head), **changes})
 
-    def of(self, extract: Extract, head: Head) -> ConfigRecord:
+    def of(self, extract: Extract, head: SignedHead) -> ConfigRecord:
         texts = {names.EXTRACT: text_of(extract), names.HEAD: text_of(head)}
         key = self.silo.key
         signatures = {
@@ -137,11 +139,36 @@ def test_a_ledger_that_was_set_back_is_noticed(stage: Stage) -> None:
     assert "after it had vouched for 2" in stage.problem
 
 
+def test_a_ledger_that_was_adopted_deliberately_vouches_again_and_says_so(stage: Stage) -> None:
+    stage.enter(1)
+    old = stage.silo.ledger.read_bytes()
+    stage.enter(2)
+    stage.enter(3)
+    stage.take(stage.brought())
+    lost = stage.extracts.kept["A"].head.ledger
+    for path in stage.silo.folder.glob("ledger.sqlite*"):
+        path.unlink()
+    stage.silo.ledger.write_bytes(old)
+    aside = (Head(lost.rows, lost.hash),)
+    adopt_ledger(stage.silo.ledger, Adoption("the disk of March", aside))
+    stage.take(stage.brought())
+    assert (stage.rows, stage.problem) == (2, ""), "the row of round 1, and that of the decision"
+    found = read_extract(stage.run.path, "A", read_index(stage.run.path)["A"], stage.run.run_id)
+    assert found.extract is not None
+    (said,) = found.extract.adoptions
+    assert "because: the disk of March" in said
+    report = build(stage.run)
+    assert any(
+        "The silo A states" in note and "the disk of March" in note for note in report["notes"]
+    )
+    assert "Adopted ledger" in [item["title"] for item in report["assumptions"]]
+
+
 def test_two_ledgers_of_one_silo_are_noticed(stage: Stage) -> None:
     stage.enter(1)
     stage.take(stage.brought())
     extract = stage.silo.extract(stage.run)
-    with Ledger(stage.silo.ledger) as ledger:
+    with Ledger(stage.silo.ledger, read_only=True) as ledger:
         head = make_head(ledger, "A")
     fork = head.ledger.model_copy(update={"hash": "f" * 64})
     later = {"made": "2999-01-01T00:00:00.000+00:00", "ledger": fork}

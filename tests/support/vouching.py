@@ -100,7 +100,7 @@ class Silo:
     def extract(self, run: RunFolder, *, events: bool = True, **changes: Any) -> Extract:
         """The extract as the silo makes it; ``changes`` of its fields make a lie of it."""
         privacy = run.settings().privacy
-        with Ledger(self.ledger) as ledger:
+        with Ledger(self.ledger, read_only=True) as ledger:
             found = make_extract(
                 ledger,
                 silo=self.name,

@@ -123,6 +123,7 @@ def _row(one: Found) -> dict[str, Any]:
         "rows_of_other_runs": None,
         "other_runs": None,
         "budget": None,
+        "adoptions": [],
         "disagreements": [],
     }
     if extract is None:
@@ -136,6 +137,7 @@ def _row(one: Found) -> dict[str, Any]:
         "rows_of_other_runs": extract.rows_of_other_runs,
         "other_runs": extract.other_runs,
         "budget": None if extract.budget is None else extract.budget.model_dump(),
+        "adoptions": [_printable(text) for text in extract.adoptions],
     }
 
 
@@ -364,4 +366,4 @@ def _shown(epsilon: float | None) -> str:
 
 
 def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text).replace('"', "'")[:200]
+    return "".join(c if c.isprintable() else " " for c in text).replace('"', "'")[:500]

@@ -15,6 +15,7 @@ from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
 from fedllm.report.extract.run_rows import items_of
 from fedllm.report.extract.statement import (
     LONGEST,
+    MOST_SET_ASIDE,
     AccountItem,
     BudgetItem,
     Extract,
@@ -27,7 +28,9 @@ from fedllm.report.extract.statement import (
 from fedllm.report.held import add_held_of
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.event_counts import is_private
-from privacy.ledger import Ledger
+from privacy.ledger import Ledger, LedgerEntry
+from privacy.ledger_adoption import adoption_sentence, lost_heads
+from privacy.ledger_entry import canonical_json
 from privacy.run_plan import commitments
 from privacy.vocabulary import SERVER, Relation, Unit
 
@@ -85,6 +88,7 @@ def make_extract(
         account=_account(found[0]),
         seeded=any(row.details.get("randomness") == "seeded" for row in entries),
         budget=None if own is None else _budget(ledger, silo, own),
+        adoptions=tuple(_sentence(row) for row in ledger.adoptions())[-MOST_SET_ASIDE:],
         plan=None,
         events=None,
     )
@@ -102,7 +106,21 @@ def make_head(ledger: Ledger, silo: str) -> Head:
     """State the ledger's head, whichever run its last row is of."""
     rows, digest = ledger.head()
     made = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Head(silo=silo, made=made, ledger=HeadItem(rows=rows, hash=digest))
+    aside = [lost for row in ledger.adoptions() for lost in sorted(lost_heads(_details(row)))]
+    return Head(
+        silo=silo,
+        made=made,
+        ledger=HeadItem(rows=rows, hash=digest),
+        set_aside=tuple(HeadItem(rows=h.rows, hash=h.hash) for h in aside[-MOST_SET_ASIDE:]),
+    )
+
+
+def _details(row: LedgerEntry) -> str:
+    return canonical_json(dict(row.details))
+
+
+def _sentence(row: LedgerEntry) -> str:
+    return adoption_sentence(row.id or 0, row.time or "", _details(row))[:2000]
 
 
 def _account(silo: SiloAccounting) -> dict[str, AccountItem]:

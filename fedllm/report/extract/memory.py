@@ -42,7 +42,7 @@ def verified_head(signed: Signed, silo: str, key: NodeKey) -> Head:
 
 
 def newer(head: Head, before: Head) -> bool:
-    """Return True if a head goes on from another: as many rows and later, or more.
+    """Return True if a head goes on from another: as many rows and later, or more, or it was set aside deliberately.
 
     Raises:
         ExtractError: it was made later, and cannot go on from it: the ledger was set back, or two ledgers of the
@@ -53,6 +53,8 @@ def newer(head: Head, before: Head) -> bool:
         return True
     if mine == old:
         return head.made >= before.made
+    if old in head.set_aside and head.made > before.made:
+        return True
     if head.made > before.made:
         raise ExtractError(
             f"its ledger holds {mine.rows} rows that end in {mine.hash[:16]}, after it had vouched for {old.rows} that "

@@ -18,8 +18,10 @@ from privacy.vocabulary import Adversary
 
 LONGEST = 256 * 1024
 """Characters of an extract at most."""
-LONGEST_HEAD = 1024
+LONGEST_HEAD = 4096
 """Characters of a head at most."""
+MOST_SET_ASIDE = 16
+"""Heads that adoptions set aside, in a signed head: the last ones."""
 MOST_ROWS = 100_000
 """Ledger rows that an extract lists at most, written out."""
 MOST_USES = 10_000_000
@@ -138,13 +140,18 @@ class HeadItem(_Part):
 
 
 class Head(_Part):
-    """A ledger's head at a moment, whichever run; signed by itself, for it comes back with each task."""
+    """A ledger's head at a moment, whichever run; signed by itself, for it comes back with each task.
+
+    Attributes:
+        set_aside: heads that the silo's people set aside (:mod:`privacy.ledger_adoption`): the ledger need not hold them.
+    """
 
     format: Literal["fedllm-ledger-head"] = "fedllm-ledger-head"
     version: Literal[1] = 1
     silo: Name
     made: Moment
     ledger: HeadItem
+    set_aside: tuple[HeadItem, ...] = Field((), max_length=MOST_SET_ASIDE)
 
 
 class Extract(_Part):
@@ -160,6 +167,8 @@ class Extract(_Part):
         account: adversary to what all rows about this silo cost, of all runs.
         seeded: whether any noise came from a seed.
         budget: the silo's own, and what is left of it.
+        adoptions: one sentence for each time that the silo's people went on deliberately with a ledger that was
+            refused, the last ones; what was released before and is not in it is counted nowhere.
         plan: of the run; None where there is none, or the silo keeps its events.
         events: the run's rows; None where the silo keeps them.
     """
@@ -180,6 +189,7 @@ class Extract(_Part):
     account: dict[Name, AccountItem] = Field(min_length=2, max_length=64)
     seeded: bool
     budget: BudgetItem | None
+    adoptions: tuple[Text, ...] = Field((), max_length=MOST_SET_ASIDE)
     plan: PlanItem | None
     events: tuple[RowsItem, ...] | None = Field(max_length=5000)
 

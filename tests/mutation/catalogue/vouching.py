@@ -110,13 +110,21 @@ MUTATIONS = (
     Mutation(
         "ledger-set-back-not-noticed-by-the-server",
         f"{_FOLDER}/memory.py",
-        "    if head.made > before.made:\n",
-        "    if False:\n",
+        "    if head.made > before.made:\n        raise",
+        "    if False:\n        raise",
         "A silo goes on with yesterday's ledger, and its older extract is stated as if it held all.",
         (
             f"{_SERVER}::test_a_ledger_that_was_set_back_is_noticed",
             f"{_SERVER}::test_two_ledgers_of_one_silo_are_noticed",
         ),
+    ),
+    Mutation(
+        "any-head-is-set-aside",
+        f"{_FOLDER}/memory.py",
+        "    if old in head.set_aside and head.made > before.made:\n",
+        "    if head.made > before.made:\n",
+        "A ledger that was set back without a word vouches on.",
+        (f"{_SERVER}::test_a_ledger_that_was_set_back_is_noticed",),
     ),
     Mutation(
         "older-extract-in-the-newer-ones-place",
