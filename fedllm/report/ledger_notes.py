@@ -16,8 +16,9 @@ def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, 
     Args:
         silos: whether a silo states that its own was.
     """
-    here = found is not None and bool(found.adoptions)
-    return [("Adopted ledger", ADOPTED)] if here or silos else []
+    if silos:
+        return [("Adopted ledger", ADOPTED)]
+    return [("Adopted ledger", ADOPTED)] if found is not None and found.adoptions else []
 
 
 def told(found: VerifyReport | None) -> list[str]:
