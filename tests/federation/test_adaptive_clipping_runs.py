@@ -84,7 +84,8 @@ def test_a_reply_without_a_count_is_refused(
     start_run: Start, in_process: Federate, value: float | None
 ) -> None:
     def tamper(task: Message, reply: Message) -> Message:
-        if reply.content[names.INFO][names.SILO] == "beta":
+        train = task.metadata.message_type == "train"
+        if train and reply.content[names.INFO][names.SILO] == "beta":
             kept = {k: v for k, v in reply.content[names.METRICS].items() if k != names.BELOW}
             told = {} if value is None else {names.BELOW: value}
             reply.content[names.METRICS] = MetricRecord({**kept, **told})

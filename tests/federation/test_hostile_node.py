@@ -127,7 +127,7 @@ def test_forged_confirmations_of_a_codec(
         grid = Answering({10: honest, 11: content}, {})
         link = CodecLink(encoding, {"alpha": 10, "beta": 11}, sums_codes=False)
         began = time.monotonic()
-        done = link.deliver(grid, ["alpha", "beta"], 1.0, threading.Event())
+        done = link.deliver(grid, ["alpha", "beta"], settings, 1.0, threading.Event())
         seconds = time.monotonic() - began
         bad = [*done.failed, *done.refused]
         assert all(item["silo"] == "beta" for item in bad), name

@@ -100,7 +100,8 @@ class Silo:
     def extract(self, run: RunFolder, *, events: bool = True, **changes: Any) -> Extract:
         """The extract as the silo makes it; ``changes`` of its fields make a lie of it."""
         privacy = run.settings().privacy
-        with Ledger(self.ledger, read_only=True) as ledger:
+        absent = not self.ledger.exists()  # a silo that has nothing yet makes an empty ledger
+        with Ledger(self.ledger, read_only=not absent) as ledger:
             found = make_extract(
                 ledger,
                 silo=self.name,
