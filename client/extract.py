@@ -32,7 +32,9 @@ from privacy.vocabulary import Relation, Unit
 log = logging.getLogger("fedllm.client")
 SHARE = 20.0
 """Times the cost of an extract that pass until the next one goes with the reply to a round."""
-_made: dict[str, tuple[str, float, float]] = {}  # of each ledger the last: its run, when, seconds that it took
+_made: dict[
+    str, tuple[str, float, float]
+] = {}  # of each ledger the last: its run, when, seconds that it took
 
 
 def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
