@@ -94,7 +94,7 @@ HUGE: list[tuple[dict[str, Any], Task]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "task"), HUGE, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("changes", "task"), HUGE, ids=[str(changes)[:60] for changes, _ in HUGE])
 def test_settings_at_which_arithmetic_ends_cost_no_row(
     changes: dict[str, Any], task: Task, tiny_settings: Make, tmp_path: Path
 ) -> None:
