@@ -51,6 +51,13 @@ def content(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
+def test_a_new_ledger_has_its_heads_and_opens_again(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    assert site.kept.is_file()
+    with site.open() as ledger:
+        assert ledger.verify().ok
+
+
 @pytest.mark.parametrize("attack", [*ADOPTABLE, *BROKEN], ids=name)
 def test_a_closed_ledger_is_refused_and_left_as_it_is(site: Site, attack: Attack) -> None:
     attack(site)

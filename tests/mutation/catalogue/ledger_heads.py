@@ -68,7 +68,7 @@ MUTATIONS = (
         "                file.create(tally.head)\n",
         "                pass\n",
         "A kill after the first row leaves a ledger that passes for a copy.",
-        (_KILLS, _ATTACKS),
+        (f"{_ATTACKS}::test_a_new_ledger_has_its_heads_and_opens_again", _KILLS),
     ),
     Mutation(
         "head-goes-back",
@@ -124,7 +124,10 @@ MUTATIONS = (
         "        heads=own.kept_heads,\n",
         "",
         "Who puts ledger and head of yesterday back, from one backup, is not noticed at the silo.",
-        ("tests/federation/test_silo_ledger_heads.py",),
+        (
+            "tests/federation/test_silo_ledger_heads.py::"
+            "test_the_state_folder_keeps_the_head_that_lies_beside_the_ledger",
+        ),
     ),
     Mutation(
         "returned-head-not-asked",
