@@ -263,7 +263,8 @@ def test_the_row_is_on_disk_before_the_scores_are_measured(
     inner = silo_worker.release_scores
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
-        seen.append(len(scores_rows(tmp_path)))
+        if args[2]:  # a release of no data comes first
+            seen.append(len(scores_rows(tmp_path)))
         assert kwargs["sampling_rate"] == pytest.approx(16 / 60)
         return inner(*args, **kwargs)
 
@@ -288,8 +289,11 @@ def test_no_budget_no_scores(
     """The release alone is above the target: nothing is measured, nothing recorded."""
     asked = worker(make(**{"layers.noise": 0.3, "privacy.epsilon": 0.5}), tmp_path)
 
+    inner = silo_worker.release_scores
+
     def reached(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("measured without a row in the ledger")
+        assert not args[2], "measured without a row in the ledger"  # a release of no data may be
+        return inner(*args, **kwargs)
 
     monkeypatch.setattr(silo_worker, "release_scores", reached)
     with pytest.raises(BudgetExceeded, match=r"privacy\.epsilon"):
