@@ -146,8 +146,7 @@ def run_experiment(
                 extracts.finish(grid, strategy.spending, stop)
         came_to_its_end = True
         trained = bool(strategy.spending.mechanism)
-        why = why_nobody_trained(run, strategy.left, trained=trained)
-        if status == FINISHED and why is not None:
+        if (why := why_nobody_trained(run, strategy.left, trained=trained)) is not None:
             status, message = FAILED, why
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
