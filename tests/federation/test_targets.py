@@ -256,7 +256,7 @@ def test_second_run_on_a_shared_ledger_is_stopped_and_stays_stopped(
     assert (second.path / "report.json").exists()
     # A budget for the run alone does not open the ledger's.
     third = start_run("third", **changes | {"privacy.run_epsilon": 1.0})
-    assert in_process(third) == "stopped"
+    assert in_process(third) == ended
     assert epsilons(ledger) == spent
 
 
