@@ -47,6 +47,15 @@ class Kept(Generic[Key, Value]):
             for key in [key for key, value in self._values.items() if unwanted(value)]:
                 del self._values[key]
 
+    def touch(self, value: object) -> bool:
+        """Count this very value as used now; whether it is here."""
+        with self._lock:
+            found = next((key for key, kept in self._values.items() if kept is value), None)
+            if found is None:
+                return False
+            self._values.move_to_end(found)
+            return True
+
     def holds(self, value: object) -> bool:
         """Whether this very value is here."""
         with self._lock:

@@ -248,6 +248,11 @@ def shared_backbone(name: str, **options: Any) -> Backbone:
     return _shared.get(key, lambda: load_backbone(name, **options))
 
 
+def still_kept(backbone: object) -> bool:
+    """Count a backbone of :func:`shared_backbone` as used now; False where it was given up."""
+    return not isinstance(backbone, Backbone) or _shared.touch(backbone)
+
+
 def was_given_up(backbone: object) -> bool:
     """Whether a backbone of :func:`shared_backbone` is no longer kept for others."""
     return isinstance(backbone, Backbone) and not _shared.holds(backbone)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fedllm.kept import Kept
-from fedllm.models import was_given_up
+from fedllm.models import still_kept, was_given_up
 from fedllm.own_bounds import OwnBounds
 from fedllm.settings import Settings
 from fedllm.silo_worker import SiloWorker
@@ -58,7 +58,9 @@ def shared_worker(
         opened = shared_ledger(ledger, heads)
         return SiloWorker(settings, silo, run=run, ledger=opened, log=log, own=own)
 
+    kept.drop(lambda worker: was_given_up(worker.tunable.backbone))
     found = kept.get(key, make)
+    still_kept(found.tunable.backbone)
     kept.drop(lambda worker: worker is not found and was_given_up(worker.tunable.backbone))
     return found
 

@@ -14,7 +14,7 @@ from fedllm.attention import prefix_scope
 from fedllm.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.inputs import Batch, Feature
 from fedllm.kept import Kept
-from fedllm.models import Backbone, shared_backbone, was_given_up
+from fedllm.models import Backbone, shared_backbone, still_kept, was_given_up
 from fedllm.positions import check_positions
 from fedllm.precision import require_full_precision
 from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
@@ -198,7 +198,9 @@ def shared_tunable(settings: Settings) -> Tunable:
         part.model_dump_json()
         for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
     )
+    _shared.drop(lambda tunable: was_given_up(tunable.backbone))
     found = _shared.get(key, lambda: make_tunable(settings))
+    still_kept(found.backbone)
     _shared.drop(lambda tunable: tunable is not found and was_given_up(tunable.backbone))
     return found
 

@@ -43,6 +43,17 @@ def test_the_last_used_ones_are_kept(keys: list[int], most: int) -> None:
     assert made >= len(set(keys))
 
 
+def test_a_value_that_is_touched_counts_as_used() -> None:
+    kept = Kept[str, list[int]](2)
+    first = kept.get("a", list)
+    kept.get("b", list)
+    assert kept.touch(first)
+    assert not kept.touch([]), "an equal value is another one"
+    kept.get("c", list)
+    assert "a" in kept
+    assert "b" not in kept
+
+
 def test_one_thread_makes_a_value() -> None:
     kept, made = Kept[str, int](2), []
 
@@ -127,6 +138,46 @@ def test_two_models_are_kept_and_nothing_of_a_third(
     assert names == {str(place) for place in places[-models.MOST_MODELS :]}
     kept = process._workers[("alpha", str(ledger), process.os.getpid())]
     assert {made.tunable.backbone.name for made in kept._values.values()} == names
+
+
+@pytest.fixture
+def other_models(encoder_folder: Path, tmp_path: Path) -> list[str]:
+    """As many more models as a process keeps."""
+    places = [tmp_path / f"other-{number}" for number in range(models.MOST_MODELS)]
+    for place in places:
+        shutil.copytree(encoder_folder, place)
+    return [str(place) for place in places]
+
+
+def test_what_had_a_model_that_was_given_up_is_made_anew(
+    tiny_settings: Make, other_models: list[str], tmp_path: Path
+) -> None:
+    settings, path = tiny_settings(), tmp_path / "ledger.sqlite"
+    before, made = shared_tunable(settings), worker(settings, "run", path)
+    for name in other_models:
+        models.shared_backbone(name)
+    again = worker(settings, "run", path)
+    assert again is not made
+    assert again.tunable is shared_tunable(settings) is not before
+    assert models._shared.holds(again.tunable.backbone)
+    worker(settings, "other", path)
+    kept = process._workers[("alpha", str(path), process.os.getpid())]
+    assert len(kept) == 2
+
+
+@pytest.mark.parametrize("use", ["tunable", "worker"])
+def test_a_model_in_use_is_not_the_first_to_go(
+    use: str, tiny_settings: Make, other_models: list[str], tmp_path: Path
+) -> None:
+    settings, path = tiny_settings(), tmp_path / "ledger.sqlite"
+    backbone = worker(settings, "run", path).tunable.backbone
+    for name in other_models:
+        models.shared_backbone(name)
+        if use == "tunable":
+            assert shared_tunable(settings).backbone is backbone
+        else:
+            assert worker(settings, "run", path).tunable.backbone is backbone
+    assert models._shared.holds(backbone)
 
 
 @pytest.mark.parametrize("most", [1, 3])
