@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Message
-from whole_runs import SILOS, config, final, loop, rounds, same_bits, spent, tell, without
+from whole_runs import SILOS, config, final, loop, poison, rounds, same_bits, spent, tell, without
 
 from fedllm import messages as names
 from fedllm.checkpoints import latest_checkpoint
@@ -20,6 +20,7 @@ from fedllm.schedule import participation
 from fedllm.tunable import initial_params, shared_tunable
 from privacy.event_counts import is_private
 from privacy.ledger import Ledger
+from server.robust.update_law import UpdateLaw
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -166,8 +167,10 @@ def test_budget_ends_the_run_with_a_model_and_a_report(
 
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_client_level_with_noise_by_the_server(
-    sampling: str, start_run: Start, in_process: Federate
+    sampling: str, start_run: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Its own clip holds without the law of norms, which refuses what is fifty times too long before."""
+    monkeypatch.setattr(UpdateLaw, "judge", lambda law, accepted: (accepted, {}))
     changes = {
         "privacy.unit": "client",
         "privacy.noise_by": "server",
@@ -184,6 +187,8 @@ def test_client_level_with_noise_by_the_server(
         if task.metadata.message_type == "train":
             update = reply.content[names.UPDATE].to_torch_state_dict()
             sent.append(float(torch.cat([v.flatten() for v in update.values()]).norm()))
+            # A silo that does not clip: the server does.
+            return poison(reply, lambda u: {n: v * 50 for n, v in u.items()})
         return reply
 
     assert in_process(run, tamper) == "finished"
