@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -106,10 +105,8 @@ def executor(
     tiny_settings: Make,
     word_files: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Executor]:
     """Of a silo that has approved no bundle: each task is answered at once, with a refusal."""
-    monkeypatch.setattr(logging.getLogger("fedllm"), "propagate", True)  # a server app stops it
     silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
     made = Executor(silo, Address(f"127.0.0.1:{node.port}"))
     thread = threading.Thread(target=made.run)

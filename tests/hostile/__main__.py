@@ -34,7 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("words", nargs="*", help="only cases whose name holds one of them")
     parser.add_argument("--each", action="store_true", help="a line for each case")
     options = parser.parse_args(arguments)
-    quiet()
+    with quiet():
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
     counts: dict[tuple[str, str], Counter[str]] = {}
     wrong: list[str] = []
     most_memory = most_disk = 0

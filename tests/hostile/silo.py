@@ -7,7 +7,7 @@ import ctypes
 import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,9 +139,16 @@ class HostedSilo:
         return Outcome(verdict, new, reason, resident() - memory, self.disk() - disk)
 
 
-def quiet() -> None:
-    """Let refusals not fill the screen: a silo logs each."""
-    logging.getLogger("fedllm").setLevel(logging.CRITICAL)
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep refusals, each of which a silo logs, off the screen; restore the log's level at the end."""
+    log = logging.getLogger("fedllm")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def resident(collected: bool = False) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, Phase, given, settings
@@ -29,9 +31,9 @@ from .silo import (
 
 
 @pytest.fixture(scope="module")
-def silo(tmp_path_factory: pytest.TempPathFactory) -> HostedSilo:
-    quiet()
-    return hosted(tmp_path_factory.mktemp("hostile"))
+def silo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedSilo]:
+    with quiet():
+        yield hosted(tmp_path_factory.mktemp("hostile"))
 
 
 @pytest.fixture(scope="module")
