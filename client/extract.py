@@ -19,6 +19,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.returned_head import require_returned_head
 from client.silo_file import SiloFile
 from client.task_fields import is_run_id
 from fedllm import messages as names
@@ -27,6 +28,7 @@ from fedllm.report.extract.keys import EXTRACT, HEAD, KeyProblem, SigningKey, lo
 from fedllm.report.extract.make import make_extract, make_head
 from fedllm.report.extract.statement import text_of
 from fedllm.settings_io import from_json
+from privacy.ledger_error import LedgerError
 from privacy.vocabulary import Relation, Unit
 
 log = logging.getLogger("fedllm.client")
@@ -49,12 +51,14 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
         if not _due(own, run, message, content):
             return
         began = time.monotonic()
-        content[names.LEDGER] = _signed(own, config, _delta(message))
+        content[names.LEDGER] = _signed(own, message, config)
         _made[own.ledger] = (run, time.monotonic(), time.monotonic() - began)
     except KeyProblem as error:
         _log_once(
             f"no extract of the ledger is sent, the report states nothing for this silo: {error}"
         )
+    except LedgerError as error:
+        log.error("no extract of the ledger is sent: %s", error)
     except Exception as error:
         log.error("no extract of the ledger is sent: %s", error, exc_info=error)
 
@@ -68,10 +72,18 @@ def _due(own: SiloFile, run: str, message: Message, content: RecordDict) -> bool
     return last != run or time.monotonic() - when >= SHARE * cost
 
 
-def _signed(own: SiloFile, config: Any, delta: float | None) -> ConfigRecord:
+def _signed(own: SiloFile, message: Message, config: Any) -> ConfigRecord:
+    """Sign the extract and the head, unless the ledger lacks the head that the server brings back.
+
+    Raises:
+        LedgerError: the ledger is refused; a signed head of it would vouch for what was rolled back.
+        KeyProblem: the node's key cannot be read.
+    """
+    delta = _delta(message)
     key = _key(own.key, Path(own.key).stat().st_mtime_ns if Path(own.key).exists() else 0)
     settings = from_json(str(config[names.SETTINGS]))
     ledger = shared_ledger(Path(own.ledger), own.kept_heads)
+    require_returned_head(own, message, ledger)
     extract = text_of(
         make_extract(
             ledger,

@@ -24,10 +24,12 @@ log = logging.getLogger("fedllm.client")
 
 
 def require_returned_head(own: SiloFile, message: Message, ledger: Ledger) -> None:
-    """Refuse a task where the silo's ledger lacks a head that the silo signed and the server brings back.
+    """Refuse a ledger that lacks a head which the silo signed and the server brings back with a task.
+
+    It is asked before a task is carried out, and again before the silo signs the ledger's own head.
 
     Raises:
-        LedgerRolledBack: it does; nothing was read of the data, nothing recorded.
+        LedgerRolledBack: the ledger lacks it.
     """
     head = _own_head(own, message)
     if head is not None:

@@ -7,6 +7,7 @@ equal keys. Here the text is measured before it is read, and what it says is mea
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,7 +59,9 @@ def read_bounded(text: str, what: str, bounds: Bounds = Bounds()) -> Any:
     if depth > bounds.depth:
         raise TooLarge(f"Expected {what} nested at most {bounds.depth} deep, got {depth}")
     try:
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_not_finite)
+        value = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_not_finite, parse_float=_finite
+        )
     except TooLarge as error:
         raise TooLarge(f"Expected {what}: {error}") from None
     except ValueError as error:
@@ -112,6 +115,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
                 raise TooLarge(f"each key once, got {shortened(key)} twice")
             seen.add(key)
     return found
+
+
+def _finite(text: str) -> float:
+    """Read a number; one beyond the largest float (1e999) would become an infinity."""
+    value = float(text)
+    return value if math.isfinite(value) else _not_finite(shortened(text, 20))
 
 
 def _not_finite(name: str) -> Any:

@@ -249,7 +249,7 @@ class Ledger:
 
     def adoptions(self) -> list[LedgerEntry]:
         """Return the rows by which somebody went on deliberately with the ledger, as `entries` does."""
-        return [self._entry(row) for row in self._select(COLUMNS, "ORDER BY id", party=ADOPT)]
+        return [self._entry(row) for row in self._select(COLUMNS, "ORDER BY id") if row[5] == ADOPT]
 
     def plan_rows(self, party: str) -> list[PlanRow]:
         """Return what `plans(party)` does, as columns, faster."""
@@ -309,11 +309,8 @@ class Ledger:
 
     def parties(self) -> list[str]:
         """Return the names of the parties that have entries, sorted."""
-        return [
-            str(party)
-            for party, *_ in self._select("DISTINCT party", "ORDER BY party")
-            if party != ADOPT
-        ]
+        rows = self._select("DISTINCT party, purpose", "ORDER BY party")
+        return list(dict.fromkeys(str(party) for party, purpose in rows if purpose != ADOPT))
 
     def head(self) -> Head:
         """Return how far the ledger went: number and hash of the last row."""

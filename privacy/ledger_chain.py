@@ -42,7 +42,7 @@ def row_hash(previous: str, row_id: int, time: str, content: Mapping[str, Any]) 
 
 def row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[str]:
     """Return what is wrong with a row that should have this id and follow this hash."""
-    row_id, time, *content, recorded_previous, digest = row
+    row_id, time, *content, recorded_previous, _ = row
     names = ("run", "party", "unit", "purpose", "round", "key", "views", "details")
     problems: list[str] = []
     if row_id != expected_id:
@@ -50,7 +50,7 @@ def row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[
     elif recorded_previous != previous:
         problems.append(f"row {row_id} does not follow the row before it: one was replaced")
     values = dict(zip(names, content, strict=True))
-    if row_hash(str(recorded_previous), row_id, time, values) != digest:
+    if _is_edited(row, values):
         problems.append(f"row {row_id} was edited: its hash does not match its content")
     try:
         for name in names[:4]:
@@ -62,6 +62,15 @@ def row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
         problems.append(f"row {row_id} holds an event that cannot be read: {str(error)[:300]}")
     return problems
+
+
+def _is_edited(row: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
+    """Return whether a row's content is not what its hash is of; also where JSON has no such value."""
+    row_id, time, *_, recorded_previous, digest = row
+    try:
+        return row_hash(str(recorded_previous), row_id, time, values) != digest
+    except (TypeError, ValueError):  # bytes or an infinity in the place of text or a number
+        return True
 
 
 @lru_cache(maxsize=1024)

@@ -134,7 +134,8 @@ class Database:
         if not same:
             raise LedgerError(
                 f"The ledger's file {self.path} was moved, deleted or replaced while it was open: "
-                "what was recorded since may be lost, nothing may be released"
+                "what was recorded since may be lost, nothing may be released. Start this process again once that "
+                "is settled"
             )
 
     def signature(self) -> tuple[int, ...]:

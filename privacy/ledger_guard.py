@@ -164,8 +164,7 @@ class Guard:
     def verified(self, found: VerifyReport, db: sqlite3.Connection) -> VerifyReport:
         """Add to a verification what the heads tell, as they were at the last look."""
         try:
-            if is_earlier(db):
-                return found
+            earlier = is_earlier(db)
             lost = lost_in(db)
             told = self.problem(found.rows, lambda head: head in lost or had(db, head))
         except (sqlite3.Error, ValueError):
@@ -174,6 +173,8 @@ class Guard:
             return found
         if told[1]:
             return replace(found, ok=False, problems=[*found.problems, told[0]])
+        if earlier:  # its version kept no heads: none is missing
+            return found
         return replace(found, notes=[*found.notes, told[0]])
 
     def how_to_go_on(self, without: str = "without it", head: Head | None = None) -> str:

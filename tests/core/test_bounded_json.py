@@ -48,6 +48,8 @@ def test_what_is_within_the_bounds_is_read(
         ('[{"a": 1, "a": 1}]', "each key once"),
         ("NaN", "finite numbers, got NaN"),
         ("[-Infinity]", "finite numbers, got -Infinity"),
+        ("[1e999]", "finite numbers, got '1e999'"),
+        ("-1e999", "finite numbers, got '-1e999'"),
         ("{", "as JSON"),
         ("", "as JSON"),
         ("]" * 50, "as JSON"),

@@ -15,6 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from own_silo import write_silo
 from typer.testing import CliRunner
 
+import client.extract
 import fedllm.process
 from client.app import app
 from client.silo_file import load_silo
@@ -41,6 +42,9 @@ class Node:
         self.ledger = Path(self.silo.ledger)
 
     def ask(self, server_round: int, head: ConfigRecord | None = None) -> Any:
+        return self.reply(server_round, head)[names.INFO]
+
+    def reply(self, server_round: int, head: ConfigRecord | None = None) -> RecordDict:
         config = {
             names.SETTINGS: to_json(self.settings),
             names.RUN_ID: "run",
@@ -61,9 +65,7 @@ class Node:
             state=RecordDict(),
             run_config={},
         )
-        return app(Message(content, dst_node_id=5, message_type="train"), context).content[
-            names.INFO
-        ]
+        return app(Message(content, dst_node_id=5, message_type="train"), context).content
 
     def rows(self) -> list[int]:
         with Ledger(self.ledger, read_only=True) as ledger:
@@ -211,6 +213,24 @@ def test_a_whole_folder_put_back_is_told_by_what_the_silo_signed(node: Node) -> 
     new_process()
     told = node.ask(3, returned(node, server))
     assert told[names.STATUS] == names.OK, told[names.REASON]
+
+
+def test_a_refused_ledger_does_not_vouch(node: Node) -> None:
+    """Neither with an extract nor with a head that the server would then bring back."""
+    make_key(Path(node.silo.key))
+    (kept,) = node.silo.kept_heads
+    server = HeadFile(kept).read()
+    assert server is not None
+    client.extract._made.clear()
+    content = node.reply(3, returned(node, server))
+    assert content[names.INFO][names.STATUS] == names.OK
+    assert names.HEAD in content[names.LEDGER]
+    put_back(node)
+    shutil.copy(f"{node.ledger}.head", kept)
+    new_process()
+    content = node.reply(4, returned(node, server))
+    assert content[names.INFO][names.STATUS] == names.FAILED
+    assert names.LEDGER not in content
 
 
 @pytest.mark.parametrize("forged", ["another key", "another silo", "no key"])

@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ledger_attacks as attacks
@@ -97,6 +98,45 @@ def test_reading_tells_of_the_heads(site: Site) -> None:
         report = ledger.verify()
     assert not report.ok
     assert "tells of a row 6 that it lacks" in report.problems[0]
+
+
+def test_a_rolled_back_ledger_of_an_earlier_version_does_not_verify(site: Site) -> None:
+    """Whoever puts an old file back can also mark it as of the version that kept no heads."""
+    attacks.old_bytes_and_head(site)
+    attacks.statements(site, "PRAGMA user_version = 1")
+    with Ledger(site.path, read_only=True, kept=(site.kept,)) as ledger:
+        report = ledger.verify()
+    assert not report.ok
+    assert "tells of a row 6 that it lacks" in report.problems[0]
+    site.kept.unlink()
+    site.head.unlink()
+    with Ledger(site.path, read_only=True, kept=(site.kept,)) as ledger:
+        report = ledger.verify()
+    assert (report.ok, report.notes) == (True, [])  # its version kept none
+
+
+@pytest.mark.parametrize("attack", [attacks.edited_to_bytes, attacks.edited_to_infinity], ids=name)
+def test_a_row_of_values_that_json_lacks_is_edited(site: Site, attack: Attack) -> None:
+    attack(site)
+    with Ledger(site.path, read_only=True) as ledger:
+        report = ledger.verify()
+    assert not report.ok
+    assert report.rows == 6, "the rows after it are checked as well"
+    assert any("row 2 was edited" in problem for problem in report.problems)
+
+
+def test_a_silo_named_as_an_adoption_is_a_silo(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    with site.open() as ledger:
+        ledger.append(replace(entry(9), party="adopt"))
+        assert ledger.parties() == ["a", "adopt"]
+        assert ledger.adoptions() == []
+        assert [row.round for row in ledger.entries("adopt")] == [9]
+    attacks.restored(site)
+    adopt_ledger(site.path, Adoption(BECAUSE), (site.kept,))
+    with site.open() as ledger:
+        assert ledger.parties() == ["a"]
+        assert len(ledger.adoptions()) == 1
 
 
 def test_a_copy_of_the_file_alone_has_every_row(site: Site, tmp_path: Path) -> None:

@@ -120,6 +120,15 @@ def edited(site: Site) -> None:
     statements(site, "UPDATE entries SET views = replace(views, ':1.0', ':9.0') WHERE id = 2")
 
 
+def edited_to_bytes(site: Site) -> None:
+    """A text of a row becomes bytes, which JSON cannot write."""
+    statements(site, "UPDATE entries SET views = CAST(views AS BLOB) WHERE id = 2")
+
+
+def edited_to_infinity(site: Site) -> None:
+    statements(site, "UPDATE entries SET round = 9e999 WHERE id = 2")
+
+
 def edited_bytes(site: Site) -> None:
     """The same, past SQLite: no counter of the file changes."""
     data = site.path.read_bytes()
@@ -221,6 +230,8 @@ ADOPTABLE: dict[Callable[[Site], None], str] = {
 """What happened to the ledger, and what is said; it may be adopted."""
 BROKEN: dict[Callable[[Site], None], str] = {
     edited: "row 2 was edited",
+    edited_to_bytes: "row 2 was edited",
+    edited_to_infinity: "row 2 was edited",
     edited_bytes: r"row \d was edited",
     last_row_gone: "rows at the end are missing or added",
     row_before_the_first: "are missing",

@@ -52,7 +52,7 @@ MUTATIONS = (
     Mutation(
         "row-hash-not-checked",
         "privacy/ledger_chain.py",
-        "    if row_hash(str(recorded_previous), row_id, time, values) != digest:\n",
+        "    if _is_edited(row, values):\n",
         "    if False:\n",
         "An edited row passes the verification.",
         (_TAMPER,),

@@ -138,6 +138,25 @@ MUTATIONS = (
         ("tests/federation/test_silo_ledger_heads.py",),
     ),
     Mutation(
+        "refused-ledger-vouches",
+        "client/extract.py",
+        "    require_returned_head(own, message, ledger)\n",
+        "",
+        "A silo that refuses its rolled-back ledger signs the head of it, and the next task brings that back.",
+        ("tests/federation/test_silo_ledger_heads.py::test_a_refused_ledger_does_not_vouch",),
+    ),
+    Mutation(
+        "earlier-version-verifies-without-heads",
+        "privacy/ledger_guard.py",
+        "            earlier = is_earlier(db)\n",
+        "            earlier = is_earlier(db)\n            if earlier:\n                return found\n",
+        "A file of yesterday, marked as of the version without heads, passes the verification.",
+        (
+            "tests/privacy/test_privacy_ledger_attacks.py::"
+            "test_a_rolled_back_ledger_of_an_earlier_version_does_not_verify",
+        ),
+    ),
+    Mutation(
         "returned-head-of-any-key",
         "client/returned_head.py",
         "        if not load_signing_key(Path(own.key)).public.verifies(HEAD, text, signature):\n",
