@@ -68,7 +68,7 @@ def _is_edited(row: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
     """Return whether a row's content is not what its hash is of; also where JSON has no such value."""
     row_id, time, *_, recorded_previous, digest = row
     try:
-        return row_hash(str(recorded_previous), row_id, time, values) != digest
+        return bool(row_hash(str(recorded_previous), row_id, time, values) != digest)
     except (TypeError, ValueError):  # bytes or an infinity in the place of text or a number
         return True
 
