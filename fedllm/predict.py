@@ -16,7 +16,7 @@ from fedllm.models import Backbone
 from fedllm.peft_adapter import NATIVE_CONFIG, AdapterError, load_adapter
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError, parse_settings
+from fedllm.settings_io import SettingsError, parse_recorded
 from fedllm.tasks.base import expand_params
 from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification
@@ -150,7 +150,7 @@ def _load(source: RunFolder | str | Path) -> tuple[Settings, dict[str, Tensor], 
 def _load_adapter(folder: Path) -> tuple[Settings, dict[str, Tensor], int, int]:
     params, meta = load_adapter(folder)
     try:
-        settings = parse_settings(meta["settings"], source=str(folder / NATIVE_CONFIG))
+        settings = parse_recorded(meta["settings"], source=str(folder / NATIVE_CONFIG))
         return settings, params, int(meta["round"]), int(meta["max_tokens"])
     except (KeyError, TypeError, ValueError, SettingsError) as error:
         raise AdapterError(

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from fedllm.durable import json_bytes, plain, write_bytes, write_text
 from fedllm.flatness.layer_choice import CHOICE, Choice, read_choice
 from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError, parse_settings, to_toml, with_proven_relation
+from fedllm.settings_io import SettingsError, parse_recorded, parse_settings, to_toml
 from fedllm.settings_zeroth_order import chooses_noise, with_numbers
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ def read_settings(folder: Path) -> Settings:
         raise RunFolderError(f"Expected a run folder, found no {SETTINGS} in {folder}")
     try:
         tree = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        return parse_settings(with_proven_relation(tree), source=str(folder / SETTINGS))
+        return parse_recorded(tree, source=str(folder / SETTINGS))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SettingsError) as error:
         raise RunFolderError(f"The settings of the run {folder} are damaged: {error}") from None
 

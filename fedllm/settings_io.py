@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 
 from fedllm.bounded_json import TooLarge, read_bounded, shortened
+from fedllm.removed_settings import refusals, without_removed
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
 
@@ -70,11 +71,13 @@ def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Setting
     """Check a tree of plain values.
 
     Raises:
-        SettingsError: one line a problem; an unknown key comes with the nearest known one.
+        SettingsError: one line a problem; an unknown key comes with the nearest known one, a removed one
+            with what replaces it.
     """
-    unknown = list(islice(_unknown_keys(tree, Settings, ()), _TOLD))
-    if unknown:
-        raise SettingsError("\n".join(f"{source}: {problem}" for problem in unknown))
+    wrong = refusals(tree)
+    wrong += islice(_unknown_keys(without_removed(tree), Settings, ()), _TOLD)
+    if wrong:
+        raise SettingsError("\n".join(f"{source}: {problem}" for problem in wrong))
     try:
         return Settings.model_validate(_read_none(tree))
     except ValidationError as error:
@@ -90,7 +93,19 @@ def parse_settings(tree: Mapping[str, Any], source: str = "settings") -> Setting
         raise SettingsError("\n".join(dict.fromkeys(lines))) from None
 
 
-def with_proven_relation(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+def parse_recorded(tree: Mapping[str, Any], source: str) -> Settings:
+    """Check the settings of a run that was made before, maybe by an earlier version, for reading.
+
+    Settings that were removed since have their default (:func:`fedllm.removed_settings.removed_of` names
+    those that the run used).
+
+    Raises:
+        SettingsError: as :func:`parse_settings`.
+    """
+    return parse_settings(without_removed(_with_proven_relation(tree)), source)
+
+
+def _with_proven_relation(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of a run of an earlier version, with the relation that it proves.
 
     They name add-or-remove-one, the default then, whatever the sizes. Where those are public, or the unit is
