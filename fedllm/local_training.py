@@ -14,6 +14,7 @@ adding or removing the silo); with noise by the client it is one Gaussian mechan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -114,7 +115,6 @@ def train_locally(
         else:
             code = encode_released_update(update, encoding, rounding=rounding, residual=residual)
         update = dict(code.tensors)
-        noise_std = noise_std if settings.codec.keeps_all else None
     elif by_client:
         found = _client_release(update, settings, noise_multiplier, streams)
         update, below = found.update, found.below
@@ -300,18 +300,28 @@ def update_noise_std(
     params: Mapping[str, Tensor],
     server_round: int = 1,
 ) -> dict[str, float] | None:
-    """Standard deviation of the noise in each entry of the update, by tensor; None if not known."""
+    """Standard deviation of the noise in each entry of the update as the server reads it, by tensor.
+
+    A function of the settings, the multiplier and the parameters' shapes alone: server and silo compute the same.
+    None where it is not known (local Adam, a codec that leaves out coordinates, noise on numbers along random
+    directions) or not finite.
+    """
     privacy, client = settings.privacy, settings.client
+    if settings.model.access == "black-box" or not settings.codec.keeps_all:
+        return None
     if privacy.mode == "none":
         return dict.fromkeys(params, 0.0)
     noise_multiplier = noise_split(settings, noise_multiplier).vector
     if privacy.unit == "client":
-        return dict.fromkeys(params, noise_std(settings, noise_multiplier) * privacy.clip)
+        std = noise_std(settings, noise_multiplier) * privacy.clip
+        return dict.fromkeys(params, std) if math.isfinite(std) else None
     if client.optimizer != "sgd":
         return None
     scales = gradient_scales(settings, params)
     noise_multiplier *= noise_factor(settings, server_round)
     one_step = noise_std(settings, noise_multiplier) * privacy.clip / float(client.batch_size or 1)
+    if not math.isfinite(one_step):
+        return None
     factor = client.learning_rate * client.local_steps**0.5
     return {name: one_step * factor / scales[name] for name in params}
 

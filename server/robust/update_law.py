@@ -30,8 +30,8 @@ Where there is no law (`why_no_law`), ``server.max_update_norm`` is the only lim
 
 The noise multiplier is the silo's word, and a silo that calls its noise large raises its own limit. So it has to be
 ``privacy.noise_multiplier`` where that is set, and else at most ``server.max_noise_ratio`` times the median silo's (per
-divisor): below half of hostile silos that is between honest ones. The standard deviation that a silo tells of its update
-follows from the multiplier, and has to be that.
+divisor): below half of hostile silos that is between honest ones. The standard deviation of an update's noise follows from
+the multiplier: the server computes it, and a silo that tells another one is refused.
 """
 
 from __future__ import annotations
@@ -219,16 +219,17 @@ class UpdateLaw:
             )
 
     def _with_own_noise(self, contribution: Contribution) -> Contribution:
-        """With the noise that the settings and the multiplier give each entry of the update.
+        """With the noise that the settings and the multiplier give each entry of the update, told or not: a silo that
+        tells none leaves the correction of the others as it is.
 
         Raises:
             UpdateRefused: the silo told another one.
         """
-        if contribution.noise_std is None or self.settings.privacy.noise_by == "server":
+        if self.settings.privacy.noise_by == "server":
             return contribution
         own = self._of(contribution.silo)
         std = update_noise_std(own, contribution.noise_multiplier, self.params, self.server_round)
-        for name, told in contribution.noise_std.items():
+        for name, told in (contribution.noise_std or {}).items():
             if std is not None and not math.isclose(told, std[name], rel_tol=_SAME):
                 raise UpdateRefused(
                     f"Expected noise-std.{name}={std[name]:.6g} for the noise-multiplier "

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
-from whole_runs import poison, rounds, tell
+from whole_runs import final, poison, rounds, same_bits, tell
 
 from fedllm import messages as names
 from fedllm.codec import Code, Layout, make_codec
@@ -23,17 +23,19 @@ from fedllm.codec.prior import Prior
 from fedllm.encoded_release import Encoding
 from fedllm.forward_only import LocalForwardOnly
 from fedllm.inputs import Feature
-from fedllm.local_training import train_locally
+from fedllm.local_training import train_locally, update_noise_std
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.tunable import Tunable, initial_params, shared_tunable
 from fedllm.zeroth_order import Directions, train_forward_only
 from privacy.randomness import generator
+from privacy.scalar_noise import LmoNoise
 from server.aggregation import Contribution
 from server.robust.update_law import UpdateLaw, adam_travel, limit_warnings, why_no_law
 
 Make = Callable[..., Any]
 LAPLACE = json.dumps({"family": "laplace", "parameters": {"scale": 1.0}})
+NO_VARIANCE = json.dumps({"family": "lmo", "parameters": LmoNoise(a3=1.0).parameters})
 LMO = {"privacy.mechanism": "lmo", "privacy.noise": LAPLACE}
 CLIENT = {"privacy.unit": "client"}
 BLACK_BOX = {
@@ -297,8 +299,6 @@ def test_noise_that_is_given_has_to_be_that(tiny_settings: Make, params: dict[st
     std = dict.fromkeys(params, 1.0)
     _, refused = judge.judge([told("alpha", params, 0.8, std=std)])
     assert "Expected noise-std." in refused["alpha"]
-    kept, _ = judge.judge([told("alpha", params, 0.8)])
-    assert kept[0].noise_std is None
 
 
 def test_the_noise_of_the_correction_is_the_servers_own(
@@ -308,11 +308,52 @@ def test_the_noise_of_the_correction_is_the_servers_own(
     found = honest(tunable, params, features, settings, 0.8, 1)
     (kept,), _ = law(settings, params).judge([found])
     assert kept.noise_std == pytest.approx(found.noise_std)
+    (silent,), _ = law(settings, params).judge([replace(found, noise_std=None)])
+    assert silent.noise_std == kept.noise_std, "a silo that tells none"
     unprotected = tiny_settings(**{"privacy.mode": "none"})
     _, refused = law(unprotected, params).judge(
         [told("alpha", params, 0.0, std=dict.fromkeys(params, 1e4))]
     )
     assert "Expected noise-std." in refused["alpha"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        FORMS["top-k"],
+        BLACK_BOX,
+        {"client.optimizer": "adam", "client.learning_rate": 0.01},
+        CLIENT | {"privacy.mechanism": "lmo", "privacy.noise": NO_VARIANCE},
+    ],
+    ids=["codec", "numbers", "local adam", "no variance"],
+)
+def test_noise_of_no_known_deviation_is_not_told(
+    changes: dict[str, Any], tiny_settings: Make, params: dict[str, Tensor]
+) -> None:
+    assert update_noise_std(tiny_settings(**changes), 1.0, params) is None
+
+
+def test_a_silo_that_tells_no_noise_leaves_the_correction_as_it_is(
+    start_run: Callable[..., RunFolder], in_process: Callable[..., str]
+) -> None:
+    def silent(task: Message, reply: Message) -> Message:
+        info: Any = reply.content.config_records.get(names.INFO, {})
+        if names.UPDATE in reply.content and info[names.SILO] == "beta":
+            metrics: Any = reply.content.metric_records[names.METRICS]
+            told = [key for key in metrics if key.startswith(names.NOISE_STD)]
+            assert told
+            for key in told:
+                del metrics[key]
+        return reply
+
+    changes = {"server.optimizer": "adam", "server.noise_correction": True, "server.rounds": 2}
+    models = []
+    for name, tamper in (("run", None), ("silent", silent)):
+        run = start_run(name, **changes)
+        assert in_process(run, tamper=tamper) == "finished"
+        assert [record["refused"] for record in rounds(run)] == [[], []]
+        models.append(final(run))
+    assert same_bits(*models)
 
 
 def test_the_clipping_norm_of_the_round_decides(

@@ -70,6 +70,14 @@ MUTATIONS = (
         (f"{_LAW}::test_noise_that_is_given_has_to_be_that",),
     ),
     Mutation(
+        "untold-noise-is-not-corrected-for",
+        "server/robust/update_law.py",
+        "        return replace(contribution, noise_std=std)\n",
+        "        return replace(contribution, noise_std=contribution.noise_std and std)\n",
+        "One silo that tells no noise turns the correction off for all.",
+        (f"{_LAW}::test_a_silo_that_tells_no_noise_leaves_the_correction_as_it_is",),
+    ),
+    Mutation(
         "median-cuts-nobody",
         "server/robust/means.py",
         "        parts.append(ranked[cut : len(flat) - cut].mean(0))\n",
