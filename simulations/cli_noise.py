@@ -64,7 +64,7 @@ def noise_search(
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="JSON file for the winner, the picture beside it; else in the cache."),
+        typer.Option(help="JSON file for the winner; else in the cache."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -88,7 +88,7 @@ def noise_search(
         epsilon, delta, steps, sample_rate, chosen, gamma or 0.0, sensitivity_dimension
     )
     found = _answer(question, cache_folder() / "noise")
-    found = {**found, **_deliver(found, question, cache_folder() / "noise", output)}
+    found = {**found, "file": str(_deliver(question, cache_folder() / "noise", output))}
     if as_json:
         print_json(found)
     else:
@@ -111,44 +111,31 @@ def _check(
 
 
 def _answer(question: NoiseQuestion, cache: Path) -> dict[str, Any]:
-    """The figures of the answer: those of before, else searched for, with the winner's files made."""
+    """The figures of the answer: those of before, else searched for, with the winner's file made."""
+    winner = cache_file(cache, "winner", question.key())
     known = read_result(cache, "answer", question.key())
-    if isinstance(known, dict) and all(path.is_file() for path in _files(question, cache)):
+    if isinstance(known, dict) and winner.is_file():
         return known
     # These take seconds to load.
     from privacy.noise_search import figures, search_noise
-    from simulations.noise_picture import draw
 
     with _progress() as report:
         search = search_noise(question, cache, report)
     found = figures(search)
     cache.mkdir(parents=True, exist_ok=True)
-    winner, picture = _files(question, cache)
-    partial = picture.with_suffix(".partial.png")
-    draw(search, partial)
-    partial.replace(picture)
     write_bytes(winner, json_bytes(found))
     write_result(cache, "answer", question.key(), plain(found))
     return found
 
 
-def _files(question: NoiseQuestion, cache: Path) -> tuple[Path, Path]:
-    """The winner's file and the picture, in the cache."""
+def _deliver(question: NoiseQuestion, cache: Path, output: Path | None) -> Path:
+    """Where the winner is: in the cache, or copied to where it is wanted."""
     winner = cache_file(cache, "winner", question.key())
-    return winner, winner.with_suffix(".png")
-
-
-def _deliver(
-    found: Mapping[str, Any], question: NoiseQuestion, cache: Path, output: Path | None
-) -> dict[str, str]:
-    """Where the winner and the picture are: in the cache, or copied to where they are wanted."""
-    winner, picture = _files(question, cache)
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(output, winner.read_bytes())
-        write_bytes(output.with_suffix(".png"), picture.read_bytes())
-        winner, picture = output, output.with_suffix(".png")
-    return {"file": str(winner), "picture": str(picture)}
+    if output is None:
+        return winner
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, winner.read_bytes())
+    return output
 
 
 @contextmanager
@@ -170,7 +157,7 @@ def _progress() -> Iterator[Report]:
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    """Every family's best beside the Gaussian, the winner in a sentence, the files."""
+    """Every family's best beside the Gaussian, the winner in a sentence, its file."""
     question = found["question"]
     useful = question["objective"] == "usefulness"
     judged = [f"P(|x| < {question['gamma']:.4g})"] if useful else []
@@ -191,7 +178,7 @@ def _print(found: Mapping[str, Any]) -> None:
             f"{least}{best['ratio_mean_abs']:.3f}",
             *([f"{best['usefulness']:.4f}"] if useful else []),
         )
-    print_parts(_title(question), table, *_verdict(found), *_places(found))
+    print_parts(_title(question), table, *_verdict(found), f"winner: {found['file']}")
 
 
 def _title(question: Mapping[str, Any]) -> str:
@@ -206,10 +193,6 @@ def _title(question: Mapping[str, Any]) -> str:
         f"zero-out); in units of the {'sensitivity' if entries == 1 else 'clipping norm'}, ratios "
         "to the Gaussian"
     )
-
-
-def _places(found: Mapping[str, Any]) -> tuple[str, ...]:
-    return f"winner: {found['file']}", f"picture: {found['picture']}"
 
 
 def _verdict(found: Mapping[str, Any]) -> list[str]:

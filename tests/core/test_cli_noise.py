@@ -1,4 +1,4 @@
-"""``fedllm noise-search`` as a user meets it: the answer, the files, at once the second time, errors."""
+"""``fedllm noise-search`` as a user meets it: the answer, its file, at once the second time, errors."""
 
 from __future__ import annotations
 
@@ -6,17 +6,12 @@ import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy.stats import norm
 from typer.testing import CliRunner
 
-from privacy.accountants.scalar_loss import scalar_losses
 from privacy.noise_file import read_noise
-from privacy.scalar_noise import GaussianNoise
 from simulations import cli_noise
 from simulations.cli import app
-from simulations.noise_picture import trade_off
 
 ASKED = ["noise-search", "--epsilon", "1", "--delta", "1e-6", "--steps", "3"]
 
@@ -27,7 +22,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_the_answer_its_files_and_the_same_at_once(
+def test_the_answer_its_file_and_the_same_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = CliRunner()
@@ -42,21 +37,17 @@ def test_the_answer_its_files_and_the_same_at_once(
     assert first["ratio_std"] == pytest.approx(noise.std / first["gaussian_std"])
     gaussian_mean = first["gaussian_std"] * math.sqrt(2 / math.pi)
     assert first["ratio_mean_abs"] == pytest.approx(noise.mean_abs / gaussian_mean)
-    assert Path(first["picture"]).read_bytes()[:4] == b"\x89PNG"
     assert first["question"]["steps"] == 3
 
     def searched(*args: object) -> None:
         raise AssertionError("searched again")
 
     monkeypatch.setattr("privacy.noise_search._Search.run", searched)
-    monkeypatch.setattr("simulations.noise_picture.draw", searched)
     wanted = tmp_path / "deep" / "noise.json"
     again = runner.invoke(app, [*ASKED, "--json", "--output", str(wanted)])
     assert again.exit_code == 0, again.output
-    moved = {"file": str(wanted), "picture": str(wanted.with_suffix(".png"))}
-    assert json.loads(again.stdout) == {**first, **moved}
+    assert json.loads(again.stdout) == {**first, "file": str(wanted)}
     assert read_noise(wanted) == noise
-    assert Path(moved["picture"]).is_file()
     shown = runner.invoke(app, ASKED)
     assert shown.exit_code == 0
     assert "noise wins (least std)" in shown.stdout
@@ -91,12 +82,3 @@ def test_errors_are_one_line(arguments: list[str], message: str) -> None:
     assert found.exit_code == 2
     assert message in found.stderr
     assert found.stderr.count("\n") == 1
-
-
-def test_the_trade_off_curve_against_the_gaussian_formula() -> None:
-    (loss,) = scalar_losses(GaussianNoise(1.5), 1.0, 1.0, 1e-3)
-    rates = np.array([1e-9, 1e-5, 1e-3, 0.05, 0.5, 0.99])
-    exact = norm.sf(norm.isf(rates) - 1 / 1.5)
-    found = trade_off(loss, rates)
-    np.testing.assert_allclose(found, exact, rtol=2e-3)
-    assert np.all(found >= exact * (1 - 1e-6))
