@@ -33,7 +33,7 @@ def sweep(
         list[str] | None, typer.Option("--only", help="This arm alone. May be repeated.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and what they would cost; run none.")
+        bool, typer.Option("--dry-run", help="List the runs and the rounds left of each; run none.")
     ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
@@ -93,15 +93,13 @@ def sweep(
 
 
 class SweepView:
-    """A progress bar over all rounds of all cells with the time left, and a line a cell."""
+    """A progress bar over all rounds of all cells, and a line a cell."""
 
     def __init__(self, plan: Sweep, console: Console, workers: int) -> None:
-        from simulations.sweep.costs import Costs
         from simulations.sweep.execute import is_done
 
-        self.plan, self.console, self.workers = plan, console, workers
+        self.plan = plan
         self.failed: dict[str, str] = {}
-        self.costs = Costs(plan)
         self.left = {c.key: c.settings.server.rounds for c in plan.chosen if not is_done(plan, c)}
         kept = len(plan.chosen) - len(self.left)
         console.print(
@@ -114,21 +112,16 @@ class SweepView:
             BarColumn(),
             TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[remaining]}"),
             console=console,
             disable=not console.is_terminal,
         )
         self.task = self.progress.add_task(
-            f"{kept}/{len(plan.chosen)} runs",
-            total=max(1, sum(self.left.values())),
-            remaining="",
+            f"{kept}/{len(plan.chosen)} runs", total=max(1, sum(self.left.values()))
         )
         self.progress.start()
-        self.began: dict[str, tuple[float, int]] = {}
 
     def started(self, cell: Cell, first_round: int) -> None:
         """A worker has begun."""
-        self.began[cell.key] = time.monotonic(), first_round
         self._move(cell, first_round)
         again = f", from round {first_round}" if first_round else ""
         self._say(f"started   {cell.title}{again}")
@@ -136,9 +129,6 @@ class SweepView:
     def moved(self, cell: Cell, done: int) -> None:
         """A cell has finished a round."""
         self._move(cell, done)
-        began, first = self.began[cell.key]
-        self.costs.learn(cell, (time.monotonic() - began) / max(1, done - first))
-        self._tell()
 
     def ended(self, cell: Cell, status: str, message: str) -> None:
         """A cell's worker has ended."""
@@ -149,7 +139,7 @@ class SweepView:
         if status != "interrupted":
             self._move(cell, cell.settings.server.rounds)
         self._say(f"{status:<9} {cell.title}" + (f": {message}" if message else ""))
-        self._tell()
+        self.progress.update(self.task, description=f"{self.done}/{len(self.plan.chosen)} runs")
 
     def close(self) -> None:
         """No cell is under way any more."""
@@ -160,15 +150,6 @@ class SweepView:
         before = self.left[cell.key]
         self.left[cell.key] = rounds - done
         self.progress.advance(self.task, before - self.left[cell.key])
-
-    def _tell(self) -> None:
-        by_key = {cell.key: cell for cell in self.plan.chosen}
-        seconds = [self.costs.of(by_key[key], rounds) for key, rounds in self.left.items()]
-        known = [value for value in seconds if value is not None]
-        text = "" if len(known) < len(seconds) else f"about {span(sum(known) / self.workers)} left"
-        self.progress.update(
-            self.task, description=f"{self.done}/{len(self.plan.chosen)} runs", remaining=text
-        )
 
     def _say(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -198,29 +179,14 @@ def _interrupts(console: Console) -> Iterator[tuple[threading.Event, threading.E
             signal.signal(number, handler)
 
 
-def span(seconds: float) -> str:
-    """A length of time for people."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
-    """The runs, what is done of each, and what the rest would take."""
-    from simulations.sweep.costs import Costs
+    """The runs, and what is done of each."""
     from simulations.sweep.execute import is_done, rounds_done
 
-    costs = Costs(plan)
-    console = Console(stderr=True)
     todo = {
         c.key: 0 if is_done(plan, c) else c.settings.server.rounds - rounds_done(plan, c)
         for c in plan.chosen
     }
-    for cell in plan.chosen:
-        if todo[cell.key] and costs.of(cell, 1) is None:
-            console.print(f"measuring a round: {cell.title}", highlight=False, markup=False)
-            costs.measure(cell)
     rows: list[dict[str, Any]] = [
         {
             "title": cell.title,
@@ -230,38 +196,27 @@ def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
             "seed": cell.seed,
             "rounds": cell.settings.server.rounds,
             "rounds_left": todo[cell.key],
-            "seconds": costs.of(cell, todo[cell.key]),
             "run": str(plan.run_path(cell)),
         }
         for cell in plan.chosen
     ]
-    total = sum(row["seconds"] or 0.0 for row in rows)
     found: Mapping[str, Any] = {
         "name": plan.name,
         "folder": str(plan.folder),
         "workers": workers,
-        "seconds": total / workers,
-        "processor_seconds": total,
         "cells": rows,
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
-    table = make_table("run", "rounds", "left", "time")
+    table = make_table("run", "rounds", "left")
     for row in rows:
-        time_left = (
-            "done"
-            if not row["rounds_left"]
-            else "?"
-            if row["seconds"] is None
-            else f"about {span(row['seconds'])}"
-        )
-        table.add_row(row["title"], str(row["rounds"]), str(row["rounds_left"]), time_left)
+        table.add_row(row["title"], str(row["rounds"]), str(row["rounds_left"] or "done"))
     out = Console()
     out.print(table)
     out.print(
-        f"{len(rows)} runs, {sum(not row['rounds_left'] for row in rows)} of them done; about "
-        f"{span(total / workers)} with {workers} at the same time",
+        f"{len(rows)} runs, {sum(not row['rounds_left'] for row in rows)} of them done; "
+        f"{workers} at the same time",
         highlight=False,
     )
 
