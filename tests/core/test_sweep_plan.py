@@ -209,3 +209,16 @@ def test_the_sweeps_that_come_along_are_accepted(
         assert cell.settings.awp.form != "batch"
         assert cell.settings.layers.form != "paper"
         assert cell.settings.teacher.kind != "nonprivate"
+
+
+@pytest.mark.parametrize(
+    ("name", "cells"), [("sst2-accuracy", 4), ("black-box", 6), ("clipping", 4)]
+)
+def test_the_sweeps_behind_tables_are_accepted(
+    name: str, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDLLM_TEST_DATA", "/data")
+    sweep = load_sweep(ROOT / "simulations" / "experiments" / f"{name}.toml")
+    assert len(sweep.cells) == cells
+    for cell in sweep.cells:
+        assert (cell.settings.privacy.mode == "none") == (cell.arm == sweep.reference)
