@@ -1,8 +1,8 @@
-"""A silo with its own file: the signed extract of its ledger that goes with each reply, and the head that comes back.
+"""A silo with its own file: the signed extract of its ledger that goes with its replies, and of its head.
 
 An extract is a function of the ledger's rows (mechanisms, rounds, purposes), which are written before anything is
-computed on the data. It goes with refusals too, so that the server has a silo's last word when it leaves. One that
-cannot be made is an error in the silo's own log, and the reply goes without it.
+computed on the data. It goes with refusals of a run's tasks too, so that the server has a silo's last word when it
+leaves. One that cannot be made is an error in the silo's own log, and the reply goes without it.
 
 To account for a ledger of many runs takes seconds. So that it takes at most a twentieth of a run's time, a reply to a
 round goes without an extract where the last one is not twenty times as old as it took to make: the run's plan in it

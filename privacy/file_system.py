@@ -1,9 +1,8 @@
 """Which file system a path lies on, and whether a ledger can be kept there.
 
-SQLite relies on POSIX locks that all processes see, on fsync that reaches the disk, and in WAL mode on memory
-that all users of the file share. Network file systems give none of these reliably (https://sqlite.org/wal.html,
-https://sqlite.org/howtocorrupt.html, section 2): two machines could both spend what is left of a budget, and a row
-that was reported durable could be lost.
+SQLite relies on POSIX locks that all processes see, and on fsync that reaches the disk. Network file systems give
+neither reliably (https://sqlite.org/howtocorrupt.html, section 2): two machines could both spend what is left of a
+budget, and a row that was reported durable could be lost.
 """
 
 from __future__ import annotations

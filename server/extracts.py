@@ -1,9 +1,9 @@
-"""The silos' signed extracts of their ledgers: taken from each reply, kept in the run folder, asked for at the end.
+"""The silos' signed extracts of their ledgers: taken from replies, kept in the run folder, asked for at the end.
 
-A run in a deployment has them, for its ledgers stay with the silos. Each reply brings one (:mod:`client.extract`); it is
-verified with the node key that is registered for the silo, and takes the place of the silo's last one. So a silo that dies has
-left its last word. Each task takes the silo's last signed head along, by which the silo notices a ledger that was set
-back or copied.
+A run in a deployment has them, for its ledgers stay with the silos. Replies to its tasks bring them (which ones:
+:mod:`client.extract`); each is verified with the node key that is registered for the silo, and takes the place of the
+silo's last one. So a silo that dies has left its last word. Each task takes the silo's last signed head along, by which
+the silo notices a ledger that was set back or copied.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ LedgerPath = Annotated[Path, typer.Argument(help="A ledger file.", metavar="PATH
 def verify(
     path: LedgerPath,
     kept_head: Annotated[
-        str | None, typer.Option(help="ID:HASH of a last row that was kept elsewhere.")
+        str | None, typer.Option(help="ROWS:HASH of a head that was kept elsewhere.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recompute the chain of a ledger; exit status 1 where a row is missing or was edited."""
     number, colon, digest = (kept_head or "").partition(":")
     if kept_head is not None and not (colon and number.isdecimal() and len(digest) == 64):
-        raise ValueError(f"Expected --kept-head ID:HASH (64 hex digits), got {kept_head}")
+        raise ValueError(f"Expected --kept-head ROWS:HASH (64 hex digits), got {kept_head}")
     from simulations.accounting_figures import chain, verify_ledger
 
     found = verify_ledger(path, (int(number), digest) if kept_head else None)

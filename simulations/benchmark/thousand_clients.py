@@ -6,7 +6,7 @@
 Measured for each round, for all clients together:
 
 - ``record``: make an entry for each client, and append all to one ledger: one transaction with the hash
-  chain, the unique key of each entry looked up, triggers, ``synchronous=FULL``; until it is on disk.
+  chain, the unique key of each entry looked up, triggers, ``synchronous=EXTRA``; until it is on disk.
 - ``epsilon``: epsilon of each client against the server, from the ledger, by the PLD accountant; clients
   with the same history are accounted once (here all of them: same noise, same rounds).
 - ``view``: the server's own view of the spending: a copy to fall back to, the round added for each client,

@@ -14,6 +14,7 @@ from fedllm.settings import Settings
 from fedllm.tunable import make_tunable
 from privacy.clipping import clip_and_sum
 from server.aggregation import Contribution
+from simulations.benchmark.poison.__main__ import largest_share
 from simulations.benchmark.poison.attacks import ATTACKS, LOUD, Hostile, flipped
 from simulations.benchmark.poison.federation import BIAS, WEIGHT, _pooled, gradients, train
 
@@ -60,6 +61,10 @@ def test_gradients_on_features_are_those_of_the_model(
     found = clip_and_sum([rows[BIAS], rows[WEIGHT]], 0.5).sums
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_largest_class_is_a_score_of_its_own() -> None:
+    assert largest_share(torch.tensor([2, 0, 2, 1, 2])) == pytest.approx(0.6)
 
 
 def test_hostile_silos_send_what_they_are_called() -> None:

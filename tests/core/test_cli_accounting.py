@@ -250,7 +250,7 @@ SCHEDULE = "--noise-multiplier 1 --sample-rate 0.1 --steps 10"
         ("account --delta 1e-5 --noise-multiplier 1 --sample-rate 1 --steps 1.5", ["integer"]),
         ("account --delta 1e-5 --ledger /nowhere/ledger", ["/nowhere/ledger", "no file"]),
         ("ledger verify /nowhere/ledger", ["/nowhere/ledger", "no file"]),
-        ("ledger verify pyproject.toml --kept-head 3", ["--kept-head", "ID:HASH"]),
+        ("ledger verify pyproject.toml --kept-head 3", ["--kept-head", "ROWS:HASH"]),
         ("ledger show pyproject.toml --limit -1", ["--limit=-1", ">= 0"]),
         ("ledger erase", ["'erase'"]),
     ],

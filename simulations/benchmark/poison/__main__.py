@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from fedllm.embedded import cache_folder
 from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
@@ -108,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     honest = sum(replies * (len(silos) - cell["hostile"]) // len(silos) for cell in judged)
     print(
         f"{len(data['x'])} held-out tweets, {options.seeds} seeds, largest deviation between seeds {spread:.3f}; "
+        f"always naming the largest class scores {largest_share(data['y']):.3f}; "
         f"noise multipliers {min(noise.values()):.2f} to {max(noise.values()):.2f}; refused by the law: "
         f"{sum(cell['honest_refused'] for cell in judged)} of {honest} honest updates; "
         f"{prepared:.0f} s for features and noise, {time.monotonic() - began:.0f} s in all"
@@ -120,6 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if options.json:
         Path(options.json).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def largest_share(classes: Tensor) -> float:
+    """Accuracy of always naming the largest of the classes [n]."""
+    return float(torch.bincount(classes.long()).max()) / len(classes)
 
 
 def _hostile(attack: str, settings: Any) -> Hostile:
