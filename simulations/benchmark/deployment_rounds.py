@@ -3,7 +3,7 @@
     python -m simulations.benchmark.deployment_rounds [--rounds 5] [--nodes 4] [--json [OUT]]
 
 The tiny experiment runs over nodes on this machine, and then on Flower's simulation engine. Clocks are put around
-what the processes do (``probe/sitecustomize.py``). For each silo and round, of the time from the server's
+what the processes do (:func:`put_clocks`). For each silo and round, of the time from the server's
 sending the tasks to its having all answers:
 
 * computing: the local steps (:func:`fedllm.local_training.train_locally`);
@@ -18,46 +18,158 @@ Means over the silos; the first round, which loads the model, by itself.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import tomli_w
-from rich.console import Console
-from rich.table import Table
+# Processes that are measured import this module first: what only the benchmark itself needs is imported where it is used.
 
-from simulations.benchmark import tiny
-from simulations.benchmark.local_federation import ROOT, LocalFederation, make_folder
-
-PROBE = Path(__file__).parent / "probe"
+ROOT = Path(__file__).resolve().parents[2]
+TIMES = "FEDLLM_TIMES"
+"""Variable with the folder that a process writes its times into."""
+START = "from simulations.benchmark.deployment_rounds import put_clocks\n\nput_clocks()\n"
+"""``sitecustomize.py`` of a process with clocks."""
+TRAIN = "train"
 PARTS = ("waiting", "loading", "computing", "transfer")
 Split = dict[int, dict[str, float]]
 """Seconds by round and part; ``whole`` is their sum, the round itself."""
 
 
-class Probed(LocalFederation):
-    """A federation with clocks in its processes."""
-
-    def times(self, name: str) -> Path:
-        """Folder with the times of a participant."""
-        return self.folder.path.parent / "times" / name
-
-    def environment(self, name: str) -> Mapping[str, str]:
-        """The clocks are read from PYTHONPATH."""
-        return probed(self.times(name))
+# In the processes that are measured
 
 
-def probed(times: Path) -> dict[str, str]:
+class _Finder(MetaPathFinder):
+    def __init__(self) -> None:
+        self.changes: dict[str, Callable[[Any], None]] = {}
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        change = self.changes.pop(name, None)
+        if change is None:
+            return None
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_change(module: ModuleType) -> None:
+            execute(module)
+            change(module)
+
+        spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
+        return spec
+
+
+_finder = _Finder()
+
+
+def after_import(name: str, change: Callable[[Any], None]) -> None:
+    """Call ``change`` with the module ``name`` once, when this process has imported it."""
+    if name in sys.modules:
+        change(sys.modules[name])
+        return
+    if _finder not in sys.meta_path:
+        sys.meta_path.insert(0, _finder)
+    _finder.changes[name] = change
+
+
+def put_clocks() -> None:
+    """Have this process append JSON lines to a file of its own in the folder :data:`TIMES`.
+
+    Each says what went on, from when to when (seconds since 1970, of this machine's clock), and in which round.
+    """
+    folder, started = Path(os.environ[TIMES]), time.time()
+    current = {"round": 0}
+
+    def tell(what: str, began: float, server_round: int, **more: Any) -> None:
+        record = {"what": what, "began": began, "ended": time.time(), "round": server_round, **more}
+        with (folder / f"{os.getpid()}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def around(owner: Any, name: str, after: Callable[..., None]) -> None:
+        """Put a clock around a function: ``after(began, result, *arguments)`` tells."""
+        inner = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            began = time.time()
+            result = inner(*args, **kwargs)
+            after(began, result, *args)
+            return result
+
+        setattr(owner, name, call)
+
+    def round_of(message: Any) -> int:
+        metadata = message.metadata
+        return int(metadata.group_id) if metadata.message_type == TRAIN else 0
+
+    def in_app(module: Any) -> None:
+        inner = module.ClientApp.__call__
+
+        def call(app: Any, message: Any, context: Any) -> Any:
+            began, current["round"] = time.time(), round_of(message)
+            reply = inner(app, message, context)
+            if current["round"]:
+                silo = str(reply.content["info"]["silo"])
+                tell("app", began, current["round"], silo=silo, started=started)
+            return reply
+
+        module.ClientApp.__call__ = call
+
+    def in_training(module: Any) -> None:
+        around(module, "train_locally", lambda began, *_: tell("train", began, current["round"]))
+
+    def in_server(module: Any) -> None:
+        def answered(began: float, _: Any, grid: Any, messages: Any) -> None:
+            if messages and round_of(messages[0]):
+                tell("exchange", began, round_of(messages[0]))
+
+        around(module, "exchange", answered)
+
+    def in_node(module: Any) -> None:
+        client = module.FleetHttpClient
+
+        def pulled(began: float, response: Any, *_: Any) -> None:
+            if response.messages_list:
+                current["round"] = round_of(response.messages_list[0])
+                tell("pull", began, current["round"])
+
+        def pushed(began: float, _: Any, connection: Any, request: Any) -> None:
+            tell("push", began, round_of(request.messages_list[0]))
+
+        around(client, "PullMessages", pulled)
+        around(client, "PushMessages", pushed)
+        parts = {"PullObject": "pull", "ConfirmMessageReceived": "pull", "PushObject": "push"}
+        for name, what in parts.items():
+            around(client, name, lambda began, *_, what=what: tell(what, began, current["round"]))
+
+    after_import("flwr.clientapp.client_app", in_app)
+    after_import("fedllm.local_training", in_training)
+    after_import("server.exchange", in_server)
+    after_import("flwr.supernode.fleet_http_client", in_node)
+
+
+# What starts them
+
+
+def clocked(times: Path) -> dict[str, str]:
     """Environment of a process that writes its times into a folder, which is made."""
-    times.mkdir(parents=True, exist_ok=True)
-    paths = [str(PROBE), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"PYTHONPATH": os.pathsep.join(paths), "FEDLLM_PROBE": str(times)}
+    start = times / "start"
+    start.mkdir(parents=True, exist_ok=True)
+    (start / "sitecustomize.py").write_text(START, encoding="utf-8")
+    paths = [str(start), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(paths), TIMES: str(times)}
 
 
 def read_times(times: Path) -> list[dict[str, Any]]:
@@ -106,20 +218,24 @@ def covered(records: Sequence[Mapping[str, Any]]) -> float:
     return total
 
 
-def write_experiment(folder: Path, rounds: int, silos: list[str], **changes: Any) -> Path:
+def write_experiment(folder: Path, rounds: int, silos: list[str]) -> Path:
     """The tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` beside."""
+    import tomli_w
+
+    from simulations.benchmark import tiny
+
     for name, save in (("model", tiny.save_encoder), ("words", tiny.save_words)):
         (folder / name).mkdir(parents=True)
         save(folder / name)
     (folder / "deployment").mkdir()
-    common: dict[str, Any] = {
+    changes: dict[str, Any] = {
         "server.rounds": rounds,
         "data.silo_names": silos,
         "privacy.epsilon": 1e5,
         "server.timeout": 1800.0,
         "server.wait_for_clients": 1200.0,
     }
-    tree = tiny.tree(folder / "model", folder / "words", **common | changes)
+    tree = tiny.tree(folder / "model", folder / "words", **changes)
     path = folder / "experiment.toml"
     path.write_text(tomli_w.dumps(tree), encoding="utf-8")
     return path
@@ -127,11 +243,17 @@ def write_experiment(folder: Path, rounds: int, silos: list[str], **changes: Any
 
 def in_deployment(folder: Path, experiment: Path, silos: list[str]) -> Split:
     """The split of the rounds over nodes on this machine."""
-    federation = Probed(make_folder(folder / "fedllm", *silos), folder.parent / "words")
+    from simulations.benchmark.local_federation import LocalFederation, make_folder
+
+    class Clocked(LocalFederation):
+        def environment(self, name: str) -> Mapping[str, str]:
+            return clocked(folder / "times" / name)
+
+    federation = Clocked(make_folder(folder / "fedllm", *silos), folder.parent / "words")
     with federation.up():
         federation.run(experiment)
-    times = {name: read_times(federation.times(name)) for name in silos}
-    return split(read_times(federation.times("server")), times)
+    times = {name: read_times(folder / "times" / name) for name in silos}
+    return split(read_times(folder / "times" / "server"), times)
 
 
 def in_simulation(folder: Path, experiment: Path) -> Split:
@@ -140,7 +262,7 @@ def in_simulation(folder: Path, experiment: Path) -> Split:
     subprocess.run(
         [*command, "--run", str(folder / "run")],
         cwd=ROOT,
-        env=os.environ | probed(folder / "times"),
+        env=os.environ | clocked(folder / "times"),
         check=True,
         stdout=subprocess.DEVNULL,
         timeout=3600,
@@ -148,9 +270,8 @@ def in_simulation(folder: Path, experiment: Path) -> Split:
     times = read_times(folder / "times")
     silos: dict[str, list[dict[str, Any]]] = {}
     apps = [record for record in times if record["what"] == "app"]
-    for (
-        app
-    ) in apps:  # one process serves several silos: what lies within the app's time is the silo's
+    # One process serves several silos: what lies within the app's time is the silo's.
+    for app in apps:
         within = [
             record
             for record in times
@@ -169,6 +290,8 @@ def measure(folder: Path, rounds: int, nodes: int) -> dict[str, Split]:
     Raises:
         RuntimeError: a run failed.
     """
+    from simulations.benchmark import tiny
+
     silos = list(tiny.SILOS)[:nodes]
     experiment = write_experiment(folder, rounds, silos)
     return {
@@ -191,6 +314,11 @@ def summary(found: Split) -> dict[str, dict[str, float]]:
 
 def main() -> int:
     """Measure, and print a table or JSON; the exit status."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from simulations.benchmark import tiny
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nodes", type=int, default=4, choices=range(1, len(tiny.SILOS) + 1))

@@ -24,7 +24,6 @@ from server.deployment import setup
 from server.deployment.app_bundle import bundle, bundle_hash
 from server.deployment.control import connect
 from server.deployment.folder import NODE, Deployment, DeploymentError, Folder, Ports
-from simulations.benchmark.processes import processes_of
 from simulations.benchmark.tiny import LABELS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +70,25 @@ def wait_for(done: Callable[[], Any], what: str, seconds: float = PATIENCE) -> A
             raise AssertionError(f"waited {seconds:g} s for {what}")
         time.sleep(0.1)
     return found
+
+
+def processes_of(folder: Path, program: str = "") -> list[int]:
+    """Ids of the processes whose command or environment names a folder (or something in it), oldest first.
+
+    Args:
+        program: only those whose command has this text.
+    """
+    names = (f"{folder}/".encode(), f"{folder}\0".encode())
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes()
+            known = command + b"\0" + (entry / "environ").read_bytes() + b"\0"
+        except OSError:
+            continue
+        if any(name in known for name in names) and program.encode() in command and command:
+            found.append(int(entry.name))
+    return sorted(pid for pid in found if pid != os.getpid())
 
 
 def make_folder(path: Path, *nodes: str, hosts: Sequence[str] = ("127.0.0.1",)) -> Folder:

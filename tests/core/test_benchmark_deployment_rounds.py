@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
-from simulations.benchmark.deployment_rounds import covered, split
+from simulations.benchmark.deployment_rounds import ROOT, clocked, covered, read_times, split
+
+ASKING = """
+import sys
+import threading
+from types import SimpleNamespace as Plain
+
+from server.exchange import exchange
+
+grid = Plain(push_messages=lambda messages: ["1"])
+task = Plain(metadata=Plain(message_type="train", group_id="7"))
+exchange(grid, [task], timeout=0, stop=threading.Event())
+assert "simulations.benchmark.local_federation" not in sys.modules
+"""
 
 
 def record(what: str, began: float, ended: float, **more: float) -> dict[str, object]:
@@ -33,3 +51,11 @@ def test_the_parts_of_a_round() -> None:
     assert split(server, {"alpha": late})[2] == pytest.approx(
         parts | {"loading": 2.5, "waiting": 4.5}
     )
+
+
+def test_a_process_with_clocks_writes_its_times(tmp_path: Path) -> None:
+    environment = os.environ | clocked(tmp_path)
+    subprocess.run([sys.executable, "-c", ASKING], env=environment, cwd=ROOT, check=True)
+    (found,) = read_times(tmp_path)
+    assert (found["what"], found["round"]) == ("exchange", 7)
+    assert found["began"] <= found["ended"]

@@ -18,7 +18,7 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings_io import load_settings
 from privacy.ledger import Ledger
 from server.deployment.control import connect
-from simulations.benchmark.processes import processes_of
+from simulations.benchmark.local_federation import processes_of
 from simulations.in_process import federate
 
 pytestmark = pytest.mark.slow
