@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import scipy.optimize
 
 from privacy.accountants import make_accountant
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu, worst_equal_split
 from privacy.events import scalar_noise
 from privacy.scalar_noise.lmo import LmoNoise

@@ -55,7 +55,8 @@ import scipy.optimize
 import scipy.special
 from dp_accounting.dp_event import DpEvent
 
-from privacy.accountants.dominating import DominatingGdpAccountant, log_gaussian_delta
+from privacy.accountants.dominating import DominatingGdpAccountant
+from privacy.accountants.dominating_mu import log_gaussian_delta
 from privacy.accountants.loss_distribution import LossDistribution
 from privacy.accountants.pld import PldAccountant
 from privacy.accountants.rdp import ORDERS, RdpAccountant

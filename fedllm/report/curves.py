@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from privacy.accountants import Accountant, make_accountant
 from privacy.accountants.dominating import DominatingGdpAccountant
-from privacy.accountants.gdp import gaussian_delta
+from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.vocabulary import Relation
 
 SMALLEST_DELTA = 1e-10

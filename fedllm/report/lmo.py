@@ -9,7 +9,7 @@ from fedllm.report.accounting import EVERYBODY, SiloAccounting
 from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
 from privacy.accountants import make_accountant
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu
 from privacy.event_kinds import VectorNoiseDpEvent, noise_of
 from privacy.events import dp_sgd

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
+from privacy.accountants.vector_loss import gaussian_bound, why_no_bound
 from privacy.event_kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent, noise_of
 
 
@@ -18,9 +19,6 @@ def as_accounted(event: DpEvent) -> DpEvent:
     Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
     least what the event costs.
     """
-    # Not at the top: the bound is found by means of the accountants.
-    from privacy.accountants.vector_loss import gaussian_bound
-
     if isinstance(event, dp.PoissonSampledDpEvent):
         return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
     if isinstance(event, dp.SelfComposedDpEvent):  # several releases of one sample
@@ -43,8 +41,6 @@ def as_accounted(event: DpEvent) -> DpEvent:
 
 def why_unsupported(event: DpEvent) -> str | None:
     """Why no accountant can represent an event with a vector in it, or None."""
-    from privacy.accountants.vector_loss import why_no_bound
-
     if isinstance(event, dp.PoissonSampledDpEvent | dp.SelfComposedDpEvent):
         return why_unsupported(event.event)
     if isinstance(event, dp.ComposedDpEvent):

@@ -42,8 +42,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr, ndtri
 
-from privacy.accountants.dominating import dominating_mu
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.dominating_mu import dominating_mu
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses
 from privacy.scalar_noise.base import ScalarNoise

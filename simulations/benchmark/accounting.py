@@ -38,7 +38,8 @@ from rich.table import Table
 
 from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, Accountant, dominating, make_accountant, pld, rdp
-from privacy.accountants.dominating import DELTA_FLOOR, log_gaussian_delta
+from privacy.accountants.dominating import DELTA_FLOOR
+from privacy.accountants.dominating_mu import log_gaussian_delta
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.event_counts import multiset
 from privacy.event_json import event_from_json, event_to_json

@@ -20,7 +20,7 @@ from fedllm.run_folder import RunFolder
 from fedllm.settings_io import SettingsError, load_settings, parse_settings, to_toml
 from fedllm.silo_bounds import training_events
 from privacy.accountants import make_accountant
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound
 from privacy.event_kinds import VectorNoiseDpEvent
 from privacy.event_kinds import noise_of as noise_in

@@ -15,7 +15,7 @@ from dp_accounting.rdp import RdpAccountant
 from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.accountants import pld as pld_module
-from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
 from privacy.event_counts import multiset
 from privacy.event_json import UnknownEvent, kind
 from privacy.event_kinds import DiscreteGaussianDpEvent

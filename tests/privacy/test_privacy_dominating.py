@@ -11,13 +11,9 @@ from dp_accounting.pld import PLDAccountant
 
 from privacy import events as ev
 from privacy.accountants import make_accountant
-from privacy.accountants.dominating import (
-    DELTA_FLOOR,
-    DominatingGdpAccountant,
-    dominating_mu,
-    log_gaussian_delta,
-)
-from privacy.accountants.gdp import gaussian_delta
+from privacy.accountants.dominating import DELTA_FLOOR, DominatingGdpAccountant
+from privacy.accountants.dominating_mu import dominating_mu, log_gaussian_delta
+from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.budget import Budget
 from privacy.event_counts import multiset
 from privacy.vocabulary import Relation, Unit

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.accountants.dominating import log_gaussian_delta
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.dominating_mu import log_gaussian_delta
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.loss_distribution import compose
 from privacy.accountants.scalar_loss import scalar_losses
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu, spread_shift

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from privacy import noise_search as search_module
 from privacy.accountants import make_accountant
-from privacy.accountants.gdp import gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.events import scalar_noise
 from privacy.noise_families import search_spaces
 from privacy.noise_file import read_noise

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from privacy import events as ev
 from privacy.accountants import make_accountant
-from privacy.accountants.gdp import gaussian_delta
+from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.calibration_filter import calibrate_later_plan
 from privacy.event_counts import multiset
 from privacy.plan_filter import (

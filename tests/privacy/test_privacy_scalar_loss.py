@@ -15,7 +15,7 @@ from scipy.integrate import quad
 
 from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.accountants.gdp import gaussian_delta, gaussian_epsilon
+from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
 from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses
 from privacy.event_counts import is_private, multiset

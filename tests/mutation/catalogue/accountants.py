@@ -177,7 +177,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dominating-mu-without-margin",
-        f"{_FOLDER}dominating.py",
+        f"{_FOLDER}dominating_mu.py",
         "    while math.isfinite(mu) and not _covers(mu, epsilons, deltas):\n",
         "    while False:\n",
         "Mu fits a grid of points only: between them the Gaussian curve is below the true one.",
@@ -185,7 +185,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dominating-mu-rounded-down",
-        f"{_FOLDER}dominating.py",
+        f"{_FOLDER}dominating_mu.py",
         "        mu *= 1 + step\n        step *= 2\n    return mu\n",
         "        mu *= 1 + step\n        step *= 2\n    return math.floor(mu * 1e3) / 1e3\n",
         "Mu is rounded down: its curve does not dominate.",
@@ -193,7 +193,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dominating-mu-of-the-middle",
-        f"{_FOLDER}dominating.py",
+        f"{_FOLDER}dominating_mu.py",
         "epsilons = np.append(0.0, losses[(losses > 0) & (losses < end)])",
         "epsilons = np.append(0.0, losses[(losses > 0) & (losses < end / 2)])",
         "Mu is fitted to large deltas alone: small deltas, the ones that matter, are not covered.",
