@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor
-
 from fedllm.codec.autoencoder import Autoencoder, train_autoencoder
 from fedllm.codec.base import Code, Codec, compressed_dimension
 from fedllm.codec.identity import Half, Identity
-from fedllm.codec.int8 import Int8
 from fedllm.codec.layout import Layout
 from fedllm.codec.linear import Linear
 from fedllm.codec.prior import Prior
-from fedllm.codec.quantise import Quantised
+from fedllm.codec.quantise import Int8, Quantised
 from fedllm.codec.random_projection import RandomProjection
+from fedllm.codec.registry import codec_from_state, codec_names, register_codec
 from fedllm.codec.top_k import TopK
 from fedllm.settings_codec import CodecSettings
 
-_CLASSES: tuple[type[Codec], ...] = (
+for _class in (
     Identity,
     Half,
     Int8,
@@ -28,8 +23,8 @@ _CLASSES: tuple[type[Codec], ...] = (
     Linear,
     Autoencoder,
     Quantised,
-)
-_BY_NAME = {cls.name: cls for cls in _CLASSES}
+):
+    register_codec(_class)
 
 
 def make_codec(settings: CodecSettings, layout: Layout, prior: Prior | None, seed: int) -> Codec:
@@ -70,37 +65,6 @@ def _make(settings: CodecSettings, d: int, prior: Prior | None, seed: int) -> Co
     return train_autoencoder(prior, k, seed, steps=settings.steps, width=settings.width)
 
 
-def codec_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codec:
-    """The codec that :meth:`Codec.state` described, from anybody.
-
-    Raises:
-        ValueError: the state is not one of a codec.
-    """
-    name = meta.get("name")
-    if name not in _BY_NAME:
-        raise ValueError(f"Expected a codec of {', '.join(_BY_NAME)}, got name={name!r}")
-    try:
-        return _BY_NAME[name].from_state(tensors, meta)
-    except (KeyError, TypeError, IndexError) as error:
-        raise ValueError(f"Expected the state of codec {name}: {error!r}") from None
-
-
-def codec_names(meta: Mapping[str, Any]) -> list[str]:
-    """Names of a codec and of what it wraps, outermost first, from the JSON part of its state.
-
-    Raises:
-        ValueError: it is not the state of a codec.
-    """
-    names = []
-    part: Any = meta
-    while isinstance(part, Mapping):
-        names.append(str(part.get("name")))
-        part = part.get("inner")
-    if not names or any(name not in _BY_NAME for name in names):
-        raise ValueError(f"Expected a codec of {', '.join(_BY_NAME)}, got {'/'.join(names)!r}")
-    return names
-
-
 __all__ = [
     "Code",
     "Codec",
@@ -110,4 +74,5 @@ __all__ = [
     "codec_from_state",
     "codec_names",
     "make_codec",
+    "register_codec",
 ]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from fedllm.codec.base import Code, Codec, Spec, State
-from fedllm.codec.identity import Half
+from fedllm.codec.identity import Half, Identity
+from fedllm.codec.registry import codec_from_state
 from privacy.randomness import RandomSource
 
 CHUNK = 256
@@ -81,12 +82,26 @@ class Quantised(Codec):
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Quantised:
-        from fedllm.codec import codec_from_state
-
         return cls(codec_from_state(tensors, meta["inner"]), int(meta["bits"]))
 
     def __repr__(self) -> str:
         return f"Quantised({self.inner!r}, {self.bits} bits)"
+
+
+class Int8(Quantised):
+    """The vector itself in 8 bits: about 1.016 bytes a coordinate. Unbiased."""
+
+    name: ClassVar[str] = "int8"
+
+    def __init__(self, dimension: int) -> None:
+        super().__init__(Identity(dimension), 8)
+
+    def state(self) -> State:
+        return {}, {"name": self.name, "dimension": self.dimension}
+
+    @classmethod
+    def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Int8:
+        return cls(int(meta["dimension"]))
 
 
 def quantise(code: Tensor, bits: int, rng: RandomSource) -> dict[str, Tensor]:
