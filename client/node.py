@@ -21,7 +21,7 @@ from client.silo_file import SiloFile, silo_file_of
 from client.task_fields import TaskFields
 from fedllm import __version__
 from fedllm import messages as names
-from fedllm.device_memory import limit_device, require_room_for_training
+from fedllm.device_memory import limit_device
 from fedllm.embedded import ModelError
 from fedllm.models import resolve_device
 from fedllm.opened_silo import open_silo_data
@@ -32,6 +32,7 @@ from fedllm.settings import Settings
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
 from fedllm.task_errors import NotTakingPart, TaskRefused, refusing
+from fedllm.training_memory import require_room_for_training
 from fedllm.tunable import shared_tunable
 
 log = logging.getLogger("fedllm.client")

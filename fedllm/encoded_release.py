@@ -41,8 +41,8 @@ from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.codec.layout import Layout
 from fedllm.codec.quantise import Quantised
 from fedllm.mechanism import add_noise
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX
 from privacy.clipping import clip_vector
 from privacy.randomness import RandomSource
 

@@ -22,12 +22,12 @@ from fedllm.peft_adapter import (
     save_peft_adapter,
 )
 from fedllm.peft_check import why_peft_differs
-from fedllm.prefix import PrefixSpec
+from fedllm.prefix import PREFIX, PrefixSpec
 from fedllm.report import build
 from fedllm.report.training import metric_rows
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX, shared_tunable
+from fedllm.tunable import shared_tunable
 
 CARD = "README.md"
 _FILES = {CARD, NATIVE_CONFIG, NATIVE_WEIGHTS, PEFT_CONFIG, PEFT_WEIGHTS}

@@ -14,6 +14,7 @@ from fedllm.export import released_params
 from fedllm.inputs import Feature
 from fedllm.models import Backbone
 from fedllm.peft_adapter import NATIVE_CONFIG, AdapterError, load_adapter
+from fedllm.prefix import PREFIX
 from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, parse_recorded
@@ -22,7 +23,7 @@ from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification
 from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
-from fedllm.tunable import PREFIX, Tunable, make_tunable
+from fedllm.tunable import Tunable, make_tunable
 
 _Classification = HeadClassification | LabelWordClassification | EndpointClassification
 

@@ -14,6 +14,9 @@ from fedllm import attention
 from fedllm.inputs import position_ids
 from fedllm.models import Backbone
 
+PREFIX = "prefix"
+"""Name of the trained tensor that holds a prefix."""
+
 
 @dataclass(frozen=True)
 class PrefixSpec:

@@ -17,15 +17,13 @@ from fedllm.kept import Kept
 from fedllm.models import Backbone, shared_backbone, still_kept, was_given_up
 from fedllm.positions import check_positions
 from fedllm.precision import require_full_precision
-from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
+from fedllm.prefix import PREFIX, PrefixSpec, generate, init_from_phrase, init_random
 from fedllm.settings import PrefixSettings, Settings
 from fedllm.tasks import Task, make_task, task_kind
 from fedllm.tasks.base import expand_params, with_fillers
 from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from privacy.randomness import generator
-
-PREFIX = "prefix"
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ from fedllm.forward_only import ForwardOnly
 from fedllm.inputs import Feature
 from fedllm.local_steps import LocalResult, Streams, Tally, check_noise, poisson_batch
 from fedllm.mechanism import add_noise
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
-from fedllm.tunable import PREFIX
 from privacy.clipping import clip_and_sum, clip_vector
 from privacy.randomness import generator
 

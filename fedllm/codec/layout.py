@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.tunable import PREFIX
+from fedllm.prefix import PREFIX
 
 PREFIX_AXES = ("head", "position", "head_dim")
 _PREFIX_DIMENSIONS = 5  # layers, 2, heads, positions, head_dim

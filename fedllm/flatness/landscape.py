@@ -42,7 +42,8 @@ from fedllm.flatness.sharpness import hutchinson_trace, m_sharpness, top_eigenva
 from fedllm.flatness.subjects import MeasuredOn, Subject, kept_layers
 from fedllm.inputs import Feature
 from fedllm.models import Backbone
-from fedllm.tunable import PREFIX, Tunable
+from fedllm.prefix import PREFIX
+from fedllm.tunable import Tunable
 from privacy.randomness import generator
 
 Advance = Callable[[], None]

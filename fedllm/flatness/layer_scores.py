@@ -32,9 +32,10 @@ from torch import Tensor
 
 from fedllm.contained import Failures, example_rows
 from fedllm.inputs import Batch, Feature
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
 from fedllm.tasks.base import Params, expand_params
-from fedllm.tunable import PREFIX, Tunable
+from fedllm.tunable import Tunable
 from privacy.randomness import generator
 
 

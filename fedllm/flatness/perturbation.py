@@ -30,9 +30,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
 from fedllm.settings_flatness import AwpSettings
-from fedllm.tunable import PREFIX
 
 _PREFIX_LAYER = 4  # axes of one layer: key or value, heads, positions, head_dim
 _MATRIX = 2

@@ -20,11 +20,12 @@ from fedllm.data.holdout import text_hash
 from fedllm.data.records import Record, normalise_text
 from fedllm.export import released_params
 from fedllm.models import Backbone
+from fedllm.prefix import PREFIX
 from fedllm.public_data import public_set
 from fedllm.run_folder import RunFolder
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set, load_federation
-from fedllm.tunable import PREFIX, Tunable, make_tunable, prefix_layers
+from fedllm.tunable import Tunable, make_tunable, prefix_layers
 
 DataChoice = Literal["evaluation", "public", "silos"]
 PRIVATE_LABEL = (

@@ -32,10 +32,11 @@ import torch
 from torch import Tensor
 
 from fedllm.flatness.distillation import Distillation
+from fedllm.prefix import PREFIX
 from fedllm.public_data import public_set
 from fedllm.settings import Settings
 from fedllm.settings_flatness import TeacherSettings
-from fedllm.tunable import PREFIX, Tunable
+from fedllm.tunable import Tunable
 
 Tensors = Mapping[str, Tensor]
 

@@ -33,8 +33,9 @@ from fedllm.embedded import cache_folder
 from fedllm.gradients import gradient_sum, per_example_gradients
 from fedllm.inputs import Feature
 from fedllm.models import load_backbone
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX, Tunable, initial_params, make_tunable
+from fedllm.tunable import Tunable, initial_params, make_tunable
 from simulations.benchmark import workload
 
 _UNCLIPPED = 1e6

@@ -28,12 +28,13 @@ from torch import Tensor
 from fedllm import durable
 from fedllm.embedded import cache_folder
 from fedllm.inputs import Feature
+from fedllm.prefix import PREFIX
 from fedllm.release_key import settings_digest
 from fedllm.settings import Settings
 from fedllm.settings_io import load_settings
 from fedllm.silos import load_federation
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX, Tunable, initial_params, shared_tunable
+from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.clipping import clip_and_sum
 from privacy.noise import add_gaussian

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fedllm import attention
 from fedllm.inputs import Batch, Feature
+from fedllm.prefix import PREFIX
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX, Tunable
+from fedllm.tunable import Tunable
 
 LOGIT = 300.0
 """Attention logit of the slot at padding, and with the other sign at tokens: exp(-300) is 0 in float32."""

@@ -12,8 +12,9 @@ from fedllm.data.records import DataError, normalise_text
 from fedllm.gradients import per_example_gradients
 from fedllm.inputs import Feature
 from fedllm.local_training import split_like, train_locally
+from fedllm.prefix import PREFIX
 from fedllm.settings import Settings
-from fedllm.tunable import PREFIX, Tunable, initial_params, make_tunable
+from fedllm.tunable import Tunable, initial_params, make_tunable
 from privacy.randomness import generator
 from simulations.benchmark import workload
 

@@ -18,10 +18,11 @@ from fedllm.example_independence import measure_difference, require_independence
 from fedllm.forward_only import LocalForwardOnly
 from fedllm.gradients import per_example_gradients
 from fedllm.precision import require_full_precision
+from fedllm.prefix import PREFIX
 from fedllm.rehearsal import rehearse
 from fedllm.shapes import Shapes
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX, Tunable, initial_params
+from fedllm.tunable import Tunable, initial_params
 from simulations.leakage import batch_mates, batch_rounding, padding_poison
 from simulations.leakage.tiny_architectures import random_records, tiny_tunable
 

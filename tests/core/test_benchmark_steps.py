@@ -12,7 +12,8 @@ import torch
 
 from fedllm.gradients import clipped_gradient_sum
 from fedllm.models import load_backbone
-from fedllm.tunable import PREFIX, make_tunable
+from fedllm.prefix import PREFIX
+from fedllm.tunable import make_tunable
 from simulations.benchmark import dp_tax, throughput, workload
 from simulations.benchmark import obvious_assembly as assembly
 

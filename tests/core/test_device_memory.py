@@ -13,13 +13,12 @@ from fedllm import device_memory
 from fedllm.device_memory import (
     DeviceMemoryError,
     free_bytes,
-    require_room_for_training,
     require_room_for_weights,
-    training_bytes,
     weights_bytes,
 )
 from fedllm.gradients import per_example_gradients
 from fedllm.models import load_backbone, resolve_device
+from fedllm.training_memory import require_room_for_training, training_bytes
 from fedllm.tunable import Tunable, initial_params, make_tunable
 
 Make = Callable[..., Any]

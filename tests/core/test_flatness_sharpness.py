@@ -21,9 +21,10 @@ from fedllm.flatness.objective import (
 )
 from fedllm.flatness.sharpness import hutchinson_trace, m_sharpness, top_eigenvalue
 from fedllm.models import load_backbone
+from fedllm.prefix import PREFIX
 from fedllm.silos import evaluation_set
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX, Tunable, initial_params, make_tunable
+from fedllm.tunable import Tunable, initial_params, make_tunable
 
 
 def matrix(spectrum: list[float], seed: int = 0) -> Tensor:

@@ -22,10 +22,10 @@ from fedllm.flatness.subjects import (
     load_subjects,
     make_subject_tunable,
 )
+from fedllm.prefix import PREFIX
 from fedllm.run_folder import RunFolder
 from fedllm.silos import load_federation
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import PREFIX
 from simulations.cli import app
 from simulations.in_process import federate
 
