@@ -7,21 +7,16 @@ from collections.abc import Mapping
 from fedllm.run_folder import RunFolder
 
 
-def why_nobody_trained(run: RunFolder, left: Mapping[str, str], *, trained: bool) -> str | None:
-    """Why no silo's update is in any round of a run, a resumed one's earlier rounds included; None where one is.
+def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:
+    """Why no silo's update is in the model, a resumed run's earlier rounds included.
 
     Args:
         left: why a silo takes no part any more, by name.
-        trained: whether a silo is known to have trained, whatever the metrics file says: a log never decides.
     """
-    if trained:
-        return None
     try:
         rounds = [record for record in run.metrics() if record["kind"] == "round"]
     except OSError:
         rounds = []
-    if any(record["replied"] for record in rounds):
-        return None
     reasons = dict(left)
     for record in rounds:
         for item in (*record["failed"], *record["refused"], *record["left"]):

@@ -145,9 +145,8 @@ def run_experiment(
             if extracts is not None:
                 extracts.finish(grid, strategy.spending, stop)
         came_to_its_end = True
-        trained = bool(strategy.spending.mechanism)
-        if (why := why_nobody_trained(run, strategy.left, trained=trained)) is not None:
-            status, message = FAILED, why
+        if not strategy.trained:
+            status, message = FAILED, why_nobody_trained(run, strategy.left)
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
     except RunStopped as error:
@@ -344,6 +343,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
     meta = {
         "left": strategy.left,
         "clip": strategy.clip,
+        "trained": strategy.trained,
         "spending": strategy.spending.to_plain(),
         "layers_chosen": (choice := run.choice()) is not None and choice.kept is not None,
     }
@@ -385,6 +385,8 @@ def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
     strategy.left |= checkpoint.meta["left"]
     strategy.clip = float(checkpoint.meta.get("clip", strategy.clip))
     strategy.spending.load_plain(checkpoint.meta["spending"])
+    told = bool(strategy.spending.mechanism)  # all that earlier versions wrote
+    strategy.trained = bool(checkpoint.meta.get("trained", told))
     if choice is not None and kept is not None and not checkpoint.meta.get("layers_chosen"):
         count_scores(strategy, choice)  # it was written before the choice
     strategy.finished_rounds = strategy.moved_rounds = checkpoint.round

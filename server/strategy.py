@@ -73,6 +73,7 @@ class PrefixStrategy(Strategy):
     Attributes:
         finished_rounds, moved_rounds: rounds that are over, and rounds whose update is in ``model``;
             they differ while the silos evaluate.
+        trained: whether an update of a silo is in the model: one that was accepted, and that a trusted server counted.
         model: the global parameters, and what moves with them.
         clip: clipping norm of the next round; constant unless it is adaptive.
         sizes: the silos' public numbers of examples, as far as they are told.
@@ -110,6 +111,7 @@ class PrefixStrategy(Strategy):
         self.left: dict[str, str] = {} if trusted_noise is None else dict(trusted_noise.left)
         self.finished_rounds = 0
         self.moved_rounds = 0
+        self.trained = False
         self.codec: CodecLink | None = None
         self.teacher: TeacherLink | None = None
         black_box = settings.model.access == "black-box"
@@ -229,12 +231,13 @@ class PrefixStrategy(Strategy):
         self.clip, told_of_clip = next_clip(self.settings, self.clip, mean.shares)
         record |= told_of_clip
         left += self._left_by_the_server()
+        # A trusted server may have left silos out, and adds its noise to a sum of none as well.
+        moved = mean.update is not None
+        counted = [c for c in accepted if c.silo not in self.left and moved]
+        self.trained = self.trained or bool(counted)
         rate = self.model.rate(server_round)
         norm = self.model.move(mean.update, mean.noise_std, server_round)
         if self.teacher is not None:
-            # Those whose spending is recorded: a trusted server may have left silos out.
-            moved = mean.update is not None
-            counted = [c for c in accepted if c.silo not in self.left and moved]
             self.teacher.move(counted, server_round)
             self.model.params, told = self.teacher.pull(self.model.params, server_round)
             record |= told

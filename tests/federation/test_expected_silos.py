@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import Message
+from whole_runs import poison
 
 from client.app import app
 from fedllm.checkpoints import latest_checkpoint
@@ -222,6 +224,44 @@ def test_a_run_in_which_nobody_trained_fails_and_keeps_what_there_is(
     assert latest_checkpoint(run.checkpoints_path) is not None
     assert (run.path / "report.html").is_file()
     assert (run.path / "silos.json").is_file()
+
+
+BY_SERVER = {
+    "privacy.unit": "client",
+    "privacy.noise_by": "server",
+    "server.max_update_norm": 1e4,
+}
+
+
+@pytest.mark.parametrize("changes", [{}, BY_SERVER], ids=["noise by the silos", "by the server"])
+def test_a_run_in_which_every_update_was_refused_has_trained_nobody(
+    changes: dict[str, Any], start_run: Start
+) -> None:
+    """The silos have spent, and a trusted server adds its noise to a sum of none; no update is in the model."""
+    run = start_run("run", **changes, **{"server.rounds": 2, "server.max_failures": 1.0})
+
+    def lengthen(task: Message, reply: Message) -> Message:
+        if task.metadata.message_type != "train":
+            return reply
+        return poison(reply, lambda u: {n: torch.full_like(v, 10.0) for n, v in u.items()})
+
+    for _ in range(2):  # again: a resume
+        assert run_experiment(LocalGrid(app, 4, lengthen), run, expected_nodes=4) == "failed"
+        message = run.state()["message"]
+        assert message.startswith("No silo trained in 2 rounds")
+        assert all(f"{silo}: Expected an update of norm at most" in message for silo in SILOS)
+        checkpoint = latest_checkpoint(run.checkpoints_path)
+        assert checkpoint is not None
+        assert checkpoint.meta["spending"]["mechanism"]
+
+
+@pytest.mark.parametrize("changes", [{}, BY_SERVER], ids=["noise by the silos", "by the server"])
+def test_a_resumed_run_knows_that_it_trained(changes: dict[str, Any], start_run: Start) -> None:
+    """From its checkpoint: a log never decides."""
+    run = start_run("run", **changes, **{"server.rounds": 1})
+    assert train(run, SILOS) == "finished"
+    (run.path / "metrics.jsonl").unlink()
+    assert train(RunFolder.open(run.path), SILOS) == "finished"
 
 
 def test_progress_is_logged_with_who_failed_and_why(
