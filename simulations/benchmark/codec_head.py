@@ -22,19 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedllm import durable
-from fedllm.embedded import cache_folder
-from fedllm.inputs import Feature
-from fedllm.prefix import PREFIX
-from fedllm.release_key import settings_digest
 from fedllm.settings import Settings
 from fedllm.settings_io import load_settings
-from fedllm.silos import load_federation
-from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params, shared_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.clipping import clip_and_sum
 from privacy.noise import add_gaussian
@@ -42,6 +33,7 @@ from privacy.randomness import generator
 from privacy.vocabulary import Relation
 from simulations.benchmark import timing
 from simulations.benchmark.codec_accuracy import EXPERIMENT
+from simulations.benchmark.head_features import head_features
 
 CODES = ("uncompressed", "labels", "answers", "shared", "no noise", "labels, no noise")
 _ROOT = math.sqrt(2.0)
@@ -49,34 +41,12 @@ _ROOT = math.sqrt(2.0)
 
 def features(settings: Settings) -> dict[str, Tensor]:
     """Features with a 1 for the bias [n, h + 1] and classes [n] of each silo ("x.NAME", "y.NAME") and of
-    the evaluation ("x", "y"), from the cache where they are there."""
-    file = cache_folder() / f"codec-head-{settings_digest(settings)[:16]}.safetensors"
-    if not file.is_file():
-        tunable, federation = shared_tunable(settings), load_federation(settings)
-        sets = {f".{silo.name}": silo.train.records for silo in federation.silos}
-        found: dict[str, Tensor] = {}
-        for name, records in {**sets, "": federation.evaluation.records}.items():
-            examples = tunable.task.features(records)
-            found[f"x{name}"] = _pooled(tunable, settings, examples)
-            found[f"y{name}"] = torch.tensor([float(e.target) for e in examples])  # type: ignore[arg-type]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_bytes(file, save(found))
-    return load_file(file)
-
-
-@torch.no_grad()
-def _pooled(tunable: Tunable, settings: Settings, examples: Sequence[Feature]) -> Tensor:
-    """What the head reads, through a head that is the identity."""
-    width = tunable.backbone.hidden_size
-    params = {"head.weight": torch.eye(width), "head.bias": torch.zeros(width)}
-    params[PREFIX] = initial_params(tunable, settings)[PREFIX]
-    rows = torch.ones(len(examples), width + 1)
-    for group in tunable.task.batches(examples, settings.client.max_tokens):
-        batch = tunable.task.collate([examples[i] for i in group])
-        with tunable.with_prefix(expand_params(params, 1)):
-            scores = tunable.task.logits(expand_params(params, len(group)), batch)  # type: ignore[attr-defined]
-        rows[torch.tensor(group), :width] = scores
-    return rows
+    the evaluation ("x", "y")."""
+    found = head_features(settings)
+    for name in [name for name in found if name.startswith("x")]:
+        found[name] = torch.cat([found[name], torch.ones(len(found[name]), 1)], dim=1)
+        found["y" + name[1:]] = found["y" + name[1:]].float()
+    return found
 
 
 def directions(public: Tensor, how: str, rank: int, rng: np.random.Generator) -> Tensor:

@@ -14,9 +14,10 @@ from fedllm.settings import Settings
 from fedllm.tunable import make_tunable
 from privacy.clipping import clip_and_sum
 from server.aggregation import Contribution
+from simulations.benchmark.head_features import BIAS, WEIGHT, pooled
 from simulations.benchmark.poison.__main__ import largest_share
 from simulations.benchmark.poison.attacks import ATTACKS, LOUD, Hostile, flipped
-from simulations.benchmark.poison.federation import BIAS, WEIGHT, _pooled, gradients, train
+from simulations.benchmark.poison.federation import gradients, train
 
 HEAD = {"prefix.length": 0, "client.local_steps": 1, "client.learning_rate": 1.0}
 
@@ -56,7 +57,7 @@ def test_gradients_on_features_are_those_of_the_model(
         scales=dict.fromkeys(params, 1.0),
         max_tokens=4096,
     ).sums
-    x = _pooled(tunable, settings, examples)
+    x = pooled(tunable, settings, examples)
     rows = gradients(params, x, torch.tensor([int(e.target) for e in examples]))  # type: ignore[arg-type]
     found = clip_and_sum([rows[BIAS], rows[WEIGHT]], 0.5).sums
     for got, wanted in zip(found, expected, strict=True):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from fedllm.silos import load_federation
+from fedllm.tasks.base import expand_params
+from fedllm.tunable import initial_params, shared_tunable
 from privacy.randomness import generator
-from simulations.benchmark.codec_head import directions, train
+from simulations.benchmark import head_features
+from simulations.benchmark.codec_head import directions, features, train
 
 
 def texts(count: int, seed: int) -> Tensor:
@@ -18,6 +23,33 @@ def texts(count: int, seed: int) -> Tensor:
     rng = generator(seed, "texts")
     own = torch.from_numpy(rng.standard_normal((count, 12))).float()
     return torch.cat([own + 3.0, torch.ones(count, 1)], dim=1)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_head_on_the_features_answers_as_the_model_does(
+    length: int,
+    tiny_settings: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(head_features, "cache_folder", lambda: tmp_path)
+    settings = tiny_settings(**{"prefix.length": length, "prefix.init_std": 0.5})
+    data = features(settings)
+    again = features(settings)  # from the cache
+    assert all(torch.equal(data[name], again[name]) for name in data)
+    silo = load_federation(settings).silos[0]
+    tunable = shared_tunable(settings)
+    batch = tunable.task.collate(tunable.task.features(silo.train.records)[:5])
+    rng = torch.Generator().manual_seed(3)
+    params = initial_params(tunable, settings)
+    for name in (head_features.WEIGHT, head_features.BIAS):
+        params[name] = torch.randn(params[name].shape, generator=rng)
+    rows = torch.cat([params[head_features.WEIGHT], params[head_features.BIAS][:, None]], dim=1)
+    with tunable.with_prefix(expand_params(params, 1)):
+        expected = tunable.task.logits(expand_params(params, 1), batch)[:5]  # type: ignore[attr-defined]
+    found = data[f"x.{silo.name}"][:5] @ rows.T
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert data[f"y.{silo.name}"].dtype == torch.float32
 
 
 def test_directions_of_moved_labels_leave_out_what_texts_share() -> None:

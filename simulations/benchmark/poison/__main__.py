@@ -25,8 +25,9 @@ from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
 from privacy.calibration import calibrate_noise_multiplier
 from simulations.benchmark import timing
+from simulations.benchmark.head_features import head_features
 from simulations.benchmark.poison.attacks import ATTACKS, HONEST, Hostile
-from simulations.benchmark.poison.federation import features, train
+from simulations.benchmark.poison.federation import train
 
 EXPERIMENT = Path(__file__).parents[2] / "tweets.toml"
 SILOS = 8
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     began = time.monotonic()
     base = load_settings(EXPERIMENT, [*CHANGES, *options.changes])
-    data = features(base)
+    data = head_features(base)
     silos = sorted(name[2:] for name in data if name.startswith("x."))
     rates = {name: sampling_rate(base, len(data[f"x.{name}"])) for name in silos}
     noise = {

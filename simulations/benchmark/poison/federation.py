@@ -8,23 +8,15 @@ messages, the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from fedllm import durable
-from fedllm.embedded import cache_folder
-from fedllm.inputs import Feature
 from fedllm.local_training import update_noise_std
-from fedllm.release_key import settings_digest
 from fedllm.settings import Settings
 from fedllm.silo_account import sampling_rate
-from fedllm.silos import load_federation
-from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, shared_tunable
 from privacy.clipping import clip_and_sum
 from privacy.noise import add_gaussian
 from privacy.randomness import generator
@@ -33,9 +25,8 @@ from server.aggregation import Contribution
 from server.optimizers import ServerOptimizer
 from server.robust.means import combine
 from server.robust.update_law import UpdateLaw
+from simulations.benchmark.head_features import BIAS, WEIGHT
 from simulations.benchmark.poison.attacks import LABELS, Hostile, flipped
-
-WEIGHT, BIAS = "head.weight", "head.bias"
 
 
 @dataclass(frozen=True)
@@ -45,36 +36,6 @@ class Outcome:
     accuracy: float
     honest_refused: int
     hostile_refused: int
-
-
-def features(settings: Settings) -> dict[str, Tensor]:
-    """Features [n, h] and classes [n] of each silo ("x.NAME", "y.NAME") and of the evaluation ("x", "y"); from the
-    cache where they are there."""
-    file = cache_folder() / f"poison-{settings_digest(settings)[:16]}.safetensors"
-    if not file.is_file():
-        tunable, federation = shared_tunable(settings), load_federation(settings)
-        sets = {f".{silo.name}": silo.train.records for silo in federation.silos}
-        found: dict[str, Tensor] = {}
-        for name, records in {**sets, "": federation.evaluation.records}.items():
-            examples = tunable.task.features(records)
-            found[f"x{name}"] = _pooled(tunable, settings, examples)
-            found[f"y{name}"] = torch.tensor([int(e.target) for e in examples])  # type: ignore[arg-type]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        durable.write_bytes(file, save(found))
-    return load_file(file)
-
-
-@torch.no_grad()
-def _pooled(tunable: Tunable, settings: Settings, examples: Sequence[Feature]) -> Tensor:
-    """What the head reads, through a head that is the identity."""
-    width = tunable.backbone.hidden_size
-    params = {WEIGHT: torch.eye(width), BIAS: torch.zeros(width)}
-    rows = torch.zeros(len(examples), width)
-    for group in tunable.task.batches(examples, settings.client.max_tokens):
-        batch = tunable.task.collate([examples[i] for i in group])
-        scores = tunable.task.logits(expand_params(params, 1), batch)  # type: ignore[attr-defined]
-        rows[torch.tensor(group)] = scores[: len(group)]
-    return rows
 
 
 def gradients(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -116,7 +77,7 @@ def train(
         )
         replies = []
         for name in silos:
-            x, y = data[f"x.{name}"], data[f"y.{name}"].long()
+            x, y = data[f"x.{name}"], data[f"y.{name}"]
             bad = hostile.get(name)
             if bad is not None and bad.attack == LABELS:
                 y = flipped(y, classes)
@@ -135,7 +96,7 @@ def train(
         if replies:
             update, std = combine(settings.server, replies, params)
             params = optimizer.step(params, update, std, turn)
-    right = (data["x"] @ params[WEIGHT].T + params[BIAS]).argmax(1) == data["y"].long()
+    right = (data["x"] @ params[WEIGHT].T + params[BIAS]).argmax(1) == data["y"]
     return Outcome(
         float(right.float().mean()),
         sum(count for name, count in refused.items() if name not in hostile),
