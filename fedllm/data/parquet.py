@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedllm.data.records import DataError, Record
+from fedllm.data.records import DataError, Record, RowError
 
 
-def parquet_records(file: Path, columns: Sequence[str] | None) -> list[Record]:
-    """Read a Parquet file's rows; of ``columns`` alone, where they are given.
+def parquet_rows(
+    file: Path, columns: Sequence[str] | None
+) -> Iterator[tuple[int, Record | RowError]]:
+    """Yield (number from 1, record or what is wrong with it) for every row; of ``columns`` alone, where they are given.
+
+    A value that is none (a string of bytes that are no UTF-8, a date beyond the calendar) is its own row's fault.
 
     Raises:
         DataError: pyarrow is not installed; the file is missing or damaged; it has no such column.
     """
+    table = _table(file, columns)
+    names = table.column_names
+    values = [_values(column) for column in table.columns]
+    for number, row in enumerate(zip(*values, strict=True), start=1):
+        bad = next((i for i, value in enumerate(row) if isinstance(value, _Unreadable)), None)
+        if bad is None:
+            yield number, dict(zip(names, row, strict=True))
+            continue
+        yield (
+            number,
+            RowError(
+                f"Expected values that can be read in {file}, got none in column '{names[bad]}' of row "
+                f"{number} ({row[bad].reason})"
+            ),
+        )
+
+
+class _Unreadable:
+    """Stands for a value of a column that cannot be read."""
+
+    def __init__(self, error: Exception) -> None:
+        self.reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; one by one where they cannot be read together."""
+    try:
+        values: list[Any] = column.to_pylist()
+    except Exception:  # pyarrow's own kinds, and Python's of what a value becomes
+        return [_value(value) for value in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except Exception as error:
+        return _Unreadable(error)
+
+
+def _table(file: Path, columns: Sequence[str] | None) -> Any:
     try:
         import pyarrow.parquet as reader
     except ImportError as error:
@@ -27,8 +72,7 @@ def parquet_records(file: Path, columns: Sequence[str] | None) -> list[Record]:
             missing = [column for column in columns or () if column not in names]
             if not missing:
                 wanted = None if columns is None else list(dict.fromkeys(columns))
-                records: list[Any] = opened.read(columns=wanted).to_pylist()
-                return records
+                return opened.read(columns=wanted)
     except Exception as error:  # pyarrow's own kinds; OSError without a number for damaged pages
         what = "readable" if getattr(error, "errno", None) is not None else "whole"
         reason = str(error).strip().splitlines()[0][:200] if str(error) else type(error).__name__

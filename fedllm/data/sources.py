@@ -17,7 +17,7 @@ from typing import Any
 
 from fedllm.data.delimited import delimited_rows
 from fedllm.data.encodings import decode_text
-from fedllm.data.parquet import parquet_records
+from fedllm.data.parquet import parquet_rows
 from fedllm.data.records import BadRows, DataError, Record, RowError, TextDataset
 
 log = logging.getLogger("fedllm.data")
@@ -71,7 +71,7 @@ def load_file(
         )
     rows: Iterable[tuple[int, Record | RowError]]
     if ending == ".parquet":
-        rows = enumerate(parquet_records(file, columns), start=1)
+        rows = parquet_rows(file, columns)
     else:
         raw = read_bytes(file, packed=packed)
         text = decode_text(raw, encoding, str(file), mark_bad=bad_rows == "drop")

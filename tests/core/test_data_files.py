@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -251,6 +252,34 @@ def test_a_folder_has_one_file_a_silo(tmp_path: Path, caplog: pytest.LogCaptureF
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="one a silo, got none"):
         load_folder(tmp_path / "empty", silo_column="organisation", columns=COLUMNS)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_parquet_value_that_cannot_be_read_is_its_rows_fault(
+    nested: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    raw = [b"fine", b"caf\xe9", "f\u00fcr".encode(), b"\xff", None]
+    size = np.array([0, *np.cumsum([len(value or b"") for value in raw])], dtype=np.int32)
+    present = arrow.py_buffer(bytes([0b01111]))
+    buffers = [present, arrow.py_buffer(size), arrow.py_buffer(b"".join(v or b"" for v in raw))]
+    text = arrow.Array.from_buffers(arrow.string(), len(raw), buffers)
+    if nested:
+        text = arrow.StructArray.from_arrays([text], ["inner"])
+    file = tmp_path / "a.parquet"
+    parquet.write_table(arrow.table({"text": text, "label": [0, 1, 2, 3, 4]}), file)
+    with pytest.raises(DataError, match=r"a\.parquet, got none in column 'text' of row 2 \("):
+        load_file(file)
+    found = load_file(file, bad_rows="drop")
+    assert [record["label"] for record in found] == [0, 2, 4]
+    texts = [record["text"]["inner"] if nested else record["text"] for record in found]
+    assert texts == ["fine", "f\u00fcr", None]
+    assert found.left_out == (f"2 of 5 rows of {file} are no records; the first, by line: 2, 4",)
+    assert len(load_file(file, columns=["label"])) == 5, (
+        "a column that is not asked for is not read"
+    )
 
 
 @pytest.mark.parametrize("name", ["a.xlsx", "a.zip", "a", "a.parquet.gz"])
