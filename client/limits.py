@@ -16,7 +16,7 @@ from client.silo_file import Quantity, SiloFile
 from fedllm.codec import codec_names
 from fedllm.own_bounds import LimitRefused
 from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import chooses_noise, noises_numbers
+from fedllm.settings_zeroth_order import noises_numbers
 from fedllm.tunable import Tunable, trained_size
 
 
@@ -130,16 +130,13 @@ def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
     except LimitRefused as error:
         yield str(error)
     mechanism: str = "none" if privacy.mode == "none" else privacy.mechanism
-    if chooses_noise(own) or own.zeroth_order.number_noise is not None:
-        mechanism = "searched"
     if mechanism not in limits.mechanisms:
-        told = {"none": "privacy.mode=none", "searched": "zeroth_order.noise=searched"}
-        asked = told.get(mechanism, f"privacy.mechanism={mechanism}")
+        asked = "privacy.mode=none" if mechanism == "none" else f"privacy.mechanism={mechanism}"
         yield _listed("privacy.mechanism", "mechanisms", limits.mechanisms, asked)
-    if (chooses_noise(own) or noises_numbers(own)) and silo.budget.accountant != "pld":
+    if noises_numbers(own) and silo.budget.accountant != "pld":
         yield (
             "Expected budget.accountant=pld of the silo's own file for other than Gaussian noise on numbers "
-            f"(else zeroth_order.noise=gaussian), got budget.accountant={silo.budget.accountant}"
+            f"(else privacy.mechanism=gaussian), got budget.accountant={silo.budget.accountant}"
         )
     if own.client.max_batch is not None and silo.budget.accountant != "pld":
         yield (

@@ -19,7 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from fedllm.own_bounds import OwnBounds
 from fedllm.settings_section import PositiveInt, Rate, Section
@@ -142,10 +142,9 @@ class Limits(Section):
         description="Values of endpoint.url that are allowed: the silo's texts are sent there.",
     )
     codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
-    mechanisms: tuple[Literal["gaussian", "searched", "lmo", "none"], ...] = Field(
-        ("gaussian", "searched"),
-        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none, `searched` "
-        "for zeroth_order.noise=searched: noise of another family on single numbers, accounted exactly.",
+    mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(
+        ("gaussian",),
+        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none.",
     )
     randomness: tuple[Literal["os", "seeded"], ...] = Field(
         ("os",),
@@ -158,6 +157,16 @@ class Limits(Section):
         "data.sizes=public); `evaluation` (counts on held-out examples); `statistics` (for a codec); "
         "`layer-scores`; `duplicate` (raw, no guarantee).",
     )
+
+    @field_validator("mechanisms", mode="before")
+    @classmethod
+    def _check_mechanisms(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and "searched" in value:
+            raise ValueError(
+                "Expected no `searched` in limits.mechanisms, a value of an earlier version: no run chooses its own "
+                "noise; `lmo` allows the noise of a file"
+            )
+        return value
 
 
 class OwnModel(Section):

@@ -6,8 +6,8 @@ that is *proven* for it on vectors (:mod:`privacy.accountants.vector_loss`) is t
 Gaussian noise calibrates it too, and the ledger costs both alike, whatever is claimed for either.
 
 Training through a model's outputs alone (:mod:`fedllm.zeroth_order`) releases single numbers, each of sensitivity
-``clip``. Noise of a file, or that a run chose (:mod:`fedllm.number_release`), is then a number's own: its loss is exact, any family will do, the noise
-multiplier is its standard deviation over the clipping norm, and each number is an event of its own.
+``clip``. Noise of a file is then a number's own: its loss is exact, any family will do, the noise multiplier is its
+standard deviation over the clipping norm, and each number is an event of its own.
 """
 
 from __future__ import annotations
@@ -35,15 +35,14 @@ _MARGIN = 1e-8  # of scale: more than round-off between here and the accountants
 
 
 def noise_of(settings: Settings) -> ScalarNoise | None:
-    """The noise that ``privacy.noise`` names, or that a run chose for its numbers, as it is there; None for
-    Gaussian noise.
+    """The noise that ``privacy.noise`` names, as it is there; None for Gaussian noise.
 
     Raises:
         ValueError: the file is missing, is not noise, or noise that vectors have no bound for.
     """
-    numbers = noises_numbers(settings)
     if settings.privacy.mechanism == "gaussian":
-        return _read(str(settings.zeroth_order.number_noise), numbers) if numbers else None
+        return None
+    numbers = noises_numbers(settings)
     text = str(settings.privacy.noise)
     return _read(text, numbers) if text.lstrip().startswith("{") else _in_file(Path(text), numbers)
 

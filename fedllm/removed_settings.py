@@ -22,7 +22,17 @@ class Removed:
     unused: Any = None
 
 
-REMOVED: dict[str, Removed] = {}
+_ONE_VECTOR = (
+    "the numbers of a step have Gaussian noise as one vector; for noise on each by itself set "
+    "privacy.mechanism=lmo and privacy.noise to what `fedllm noise-search` wrote"
+)
+_COUNTS = "the counts have discrete Gaussian noise, see evaluation.clients_noise"
+REMOVED: dict[str, Removed] = {
+    "evaluation.clients_family": Removed(_COUNTS, unused="auto"),
+    "evaluation.clients_scalar": Removed(_COUNTS),
+    "zeroth_order.noise": Removed(_ONE_VECTOR, unused="searched"),
+    "zeroth_order.number_noise": Removed(_ONE_VECTOR),
+}
 """By dotted key (``codec.name``), or key and value (``codec.name=fp16``). The section itself stays."""
 
 

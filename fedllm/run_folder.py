@@ -2,8 +2,7 @@
 
 Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.json``,
 ``environment.json``, ``ledger.sqlite``, ``tensorboard/``, ``checkpoints/``, ``adapter/``,
-``report.html``, ``report.json``, with a choice of layers ``layers.json``, of the noise on single numbers
-``numbers.json``, with a codec
+``report.html``, ``report.json``, with a choice of layers ``layers.json``, with a codec
 ``codec.safetensors`` and ``codec.json``, with a teacher trained on public text ``teacher.safetensors``
 and ``teacher.json``, and ``silo-logs/``: NAME.jsonl, and the residuals of error feedback. What is in the
 folder is public, or was released with a guarantee, or without one, that the ledger knows of; the
@@ -29,7 +28,6 @@ from fedllm.durable import json_bytes, plain, write_bytes, write_text
 from fedllm.flatness.layer_choice import CHOICE, Choice, read_choice
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, parse_recorded, parse_settings, to_toml
-from fedllm.settings_zeroth_order import chooses_noise, with_numbers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +37,7 @@ STATE = "state.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.sqlite"
 NUMBERS = "numbers.json"
-"""How a black-box run releases its numbers, and what was compared (:mod:`fedllm.number_release`)."""
+"""Of a run of an earlier version: the noise that it chose for the numbers of a black-box step."""
 STATUSES = ("created", "running", "interrupted", "finished", "stopped", "failed")
 _FORMAT = 1
 _NON_FINITE = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}
@@ -118,22 +116,19 @@ class RunFolder:
 
     def settings(self) -> Settings:
         """The settings that the run goes on with: those that it was started with, and once layers were
-        chosen (``layers.json``), only these under ``prefix.layers``; with the noise that was chosen for
-        single numbers (``numbers.json``).
+        chosen (``layers.json``), only these under ``prefix.layers``.
 
         Raises:
-            RunFolderError: one of these is damaged.
+            RunFolderError: ``layers.json`` is damaged.
         """
         choice = self.choice()
-        started = with_chosen_numbers(self._settings, self.path)
-        return started if choice is None else choice.settings(started)
+        return self._settings if choice is None else choice.settings(self._settings)
 
     def settings_of(self, params: Mapping[str, Tensor]) -> Settings:
         """The settings of a checkpoint with these parameters: one of before the choice of layers has
         the prefix that the run was started with."""
         choice = self.choice()
-        started = with_chosen_numbers(self._settings, self.path)
-        return started if choice is None else choice.settings_of(started, params)
+        return self._settings if choice is None else choice.settings_of(self._settings, params)
 
     def choice(self) -> Choice | None:
         """The choice of layers, finished or not; None where none was begun.
@@ -328,26 +323,33 @@ def read_settings(folder: Path) -> Settings:
         raise RunFolderError(f"Expected a run folder, found no {SETTINGS} in {folder}")
     try:
         tree = tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        return parse_recorded(tree, source=str(folder / SETTINGS))
+        return parse_recorded(_with_chosen_numbers(tree, folder), source=str(folder / SETTINGS))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SettingsError) as error:
         raise RunFolderError(f"The settings of the run {folder} are damaged: {error}") from None
 
 
-def with_chosen_numbers(settings: Settings, folder: Path) -> Settings:
-    """The settings of a run in this folder with the noise that it chose for single numbers, where it did.
+def _with_chosen_numbers(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings with the noise that a run of an earlier version chose for single numbers, where it did: those of
+    the run that names it in ``privacy.noise``, whose releases are the same.
 
     Raises:
         RunFolderError: ``numbers.json`` is damaged.
     """
     path = folder / NUMBERS
-    if not chooses_noise(settings) or not path.is_file():
-        return settings
+    order, privacy = tree.get("zeroth_order"), tree.get("privacy")
+    if not isinstance(order, dict) or not isinstance(privacy, dict) or not path.is_file():
+        return tree
+    if order.get("noise") != "searched":
+        return tree
+    told = read_json_file(path)
     try:
-        return with_numbers(settings, read_json_file(path))
-    except RunFolderError:
-        raise
-    except ValueError as error:
-        raise RunFolderError(f"{path} is damaged: {error}") from None
+        noise, clip = told["noise"], float(told["clip"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged: {error!r}") from None
+    if noise is None:  # one vector
+        return tree
+    text = json.dumps(noise, sort_keys=True)
+    return {**tree, "privacy": {**privacy, "mechanism": "lmo", "noise": text, "clip": clip}}
 
 
 def ledger_of(settings: Settings, folder: Path) -> Path:

@@ -267,18 +267,7 @@ class EvaluationSettings(Section):
     clients_noise: PositiveFloat = Field(
         20.0,
         description="`private`: noise multiplier of each release of the pair (correct, number); each "
-        "of the two gets discrete Gaussian noise with sigma = sqrt(2) times this, or the noise of "
-        "clients_family that costs the whole plan as much.",
-    )
-    clients_family: Literal[
-        "auto", "discrete-gaussian", "laplace", "exponential-power", "staircase"
-    ] = Field(
-        "auto",
-        description="`private`: family of that noise. `auto`: what has the least standard deviation in the plan, "
-        "beside the training; the discrete Gaussian unless another one gains 2 %.",
-    )
-    clients_scalar: str | None = Field(
-        None, description="The noise that was chosen, as JSON. The run fills it in."
+        "of the two gets discrete Gaussian noise with sigma = sqrt(2) times this.",
     )
 
     @model_validator(mode="after")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -36,15 +34,6 @@ class ZerothOrderSettings(Section):
         0,
         description="Dimension of a random subspace, the same in all rounds, in which the directions lie: "
         "fewer numbers to find, and fewer that can be reached. 0: all coordinates.",
-    )
-    noise: Literal["searched", "gaussian"] = Field(
-        "searched",
-        description="With privacy.mechanism=gaussian: `gaussian` clips and noises the numbers of a step as one vector; "
-        "`searched` compares that with noise on each number by itself at the same guarantee, and takes what "
-        "disturbs less (a number's bound is then privacy.clip over about 0.8 sqrt(numbers)).",
-    )
-    number_noise: str | None = Field(
-        None, description="The noise that was chosen, as JSON. The run fills it in."
     )
 
 
@@ -107,11 +96,6 @@ def check_zeroth_order(settings: Settings) -> None:
     if settings.endpoint.active:
         _check_endpoint(settings)
     if settings.model.access == "white-box":
-        if settings.zeroth_order.number_noise is not None:
-            raise ValueError(
-                "Expected model.access=black-box with zeroth_order.number_noise, got "
-                "model.access=white-box"
-            )
         return
     privacy, server = settings.privacy, settings.server
     if settings.codec.active:
@@ -129,11 +113,6 @@ def check_zeroth_order(settings: Settings) -> None:
         raise ValueError(
             "Expected privacy.prefix_scale=1 for model.access=black-box (what is clipped are differences "
             f"of losses, which belong to no tensor), got privacy.prefix_scale={privacy.prefix_scale}"
-        )
-    if settings.zeroth_order.number_noise is not None and privacy.mechanism != "gaussian":
-        raise ValueError(
-            "Expected privacy.mechanism=gaussian with zeroth_order.number_noise (which a run fills in that "
-            f"chooses for itself), got privacy.mechanism={privacy.mechanism}"
         )
     if not noises_numbers(settings):
         return
@@ -159,39 +138,8 @@ def check_zeroth_order(settings: Settings) -> None:
 
 
 def noises_numbers(settings: Settings) -> bool:
-    """Whether each number that training releases gets noise by itself, a file's or what the run chose, and is
-    an event of its own; else they are one vector with Gaussian noise."""
-    if settings.model.access != "black-box" or settings.privacy.mode != "dp":
-        return False
-    return settings.privacy.mechanism == "lmo" or settings.zeroth_order.number_noise is not None
-
-
-def chooses_noise(settings: Settings) -> bool:
-    """Whether a run with these settings chooses before its first round how numbers are released."""
-    black_box = settings.model.access == "black-box" and settings.privacy.mode == "dp"
-    searched = settings.zeroth_order.noise == "searched"
-    return black_box and searched and settings.privacy.mechanism == "gaussian"
-
-
-def with_numbers(settings: Settings, told: Mapping[str, Any] | None) -> Settings:
-    """The settings with a choice as ``numbers.json`` holds it (:mod:`fedllm.number_release`); unchanged where
-    there is none, or the numbers are one vector.
-
-    ``privacy.clip`` becomes the bound of each number.
-
-    Raises:
-        ValueError: it is no such choice.
-    """
-    if told is None:
-        return settings
-    try:
-        noise, clip = told["noise"], float(told["clip"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected noise and clip of the choice, got {error!r}") from None
-    if noise is None:
-        return settings
-    order = settings.zeroth_order.model_copy(
-        update={"number_noise": json.dumps(noise, sort_keys=True)}
-    )
-    privacy = settings.privacy.model_copy(update={"clip": clip})
-    return settings.model_copy(update={"zeroth_order": order, "privacy": privacy})
+    """Whether each number that training releases gets noise by itself, that of ``privacy.noise``, and is an event
+    of its own; else they are one vector with Gaussian noise."""
+    privacy = settings.privacy
+    black_box = settings.model.access == "black-box" and privacy.mode == "dp"
+    return black_box and privacy.mechanism == "lmo"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import ComposedDpEvent, DpEvent
 
 from fedllm.adaptive_clip import release_events
-from fedllm.bounded_json import read_bounded
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
 from fedllm.mechanism import release_event
 from fedllm.schedule import planned_evaluation_rounds
@@ -30,11 +29,8 @@ from privacy.events import (
     no_guarantee,
     poisson_sampled,
     pure_dp,
-    scalar_noise,
     truncated_sgd,
 )
-from privacy.scalar_noise import ScalarNoise
-from privacy.scalar_noise.lmo import noise_from_json
 from privacy.vocabulary import Adversary, Relation
 
 RAW_DUPLICATE = (
@@ -185,26 +181,11 @@ def evaluation_sigma(settings: Settings) -> float:
     return settings.evaluation.clients_noise * math.sqrt(2)
 
 
-def evaluation_noise(settings: Settings) -> ScalarNoise | None:
-    """The noise on each of a silo's two counts where it is not discrete Gaussian.
-
-    Raises:
-        ValueError: ``evaluation.clients_scalar`` is no noise.
-    """
-    text = settings.evaluation.clients_scalar
-    return (
-        None if text is None else noise_from_json(read_bounded(text, "evaluation.clients_scalar"))
-    )
-
-
 def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     """The events of one evaluation by a silo; empty where there is none."""
     how = settings.evaluation.clients
     if how == "private" and settings.privacy.mode == "dp":
         # Two numbers, and an example may change each by one: two events.
-        noise = evaluation_noise(settings)
-        if noise is not None:
-            return multiset({scalar_noise(noise): 2})
         return multiset({discrete_gaussian(evaluation_sigma(settings)): 2})
     if how == "off":
         return Counter()

@@ -12,10 +12,9 @@ from fedllm.contained import Failures, example_rows
 from fedllm.inputs import Feature
 from fedllm.local_steps import Streams
 from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_noise, evaluation_sigma
+from fedllm.silo_bounds import evaluation_sigma
 from fedllm.tunable import Tunable
 from privacy.discrete_gaussian import add_discrete_gaussian
-from privacy.vector_noise import add_scalar_noise
 
 
 def correct_answers(
@@ -48,7 +47,7 @@ def released_counts(
     features: list[Feature],
     settings: Settings,
     streams: Streams,
-) -> tuple[float, float]:
+) -> tuple[int, int]:
     """Correct answers and number of the features as they leave; one that raises is incorrect."""
     private = settings.privacy.mode == "dp"
     failures = Failures() if private else None
@@ -56,10 +55,5 @@ def released_counts(
     pair = np.array([correct, len(features)])
     if settings.evaluation.clients == "private" and private:
         rng = streams("evaluate-noise", 0)
-        noise = evaluation_noise(settings)
-        if noise is not None:
-            counts = torch.from_numpy(pair).double()
-            noisy = add_scalar_noise(counts, 1.0, noise, rng).tolist()
-            return float(noisy[0]), float(noisy[1])
         pair = add_discrete_gaussian(pair, 1, evaluation_sigma(settings), rng)
     return int(pair[0]), int(pair[1])

@@ -32,8 +32,7 @@ class SearchSpace:
       grid: Shapes to try first.
       make: (shape, amount > 0) -> noise. More noise hides more: epsilon falls with the amount.
       cost: (shape, amount) -> noise on one number that costs at least as much; None: the noise itself.
-      accounted_as: A word for `cost` and for `refined`, of the cache's key.
-      refined: Whether the best shapes of the grid are only where the search begins.
+      accounted_as: A word for `cost`, of the cache's key.
     """
 
     family: str
@@ -43,13 +42,6 @@ class SearchSpace:
     make: Callable[[Shape, float], ScalarNoise]
     cost: Callable[[Shape, float], ScalarNoise] | None = None
     accounted_as: str = "itself"
-    refined: bool = True
-
-    def lighter(self) -> SearchSpace:
-        """The same family with a few shapes: those that win where many releases compose."""
-        chosen = {"exponential-power": slice(4, 9), "staircase": slice(3, 9, 2), "lmo": slice(1)}
-        grid = self.grid[chosen.get(self.family, slice(None))]
-        return replace(self, grid=grid, refined=False, accounted_as=f"{self.accounted_as}, light")
 
     def accounted(self, shape: Shape, amount: float) -> ScalarNoise:
         """What is accounted in place of `make(shape, amount)`."""

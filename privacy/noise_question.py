@@ -31,8 +31,6 @@ class NoiseQuestion:
       gamma: For usefulness: the error that is acceptable, in units of the sensitivity; 0 is the
         standard deviation of the Gaussian that keeps to the target.
       dimension: 1, or the number of a vector's entries, each with independent noise.
-      beside: What else the target is for: events as JSON (`privacy.event_json.event_to_json`) and how often. Of
-        numbers only.
 
     Raises:
       ValueError: A value is out of range.
@@ -45,7 +43,6 @@ class NoiseQuestion:
     objective: Objective = Objective.STD
     gamma: float = 0.0
     dimension: int = 1
-    beside: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -60,11 +57,6 @@ class NoiseQuestion:
         if not 0 < self.sampling_rate <= 1:
             raise ValueError(
                 f"Expected 0 < sampling_rate <= 1, got sampling_rate={self.sampling_rate}"
-            )
-        if self.beside and self.dimension > 1:
-            raise ValueError(
-                f"Expected no events beside the noise of vectors, got {len(self.beside)} with "
-                f"dimension={self.dimension}"
             )
         if not (self.gamma >= 0 and math.isfinite(self.gamma)):
             raise ValueError(f"Expected a finite gamma >= 0, got gamma={self.gamma}")

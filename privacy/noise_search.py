@@ -24,7 +24,6 @@ from privacy.accountants.loss_distribution import LossDistribution, compose
 from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
 from privacy.calibration import GOAL, solve_decreasing
 from privacy.event_counts import multiset
-from privacy.event_json import event_from_json
 from privacy.events import scalar_noise
 from privacy.noise_families import SearchSpace, Shape, pure_laplace_space, search_spaces
 from privacy.noise_question import NoiseQuestion, Objective
@@ -102,7 +101,6 @@ def search_noise(
     cache_dir: Path | None = None,
     progress: Progress = lambda share, family: None,
     families: tuple[str, ...] = (),
-    light: bool = False,
 ) -> NoiseSearch:
     """Return the best noise of every family for a question.
 
@@ -111,7 +109,6 @@ def search_noise(
       cache_dir: Where answers are kept, each family's as soon as it is found; None keeps none.
       progress: Called with the share that is done, 0 to 1, and the family at work.
       families: Only these, and the Gaussian; empty for all.
-      light: Try a few shapes of each family and refine none: seconds, and a few percent from the best.
 
     Raises:
       ValueError: No amount of noise keeps to the target.
@@ -121,7 +118,6 @@ def search_noise(
     """
     spaces = search_spaces(question.dimension)
     spaces = [s for s in spaces if not families or s.family in ("gaussian", *families)]
-    spaces = [s.lighter() for s in spaces] if light else spaces
     candidates: dict[str, Candidate] = {}
     for place, space in enumerate(spaces):
 
@@ -202,8 +198,6 @@ def _spread(
 
 def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
     """Epsilon of all steps: of numbers an upper bound, of vectors a floor (`vector_shift`)."""
-    if question.beside:
-        return accounted_epsilon(noise, question)
     if question.dimension == 1 or noise.family == "gaussian":
         losses = composed_loss(noise, question)
     else:
@@ -215,8 +209,6 @@ def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
 def accounted_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
     """Epsilon of all steps as the ledger's headline accountant has it, for a number of sensitivity 1."""
     events = multiset({scalar_noise(noise, question.steps, question.sampling_rate): 1})
-    for text, count in question.beside:
-        events.update(multiset({event_from_json(text): count}))
     return make_accountant("pld").epsilon(events, question.delta)
 
 
@@ -239,7 +231,7 @@ class _Search:
     def run(self) -> Candidate:
         for shape in self.space.grid:
             self.value(shape)
-        for start in self._starts() if self.space.refined else []:
+        for start in self._starts():
             if len(start) == 1 or not self.floor:  # of vectors' mixtures the grid says enough
                 self._refine(start)
         shape = min(self.known, key=lambda s: (self.known[s][0], s))

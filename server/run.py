@@ -13,12 +13,10 @@ from fedllm import environment
 from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
 from fedllm.models import Backbone
-from fedllm.number_release import with_number_noise
 from fedllm.plan import for_silos, warnings
 from fedllm.process import cores, use_threads
 from fedllm.round_draws import round_draws
-from fedllm.run_folder import NUMBERS, RunFolder
-from fedllm.scalar_release import with_choice, with_scalar_noise
+from fedllm.run_folder import RunFolder
 from fedllm.schedule import is_evaluation_round
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
@@ -40,8 +38,6 @@ from server.strategy import BudgetSpent, PrefixStrategy
 from server.teacher_link import make_teacher
 from server.trusted_noise import TrustedNoise
 
-SCALARS = "scalars.json"
-"""In the run folder: the noise on the silos' counts, and what it was compared with."""
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
 
 
@@ -91,7 +87,7 @@ def run_experiment(
         nodes, sizes = of_the_run(run, found.nodes), found.sizes
         for sentence in found.problems:
             everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
-        settings = _checked(settings, run, tunable, nodes, sizes)
+        settings = _checked(settings, run, tunable, nodes)
         grid = grid if extracts is None else extracts.begin(grid, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
         strategy.sizes = sizes
@@ -179,10 +175,8 @@ def _checked(
     run: RunFolder,
     tunable: Tunable,
     nodes: Mapping[str, int],
-    sizes: Mapping[str, int | None],
 ) -> Settings:
-    """The settings with what depends on the silos' names, number and sizes, and on the number of layers; see
-    :mod:`fedllm.plan`, :mod:`fedllm.number_release`, :mod:`fedllm.scalar_release` and
+    """The settings with what depends on the silos' names and on the number of layers; see :mod:`fedllm.plan` and
     :mod:`fedllm.flatness.layer_choice`.
 
     Raises:
@@ -192,17 +186,6 @@ def _checked(
     layers = () if tunable.spec is None else tunable.spec.layers
     try:
         settings = settings_with_releases(settings, layers)
-        if run.read_json(NUMBERS, None) is None:  # else they are in the run's settings
-            settings, numbers = with_number_noise(settings, sizes)
-            if numbers is not None:
-                run.write_json(NUMBERS, numbers)
-        chosen = run.read_json(SCALARS, None)
-        if chosen is not None:
-            settings = with_choice(settings, chosen)
-        else:
-            settings, told = with_scalar_noise(settings, sizes)
-            if told is not None:
-                run.write_json(SCALARS, told)
         return for_silos(settings, saved["silos"] if saved else sorted(nodes))
     except ValueError as error:
         raise RunStopped(str(error)) from None

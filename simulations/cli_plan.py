@@ -85,12 +85,6 @@ def _print_plan(found: Mapping[str, Any], settings: Settings) -> None:
             "Which silos take part is drawn anew at each run's start (server.sampling=poisson): the "
             "steps, and what is calibrated for them, are those of one draw"
         )
-    if (numbers := found["numbers"]) is not None:
-        how = "each with" if numbers["released"] == "numbers" else "as one vector with"
-        notes.append(
-            f"Numbers of a step are released {how} {numbers['family']} noise, clipped to "
-            f"{numbers['clip']:.4g}: {numbers['reason']}"
-        )
     notes += [f"Warning: {sentence}" for sentence in found["warnings"]]
     label = epsilon_label(settings, len(found["silos"])).removesuffix(
         f", {settings.privacy.accountant.upper()}"

@@ -16,7 +16,6 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm import plan
 from fedllm.flatness.layer_choice import settings_with_releases
-from fedllm.number_release import with_number_noise
 from fedllm.round_draws import round_draws
 from fedllm.run_folder import ledger_of
 from fedllm.schedule import participation, planned_rounds
@@ -32,8 +31,7 @@ _RUN = "a run that is planned"
 
 
 def plan_experiment(settings: Settings) -> dict[str, Any]:
-    """The plan: what holds for all silos, ``silos`` by name, ``warnings``, and ``numbers``, how a black-box run
-    chooses to release its numbers (None where nothing is chosen).
+    """The plan: what holds for all silos, ``silos`` by name, and ``warnings``.
 
     A silo has the fixed names of ``fedllm calibrate`` (``noise_multiplier``, ``epsilon``, ``delta``,
     ``accountant``) and ``bound``, with ``examples``, ``sampling_rate``, ``rounds``, ``steps``, its
@@ -47,8 +45,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
     """
     federation = load_federation(settings)
     sizes = {silo.name: len(silo.train) for silo in federation.silos}
-    settings, numbers = with_number_noise(_with_releases(settings), sizes)
-    settings = plan.for_silos(settings, federation.names)
+    settings = plan.for_silos(_with_releases(settings), federation.names)
     schedule = participation(settings, federation.names)
     privacy = settings.privacy
     memory: dict[tuple[frozenset[tuple[DpEvent, int]], float], Figures] = {}
@@ -94,7 +91,6 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
         "adversary": "outsider" if privacy.noise_by == "server" else "server",
         "noise_by": privacy.noise_by,
         "silos": silos,
-        "numbers": numbers,
         "drawn": settings.server.sampling == "poisson" and settings.server.fraction < 1,
         "warnings": plan.warnings(settings, dict(sizes)),
     }

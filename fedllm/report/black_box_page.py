@@ -34,23 +34,5 @@ Its message is <strong>{{ box.numbers | number }} {{ "number" if box.numbers == 
 </table>
 </div>
 {% endif %}
-{% if box.choice %}
-{% set choice = box.choice %}
-<p>How they are released was chosen before the first round, from public numbers alone: {{ choice.reason }}.</p>
-{% if choice.families %}
-<div class="scroll" tabindex="0" role="region" aria-label="Noise that was compared">
-<table id="number-choice">
-<caption>What was compared, at the same guarantee, for a silo of median size. A vector and a number are clipped differently: what counts is the noise over the signal that clipping leaves, at worst.</caption>
-<thead><tr><th scope="col">Release</th><th scope="col" class="num">Standard deviation over its own bound</th><th scope="col" class="num">Noise over signal, the vector's being 1</th></tr></thead>
-<tbody>
-<tr><th scope="row">one vector, Gaussian</th><td class="num">{{ "%.4g" | format(choice.vector_std) }}</td><td class="num">1</td></tr>
-{% for row in choice.families %}
-<tr><th scope="row">each number, {{ row.family }}</th><td class="num">{{ "%.4g" | format(row.std) }}</td><td class="num">{{ "%.3g" | format(row.ratio) }}</td></tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% endif %}
-{% endif %}
 {{ pairs("Steps", {"smoothing of the difference quotients": box.smoothing, "size of a direction's entries": "the prefix's own, layer by layer" if box.scale == "prefix" else "1", "subspace": box.subspace or "none, all coordinates"}) }}
 """

@@ -22,7 +22,6 @@ from fedllm.run_folder import (
     read_json_file,
     read_metrics_file,
     read_settings,
-    with_chosen_numbers,
 )
 from fedllm.settings import Settings
 from privacy.ledger import LedgerEntry, VerifyReport
@@ -123,15 +122,10 @@ def _settings(path: Path, problems: list[str]) -> Settings | None:
         )
         return None
     try:
-        settings = read_settings(path)
+        return read_settings(path)
     except RunFolderError as error:
         problems.append(f"{SETTINGS} is damaged: {error}")
         return None
-    try:
-        return with_chosen_numbers(settings, path)
-    except RunFolderError as error:
-        problems.append(f"{error}; how numbers were released is told by the ledger alone")
-    return settings
 
 
 def _state(path: Path, problems: list[str]) -> dict[str, Any]:

@@ -389,24 +389,6 @@ class NumberNoisePart(Part):
     gaussian_mean_abs: Real | None
 
 
-class NumberFamilyPart(Part):
-    """A family of noise on each number, at the guarantee of the vector's Gaussian noise."""
-
-    family: str
-    std: Real = Field(description="Over the bound of a number.")
-    ratio: Real = Field(
-        description="Noise over signal, at worst, relative to the vector's: below 1 it disturbs less."
-    )
-
-
-class NumberChoicePart(Part):
-    """What the run compared before its first round: one vector, or numbers each by itself."""
-
-    reason: str
-    vector_std: Real | None = Field(description="Over its clipping norm. Null: nothing compared.")
-    families: list[NumberFamilyPart]
-
-
 class BlackBoxPart(Part):
     """Training through a model's outputs alone."""
 
@@ -423,7 +405,6 @@ class BlackBoxPart(Part):
     )
     clip: float | None = Field(description="Of the vector in L2 norm, or of each number.")
     noise: NumberNoisePart | None = Field(description="Null: none was released with noise.")
-    choice: NumberChoicePart | None = Field(description="Null: the settings name the noise.")
     bytes_up: int = Field(description="Of one silo and round.")
     bytes_down: Real | None = Field(
         description="Mean over silos and rounds; null where nobody answered, or it is withheld."

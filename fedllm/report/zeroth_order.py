@@ -13,9 +13,9 @@ from fedllm.embedded import cache_folder
 from fedllm.report.accounting import EVERYBODY, Accounts, SiloAccounting
 from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
-from fedllm.run_folder import NUMBERS, RunFolderError, read_json_file
+from fedllm.run_folder import NUMBERS
 from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import chooses_noise, noises_numbers
+from fedllm.settings_zeroth_order import noises_numbers
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.event_counts import multiset
 from privacy.event_kinds import ScalarNoiseDpEvent, noise_of
@@ -74,6 +74,12 @@ def black_box(
     order = settings.zeroth_order
     numbers = order.directions * settings.client.local_steps
     private = settings.privacy.mode == "dp"
+    noise = _noise(run, accounted, accounts) if private else None
+    if noise is not None and noise["family"] != "gaussian" and not noises_numbers(settings):
+        run.problems.append(
+            f"{NUMBERS} is missing: the ledger has noise on each number that the settings do not name, so how the "
+            "numbers were clipped is not known"
+        )
     replies = training.get("replies")
     down = training["bytes_down"] / replies if replies else None
     return {
@@ -87,32 +93,10 @@ def black_box(
         "subspace": order.subspace,
         "released": "numbers" if noises_numbers(settings) else "vector",
         "clip": settings.privacy.clip if private else None,
-        "noise": _noise(run, accounted, accounts) if private else None,
-        "choice": _choice(run),
+        "noise": noise,
         "bytes_up": BYTES * numbers,
         "bytes_down": down,
     }
-
-
-def _choice(run: RunRecord) -> dict[str, Any] | None:
-    """What the run compared before its first round; None where it did not choose."""
-    if run.settings is None or not chooses_noise(run.settings):
-        return None
-    try:
-        told = read_json_file(run.path / NUMBERS)
-        families = [
-            {"family": str(name), "std": float(std), "ratio": float(told["ratios"][name])}
-            for name, std in told.get("stds", {}).items()
-        ]
-        return {
-            "reason": str(told["reason"]),
-            "vector_std": told.get("vector_std"),
-            "families": sorted(families, key=lambda row: row["ratio"]),
-        }
-    except (RunFolderError, KeyError, TypeError, ValueError, AttributeError):
-        if run.own:
-            run.problems.append(f"{NUMBERS} is missing or damaged: what was compared is not known")
-        return None
 
 
 def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from flwr.app import RecordDict
 
 from fedllm import messages as names
 from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_noise, evaluation_sigma
+from fedllm.silo_bounds import evaluation_sigma
 from server.replies.envelope import ENVELOPE
 from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
@@ -26,11 +26,11 @@ class EvaluationReply:
 
 
 def least_count(settings: Settings) -> float:
-    """The least that an honest silo's count is: 0 without noise; with Gaussian noise 40 standard deviations
-    below (a chance of less than 1e-300); -10^9 with noise of a file."""
+    """The least that an honest silo's count is: 0 without noise; else 40 standard deviations below (a chance of
+    less than 1e-300)."""
     if settings.evaluation.clients != "private" or settings.privacy.mode != "dp":
         return 0.0
-    return -MOST_EXAMPLES if evaluation_noise(settings) else -40 * evaluation_sigma(settings)
+    return -40 * evaluation_sigma(settings)
 
 
 def read_evaluation(content: RecordDict, least: float) -> EvaluationReply:

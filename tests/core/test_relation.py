@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from report_runs import Page, new_run, trained
 from client.silo_file import SiloFile
 from fedllm.own_bounds import LimitRefused, OwnBounds
 from fedllm.recorded_relation import OLDER_ROWS
+from fedllm.removed_settings import without_removed
 from fedllm.report import write_report
 from fedllm.report.build import build
 from fedllm.run_folder import RunFolder
@@ -184,9 +186,12 @@ def test_an_earlier_ledger_alone_is_accounted_as_what_it_proves(earlier: Path) -
 
 
 def test_an_earlier_experiment_is_not_started_anew_as_it_stands(earlier: Path) -> None:
-    with pytest.raises(SettingsError, match=r"Expected privacy\.relation=zero-out"):
+    with pytest.raises(SettingsError, match=r"Expected no zeroth_order\.noise \(removed"):
         load_settings(earlier / "settings.toml")
-    load_settings(earlier / "settings.toml", ["privacy.relation=zero-out"])
+    tree = without_removed(tomllib.loads((earlier / "settings.toml").read_text()))
+    with pytest.raises(SettingsError, match=r"Expected privacy\.relation=zero-out"):
+        parse_settings(tree)
+    parse_settings({**tree, "privacy": {**tree["privacy"], "relation": "zero-out"}})
 
 
 # -- words ---------------------------------------------------------------------------------------

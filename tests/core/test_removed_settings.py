@@ -21,7 +21,7 @@ def removed(monkeypatch: pytest.MonkeyPatch) -> None:
         "codec.echo": Removed("codec.bits=8 is as short", unused=False),
         "codec.name=zip": Removed("codec.name=linear"),
     }
-    monkeypatch.setattr(removed_settings, "REMOVED", found)
+    monkeypatch.setattr(removed_settings, "REMOVED", removed_settings.REMOVED | found)
 
 
 @pytest.mark.parametrize("value", ["true", "false"])

@@ -34,7 +34,6 @@ Federate = Callable[..., str]
 BLACK_BOX = {
     "model.access": "black-box",
     "zeroth_order.directions": 3,
-    "zeroth_order.noise": "gaussian",  # what runs choose: test_number_choice_runs.py
     "server.rounds": 2,
     "server.optimizer": "sgd",
     "server.learning_rate": 1.0,

@@ -51,7 +51,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "numbers along directions": {
         "model.access": "black-box",
         "zeroth_order.directions": 3,
-        "zeroth_order.noise": "gaussian",
         "privacy.accountant": "pld",
     },
     "noise by the server": {"privacy.unit": "client", "privacy.noise_by": "server"},

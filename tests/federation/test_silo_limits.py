@@ -35,6 +35,12 @@ ENDPOINT = {
     "task.prompt": "{text}",
     "task.label_words": ["w4", "w5"],
 }
+SINGLE_NUMBERS = {
+    "model.access": "black-box",
+    "privacy.accountant": "pld",
+    "privacy.mechanism": "lmo",
+    "privacy.noise": '{"family": "laplace", "parameters": {"scale": 1.0}}',
+}
 HELD_OUT = {"evaluation.clients_holdout": 0.2}
 
 
@@ -84,6 +90,8 @@ BY_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"privacy.noise_multiplier": 0.4}, "privacy.noise_multiplier >= 0.5"),
     ({"codec.name": "fp16"}, "limits.codecs.*codec.name=fp16"),
     ({"privacy.mode": "none"}, "limits.mechanisms.*privacy.mode=none"),
+    (SINGLE_NUMBERS, "limits.mechanisms.*privacy.mechanism=lmo"),
+    (SINGLE_NUMBERS, "budget.accountant=pld.*else privacy.mechanism=gaussian"),
     ({"privacy.unit": "client"}, "privacy.unit=example"),
     ({"privacy.unit": "client", "privacy.noise_by": "server"}, "privacy.unit=example"),
     ({"evaluation.clients": "raw", **HELD_OUT}, "limits.quantities.*evaluation"),
@@ -322,6 +330,10 @@ def test_paths_are_relative_to_the_file(tiny_settings: Make, tmp_path: Path) -> 
         ({"budget.epsilon": math.nan}, r"budget\.epsilon"),
         ({"limits.quantities": ["updates"]}, r"Expected limits\.quantities"),
         ({"limits.mechanisms": ["none"]}, r"budget\.epsilon=inf"),
+        (
+            {"limits.mechanisms": ["gaussian", "searched"]},
+            r"no `searched` in limits\.mechanisms.*`lmo` allows",
+        ),
         ({"limits.quantities": ["duplicate"]}, r"budget\.epsilon=inf"),
         ({"budget.relation": "replace-one"}, "zero-out"),
         ({"name": "a/b"}, "Expected name"),

@@ -41,7 +41,6 @@ CLIENT = {"privacy.unit": "client"}
 BLACK_BOX = {
     "model.access": "black-box",
     "zeroth_order.directions": 3,
-    "zeroth_order.noise": "gaussian",
 }
 FORMS: dict[str, dict[str, Any]] = {
     "one step": {"client.local_steps": 1},

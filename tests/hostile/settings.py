@@ -8,7 +8,7 @@ from typing import Any
 from client.task_fields import EVALUATE, TRAIN
 from fedllm import messages as names
 
-BLACK_BOX = {"model.access": "black-box", "zeroth_order.noise": "gaussian"}
+BLACK_BOX = {"model.access": "black-box"}
 TAMPERED: dict[str, dict[str, Any]] = {
     "more rounds": {"server.rounds": 6},
     "2^53 rounds": {"server.rounds": 2**53},

@@ -12,10 +12,9 @@ _BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
 _LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
 _EVENTS = f"{_ACCOUNTS}::test_events_of_a_round"
 _FILE = "fedllm/zeroth_order.py"
-_CHOICE = "tests/privacy/test_privacy_number_choice.py"
-_CHOOSING = "tests/federation/test_number_choice_runs.py"
-_RESUMED = (
-    f"{_CHOOSING}::test_the_choice_is_in_every_silos_rows_in_the_report_and_holds_at_a_resume"
+_EARLIER = (
+    "tests/core/test_searched_noise.py::"
+    "test_a_run_that_chose_noise_for_its_numbers_opens_verifies_and_reports_the_same"
 )
 
 MUTATIONS = (
@@ -113,50 +112,31 @@ MUTATIONS = (
         (f"{_CORE}::test_nothing_is_kept_for_a_backward_pass",),
     ),
     Mutation(
-        "numbers-searched-as-one-a-step",
-        "privacy/number_choice.py",
-        "steps=steps * numbers,",
-        "steps=steps,",
-        "Noise on each number is compared as if one direction a step were released: it looks better than it is.",
+        "a-silos-budget-in-renyi-terms-takes-single-numbers",
+        "client/limits.py",
+        "    if noises_numbers(own) and silo.budget.accountant",
+        "    if False and silo.budget.accountant",
+        "A silo's own accountant cannot account for the noise that it is asked for.",
         (
-            f"{_CHOICE}::test_few_numbers_of_small_samples_get_noise_of_their_own",
-            f"{_CHOICE}::test_many_numbers_of_everybody_stay_one_vector",
+            "tests/federation/test_silo_limits.py::"
+            "test_settings_beyond_a_limit_are_refused_before_any_data_is_read",
         ),
     ),
     Mutation(
-        "numbers-judged-by-the-rows-that-suit-them",
-        "privacy/number_choice.py",
-        "advantage = ratio * least_signal(numbers)",
-        "advantage = ratio",
-        "What clipping one by one costs where rows are hardly clipped is left out of the comparison.",
-        (f"{_CHOICE}::test_the_ratio_is_never_better_than_what_is_measured",),
-    ),
-    Mutation(
-        "chosen-numbers-clipped-like-the-vector",
-        "fedllm/settings_zeroth_order.py",
-        'update={"clip": clip}',
-        'update={"clip": settings.privacy.clip}',
-        "Each number may be as large as the whole vector: noise and signal are not those that were compared.",
-        (_RESUMED,),
-    ),
-    Mutation(
-        "resumed-run-forgets-its-choice",
+        "earlier-noise-on-numbers-read-as-one-vector",
         "fedllm/run_folder.py",
-        "        started = with_chosen_numbers(self._settings, self.path)\n"
-        "        return started if choice is None else choice.settings(started)",
-        "        started = self._settings\n"
-        "        return started if choice is None else choice.settings(started)",
-        "A resumed run goes on with one vector, and noise that was calibrated for single numbers.",
-        (_RESUMED,),
+        '    if order.get("noise") != "searched":\n        return tree\n',
+        "    return tree\n",
+        "A run that noised each number by itself is reported as one that clipped and noised a vector.",
+        (_EARLIER,),
     ),
     Mutation(
-        "a-silos-limit-on-noise-that-no-choice-meets",
-        "client/limits.py",
-        "    if chooses_noise(own) or own.zeroth_order.number_noise is not None:\n"
-        '        mechanism = "searched"\n',
-        "",
-        "A silo that allows Gaussian noise alone gets what the server chose.",
-        (f"{_CHOOSING}::test_a_silo_that_allows_gaussian_noise_alone_takes_no_other",),
+        "earlier-numbers-clipped-like-the-vector",
+        "fedllm/run_folder.py",
+        '"noise": text, "clip": clip}',
+        '"noise": text}',
+        "The report of a run of an earlier version tells a larger bound of each number than the noise was for.",
+        (_EARLIER,),
     ),
     Mutation(
         "endpoint-follows-redirects",

@@ -12,18 +12,6 @@ _FOLDER = "privacy/scalar_noise/"
 
 MUTATIONS = (
     Mutation(
-        "scalar-choice-without-the-training",
-        "privacy/noise_search.py",
-        "    for text, count in question.beside:\n",
-        "    for text, count in ():\n",
-        "The noise of a few numbers is compared alone: beside the training what wins alone costs the plan more.",
-        (
-            "tests/privacy/test_privacy_scalar_choice.py::"
-            "test_beside_training_laplace_needs_more_and_the_gaussian_stays",
-            "tests/privacy/test_privacy_scalar_choice.py::test_a_question_counts_what_is_beside_it",
-        ),
-    ),
-    Mutation(
         "exponential-power-sampled-with-the-wrong-gamma",
         f"{_FOLDER}exponential_power.py",
         "standard_gamma(1 + 1 / self.beta, shape, source)",
