@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -37,6 +37,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedllm.embedded import quiet_loading
+from fedllm.inputs import Feature
+from fedllm.tunable import Tunable
 from simulations.benchmark.timing import timed
 from simulations.benchmark.workload import LABEL_WORDS, LABELS, PROMPT
 
@@ -168,6 +170,63 @@ def pad_to_longest(tokenizer: Any, examples: Sequence[Encoded]) -> Encoded:
     padded = tokenizer.pad(unpadded, padding=True, return_tensors="pt")
     classes = torch.stack([target for _, _, target in examples])
     return padded["input_ids"], padded["attention_mask"], classes
+
+
+def peft_step(
+    choice: Choice,
+    model: nn.Module,
+    words: Tensor | None,
+    tunable: Tunable,
+    features: list[Feature],
+    max_tokens: int,
+) -> Callable[[], None]:
+    """One non-private step of PEFT's prefix on the same micro-batches."""
+    optimizer = torch.optim.SGD(trainable(model), lr=choice.learning_rate)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        for group in tunable.task.batches(features, max_tokens):
+            batch = tunable.task.collate([features[i] for i in group])
+            assert batch.targets is not None
+            loss = mean_loss(model, batch.input_ids, batch.attention_mask, batch.targets, words)
+            torch.autograd.backward(loss * (len(group) / choice.batch_size))
+        optimizer.step()
+
+    return step
+
+
+def opacus_step(
+    choice: Choice,
+    model: nn.Module,
+    words: Tensor | None,
+    tunable: Tunable,
+    features: list[Feature],
+    max_tokens: int,
+) -> Callable[[], None]:
+    """One private step by Opacus on the same micro-batches (as its BatchMemoryManager does)."""
+    from opacus import GradSampleModule
+    from opacus.optimizers import DPOptimizer
+
+    wrapped = GradSampleModule(model)
+    optimizer = DPOptimizer(
+        torch.optim.SGD(trainable(wrapped), lr=choice.learning_rate),
+        noise_multiplier=choice.noise_multiplier,
+        max_grad_norm=choice.clip,
+        expected_batch_size=choice.batch_size,
+    )
+
+    def step() -> None:
+        groups = tunable.task.batches(features, max_tokens)
+        for number, group in enumerate(groups, start=1):
+            batch = tunable.task.collate([features[i] for i in group])
+            assert batch.targets is not None
+            optimizer.signal_skip_step(do_skip=number < len(groups))
+            loss = mean_loss(wrapped, batch.input_ids, batch.attention_mask, batch.targets, words)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
 
 
 def train_client(

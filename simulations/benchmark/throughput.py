@@ -34,8 +34,8 @@ from privacy.randomness import generator
 from privacy.sampling import poisson_sample
 from simulations.benchmark import obvious_assembly as assembly
 from simulations.benchmark import timing, workload
-from simulations.benchmark.dp_tax import sizes
-from simulations.benchmark.step_command import begin, each_model
+from simulations.benchmark.dp_tax import each_model
+from simulations.benchmark.steps import sizes
 
 GOAL = 3.0
 OURS = "fedllm"
@@ -328,7 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     options = parser().parse_args(arguments)
     logging.getLogger("opacus").setLevel(logging.ERROR)
-    each_model(options, begin(options), measure, report)
+    each_model(options, measure, report)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from fedllm.gradients import clipped_gradient_sum
 from fedllm.models import load_backbone
 from fedllm.prefix import PREFIX
 from fedllm.tunable import make_tunable
-from simulations.benchmark import dp_tax, throughput, workload
+from simulations.benchmark import dp_tax, throughput, timing, workload
 from simulations.benchmark import obvious_assembly as assembly
 
 absent = assembly.missing()
@@ -90,7 +91,7 @@ def test_opacus_and_our_step_move_the_prefix_alike(
     with torch.no_grad():
         weight.copy_(flat)
     words = assembly.word_ids(choice, tunable.backbone.tokenizer)
-    dp_tax.opacus_step(choice, model, words, tunable, features, max_tokens).call()
+    assembly.opacus_step(choice, model, words, tunable, features, max_tokens)()
     moved = (flat - weight.detach()) * 6
     expected = ours.sums[0].permute(3, 0, 1, 2, 4).reshape(3, -1)
     assert torch.linalg.norm(moved - expected) < 1e-3 * torch.linalg.norm(expected)
@@ -113,6 +114,59 @@ def test_dp_tax_measures_all_four_steps(
         assert len(result["seconds"][name]["wall"]) == 2
     assert result["time_ratios"]["private/plain"]["median"] > 0
     assert "goal <= 1.05" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variant", ["noise", "perturbation", "teacher", "black-box"])
+def test_dp_tax_measures_the_other_variants(
+    folder: Callable[[str], str],
+    variant: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "tax.json"
+    arguments = ["--variant", variant, "--model", folder("bert"), "--data", "random"]
+    arguments += ["--device", "cpu", "--batch", "4", "--repeats", "2", "--no-memory"]
+    dp_tax.main([*arguments, "--json", str(out)])
+    (result,) = json.loads(out.read_text())["models"]
+    pairs = ["/".join(pair) for pair in dp_tax.VARIANTS[variant].pairs]
+    assert set(result["cpu_time_ratios"]) == set(result["time_ratios"]) == set(pairs)
+    assert all(ratio["median"] > 0 for ratio in result["time_ratios"].values())
+    assert {len(taken["wall"]) for taken in result["seconds"].values()} == {2}
+    text = capsys.readouterr().out
+    assert all(f"time   {pair}" in text for pair in pairs)
+    assert ("goal <= 0.1" in text) == (variant == "noise")
+    if variant == "teacher":  # a pull without text does not touch the model
+        ratios = result["cpu_time_ratios"]
+        closeness, distillation = (ratios[f"{n}/private"] for n in ("closeness", "distillation"))
+        assert closeness["median"] < distillation["median"]
+
+
+def test_a_call_of_several_steps_counts_as_so_many(
+    folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        dp_tax.VARIANTS, "teacher", dp_tax.Variant(pairs=(("training step", "private"),))
+    )
+    taken = timing.Seconds([8.0], [4.0])
+    monkeypatch.setattr(
+        timing, "interleave", lambda calls, *_, **__: {n: deepcopy(taken) for n in calls}
+    )
+    options = ["--variant", "teacher", "--model", folder("bert"), "--data", "random"]
+    parsed = dp_tax.parser().parse_args([*options, "--device", "cpu", "--batch", "4"])
+    found = dp_tax.measure(folder("bert"), parsed)
+    assert found["seconds"]["training step"] == {"wall": [2.0], "cpu": [1.0]}
+    assert found["time_ratios"]["training step/private"]["median"] == 0.25
+
+
+@pytest.mark.slow
+def test_dp_tax_measures_the_memory_of_a_step_through_outputs(
+    folder: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--variant", "black-box", "--model", folder("llama"), "--data", "random"]
+    dp_tax.main([*arguments, "--device", "cpu", "--batch", "6", "--repeats", "1"])
+    text = capsys.readouterr().out
+    assert "memory black-box/private" in text
+    assert "goal <= 0.4" in text
 
 
 @needs_assembly
