@@ -62,8 +62,9 @@ class ServerSettings(Section):
     )
     max_noise_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         10.0,
-        description="A silo that says its noise is more than this times the median silo's is refused: its update "
-        "would drown the others', and could be so much longer than theirs.",
+        description="Where silos calibrate their noise: one that says its noise (over its batch size) is more than "
+        "this times the median silo's is refused, honest or not: its update would drown the others', and could be so "
+        "much longer than theirs.",
     )
     aggregation: Literal["mean", "median", "trimmed-mean", "norm-clipped-mean"] = Field(
         "mean",

@@ -1,10 +1,16 @@
 """How long an honest silo's update can be, and the refusal of longer ones.
 
-Guarantee: none of privacy (checks of released values are post-processing). What is proven is about honest silos: whatever
-their data are, all updates of a run pass but with probability at most `FALSE_REFUSALS`. The run's replies are its rounds
-times its silos, R; each gets the exponent x = ln(R / FALSE_REFUSALS), so it is refused with probability at most exp(-x),
+Guarantee: none of privacy (checks of released values are post-processing). What is proven is about honest silos, which
+do as the settings say with the noise multiplier that they tell: whatever their data are, the probability that a run
+refuses any of their updates for being longer than its law is at most `FALSE_REFUSALS`. The run's replies are its rounds
+times its silos, R; each gets the exponent x = ln(R / FALSE_REFUSALS), so it is longer with probability at most exp(-x),
 and the union over R replies adds up to `FALSE_REFUSALS`. A round that is repeated after a crash has replies of its own,
 which add their share.
+
+It holds for this length alone. An honest silo is refused with certainty, whatever its length, where it calibrates its noise
+itself and that is above ``server.max_noise_ratio`` times the median silo's (below), and where its update is longer than
+``server.max_update_norm``. `limit_warnings` names the silos whose settings make the first likely; what earlier runs in a
+silo's ledger and the budget of its own file add to its noise, the server does not know.
 
 An update's *length* is the L2 norm of all its tensors in the coordinates in which it is clipped (the prefix times
 ``privacy.prefix_scale``); with noise in the code or along random directions that of the code or the numbers.
@@ -51,6 +57,7 @@ from fedllm.local_training import update_noise_std
 from fedllm.mechanism import scaled_noise
 from fedllm.settings import Settings
 from fedllm.settings_zeroth_order import noises_numbers
+from fedllm.silo_account import sampling_rate
 from privacy.norm_tails import (
     GaussianLength,
     NoiseLength,
@@ -62,11 +69,12 @@ from privacy.norm_tails import (
 from server.aggregation import Contribution, UpdateRefused
 
 FALSE_REFUSALS = 1e-6
-"""Probability at most that a run refuses any honest update for its length."""
+"""Probability at most that a run refuses any honest update for being longer than its law."""
 _SLACK = 1e-3  # relative, for float32 and for rows that are orthonormal to 1e-6
 _ROUNDING = {8: 16 / 127, 4: 16 / 7, 16: 2.0**-11}
 _EPSILON = 2.0**-23  # float32, of an entry of the parameters
 _SAME = 1e-4  # relative, between what two machines compute of one formula
+_SHOWN = 5  # names in a warning
 _ADAM = (0.9, 0.999)  # torch's betas, with which the silos train
 
 
@@ -207,10 +215,12 @@ class UpdateLaw:
                 f"Expected a finite noise-multiplier > 0 for privacy.mode=dp, got {noise}"
             )
         most, given = self.settings.server.max_noise_ratio, self._of(silo).privacy.noise_multiplier
-        if given is not None and not math.isclose(noise, given, rel_tol=_SAME):
-            raise UpdateRefused(
-                f"Expected the noise-multiplier of privacy.noise_multiplier={given:g}, got {noise:g}"
-            )
+        if given is not None:
+            if not math.isclose(noise, given, rel_tol=_SAME):
+                raise UpdateRefused(
+                    f"Expected the noise-multiplier of privacy.noise_multiplier={given:g}, got {noise:g}"
+                )
+            return
         share = self._per_divisor(contribution)
         if share > most * median:
             raise UpdateRefused(
@@ -358,9 +368,38 @@ def _adam(settings: Settings, params: Mapping[str, Tensor], scales: Mapping[str,
     return settings.client.learning_rate * reach * math.sqrt(energy)
 
 
+def _expected_noise(settings: Settings, examples: int | None) -> float | None:
+    """In proportion to the noise per divisor that one silo's calibration will find, about; None where it is not known.
+
+    Noise grows at most about as the sampling rate, and as one over epsilon: no bound, for a warning alone.
+    """
+    privacy, client = settings.privacy, settings.client
+    targets = [float(t) for t in (privacy.epsilon, privacy.run_epsilon) if t is not None]
+    if not targets:
+        return None
+    if privacy.unit == "client":
+        return 1 / min(targets)
+    if client.sampling_rate is None and not examples:
+        return None
+    return sampling_rate(settings, examples or 1) / (min(targets) * _divisor(settings))
+
+
+def _loud_silos(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
+    """Silos whose calibrated noise is expected above ``server.max_noise_ratio`` times the median silo's."""
+    privacy = settings.privacy
+    if privacy.mode != "dp" or privacy.noise_by == "server" or privacy.noise_multiplier is not None:
+        return []
+    each = {name: _expected_noise(settings.for_silo(name), size) for name, size in sizes.items()}
+    known = {name: noise for name, noise in each.items() if noise is not None}
+    if not known:
+        return []
+    most = settings.server.max_noise_ratio * statistics.median_high(known.values())
+    return sorted(name for name, noise in known.items() if noise > most)
+
+
 def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """What a run tells of its limits before it begins: where there is no law, and where aggregation can leave
-    nobody out.
+    """What a run tells of its limits before it begins: where there is no law, which silos may be refused for honest
+    noise, and where aggregation can leave nobody out.
 
     Args:
         sizes: public number of examples of each silo, None where private.
@@ -371,6 +410,15 @@ def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[
         f"{settings.server.max_update_norm:g}"
         for reason in sorted(reason for reason in reasons if reason is not None)
     ]
+    if loud := _loud_silos(settings, sizes):
+        shown = ", ".join(loud[:_SHOWN]) + (
+            f" and {len(loud) - _SHOWN} more" * (len(loud) > _SHOWN)
+        )
+        found.append(
+            f"{shown}: the noise that its data and target ask for is expected above server.max_noise_ratio="
+            f"{settings.server.max_noise_ratio:g} times the median silo's, and then every update of it is refused: "
+            "raise server.max_noise_ratio or set privacy.noise_multiplier"
+        )
     how, chosen = settings.server.aggregation, settings.server.fraction * len(sizes)
     if how in ("median", "trimmed-mean") and chosen < 3:
         found.append(

@@ -366,6 +366,35 @@ def test_the_clipping_norm_of_the_round_decides(
     assert last == pytest.approx(10 * first, rel=0.03)  # but for the parameters' rounding
 
 
+def test_silos_whose_honest_noise_is_above_the_ratio_are_named_before_they_train(
+    tiny_settings: Make,
+) -> None:
+    calibrated = {"privacy.noise_multiplier": None, "privacy.epsilon": 2.0, "client.batch_size": 20}
+    sizes: dict[str, int | None] = {"small": 30, "a": 1000, "b": 2000, "unknown": None}
+    (sentence,) = limit_warnings(tiny_settings(**calibrated), sizes)
+    assert sentence.startswith("small: the noise that its data and target ask for")
+    assert "server.max_noise_ratio=10 " in sentence
+    wider = calibrated | {"server.max_noise_ratio": 100.0}
+    assert limit_warnings(tiny_settings(**wider), sizes) == []
+    assert limit_warnings(tiny_settings(**calibrated), {"a": 1000, "b": 2000}) == []
+    assert limit_warnings(tiny_settings(**{"privacy.noise_multiplier": 0.8}), sizes) == []
+    strict = calibrated | CLIENT | {"privacy.silos": {"a": {"epsilon": 0.1}}}
+    (sentence,) = limit_warnings(tiny_settings(**strict), sizes)
+    assert sentence.startswith("a: ")
+
+
+def test_noise_that_is_given_is_no_silos_word(
+    tiny_settings: Make, params: dict[str, Tensor]
+) -> None:
+    """Where the settings say the noise, batch sizes may differ by more than the ratio: nobody is refused for it."""
+    silos = {"small": {"batch_size": 1}, "a": {"batch_size": 40}, "b": {"batch_size": 40}}
+    judge = law(tiny_settings(**{"privacy.silos": silos}), params)
+    found = [told(name, params, 0.8) for name in silos]
+    kept, refused = judge.judge(found)
+    assert not refused
+    assert len(kept) == 3
+
+
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
