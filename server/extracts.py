@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dp_accounting.dp_event import DpEvent
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -81,7 +82,7 @@ class Extracts:
         for name, node in nodes.items():
             self.nodes[node] = name
             before = self.silos.get(name, Expected())
-            self.silos[name] = replace(before, key=self.keys.get(name), final=False)
+            self.silos[name] = replace(before, key=self.keys.get(name), final=False, told=None)
         write_index(self.run.path, self.silos)
         return AccompaniedGrid(grid, self)
 
@@ -128,10 +129,10 @@ class Extracts:
             spending: what the silos told with their updates.
             stop: where it is set, nobody is asked; nor where the process is ended by SystemExit.
         """
-        for name, events in spending.events.items():
-            if name in self.silos:
-                told = tuple((event_to_json(event), count) for event, count in events.items())
-                self.silos[name] = replace(self.silos[name], told=told)
+        for name, expected in self.silos.items():
+            events: Mapping[DpEvent, int] = spending.events.get(name, {})
+            told = tuple((event_to_json(event), count) for event, count in events.items())
+            self.silos[name] = replace(expected, told=told)
         write_index(self.run.path, self.silos)
         if stop.is_set() or isinstance(sys.exception(), SystemExit):
             return

@@ -95,7 +95,7 @@ class SiloAccounting:
         for name in HEADLINE:
             if name in by_name and by_name[name].epsilon is not None and by_name[name].bound:
                 return by_name[name]
-        notes = "; ".join(f.note for f in self.figures[adversary] if f.note)
+        notes = "; ".join(dict.fromkeys(f.note for f in self.figures[adversary] if f.note))
         return Figure("none", math.inf, True, note=notes or "no accountant could account for it")
 
     def stated(self, adversary: str) -> Figure:

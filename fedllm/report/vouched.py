@@ -116,5 +116,6 @@ def _notes(part: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         *adopted,
         f"What {listed(late)} vouched for last is of before the end of the run: no answer came when the server asked at "
-        "its end. What a silo released since is within its plan as far as its client kept to it.",
+        "its end. What a silo released since is counted where the epsilon is that of its plan or a budget, as far as its "
+        "client kept to it.",
     ]

@@ -6,63 +6,19 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import pytest
 from report_runs import NOISE, ROUNDS, SILOS, Page, epsilon, finished, new_run
-from vouching import Silo, deployed, expect, finished_elsewhere
+from vouched_reports import COST, cheaper, report, row, silo_part, why, written
+from vouching import deployed
 
-from fedllm.durable import plain
-from fedllm.report import build, write_report
-from fedllm.report.extract.statement import AccountItem, Extract, PlanItem, text_of
+from fedllm.report import build
+from fedllm.report.extract.statement import (
+    text_of,
+)
 from fedllm.report.extract.store import FOLDER, INDEX, path_of, read_index, write_index
 from fedllm.report.guarantee import shown
-from fedllm.report.schema import json_schema
-from fedllm.run_folder import RunFolder
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd, no_guarantee
-
-COST = {dp_sgd(SILOS["B"], NOISE, 1): ROUNDS}
-
-
-def report(run: RunFolder) -> dict[str, Any]:
-    """The report's content as it stands in report.json."""
-    found: dict[str, Any] = plain(build(run))
-    return found
-
-
-def written(run: RunFolder) -> dict[str, Any]:
-    """report.json as read back, checked against the schema; the page begins with its first line."""
-    page = write_report(run.path).read_text(encoding="utf-8")
-    found: dict[str, Any] = json.loads((run.path / "report.json").read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator(json_schema()).validate(found)
-    assert Page(page).words[0] == found["headline"]
-    return found
-
-
-def row(found: dict[str, Any], name: str) -> dict[str, Any]:
-    (one,) = (row for row in found["vouching"] if row["silo"] == name)
-    return dict(one)
-
-
-def silo_part(found: dict[str, Any], name: str) -> dict[str, Any]:
-    (one,) = (silo for silo in found["silos"] if silo["silo"] == name)
-    return dict(one)
-
-
-def cheaper(extract: Extract, factor: float) -> dict[str, AccountItem]:
-    """An account in which everything costs less."""
-    account = {}
-    for adversary, item in extract.account.items():
-        figures = tuple(
-            figure
-            if figure.epsilon is None
-            else figure.model_copy(update={"epsilon": float(figure.epsilon) * factor})
-            for figure in item.figures
-        )
-        account[adversary] = item.model_copy(update={"figures": figures})
-    return account
+from privacy.events import dp_sgd
 
 
 def test_all_vouch_and_the_report_is_that_of_the_ledgers_themselves(tmp_path: Path) -> None:
@@ -103,21 +59,6 @@ def test_a_silo_may_keep_its_events(tmp_path: Path) -> None:
     assert {item["silos"] for item in found["releases"]} == {1}
 
 
-def why(found: dict[str, Any], name: str) -> str:
-    """Why nothing is known of a silo, and that the report says so wherever it speaks of it."""
-    part = row(found, name)
-    assert not part["vouches"]
-    assert name not in {silo["silo"] for silo in found["silos"]}
-    assert any(text.startswith(f"silo {name}: ") for text in found["problems"])
-    assert f"nothing is known of {name}" in found["headline"]
-    assert found["guarantee"]["level"] == "some-silos"
-    assert found["guarantee"]["epsilon"] == "Infinity"
-    assert set(found["guarantee"]["others"].values()) == {"Infinity"}
-    assert found["headline"].startswith("NO GUARANTEE for 1 of 2 silos")
-    assert found["meaning"] is None
-    return str(part["why"])
-
-
 def test_a_silo_without_an_extract_is_named_and_nothing_is_stated_for_it(tmp_path: Path) -> None:
     run, _ = deployed(tmp_path)
     path_of(run.path / FOLDER, "B").unlink()
@@ -153,57 +94,6 @@ def test_forged_swapped_and_damaged_extracts_do_not_count(tmp_path: Path) -> Non
     assert report(run)["guarantee"]["level"] == "guaranteed"
 
 
-def test_an_older_extract_leaves_out_what_the_silo_told(tmp_path: Path) -> None:
-    run = finished_elsewhere(new_run(tmp_path), SILOS)
-    silos = [Silo(tmp_path / "silos", name) for name in SILOS]
-    for silo in silos:
-        for round_ in range(1, ROUNDS + 1):
-            older = silo.extract(run)
-            silo.enter(run, round_, dp_sgd(SILOS[silo.name], NOISE, 1))
-        silo.put(run, silo.signed(silo.extract(run)))
-    expect(run, silos)
-    assert report(run)["guarantee"]["level"] == "guaranteed"
-    for events in (
-        True,
-        False,
-    ):  # replayed by who may write to the run folder: its signature is true
-        kept = {} if events else {"plan": None, "events": None}
-        silo.put(run, silo.signed(older.model_copy(update=kept)))
-        assert "than it told the server of with its updates" in why(report(run), "B") or not events
-
-
-def test_the_last_word_of_a_silo_that_died_may_lag_within_its_plan(tmp_path: Path) -> None:
-    """Two of three rounds are in it; the third came with an update. Its plan holds for all."""
-    run, (_, b) = deployed(tmp_path)
-    extract = b.extract(run)
-    assert extract.events is not None
-    (item,) = extract.events
-    event = item.views["server"]
-    planned = f'{{"count":{ROUNDS},"event":{event},"kind":"SelfComposed"}}'
-    plan = PlanItem(
-        plan=json.dumps({"train": {"server": planned, "outsider": planned}}), budgets="[]"
-    )
-    lagging = extract.model_copy(
-        update={
-            "rows_of_run": 2,
-            "events": (item.model_copy(update={"rounds": ((1, 2),)}),),
-            "plan": plan,
-            "account": cheaper(extract, 0.7),
-        }
-    )
-    b.put(run, b.signed(lagging))
-    assert "leaves out releases" in why(report(run), "B"), (
-        "it answered at the end, and left one out"
-    )
-    index = read_index(run.path)
-    write_index(run.path, index | {"B": replace(index["B"], final=False)})
-    found = report(run)
-    assert found["guarantee"]["level"] == "guaranteed"
-    assert found["guarantee"]["epsilon"] == pytest.approx(epsilon(COST)), "of the whole plan"
-    b.put(run, b.signed(lagging.model_copy(update={"plan": None})))
-    assert "leaves out releases" in why(report(run), "B"), "nothing holds for the third"
-
-
 def test_a_silo_that_states_less_than_its_events_cost_is_found(tmp_path: Path) -> None:
     run, (_, b) = deployed(tmp_path)
     extract = b.extract(run)
@@ -229,17 +119,6 @@ def test_a_silo_that_states_more_is_believed_and_the_difference_shown(tmp_path: 
     assert row(found, "B")["disagreements"]
 
 
-def test_less_noise_told_than_vouched_for_is_found(tmp_path: Path) -> None:
-    run, _ = deployed(tmp_path)
-    index = read_index(run.path)
-    told = ((event_to_json(dp_sgd(SILOS["B"], NOISE / 2, 1)), ROUNDS),)
-    write_index(run.path, index | {"B": replace(index["B"], told=told)})
-    assert "states more noise, than it told" in why(report(run), "B")
-    told = ((event_to_json(no_guarantee("raw")), 1),)
-    write_index(run.path, index | {"B": replace(index["B"], told=told)})
-    assert "leaves out releases" in why(report(run), "B")
-
-
 def test_other_runs_on_the_ledger_count_on_the_silos_word(tmp_path: Path) -> None:
     run, (_, b) = deployed(tmp_path)
     for round_ in range(1, 3):
@@ -255,6 +134,21 @@ def test_other_runs_on_the_ledger_count_on_the_silos_word(tmp_path: Path) -> Non
     # No budget held both runs: as in a simulation, that is a condition.
     assert found["guarantee"]["level"] == "if-fixed"
     assert "holds 2 runs, and it states no budget" in found["headline"]
+
+
+def test_rows_of_other_runs_and_their_runs_are_stated_together(tmp_path: Path) -> None:
+    run, (_, b) = deployed(tmp_path)
+    extract = b.extract(run)
+    for changes in ({"other_runs": 1}, {"rows_of_other_runs": 1}):
+        b.put(
+            run,
+            b.signed(
+                extract.model_copy(
+                    update={"ledger": extract.ledger.model_copy(update={"rows": 9}), **changes}
+                )
+            ),
+        )
+        assert "a row at least of each other run" in why(report(run), "B")
 
 
 def test_what_a_silo_writes_does_not_reach_the_first_line_as_the_reports_own(

@@ -140,7 +140,7 @@ def test_an_older_extract_is_told_although_the_report_was_made_of_it(tmp_path: P
     """The server's own people put it there, and made and signed the report again: the silo's last head tells."""
     run, (_, b) = deployed(tmp_path)
     index = read_index(run.path)
-    write_index(run.path, index | {"B": replace(index["B"], told=None)})
+    write_index(run.path, index | {"B": replace(index["B"], told=())})
     older = b.extract(run)
     b.enter(run, ROUNDS + 1, dp_sgd(SILOS["B"], NOISE, 1))
     with Ledger(b.ledger) as ledger:

@@ -6,6 +6,7 @@ larger counts, the silo's or that of its events; whether an accountant's number 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,25 +21,25 @@ from fedllm.report.accounting import (
     SiloAccounting,
     account_silos,
 )
+from fedllm.report.extract.coverage import SAME, check_told
 from fedllm.report.extract.run_rows import entries_of, plan_of
 from fedllm.report.extract.statement import AccountItem, Extract, ExtractError
 from fedllm.report.extract.store import ExtractsFound, Found
 from fedllm.report.held import FILTER, PLAN, held_by_plan
 from privacy.accountants import ACCOUNTANTS as KNOWN
 from privacy.event_counts import is_private
-from privacy.event_json import event_from_json
 from privacy.ledger import LedgerEntry, composed
-from privacy.run_plan import outside
 from privacy.vocabulary import Adversary, Relation, Unit
 
-SAME = 1e-6
-"""Relative difference up to which two epsilons agree: far above round-off, far below what matters."""
 PLANNED = "of the run's plan, which was fixed before its first release{by}; what was released so far is within it"
 HELD = "the budget that a privacy filter held over the {runs} runs on the silo's ledger, as the silo states"
 UNHELD = (
     "the silo's ledger holds {runs} runs, and it states no budget that all of them were planned under: this "
     "epsilon holds only if what they do was fixed before the first of them"
 )
+WITHHELD = "the silo {silo} states no epsilon of the {runs} runs on its ledger together, of which this run's is a part"
+INFINITE = "the silo {silo} states no finite epsilon"
+TOO_LITTLE = "the silo {silo} states less for the {runs} runs on its ledger than the events of this run alone cost"
 
 
 @dataclass
@@ -90,7 +91,7 @@ def compose(
             entries = _entries(one.extract, len(result.entries) + 1, adversaries)
             account = _Account(one.extract, entries, adversaries, accounts)
             silo = account.silo()
-            _check_told(one, silo, account, accounts)
+            check_told(one.expected, silo, account, accounts)
         except ExtractError as error:
             result.unvouched[name] = str(error)
             row |= {"vouches": False, "why": str(error)}
@@ -100,7 +101,7 @@ def compose(
         result.entries += entries
         result.seeded = result.seeded or one.extract.seeded
         result.other_runs = max(result.other_runs, one.extract.other_runs)
-        if one.extract.events is not None and not one.extract.rows_of_other_runs:
+        if one.extract.events is not None and not one.extract.shared:
             result.whole.add(name)
     return result
 
@@ -234,22 +235,42 @@ class _Account:
     def _larger(
         self, name: str, claimed: Figure | None, again: Figure | None, adversary: str
     ) -> Figure:
-        """The larger of two figures, and a disagreement where they should be the same, or it is the events'."""
-        bound = KNOWN[name].is_bound
-        alone = not self.extract.rows_of_other_runs
+        """The larger of two figures, and a disagreement where they should be the same, or it is the events'.
+
+        Of a ledger with other runs the events here are a part: what they cost is never stated as the cost of all.
+        """
+        alone = not self.extract.shared
         mine = None if claimed is None else claimed.epsilon
         theirs = None if again is None else again.epsilon
+        if not alone and mine is None:
+            return self._none_of_all(name, WITHHELD)
         if again is None:
-            return Figure(name, mine, bound, None if claimed is None else claimed.mu)
+            return self._claimed(name, claimed)
         if claimed is None or mine is None or theirs is None:
             if mine is not None or (alone and theirs is not None):
                 self._disagree(name, adversary, mine, theirs)
-            return again if alone or mine is None else Figure(name, None, bound, note=again.note)
+            return again
         less = theirs > mine + SAME * max(1.0, mine)
         more = mine > theirs + SAME * max(1.0, theirs)
         if less or (alone and more):
             self._disagree(name, adversary, mine, theirs)
-        return again if theirs >= mine else Figure(name, mine, bound, claimed.mu)
+        if less and not alone:
+            return self._none_of_all(name, TOO_LITTLE)
+        return again if theirs >= mine else self._claimed(name, claimed)
+
+    def _claimed(self, name: str, claimed: Figure | None) -> Figure:
+        """The silo's own figure; its words stay out."""
+        bound = KNOWN[name].is_bound
+        if claimed is None:
+            return Figure(name, None, bound)
+        infinite = claimed.epsilon == math.inf
+        note = INFINITE.format(silo=_printable(self.extract.silo)) if infinite else ""
+        return Figure(name, claimed.epsilon, bound, claimed.mu, note)
+
+    def _none_of_all(self, name: str, why: str) -> Figure:
+        """No number, where a ledger's runs cost more than any that is known."""
+        note = why.format(silo=_printable(self.extract.silo), runs=self.extract.other_runs + 1)
+        return Figure(name, None, KNOWN[name].is_bound, note=note)
 
     def _disagree(
         self, name: str, adversary: str, mine: float | None, theirs: float | None
@@ -263,7 +284,7 @@ class _Account:
         """What holds where it is not the epsilon of what was released; in the server's own words."""
         claimed, runs = stated.held, self.extract.other_runs + 1
         at_least = headline.epsilon_or_inf
-        if self.extract.rows_of_other_runs or runs > 1:
+        if self.extract.shared:
             held = None if claimed is None else claimed.figure().epsilon
             if claimed is None or claimed.accountant != FILTER or held is None:
                 return Figure(FILTER, None, False, note=UNHELD.format(runs=runs))
@@ -302,51 +323,14 @@ class _Account:
                 f"its plan cannot be accounted for: {type(error).__name__}: {str(error)[:200]}"
             ) from None
 
-    def planned(self) -> Multiset:
-        """The run's whole plan in the server's view; empty without one."""
+    def planned(self, adversary: str) -> Multiset | None:
+        """The events with a guarantee that the run's plan holds; None without a plan."""
         plan = plan_of(self.extract)
-        return Multiset() if plan is None else plan.events("server")
+        return None if plan is None else _private(plan.events(adversary))
 
-    def released(self) -> Multiset:
-        """The run's events in the server's view."""
-        return composed(self.entries, "server")
-
-
-def _check_told(one: Found, silo: SiloAccounting, account: _Account, accounts: Accounts) -> None:
-    """Whether a silo vouches for all that it told of its releases with its updates.
-
-    Raises:
-        ExtractError: it does not.
-    """
-    told: Multiset = Multiset()
-    try:
-        for text, count in one.expected.told or ():
-            told[event_from_json(text)] += count
-    except (ValueError, RecursionError) as error:
-        raise ExtractError(f"what it told of its releases cannot be read: {error}") from None
-    if account.again is not None:
-        released = account.released()
-        if (
-            not one.expected.final
-        ):  # its last word lags: what it released since is within the plan that it gave
-            released = Multiset(account.planned() | released)
-        raw = sum(count for event, count in told.items() if not is_private(event))
-        listed = sum(count for event, count in released.items() if not is_private(event))
-        if outside(released, told) is not None or raw > listed:
-            raise ExtractError(
-                "its extract leaves out releases, or states more noise, than it told the server of with its updates"
-            )
-        return
-    stated = silo.headline("server") if one.expected.final else silo.stated("server")
-    if silo.reasons["server"] or stated.epsilon is None:
-        return
-    by = silo.headline("server").accountant
-    cost = accounts.figure(by, told) if by in KNOWN else None
-    if cost is not None and cost.epsilon_or_inf > stated.epsilon_or_inf * (1 + SAME) + SAME:
-        raise ExtractError(
-            f"its extract states epsilon = {_shown(stated.epsilon)}, less than the {_shown(cost.epsilon)} of the "
-            "releases that it told the server of with its updates"
-        )
+    def released(self, adversary: str) -> Multiset | None:
+        """The events of the run's rows; None where the silo keeps them."""
+        return None if self.again is None else composed(self.entries, adversary)
 
 
 def _of_adversary(extract: Extract, adversary: Adversary) -> AccountItem:

@@ -193,6 +193,11 @@ class Extract(_Part):
     plan: PlanItem | None
     events: tuple[RowsItem, ...] | None = Field(max_length=5000)
 
+    @property
+    def shared(self) -> bool:
+        """Whether other runs are on the ledger: then this run's events are a part of what ``account`` is about."""
+        return bool(self.other_runs or self.rows_of_other_runs)
+
     @model_validator(mode="after")
     def _check(self) -> Extract:
         for name in self.account:
@@ -210,6 +215,11 @@ class Extract(_Part):
         counted = self.rows_of_run + self.rows_of_other_runs
         if counted > self.ledger.rows:
             raise ValueError(f"Expected at most {self.ledger.rows} rows in all, got {counted}")
+        runs, rows = self.other_runs, self.rows_of_other_runs
+        if runs > rows or (rows and not runs):
+            raise ValueError(
+                f"Expected a row at least of each other run, got {rows} of {runs} runs"
+            )
         return self
 
 

@@ -6,6 +6,7 @@ from ..mutation import Mutation
 
 _FOLDER = "fedllm/report/extract"
 _REPORT = "tests/core/test_extract_report.py"
+_COVERAGE = "tests/core/test_extract_coverage.py"
 _VERIFY = "tests/core/test_extract_verify.py"
 _SERVER = "tests/core/test_extract_server.py"
 _STATEMENT = "tests/core/test_extract_statement.py"
@@ -61,16 +62,36 @@ MUTATIONS = (
     ),
     Mutation(
         "told-releases-not-held-against-the-extract",
-        f"{_FOLDER}/compose.py",
-        "        if outside(released, told) is not None or raw > listed:\n",
-        "        if False:\n",
+        f"{_FOLDER}/coverage.py",
+        "            raise ExtractError(LEFT_OUT)\n",
+        "            return\n",
         "An extract without the last rounds is stated as the whole.",
-        (f"{_REPORT}::test_an_older_extract_leaves_out_what_the_silo_told",),
+        (f"{_COVERAGE}::test_an_older_extract_leaves_out_what_the_silo_told",),
+    ),
+    Mutation(
+        "lagging-rows-stated-as-all",
+        f"{_FOLDER}/coverage.py",
+        "        if not compared and not _counts_all(silo, adversary, sent):\n",
+        "        if False:\n",
+        "The epsilon of the rows at the time of an extract is stated, and the server received more.",
+        (
+            f"{_COVERAGE}::test_a_lagging_extract_without_an_epsilon_of_its_plan_does_not_count",
+            f"{_COVERAGE}::test_a_lagging_extract_without_events_counts_where_it_can_be_compared",
+            f"{_COVERAGE}::test_of_a_run_without_an_end_only_a_plan_or_a_budget_counts",
+        ),
+    ),
+    Mutation(
+        "this-run-stated-as-the-whole-ledger",
+        f"{_FOLDER}/compose.py",
+        "            return self._none_of_all(name, WITHHELD)\n",
+        "            return again or self._claimed(name, claimed)\n",
+        "A silo that withholds what its ledger cost has this run's epsilon in the report.",
+        (f"{_COVERAGE}::test_this_run_alone_is_never_stated_as_the_whole_ledger",),
     ),
     Mutation(
         "kept-events-not-held-against-what-was-told",
-        f"{_FOLDER}/compose.py",
-        "    if cost is not None and cost.epsilon_or_inf > stated.epsilon_or_inf * (1 + SAME) + SAME:\n",
+        f"{_FOLDER}/coverage.py",
+        "    if cost is not None and cost.epsilon_or_inf > stated.epsilon * (1 + SAME) + SAME:\n",
         "    if False:\n",
         "A silo that keeps its events may state any small epsilon.",
         (f"{_REPORT}::test_a_silo_that_states_less_than_its_events_cost_is_found",),
