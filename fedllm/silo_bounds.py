@@ -40,6 +40,10 @@ RAW_DUPLICATE = (
 """Why a run with the paper's own teacher has no guarantee."""
 
 
+MOST_MECHANISMS = 64
+"""Different events of one silo in one run; an honest one has a few."""
+
+
 @dataclass(frozen=True)
 class Bound:
     """One budget of a silo, and what counts against it.

@@ -9,6 +9,9 @@ import numpy.typing as npt
 
 from privacy.randomness import RandomSource
 
+SMALLEST_RATE = 2.0**-53
+"""The smallest rate above 0 that `poisson_sample` realises: what is below is never sampled."""
+
 
 def poisson_sample(n: int, rate: float, rng: RandomSource) -> npt.NDArray[np.int64]:
     """Include each of n records independently with probability `rate`.

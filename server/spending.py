@@ -16,6 +16,7 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings import Settings
 from fedllm.silo_bounds import (
+    MOST_MECHANISMS,
     evaluation_events,
     score_events,
     statistics_events,
@@ -27,8 +28,6 @@ from privacy.event_json import event_from_json, event_to_json
 from privacy.vocabulary import Relation
 
 log = logging.getLogger("fedllm")
-MOST_MECHANISMS = 64
-"""Different events of one silo in one run; an honest one has a few."""
 
 
 class SpendingView:

@@ -18,6 +18,7 @@ from fedllm.report.assumptions import SETTINGS_LOST, assumptions, not_covered
 from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.extract.store import FOLDER
 from fedllm.report.guarantee import headline
+from fedllm.report.guarded import guarded
 from fedllm.report.held import add_held
 from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.ledger_notes import adopted, told
@@ -123,7 +124,12 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "releases": accounting.releases(run.entries, run.run_id),
         "encoding": encoded,
         "layers": chosen,
-        "lmo": lmo(run, accounted, relation, delta),
+        "lmo": guarded(
+            "the cost of LMO noise",
+            run.problems,
+            lambda: lmo(run, accounted, relation, delta),
+            None,
+        ),
         "black_box": black_box(run, accounted, accounts, training),
         "assumptions": _assumed(run, seeded, counted, silos_adopted),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
@@ -300,7 +306,12 @@ def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[st
         rows = [row for row in run.entries if row.party in parties]
         name = silo.headline(SERVER).accountant
         own = Accounts(accounts.relation, privacy.delta)
-        figure = own.figure(name, composed(rows, SERVER)) if name != "none" else None
+        figure = guarded(
+            f"epsilon of {silo.name} at its own delta",
+            run.problems,
+            lambda: own.figure(name, composed(rows, SERVER)) if name != "none" else None,
+            None,
+        )
         spent = None if figure is None else figure.epsilon
     found = {key: getattr(privacy, key) for key in ("epsilon", "run_epsilon", "delta")}
     return {**found, "spent": spent}

@@ -8,6 +8,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
+from fedllm.report.guarded import FAILURES
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.copies import UnknownCopies, events_of_copies
 from privacy.vocabulary import Relation
@@ -27,6 +28,10 @@ def copies_cost(
             epsilon = accountant.epsilon(events_of_copies(events, number), delta)
         except (UnknownCopies, UnsupportedEvent) as error:
             found.append({"copies": number, "epsilon": None, "note": str(error)})
+            continue
+        except FAILURES as error:
+            note = f"not computed: {type(error).__name__}: {str(error)[:200]}"
+            found.append({"copies": number, "epsilon": None, "note": note})
             continue
         note = "no finite number" if math.isinf(epsilon) else ""
         found.append({"copies": number, "epsilon": float(epsilon), "note": note})

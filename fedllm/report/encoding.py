@@ -7,6 +7,7 @@ from typing import Any
 
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, Figure, SiloAccounting
+from fedllm.report.guarded import FAILURES
 from fedllm.report.record import RunRecord
 from fedllm.run_folder import RunFolderError, read_json_file
 from privacy.ledger import LedgerEntry, composed
@@ -122,7 +123,10 @@ def _mu(
     if not lost:
         events = composed(rows, adversary)
         for name in (_EXACT, _DOMINATING):
-            figure: Figure | None = accounts.figure(name, events)
+            try:
+                figure: Figure | None = accounts.figure(name, events)
+            except FAILURES:
+                continue
             if figure is not None and figure.mu is not None:
                 return {"mu": figure.mu, "accountant": name, "exact": name == _EXACT}
     return {"mu": None, "accountant": None, "exact": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Context, Decimal
 from typing import Literal
 
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
@@ -177,10 +177,18 @@ def shown(epsilon: float | None) -> str:
     return round_up(epsilon, 3)
 
 
+_WRITTEN_OUT = 1e12
+
+
 def round_up(value: float, decimals: int) -> str:
-    """A number printed with so many decimals, never below its value (as Python writes it)."""
+    """A number printed with so many decimals, never below its value (as Python writes it).
+
+    Of a larger one than anybody reads the first four digits and the power of ten are printed.
+    """
     if math.isinf(value):
         return "∞"
+    if value >= _WRITTEN_OUT:
+        return f"{Context(prec=4, rounding=ROUND_CEILING).create_decimal(repr(float(value))):.3e}"
     step = Decimal(1).scaleb(-decimals)
     return str(Decimal(repr(float(value))).quantize(step, rounding=ROUND_CEILING))
 

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fedllm.report import accounting
-from fedllm.report.accounting import Accounts, SiloAccounting
+from fedllm.report.accounting import Accounts, Multiset, SiloAccounting
 from fedllm.report.copies import copies_cost
 from fedllm.report.curves import least_missed, missed_at, privacy_curves
 from fedllm.report.guarantee import STATED, Headline
+from fedllm.report.guarded import guarded
 from fedllm.report.held import FILTER, PLAN
 from fedllm.report.record import RunRecord
-from privacy.ledger import LedgerEntry, composed
+from privacy.ledger import composed
 from privacy.vocabulary import OUTSIDER, SERVER, Relation, Unit
 
 CURVES = 8
@@ -42,19 +43,25 @@ def epsilon_by_round(
     usable = [s for s in accounted if s.rows and not s.reasons[adversary] and run.whole(s.name)]
     usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
     chosen = usable if len(usable) <= CURVES else [*usable[: CURVES - 1], usable[-1]]
-    lines = {
-        silo.name: accounting.epsilon_by_round(
-            run.entries,
-            run=run.run_id,
-            silo=silo.name,
-            unit=unit,
-            adversary=adversary,
-            accounts=accounts,
-            points=POINTS,
+    lines = {}
+    for silo in chosen:
+        line = guarded(
+            f"epsilon by round of {silo.name}",
+            run.problems,
+            lambda name=silo.name: accounting.epsilon_by_round(  # type: ignore[misc]
+                run.entries,
+                run=run.run_id,
+                silo=name,
+                unit=unit,
+                adversary=adversary,
+                accounts=accounts,
+                points=POINTS,
+            ),
+            None,
         )
-        for silo in chosen
-    }
-    return {"adversary": str(adversary), "silos": lines, "left_out": len(usable) - len(chosen)}
+        if line is not None:
+            lines[silo.name] = line
+    return {"adversary": str(adversary), "silos": lines, "left_out": len(usable) - len(lines)}
 
 
 def curves_of_the_largest(
@@ -66,14 +73,17 @@ def curves_of_the_largest(
 ) -> dict[str, Any] | None:
     """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
     adversary = _drawn_adversary(statement)
-    worst = _largest(accounted, adversary)
-    if worst is None or not run.whole(worst.name):
-        return None
-    if worst.stated(adversary).accountant in (FILTER, PLAN):
+    worst = _largest(run, accounted, adversary)
+    if worst is None or worst.stated(adversary).accountant in (FILTER, PLAN):
         return None  # the curve of what was released is not the one that holds
     figure = worst.headline(adversary)
-    events = composed(_rows(run, worst.name, unit), adversary)
-    found = privacy_curves(events, figure.accountant, relation)
+    events = _events(run, worst.name, unit, adversary)
+    found = guarded(
+        f"the privacy curve of {worst.name}",
+        run.problems,
+        lambda: privacy_curves(events, figure.accountant, relation),
+        None,
+    )
     if found is None:
         return None
     return {
@@ -84,11 +94,21 @@ def curves_of_the_largest(
     }
 
 
-def _largest(accounted: Sequence[SiloAccounting], adversary: str) -> SiloAccounting | None:
-    """The silo with the largest epsilon; None where none has a finite one above 0."""
+def _largest(
+    run: RunRecord, accounted: Sequence[SiloAccounting], adversary: str
+) -> SiloAccounting | None:
+    """The silo with the largest epsilon; None where none has a finite one above 0, or not all its rows are here."""
     able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
     able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
-    return max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
+    worst = max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
+    return worst if worst is not None and run.whole(worst.name) else None
+
+
+def _events(run: RunRecord, silo: str, unit: Unit, adversary: str) -> Multiset:
+    """The events of the rows that count for a silo."""
+    parties = (silo, accounting.EVERYBODY)
+    rows = [row for row in run.entries if row.party in parties and row.unit is unit]
+    return composed(rows, adversary)
 
 
 def copies_of_a_record(
@@ -100,18 +120,12 @@ def copies_of_a_record(
 ) -> dict[str, Any] | None:
     """What copies of one record cost at the silo with the largest epsilon."""
     adversary = _drawn_adversary(statement)
-    worst = _largest(accounted, adversary)
-    if worst is None or unit is Unit.CLIENT or not run.whole(worst.name):
+    worst = _largest(run, accounted, adversary)
+    if worst is None or unit is Unit.CLIENT:
         return None
-    events = composed(_rows(run, worst.name, unit), adversary)
+    events = _events(run, worst.name, unit, adversary)
     costs = copies_cost(events, accounts.relation, accounts.delta)
     return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
-
-
-def _rows(run: RunRecord, silo: str, unit: Unit) -> list[LedgerEntry]:
-    """The rows that count for a silo."""
-    parties = (silo, accounting.EVERYBODY)
-    return [row for row in run.entries if row.party in parties and row.unit is unit]
 
 
 def in_plain_words(
@@ -126,7 +140,8 @@ def in_plain_words(
     if statement.level not in STATED:
         return None
     adversary = _drawn_adversary(statement)
-    distinct, held = {}, []
+    distinct: dict[tuple[frozenset[Any], str], tuple[str, Multiset]] = {}
+    held = []
     for silo in accounted:
         if not silo.rows:
             continue
@@ -135,16 +150,21 @@ def in_plain_words(
             # One point of the curve is what holds, and no other.
             held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
         else:
-            events = composed(_rows(run, silo.name, unit), adversary)
+            events = _events(run, silo.name, unit, adversary)
             name = silo.headline(adversary).accountant
-            distinct[frozenset(events.items()), name] = events
+            distinct[frozenset(events.items()), name] = silo.name, events
     if not (distinct or held) or len(distinct) > DISTINCT:
         return None
-    missed = min(
-        *held,
-        *(least_missed(e, name, relation, FALSE_ALARMS) for (_, name), e in distinct.items()),
-        1.0,
-    )
+    for (_, name), (silo_name, events) in distinct.items():
+        held.append(
+            guarded(
+                f"what a test misses at {silo_name}",
+                run.problems,
+                lambda e=events, n=name: least_missed(e, n, relation, FALSE_ALARMS),  # type: ignore[misc]
+                0.0,
+            )
+        )
+    missed = min(*held, 1.0)
     return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
 
 

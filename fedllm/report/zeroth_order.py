@@ -11,6 +11,7 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm.embedded import cache_folder
 from fedllm.report.accounting import EVERYBODY, Accounts, SiloAccounting
+from fedllm.report.guarded import guarded
 from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
 from fedllm.run_folder import NUMBERS
@@ -74,7 +75,12 @@ def black_box(
     order = settings.zeroth_order
     numbers = order.directions * settings.client.local_steps
     private = settings.privacy.mode == "dp"
-    noise = _noise(run, accounted, accounts) if private else None
+    noise = guarded(
+        "the noise on the numbers",
+        run.problems,
+        lambda: _noise(run, accounted, accounts) if private else None,
+        None,
+    )
     if noise is not None and noise["family"] != "gaussian" and not noises_numbers(settings):
         run.problems.append(
             f"{NUMBERS} is missing: the ledger has noise on each number that the settings do not name, so how the "

@@ -14,8 +14,8 @@ MUTATIONS = (
     Mutation(
         "report-rounds-epsilon-down",
         _GUARANTEE,
-        "rounding=ROUND_CEILING",
-        'rounding="ROUND_FLOOR"',
+        "quantize(step, rounding=ROUND_CEILING)",
+        'quantize(step, rounding="ROUND_FLOOR")',
         "The first line, which is signed, states less than was spent.",
         (f"{_REPORT}::test_printed_epsilon_is_rounded_up",),
     ),
