@@ -1,0 +1,1 @@
+"""Digests of small seeded runs, to compare two commits: `python -m tests.seeded`."""
