@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +12,15 @@ import torch
 
 from fedllm.gradients import clipped_gradient_sum
 from fedllm.settings import Settings
-from fedllm.tunable import make_tunable
+from fedllm.silos import load_federation
+from fedllm.tasks.base import expand_params
+from fedllm.tunable import initial_params, make_tunable, shared_tunable
 from privacy.clipping import clip_and_sum
 from server.aggregation import Contribution
-from simulations.benchmark.head_features import BIAS, WEIGHT, pooled
 from simulations.benchmark.poison.__main__ import largest_share
 from simulations.benchmark.poison.attacks import ATTACKS, LOUD, Hostile, flipped
 from simulations.benchmark.poison.federation import gradients, train
+from simulations.benchmark.poison.head_features import BIAS, WEIGHT, head_features, pooled
 
 HEAD = {"prefix.length": 0, "client.local_steps": 1, "client.learning_rate": 1.0}
 
@@ -62,6 +65,31 @@ def test_gradients_on_features_are_those_of_the_model(
     found = clip_and_sum([rows[BIAS], rows[WEIGHT]], 0.5).sums
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 3])
+def test_a_head_on_the_features_answers_as_the_model_does(
+    length: int,
+    tiny_settings: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FEDLLM_CACHE", str(tmp_path))
+    settings = tiny_settings(**{"prefix.length": length, "prefix.init_std": 0.5})
+    data = head_features(settings)
+    again = head_features(settings)  # from the cache
+    assert all(torch.equal(data[name], again[name]) for name in data)
+    silo = load_federation(settings).silos[0]
+    tunable = shared_tunable(settings)
+    batch = tunable.task.collate(tunable.task.features(silo.train.records)[:5])
+    rng = torch.Generator().manual_seed(3)
+    params = initial_params(tunable, settings)
+    for name in (WEIGHT, BIAS):
+        params[name] = torch.randn(params[name].shape, generator=rng)
+    with tunable.with_prefix(expand_params(params, 1)):
+        expected = tunable.task.logits(expand_params(params, 1), batch)[:5]  # type: ignore[attr-defined]
+    found = data[f"x.{silo.name}"][:5] @ params[WEIGHT].T + params[BIAS]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_largest_class_is_a_score_of_its_own() -> None:

@@ -25,9 +25,9 @@ from fedllm.settings_io import load_settings
 from fedllm.silo_account import sampling_rate
 from privacy.calibration import calibrate_noise_multiplier
 from simulations.benchmark import timing
-from simulations.benchmark.head_features import head_features
 from simulations.benchmark.poison.attacks import ATTACKS, HONEST, Hostile
 from simulations.benchmark.poison.federation import train
+from simulations.benchmark.poison.head_features import head_features
 
 EXPERIMENT = Path(__file__).parents[2] / "tweets.toml"
 SILOS = 8

@@ -25,8 +25,8 @@ from server.aggregation import Contribution
 from server.optimizers import ServerOptimizer
 from server.robust.means import combine
 from server.robust.update_law import UpdateLaw
-from simulations.benchmark.head_features import BIAS, WEIGHT
 from simulations.benchmark.poison.attacks import LABELS, Hostile, flipped
+from simulations.benchmark.poison.head_features import BIAS, WEIGHT
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a head reads of each text while the prefix stays as it starts: computed once, for benchmarks of a head alone."""
+"""What a head reads of each text while the prefix stays as it starts: computed once."""
 
 from __future__ import annotations
 
