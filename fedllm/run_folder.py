@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedllm.durable import json_bytes, plain, write_bytes, write_text
 from fedllm.flatness.layer_choice import CHOICE, Choice, read_choice
+from fedllm.removed_settings import removed_of
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, parse_recorded, parse_settings, to_toml
 
@@ -123,6 +124,19 @@ class RunFolder:
         """
         choice = self.choice()
         return self._settings if choice is None else choice.settings(self._settings)
+
+    def require_current(self) -> None:
+        """Refuse to go on with a run of an earlier version whose mechanism is no longer here.
+
+        Raises:
+            RunFolderError: its settings name what was removed.
+        """
+        if removed := read_removed(self.path):
+            named = ", ".join(f"{key}={value}" for key, value in removed.items())
+            raise RunFolderError(
+                f"Expected a run that this version can go on with, {self.path} was started with {named}, "
+                "which was removed; report, verify, export and predict still read it"
+            )
 
     def settings_of(self, params: Mapping[str, Tensor]) -> Settings:
         """The settings of a checkpoint with these parameters: one of before the choice of layers has
@@ -326,6 +340,14 @@ def read_settings(folder: Path) -> Settings:
         return parse_recorded(_with_chosen_numbers(tree, folder), source=str(folder / SETTINGS))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SettingsError) as error:
         raise RunFolderError(f"The settings of the run {folder} are damaged: {error}") from None
+
+
+def read_removed(folder: Path) -> dict[str, Any]:
+    """The settings of a run that this version has no longer, by dotted key; none where they cannot be read."""
+    try:
+        return removed_of(tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return {}
 
 
 def _with_chosen_numbers(tree: dict[str, Any], folder: Path) -> dict[str, Any]:

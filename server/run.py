@@ -69,7 +69,11 @@ def run_experiment(
     Returns:
         The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed`` (also where it
         came to its end and no silo has trained in any round).
+
+    Raises:
+        RunFolderError: the run's settings name what this version has no longer.
     """
+    run.require_current()
     settings = run.settings()
     stop = stop or threading.Event()
     status, message, came_to_its_end = FAILED, "", False

@@ -49,6 +49,7 @@ def run(
 def resume(path: RunPath, as_json: AsJson = False) -> None:
     """Go on with an interrupted run, to the same end as without the interruption."""
     folder = RunFolder.open(path)
+    folder.require_current()
     state = folder.state()
     if state["status"] == "finished":
         raise RunFolderError(f"Expected an unfinished run, {path} is finished")

@@ -210,6 +210,7 @@ def _to_resume(link: Control, home: Path, run: str) -> tuple[str, list[str]]:
             Path(run) if Path(run).is_dir() else home / "runs" / Path(_folder_name(runs, run)).name
         )
         found = RunFolder.open(path)
+        found.require_current()
         if found.state()["status"] == "finished":
             raise RunFolderError(f"Expected an unfinished run, {path} is finished")
         place = str(found.path)

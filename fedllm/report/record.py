@@ -21,6 +21,7 @@ from fedllm.run_folder import (
     ledger_of,
     read_json_file,
     read_metrics_file,
+    read_removed,
     read_settings,
 )
 from fedllm.settings import Settings
@@ -39,7 +40,8 @@ class RunRecord:
         settings: None where they cannot be read.
         state: as in ``state.json``; status "unknown" where that cannot be read.
         problems: one sentence for each file that is missing or damaged.
-        notes: what is unfinished without being damaged.
+        notes: what is unfinished without being damaged; settings of an earlier version.
+        removed: the settings of the run that this version has no longer, by dotted key.
         entries, verification, ledger_problem: as of :func:`~fedllm.report.ledger_reading.read_ledger`.
         extracts: of a deployed run, whose ledgers are with the silos; then there is no ledger here, and the rows are
             those that the silos sent.
@@ -60,6 +62,7 @@ class RunRecord:
     ledger_problem: str | None = None
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    removed: dict[str, Any] = field(default_factory=dict)
     extracts: ExtractsFound | None = None
     complete: set[str] | None = None
 
@@ -110,7 +113,8 @@ def read_run(source: RunFolder | str | Path) -> RunRecord:
         found = "; ".join(run.verification.problems[:3])
         problems.append(f"{_ledger_name(run)} fails its verification: {found}")
     problems += _checkpoint_problems(run)
-    run.notes = unfinished(run)
+    run.removed = read_removed(path)
+    run.notes = [*unfinished(run), *_of_earlier(run.removed)]
     return run
 
 
@@ -246,6 +250,16 @@ def unfinished(run: RunRecord) -> list[str]:
             "is counted in every epsilon."
         )
     return notes
+
+
+def _of_earlier(removed: dict[str, Any]) -> list[str]:
+    if not removed:
+        return []
+    named = ", ".join(f"{key} = {value}" for key, value in removed.items())
+    return [
+        f"The run was made by an earlier version with {named}, which this version has no longer: the "
+        "report's settings are without it, its figures are of the events that the ledger holds."
+    ]
 
 
 def _listed(rounds: Sequence[int]) -> str:

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedllm.run_folder import RunFolderError, read_settings
+from fedllm.run_folder import RunFolderError, read_removed, read_settings
 from fedllm.settings import Settings
 from fedllm.settings_io import SettingsError, apply_overrides, settings_of
 from fedllm.settings_section import PositiveFloat, Section
@@ -140,7 +140,7 @@ class Sweep:
                 return path
             try:
                 # what it was started with: the run itself may have dropped layers since
-                if read_settings(path) == cell.settings:
+                if read_settings(path) == cell.settings and not read_removed(path):
                     return path
             except RunFolderError:
                 pass  # damaged: left as it is, and the cell starts anew beside it

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
+from accounting_commands import call
+from flwr.serverapp import Grid
 
 from fedllm import removed_settings
 from fedllm.removed_settings import Removed, removed_of
-from fedllm.run_folder import RunFolder
+from fedllm.report.build import build
+from fedllm.run_folder import RunFolder, RunFolderError
 from fedllm.settings_io import SettingsError, load_settings, parse_settings
+from server.run import run_experiment
 
 EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
 
@@ -62,15 +67,39 @@ def test_what_is_no_section_or_no_text_is_left_to_the_other_checks() -> None:
         assert "removed" not in str(caught.value)
 
 
-def test_a_run_of_an_earlier_version_opens_without_them(tmp_path: Path) -> None:
+@pytest.fixture
+def earlier(tmp_path: Path) -> Path:
+    """A run folder of an earlier version, with settings that it used."""
     folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
     path = folder / "settings.toml"
-    plain = RunFolder.open(folder).settings()
-    text = path.read_text(encoding="utf-8").replace("[codec]\n", "[codec]\necho = true\n")
-    path.write_text(
-        text.replace('[codec]\necho = true\nname = "none"', '[codec]\necho = true\nname = "zip"')
-    )
-    assert RunFolder.open(folder).settings() == plain
+    text = path.read_text(encoding="utf-8")
+    used = text.replace('[codec]\nname = "none"', '[codec]\necho = true\nname = "zip"')
+    path.write_text(used, encoding="utf-8")
+    return folder
+
+
+def test_a_run_of_an_earlier_version_opens_and_reports_without_them(earlier: Path) -> None:
+    assert RunFolder.open(earlier).settings() == RunFolder.open(EARLIER).settings()
+    report, plain = build(earlier), build(EARLIER)
+    (note,) = [note for note in report["notes"] if "codec.echo" in note]
+    assert "earlier version with codec.echo = True, codec.name = zip" in note
+    assert report["guarantee"] == plain["guarantee"]
+    assert report["settings"]["codec"] == plain["settings"]["codec"]
+
+
+def test_nobody_goes_on_with_such_a_run(earlier: Path) -> None:
+    RunFolder.open(EARLIER).require_current()
+    run = RunFolder.open(earlier)
+    before = run.state()
+    with pytest.raises(
+        RunFolderError, match=r"codec\.echo=True, codec\.name=zip, which was removed"
+    ):
+        run_experiment(cast(Grid, None), run)
+    assert run.state() == before
+    result = call("resume", earlier)
+    assert (result.exit_code, result.stdout) == (2, "")
+    (line,) = result.stderr.splitlines()
+    assert "codec.echo=True, codec.name=zip, which was removed" in line
 
 
 def test_the_settings_that_an_earlier_run_used_are_named() -> None:
