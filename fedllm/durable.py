@@ -10,19 +10,15 @@ from pathlib import Path
 from typing import Any
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o644) -> None:
-    """Replace ``path`` by ``data`` in one step: a crash leaves the old file or the new one.
-
-    Args:
-        mode: the file's mode; 0o600 for what only its owner may read.
-    """
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step: a crash leaves the old file or the new one."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             with contextlib.suppress(OSError):  # a file system without modes
-                os.fchmod(stream.fileno(), mode)
+                os.fchmod(stream.fileno(), 0o644)
             os.fsync(stream.fileno())
         os.replace(partial, path)
     except BaseException:

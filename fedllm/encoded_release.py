@@ -9,9 +9,9 @@ in d dimensions. Encoding is post-processing: same events, same guarantee.
 
 **noise = "in-code"**. What is clipped to ``clip`` and gets the noise is the code, a vector of k numbers.
 
-*Unit client.* z = clip(project(update + residual)) has norm at most ``clip``, whatever the update, the
-residual and the codec (which is fixed before the round and public): adding or removing the silo moves
-what is released by at most ``clip``, replacing it by twice that, as without a codec.
+*Unit client.* z = clip(project(update)) has norm at most ``clip``, whatever the update and the codec (which
+is fixed before the round and public): adding or removing the silo moves what is released by at most ``clip``,
+replacing it by twice that, as without a codec.
 *Unit example.* In each local step z_t = (sum over the Poisson batch of clip(project(g_i))) + noise. An
 example enters one summand, of norm at most ``clip``: the sensitivity to adding or removing it is ``clip``,
 and a step is the same Poisson-sampled Gaussian mechanism as without a codec. The step moves the weights
@@ -28,16 +28,13 @@ before, and the server's clipping covers it.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from torch import Tensor
 
 from fedllm.codec.base import Code, Codec
-from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.codec.layout import Layout
 from fedllm.codec.quantise import Quantised
 from fedllm.mechanism import add_noise
@@ -122,38 +119,6 @@ def gradient_scales(settings: Settings, params: Mapping[str, Tensor]) -> dict[st
     return {name: settings.privacy.prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
-class Residual:
-    """A silo's error feedback in one round: what earlier codes lost, added to this update.
-
-    With a *linear* codec whose rows are fixed, what a code loses is orthogonal to its rows, and so is
-    lost again by each later code: error feedback changes nothing there but the norm that is clipped.
-    It helps codecs whose choice changes from round to round (``top-k``) or that are not projections.
-
-    Args:
-        path: the silo's file, private to it.
-        number: of the round.
-    """
-
-    def __init__(self, path: Path, encoding: Encoding, number: int) -> None:
-        self._memory = ErrorFeedback(path, encoding.layout.dimension, encoding.version)
-        self._number = number
-        self.value = self._memory.residual(number)
-        self._codec = encoding.codec
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the residual: names the release with seeded noise."""
-        return hashlib.sha256(self.value.numpy().tobytes()).hexdigest()
-
-    def keep(self, sent: Tensor) -> None:
-        """Store what the code of ``sent`` [d] loses, durably.
-
-        The loss of the continuous code of the value itself: neither its noise nor unbiased rounding is
-        fed back.
-        """
-        self._memory.store(self._number, sent, self._codec.reconstruct(self._codec.project(sent)))
-
-
 def encode_client_update(
     update: Mapping[str, Tensor],
     encoding: Encoding,
@@ -162,7 +127,6 @@ def encode_client_update(
     noise_multiplier: float,
     noise: RandomSource,
     rounding: RandomSource,
-    residual: Residual | None = None,
 ) -> tuple[Code, bool, bool]:
     """Unit client: clip, add noise (in the order that the encoding says), encode.
 
@@ -179,16 +143,9 @@ def encode_client_update(
     bad = not bool(vector.isfinite().all())
     if bad:
         vector = vector.new_zeros(vector.shape)
-    if residual is not None:
-        vector = vector + residual.value
     if encoding.in_code:
-        code, clipped, _ = clip_vector(encoding.codec.project(vector), clip)
-        vector = clip_vector(vector, clip)[0] if residual is not None else vector
-    else:
-        vector, clipped, _ = clip_vector(vector, clip)
-        code = vector
-    if residual is not None:
-        residual.keep(vector)
+        vector = encoding.codec.project(vector)
+    code, clipped, _ = clip_vector(vector, clip)
     if noise_multiplier:
         code = add_noise(settings, code, noise_multiplier, noise)
     if encoding.in_code:
@@ -201,14 +158,6 @@ def encode_released_update(
     encoding: Encoding,
     *,
     rounding: RandomSource,
-    residual: Residual | None = None,
 ) -> Code:
-    """Encode an update that carries its noise already (or has no guarantee): post-processing.
-
-    The residual is then a function of released values too.
-    """
-    vector = encoding.flatten(update)
-    if residual is not None:
-        vector = vector + residual.value
-        residual.keep(vector)
-    return encoding.codec.encode(vector, rounding)
+    """Encode an update that carries its noise already (or has no guarantee): post-processing."""
+    return encoding.codec.encode(encoding.flatten(update), rounding)

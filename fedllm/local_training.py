@@ -26,7 +26,6 @@ from fedllm.adaptive_clip import is_adaptive, noise_split
 from fedllm.contained import Failures
 from fedllm.encoded_release import (
     Encoding,
-    Residual,
     encode_client_update,
     encode_released_update,
     gradient_scales,
@@ -54,7 +53,6 @@ def train_locally(
     noise_multiplier: float,
     streams: Streams,
     encoding: Encoding | None = None,
-    residual: Residual | None = None,
     server_round: int = 1,
     previous: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
@@ -72,7 +70,6 @@ def train_locally(
         streams: source of randomness for sampling ("sample"), noise ("noise") and the rounding of
             codes ("round").
         encoding: how the update is encoded; None sends it as it is.
-        residual: the silo's error feedback.
         server_round: the round, >= 1; the weights are perturbed in the first ``awp.rounds`` alone.
         previous: ``awp.form = "previous"``: the ascent direction of the first step, made of released
             values (see :func:`ascent_direction`); None where there is none yet.
@@ -107,13 +104,12 @@ def train_locally(
                 noise_multiplier=noise_multiplier,
                 noise=streams("noise", settings.client.local_steps),
                 rounding=rounding,
-                residual=residual,
             )
             tally.clipped, tally.nonfinite = int(clipped), int(bad)
         elif steps.code is not None:
             code = encoding.codec.encode_code(steps.code, rounding)
         else:
-            code = encode_released_update(update, encoding, rounding=rounding, residual=residual)
+            code = encode_released_update(update, encoding, rounding=rounding)
         update = dict(code.tensors)
     elif by_client:
         found = _client_release(update, settings, noise_multiplier, streams)

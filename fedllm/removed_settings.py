@@ -15,11 +15,11 @@ class Removed:
 
     Attributes:
         instead: what replaces it, for the user.
-        unused: of a removed key, the value of an earlier run that did not use it.
+        unused: of a removed key, the values with which an earlier run is as one without it.
     """
 
     instead: str
-    unused: Any = None
+    unused: tuple[Any, ...] = (None,)
 
 
 _ONE_VECTOR = (
@@ -28,9 +28,12 @@ _ONE_VECTOR = (
 )
 _COUNTS = "the counts have discrete Gaussian noise, see evaluation.clients_noise"
 REMOVED: dict[str, Removed] = {
-    "evaluation.clients_family": Removed(_COUNTS, unused="auto"),
+    "codec.error_feedback": Removed(
+        "leave it out, a smaller codec.ratio or codec.name=random-projection loses less", (False,)
+    ),
+    "evaluation.clients_family": Removed(_COUNTS, ("auto",)),
     "evaluation.clients_scalar": Removed(_COUNTS),
-    "zeroth_order.noise": Removed(_ONE_VECTOR, unused="searched"),
+    "zeroth_order.noise": Removed(_ONE_VECTOR, ("gaussian", "searched")),
     "zeroth_order.number_noise": Removed(_ONE_VECTOR),
 }
 """By dotted key (``codec.name``), or key and value (``codec.name=fp16``). The section itself stays."""
@@ -49,7 +52,7 @@ def refusals(tree: Mapping[str, Any]) -> list[str]:
 
 def removed_of(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the removed settings that the run of an earlier version used, by dotted key."""
-    used = ((name, value) for name, value in _found(tree) if value != REMOVED[name].unused)
+    used = ((name, value) for name, value in _found(tree) if value not in REMOVED[name].unused)
     return {name.partition("=")[0]: value for name, value in used}
 
 

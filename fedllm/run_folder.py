@@ -4,7 +4,7 @@ Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.
 ``environment.json``, ``ledger.sqlite``, ``tensorboard/``, ``checkpoints/``, ``adapter/``,
 ``report.html``, ``report.json``, with a choice of layers ``layers.json``, with a codec
 ``codec.safetensors`` and ``codec.json``, with a teacher trained on public text ``teacher.safetensors``
-and ``teacher.json``, and ``silo-logs/``: NAME.jsonl, and the residuals of error feedback. What is in the
+and ``teacher.json``, and ``silo-logs/``: NAME.jsonl. What is in the
 folder is public, or was released with a guarantee, or without one, that the ledger knows of; the
 exceptions are the silo logs of a simulation, each private to its silo and read by nothing here, and what
 was measured on demand: ``membership.json`` (an attack, made of the silos' texts) and ``landscape/``

@@ -196,8 +196,6 @@ def check_codec(settings: Settings) -> None:
         return
     codec, privacy = settings.codec, settings.privacy
     dp = privacy.mode == "dp"
-    if dp:
-        codec.check_unit(privacy.unit)
     in_code = dp and codec.noise == "in-code"
     if in_code and privacy.unit == "example" and settings.client.optimizer != "sgd":
         raise ValueError(
@@ -211,10 +209,4 @@ def check_codec(settings: Settings) -> None:
             "privacy.noise_by=server (directions are found in the releases of single silos, and a "
             "trusted server releases one sum), got codec.prior=low-rank with "
             "codec.prior_source=private"
-        )
-    if codec.error_feedback and settings.server.checkpoint_every != 1:
-        raise ValueError(
-            "Expected server.checkpoint_every=1 for codec.error_feedback (a silo keeps what its "
-            "last two codes lost, a resumed run may repeat one round), got "
-            f"server.checkpoint_every={settings.server.checkpoint_every}"
         )

@@ -55,12 +55,6 @@ class CodecSettings(Section):
     bits: Literal[32, 16, 8, 4] = Field(
         32, description="Bits of a number of the code; 8 and 4 by unbiased stochastic rounding."
     )
-    error_feedback: bool = Field(
-        False,
-        description="The client keeps what its code lost and adds it to its next update, before clipping. "
-        "For codecs whose choice changes between rounds (`top-k`): what fixed linear rows lose, they "
-        "lose again.",
-    )
     downlink: Literal["none", "fp16", "int8"] = Field(
         "none", description="How the server's parameters travel to the clients."
     )
@@ -80,25 +74,7 @@ class CodecSettings(Section):
                 f"Expected codec.bits=32 for codec.name={self.name} (it has its own number format), "
                 f"got codec.bits={self.bits}"
             )
-        if self.error_feedback and self.name == "none":
-            raise ValueError(
-                "Expected a codec that loses something for codec.error_feedback, got codec.name=none"
-            )
         return self
-
-    def check_unit(self, unit: Literal["example", "client"]) -> None:
-        """Refuse what would break the guarantee of this unit of privacy.
-
-        Raises:
-            ValueError: error feedback with noise in the code at unit example: the residual then
-                holds examples of earlier rounds that no clipping and no noise covers.
-        """
-        if unit == "example" and self.error_feedback and self.noise == "in-code":
-            raise ValueError(
-                "Expected codec.noise=before-encoding or privacy.unit=client for "
-                "codec.error_feedback (the residual holds examples of earlier rounds without noise), "
-                "got codec.noise=in-code with privacy.unit=example"
-            )
 
     @property
     def active(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from torch import Tensor
 from fedllm.adaptive_clip import at_clip
 from fedllm.answered import answered, try_without_data
 from fedllm.codec_store import codec_from_store
-from fedllm.encoded_release import Encoding, Residual
+from fedllm.encoded_release import Encoding
 from fedllm.example_independence import require_independence
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_release import release_scores
@@ -229,9 +227,6 @@ class SiloWorker:
             ascent = self.ascent(params, server_round, previous)
             encoding = self.encoding(params, codec_version)
             account = self.account(planned_rounds)
-            residual = None
-            if encoding is not None and self.settings.codec.error_feedback:
-                residual = Residual(self.residual_path, encoding, server_round)
         account.clip = settings.privacy.clip
         multiplier = account.noise_multiplier
         digest = self.digest(
@@ -240,7 +235,6 @@ class SiloWorker:
             purpose="train",
             server_round=server_round,
             codec="" if encoding is None else encoding.version,
-            residual="" if residual is None else residual.digest,
             ascent=digest_or_empty(ascent),
             duplicate=digest_or_empty(duplicate),
             directions=directions,
@@ -268,7 +262,7 @@ class SiloWorker:
         self._try(
             f"train {codec_version} {clip}",
             lambda streams: self._trained(
-                *(params, [], along, encoding, None, server_round, ascent),
+                *(params, [], along, encoding, server_round, ascent),
                 options | {"streams": streams},
             ),
         )
@@ -277,7 +271,7 @@ class SiloWorker:
         # Otherwise the server adds the noise, and records the event before it does.
         result = self._answered(
             lambda features: self._trained(
-                params, features, along, encoding, residual, server_round, ascent, options
+                params, features, along, encoding, server_round, ascent, options
             ),
             self.train_features,
         )
@@ -321,7 +315,6 @@ class SiloWorker:
         features: list[Feature],
         along: Directions | None,
         encoding: Encoding | None,
-        residual: Residual | None,
         server_round: int,
         ascent: Mapping[str, Tensor] | None,
         options: Mapping[str, Any],
@@ -335,7 +328,6 @@ class SiloWorker:
             params,
             features,
             encoding=encoding,
-            residual=residual,
             server_round=server_round,
             previous=ascent,
             **options,
@@ -386,13 +378,6 @@ class SiloWorker:
         if not version:
             return None
         return Encoding.of(codec_from_store(version), version, self.settings, params)
-
-    @property
-    def residual_path(self) -> Path:
-        """The silo's error feedback in this run: private, beside its log or its ledger."""
-        folder = (self.ledger.path if self.log is None else self.log).parent
-        name = hashlib.sha256(json.dumps([self.run, self.silo.name]).encode()).hexdigest()[:32]
-        return folder / f"residual-{name}.safetensors"
 
     def statistics(self, params: Mapping[str, Tensor], planned_rounds: int) -> tuple[Tensor, float]:
         """The silo's noisy statistics at ``params``, and its sampling rate.

@@ -21,8 +21,7 @@ class TopK(Codec):
     Which coordinates are sent depends on the vector, so that there is no continuous code of its own
     and no Lipschitz constant (a coordinate that enters the set moves the result by its whole size):
     ``project`` gives the vector with all else set to zero, k = d. An index takes 2 bytes up to
-    d = 65,536 and 4 beyond. The kept values are biased towards zero as a whole; error feedback
-    mends that.
+    d = 65,536 and 4 beyond. The kept values are biased towards zero as a whole.
 
     Raises:
         ValueError: ``kept`` is not between 1 and ``dimension``.

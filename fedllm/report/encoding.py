@@ -38,7 +38,6 @@ def encoding(
         "codec": codec.name,
         "bits": codec.bits,
         "noise": codec.noise,
-        "error_feedback": codec.error_feedback,
         "downlink": codec.downlink,
         "dimension": _whole(told.get("dimension")),
         "code_dimension": _whole(told.get("code_dimension")),

@@ -220,7 +220,7 @@ for each silo and round in the place of {{ code.float32_bytes | number }} (float
 {% else %}The codec is fitted to no data.{% endif %}{% if code.prior_chance_of_noise is not none %}
 {% if code.prior_chance_of_noise > noise_alone %}<strong>Noise alone gives such statistics with probability {{ "%.2g" | format(code.prior_chance_of_noise) }}: the codec was fitted to noise, and knows nothing of the gradients.</strong>
 {% else %}That noise alone gives such statistics has a probability of {{ "%.1g" | format(code.prior_chance_of_noise) }}.{% endif %}{% endif %}</p>
-{{ pairs("Codec", {"numbers of an update": code.dimension, "numbers of its code": code.code_dimension, "bits": code.bits, "downlink": code.downlink, "error feedback": "yes" if code.error_feedback else "no", "prior": code.prior or "none", "version (SHA-256)": code.version, "version of the prior": code.prior_version or "none"}) }}
+{{ pairs("Codec", {"numbers of an update": code.dimension, "numbers of its code": code.code_dimension, "bits": code.bits, "downlink": code.downlink, "prior": code.prior or "none", "version (SHA-256)": code.version, "version of the prior": code.prior_version or "none"}) }}
 {% if code.mu %}
 <div class="scroll" tabindex="0" role="region" aria-label="Statistics and training apart">
 <table>

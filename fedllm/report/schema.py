@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-VERSION = 3
+VERSION = 4
 SCHEMA_ID = f"urn:fedllm:report:{VERSION}"
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -224,7 +224,6 @@ class EncodingPart(Part):
     codec: str
     bits: int
     noise: Literal["before-encoding", "in-code"]
-    error_feedback: bool
     downlink: str
     dimension: int | None = Field(description="Numbers of an update. Null: not known.")
     code_dimension: int | None
@@ -495,8 +494,8 @@ class Report(Part):
     """The accounting report of one run."""
 
     format: Literal["fedllm-report"]
-    version: Literal[3]
-    schema_: Literal["urn:fedllm:report:3"] = Field(alias="schema")
+    version: Literal[4]
+    schema_: Literal["urn:fedllm:report:4"] = Field(alias="schema")
     made: str
     made_by: str
     headline: str

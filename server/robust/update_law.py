@@ -93,8 +93,6 @@ def why_no_law(settings: Settings, examples: int | None) -> str | None:
         return "privacy.mode=none clips nothing"
     if privacy.mode == "dp" and privacy.unit == "client":
         return None
-    if codec.error_feedback and not codec.keeps_all:
-        return "codec.error_feedback adds what all earlier codes lost"
     if client.sampling_rate is not None and examples is None and not by_adam:
         return "data.sizes=private leaves the number of examples in a step unknown"
     return None

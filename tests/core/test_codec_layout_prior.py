@@ -1,8 +1,7 @@
-"""The flat vector and its blocks; priors from releases; the residual memory."""
+"""The flat vector and its blocks; priors from releases."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from scipy.stats import kstest
 
 from fedllm.codec import Layout, Prior
-from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.codec.prior import chance_of_noise, prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
 from fedllm.local_training import split_like
@@ -206,45 +204,6 @@ def test_prior_state_and_errors() -> None:
         prior_from_releases(Statistics("coordinate", LAYOUT, 1.0), torch.full((1, D), float("nan")))
     with pytest.raises(ValueError, match=">= 0"):
         Prior("coordinate", torch.zeros(2), -torch.ones(2), torch.zeros(0, 2), torch.zeros(0))
-
-
-def test_residual_survives_restarts_and_repeated_rounds(tmp_path: Path) -> None:
-    path = tmp_path / "state" / "residual.safetensors"
-    memory = ErrorFeedback(path, 4, "v1")
-    assert not bool(memory.residual(0).any())
-    memory.store(0, torch.tensor([1.0, 2, 3, 4]), torch.tensor([1.0, 0, 3, 0]))
-    lost = torch.tensor([0.0, 2, 0, 4])
-    again = ErrorFeedback(path, 4, "v1")
-    assert torch.equal(again.residual(1), lost)
-    assert not bool(again.residual(0).any())  # the round repeated: what it started from
-    again.store(0, torch.ones(4), torch.zeros(4))
-    assert not bool(again.residual(0).any())
-    again.store(3, torch.zeros(4), lost)
-    assert torch.equal(ErrorFeedback(path, 4, "v1").residual(3), torch.ones(4))
-    with pytest.raises(ValueError, match="round >= 3"):
-        again.residual(2)
-    with pytest.raises(ValueError, match="codec"):
-        ErrorFeedback(path, 4, "v2")
-    with pytest.raises(ValueError, match="5 numbers"):
-        ErrorFeedback(path, 5, "v1")
-    path.write_bytes(b"not a file of tensors")
-    with pytest.raises(ValueError, match="residual of a client"):
-        ErrorFeedback(path, 4, "v1")
-
-
-def test_error_feedback_sends_everything_in_time(tmp_path: Path) -> None:
-    """A constant update through top-1 of 4: the sum of what arrives nears the sum of updates."""
-    from fedllm.codec.top_k import TopK
-
-    codec = TopK(4, 1)
-    memory = ErrorFeedback(tmp_path / "residual.safetensors", 4, codec.version)
-    update, arrived = torch.tensor([0.4, 0.3, 0.2, 0.1]), torch.zeros(4)
-    for number in range(40):
-        sent = update + memory.residual(number)
-        decoded = codec.decode(codec.encode(sent, generator(0)))
-        memory.store(number, sent, decoded)
-        arrived += decoded
-    assert torch.allclose(arrived / 40, update, atol=0.05)
 
 
 def test_directions_never_take_all_of_few_rows() -> None:

@@ -28,7 +28,7 @@ from fedllm.codec_store import (
     write_codec,
 )
 from fedllm.downlink import decode_params, encode_params
-from fedllm.encoded_release import Encoding, Residual, encode_client_update
+from fedllm.encoded_release import Encoding, encode_client_update
 from fedllm.gradients import clipped_gradient_sum
 from fedllm.inputs import Feature
 from fedllm.local_steps import LocalResult
@@ -144,7 +144,7 @@ def test_a_silos_noiseless_code_has_at_most_the_clipping_norm(
     name: str, data: st.DataObject, params: dict[str, Tensor], tiny_settings: Make
 ) -> None:
     """Unit client: adding or removing the silo changes the sum of codes by at most the clip, and
-    replacing it by at most twice that; whatever the update, the residual and the codec."""
+    replacing it by at most twice that; whatever the update and the codec."""
     settings = tiny_settings(**IN_CODE, **{"codec.name": "random-projection"}, **TRUSTED)
     encoding = encoding_of(some_codec(name, params), settings, params)
     assert encoding.in_code
@@ -297,45 +297,6 @@ def test_noise_in_the_code_has_k_dimensions(
     assert lengths["in-code"] == pytest.approx(50 * clip * math.sqrt(d // 8), rel=0.35)
 
 
-def test_the_residual_is_added_before_clipping_and_kept(
-    params: dict[str, Tensor], tiny_settings: Make, tmp_path: Path
-) -> None:
-    settings = tiny_settings(**{"privacy.unit": "client", "codec.name": "top-k"})
-    codec = some_codec("top-k", params)
-    encoding = encoding_of(codec, settings, params)
-    update = {n: torch.full_like(v, 0.01) for n, v in params.items()}
-    clip = settings.privacy.clip
-
-    def send(number: int) -> Tensor:
-        code, _, _ = encode_client_update(
-            update,
-            encoding,
-            settings=settings,
-            noise_multiplier=0.0,
-            noise=streams("noise", 0),
-            rounding=streams("round", 0),
-            residual=Residual(tmp_path / "residual", encoding, number),
-        )
-        return codec.decode(code)
-
-    v = encoding.flatten(update)
-    first = send(1)
-    second = send(2)
-    v = v * min(1.0, clip / float(v.norm()))
-    lost = v - first
-    assert float(lost.norm()) > 0
-    both = encoding.flatten(update) + lost
-    both = both * min(1.0, clip / float(both.norm()))
-    torch.testing.assert_close(second, codec.reconstruct(codec.project(both)), rtol=1e-5, atol=1e-7)
-    assert bool((second[first != 0] == 0).any())  # what was left out comes to the front
-    assert torch.equal(send(2), second)  # a repeated round starts from the same residual
-    assert float(second.norm()) <= clip
-    assert (
-        Residual(tmp_path / "residual", encoding, 3).digest
-        != Residual(tmp_path / "residual", encoding, 2).digest
-    )
-
-
 @pytest.mark.parametrize("unit", ["example", "client"])
 @pytest.mark.parametrize("kind", ["layerwise", "factored", "coordinate", "low-rank"])
 def test_statistics_carry_their_noise_and_see_the_prefix(
@@ -441,7 +402,6 @@ def test_parameters_in_bits_that_lack_their_scales_are_refused(params: dict[str,
     [
         (IN_CODE | {"codec.name": "linear", "client.optimizer": "adam"}, "client.optimizer"),
         (IN_CODE | {"codec.name": "autoencoder"}, "codec.noise"),
-        (IN_CODE | {"codec.name": "linear", "codec.error_feedback": True}, "codec.error_feedback"),
         (
             {
                 "codec.name": "linear",
@@ -450,10 +410,6 @@ def test_parameters_in_bits_that_lack_their_scales_are_refused(params: dict[str,
                 "privacy.noise_by": "server",
             },
             "codec.prior_source",
-        ),
-        (
-            {"codec.name": "top-k", "codec.error_feedback": True, "server.checkpoint_every": 2},
-            "server.checkpoint_every",
         ),
     ],
 )

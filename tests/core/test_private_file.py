@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from fedllm.codec.error_feedback import ErrorFeedback
 from fedllm.private_file import append_private
 from fedllm.silo_worker import SiloWorker
 from fedllm.silos import load_federation
@@ -56,9 +54,3 @@ def test_a_file_that_exists_keeps_its_mode(tmp_path: Path) -> None:
     append_private(log, "two \ud83d\n")
     assert mode(log) == 0o640
     assert log.read_text(encoding="utf-8") == "one\ntwo \\ud83d\n"
-
-
-def test_the_residual_of_error_feedback_is_private(tmp_path: Path) -> None:
-    path = tmp_path / "residual.safetensors"
-    ErrorFeedback(path, version="v", dimension=3).store(1, torch.ones(3), torch.zeros(3))
-    assert mode(path) == 0o600

@@ -23,7 +23,7 @@ EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
 @pytest.fixture(autouse=True)
 def removed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {
-        "codec.echo": Removed("codec.bits=8 is as short", unused=False),
+        "codec.echo": Removed("codec.bits=8 is as short", unused=(False,)),
         "codec.name=zip": Removed("codec.name=linear"),
     }
     monkeypatch.setattr(removed_settings, "REMOVED", removed_settings.REMOVED | found)

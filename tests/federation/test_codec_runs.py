@@ -74,7 +74,6 @@ CASES = {
     "int8": {"codec.name": "int8"},
     "none-8-bits": {"codec.name": "none", "codec.bits": 8},
     "top-k": {"codec.name": "top-k", "codec.ratio": 4},
-    "top-k-feedback": {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
     "random-projection": {"codec.name": "random-projection", "codec.ratio": 4, "codec.bits": 4},
     "linear": LINEAR,
     "linear-layerwise": LINEAR | {"codec.prior": "layerwise"},
@@ -85,9 +84,8 @@ CASES = {
     "in-code-scaled": IN_CODE | {"privacy.prefix_scale": 0.5, "client.local_steps": 2},
     "in-code-int8": {"codec.name": "int8", "codec.noise": "in-code"},
     "client": CLIENT | LINEAR,
-    "client-feedback": CLIENT
-    | {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
-    "client-in-code": CLIENT | IN_CODE | {"codec.bits": 8, "codec.error_feedback": True},
+    "client-top-k": CLIENT | {"codec.name": "top-k", "codec.ratio": 4},
+    "client-in-code": CLIENT | IN_CODE | {"codec.bits": 8},
     "trusted": TRUSTED | LINEAR | {"codec.prior_source": "public"},
     "trusted-in-code": TRUSTED | IN_CODE | {"codec.prior_source": "public"},
     "trusted-private": CLIENT | {"privacy.noise_by": "server"} | IN_CODE,
@@ -178,10 +176,10 @@ def test_the_statistics_are_in_the_ledger_before_they_leave_and_within_the_targe
     "changes",
     [
         IN_CODE,
-        CLIENT | {"codec.name": "top-k", "codec.ratio": 4, "codec.error_feedback": True},
+        CLIENT | {"codec.name": "top-k", "codec.ratio": 4},
         LINEAR | {"codec.downlink": "int8", "codec.bits": 8},
     ],
-    ids=["in-code", "feedback", "rounded"],
+    ids=["in-code", "top-k", "rounded"],
 )
 def test_a_resumed_run_gives_the_same_bits_and_asks_for_no_statistics_again(
     changes: dict[str, Any], start_run: Start, in_process: Federate

@@ -252,7 +252,6 @@ def test_samples_are_covered_whatever_the_silos_size(
     [
         ({"privacy.mode": "none"}, "privacy.mode=none"),
         ({"codec.name": "autoencoder", "codec.ratio": 4}, "codec.name=autoencoder"),
-        ({"codec.name": "top-k", "codec.error_feedback": True}, "codec.error_feedback"),
     ],
 )
 def test_where_there_is_no_law_the_run_says_so(
