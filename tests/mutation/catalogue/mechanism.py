@@ -267,8 +267,8 @@ MUTATIONS = (
     Mutation(
         "code-not-clipped",
         "fedllm/encoded_release.py",
-        "code, clipped, _ = clip_vector(encoding.codec.project(vector), clip)",
-        "code, clipped = encoding.codec.project(vector), False",
+        "    code, clipped, _ = clip_vector(vector, clip)\n",
+        "    code, clipped = (vector, False) if encoding.in_code else clip_vector(vector, clip)[:2]\n",
         "With noise in the code, a silo's code leaves with whatever norm.",
         ("tests/core/test_encoded_release.py",),
     ),
