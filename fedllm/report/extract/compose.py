@@ -25,6 +25,7 @@ from fedllm.report.extract.coverage import SAME, check_told
 from fedllm.report.extract.run_rows import entries_of, plan_of
 from fedllm.report.extract.statement import AccountItem, Extract, ExtractError
 from fedllm.report.extract.store import ExtractsFound, Found
+from fedllm.report.guarded import FAILURES
 from fedllm.report.held import FILTER, PLAN, held_by_plan
 from privacy.accountants import ACCOUNTANTS as KNOWN
 from privacy.event_counts import is_private
@@ -92,9 +93,12 @@ def compose(
             account = _Account(one.extract, entries, adversaries, accounts)
             silo = account.silo()
             check_told(one.expected, silo, account, accounts)
-        except ExtractError as error:
-            result.unvouched[name] = str(error)
-            row |= {"vouches": False, "why": str(error)}
+        except FAILURES as error:
+            why = str(error)
+            if not isinstance(error, ExtractError):
+                why = f"its extract cannot be accounted for: {type(error).__name__}: {why[:200]}"
+            result.unvouched[name] = why
+            row |= {"vouches": False, "why": why}
             continue
         row |= {"vouches": True, "disagreements": account.disagreements}
         result.silos.append(silo)
@@ -185,7 +189,7 @@ class _Account:
                     relation=accounts.relation,
                     accounts=accounts,
                 )
-            except (ArithmeticError, ValueError, MemoryError, RecursionError) as error:
+            except FAILURES as error:
                 raise ExtractError(
                     f"its events cannot be accounted for: {type(error).__name__}: {str(error)[:200]}"
                 ) from None
@@ -318,7 +322,7 @@ class _Account:
             return held_by_plan(
                 planned, released, headline, self.accounts.relation, self.accounts.delta
             )
-        except (ArithmeticError, ValueError, MemoryError, RecursionError) as error:
+        except FAILURES as error:
             raise ExtractError(
                 f"its plan cannot be accounted for: {type(error).__name__}: {str(error)[:200]}"
             ) from None

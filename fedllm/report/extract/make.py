@@ -12,17 +12,18 @@ from fedllm import __version__
 from fedllm.durable import plain
 from fedllm.own_bounds import OwnBounds
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
-from fedllm.report.extract.run_rows import items_of
+from fedllm.report.extract.run_rows import items_of, plan_of, views_of
 from fedllm.report.extract.statement import (
-    LONGEST,
     MOST_SET_ASIDE,
     AccountItem,
     BudgetItem,
     Extract,
+    ExtractError,
     FigureItem,
     Head,
     HeadItem,
     PlanItem,
+    parse,
     text_of,
 )
 from fedllm.report.held import add_held_of
@@ -99,7 +100,18 @@ def make_extract(
     if details is not None:
         plan = PlanItem(plan=str(details["plan"]), budgets=str(details["budgets"]))
     whole = extract.model_copy(update={"plan": plan, "events": items_of(mine)})
-    return whole if len(text_of(whole)) <= LONGEST else extract
+    return whole if _readable(whole) else extract
+
+
+def _readable(extract: Extract) -> bool:
+    """Whether the limits of an extract have room for its events."""
+    try:
+        read = parse(Extract, text_of(extract))
+        views_of(read)
+        plan_of(read)
+    except ExtractError:
+        return False
+    return True
 
 
 def make_head(ledger: Ledger, silo: str) -> Head:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import attr
+from dp_accounting.dp_event import DpEvent
 
 from fedllm.recorded_relation import SIZES
-from fedllm.report.extract.statement import MOST_USES, Extract, ExtractError, RowsItem
+from fedllm.report.extract.statement import (
+    MOST_DISTINCT,
+    MOST_USES,
+    Extract,
+    ExtractError,
+    RowsItem,
+)
 from privacy.event_counts import multiset
 from privacy.event_json import event_from_json, event_to_json
 from privacy.ledger import LedgerEntry
 from privacy.ledger_entry import canonical_json
 from privacy.run_plan import RunPlan
+from privacy.sampling import SMALLEST_RATE
 from privacy.vocabulary import Unit
 
 KEPT = ("relation", SIZES, "randomness", "delta", "noise_multiplier", "sampling_rate")
@@ -55,22 +67,39 @@ def ranges(rounds: Iterable[int]) -> tuple[tuple[int, int], ...]:
     return tuple(found)
 
 
+def views_of(extract: Extract) -> list[dict[str, DpEvent]]:
+    """Read the events of each item of an extract; none where the silo keeps them.
+
+    Raises:
+        ExtractError: one cannot be read, or they are more, or rarer, than those of any run.
+    """
+    found = []
+    uses = 0
+    distinct: set[DpEvent] = set()
+    with _readable(extract, "events"):
+        for item in extract.events or ():
+            views = {name: event_from_json(text) for name, text in item.views.items()}
+            counts = [multiset(event) for event in views.values()]
+            uses += max(events.total() for events in counts) * item.number
+            distinct.update(*counts)
+            if uses > MOST_USES:
+                raise ExtractError(f"Expected at most {MOST_USES} uses of mechanisms, got {uses}")
+            found.append(views)
+        _check_mechanisms(distinct)
+    return found
+
+
 def entries_of(extract: Extract, first_id: int = 1) -> list[LedgerEntry]:
     """Write an extract's events out as ledger rows, numbered from ``first_id``; none where the silo keeps them.
 
     Raises:
-        ExtractError: an event cannot be read, or the rows use more mechanisms than any run.
+        ExtractError: as of :func:`views_of`.
     """
     entries: list[LedgerEntry] = []
-    uses = 0
-    try:
+    read = views_of(extract)
+    with _readable(extract, "events"):
         unit = Unit(extract.unit)
-        for item in extract.events or ():
-            views = {name: event_from_json(text) for name, text in item.views.items()}
-            most = max(multiset(event).total() for event in views.values())
-            uses += most * item.number
-            if uses > MOST_USES:
-                raise ExtractError(f"Expected at most {MOST_USES} uses of mechanisms, got {uses}")
+        for item, views in zip(extract.events or (), read, strict=True):
             for first, last in item.rounds:
                 for number in range(first, last + 1):
                     row_id = first_id + len(entries)
@@ -87,12 +116,6 @@ def entries_of(extract: Extract, first_id: int = 1) -> list[LedgerEntry]:
                             id=row_id,
                         )
                     )
-    except ExtractError:
-        raise
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ExtractError(
-            f"Expected events in the extract of {extract.silo}, got one that cannot be read: {error}"
-        ) from None
     return entries
 
 
@@ -100,17 +123,55 @@ def plan_of(extract: Extract) -> RunPlan | None:
     """The run's plan; None where the extract has none.
 
     Raises:
-        ExtractError: it cannot be read, or plans more uses of mechanisms than any run has.
+        ExtractError: it cannot be read, or plans more, or rarer, uses of mechanisms than any run has.
     """
     if extract.plan is None:
         return None
-    try:
+    with _readable(extract, "a plan"):
         plan = RunPlan.of_details(extract.plan.model_dump())
-        uses = max((plan.events(name).total() for name in extract.account), default=0)
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise ExtractError(
-            f"Expected a plan in the extract of {extract.silo}, got one that cannot be read: {error}"
-        ) from None
-    if uses > MOST_USES:
-        raise ExtractError(f"Expected a plan of at most {MOST_USES} uses, got {uses}")
+        planned = [plan.events(name) for name in extract.account]
+        uses = max((events.total() for events in planned), default=0)
+        if uses > MOST_USES:
+            raise ExtractError(f"Expected a plan of at most {MOST_USES} uses, got {uses}")
+        _check_mechanisms(set[DpEvent]().union(*planned))
     return plan
+
+
+@contextmanager
+def _readable(extract: Extract, what: str) -> Iterator[None]:
+    """Raise an ExtractError that names the silo in the place of whatever reading a text raises."""
+    try:
+        yield
+    except ExtractError:
+        raise
+    except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ExtractError(
+            f"Expected {what} in the extract of {extract.silo}, got one that cannot be read: {error}"
+        ) from None
+
+
+def _check_mechanisms(events: Collection[DpEvent]) -> None:
+    """Refuse more mechanisms than accountants answer for in time, and sampling so rare that it never happens."""
+    if len(events) > MOST_DISTINCT:
+        raise ExtractError(
+            f"Expected at most {MOST_DISTINCT} different mechanisms, got {len(events)}"
+        )
+    for event in events:
+        for rate in _rates(event):
+            if 0 < rate < SMALLEST_RATE:
+                raise ExtractError(
+                    f"Expected sampling rates of 0, or of {SMALLEST_RATE:.3g} at least, got {rate:g}"
+                )
+
+
+def _rates(event: Any) -> Iterator[float]:
+    """The sampling rates in an event, nested ones included."""
+    if isinstance(event, tuple | list):
+        for part in event:
+            yield from _rates(part)
+    elif isinstance(event, DpEvent):
+        for field in attr.fields(type(event)):
+            value = getattr(event, field.name)
+            if field.name == "sampling_probability":
+                yield float(value)
+            yield from _rates(value)

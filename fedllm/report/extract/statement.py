@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedllm.durable import plain
 from fedllm.report.accounting import Figure
+from fedllm.silo_bounds import MOST_MECHANISMS
+from privacy.views import MOST_COLLUDING
 from privacy.vocabulary import Adversary
 
 LONGEST = 256 * 1024
@@ -26,6 +28,10 @@ MOST_ROWS = 100_000
 """Ledger rows that an extract lists at most, written out."""
 MOST_USES = 10_000_000
 """Uses of mechanisms that these rows hold at most."""
+MOST_ADVERSARIES = 2 + MOST_COLLUDING
+"""Adversaries that an extract speaks of at most: outsider, server, and those who collude."""
+MOST_DISTINCT = 2 * MOST_MECHANISMS
+"""Different mechanisms in its rows at most, and in its plan: twice what the server counts of a silo in a run."""
 
 Name = Annotated[str, Field(min_length=1, max_length=200)]
 Text = Annotated[str, Field(max_length=2000)]
@@ -116,7 +122,7 @@ class RowsItem(_Part):
 
     purpose: Name
     rounds: tuple[tuple[Count, Count], ...] = Field(min_length=1, max_length=20_000)
-    views: dict[Name, Event] = Field(min_length=1, max_length=64)
+    views: dict[Name, Event] = Field(min_length=1, max_length=MOST_ADVERSARIES)
     details: dict[Name, Text | float | int | bool | None] = Field(max_length=32)
 
     @property
@@ -186,7 +192,7 @@ class Extract(_Part):
     unit: Name
     relation: Name
     delta: Delta
-    account: dict[Name, AccountItem] = Field(min_length=2, max_length=64)
+    account: dict[Name, AccountItem] = Field(min_length=2, max_length=MOST_ADVERSARIES)
     seeded: bool
     budget: BudgetItem | None
     adoptions: tuple[Text, ...] = Field((), max_length=MOST_SET_ASIDE)
