@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from fedllm.data.coupling import AS_DIVIDED, couplings
 from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
 from fedllm.settings import Settings
+from fedllm.settings_privacy import PrivacySettings
 from fedllm.silo_bounds import RAW_DUPLICATE, check_evaluations
 
 _SHOWN = 20
@@ -34,10 +35,7 @@ def for_silos(settings: Settings, names: Sequence[str]) -> Settings:
             f"Expected a silo of this run in privacy.silos ({shown}{more}), got {name!r}{hint}"
         )
     others = len(names) - 1
-    if privacy.colluding == "others":
-        colluding: tuple[int, ...] = (others,) if others else ()
-    else:
-        colluding = tuple(sorted(set(privacy.colluding)))
+    colluding = colluding_numbers(privacy, len(names))
     for m in colluding:
         if m > others:
             raise ValueError(
@@ -50,6 +48,13 @@ def for_silos(settings: Settings, names: Sequence[str]) -> Settings:
         check_evaluations(settings.for_silo(name), name)
     changed = privacy.model_copy(update={"colluding": colluding})
     return settings.model_copy(update={"privacy": changed})
+
+
+def colluding_numbers(privacy: PrivacySettings, silos: int) -> tuple[int, ...]:
+    """The numbers of colluding silos that ``privacy.colluding`` names in a run with so many silos."""
+    if privacy.colluding == "others":
+        return (silos - 1,) if silos > 1 else ()
+    return tuple(sorted(set(privacy.colluding)))
 
 
 def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:

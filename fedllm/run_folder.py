@@ -39,6 +39,8 @@ METRICS = "metrics.jsonl"
 LEDGER = "ledger.sqlite"
 NUMBERS = "numbers.json"
 """Of a run of an earlier version: the noise that it chose for the numbers of a black-box step."""
+SCHEDULE = "schedule.json"
+"""The silos that the run was begun with, and who is drawn in which round."""
 STATUSES = ("created", "running", "interrupted", "finished", "stopped", "failed")
 _FORMAT = 1
 _NON_FINITE = {"Infinity": float("inf"), "-Infinity": float("-inf"), "NaN": float("nan")}

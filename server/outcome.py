@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedllm.run_folder import RunFolder
+from fedllm.run_folder import SCHEDULE, RunFolder
 
 
 def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:
@@ -27,5 +27,5 @@ def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:
 
 def of_the_run(run: RunFolder, nodes: Mapping[str, int]) -> dict[str, int]:
     """Those of the nodes whose silos a run was begun with; all of them where it has not begun."""
-    saved = run.read_json("schedule.json", None)
+    saved = run.read_json(SCHEDULE, None)
     return {name: node for name, node in nodes.items() if not saved or name in saved["silos"]}

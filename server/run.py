@@ -16,7 +16,7 @@ from fedllm.models import Backbone
 from fedllm.plan import for_silos, warnings
 from fedllm.process import cores, use_threads
 from fedllm.round_draws import round_draws
-from fedllm.run_folder import RunFolder
+from fedllm.run_folder import SCHEDULE, RunFolder
 from fedllm.schedule import is_evaluation_round
 from fedllm.settings import Settings
 from fedllm.silos import evaluation_set
@@ -186,7 +186,7 @@ def _checked(
     Raises:
         RunStopped: they do not fit these silos, or this model.
     """
-    saved = run.read_json("schedule.json", None)
+    saved = run.read_json(SCHEDULE, None)
     layers = () if tunable.spec is None else tunable.spec.layers
     try:
         settings = settings_with_releases(settings, layers)
@@ -279,10 +279,10 @@ def _make_strategy(
     stop: threading.Event,
     emit: Callbacks,
 ) -> PrefixStrategy:
-    saved = run.read_json("schedule.json", None)
+    saved = run.read_json(SCHEDULE, None)
     draws = round_draws(settings, sorted(nodes), saved["rounds"] if saved else None)
     if not saved:  # without rows where each round draws its silos: no file may replay a draw
-        run.write_json("schedule.json", {"silos": sorted(nodes), "rounds": draws.rows})
+        run.write_json(SCHEDULE, {"silos": sorted(nodes), "rounds": draws.rows})
     trusted = None
     privacy = settings.privacy
     if privacy.mode == "dp" and privacy.noise_by == "server":

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedllm.plan import colluding_numbers
 from fedllm.report.accounting import Accounts
 from fedllm.report.extract.compose import Vouching, compose
 from fedllm.report.extract.store import Expected, Found
 from fedllm.report.guarantee import STATED, Headline
 from fedllm.report.record import RunRecord, unfinished
+from fedllm.run_folder import SCHEDULE, RunFolderError, read_json_file
 from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 WORD = (
@@ -35,8 +37,9 @@ def vouch(
     for name in run.silos:  # whose extracts nobody expected
         missing = Found(name, Expected(), problem="no extract of its ledger was expected")
         run.extracts.silos.setdefault(name, missing)
-    named = () if run.settings is None else run.settings.privacy.colluding
-    colluding = () if isinstance(named, str) else named
+    names = {*run.extracts.silos, *_drawn_from(run)}
+    settings = run.settings
+    colluding = () if settings is None else colluding_numbers(settings.privacy, len(names))
     found = compose(
         run.extracts,
         unit=unit,
@@ -51,6 +54,15 @@ def vouch(
     for row in found.part:
         run.problems += [f"silo {row['silo']}: {text}" for text in row["disagreements"]]
     return found
+
+
+def _drawn_from(run: RunRecord) -> list[str]:
+    """The silos that the run was begun with; none where that is lost."""
+    try:
+        names = read_json_file(run.path / SCHEDULE)["silos"]
+    except (RunFolderError, KeyError, TypeError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def lost_extracts(run: RunRecord, found: Vouching) -> list[str]:

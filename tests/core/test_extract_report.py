@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from report_runs import NOISE, ROUNDS, SILOS, Page, epsilon, finished, new_run
 from vouched_reports import COST, cheaper, report, row, silo_part, why, written
-from vouching import deployed
+from vouching import Silo, deployed, expect, finished_elsewhere
 
 from fedllm.report import build
 from fedllm.report.extract.statement import (
@@ -259,3 +259,27 @@ def test_hostile_events_end_in_a_refusal(tmp_path: Path) -> None:
         stated = guarantee["epsilon"]
         assert guarantee["level"] != "guaranteed" or math.isfinite(stated)
         assert guarantee["level"] != "guaranteed" or stated >= epsilon(COST)
+
+
+def test_the_others_that_may_collude_are_those_of_the_run(tmp_path: Path) -> None:
+    """``privacy.colluding = "others"``: the silos know their number from the tasks, the report from the schedule."""
+    run = finished_elsewhere(new_run(tmp_path), SILOS)
+    silos = [Silo(tmp_path / "silos", name) for name in SILOS]
+    for silo in silos:
+        event, weaker = (dp_sgd(SILOS[silo.name], NOISE / part, 1) for part in (1, 2))
+        views = {"server": event, "outsider": event, "colluding:1": weaker, "colluding:2": weaker}
+        for round_ in range(1, ROUNDS + 1):
+            silo.enter(run, round_, event, views=views)
+        silo.put(run, silo.signed(silo.extract(run)))
+    expect(run, silos)
+    dearer = epsilon({dp_sgd(SILOS["B"], NOISE / 2, 1): ROUNDS})
+    others = written(run)["guarantee"]["others"]
+    assert set(others) == {"outsider", "server", "colluding:1"}
+    assert others["colluding:1"] == pytest.approx(dearer)
+    assert dearer > epsilon(COST)
+    run.write_json("schedule.json", {"silos": [*SILOS, "C"], "rounds": []})
+    found = report(run)
+    assert set(found["guarantee"]["others"]) == {"outsider", "server", "colluding:2"}
+    for damaged in ("[]", '{"silos": 3}', "{"):
+        (run.path / "schedule.json").write_text(damaged)
+        assert "colluding:1" in report(run)["guarantee"]["others"], "by those of the index"

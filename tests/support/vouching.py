@@ -90,7 +90,7 @@ class Silo:
         details = {"relation": settings.relation, "randomness": options.pop("randomness", "os")}
         run_id = options.pop("run_id", run.run_id)
         unit = Unit(settings.unit)
-        views = {"server": event, "outsider": event}
+        views = options.pop("views", {"server": event, "outsider": event})
         with Ledger(self.ledger) as ledger:
             key = f"train/{round_}/{len(ledger.entries())}"
             ledger.append(
@@ -126,7 +126,7 @@ class Silo:
 
 def deployed(tmp_path: Path, names: Mapping[str, float] = SILOS) -> tuple[RunFolder, list[Silo]]:
     """A finished run of which each silo has its own ledger, with final extracts of all: one for each sampling rate."""
-    run = finished_elsewhere(new_run(tmp_path), names)
+    run = finished_elsewhere(new_run(tmp_path, privacy={"colluding": []}), names)
     silos = [Silo(tmp_path / "silos", name) for name in names]
     for silo in silos:
         for round_ in range(1, ROUNDS + 1):
