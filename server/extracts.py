@@ -65,6 +65,7 @@ class Extracts:
         self.delta = run.settings().privacy.delta
         self.silos: dict[str, Expected] = {}
         self.nodes: dict[int, str] = {}
+        self.brought: set[str] = set()  # whose last reply brought the extract that is kept
         self.kept: dict[str, Kept] = {} if memory is None else self._remembered(memory)
 
     def begin(self, grid: Grid, nodes: Mapping[str, int]) -> Grid:
@@ -104,6 +105,7 @@ class Extracts:
         silo = self.nodes.get(node_id)
         if silo is None or not reply.has_content():
             return
+        self.brought.discard(silo)
         brought = reply.content.pop(names.LEDGER, None)
         if brought is None:
             return
@@ -158,9 +160,10 @@ class Extracts:
             )
             for node, _ in asked
         ]
+        self.brought.clear()
         answered = exchange(grid, tasks, timeout=WAIT, stop=stop)
         for (_, name), reply in zip(asked, answered, strict=True):
-            if reply is not None and not reply.has_error():
+            if reply is not None and not reply.has_error() and name in self.brought:
                 self.silos[name] = replace(self.silos[name], final=True)
         write_index(self.run.path, self.silos)
 
@@ -186,6 +189,7 @@ class Extracts:
         write_signed(path_of(self.run.path / FOLDER, silo), signed)
         if self.memory is not None:
             write_kept(self.memory, self.kept[silo])
+        self.brought.add(silo)
 
     def _distrust(self, silo: str, problem: str) -> None:
         """From now on the silo does not vouch in this run: what came once that cannot be, is not made good later."""

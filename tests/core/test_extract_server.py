@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from report_runs import NOISE, SILOS, new_run
 from vouching import Silo
 
@@ -25,6 +26,7 @@ from fedllm.report.extract.store import FOLDER, path_of, read_extract, read_inde
 from privacy.events import dp_sgd
 from privacy.ledger import Adoption, Head, Ledger, adopt_ledger
 from server.extracts import Extracts
+from server.spending import SpendingView
 from simulations.in_process import LocalGrid
 
 NODE = 7
@@ -226,3 +228,40 @@ def test_a_run_that_goes_on_keeps_what_was_there(stage: Stage) -> None:
     stage.begin()
     assert stage.rows == 1
     assert read_index(stage.run.path)["A"].final is False
+
+
+@pytest.mark.parametrize("answer", ["newest", "none", "older", "damaged", "error", "silence"])
+def test_an_extract_is_final_where_the_last_answer_brought_it(stage: Stage, answer: str) -> None:
+    stage.enter(1)
+    older = stage.brought()
+    stage.enter(2)
+    stage.take(stage.brought())
+    stage.enter(3)
+    records = {
+        "newest": stage.brought(),
+        "older": older,
+        "damaged": stage.brought({names.EXTRACT: "{}"}),
+    }
+
+    class Grid(LocalGrid):
+        def get_node_ids(self) -> Iterable[int]:
+            return [NODE]
+
+    def answered(grid: Any, tasks: list[Message], **options: Any) -> list[Message | None]:
+        (task,) = tasks
+        if answer == "silence":
+            return [None]
+        if answer == "error":
+            return [Message(Error(code=0, reason="it died"), reply_to=task)]
+        record = records.get(answer)
+        reply = Message(RecordDict({} if record is None else {names.LEDGER: record}), reply_to=task)
+        stage.extracts.take(NODE, reply)
+        return [reply]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("server.extracts.exchange", answered)
+        spending = SpendingView(stage.run.settings())
+        stage.extracts.finish(Grid(None, 0), spending, threading.Event())
+    index = read_index(stage.run.path)["A"]
+    assert index.final is (answer == "newest")
+    assert index.told == ()

@@ -38,7 +38,7 @@ class Expected:
 
     Attributes:
         key: the node key that was registered for the silo; None where there was none.
-        final: whether the silo answered when the run had ended.
+        final: whether the silo answered when the run had ended, with the extract that is kept.
         told: what the silo told of its releases with its updates: (event as JSON, number); None before the end.
         problem: why the silo's extract cannot be relied on; empty where it can.
     """
