@@ -31,6 +31,11 @@ REMOVED: dict[str, Removed] = {
     "codec.error_feedback": Removed(
         "leave it out, a smaller codec.ratio or codec.name=random-projection loses less", (False,)
     ),
+    "privacy.calibrate_to": Removed(
+        "privacy.noise_scale gives LMO noise by hand, `fedllm lmo-check` prints the scale that LMO-DP claims to be "
+        "enough for an epsilon",
+        ("proven",),
+    ),
     "evaluation.clients_family": Removed(_COUNTS, ("auto",)),
     "evaluation.clients_scalar": Removed(_COUNTS),
     "zeroth_order.noise": Removed(_ONE_VECTOR, ("gaussian", "searched")),

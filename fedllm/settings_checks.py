@@ -174,10 +174,6 @@ def _check_without_gradients(settings: Settings) -> None:
             settings.teacher.kind != "none" and settings.teacher.distillation > 0,
             "distillation differentiates the model's outputs; teacher.strength needs no gradient",
         ),
-        f"privacy.calibrate_to={settings.privacy.calibrate_to}": (
-            settings.privacy.calibrate_to != "proven",
-            "these figures are about vectors, single numbers are accounted exactly",
-        ),
     }
     for setting, (asked, why) in needs.items():
         if asked:

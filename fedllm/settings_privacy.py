@@ -80,13 +80,6 @@ class PrivacySettings(Section):
         description="Mechanism lmo: the file's noise times this, in units of the clipping norm, instead "
         "of calibrated: 1 is the paper's use of a parameter file, whatever it truly costs.",
     )
-    calibrate_to: Literal["proven", "true", "claimed"] = Field(
-        "proven",
-        description="Mechanism lmo: the figure that meets `epsilon`. `proven`: the bound for every change. "
-        "For comparison, and labelled in the report's first line: `true`: the cost of a change spread over "
-        "many coordinates; `claimed`: LMO-DP's published accounting. With these `epsilon` is no guarantee "
-        "and stops nothing; the ledger counts what is proven.",
-    )
     clip: PositiveFloat = Field(
         0.5,
         description="L2 clipping norm, of an example's gradient "
@@ -147,39 +140,10 @@ class PrivacySettings(Section):
                         f"Expected privacy.mechanism=lmo for privacy.{name}, got "
                         f"privacy.{name}={value} with privacy.mechanism=gaussian"
                     )
-        self._check_calibration()
         if self.noise_scale is not None and self.noise_multiplier is not None:
             raise ValueError(
                 "Expected privacy.noise_scale or privacy.noise_multiplier, got both: "
                 f"{self.noise_scale:g} and {self.noise_multiplier:g}"
-            )
-
-    def _check_calibration(self) -> None:
-        if self.calibrate_to == "proven":
-            return
-        asked = f"privacy.calibrate_to={self.calibrate_to}"
-        if self.mechanism != "lmo":
-            raise ValueError(
-                f"Expected privacy.mechanism=lmo for {asked}, got privacy.mechanism={self.mechanism}"
-            )
-        if self.epsilon is None:
-            raise ValueError(f"Expected privacy.epsilon, the figure to meet, for {asked}, got none")
-        others = {
-            "noise_multiplier": self.noise_multiplier,
-            "noise_scale": self.noise_scale,
-            "run_epsilon": self.run_epsilon,
-            **{f'silos."{name}".run_epsilon': own.run_epsilon for name, own in self.silos.items()},
-        }
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(
-                    f"Expected no privacy.{name} for {asked} (the noise follows from privacy.epsilon, and "
-                    f"nothing is guaranteed there), got privacy.{name}={value:g}"
-                )
-        if self.calibrate_to == "claimed" and self.relation == "replace-one":
-            raise ValueError(
-                f"Expected privacy.relation=zero-out or add-or-remove-one for {asked} (the claim is about "
-                f"them), got privacy.relation={self.relation}"
             )
 
     @model_validator(mode="after")

@@ -121,11 +121,6 @@ def check_zeroth_order(settings: Settings) -> None:
             "Expected privacy.accountant=pld for noise on single numbers, got "
             f"privacy.accountant={privacy.accountant}"
         )
-    if privacy.calibrate_to != "proven":
-        raise ValueError(
-            "Expected privacy.calibrate_to=proven for noise on single numbers (its true cost is what "
-            f"is proven), got privacy.calibrate_to={privacy.calibrate_to}"
-        )
     several = settings.zeroth_order.directions * settings.client.local_steps > 1
     sampled = privacy.noise_by == "server" and server.sampling == "poisson"
     if sampled and several:

@@ -74,11 +74,8 @@ def protected_from(settings: Settings) -> Adversary:
 
 
 def bounds_of(settings: Settings) -> tuple[Bound, ...]:
-    """The budgets of a silo whose own settings (``Settings.for_silo``) these are; none where
-    ``privacy.epsilon`` is no guarantee on purpose (``privacy.calibrate_to``)."""
+    """The budgets of a silo whose own settings (``Settings.for_silo``) these are."""
     privacy = settings.privacy
-    if privacy.calibrate_to != "proven":
-        return ()
     found = (
         ("privacy.epsilon", "all runs on the ledger", privacy.epsilon, False),
         ("privacy.run_epsilon", "this run alone", privacy.run_epsilon, True),

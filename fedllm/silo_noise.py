@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.embedded import cache_folder
-from fedllm.lmo_target import claimed_multiplier, true_multiplier
 from fedllm.mechanism import unit_noise
 from fedllm.settings import Settings
 from fedllm.settings_fixed_shape import records_of
@@ -24,7 +23,6 @@ from privacy.budget import BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.calibration_filter import calibrate_later_plan
 from privacy.plan_filter import Terms
-from privacy.vocabulary import Relation
 
 Admitted = Callable[[Bound], tuple[list[Counter[DpEvent]], Terms | None]]
 """What a bound counts of other runs, in the order of admission, and the filter that was recorded for it."""
@@ -63,29 +61,8 @@ class TrainingPlan:
             BudgetExceeded: other runs have left no room for this one.
             ValueError: no noise multiplier reaches the target whatever other runs spent.
         """
-        if self.settings.privacy.calibrate_to != "proven":
-            return self._meet_unproven()
         finite = [bound for bound in bounds if bound.budget.epsilon < float("inf")]
         return max(self._calibrate(bound, *admitted(bound)) for bound in finite)
-
-    def _meet_unproven(self) -> float:
-        """The noise multiplier that meets ``privacy.epsilon`` by a figure that is no bound, of this
-        run's training alone (``claimed``), or of all that this run plans (``true``)."""
-        privacy = self.settings.privacy
-        epsilon = float(privacy.epsilon or 0)
-        if privacy.calibrate_to == "claimed":
-            return claimed_multiplier(self.settings, epsilon, self.rate, self.mechanisms)
-        found = calibrate_noise_multiplier(
-            epsilon=epsilon,
-            delta=privacy.delta,
-            sampling_rate=self.rate,
-            steps=self.mechanisms,
-            relation=Relation(privacy.relation),
-            other_events=self.beside,
-            accountant=privacy.accountant,
-            cache_dir=cache_folder() / "calibration",
-        )
-        return true_multiplier(self.settings, found.noise_multiplier)
 
     def _truncated(self) -> tuple[int, int] | None:
         """Number of examples and the most of a step, with ``client.max_batch``; None where nothing is cut."""

@@ -10,7 +10,8 @@ import scipy.optimize
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_loss import gaussian_bound, limit_mu, worst_equal_split
-from privacy.events import scalar_noise
+from privacy.events import dp_sgd, scalar_noise
+from privacy.lmo_published import published_epsilon, published_scale
 from privacy.scalar_noise.lmo import LmoNoise
 from privacy.scalar_noise.lmo_claim import claimed_epsilon
 
@@ -93,6 +94,51 @@ def lmo_figures(noise: LmoNoise, dimension: int, delta: float) -> LmoFigures:
         limit_epsilon=gaussian_epsilon(limit_mu(noise), delta),
         epsilon_bound=bound,
         gaussian_std=_gaussian_std(true, delta),
+    )
+
+
+@dataclass(frozen=True)
+class LmoTraining:
+    """The noise that the published accounting accepts for a training, and what the training costs with it.
+
+    Attributes:
+      scale: Of the noise; ``privacy.noise_scale``.
+      claimed_epsilon: What the published code says; no bound of anything.
+      spread_epsilon: Of a change that is spread over many coordinates, mu = sqrt(I): the truth is about this or more.
+      epsilon_bound: Proven for every change; what the ledger counts.
+    """
+
+    scale: float
+    claimed_epsilon: float
+    spread_epsilon: float
+    epsilon_bound: float
+
+
+def lmo_training(
+    noise: LmoNoise, *, epsilon: float, delta: float, rate: float, steps: int
+) -> LmoTraining:
+    """Compute them.
+
+    Args:
+      noise, delta, rate, steps: As for `published_epsilon`.
+      epsilon: What the published code is to say at most, > 0.
+
+    Raises:
+      ValueError: An argument is out of range, or no amount of the noise is claimed to cost so little.
+
+    Guarantee: `epsilon_bound` is an upper bound; the others are none.
+    """
+    scale = published_scale(noise, epsilon=epsilon, delta=delta, rate=rate, steps=steps)
+    scaled, accountant = noise.scaled(scale), make_accountant("pld")
+
+    def training(mu: float) -> float:
+        return float(accountant.epsilon({dp_sgd(rate, 1 / mu, steps): 1}, delta))
+
+    return LmoTraining(
+        scale=scale,
+        claimed_epsilon=published_epsilon(scaled, delta, rate, steps),
+        spread_epsilon=training(limit_mu(scaled)),
+        epsilon_bound=training(gaussian_bound(scaled)),
     )
 
 

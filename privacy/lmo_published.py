@@ -8,14 +8,13 @@ formula gives for it,
 
 and states what DP-SGD with *that* noise costs, by RDP. Neither step is a bound of anything: the
 claim holds for one number at most, and the formula says which Gaussian is enough for epsilon_1 <= 1, not which
-Gaussian costs as much. It is here so that runs can be made with the noise that the claim leads to, and be
-labelled (``privacy.calibrate_to = "claimed"``).
+Gaussian costs as much. It is here so that runs can be made with the noise that the claim leads to
+(``privacy.noise_scale``), whose ledger counts what is proven.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 from privacy.accountants import make_accountant
 from privacy.calibration import calibrate_noise_multiplier
@@ -56,7 +55,6 @@ def published_scale(
     delta: float,
     rate: float,
     steps: int,
-    cache_dir: Path | None = None,
 ) -> float:
     """The factor of the least noise that the published code accepts for a training.
 
@@ -66,7 +64,6 @@ def published_scale(
     Args:
       noise, delta, rate, steps: As for `published_epsilon`.
       epsilon: The target, > 0.
-      cache_dir: As for `calibrate_noise_multiplier`.
 
     Raises:
       ValueError: An argument is out of range, or the claim is above the target at every scale (its orders
@@ -78,7 +75,6 @@ def published_scale(
         sampling_rate=rate,
         steps=steps,
         accountant="rdp",
-        cache_dir=cache_dir,
     )
     goal = _classical(delta) / found.noise_multiplier
 

@@ -39,23 +39,40 @@ def lmo_check(
         int, typer.Option(help="Coordinates of the vector that gets the noise.")
     ] = 1,
     delta: Annotated[float, typer.Option(help="Delta, above 0 and below 1.")] = 1e-5,
+    epsilon: Annotated[
+        float | None,
+        typer.Option(
+            help="Of a training, as claimed: prints the privacy.noise_scale that the authors accept."
+        ),
+    ] = None,
+    sample_rate: Annotated[
+        float, typer.Option(help="Of each record in a step of the training.")
+    ] = 1.0,
+    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Show epsilon of one release with LMO noise: as its authors' accounting claims, and truly.
 
     Sensitivity 1 in L2 norm, no sampling. The authors' figure is that of one number whatever the
-    dimension, at an order where its formula does not hold.
+    dimension, at an order where its formula does not hold. With --epsilon also the least noise that they
+    accept for a training of --steps steps at --sample-rate, and what such a training costs.
     """
     require("--dimension", dimension, dimension >= 1, "a whole number >= 1")
     require("--delta", delta, 0 < delta < 1, "above 0 and below 1")
-    from privacy.lmo_figures import lmo_figures
+    require("--epsilon", epsilon or 1.0, epsilon is None or epsilon > 0, "above 0")
+    require("--sample-rate", sample_rate, 0 < sample_rate <= 1, "above 0 and at most 1")
+    require("--steps", steps, steps >= 1, "a whole number >= 1")
+    from privacy.lmo_figures import lmo_figures, lmo_training
     from privacy.scalar_noise import LmoNoise
     from privacy.scalar_noise.lmo import lmo_from_dict
 
     noise: LmoNoise = lmo_from_dict(_read(parameters))
-    figures = lmo_figures(noise, dimension, delta)
+    figures, training = lmo_figures(noise, dimension, delta), None
+    if epsilon is not None:
+        training = lmo_training(noise, epsilon=epsilon, delta=delta, rate=sample_rate, steps=steps)
     if as_json:
-        print_json({"parameters": noise.parameters, **asdict(figures), "factor": figures.factor})
+        found = {"parameters": noise.parameters, **asdict(figures), "factor": figures.factor}
+        print_json(found | ({} if training is None else {"training": asdict(training)}))
         return
     table = make_table("epsilon", "of one release", "holds")
     table.add_row(
@@ -83,6 +100,14 @@ def lmo_check(
     if dimension > 1 and figures.factor > 1:
         text += " For vectors, use Gaussian noise."
     print_parts(table, text)
+    if training is None:
+        return
+    print_parts(
+        f"Training ({steps} steps, sample rate {sample_rate:g}, delta = {delta:g}): privacy.noise_scale = "
+        f"{training.scale:.6g} is claimed to cost epsilon = {epsilon_text(training.claimed_epsilon)}, no bound. "
+        f"A change spread over many coordinates costs {epsilon_text(training.spread_epsilon)}; proven for every "
+        f"change, and counted by a ledger: {epsilon_text(training.epsilon_bound)} (zero-out)."
+    )
 
 
 def _read(path: Path) -> Any:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
-from fedllm.lmo_target import unproven
 from fedllm.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
@@ -22,7 +21,7 @@ from fedllm.report.guarded import guarded
 from fedllm.report.held import add_held
 from fedllm.report.layers import layers, unrecorded_scores
 from fedllm.report.ledger_notes import adopted, told
-from fedllm.report.lmo import lmo
+from fedllm.report.lmo import lmo, unproven
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
@@ -96,7 +95,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         defects=defects,
         lost=lost,
         released=bool(training["finished_rounds"]) or any(silo.rows for silo in accounted),
-        unproven=None if settings is None else unproven(settings),
+        unproven=unproven(run),
     )
     if vouching is not None:
         statement = vouched_headline(statement, vouching)

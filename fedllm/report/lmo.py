@@ -18,6 +18,28 @@ from privacy.scalar_noise import LmoNoise
 from privacy.scalar_noise.lmo_claim import claimed_epsilon
 from privacy.vocabulary import Relation
 
+_NO_BOUND = {
+    "claimed": "that is what LMO-DP's published accounting claims of this noise, at orders where its "
+    "formula does not hold, and for one number where vectors are released",
+    "true": "that is what a change costs that is spread over many coordinates, and nothing proves that no "
+    "other change costs more",
+}
+
+
+def unproven(run: RunRecord) -> str | None:
+    """What the report says before its statement of a run of an earlier version whose noise was calibrated to a
+    figure that is no bound (``privacy.calibrate_to``); else None."""
+    figure, settings = str(run.removed.get("privacy.calibrate_to")), run.settings
+    if figure not in _NO_BOUND or settings is None or settings.privacy.mode == "none":
+        return None
+    privacy = settings.privacy
+    targets = {privacy.epsilon, *(silo.epsilon for silo in privacy.silos.values())}
+    named = " and ".join(f"{value:g}" for value in sorted(v for v in targets if v is not None))
+    return (
+        f"NO GUARANTEE at epsilon = {named}, to which the noise was calibrated "
+        f"(privacy.calibrate_to = {figure}): {_NO_BOUND[figure]}."
+    )
+
 
 def lmo(
     run: RunRecord, accounted: Sequence[SiloAccounting], relation: Relation, delta: float

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
+from accounting_commands import call, call_json
 
 from fedllm.mechanism import add_noise, multiplier_of, noise_of, noise_std, scaled_noise
 from fedllm.report.build import build
@@ -51,7 +53,7 @@ LMO: dict[str, Any] = {
     "privacy.noise": json.dumps(PAPER_STRONG.to_dict()),
 }
 
-UNPROVEN = LMO | {"privacy.noise_multiplier": None, "privacy.epsilon": 2.0}
+EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
 
 
 @pytest.fixture(autouse=True)
@@ -69,34 +71,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
         ),
         ({"privacy.noise_scale": 1.0}, "Expected privacy.mechanism=lmo for privacy.noise_scale"),
         (LMO | {"privacy.noise_scale": 1.0, "privacy.noise_multiplier": 1.0}, "got both"),
-        ({"privacy.calibrate_to": "true"}, "privacy.mechanism=lmo for privacy.calibrate_to=true"),
-        (
-            LMO | {"privacy.calibrate_to": "claimed", "privacy.epsilon": None},
-            "Expected privacy.epsilon, the figure to meet",
-        ),
-        (
-            LMO | {"privacy.calibrate_to": "true", "privacy.noise_multiplier": 1.0},
-            "Expected no privacy.noise_multiplier",
-        ),
-        (
-            UNPROVEN | {"privacy.calibrate_to": "true", "privacy.run_epsilon": 1.0},
-            "Expected no privacy.run_epsilon",
-        ),
-        (
-            UNPROVEN
-            | {"privacy.calibrate_to": "true", "privacy.silos": {"a": {"run_epsilon": 1.0}}},
-            r'Expected no privacy.silos."a".run_epsilon',
-        ),
-        (
-            UNPROVEN | {"privacy.calibrate_to": "true", "model.access": "black-box"},
-            "Expected model.access=white-box for privacy.calibrate_to=true",
-        ),
-        (
-            UNPROVEN
-            | {"privacy.calibrate_to": "claimed", "privacy.relation": "replace-one"}
-            | {"privacy.unit": "client"},
-            "Expected privacy.relation=zero-out",
-        ),
     ],
 )
 def test_settings_that_are_refused(
@@ -251,43 +225,59 @@ def test_the_scale_and_the_multiplier_name_the_same_noise(tiny_settings: Make) -
     assert parse_settings(settings.model_dump(mode="json")) == settings
 
 
-@pytest.mark.parametrize("changes", [{}, {"privacy.unit": "client", "privacy.noise_by": "server"}])
-@pytest.mark.parametrize("figure", ["claimed", "true"])
-def test_noise_for_a_figure_that_is_no_bound_is_labelled(
-    start_run: Start, in_process: Federate, figure: str, changes: dict[str, Any]
+@pytest.mark.parametrize(
+    ("changes", "steps", "rate"),
+    [
+        ({"client.sampling_rate": 0.25, "client.local_steps": 3}, 6, 0.25),
+        ({"privacy.unit": "client", "privacy.noise_by": "server"}, 2, 1.0),
+    ],
+    ids=["example", "trusted-server"],
+)
+def test_a_run_reproduces_the_claim_with_the_scale_that_lmo_check_prints(
+    start_run: Start,
+    in_process: Federate,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    steps: int,
+    rate: float,
 ) -> None:
-    asked = {
-        "privacy.calibrate_to": figure,
-        "privacy.randomness": "os",
-        "privacy.accountant": "pld",
-        "evaluation.clients": "off",
+    (tmp_path / "noise.json").write_text(json.dumps(FLAT))
+    asked = {"epsilon": 2.0, "steps": steps, "delta": 1e-5, "sample-rate": rate}
+    found = call_json("lmo-check", tmp_path / "noise.json", **asked)["training"]
+    shown = " ".join(call("lmo-check", tmp_path / "noise.json", **asked).stdout.split())
+    assert f"privacy.noise_scale = {found['scale']:.6g} is claimed to cost" in shown
+    usual: dict[str, Any] = {
+        "server.rounds": 2,
+        "privacy.noise_multiplier": None,
+        "privacy.epsilon": None,
+        "privacy.noise_scale": found["scale"],
     }
-    run = start_run("unproven", **UNPROVEN, **asked, **changes)
-    assert in_process(run) == "finished"  # no bound stops it: it spends more than epsilon
+    run = start_run("claim", **LMO, **usual, **changes)
+    assert in_process(run) == "finished"
     content = build(run)
-    section, found = content["lmo"], content["guarantee"]
-    assert content["headline"].startswith(
-        f"NO GUARANTEE at epsilon = 2, to which the noise was calibrated (privacy.calibrate_to = {figure})"
-    )
-    by_server = "privacy.noise_by" in changes
-    assert found["level"] == ("outsider-only" if by_server else "not-as-asked")
-    assert found["epsilon"] > 2.0 * 1.1
-    assert f"epsilon = {math.ceil(found['epsilon'] * 1000) / 1000}" in content["headline"]
-    assert found["epsilon"] == pytest.approx(section["training"]["bound"], rel=1e-3)
-    if figure == "true":
-        assert 0.99 * 2.0 <= section["training"]["spread"] <= 2.0
-    else:
-        assert 0.99 * 2.0 <= section["published"] <= 2.0
-        assert section["training"]["spread"] > 5 * 2.0
-    html = render(content, "0" * 64)
-    assert html.index("NO GUARANTEE at epsilon = 2") < html.index("<h1>")
+    section = content["lmo"]
+    assert (section["steps"], section["sampling_rate"]) == (steps, rate)
+    assert 0.99 * 2.0 <= section["published"] <= 2.0
+    assert section["published"] == pytest.approx(found["claimed_epsilon"])
+    assert section["training"]["spread"] == pytest.approx(found["spread_epsilon"], rel=1e-3)
+    assert section["training"]["bound"] == pytest.approx(found["epsilon_bound"], rel=1e-3)
+    assert section["training"]["spread"] > 5 * 2.0
+    assert content["guarantee"]["epsilon"] == pytest.approx(found["epsilon_bound"], rel=1e-3)
 
 
-def test_a_claim_needs_noise_that_something_is_claimed_of(
-    start_run: Start, in_process: Federate
+@pytest.mark.parametrize("figure", ["claimed", "true"])
+def test_an_earlier_run_with_noise_for_a_figure_that_is_no_bound_is_labelled(
+    tmp_path: Path, figure: str
 ) -> None:
-    laplace = json.dumps({"family": "laplace", "parameters": {"scale": 1.0}})
-    changes = {"privacy.noise": laplace, "privacy.calibrate_to": "claimed"}
-    run = start_run("laplace", **UNPROVEN | changes)
-    assert in_process(run) == "failed"
-    assert "Expected parameters of LMO-DP in privacy.noise" in run.state()["message"]
+    folder = Path(shutil.copytree(EARLIER, tmp_path / "earlier"))
+    path = folder / "settings.toml"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('calibrate_to = "proven"', f'calibrate_to = "{figure}"'), "utf-8")
+    content = build(folder)
+    assert content["headline"].startswith(
+        f"NO GUARANTEE at epsilon = 3, to which the noise was calibrated (privacy.calibrate_to = {figure})"
+    )
+    assert content["guarantee"]["level"] == "not-as-asked"
+    html = render(content, "0" * 64)
+    assert html.index("NO GUARANTEE at epsilon = 3") < html.index("<h1>")
+    assert not build(EARLIER)["headline"].startswith("NO GUARANTEE")

@@ -107,7 +107,10 @@ def test_the_command_refuses_in_one_line(content: str, message: str, tmp_path: P
     assert found.exit_code == 2
     assert message in found.output
     assert found.output.count("\n") == 1
-    for option in ("--dimension=0", "--delta=1", "--delta=0"):
+    for option in (
+        *("--dimension=0", "--delta=1", "--delta=0"),
+        *("--epsilon=0", "--sample-rate=0", "--sample-rate=2", "--steps=0"),
+    ):
         found = CliRunner().invoke(app, ["lmo-check", str(path), option])
         assert found.exit_code == 2
         assert option.split("=")[0] in found.output

@@ -12,9 +12,7 @@ _INTEGRATION = f"{_LOSS}::test_delta_of_one_release_against_integration"
 _REPLACE = f"{_LOSS}::test_replace_one_doubles_the_change_and_refuses_sampling"
 _VECTORS = "tests/privacy/test_privacy_lmo_vectors.py"
 _NEVER_ONE = f"{_VECTORS}::test_a_vectors_event_costs_what_its_bound_costs_and_never_the_figure_of_one_number"
-_LABELLED = (
-    "tests/federation/test_lmo_runs.py::test_noise_for_a_figure_that_is_no_bound_is_labelled"
-)
+_LABELLED = "tests/federation/test_lmo_runs.py::test_an_earlier_run_with_noise_for_a_figure_that_is_no_bound_is_labelled"
 _EVERY_CHANGE = f"{_VECTORS}::test_every_change_of_one_number_is_below_the_bound"
 
 MUTATIONS = (
@@ -23,7 +21,7 @@ MUTATIONS = (
         "fedllm/report/guarantee.py",
         "        if unproven is not None:\n",
         "        if unproven is not None and not silos:\n",
-        "A run whose noise was calibrated to LMO-DP's claim does not say in its first line that its epsilon is "
+        "An earlier run whose noise was calibrated to LMO-DP's claim does not say in its first line that its epsilon is "
         "not guaranteed.",
         (_LABELLED,),
     ),
