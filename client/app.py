@@ -1,7 +1,7 @@
 """The Flower ClientApp: answers train, evaluate and query messages for one silo.
 
 Thin: which silo this node serves (:mod:`client.node`), messages to plain values and back. The work is
-:mod:`fedllm.silo_worker`. Refusals are replies with a status and a reason.
+:mod:`fedllm.silo.silo`. Refusals are replies with a status and a reason.
 
 Guarantee: a reason is one of two constants, or a function of the task, the settings, the model, the silo's own
 limits, its ledger and public numbers (:data:`PUBLIC`), whatever was raised. The same in a simulation.
@@ -18,26 +18,26 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client.codec_task import keep_codec
+from client.config import SiloFileError, silo_file_of
 from client.extract import add_extract
-from client.last_answer import answer_of, keep, task_key
 from client.node import describe_node, open_silo
-from client.places import without_places
+from client.redaction import without_places
+from client.replies import answer_of, keep, task_key
 from client.returned_head import require_returned_head
-from client.silo_file import SiloFileError, silo_file_of
 from client.task_arrays import read_params
 from client.task_fields import EVALUATE, QUERY, TRAIN, TaskFields, read_fields
 from fedllm import messages as names
-from fedllm.codec_store import CodecMissing
-from fedllm.device_memory import DeviceMemoryError
-from fedllm.embedded import ModelError
-from fedllm.endpoint import EndpointError
-from fedllm.own_bounds import LimitRefused
-from fedllm.printable_error import printable_error
-from fedllm.settings_io import SettingsError
-from fedllm.silo_worker import SiloWorker
+from fedllm.budget.local_policy import LimitRefused
+from fedllm.codec.store import CodecMissing
+from fedllm.files.printable_error import printable_error
+from fedllm.models.embedded import ModelError
+from fedllm.models.endpoint import EndpointError
+from fedllm.models.memory import DeviceMemoryError
+from fedllm.settings.io import SettingsError
+from fedllm.silo.silo import SiloWorker
 from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
 from privacy.budget import BudgetExceeded
-from privacy.ledger import LedgerError
+from privacy.ledger.ledger import LedgerError
 
 app = ClientApp()
 log = logging.getLogger("fedllm.client")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Context
 
+from client.config import silo_file_of
 from client.limits import check_codec
 from client.node import admitted
-from client.silo_file import silo_file_of
 from client.task_arrays import array_forms, read_arrays
 from client.task_fields import TaskFields
-from fedllm.codec_needs import check_codec_needs
-from fedllm.codec_store import keep_in_store
-from fedllm.tunable import shared_tunable, trained_size
+from fedllm.codec.store import keep_in_store
+from fedllm.silo.codec_needs import check_codec_needs
+from fedllm.training.tunable import shared_tunable, trained_size
 
 MOST_TENSORS = 16
 """Tensors of a codec at most; an autoencoder has seven."""

@@ -19,17 +19,17 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
+from client.config import SiloFile
 from client.returned_head import require_returned_head
-from client.silo_file import SiloFile
 from client.task_fields import is_run_id
 from fedllm import messages as names
-from fedllm.process import shared_ledger
 from fedllm.report.extract.keys import EXTRACT, HEAD, KeyProblem, SigningKey, load_signing_key
 from fedllm.report.extract.make import make_extract, make_head
 from fedllm.report.extract.statement import text_of
-from fedllm.settings_io import from_json
-from privacy.ledger_error import LedgerError
-from privacy.vocabulary import Relation, Unit
+from fedllm.settings.io import from_json
+from fedllm.silo.process import shared_ledger
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.error import LedgerError
 
 log = logging.getLogger("fedllm.client")
 SHARE = 20.0

@@ -2,7 +2,7 @@
 
 A server's settings are held against the silo's own file here, as far as they alone tell; what only the
 calibrated mechanism tells (its noise, the sampling rate of a batch size, what is left of the budget) is
-held against the same file by the silo's account (:mod:`fedllm.own_bounds`).
+held against the same file by the silo's account (:mod:`fedllm.budget.local_policy`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from client.silo_file import Quantity, SiloFile
+from client.config import Quantity, SiloFile
+from fedllm.budget.local_policy import LimitRefused
 from fedllm.codec import codec_names
-from fedllm.own_bounds import LimitRefused
-from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import noises_numbers
-from fedllm.tunable import Tunable, trained_size
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.experiment import Settings
+from fedllm.training.tunable import Tunable, trained_size
 
 
 def check_limits(

@@ -1,6 +1,6 @@
 """Which silo a Flower node serves, and where its data and ledger are.
 
-A node with a silo's own file (:mod:`client.silo_file`) serves that silo: data, ledger, budget, limits,
+A node with a silo's own file (:mod:`client.config`) serves that silo: data, ledger, budget, limits,
 model folder and device are the file's, and what a server says about them is not used. A node without
 one is part of a simulation: its ``partition-id`` counts through the silos of the data settings.
 """
@@ -16,24 +16,24 @@ from typing import Any, TypeVar
 
 from flwr.app import Context
 
+from client.config import SiloFile, silo_file_of
 from client.limits import check_limits, check_size, localised
-from client.silo_file import SiloFile, silo_file_of
 from client.task_fields import TaskFields
 from fedllm import __version__
 from fedllm import messages as names
-from fedllm.device_memory import limit_device
-from fedllm.embedded import ModelError
-from fedllm.models import resolve_device
-from fedllm.opened_silo import open_silo_data
-from fedllm.private_file import note
-from fedllm.process import shared_worker, use_threads
-from fedllm.run_folder import RunFolder, ledger_of
-from fedllm.settings import Settings
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import Silo, load_federation, load_silo_file, with_columns
+from fedllm.data.silos import Silo, load_federation, load_silo_file, with_columns
+from fedllm.files.private import note
+from fedllm.models.backbone import resolve_device
+from fedllm.models.embedded import ModelError
+from fedllm.models.memory import limit_device
+from fedllm.run.folder import RunFolder, ledger_of
+from fedllm.settings.experiment import Settings
+from fedllm.silo.opened import open_silo_data
+from fedllm.silo.process import shared_worker, use_threads
+from fedllm.silo.silo import SiloWorker
 from fedllm.task_errors import NotTakingPart, TaskRefused, refusing
-from fedllm.training_memory import require_room_for_training
-from fedllm.tunable import shared_tunable
+from fedllm.training.memory import require_room_for_training
+from fedllm.training.tunable import shared_tunable
 
 log = logging.getLogger("fedllm.client")
 T = TypeVar("T")
@@ -58,7 +58,7 @@ def own_silo(own: SiloFile, settings: Settings) -> Silo:
     """The silo of a silo's own file, with the experiment's names for its columns.
 
     Raises:
-        DataError: as :func:`fedllm.silos.load_silo_file`.
+        DataError: as :func:`fedllm.data.silos.load_silo_file`.
     """
     status = Path(own.data.path).stat() if Path(own.data.path).exists() else None
     silo = _load(own, None if status is None else (status.st_mtime_ns, status.st_size))

@@ -13,12 +13,12 @@ from typing import Any
 
 from flwr.app import Message
 
-from client.silo_file import SiloFile
+from client.config import SiloFile
 from fedllm import messages as names
 from fedllm.report.extract.keys import HEAD, KeyProblem, load_signing_key
 from fedllm.report.extract.statement import LONGEST_HEAD, ExtractError, parse
 from fedllm.report.extract.statement import Head as SignedHead
-from privacy.ledger import Head, Ledger
+from privacy.ledger.ledger import Head, Ledger
 
 log = logging.getLogger("fedllm.client")
 

@@ -18,9 +18,9 @@ import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
-from fedllm.bounded_json import shortened
+from fedllm.codec.downlink import SCALES, VALUES, Downlink, decode_params
 from fedllm.codec.quantise import CHUNK
-from fedllm.downlink import SCALES, VALUES, Downlink, decode_params
+from fedllm.files.bounded_json import shortened
 from fedllm.task_errors import TaskRefused, refusing
 
 Form = tuple[tuple[int, ...], str]
@@ -31,7 +31,7 @@ MOST_DIMENSIONS = 8
 
 
 def parameter_forms(initial: Mapping[str, Tensor], downlink: Downlink) -> dict[str, Form]:
-    """The arrays in which parameters of these names and shapes travel (:mod:`fedllm.downlink`)."""
+    """The arrays in which parameters of these names and shapes travel (:mod:`fedllm.codec.downlink`)."""
     shapes = {name: tuple(value.shape) for name, value in initial.items()}
     if downlink != "int8":
         kind = "<f2" if downlink == "fp16" else "<f4"

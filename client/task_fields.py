@@ -16,9 +16,9 @@ from typing import Any
 from flwr.app import Message
 
 from fedllm import messages as names
-from fedllm.bounded_json import TooLarge, read_bounded, shortened
-from fedllm.settings import Settings
-from fedllm.settings_io import from_json
+from fedllm.files.bounded_json import TooLarge, read_bounded, shortened
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import from_json
 from fedllm.task_errors import TaskRefused
 
 TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"
@@ -68,7 +68,7 @@ def read_fields(message: Message, kind: str) -> TaskFields:
 
     Raises:
         TaskRefused: a record or field is missing, is not one of such a task, or has another form.
-        SettingsError: the settings are not valid, see :func:`fedllm.settings_io.from_json`.
+        SettingsError: the settings are not valid, see :func:`fedllm.settings.io.from_json`.
     """
     records, required, optional = KINDS[kind]
     content: Any = message.content

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedllm.data.records import DataError
+from fedllm.data.formats.records import DataError
 
 
 class TaskRefused(ValueError):

@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
+from privacy.events.multiset import multiset
+from privacy.guarantee import Adversary, Guarantee, Relation, Unit
 from privacy.plan_filter import Terms, choose, equivalent_epsilon, renyi_terms, used
-from privacy.vocabulary import Adversary, Guarantee, Relation, Unit
 
 
 class BudgetExceeded(Exception):

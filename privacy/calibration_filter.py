@@ -11,13 +11,13 @@ from types import MappingProxyType
 from dp_accounting.dp_event import DpEvent
 
 from privacy.calibration import GOAL, solve_decreasing
-from privacy.event_counts import multiset
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd, scalar_noise, truncated_sgd
+from privacy.events.constructors import dp_sgd, scalar_noise, truncated_sgd
+from privacy.events.multiset import multiset
+from privacy.events.serialization import event_to_json
+from privacy.guarantee import Relation
+from privacy.mechanisms.scalar_noise import ScalarNoise
 from privacy.plan_filter import Terms, charge, used
 from privacy.result_cache import read_result, write_result
-from privacy.scalar_noise import ScalarNoise
-from privacy.vocabulary import Relation
 
 _NONE: Mapping[DpEvent, int] = MappingProxyType({})
 _FORMAT = 1

@@ -47,16 +47,16 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 from scipy.stats import binom
 
-from privacy import events as ev
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import kind
-from privacy.event_kinds import (
+from privacy.events import constructors as ev
+from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     VectorNoiseDpEvent,
     noise_of,
 )
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import kind
 
 MOST = 1000
 """Largest number of copies: the mixture has a Gaussian for each."""

@@ -1,7 +1,7 @@
 """Secret random bytes: the keystream of AES-256 in counter mode, keyed by the operating system.
 
 AES-256-CTR and not ChaCha20, both of which the ``cryptography`` package (OpenSSL) offers: on a processor
-with AES instructions it is the faster one, see ``python -m simulations.benchmark.dp_tax --variant noise``. Its output
+with AES instructions it is the faster one, see ``python -m simulations.benchmarks.step_cost --variant noise``. Its output
 cannot be told from uniform bytes by anybody who is bounded in computation and lacks the key, as far as
 AES-256 is a pseudorandom permutation; the guarantees that are stated for true random numbers hold
 against such adversaries (Mironov et al. 2009, "Computational differential privacy").

@@ -57,11 +57,11 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants.dominating import DominatingGdpAccountant
 from privacy.accountants.dominating_mu import log_gaussian_delta
-from privacy.accountants.loss_distribution import LossDistribution
+from privacy.accountants.losses.distribution import LossDistribution
 from privacy.accountants.pld import PldAccountant
 from privacy.accountants.rdp import ORDERS, RdpAccountant
-from privacy.event_counts import is_private, multiset
-from privacy.vocabulary import Relation
+from privacy.events.multiset import is_private, multiset
+from privacy.guarantee import Relation
 
 RESERVE = 0.1
 """Share of delta that later plans' tails may use together (the t of the module's text, over delta)."""

@@ -17,13 +17,13 @@ from typing import Any
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import event_to_json
-from privacy.ledger import PLAN, Ledger
-from privacy.ledger_entry import canonical_json, choose_view, parse_views
-from privacy.ledger_limits import MOST_DETAILS, read_json
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import event_to_json
+from privacy.guarantee import Unit
+from privacy.ledger.entry import canonical_json, choose_view, parse_views
+from privacy.ledger.ledger import PLAN, Ledger
+from privacy.ledger.limits import MOST_DETAILS, read_json
 from privacy.plan_filter import Terms
-from privacy.vocabulary import Unit
 
 __all__ = ["PLAN", "Commitment", "RecordedBudget", "RunPlan", "commitments", "outside"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.local_training import split_like
-from privacy.clipping import clip_vector
+from fedllm.training.dp_sgd import split_like
+from privacy.mechanisms.clipping import clip_vector
 from server.replies.refusal import ReplyRefused
 
 

@@ -13,12 +13,12 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.report.extract.keys import KeyProblem, load_node_key
-from fedllm.run_folder import RunFolder
-from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError, from_json, load_settings
-from server.callbacks import LogProgress
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import SettingsError, from_json, load_settings
 from server.deployment.folder import Folder
 from server.extracts import Extracts
+from server.monitoring import LogProgress
 from server.run import FAILED, run_experiment
 
 app = ServerApp()

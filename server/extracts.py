@@ -35,11 +35,11 @@ from fedllm.report.extract.store import (
     write_index,
     write_signed,
 )
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import to_json
-from privacy.event_json import event_to_json
-from server.accompanied import AccompaniedGrid
-from server.exchange import Stopped, exchange
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import to_json
+from privacy.events.serialization import event_to_json
+from server.nodes.accompanied import AccompaniedGrid
+from server.nodes.exchange import Stopped, exchange
 from server.spending import SpendingView
 
 log = logging.getLogger("fedllm")

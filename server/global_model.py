@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from fedllm.flatness.layer_choice import kept_rows
-from fedllm.flatness.perturbation import is_perturbed
-from fedllm.settings import Settings
+from fedllm.settings.experiment import Settings
+from fedllm.training.perturbation import is_perturbed
 from server.optimizers import ServerOptimizer
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedllm.settings import ServerSettings
+from fedllm.settings.server import ServerSettings
 
 HEAD = "head."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from fedllm.run_folder import SCHEDULE, RunFolder
+from fedllm.run.folder import SCHEDULE, RunFolder
 
 
 def why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:

@@ -4,7 +4,7 @@ A reply holds an update, its code, or numbers along the round's directions; the 
 by a trusted server. Whichever it is, what comes out is an update of the model.
 
 Guarantee: with noise by the silos, post-processing of what they released. With noise by the server,
-:mod:`server.trusted_noise` records and adds it, on contributions that are clipped here.
+:mod:`server.extensions.central_noise` records and adds it, on contributions that are clipped here.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from functools import cached_property
 from flwr.app import RecordDict
 from torch import Tensor
 
-from fedllm.adaptive_clip import is_adaptive
-from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import noises_numbers
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.experiment import Settings
+from fedllm.training.adaptive_clip import is_adaptive
 from server.aggregation import (
     Contribution,
     check_update,
     clip_update,
 )
-from server.codec_link import CODE, CodecLink
-from server.directions_link import DirectionsLink
+from server.extensions.central_noise import TrustedNoise
+from server.extensions.codec import CODE, CodecLink
+from server.extensions.teacher import TeacherLink
+from server.extensions.zeroth_order import DirectionsLink
 from server.replies import Replies, ReplyRefused
 from server.replies.arrays import spec_of
 from server.replies.training import SMALLEST_NOISE, TrainingForm, TrainingReply, read_training
 from server.robust.means import combine, combine_shares
 from server.robust.update_law import UpdateLaw
 from server.spending import SpendingView
-from server.teacher_link import TeacherLink
-from server.trusted_noise import TrustedNoise
 
 
 @dataclass(frozen=True)

@@ -9,34 +9,34 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from fedllm import environment
-from fedllm.checkpoints import keep, latest_checkpoint, save_checkpoint
+from fedllm.budget.plan import for_silos, warnings
+from fedllm.budget.round_draws import round_draws
+from fedllm.budget.schedule import is_evaluation_round
+from fedllm.data.silos import evaluation_set
 from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
-from fedllm.models import Backbone
-from fedllm.plan import for_silos, warnings
-from fedllm.process import cores, use_threads
-from fedllm.round_draws import round_draws
-from fedllm.run_folder import SCHEDULE, RunFolder
-from fedllm.schedule import is_evaluation_round
-from fedllm.settings import Settings
-from fedllm.silos import evaluation_set
+from fedllm.models.backbone import Backbone
+from fedllm.run import environment
+from fedllm.run.checkpoints import keep, latest_checkpoint, save_checkpoint
+from fedllm.run.folder import SCHEDULE, RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.silo.process import cores, use_threads
 from fedllm.tasks.generation import Generation
-from fedllm.tunable import Tunable, initial_params, shared_tunable
-from privacy.ledger import Ledger
-from server.callbacks import Callback, Callbacks, MetricsFile, TensorBoard
-from server.discovery import find_silos
-from server.encoder_phase import prepare_codec
-from server.exchange import Stopped
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
+from server.extensions.central_noise import TrustedNoise
+from server.extensions.encoder_statistics import prepare_codec
+from server.extensions.layers import LayerPhase, count_scores
+from server.extensions.teacher import make_teacher
 from server.extracts import Extracts
-from server.layer_phase import LayerPhase, count_scores
+from server.monitoring import Callback, Callbacks, MetricsFile, TensorBoard
+from server.nodes.discovery import find_silos
+from server.nodes.exchange import Stopped
 from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
 from server.robust.update_law import limit_warnings
 from server.start_check import require_finite_start
 from server.strategy import BudgetSpent, PrefixStrategy
-from server.teacher_link import make_teacher
-from server.trusted_noise import TrustedNoise
 
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
 
@@ -164,7 +164,7 @@ def run_experiment(
         )
         everyone.close()
     if run.state()["round"] > 0 or came_to_its_end:
-        from fedllm.export import export_adapter
+        from fedllm.adapter.export import export_adapter
         from fedllm.report import write_report
 
         if status in (FINISHED, STOPPED):
@@ -180,7 +180,7 @@ def _checked(
     tunable: Tunable,
     nodes: Mapping[str, int],
 ) -> Settings:
-    """The settings with what depends on the silos' names and on the number of layers; see :mod:`fedllm.plan` and
+    """The settings with what depends on the silos' names and on the number of layers; see :mod:`fedllm.budget.plan` and
     :mod:`fedllm.flatness.layer_choice`.
 
     Raises:

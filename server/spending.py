@@ -14,18 +14,18 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.settings import Settings
-from fedllm.silo_bounds import (
+from fedllm.budget.limits import (
     MOST_MECHANISMS,
     evaluation_events,
     score_events,
     statistics_events,
     training_events,
 )
+from fedllm.settings.experiment import Settings
 from privacy.accountants import Accountant, make_accountant
-from privacy.event_counts import multiset
-from privacy.event_json import event_from_json, event_to_json
-from privacy.vocabulary import Relation
+from privacy.events.multiset import multiset
+from privacy.events.serialization import event_from_json, event_to_json
+from privacy.guarantee import Relation
 
 log = logging.getLogger("fedllm")
 

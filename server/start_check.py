@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedllm.embedded import ModelError
-from fedllm.rehearsal import rehearse, require_finite_losses
-from fedllm.settings import Settings
-from fedllm.silos import evaluation_set
-from fedllm.tunable import Tunable, initial_params
+from fedllm.data.silos import evaluation_set
+from fedllm.models.embedded import ModelError
+from fedllm.settings.experiment import Settings
+from fedllm.training.batch.rehearsal import rehearse, require_finite_losses
+from fedllm.training.tunable import Tunable, initial_params
 from server.replies import RunStopped
 
 

@@ -1,7 +1,7 @@
 """The Flower Strategy: which silos train, what they are sent, and what is done with what they answer.
 
 Guarantee: with noise by the silos, everything here is post-processing of what they released. With
-noise by the server (``privacy.noise_by = "server"``), :mod:`server.trusted_noise` records and adds it before
+noise by the server (``privacy.noise_by = "server"``), :mod:`server.extensions.central_noise` records and adds it before
 the new model exists. What the replies come to is :mod:`server.round_update`, how the model moves
 :mod:`server.global_model`.
 """
@@ -26,28 +26,28 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.adaptive_clip import is_adaptive, next_clip
-from fedllm.downlink import decode_params, encode_params
-from fedllm.encoded_release import Encoding
-from fedllm.flatness.perturbation import is_perturbed
-from fedllm.round_draws import RoundDraws
-from fedllm.schedule import is_evaluation_round
-from fedllm.settings import Settings
-from fedllm.settings_io import to_json
-from fedllm.tunable import Tunable
+from fedllm.budget.round_draws import RoundDraws
+from fedllm.budget.schedule import is_evaluation_round
+from fedllm.codec.downlink import decode_params, encode_params
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import to_json
+from fedllm.training.adaptive_clip import is_adaptive, next_clip
+from fedllm.training.encoding import Encoding
+from fedllm.training.perturbation import is_perturbed
+from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 from server.aggregation import tensor_bytes
-from server.codec_link import CodecLink
-from server.directions_link import DirectionsLink
-from server.exchange import exchange
+from server.extensions.central_noise import TrustedNoise
+from server.extensions.codec import CodecLink
+from server.extensions.teacher import TeacherLink
+from server.extensions.zeroth_order import DirectionsLink
 from server.global_model import GlobalModel
+from server.nodes.exchange import exchange
 from server.replies import RunStopped, sort_replies
 from server.replies.evaluation import least_count, read_evaluation
 from server.replies.telling import tell_unusable
 from server.round_update import RoundUpdate
 from server.spending import SpendingView
-from server.teacher_link import TeacherLink
-from server.trusted_noise import TrustedNoise
 
 
 class BudgetSpent(RunStopped):
@@ -66,7 +66,7 @@ class PrefixStrategy(Strategy):
             weights, which a silo with a copy of its own compares (empty: it does not).
         stop: set by another thread to interrupt.
         trusted_noise: adds the noise where the server is trusted with it, else None.
-        emit: takes each record of the run (see :mod:`server.callbacks`).
+        emit: takes each record of the run (see :mod:`server.monitoring`).
         after_round: called after each finished round (checkpoints, evaluation).
         before_round: called with the grid before each round (choice of layers).
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedllm.embedded import embedded_file
+from fedllm.models.embedded import embedded_file
 
 PACKAGE = "xllamacpp"
 

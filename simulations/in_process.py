@@ -15,9 +15,9 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedllm.data.silos import load_federation
 from fedllm.report.extract.keys import NodeKey
-from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
+from fedllm.run.folder import RunFolder
 from server.extracts import Extracts
 from server.run import run_experiment
 

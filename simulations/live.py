@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedllm.plan_figures import SO_FAR
-from fedllm.settings import Settings
+from fedllm.report.plan_figures import SO_FAR
+from fedllm.settings.experiment import Settings
 
 _TEACHER_LINES = 50
 """Steps of a teacher's training between two lines, where the output is no terminal."""

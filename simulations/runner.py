@@ -15,13 +15,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedllm.plan import for_silos
-from fedllm.repeated_records import warnings_of_repeats
-from fedllm.run_folder import RunFolder
-from fedllm.settings import Settings
-from fedllm.silos import evaluation_set, load_federation
-from fedllm.tunable import shared_tunable
-from server.callbacks import Callback
+from fedllm.budget.plan import for_silos
+from fedllm.data.repeated_records import warnings_of_repeats
+from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.training.tunable import shared_tunable
+from server.monitoring import Callback
 from server.run import FINISHED, STOPPED, run_experiment
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from simulations.benchmark import tiny
+from simulations.benchmarks.support import tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -58,7 +58,7 @@ def tiny_tree(encoder_folder: Path, word_files: Path) -> Callable[..., dict[str,
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_tree: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
     """``tiny_settings(**{"section.key": value})``: the same as checked settings."""
-    from fedllm.settings_io import parse_settings
+    from fedllm.settings.io import parse_settings
 
     return lambda **changes: parse_settings(tiny_tree(**changes))
 
@@ -69,7 +69,7 @@ def random_words_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import BertConfig, BertModel
 
-    from simulations.benchmark import workload
+    from simulations.benchmarks.support import workload
 
     path = tmp_path_factory.mktemp("random-words-bert")
     torch.manual_seed(0)

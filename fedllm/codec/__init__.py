@@ -12,7 +12,7 @@ from fedllm.codec.quantise import Int8, Quantised
 from fedllm.codec.random_projection import RandomProjection
 from fedllm.codec.registry import codec_from_state, codec_names, register_codec
 from fedllm.codec.top_k import TopK
-from fedllm.settings_codec import CodecSettings
+from fedllm.settings.codec import CodecSettings
 
 for _class in (
     Identity,

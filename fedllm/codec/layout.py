@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.prefix import PREFIX
+from fedllm.models.prefix import PREFIX
 
 PREFIX_AXES = ("head", "position", "head_dim")
 _PREFIX_DIMENSIONS = 5  # layers, 2, heads, positions, head_dim
@@ -46,7 +46,7 @@ class Block:
 class Layout:
     """Named tensors in one flat float32 vector, by sorted names, each in row-major order.
 
-    The order is that of :func:`fedllm.local_training.split_like`. A tensor ``prefix`` of shape
+    The order is that of :func:`fedllm.training.dp_sgd.split_like`. A tensor ``prefix`` of shape
     [layers, 2, heads, positions, head_dim] has one block for each layer and key or value; every other
     tensor is a block.
 

@@ -63,11 +63,11 @@ from dp_accounting.dp_event import DpEvent
 from torch import Tensor
 
 from fedllm.codec.layout import Layout
-from privacy import events
-from privacy.clipping import clip_vector
-from privacy.noise import add_gaussian
+from privacy.events import constructors as events
+from privacy.guarantee import Relation
+from privacy.mechanisms.clipping import clip_vector
+from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import RandomSource
-from privacy.vocabulary import Relation
 
 Kind = Literal["layerwise", "factored", "coordinate", "low-rank"]
 _JOINT = ("layerwise", "low-rank")  # kinds with first moments

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from fedllm.data.duplicates import DuplicateCount, count_duplicates, drop_duplicates
-from fedllm.data.holdout import split_holdout, text_hash
-from fedllm.data.hub import load_hub
-from fedllm.data.labels import label_index
-from fedllm.data.partition import Partition, partition
-from fedllm.data.records import (
+from fedllm.data.formats.hub import load_hub
+from fedllm.data.formats.records import (
     DataError,
     Record,
     TextDataset,
@@ -15,8 +12,11 @@ from fedllm.data.records import (
     require_columns,
     require_text,
 )
-from fedllm.data.sources import load_file
-from fedllm.data.tweets import load_tweets, normalise_tweet, organisation_of
+from fedllm.data.formats.sources import load_file
+from fedllm.data.formats.tweets import load_tweets, normalise_tweet, organisation_of
+from fedllm.data.holdout import split_holdout, text_hash
+from fedllm.data.labels import label_index
+from fedllm.data.partition import Partition, partition
 
 __all__ = [
     "DataError",

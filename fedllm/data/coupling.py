@@ -9,7 +9,7 @@ such effect; silos that bring their own data are not divided at all.
 
 from __future__ import annotations
 
-from fedllm.settings import DataSettings
+from fedllm.settings.sections import DataSettings
 
 AS_DIVIDED = (
     "Where silos are parts of one data set (a simulation), the guarantee is for their data as divided, and says "

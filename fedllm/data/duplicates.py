@@ -2,7 +2,7 @@
 
 Example-level privacy hides one record. What the removal of all k copies of one costs is larger, and known
 (:mod:`privacy.copies`). So repeats are counted where the data are: a silo's in its own log, a simulation's in
-warnings of the command (:mod:`fedllm.repeated_records`). They may be dropped before training.
+warnings of the command (:mod:`fedllm.data.repeated_records`). They may be dropped before training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedllm.data.records import Record, TextDataset, normalise_text, require_columns
+from fedllm.data.formats.records import Record, TextDataset, normalise_text, require_columns
 
 
 @dataclass(frozen=True)

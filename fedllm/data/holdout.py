@@ -14,7 +14,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedllm.data.records import DataError, Record, TextDataset, normalise_text, require_columns
+from fedllm.data.formats.records import (
+    DataError,
+    Record,
+    TextDataset,
+    normalise_text,
+    require_columns,
+)
 
 _UNIT = 2.0**-53
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from fedllm.data.records import DataError, TextDataset
+from fedllm.data.formats.records import DataError, TextDataset
 
 _WHOLE = re.compile(r"([+-]?\d{1,30})\.0*")
 _TRUTH = ("true", "false")

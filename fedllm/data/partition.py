@@ -17,9 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedllm.data.formats.records import DataError, TextDataset, require_columns
 from fedllm.data.holdout import text_hash
 from fedllm.data.labels import class_text
-from fedllm.data.records import DataError, TextDataset, require_columns
 
 Small = Literal["error", "drop", "merge"]
 MERGED = "merged"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedllm.inputs import Feature
+from fedllm.data.batches import Feature
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable
+from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 
 

@@ -1,7 +1,7 @@
 """The non-private teacher at a silo: a duplicate of the model, trained without clipping and noise.
 
 Guarantee: none. What leaves the silo is the raw update of its examples. The silo's ledger takes a row
-without a guarantee for each round of it (:func:`fedllm.silo_bounds.duplicate_events`), so that every epsilon of the silo is
+without a guarantee for each round of it (:func:`fedllm.budget.limits.duplicate_events`), so that every epsilon of the silo is
 infinite from then on.
 """
 
@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from fedllm.inputs import Feature
-from fedllm.local_steps import Streams
-from fedllm.local_training import local_update
-from fedllm.settings import Settings
-from fedllm.tunable import Tunable
+from fedllm.data.batches import Feature
+from fedllm.settings.experiment import Settings
+from fedllm.training.dp_sgd import local_update
+from fedllm.training.steps import Streams
+from fedllm.training.tunable import Tunable
 
 
 def duplicate_update(
@@ -34,7 +34,7 @@ def duplicate_update(
 
     Args:
         duplicate: the duplicate's parameters, float32.
-        streams: as for :func:`fedllm.local_training.train_locally`; the purposes begin with
+        streams: as for :func:`fedllm.training.dp_sgd.train_locally`; the purposes begin with
             "duplicate-" here, since no stream may serve two uses.
     """
     plain = settings.model_copy(

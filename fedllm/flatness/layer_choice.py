@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, model_validator
 
-from fedllm.settings import Settings
-from fedllm.settings_section import Section
+from fedllm.settings.experiment import Settings
+from fedllm.settings.section import Section
 
 if TYPE_CHECKING:  # what only reads a run folder needs no torch
     from torch import Tensor

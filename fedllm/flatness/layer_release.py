@@ -1,7 +1,7 @@
 """What a silo releases for the choice of layers: its scores, under differential privacy.
 
 Scores are those of :mod:`fedllm.flatness.layer_scores`, of L candidates. The caller must have recorded
-the event (:func:`fedllm.silo_bounds.score_events`) before. Only the order of the scores matters, so the
+the event (:func:`fedllm.budget.limits.score_events`) before. Only the order of the scores matters, so the
 private forms measure an example's differences from their own mean over the candidates,
 d_i = (s_i1 - mean, ..., s_iL - mean): what all layers share is most of s_i (ten times what they differ by,
 on a small encoder), and would ask for a bound, and so for noise, as much larger.
@@ -29,15 +29,15 @@ largest entry in size) and rounded to a multiple of B / 2^20, so that the sums o
 numbers. Of these utilities the silo makes one noisy choice of the
 layers to keep, and releases it as a vote of 0 or 1 for each (one shot: ``layers.keep`` votes; a step of a
 greedy search: all but one). Guarantee: adding or removing an example changes each utility by at most 2^20,
-so the choice (:func:`privacy.selection.noisy_top`) is eps'-DP in exact arithmetic, and with the Poisson
-sample ``layers.epsilon``-DP for eps' = :func:`privacy.selection.amplified`. Unit client: the utilities are
+so the choice (:func:`privacy.mechanisms.permute_and_flip.noisy_top`) is eps'-DP in exact arithmetic, and with the Poisson
+sample ``layers.epsilon``-DP for eps' = :func:`privacy.mechanisms.permute_and_flip.amplified`. Unit client: the utilities are
 the bounded and rounded means over a sample of the silo's examples; without the silo they are 0, which
 changes each by at most 2^20 as well, and nothing is amplified: eps' = ``layers.epsilon``.
 
 **paper.** S_l of the mean loss over a sample, as it is: no guarantee, and the ledger's event says so.
 
 A number that is not finite counts as 0, in all forms. All is in real arithmetic, see
-:mod:`privacy.noise`.
+:mod:`privacy.mechanisms.gaussian`.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedllm.contained import Failures, report_lost_step
+from fedllm.data.batches import Feature
 from fedllm.flatness.layer_choice import kept_in_a_step
 from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
-from fedllm.inputs import Feature
-from fedllm.local_steps import Streams
-from fedllm.settings import Settings
+from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import Params
-from fedllm.tunable import Tunable
-from privacy.clipping import clip_and_sum
-from privacy.noise import add_gaussian
+from fedllm.training.batch.contained import Failures, report_lost_step
+from fedllm.training.steps import Streams
+from fedllm.training.tunable import Tunable
+from privacy.mechanisms.clipping import clip_and_sum
+from privacy.mechanisms.gaussian import add_gaussian
+from privacy.mechanisms.permute_and_flip import amplified, noisy_top
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import RandomSource
-from privacy.sampling import poisson_sample
-from privacy.selection import amplified, noisy_top
 
 _MARGIN = 1.0 - 2.0**-22
 UNITS = 2**20
@@ -82,8 +82,8 @@ def release_scores(
     Without privacy (``privacy.mode = "none"``) there is no noise.
 
     Args:
-        params: public: where the scores are measured (see :func:`fedllm.silo_worker`).
-        sampling_rate: of each example, :func:`fedllm.silo_bounds.score_rate`.
+        params: public: where the scores are measured (see :func:`fedllm.silo.silo`).
+        sampling_rate: of each example, :func:`fedllm.budget.limits.score_rate`.
         streams: source of randomness for sampling ("sample") and noise ("noise").
     """
     drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))

@@ -30,12 +30,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedllm.contained import Failures, example_rows
-from fedllm.inputs import Batch, Feature
-from fedllm.prefix import PREFIX
-from fedllm.settings import Settings
+from fedllm.data.batches import Batch, Feature
+from fedllm.models.prefix import PREFIX
+from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import Params, expand_params
-from fedllm.tunable import Tunable
+from fedllm.training.batch.contained import Failures, example_rows
+from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 
 

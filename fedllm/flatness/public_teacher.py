@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedllm.durable import write_bytes
+from fedllm.data.batches import Feature
+from fedllm.files.durable import write_bytes
 from fedllm.flatness.teacher import cut
-from fedllm.inputs import Feature
-from fedllm.settings import Settings
+from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable
+from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 
 SAVE_EVERY = 25

@@ -31,12 +31,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from fedllm.data.public import public_set
 from fedllm.flatness.distillation import Distillation
-from fedllm.prefix import PREFIX
-from fedllm.public_data import public_set
-from fedllm.settings import Settings
-from fedllm.settings_flatness import TeacherSettings
-from fedllm.tunable import Tunable
+from fedllm.models.prefix import PREFIX
+from fedllm.settings.experiment import Settings
+from fedllm.settings.flatness import TeacherSettings
+from fedllm.training.tunable import Tunable
 
 Tensors = Mapping[str, Tensor]
 

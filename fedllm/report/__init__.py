@@ -6,6 +6,6 @@ Every epsilon in it is computed from the ledger by :mod:`privacy.accountants`, a
 from __future__ import annotations
 
 from fedllm.report.build import build
-from fedllm.report.render import write_report
+from fedllm.report.page.render import write_report
 
 __all__ = ["build", "write_report"]

@@ -11,19 +11,19 @@ from typing import Any
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.recorded_relation import composes, proven_relation
+from fedllm.budget.recorded_relation import composes, proven_relation
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.accountants.forms import as_accounted
-from privacy.event_counts import is_private
-from privacy.event_json import event_to_json, kind
-from privacy.event_kinds import (
+from privacy.accountants.normal_form import as_accounted
+from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     VectorNoiseDpEvent,
 )
-from privacy.ledger import LedgerEntry, LedgerError, composed
-from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.events.multiset import is_private
+from privacy.events.serialization import event_to_json, kind
+from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.ledger.ledger import LedgerEntry, LedgerError, composed
 
 EVERYBODY = "server"
 """The ledger's party for releases that concern all silos together."""
@@ -76,7 +76,7 @@ class SiloAccounting:
         trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
         rounds: rounds of this run in which the silo trained.
         other_rows: rows of other runs that are counted in.
-        held: adversary -> what holds where it is not the epsilon of what was released (:mod:`fedllm.report.held`). Its
+        held: adversary -> what holds where it is not the epsilon of what was released (:mod:`fedllm.report.sections.held`). Its
             epsilon is None where that epsilon holds under the condition in ``note`` alone.
     """
 

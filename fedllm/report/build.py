@@ -10,35 +10,35 @@ from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
-from fedllm.recorded_relation import notes_on, proven_relation
+from fedllm.budget.recorded_relation import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
-from fedllm.report.assumptions import SETTINGS_LOST, assumptions, not_covered
-from fedllm.report.encoding import encoding, unrecorded_statistics
 from fedllm.report.extract.store import FOLDER
 from fedllm.report.guarantee import headline
 from fedllm.report.guarded import guarded
-from fedllm.report.held import add_held
-from fedllm.report.layers import layers, unrecorded_scores
-from fedllm.report.ledger_notes import adopted, told
-from fedllm.report.lmo import lmo, unproven
+from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_covered
+from fedllm.report.prose.ledger_notes import adopted, told
+from fedllm.report.prose.reproduction import reproduction
 from fedllm.report.record import RunRecord, read_run
-from fedllm.report.reproduction import reproduction
 from fedllm.report.schema import SCHEMA_ID, VERSION
-from fedllm.report.silo_curves import (
+from fedllm.report.sections.black_box import black_box
+from fedllm.report.sections.encoding import encoding, unrecorded_statistics
+from fedllm.report.sections.held import add_held
+from fedllm.report.sections.layers import layers, unrecorded_scores
+from fedllm.report.sections.lmo import lmo, unproven
+from fedllm.report.sections.silo_curves import (
     copies_of_a_record,
     curves_of_the_largest,
     epsilon_by_round,
     in_plain_words,
 )
-from fedllm.report.teacher import membership, teacher, teacher_defects
-from fedllm.report.training import number, summarise
+from fedllm.report.sections.teacher import membership, teacher, teacher_defects
+from fedllm.report.sections.training import number, summarise
 from fedllm.report.vouched import lost_extracts, vouch, vouched_headline
-from fedllm.report.zeroth_order import black_box
-from fedllm.run_folder import RunFolder
-from fedllm.settings import Settings
-from privacy.ledger import LedgerEntry, composed
-from privacy.vocabulary import SERVER, Relation, Unit
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from privacy.guarantee import SERVER, Relation, Unit
+from privacy.ledger.ledger import LedgerEntry, composed
 
 DELTA = 1e-5
 """Where neither the settings nor the ledger tell delta."""

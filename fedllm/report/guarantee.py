@@ -9,7 +9,7 @@ from decimal import ROUND_CEILING, Context, Decimal
 from typing import Literal
 
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
-from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 Level = Literal[
     "guaranteed",
@@ -240,7 +240,7 @@ def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
 
 
 def _conditions(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:
-    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.held`."""
+    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.sections.held`."""
     held = [
         silo.held[adversary]
         for silo in silos

@@ -10,9 +10,9 @@ from pathlib import Path
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
-from privacy.event_counts import is_private
-from privacy.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
-from privacy.vocabulary import OUTSIDER, SERVER
+from privacy.events.multiset import is_private
+from privacy.guarantee import OUTSIDER, SERVER
+from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport, composed
 
 
 def read_ledger(

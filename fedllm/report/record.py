@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedllm.checkpoints import latest_checkpoint
 from fedllm.report.extract.store import INDEX, ExtractsFound, read_extracts
 from fedllm.report.ledger_reading import read_ledger
-from fedllm.run_folder import (
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import (
     LEDGER,
     METRICS,
     SETTINGS,
@@ -24,8 +24,8 @@ from fedllm.run_folder import (
     read_removed,
     read_settings,
 )
-from fedllm.settings import Settings
-from privacy.ledger import LedgerEntry, VerifyReport
+from fedllm.settings.experiment import Settings
+from privacy.ledger.ledger import LedgerEntry, VerifyReport
 
 _SIGNS = (SETTINGS, STATE, METRICS, LEDGER, "silos.json", "checkpoints")
 """One of these makes a folder a run folder, however damaged."""

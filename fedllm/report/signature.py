@@ -22,7 +22,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedllm.durable import fsync_folder, json_bytes, write_bytes
+from fedllm.files.durable import fsync_folder, json_bytes, write_bytes
 from fedllm.report.build import build
 from fedllm.report.checks import Check
 from fedllm.report.extract.check import (
@@ -33,8 +33,8 @@ from fedllm.report.extract.check import (
 )
 from fedllm.report.extract.store import INDEX
 from fedllm.report.ledger_reading import read_ledger
-from fedllm.report.render import HTML, JSON
-from fedllm.run_folder import LEDGER, RunFolderError, ledger_of, read_settings
+from fedllm.report.page.render import HTML, JSON
+from fedllm.run.folder import LEDGER, RunFolderError, ledger_of, read_settings
 
 SIGNATURE = "report.sig.json"
 FORMAT = "fedllm-report-signature"

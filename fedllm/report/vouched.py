@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from fedllm.plan import colluding_numbers
+from fedllm.budget.plan import colluding_numbers
 from fedllm.report.accounting import Accounts
 from fedllm.report.extract.compose import Vouching, compose
 from fedllm.report.extract.store import Expected, Found
 from fedllm.report.guarantee import STATED, Headline
 from fedllm.report.record import RunRecord, unfinished
-from fedllm.run_folder import SCHEDULE, RunFolderError, read_json_file
-from privacy.vocabulary import OUTSIDER, SERVER, Adversary, Relation, Unit
+from fedllm.run.folder import SCHEDULE, RunFolderError, read_json_file
+from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 WORD = (
     "On the word of {whose}: {each} vouches for its own ledger by an extract that is signed with its node key; what a "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from fedllm.models import Backbone
-from fedllm.settings import TaskSettings
+from fedllm.models.backbone import Backbone
+from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task
 from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification

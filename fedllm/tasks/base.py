@@ -10,13 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fedllm.attention import padding_scope
-from fedllm.data.records import DataError
-from fedllm.inputs import Batch, Feature, collate
-from fedllm.models import Backbone
-from fedllm.rotary import reset_rotary, rotary_limit
-from fedllm.settings import TaskSettings
-from fedllm.shapes import Shapes, micro_batches, shapes_for
+from fedllm.data.batches import Batch, Feature, collate
+from fedllm.data.formats.records import DataError
+from fedllm.data.shapes import Shapes, micro_batches, shapes_for
+from fedllm.models.attention import padding_scope
+from fedllm.models.backbone import Backbone
+from fedllm.models.rotary import reset_rotary, rotary_limit
+from fedllm.settings.sections import TaskSettings
 
 Params = Mapping[str, Tensor]
 """Trainable tensors by name, or the same with a leading batch dimension ("per example")."""
@@ -25,7 +25,7 @@ Params = Mapping[str, Tensor]
 class Task(ABC):
     """Turns records into features, features into one loss an example, and measures quality.
 
-    Every loss depends on its own example alone, its padding included (:mod:`fedllm.shapes`). That is what
+    Every loss depends on its own example alone, its padding included (:mod:`fedllm.data.shapes`). That is what
     per-example clipping stands on.
     """
 
@@ -36,7 +36,7 @@ class Task(ABC):
         self.backbone = backbone
         self.prefix_length = prefix_length
         self.fixed: Shapes | None = None
-        """One shape for all micro-batches (:mod:`fedllm.fixed_shape`); None: buckets of the device."""
+        """One shape for all micro-batches (:mod:`fedllm.training.batch.fixed_shape`); None: buckets of the device."""
 
     @abstractmethod
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedllm.inputs import Batch
-from fedllm.metrics import accuracy, macro_f1
-from fedllm.models import Backbone
-from fedllm.settings import TaskSettings
+from fedllm.data.batches import Batch
+from fedllm.models.backbone import Backbone
+from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task, expand_params, mean_of, required
+from fedllm.tasks.metrics import accuracy, macro_f1
 
 
 class Classification(Task):

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedllm.data.batches import Batch, Feature
 from fedllm.data.labels import label_index
-from fedllm.inputs import Batch, Feature
-from fedllm.models import Backbone
-from fedllm.settings import TaskSettings
+from fedllm.models.backbone import Backbone
+from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task, column_values
 from fedllm.tasks.classification import Classification
 from fedllm.tasks.open_end import label_word_ids, open_ended

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedllm.data.batches import Batch, Feature
 from fedllm.data.labels import label_index
-from fedllm.inputs import Batch, Feature
 from fedllm.tasks.base import Params, column_values
 from fedllm.tasks.classification import Classification
 from fedllm.tasks.text_columns import encoded_texts, reads_segments

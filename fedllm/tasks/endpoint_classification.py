@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedllm.data.batches import Batch, Feature
 from fedllm.data.labels import label_index
-from fedllm.endpoint import CompletionEndpoint
-from fedllm.inputs import Batch, Feature
-from fedllm.settings import TaskSettings
+from fedllm.models.endpoint import CompletionEndpoint
+from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, column_values, required
 from fedllm.tasks.classification import Classification
 from fedllm.tasks.decoder_classification import check_prompt
@@ -43,7 +43,7 @@ class EndpointClassification(Classification):
 
     Args:
         settings: labels, label words and columns.
-        backbone: what stands for the model (see :class:`fedllm.tunable.Remote`).
+        backbone: what stands for the model (see :class:`fedllm.training.tunable.Remote`).
         endpoint: whom to ask.
         prompts: templates, each with every text column once.
 

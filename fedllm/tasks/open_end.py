@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fedllm.embedded import ModelError
+from fedllm.models.embedded import ModelError
 
 _PROBE = "the"
 

@@ -7,7 +7,7 @@ from privacy.accountants.dominating import DominatingGdpAccountant
 from privacy.accountants.gdp import CltGdpAccountant, ExactGdpAccountant
 from privacy.accountants.pld import PldAccountant
 from privacy.accountants.rdp import RdpAccountant
-from privacy.vocabulary import Relation
+from privacy.guarantee import Relation
 
 __all__ = ["ACCOUNTANTS", "Accountant", "UnsupportedEvent", "make_accountant"]
 

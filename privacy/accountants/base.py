@@ -10,10 +10,10 @@ from typing import ClassVar
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.accountants.forms import as_accounted, why_unsupported
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import kind
-from privacy.vocabulary import Relation
+from privacy.accountants.normal_form import as_accounted, why_unsupported
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import kind
+from privacy.guarantee import Relation
 
 
 def _flat(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:

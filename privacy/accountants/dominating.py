@@ -12,8 +12,8 @@ from dp_accounting.dp_event import DpEvent
 from privacy.accountants.dominating_mu import dominating_mu
 from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
 from privacy.accountants.pld import PldAccountant
-from privacy.event_counts import is_private
-from privacy.vocabulary import Relation
+from privacy.events.multiset import is_private
+from privacy.guarantee import Relation
 
 DELTA_FLOOR = 1e-10
 _LARGEST_FLOOR = 1e-6

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.special
 
-from privacy.accountants.loss_distribution import LossDistribution
+from privacy.accountants.losses.distribution import LossDistribution
 
 _GRID = 4000
 _LARGEST_MU = 1e4

@@ -10,7 +10,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants.base import Accountant
 from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
-from privacy.vocabulary import Relation
+from privacy.guarantee import Relation
 
 
 class _GdpAccountant(Accountant):

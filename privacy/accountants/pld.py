@@ -15,24 +15,24 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.pld import privacy_loss_distribution as dp_pld
 
 from privacy.accountants.base import Accountant
-from privacy.accountants.gaussian_loss import (
+from privacy.accountants.losses.distribution import LossDistribution, compose, no_guarantee
+from privacy.accountants.losses.gaussian import (
     LARGEST_DISCRETE_SIGMA,
     discrete_gaussian_losses,
     gaussian_losses,
     largest_loss,
 )
-from privacy.accountants.loss_distribution import LossDistribution, compose, no_guarantee
-from privacy.accountants.mixture_loss import Mixture, mixture_losses
-from privacy.accountants.scalar_loss import scalar_losses, scalar_spread
-from privacy.accountants.truncated_loss import largest_kept, truncated_losses
-from privacy.event_kinds import (
+from privacy.accountants.losses.mixture import Mixture, mixture_losses
+from privacy.accountants.losses.scalar import scalar_losses, scalar_spread
+from privacy.accountants.losses.truncated import largest_kept, truncated_losses
+from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     noise_of,
 )
-from privacy.scalar_noise import LaplaceNoise, ScalarNoise
-from privacy.vocabulary import Relation
+from privacy.guarantee import Relation
+from privacy.mechanisms.scalar_noise import LaplaceNoise, ScalarNoise
 
 _LARGEST_INTERVAL = 1e-4
 _SMALLEST_INTERVAL = 1e-6
@@ -48,7 +48,7 @@ class PldAccountant(Accountant):
     """Composes discretised privacy loss distributions, in both directions of the relation.
 
     The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Zero-out has the
-    pairs of add-or-remove-one, for every event here (`privacy.vocabulary`: the null record) but truncated
+    pairs of add-or-remove-one, for every event here (`privacy.guarantee`: the null record) but truncated
     Poisson sampling: there zero-out has the pair of `truncated_loss`, and the other relations, in which a removed
     or replaced record leaves its place to another one, have dp_accounting's bounds. Randomised
     response releases an answer for every record, so that none of them contributes nothing. Under

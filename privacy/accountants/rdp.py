@@ -16,8 +16,8 @@ from dp_accounting.dp_event import DpEvent
 from dp_accounting.rdp import rdp_privacy_accountant
 
 from privacy.accountants.base import Accountant
-from privacy.event_kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
-from privacy.vocabulary import Relation
+from privacy.events.kinds import DiscreteGaussianDpEvent, PureDpEvent, ScalarNoiseDpEvent
+from privacy.guarantee import Relation
 
 # dp_accounting tells of each order that it leaves out; leaving an order out keeps the bound valid.
 logging.getLogger("absl").addFilter(
@@ -37,7 +37,7 @@ class RdpAccountant(Accountant):
     Replace-one: dp_accounting's RDP reads a noise multiplier as std over sensitivity whatever the
     relation, while its PLD and the definition of the event (std over clipping norm) give a replaced
     record twice the clipping norm. Here replace-one halves the noise multiplier. Poisson sampling
-    is stated for zero-out and add-or-remove-one only, which have one divergence (`privacy.vocabulary`). Of
+    is stated for zero-out and add-or-remove-one only, which have one divergence (`privacy.guarantee`). Of
     randomised response see `pld`.
     """
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import tomli_w
 
 from fedllm import __version__
-from fedllm.durable import write_text
+from fedllm.files.durable import write_text
 from server.deployment.folder import DeploymentError
 
 PACKAGES = ("client", "fedllm", "privacy", "server")

@@ -298,6 +298,6 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> None:
-    from fedllm.durable import write_bytes
+    from fedllm.files.durable import write_bytes
 
     write_bytes(path, data)

@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fedllm.durable import write_text
+from fedllm.files.durable import write_text
 
 DEPLOYMENT = "deployment.toml"
 NODE = "node.toml"

@@ -119,7 +119,7 @@ def node_programs(folder: Path, node: NodeFile) -> list[Program]:
         *("--node-config", node_config(folder, node)),
     ]
     executor = [
-        *(sys.executable, "-m", "client.executor"),
+        *(sys.executable, "-m", "client.executor.executor"),
         *("--silo", str(silo_path(folder, node))),
         *("--runtime-api-address", f"127.0.0.1:{node.port}", "--insecure"),
         *("--superexec-auth-secret-file", str(secret)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from fedllm.durable import write_text
+from fedllm.files.durable import write_text
 from server.deployment import app_bundle, certificates
 from server.deployment.folder import (
     NODE,

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 
 from fedllm import messages as names
-from fedllm.settings import Settings
-from fedllm.silo_bounds import evaluation_sigma
+from fedllm.budget.limits import evaluation_sigma
+from fedllm.settings.experiment import Settings
 from server.replies.envelope import ENVELOPE
 from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused

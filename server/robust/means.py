@@ -37,8 +37,8 @@ import torch
 from scipy.special import log_ndtr, ndtr, ndtri
 from torch import Tensor
 
-from fedllm.adaptive_clip import bounded_share
-from fedllm.settings_server import ServerSettings
+from fedllm.settings.server import ServerSettings
+from fedllm.training.adaptive_clip import bounded_share
 from server.aggregation import Contribution, mean_update
 
 _CHUNK = 1 << 22  # numbers that are sorted at once

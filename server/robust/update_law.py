@@ -14,7 +14,7 @@ silo's ledger and the budget of its own file add to its noise, the server does n
 
 An update's *length* is the L2 norm of all its tensors in the coordinates in which it is clipped (the prefix times
 ``privacy.prefix_scale``); with noise in the code or along random directions that of the code or the numbers.
-:mod:`privacy.norm_tails` proves the tails. With clipping norm C, T local steps, learning rate r, divisor B, and k(x) the
+:mod:`privacy.mechanisms.norm_tails` proves the tails. With clipping norm C, T local steps, learning rate r, divisor B, and k(x) the
 largest sample at exponent x (from B alone: a Poisson batch has B records expected, or fewer; from rate times size where
 ``client.sampling_rate`` is set), each form has its law:
 
@@ -50,15 +50,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fedllm.adaptive_clip import at_clip, is_adaptive, noise_split
-from fedllm.encoded_release import Encoding, gradient_scales
-from fedllm.flatness.perturbation import noise_factor
-from fedllm.local_training import update_noise_std
-from fedllm.mechanism import scaled_noise
-from fedllm.settings import Settings
-from fedllm.settings_zeroth_order import noises_numbers
-from fedllm.silo_account import sampling_rate
-from privacy.norm_tails import (
+from fedllm.budget.account import sampling_rate
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.experiment import Settings
+from fedllm.training.adaptive_clip import at_clip, is_adaptive, noise_split
+from fedllm.training.dp_sgd import update_noise_std
+from fedllm.training.encoding import Encoding, gradient_scales
+from fedllm.training.mechanism import scaled_noise
+from fedllm.training.perturbation import noise_factor
+from privacy.mechanisms.norm_tails import (
     GaussianLength,
     NoiseLength,
     ScalarLength,
@@ -297,7 +297,7 @@ def _divisor(settings: Settings) -> float:
 
 
 def noise_on(settings: Settings, noise_multiplier: float, dimension: int) -> NoiseLength:
-    """The noise of :func:`fedllm.mechanism.add_noise` on so many coordinates, clipping norm included.
+    """The noise of :func:`fedllm.training.mechanism.add_noise` on so many coordinates, clipping norm included.
 
     Raises:
         ValueError: a noise multiplier that no noise has.

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from fedllm.run_folder import RunFolder, RunFolderError
+from fedllm.run.folder import RunFolder, RunFolderError
 from simulations.sweep.plan import Cell, Sweep
 from simulations.sweep.worker import JUDGED
 

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from fedllm.report.svg import COLOURS, INK, MARKERS, SIZE, label_ends, line, render, safe
+from fedllm.report.page.svg import COLOURS, INK, MARKERS, SIZE, label_ends, line, render, safe
 from simulations.sweep.words import SHARES, breaks_guarantee, gap_known, number
 
 Row = Mapping[str, Any]

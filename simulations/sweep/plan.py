@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from fedllm.run_folder import RunFolderError, read_removed, read_settings
-from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError, apply_overrides, settings_of
-from fedllm.settings_section import PositiveFloat, Section
+from fedllm.run.folder import RunFolderError, read_removed, read_settings
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import SettingsError, apply_overrides, settings_of
+from fedllm.settings.section import PositiveFloat, Section
 
 Tree = dict[str, Any]
 Changes = dict[str, Any] | tuple[str, ...]

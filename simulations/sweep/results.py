@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedllm import __version__
-from fedllm.run_folder import RunFolder, RunFolderError
+from fedllm.run.folder import RunFolder, RunFolderError
 from simulations.sweep.plan import METRICS, Cell, Sweep
 from simulations.sweep.statistics import gap_closed, holm, paired, paired_examples, summary
 from simulations.sweep.worker import JUDGED

@@ -21,8 +21,8 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from fedllm.durable import plain
-from fedllm.run_folder import RunFolder
+from fedllm.files.durable import plain
+from fedllm.run.folder import RunFolder
 from simulations.sweep.locks import locked
 
 JUDGED = "cell.json"
@@ -52,7 +52,7 @@ class Telling:
         os.write(self.handle, (json.dumps(plain(line)) + "\n").encode())
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A record of the run; see :class:`server.callbacks.Callback`."""
+        """A record of the run; see :class:`server.monitoring.Callback`."""
         if record["kind"] == "round":
             now = time.process_time()
             if self._last is not None:
@@ -93,9 +93,9 @@ def answers(run: RunFolder) -> list[list[Any]] | None:
     The key is a function of the example's text alone, the same in every run. None where the task has no
     right answers.
     """
+    from fedllm.adapter.predict import Predictor
     from fedllm.data.holdout import text_hash
-    from fedllm.predict import Predictor
-    from fedllm.silos import evaluation_set
+    from fedllm.data.silos import evaluation_set
 
     settings = run.settings()
     if settings.task.kind != "classification":

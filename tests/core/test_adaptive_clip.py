@@ -11,17 +11,17 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm.adaptive_clip import at_clip, next_clip, release_events
-from fedllm.gradients import clipped_gradient_sum
-from fedllm.inputs import Feature
-from fedllm.local_training import train_locally
-from fedllm.settings_io import SettingsError
-from fedllm.silo_bounds import training_events
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.budget.limits import training_events
+from fedllm.data.batches import Feature
+from fedllm.settings.io import SettingsError
+from fedllm.training.adaptive_clip import at_clip, next_clip, release_events
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
-from privacy.clipping import ClippedSum
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import multiset
+from privacy.mechanisms.clipping import ClippedSum
 from privacy.randomness import generator
 
 Make = Callable[..., Any]

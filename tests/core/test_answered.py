@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.answered import answered, throwaway_streams, try_without_data
-from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
+from fedllm.data.batches import Feature
+from fedllm.data.silos import load_federation
+from fedllm.silo.answered import answered, throwaway_streams, try_without_data
+from fedllm.silo.silo import SiloWorker
 from fedllm.task_errors import TaskFailed, TaskRefused
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.training.steps import LocalResult
+from fedllm.training.tunable import initial_params, shared_tunable
 
 Make = Callable[..., Any]
 Task = Callable[[SiloWorker, Any], object]

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from fedllm.attention import geometry, install, prefix_scope
-from fedllm.backbones.text_model import check_kind
-from fedllm.embedded import ModelError
-from fedllm.example_independence import require_independence
-from fedllm.inputs import Feature, collate
-from fedllm.models import load_backbone
-from fedllm.rehearsal import rehearse
-from fedllm.tunable import initial_params, make_tunable
+from fedllm.data.batches import Feature, collate
+from fedllm.models.attention import geometry, install, prefix_scope
+from fedllm.models.backbone import load_backbone
+from fedllm.models.embedded import ModelError
+from fedllm.models.parts.text_model import check_kind
+from fedllm.training.batch.independence import require_independence
+from fedllm.training.batch.rehearsal import rehearse
+from fedllm.training.tunable import initial_params, make_tunable
 
 P = 3
 LENGTHS = (6, 2, 5)

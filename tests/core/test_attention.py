@@ -26,8 +26,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fedllm.attention import ATTENTION_NAME, geometry, install, prefix_scope
-from fedllm.inputs import Batch, Feature, collate
+from fedllm.data.batches import Batch, Feature, collate
+from fedllm.models.attention import ATTENTION_NAME, geometry, install, prefix_scope
 
 P = 5
 LENGTHS = (7, 3, 1, 9)

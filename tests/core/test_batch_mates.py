@@ -12,19 +12,21 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fedllm import tunable as tunables
-from fedllm.embedded import ModelError
-from fedllm.example_independence import measure_difference, require_independence
-from fedllm.forward_only import LocalForwardOnly
-from fedllm.gradients import per_example_gradients
-from fedllm.precision import require_full_precision
-from fedllm.prefix import PREFIX
-from fedllm.rehearsal import rehearse
-from fedllm.shapes import Shapes
+from fedllm.data.shapes import Shapes
+from fedllm.models.embedded import ModelError
+from fedllm.models.precision import require_full_precision
+from fedllm.models.prefix import PREFIX
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params
-from simulations.leakage import batch_mates, batch_rounding, padding_poison
-from simulations.leakage.tiny_architectures import random_records, tiny_tunable
+from fedllm.training import tunable as tunables
+from fedllm.training.batch.independence import measure_difference, require_independence
+from fedllm.training.batch.rehearsal import rehearse
+from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.tunable import Tunable, initial_params
+from simulations.attacks.batch_mates import attack as batch_mates
+from simulations.attacks.batch_mates import padding as padding_poison
+from simulations.attacks.batch_mates import rounding as batch_rounding
+from simulations.attacks.batch_mates.architectures import random_records, tiny_tunable
 
 CASES = [
     ("bert", torch.float32, "classification"),

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from simulations.benchmark.deployment_rounds import ROOT, clocked, covered, read_times, split
+from simulations.benchmarks.deployment_rounds import ROOT, clocked, covered, read_times, split
 
 ASKING = """
 import sys
 import threading
 from types import SimpleNamespace as Plain
 
-from server.exchange import exchange
+from server.nodes.exchange import exchange
 
 grid = Plain(push_messages=lambda messages: ["1"])
 task = Plain(metadata=Plain(message_type="train", group_id="7"))
 exchange(grid, [task], timeout=0, stop=threading.Event())
-assert "simulations.benchmark.local_federation" not in sys.modules
+assert "simulations.benchmarks.local_federation" not in sys.modules
 """
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.benchmark import noise_attack
+from simulations.attacks import low_order_bits as noise_attack
 
 SMALL = {"coordinates": 600, "noise_multiplier": 1.1, "trials": 500}
 

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.gradients import clipped_gradient_sum
-from fedllm.settings import Settings
-from fedllm.silos import load_federation
+from fedllm.data.silos import load_federation
+from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import initial_params, make_tunable, shared_tunable
-from privacy.clipping import clip_and_sum
+from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.tunable import initial_params, make_tunable, shared_tunable
+from privacy.mechanisms.clipping import clip_and_sum
 from server.aggregation import Contribution
-from simulations.benchmark.poison.__main__ import largest_share
-from simulations.benchmark.poison.attacks import ATTACKS, LOUD, Hostile, flipped
-from simulations.benchmark.poison.federation import gradients, train
-from simulations.benchmark.poison.head_features import BIAS, WEIGHT, head_features, pooled
+from simulations.benchmarks.poison.__main__ import largest_share
+from simulations.benchmarks.poison.attacks import ATTACKS, LOUD, Hostile, flipped
+from simulations.benchmarks.poison.federation import gradients, train
+from simulations.benchmarks.poison.head_features import BIAS, WEIGHT, head_features, pooled
 
 HEAD = {"prefix.length": 0, "client.local_steps": 1, "client.learning_rate": 1.0}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from simulations.benchmark.round_trace import (
+from simulations.benchmarks.round_trace import (
     Call,
     calls_of_features_off,
     event_builds,
@@ -39,8 +39,8 @@ def test_a_round_enters_files_and_each_silo_has_a_task(tmp_path: Path) -> None:
 def test_figures_of_a_few_calls() -> None:
     calls = [
         Call("server/a.py", "A.configure_train", "server/run.py", 3, None),
-        Call("fedllm/silo_bounds.py", "training_events", "server/a.py", 4, 1),
-        Call("fedllm/silo_account.py", "SiloAccount.training_events", None, 5, 1),
+        Call("fedllm/budget/limits.py", "training_events", "server/a.py", 4, 1),
+        Call("fedllm/budget/account.py", "SiloAccount.training_events", None, 5, 1),
         Call("fedllm/codec/base.py", "f", "fedllm/codec/base.py", 7, 1),
     ]
     one = figures(calls)

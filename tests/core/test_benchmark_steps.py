@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.gradients import clipped_gradient_sum
-from fedllm.models import load_backbone
-from fedllm.prefix import PREFIX
-from fedllm.tunable import make_tunable
-from simulations.benchmark import dp_tax, throughput, timing, workload
-from simulations.benchmark import obvious_assembly as assembly
+from fedllm.models.backbone import load_backbone
+from fedllm.models.prefix import PREFIX
+from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.tunable import make_tunable
+from simulations.benchmarks import baseline as assembly
+from simulations.benchmarks import step_cost as dp_tax
+from simulations.benchmarks import throughput
+from simulations.benchmarks.support import timing, workload
 
 absent = assembly.missing()
 needs_assembly = pytest.mark.skipif(absent is not None, reason=f"not installed: {absent}")

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from simulations.benchmark import timing
+from simulations.benchmarks.support import timing
 
 CPU = torch.device("cpu")
 
@@ -49,7 +49,7 @@ def test_peak_memory_sees_what_was_freed_again_and_not_what_was_before() -> None
     size = 64 * 2**20
     script = (
         "import torch\n"
-        "from simulations.benchmark import timing\n"
+        "from simulations.benchmarks import timing\n"
         "cpu = torch.device('cpu')\n"
         f"large = torch.ones(4 * {size}, dtype=torch.uint8)\n"
         "del large\n"
@@ -68,7 +68,7 @@ def test_peak_memory_sees_what_was_freed_again_and_not_what_was_before() -> None
 
 def test_a_failing_child_is_reported_with_its_last_words() -> None:
     with pytest.raises(RuntimeError, match="unrecognized arguments: --nonsense"):
-        timing.run_child("simulations.benchmark.dp_tax", ["--nonsense"])
+        timing.run_child("simulations.benchmarks.step_cost", ["--nonsense"])
 
 
 def test_verdicts_name_the_goal() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedllm.bounded_json import Bounds, TooLarge, read_bounded, shortened
+from fedllm.files.bounded_json import Bounds, TooLarge, read_bounded, shortened
 
 VALUES = st.recursive(
     st.none()

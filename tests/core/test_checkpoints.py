@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fedllm.checkpoints import (
+from fedllm.run.checkpoints import (
     CheckpointError,
     keep,
     latest_checkpoint,
@@ -116,7 +116,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 _WRITER = """
 import sys, torch
 from pathlib import Path
-from fedllm.checkpoints import keep, save_checkpoint
+from fedllm.run.checkpoints import keep, save_checkpoint
 folder = Path(sys.argv[1])
 round = 0
 print("ready", flush=True)

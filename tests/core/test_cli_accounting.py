@@ -23,8 +23,8 @@ from accounting_commands import (
 from dp_accounting import dp_event as dp
 from ledger_rows import ADD
 
-from privacy.events import dp_sgd, gaussian
-from privacy.views import distributed_gaussian, server_gaussian
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.views import distributed_gaussian, server_gaussian
 
 # -- account: a schedule -----------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ def test_an_accountant_that_cannot_says_why_and_the_others_go_on() -> None:
 )
 def test_a_real_process_prints_json_and_nothing_else(given: tuple[str, str, str]) -> None:
     noise, rate, steps = given
-    command = [sys.executable, "-m", "simulations.cli", "account", "--json", "--delta", "1e-5"]
+    command = [sys.executable, "-m", "simulations.cli.main", "account", "--json", "--delta", "1e-5"]
     command += ["--noise-multiplier", noise, "--sample-rate", rate, "--steps", steps]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)

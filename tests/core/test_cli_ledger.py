@@ -19,9 +19,9 @@ from accounting_commands import (
 from ledger_rows import ADD
 from typer.testing import CliRunner
 
-from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.ledger import Ledger, LedgerEntry, LedgerRolledBack
-from simulations.cli import app
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee
+from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerRolledBack
+from simulations.cli.main import app
 
 COMMANDS = {
     "verify": ["ledger", "verify"],

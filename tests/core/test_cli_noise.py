@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from privacy.noise_file import read_noise
-from simulations import cli_noise
-from simulations.cli import app
+from privacy.noise_search.noise_file import read_noise
+from simulations.cli import noise as cli_noise
+from simulations.cli.main import app
 
 ASKED = ["noise-search", "--epsilon", "1", "--delta", "1e-6", "--steps", "3"]
 
@@ -42,7 +42,7 @@ def test_the_answer_its_file_and_the_same_at_once(
     def searched(*args: object) -> None:
         raise AssertionError("searched again")
 
-    monkeypatch.setattr("privacy.noise_search._Search.run", searched)
+    monkeypatch.setattr("privacy.noise_search.search._Search.run", searched)
     wanted = tmp_path / "deep" / "noise.json"
     again = runner.invoke(app, [*ASKED, "--json", "--output", str(wanted)])
     assert again.exit_code == 0, again.output

@@ -42,7 +42,7 @@ def run(code: str, *, terminal: bool, columns: int = 80) -> str:
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 def test_no_word_of_a_table_is_split(terminal: bool) -> None:
     code = (
-        "from simulations.cli_output import make_table, print_parts\n"
+        "from simulations.output import make_table, print_parts\n"
         "table = make_table('what', 'found', 'more')\n"
         f"table.add_row('the weights of a model', 'minilm: SHA-256 {DIGEST}', 'some words that wrap')\n"
         f"table.add_row('file', '{PATH}', '')\n"
@@ -56,7 +56,7 @@ def test_no_word_of_a_table_is_split(terminal: bool) -> None:
 @pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "terminal"])
 def test_an_approved_digest_is_on_a_line_of_its_own(terminal: bool, tmp_path: Path) -> None:
     silo = write_silo(tmp_path, None, tmp_path / "x.jsonl")
-    from client.approval import approve
+    from client.executor.approval import approve
 
     approve(
         tmp_path / "approved.json",
@@ -65,7 +65,7 @@ def test_an_approved_digest_is_on_a_line_of_its_own(terminal: bool, tmp_path: Pa
         note="read by two people, every file of it, on a long afternoon in the library",
     )
     code = (
-        "from simulations.cli import main\nimport sys\n"
+        "from simulations.cli.main import main\nimport sys\n"
         f"sys.argv = ['fedllm', 'deploy', 'approve', '--list', '--silo', {str(silo)!r}]\nmain()"
     )
     lines = [line.rstrip() for line in run(code, terminal=terminal).splitlines()]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from fedllm.silo_account import SiloAccount
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger
+from fedllm.budget.account import SiloAccount
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.ledger.ledger import Ledger
 
 
 @pytest.mark.parametrize("steps", [1, 5])

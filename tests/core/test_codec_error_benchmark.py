@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from simulations.benchmark import codec_error, workload
+from simulations.benchmarks.codec import error as codec_error
+from simulations.benchmarks.support import workload
 
 
 def test_command_writes_all_lines(

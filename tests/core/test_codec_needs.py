@@ -13,9 +13,9 @@ from torch import Tensor
 from fedllm.codec import make_codec
 from fedllm.codec.layout import Layout
 from fedllm.codec.prior import Prior, prior_from_gradients
-from fedllm.codec_needs import MOST_BYTES, CodecRefused, check_codec_needs
-from fedllm.codec_store import MOST_STORED, codec_from_store, keep_in_store
-from fedllm.settings_codec import CodecSettings
+from fedllm.codec.store import MOST_STORED, codec_from_store, keep_in_store
+from fedllm.settings.codec import CodecSettings
+from fedllm.silo.codec_needs import MOST_BYTES, CodecRefused, check_codec_needs
 
 PARAMS = {"head": torch.zeros(2, 16), "prefix": torch.zeros(2, 2, 4, 2, 4)}
 LAYOUT = Layout.of(PARAMS)
@@ -109,7 +109,7 @@ def test_the_store_takes_a_codec_and_nothing_beside_it(
 def test_the_last_used_codecs_are_kept_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedllm import codec_store
+    from fedllm.codec import store as codec_store
     from fedllm.codec.random_projection import RandomProjection
 
     monkeypatch.setenv("FEDLLM_CACHE", str(tmp_path))

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from fedllm.codec.layout import Layout
 from fedllm.codec.statistics import Kind, Statistics
 from privacy.accountants import make_accountant
+from privacy.guarantee import Relation
 from privacy.randomness import generator
-from privacy.vocabulary import Relation
 
 LAYOUT = Layout({"prefix": (2, 2, 2, 3, 4), "head.weight": (2, 5), "head.bias": (2,)})
 D = LAYOUT.dimension

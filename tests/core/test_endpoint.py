@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.endpoint import (
+from fedllm.models.endpoint import (
     CompletionEndpoint,
     EndpointError,
     endpoint_url,
     of_words,
     top_tokens,
 )
-from fedllm.forward_only import HttpForwardOnly, forward_only
-from fedllm.settings_io import SettingsError
+from fedllm.settings.io import SettingsError
 from fedllm.tasks.base import expand_params
 from fedllm.tasks.endpoint_classification import EndpointClassification
-from fedllm.tunable import initial_params, make_tunable
+from fedllm.training.forward_only import HttpForwardOnly, forward_only
+from fedllm.training.tunable import initial_params, make_tunable
 from simulations.completion_server import completion_server, why_not
 from tests.support.endpoint_answers import Answers, answering
 
@@ -233,7 +233,7 @@ def test_llama_cpp_serves_what_the_local_model_says(tiny_settings: Make) -> None
     (weights of 4 bits are multiplied with activations of 8 bits there)."""
     if reason := why_not():
         pytest.skip(reason)
-    from fedllm.models import load_backbone
+    from fedllm.models.backbone import load_backbone
 
     prompts = ["Review: a great film\nSentiment:", "Review: dull and stupid\nSentiment:"]
     words = [" negative", " positive"]

@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.checkpoints import CheckpointError, save_checkpoint
-from fedllm.export import ExportError, export_adapter
-from fedllm.models import load_backbone
-from fedllm.peft_adapter import AdapterError, load_adapter
-from fedllm.predict import PredictError, Predictor
+from fedllm.adapter.export import ExportError, export_adapter
+from fedllm.adapter.peft import AdapterError, load_adapter
+from fedllm.adapter.predict import PredictError, Predictor
+from fedllm.models.backbone import load_backbone
 from fedllm.report import build
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import parse_settings
-from fedllm.tunable import Tunable, initial_params, make_tunable
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.vocabulary import Unit
+from fedllm.run.checkpoints import CheckpointError, save_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import parse_settings
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
+from privacy.events.constructors import dp_sgd
+from privacy.guarantee import Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 TEXTS = [" ".join(f"w{4 + (3 * i + j * j) % 50}" for j in range(1 + i % 7)) for i in range(12)]
 LABELS = ("no", "yes", "so-so")

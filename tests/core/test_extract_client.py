@@ -11,11 +11,11 @@ from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from own_silo import write_silo
 
 from client import extract
-from client.silo_file import SiloFile, load_silo
+from client.config import SiloFile, load_silo
 from fedllm import messages as names
 from fedllm.report.extract.keys import EXTRACT, HEAD, load_node_key
 from fedllm.report.extract.statement import Extract, Head, parse
-from fedllm.settings_io import to_json
+from fedllm.settings.io import to_json
 from server.deployment.certificates import make_node_key
 
 

@@ -14,10 +14,10 @@ from vouching import Silo, deployed, expect, finished_elsewhere
 
 from fedllm.report.extract.statement import Extract, FigureItem, PlanItem
 from fedllm.report.extract.store import read_index, write_index
-from fedllm.report.held import FILTER, PLAN
-from fedllm.run_folder import RunFolder
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd, no_guarantee
+from fedllm.report.sections.held import FILTER, PLAN
+from fedllm.run.folder import RunFolder
+from privacy.events.constructors import dp_sgd, no_guarantee
+from privacy.events.serialization import event_to_json
 
 
 def test_an_older_extract_leaves_out_what_the_silo_told(tmp_path: Path) -> None:

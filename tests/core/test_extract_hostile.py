@@ -12,13 +12,14 @@ from report_runs import NOISE, ROUNDS
 from vouched_reports import cheaper, report, row, why, written
 from vouching import deployed
 
-from fedllm.report import accounting, copies, silo_curves
+from fedllm.report import accounting
 from fedllm.report.accounting import Accounts
 from fedllm.report.extract.statement import MOST_DISTINCT, Extract, PlanItem
 from fedllm.report.extract.store import read_index, write_index
 from fedllm.report.guarantee import round_up
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd
+from fedllm.report.sections import copies, silo_curves
+from privacy.events.constructors import dp_sgd
+from privacy.events.serialization import event_to_json
 
 SAMPLED = (
     '{"event":{"kind":"Gaussian","noise_multiplier":1.0},"kind":"PoissonSampled",'

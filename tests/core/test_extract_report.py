@@ -18,7 +18,7 @@ from fedllm.report.extract.statement import (
 )
 from fedllm.report.extract.store import FOLDER, INDEX, path_of, read_index, write_index
 from fedllm.report.guarantee import shown
-from privacy.events import dp_sgd
+from privacy.events.constructors import dp_sgd
 
 
 def test_all_vouch_and_the_report_is_that_of_the_ledgers_themselves(tmp_path: Path) -> None:

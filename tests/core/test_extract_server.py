@@ -14,7 +14,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from report_runs import NOISE, SILOS, new_run
 from vouching import Silo
 
-from client.last_answer import task_key
+from client.replies import task_key
 from fedllm import messages as names
 from fedllm.report import build
 from fedllm.report.extract.keys import EXTRACT, HEAD
@@ -23,8 +23,8 @@ from fedllm.report.extract.memory import read_kept
 from fedllm.report.extract.statement import LONGEST, Extract, text_of
 from fedllm.report.extract.statement import Head as SignedHead
 from fedllm.report.extract.store import FOLDER, path_of, read_extract, read_index
-from privacy.events import dp_sgd
-from privacy.ledger import Adoption, Head, Ledger, adopt_ledger
+from privacy.events.constructors import dp_sgd
+from privacy.ledger.ledger import Adoption, Head, Ledger, adopt_ledger
 from server.extracts import Extracts
 from server.spending import SpendingView
 from simulations.in_process import LocalGrid

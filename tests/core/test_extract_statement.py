@@ -33,8 +33,8 @@ from fedllm.report.extract.statement import (
     parse,
     text_of,
 )
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.ledger.ledger import Ledger
 
 
 @pytest.fixture(scope="module")

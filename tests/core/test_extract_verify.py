@@ -29,10 +29,10 @@ from fedllm.report.signature import (
     sign_report,
     verify_report,
 )
-from fedllm.run_folder import RunFolder
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger
-from simulations.cli import app
+from fedllm.run.folder import RunFolder
+from privacy.events.constructors import dp_sgd
+from privacy.ledger.ledger import Ledger
+from simulations.cli.main import app
 
 
 class Signed:

@@ -16,18 +16,18 @@ from dp_accounting import dp_event as dp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedllm import gradients
-from fedllm.contained import Failures
-from fedllm.fixed_shape import FixedShape
-from fedllm.gradients import clipped_gradient_sum
-from fedllm.inputs import Feature
-from fedllm.local_training import train_locally
-from fedllm.settings_io import SettingsError
-from fedllm.silo_bounds import training_events
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import Tunable, initial_params, make_tunable, shared_tunable
-from privacy.event_counts import multiset
+from fedllm.budget.limits import training_events
+from fedllm.data.batches import Feature
+from fedllm.data.silos import load_federation
+from fedllm.settings.io import SettingsError
+from fedllm.silo.silo import SiloWorker
+from fedllm.training import gradients
+from fedllm.training.batch.contained import Failures
+from fedllm.training.batch.fixed_shape import FixedShape
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.tunable import Tunable, initial_params, make_tunable, shared_tunable
+from privacy.events.multiset import multiset
 from privacy.randomness import generator
 from server.spending import SpendingView
 

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedllm.flatness.objective import (
+from fedllm.data.silos import evaluation_set
+from fedllm.models.backbone import load_backbone
+from fedllm.models.prefix import PREFIX
+from fedllm.tasks.base import expand_params
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
+from simulations.landscape.objective import (
     Objective,
     Part,
     filter_count,
@@ -19,12 +24,7 @@ from fedllm.flatness.objective import (
     flatten,
     make_objective,
 )
-from fedllm.flatness.sharpness import hutchinson_trace, m_sharpness, top_eigenvalue
-from fedllm.models import load_backbone
-from fedllm.prefix import PREFIX
-from fedllm.silos import evaluation_set
-from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params, make_tunable
+from simulations.landscape.sharpness import hutchinson_trace, m_sharpness, top_eigenvalue
 
 
 def matrix(spectrum: list[float], seed: int = 0) -> Tensor:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tiny_tunables import KINDS, alone, make, random_params
 from torch import Tensor
 
-from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
-from fedllm.inputs import Feature
-from fedllm.tunable import Tunable, make_tunable
+from fedllm.data.batches import Feature
+from fedllm.training.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
+from fedllm.training.tunable import Tunable, make_tunable
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_non_finite_gradient_counts_and_leaves_the_others_alone(
     tiny_settings: Callable[..., Any], features: dict[str, list[Feature]]
 ) -> None:
     """One word's embedding is infinite: the examples with it have no finite gradient."""
-    from fedllm.models import load_backbone
+    from fedllm.models.backbone import load_backbone
 
     settings = tiny_settings()
     tunable = make_tunable(settings, load_backbone(settings.model.name, device="cpu"))

@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from server.deployment.units import DOCKERFILE
-from simulations.benchmark.hashed_requirements import BUILD, HASHED, entry
+from simulations.hashed_requirements import BUILD, HASHED, entry
 
 ROOT = Path(__file__).parents[2]
 _ENTRY = re.compile(r"^([a-z0-9-]+)==([^ ;]+)(?: ; [^\\\n]+)? \\\n((?:    --hash=.*\n)+)", re.M)

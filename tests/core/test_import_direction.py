@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -94,7 +96,7 @@ def test_only_benchmarks_import_opacus() -> None:
         for path in (ROOT / package).rglob("*.py")
         if "opacus" in imported(path)
     }
-    assert using == {("simulations", "benchmark")}
+    assert using == {("simulations", "benchmarks"), ("simulations", "attacks")}
 
 
 def test_core_imports_without_flower_and_ray() -> None:
@@ -105,3 +107,46 @@ def test_core_imports_without_flower_and_ray() -> None:
     modules = [p for top in ("privacy", "fedllm") for p in (ROOT / top).rglob("*.py")]
     packages = [p for p in modules if p.name == "__init__.py" and p.parent.parent == ROOT]
     assert int(done.stdout) == len(modules) - len(packages)
+
+
+MOST_FILES = 14
+"""Files of one folder, so that a reader finds his way."""
+
+
+def imported_modules() -> dict[str, set[str]]:
+    """What each module of the product imports of it, within functions and for types alone included."""
+    paths = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+    }
+    found: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= (whole & set(paths)) or {str(node.module)}
+        found[module] = (names & set(paths)) - {module}
+    return found
+
+
+def test_no_modules_import_one_another() -> None:
+    """Neither directly nor around a circle, type-only imports included."""
+    sorter = graphlib.TopologicalSorter(imported_modules())
+    try:
+        sorter.prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"import circle: {' -> '.join(error.args[1])}")
+
+
+def test_a_folder_has_few_files() -> None:
+    counts = Counter(
+        str(path.parent.relative_to(ROOT))
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    )
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}

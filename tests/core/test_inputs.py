@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedllm.inputs import Feature, collate, position_ids
+from fedllm.data.batches import Feature, collate, position_ids
 
 FEATURES = [Feature([7, 8, 9], target_mask=[0, 1, 1]), Feature([5], target_mask=[1])]
 

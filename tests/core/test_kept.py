@@ -14,12 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedllm import models, process, tunable
+from fedllm.data.silos import Silo, load_federation
 from fedllm.kept import Kept
-from fedllm.process import MOST_RUNS, shared_worker
-from fedllm.silos import Silo, load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
+from fedllm.models import backbone as models
+from fedllm.silo import process
+from fedllm.silo.process import MOST_RUNS, shared_worker
+from fedllm.training import tunable
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
 
 Make = Callable[..., Any]
 

@@ -14,23 +14,23 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm import silo_worker
+from fedllm.budget.account import SiloAccount
+from fedllm.budget.limits import planned_scores, score_events, score_rate
+from fedllm.data.batches import Feature
+from fedllm.data.silos import load_federation
 from fedllm.flatness import layer_release
 from fedllm.flatness.layer_release import release_scores, score_noise_std
-from fedllm.inputs import Feature
-from fedllm.silo_account import SiloAccount
-from fedllm.silo_bounds import planned_scores, score_events, score_rate
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.statistics_release import statistics_point
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.silo import silo as silo_worker
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.statistics import statistics_point
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.event_counts import is_private, multiset
-from privacy.events import dp_sgd, gaussian, pure_dp
-from privacy.ledger import Ledger
+from privacy.events.constructors import dp_sgd, gaussian, pure_dp
+from privacy.events.multiset import is_private, multiset
+from privacy.guarantee import SERVER
+from privacy.ledger.ledger import Ledger
 from privacy.randomness import generator
-from privacy.vocabulary import SERVER
 from tests.support.choices import by_subsets
 from tests.support.deep import LAYERS, deep_settings
 

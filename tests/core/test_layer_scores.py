@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedllm.attention import prefix_scope
+from fedllm.data.batches import Feature
+from fedllm.data.silos import load_federation
 from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
-from fedllm.inputs import Feature
-from fedllm.prefix import PREFIX
-from fedllm.silos import load_federation
-from fedllm.statistics_release import statistics_point
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.models.attention import prefix_scope
+from fedllm.models.prefix import PREFIX
+from fedllm.training.statistics import statistics_point
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 from tests.support.deep import LAYERS, deep_settings
 

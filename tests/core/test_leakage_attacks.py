@@ -14,11 +14,12 @@ from typer.testing import CliRunner
 from fedllm.codec.autoencoder import train_autoencoder
 from fedllm.codec.layout import Layout
 from privacy.randomness import generator
-from simulations.cli_output import print_json
-from simulations.leakage import autoencoder_inversion, gradient_inversion, membership
-from simulations.leakage.protections import CLIP, Protection, noise_for
-from simulations.leakage.scene import Scene, make_scene
-from simulations.leakage.token_recovery import key_span, layer0_queries, recovery
+from simulations.attacks import autoencoder_inversion, gradient_inversion
+from simulations.attacks.membership import membership
+from simulations.attacks.protections import CLIP, Protection, noise_for
+from simulations.attacks.scene import Scene, make_scene
+from simulations.attacks.token_recovery import key_span, layer0_queries, recovery
+from simulations.output import print_json
 
 PREFIX = 7
 

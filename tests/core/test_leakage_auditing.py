@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import multiset
 from privacy.randomness import generator
-from simulations.leakage import auditing
-from simulations.leakage.protections import Protection, noise_for
+from simulations.attacks import auditing
+from simulations.attacks.protections import Protection, noise_for
 
 
 def test_area_counts_pairs() -> None:

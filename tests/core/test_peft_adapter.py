@@ -10,17 +10,17 @@ import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, PrefixTuningConfig, get_peft_model
 
-from fedllm.attention import prefix_scope
-from fedllm.inputs import Feature, collate, position_ids
-from fedllm.models import load_backbone, make_backbone
-from fedllm.peft_adapter import (
+from fedllm.adapter.peft import (
     AdapterError,
     load_adapter,
     load_peft_adapter,
     save_adapter,
     save_peft_adapter,
 )
-from fedllm.prefix import PrefixSpec, generate, init_random
+from fedllm.data.batches import Feature, collate, position_ids
+from fedllm.models.attention import prefix_scope
+from fedllm.models.backbone import load_backbone, make_backbone
+from fedllm.models.prefix import PrefixSpec, generate, init_random
 
 FEATURES = [Feature([10, 11, 12, 13, 14]), Feature([20, 21]), Feature([30, 31, 32])]
 DECODERS = ["llama", "qwen2", "gpt2"]

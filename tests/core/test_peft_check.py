@@ -14,10 +14,10 @@ import peft
 import pytest
 import torch
 
-from fedllm.models import Backbone, load_backbone, make_backbone
-from fedllm.peft_adapter import save_peft_adapter
-from fedllm.peft_check import why_peft_differs
-from fedllm.prefix import PrefixSpec, init_random
+from fedllm.adapter.peft import save_peft_adapter
+from fedllm.adapter.peft_check import why_peft_differs
+from fedllm.models.backbone import Backbone, load_backbone, make_backbone
+from fedllm.models.prefix import PrefixSpec, init_random
 
 Checked = Callable[..., str]
 

@@ -14,11 +14,11 @@ from tiny_tunables import KINDS, alone, make, random_params
 from torch import Tensor
 
 from fedllm.codec import Layout, make_codec
-from fedllm.flatness.perturbation import Perturbation, is_perturbed, perturbation_of
-from fedllm.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
-from fedllm.inputs import Feature
-from fedllm.settings_codec import CodecSettings
-from fedllm.tunable import Tunable
+from fedllm.data.batches import Feature
+from fedllm.settings.codec import CodecSettings
+from fedllm.training.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
+from fedllm.training.perturbation import Perturbation, is_perturbed, perturbation_of
+from fedllm.training.tunable import Tunable
 
 Make = Callable[..., Any]
 GAMMA = 0.3
@@ -243,8 +243,8 @@ def test_an_example_s_gradient_is_the_same_whoever_else_is_in_the_batch(
 def test_an_example_without_a_finite_gradient_leaves_the_others_alone(
     tiny_settings: Make, features: dict[str, list[Feature]]
 ) -> None:
-    from fedllm.models import load_backbone
-    from fedllm.tunable import make_tunable
+    from fedllm.models.backbone import load_backbone
+    from fedllm.training.tunable import make_tunable
 
     settings = tiny_settings()
     tunable = make_tunable(settings, load_backbone(settings.model.name, device="cpu"))

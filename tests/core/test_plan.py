@@ -11,14 +11,14 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner
 
-from fedllm.plan import for_silos, warnings
-from fedllm.settings_io import from_json, parse_settings, to_json, to_toml
+from fedllm.budget.plan import for_silos, warnings
+from fedllm.settings.io import from_json, parse_settings, to_json, to_toml
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.views import same_for_all
-from simulations.cli import app
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import multiset
+from privacy.events.views import same_for_all
+from privacy.ledger.ledger import Ledger, LedgerEntry
+from simulations.cli.main import app
 
 Make = Callable[..., Any]
 NAMES = ["alpha", "beta", "gamma", "delta"]
@@ -225,12 +225,15 @@ def test_calibrate_without_privacy_says_so(write: Callable[..., Path]) -> None:
         (["predict", "nowhere", "text"], "nowhere"),
         (["export", "nowhere"], "DIR"),
         (["settings", "nowhere.toml"], "nowhere.toml"),
-        (["settings", "simulations/tweets.toml", "--set", "privacy.epsilom=3"], "epsilom"),
+        (
+            ["settings", "simulations/experiments/tweets.toml", "--set", "privacy.epsilom=3"],
+            "epsilom",
+        ),
         (["ledger", "bogus"], "bogus"),
         (["calibrate"], "--epsilon"),
         (["calibrate", "--epsilon", "x"], "'x'"),
-        (["calibrate", "simulations/tweets.toml", "--epsilon", "3"], "--set"),
-        (["calibrate", "simulations/tweets.toml", "--steps", "3"], "--steps"),
+        (["calibrate", "simulations/experiments/tweets.toml", "--epsilon", "3"], "--set"),
+        (["calibrate", "simulations/experiments/tweets.toml", "--steps", "3"], "--steps"),
         (["calibrate", "--epsilon", "3", "--set", "a.b=1"], "--set"),
         (["account", "--delta", "1e-5", "--steps", "nan"], "nan"),
     ],

@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from fedllm.attention import prefix_scope
-from fedllm.inputs import Feature, collate
-from fedllm.models import make_backbone
-from fedllm.prefix import PrefixSpec, generate, init_from_phrase, init_random
+from fedllm.data.batches import Feature, collate
+from fedllm.models.attention import prefix_scope
+from fedllm.models.backbone import make_backbone
+from fedllm.models.prefix import PrefixSpec, generate, init_from_phrase, init_random
 
 
 @pytest.fixture

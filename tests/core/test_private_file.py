@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fedllm.private_file import append_private
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
+from fedllm.data.silos import load_federation
+from fedllm.files.private import append_private
+from fedllm.silo.silo import SiloWorker
 
 
 @pytest.fixture(autouse=True)

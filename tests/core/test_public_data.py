@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fedllm.data.records import DataError, normalise_text
-from fedllm.public_data import load_public, public_set
-from fedllm.settings_io import SettingsError
-from fedllm.silos import load_federation
+from fedllm.data.formats.records import DataError, normalise_text
+from fedllm.data.public import load_public, public_set
+from fedllm.data.silos import load_federation
+from fedllm.settings.io import SettingsError
 
 Make = Callable[..., Any]
 Records = Callable[..., list[dict[str, Any]]]

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from fedllm.codec.layout import Layout
-from fedllm.inputs import Feature
-from fedllm.statistics_release import prior_of_public_text, statistics_point
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.data.batches import Feature
+from fedllm.training.statistics import prior_of_public_text, statistics_point
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 
 Make = Callable[..., Any]
 UNITS = [{}, {"privacy.unit": "client", "privacy.noise_by": "server"}]

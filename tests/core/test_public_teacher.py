@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedllm.data.batches import Feature
 from fedllm.flatness.public_teacher import TeacherError, public_teacher
-from fedllm.inputs import Feature
-from fedllm.settings import Settings
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.settings.experiment import Settings
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 
 Made = tuple[Settings, Tunable, dict[str, Tensor], list[Feature]]
 

@@ -12,10 +12,10 @@ import torch
 from dp_accounting import dp_event as dp
 from scipy import stats
 
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.event_counts import multiset
+from fedllm.data.silos import load_federation
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.events.multiset import multiset
 
 ROUNDS = 60
 

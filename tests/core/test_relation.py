@@ -12,18 +12,18 @@ import pytest
 from accounting_commands import call, call_json
 from report_runs import Page, new_run, trained
 
-from client.silo_file import SiloFile
-from fedllm.own_bounds import LimitRefused, OwnBounds
-from fedllm.recorded_relation import OLDER_ROWS
-from fedllm.removed_settings import without_removed
+from client.config import SiloFile
+from fedllm.budget.account import SiloAccount
+from fedllm.budget.local_policy import LimitRefused, OwnBounds
+from fedllm.budget.recorded_relation import OLDER_ROWS
 from fedllm.report import write_report
 from fedllm.report.build import build
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import SettingsError, load_settings, parse_settings
-from fedllm.silo_account import SiloAccount
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import SettingsError, load_settings, parse_settings
+from fedllm.settings.removed import without_removed
 from privacy.accountants import make_accountant
-from privacy.ledger import Ledger
-from privacy.vocabulary import Relation
+from privacy.guarantee import Relation
+from privacy.ledger.ledger import Ledger
 
 EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
 """A run folder written by the code of before zero-out had a name, with public sizes."""

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedllm.fingerprint import Fingerprinted
-from fedllm.inputs import Feature
-from fedllm.models import load_backbone
-from fedllm.release_inputs import ReleaseInputs, machine, model_inputs
-from fedllm.release_key import features_digest, params_digest
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from server.trusted_noise import SumInputs
+from fedllm.budget.fingerprint import Fingerprinted
+from fedllm.budget.release_id import features_digest, params_digest
+from fedllm.budget.release_inputs import ReleaseInputs, machine, model_inputs
+from fedllm.data.batches import Feature
+from fedllm.data.silos import load_federation
+from fedllm.models.backbone import load_backbone
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
+from server.extensions.central_noise import SumInputs
 
 Make = Callable[..., Any]
 
@@ -145,7 +145,7 @@ def test_the_same_settings_on_another_model_machine_or_number_format_are_another
     monkeypatch.setattr(torch, "get_num_threads", lambda: 99)
     found["threads"] = digest()
     monkeypatch.undo()
-    monkeypatch.setattr("fedllm.release_inputs._versions", lambda: {"torch": "9"})
+    monkeypatch.setattr("fedllm.budget.release_inputs._versions", lambda: {"torch": "9"})
     found["versions"] = digest()
     monkeypatch.undo()
     found["plain"] = digest()

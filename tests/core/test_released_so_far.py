@@ -11,13 +11,13 @@ import pytest
 from accounting_commands import call, call_json
 from rich.console import Console
 
-from fedllm.plan_figures import SO_FAR, plan_epsilons, plans_text
+from fedllm.budget.account import SiloAccount
 from fedllm.report.guarantee import shown
-from fedllm.silo_account import SiloAccount
+from fedllm.report.plan_figures import SO_FAR, plan_epsilons, plans_text
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.vocabulary import SERVER, Relation, Unit
+from privacy.events.constructors import dp_sgd
+from privacy.guarantee import SERVER, Relation, Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
 from simulations.live import LiveView
 
 Make = Callable[..., Any]

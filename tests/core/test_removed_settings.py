@@ -10,11 +10,11 @@ import pytest
 from accounting_commands import call
 from flwr.serverapp import Grid
 
-from fedllm import removed_settings
-from fedllm.removed_settings import Removed, removed_of
 from fedllm.report.build import build
-from fedllm.run_folder import RunFolder, RunFolderError
-from fedllm.settings_io import SettingsError, load_settings, parse_settings
+from fedllm.run.folder import RunFolder, RunFolderError
+from fedllm.settings import removed as removed_settings
+from fedllm.settings.io import SettingsError, load_settings, parse_settings
+from fedllm.settings.removed import Removed, removed_of
 from server.run import run_experiment
 
 EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from report_runs import Page, new_run, trained
 
-from fedllm.data.records import TextDataset
-from fedllm.repeated_records import repeats, warnings_of_repeats
+from fedllm.data.formats.records import TextDataset
+from fedllm.data.repeated_records import repeats, warnings_of_repeats
+from fedllm.data.silos import Silo, load_federation
 from fedllm.report import write_report
 from fedllm.report.build import build
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import Silo, load_federation
+from fedllm.silo.silo import SiloWorker
 from privacy.accountants import make_accountant
 from privacy.copies import events_of_copies
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import multiset
 
 COLUMNS = ("text", "label")
 Make = Callable[..., Any]

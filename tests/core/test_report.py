@@ -27,13 +27,13 @@ from typer.testing import CliRunner
 
 from fedllm.report import build, write_report
 from fedllm.report.guarantee import shown
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.ledger import Ledger
-from privacy.vocabulary import Relation, Unit
-from simulations.cli import app
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.ledger import Ledger
+from simulations.cli.main import app
 
 
 def test_the_first_line_states_the_guarantee(tmp_path: Path) -> None:

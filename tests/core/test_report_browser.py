@@ -16,8 +16,8 @@ from page_checks import CONTRAST, DESKTOP, MARKS, PHONE, VISIBLE, WIDER, Browser
 from report_runs import SILOS, enter, finished, new_run
 
 from fedllm.report import write_report
-from fedllm.run_folder import RunFolder
-from privacy.events import gaussian, no_guarantee
+from fedllm.run.folder import RunFolder
+from privacy.events.constructors import gaussian, no_guarantee
 
 pytestmark = needs_browser
 LONG = "Krankenhaus-Verbund-" * 6 + "Süd"

@@ -22,11 +22,11 @@ from report_runs import (
 )
 
 from fedllm.report import build, write_report
-from fedllm.report.glossary import plain_words
 from fedllm.report.guarantee import shown
+from fedllm.report.prose.glossary import plain_words
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.vocabulary import Relation
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee
+from privacy.guarantee import Relation
 
 
 def test_adversaries_that_collude_are_reported_as_the_ledger_has_them(tmp_path: Path) -> None:

@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 from fedllm.report import build, write_report
 from fedllm.report.guarantee import shown
 from fedllm.report.schema import SCHEMA_ID, json_schema
-from fedllm.run_folder import RunFolder, RunFolderError
-from privacy.events import dp_sgd, no_guarantee
-from privacy.ledger import Adoption, Ledger, adopt_ledger
-from simulations.cli import app
+from fedllm.run.folder import RunFolder, RunFolderError
+from privacy.events.constructors import dp_sgd, no_guarantee
+from privacy.ledger.ledger import Adoption, Ledger, adopt_ledger
+from simulations.cli.main import app
 
 REPORT = {"report.html", "report.json"}
 COST = {dp_sgd(SILOS["B"], NOISE, 1): ROUNDS}

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 from report_runs import finish_round, new_run, trained
 
+from fedllm.budget.account import SiloAccount
 from fedllm.report import build
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
 from fedllm.report.guarantee import Headline, headline, shown
-from fedllm.report.held import add_held
-from fedllm.report.render import _tone, render
-from fedllm.silo_account import SiloAccount
-from privacy.ledger import Ledger
-from privacy.vocabulary import Relation, Unit
+from fedllm.report.page.render import _tone, render
+from fedllm.report.sections.held import add_held
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.ledger import Ledger
 
 Make = Callable[..., Any]
 DELTA = 1e-5

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from fedllm.environment import describe, git_revision
-from fedllm.run_folder import RunFolder, RunFolderError
-from fedllm.settings import Settings
-from fedllm.settings_io import parse_settings
+from fedllm.run.environment import describe, git_revision
+from fedllm.run.folder import RunFolder, RunFolderError
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import parse_settings
 
 
 def settings(tmp_path: Path, **sections: dict) -> Settings:

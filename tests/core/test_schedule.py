@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from fedllm.schedule import (
+from fedllm.budget.schedule import (
     evaluation_rounds,
     is_evaluation_round,
     participation,

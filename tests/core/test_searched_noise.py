@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from accounting_commands import call_json
 
-from fedllm.mechanism import noise_of
 from fedllm.report import write_report
 from fedllm.report.build import build
-from fedllm.run_folder import NUMBERS, RunFolder, RunFolderError
-from fedllm.settings_io import SettingsError, load_settings
-from fedllm.settings_zeroth_order import noises_numbers
-from privacy.event_json import kind
-from privacy.ledger import Ledger
+from fedllm.run.folder import NUMBERS, RunFolder, RunFolderError
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.io import SettingsError, load_settings
+from fedllm.training.mechanism import noise_of
+from privacy.events.serialization import kind
+from privacy.ledger.ledger import Ledger
 
 SUPPORT = Path(__file__).parents[1] / "support"
 """``earlier_numbers`` chose exponential-power noise for the numbers of a black-box step (``zeroth_order.noise =

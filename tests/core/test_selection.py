@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedllm.selection import Padding
+from fedllm.models.parts.selection import Padding
 
 FORMATS = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 MASK = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedllm.own_bounds import LimitRefused, OwnBounds
-from fedllm.server_tensors import check_tensors
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.budget.local_policy import LimitRefused, OwnBounds
+from fedllm.data.silos import load_federation
+from fedllm.silo.server_tensors import check_tensors
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
 
 Make = Callable[..., Any]
 START = {"head": torch.zeros(2, 3), "prefix": torch.full((4,), 3.0)}

@@ -13,8 +13,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from fedllm.settings import Settings
-from fedllm.settings_io import (
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import (
     SettingsError,
     from_json,
     load_settings,
@@ -22,7 +22,7 @@ from fedllm.settings_io import (
     to_json,
     to_toml,
 )
-from fedllm.settings_section import Section
+from fedllm.settings.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -102,13 +102,13 @@ def test_hopeless_key_lists_the_known_ones() -> None:
 )
 def test_value_out_of_range_is_named(override: str, named: str) -> None:
     with pytest.raises(SettingsError, match="Expected") as error:
-        load_settings(ROOT / "simulations/tweets.toml", [override])
+        load_settings(ROOT / "simulations/experiments/tweets.toml", [override])
     assert named in str(error.value)
 
 
 def test_overrides_are_toml_or_text() -> None:
     got = load_settings(
-        ROOT / "simulations/tweets.toml",
+        ROOT / "simulations/experiments/tweets.toml",
         [
             "privacy.epsilon=8",
             "prefix.layers=[0, -1]",
@@ -130,7 +130,7 @@ def test_overrides_are_toml_or_text() -> None:
 @pytest.mark.parametrize("text", ["privacy.epsilon", "=3", "privacy..epsilon=3", "name.x=1"])
 def test_malformed_override_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="Expected"):
-        load_settings(ROOT / "simulations/tweets.toml", [text])
+        load_settings(ROOT / "simulations/experiments/tweets.toml", [text])
 
 
 def test_missing_folder_or_broken_file_is_named(tmp_path: Path) -> None:

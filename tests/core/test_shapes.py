@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedllm.shapes import ROW_MULTIPLE, Shapes, micro_batches, shapes_for
+from fedllm.data.shapes import ROW_MULTIPLE, Shapes, micro_batches, shapes_for
 
 SHAPES = st.builds(
     Shapes,

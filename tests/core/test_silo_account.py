@@ -16,17 +16,17 @@ import pytest
 from dp_accounting import rdp as dp_rdp
 from scipy import stats
 
-from fedllm.release_key import release_key
-from fedllm.run_folder import ledger_of
-from fedllm.schedule import evaluation_rounds
-from fedllm.silo_account import SiloAccount, sampling_rate
+from fedllm.budget.account import SiloAccount, sampling_rate
+from fedllm.budget.release_id import release_key
+from fedllm.budget.schedule import evaluation_rounds
+from fedllm.run.folder import ledger_of
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded, OutsidePlan
-from privacy.event_counts import is_private
-from privacy.events import discrete_gaussian, dp_sgd, gaussian
-from privacy.ledger import Ledger, LedgerError
+from privacy.events.constructors import discrete_gaussian, dp_sgd, gaussian
+from privacy.events.multiset import is_private
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.ledger import Ledger, LedgerError
 from privacy.run_plan import RunPlan
-from privacy.vocabulary import Relation, Unit
 
 Make = Callable[..., Any]
 CALIBRATED = {"privacy.noise_multiplier": None, "privacy.epsilon": 2.0, "server.rounds": 6}

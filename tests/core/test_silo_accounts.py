@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from fedllm.silo_account import SiloAccount
-from fedllm.silo_accounts import spend_together
-from privacy.events import gaussian
-from privacy.ledger import Ledger, LedgerEntry
+from fedllm.budget.account import SiloAccount
+from fedllm.budget.accounts import spend_together
+from privacy.events.constructors import gaussian
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 Make = Callable[..., Any]
 NAMES = [f"s{i}" for i in range(6)]

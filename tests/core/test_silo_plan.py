@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from fedllm.own_bounds import OwnBounds
-from fedllm.silo_account import SiloAccount
-from fedllm.silo_accounts import spend_together
-from fedllm.silo_plan import ATTEMPTS, StalePlan, recorded_anew
+from fedllm.budget.account import SiloAccount
+from fedllm.budget.accounts import spend_together
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.silo_plan import ATTEMPTS, StalePlan, recorded_anew
 from privacy.budget import BudgetExceeded, OutsidePlan
-from privacy.events import dp_sgd, gaussian, no_guarantee
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.ledger_file import LedgerError
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee
+from privacy.events.views import same_for_all
+from privacy.guarantee import Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
+from privacy.ledger.storage import LedgerError
 from privacy.run_plan import RunPlan, commitments, outside
-from privacy.views import same_for_all
-from privacy.vocabulary import Unit
 
 Make = Callable[..., Any]
 PLANNED = {

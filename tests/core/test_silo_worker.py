@@ -13,15 +13,15 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm import silo_worker
-from fedllm.process import shared_worker
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import Silo, load_federation
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.data.silos import Silo, load_federation
+from fedllm.silo import silo as silo_worker
+from fedllm.silo.process import shared_worker
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.budget import BudgetExceeded
-from privacy.event_counts import is_private, multiset
-from privacy.events import discrete_gaussian
-from privacy.ledger import Ledger, LedgerError
+from privacy.events.constructors import discrete_gaussian
+from privacy.events.multiset import is_private, multiset
+from privacy.ledger.ledger import Ledger, LedgerError
 
 Make = Callable[..., Any]
 PRIVATE = {"evaluation.clients": "private", "evaluation.clients_holdout": 0.3}

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedllm.data.records import DataError
-from fedllm.silos import evaluation_set, load_federation, load_silo_file, with_columns
+from fedllm.data.formats.records import DataError
+from fedllm.data.silos import evaluation_set, load_federation, load_silo_file, with_columns
 
 Make = Callable[..., Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from page_checks import CONTRAST, DESKTOP, MARKS, PHONE, WIDER, Browser, needs_browser
 
-from simulations.sweep.page import html
+from simulations.sweep.report import html
 
 pytestmark = needs_browser
 

@@ -12,8 +12,8 @@ import pytest
 import tomli_w
 from scipy import stats
 
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import SettingsError
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import SettingsError
 from simulations.sweep import words
 from simulations.sweep.plan import Sweep, load_sweep
 from simulations.sweep.statistics import gap_closed, holm, paired, paired_examples, summary
@@ -201,7 +201,7 @@ def test_the_sweeps_that_come_along_are_accepted(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLLM_TEST_DATA", "/data")
-    sweep = load_sweep(ROOT / "simulations" / f"{name}.toml")
+    sweep = load_sweep(ROOT / "simulations" / "experiments" / f"{name}.toml")
     assert {sweep.baseline, sweep.reference} < set(sweep.arms)
     assert len(sweep.seeds) >= 3
     for cell in sweep.cells:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fedllm.data.records import DataError
-from fedllm.tunable import Tunable, initial_params, make_tunable, prefix_layers
+from fedllm.data.formats.records import DataError
+from fedllm.training.tunable import Tunable, initial_params, make_tunable, prefix_layers
 
 Make = Callable[..., Any]
 WORDS = {"task.label_words": ["w5", "w6"], "task.prompt": "w7 {text} w8"}

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from fedllm.flatness.distillation import Distillation, divergences
 from fedllm.flatness.teacher import EmaTeacher, Teacher
-from fedllm.settings_flatness import TeacherSettings
+from fedllm.settings.flatness import TeacherSettings
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params, shared_tunable
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 
 Make = Callable[..., Any]
 

@@ -14,10 +14,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedTokenizerFast
 
-from fedllm.gradients import per_example_gradients
-from fedllm.models import load_backbone
-from fedllm.release_key import features_digest
-from fedllm.tunable import Tunable, initial_params, make_tunable
+from fedllm.budget.release_id import features_digest
+from fedllm.models.backbone import load_backbone
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
 
 WORDS = 60
 ROWS = [

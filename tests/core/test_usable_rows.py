@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from fedllm.data.records import DataError, TextDataset
-from fedllm.embedded import ModelError
-from fedllm.models import load_backbone
-from fedllm.opened_silo import open_silo_data
-from fedllm.silos import Silo, load_silo_file
-from fedllm.tunable import make_tunable, shared_tunable
-from fedllm.usable_rows import checked
+from fedllm.data.formats.records import DataError, TextDataset
+from fedllm.data.silos import Silo, load_silo_file
+from fedllm.data.usable_rows import checked
+from fedllm.models.backbone import load_backbone
+from fedllm.models.embedded import ModelError
+from fedllm.silo.opened import open_silo_data
+from fedllm.training.tunable import make_tunable, shared_tunable
 
 Make = Callable[..., Any]
 GOOD = {"text": "w5 w6", "label": "low"}

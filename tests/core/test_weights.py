@@ -19,9 +19,9 @@ from transformers import (
     LlamaConfig,
 )
 
-from fedllm.embedded import ModelError
-from fedllm.models import load_backbone, make_backbone
-from fedllm.weights import is_exact, stored_dtype
+from fedllm.models.backbone import load_backbone, make_backbone
+from fedllm.models.embedded import ModelError
+from fedllm.models.weights import is_exact, stored_dtype
 
 FILE = "model.safetensors"
 Change = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]

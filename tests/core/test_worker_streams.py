@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.data.silos import load_federation
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
 
 USES = [(purpose, step) for purpose in ("sample", "noise", "evaluate-noise") for step in range(3)]
 

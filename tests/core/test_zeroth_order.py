@@ -12,19 +12,19 @@ from black_box import BLACK_BOX, NUMBER_NOISE
 from scipy import stats
 from torch import Tensor
 
-from fedllm.forward_only import LocalForwardOnly
-from fedllm.gradients import per_example_gradients
-from fedllm.inputs import Feature
+from fedllm.data.batches import Feature
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, initial_params, shared_tunable
-from fedllm.zeroth_order import (
+from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from fedllm.training.zeroth_order import (
     NUMBERS,
     Directions,
     round_seed,
     train_forward_only,
 )
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample
 
 Make = Callable[..., Any]
 

@@ -11,15 +11,15 @@ import pytest
 import torch
 from black_box import BLACK_BOX, LAPLACE, NUMBER_NOISE
 
-from fedllm.settings_io import SettingsError
-from fedllm.silo_bounds import training_events
-from fedllm.zeroth_order import (
+from fedllm.budget.limits import training_events
+from fedllm.settings.io import SettingsError
+from fedllm.training.zeroth_order import (
     clip_numbers,
 )
 from privacy.accountants import make_accountant
 from privacy.calibration import calibrate_noise_multiplier
-from privacy.events import dp_sgd, gaussian, scalar_noise
-from privacy.scalar_noise import noise_from_dict
+from privacy.events.constructors import dp_sgd, gaussian, scalar_noise
+from privacy.mechanisms.scalar_noise import noise_from_dict
 
 Make = Callable[..., Any]
 
@@ -106,7 +106,7 @@ def test_settings_that_do_not_fit(
 
 
 def test_a_staircase_is_noise_for_numbers_and_not_for_vectors(tiny_settings: Make) -> None:
-    from fedllm.mechanism import noise_of, scaled_noise
+    from fedllm.training.mechanism import noise_of, scaled_noise
 
     parameters = {"epsilon": 1.0, "gamma": 0.5, "period": 1.0}
     named = {"privacy.noise": json.dumps({"family": "staircase", "parameters": parameters})}

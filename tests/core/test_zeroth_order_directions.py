@@ -11,7 +11,7 @@ import torch
 from black_box import BLACK_BOX
 from torch import Tensor
 
-from fedllm.zeroth_order import (
+from fedllm.training.zeroth_order import (
     Directions,
     round_seed,
 )

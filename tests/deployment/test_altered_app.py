@@ -11,8 +11,8 @@ import pytest
 from deployments import Federation
 from faulty_nodes import write_experiment
 
-from client.approval import approve, revoke
-from fedllm.run_folder import RunFolder
+from client.executor.approval import approve, revoke
+from fedllm.run.folder import RunFolder
 from server.deployment.app_bundle import bundle, bundle_hash
 
 pytestmark = pytest.mark.slow
@@ -73,7 +73,7 @@ def test_an_altered_app_runs_on_no_node_before_it_is_approved(
 
 def _rows(federation: Federation, silo: str, known: set[Path]) -> int:
     """Rows of the runs that are new, in a silo's ledger."""
-    from privacy.ledger import Ledger
+    from privacy.ledger.ledger import Ledger
 
     runs = [RunFolder.open(p) for p in federation.folder.runs.iterdir() if p not in known]
     with Ledger(federation.ledger(silo), read_only=True) as ledger:

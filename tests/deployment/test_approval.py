@@ -29,8 +29,8 @@ from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
 from own_silo import write_silo
 
-from client import bundle_worker
-from client.approval import (
+from client.executor import bundle_worker
+from client.executor.approval import (
     ApprovalError,
     app_name,
     approve,
@@ -40,11 +40,11 @@ from client.approval import (
     read_approved,
     revoke,
 )
-from client.executor import Address, Executor
-from client.worker_process import WorkerProcess, remove_left_behind
+from client.executor.executor import Address, Executor
+from client.executor.worker_process import WorkerProcess, remove_left_behind
 from fedllm import __version__
 from fedllm import messages as names
-from fedllm.settings_io import to_json
+from fedllm.settings.io import to_json
 from simulations.in_process import over_the_wire
 
 Make = Callable[..., Any]
@@ -349,7 +349,7 @@ def test_what_a_killed_executor_left_is_removed_and_nothing_else(
     silo = write_silo(tmp_path, tiny_settings(), word_files / "validation.jsonl")
     # An executor in a process of its own, which unpacks a bundle, and is killed with its process at work.
     code = (
-        "import sys, time; from pathlib import Path; from client.worker_process import WorkerProcess;"
+        "import sys, time; from pathlib import Path; from client.executor.worker_process import WorkerProcess;"
         "made = WorkerProcess(Path(sys.argv[1]).read_bytes(), '0' * 64, Path(sys.argv[2]));"
         "print(made.pid, flush=True); time.sleep(3600)"
     )

@@ -11,13 +11,13 @@ import pytest
 from own_silo import write_silo
 from typer.testing import CliRunner
 
-from client.approval import read_approved
-from client.silo_file import load_silo
-from fedllm.plan_figures import SO_FAR
-from fedllm.silo_account import SiloAccount
-from privacy.ledger import Ledger
+from client.config import load_silo
+from client.executor.approval import read_approved
+from fedllm.budget.account import SiloAccount
+from fedllm.report.plan_figures import SO_FAR
+from privacy.ledger.ledger import Ledger
 from server.deployment.folder import NODE, NodeFile, write_toml
-from simulations.cli import app
+from simulations.cli.main import app
 
 Make = Callable[..., Any]
 

@@ -17,7 +17,7 @@ from faulty_nodes import (
     write_experiment,
 )
 
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 
 pytestmark = pytest.mark.slow
 SILOS = ["alpha", "beta"]

@@ -12,8 +12,8 @@ import pytest
 import tomli_w
 from deployments import Federation, free_ports, wait_for
 
-from fedllm.run_folder import RunFolder
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
 from server.deployment import certificates
 from server.deployment.control import Control, connect
 from server.deployment.folder import NODE, DeploymentError

@@ -17,7 +17,7 @@ import tomli_w
 from deployments import ROOT, needs_nginx, wait_for
 from hosts import SERVER, Hosts, make_hosts
 
-from simulations.benchmark.local_federation import processes_of
+from simulations.benchmarks.local_federation import processes_of
 
 pytestmark = pytest.mark.slow
 SILOS = ["alpha", "beta", "gamma"]

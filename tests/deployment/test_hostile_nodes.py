@@ -13,8 +13,8 @@ import pytest
 from deployments import make_folder
 from faulty_nodes import FaultyFederation, absences, check_model, write_experiment
 
-from fedllm.run_folder import RunFolder
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 SILOS = ["alpha", "beta", "gamma"]

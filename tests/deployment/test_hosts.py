@@ -19,7 +19,7 @@ from faulty_nodes import (
 from hosts import SERVER, Hosts, make_hosts
 
 from server.deployment.folder import Folder
-from simulations.benchmark.local_federation import states_of
+from simulations.benchmarks.local_federation import states_of
 
 pytestmark = pytest.mark.slow
 SILOS = ["alpha", "beta", "gamma"]

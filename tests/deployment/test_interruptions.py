@@ -13,12 +13,12 @@ import tomli_w
 import torch
 from deployments import Federation, wait_for
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import load_settings
-from privacy.ledger import Ledger
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import load_settings
+from privacy.ledger.ledger import Ledger
 from server.deployment.control import connect
-from simulations.benchmark.local_federation import processes_of
+from simulations.benchmarks.local_federation import processes_of
 from simulations.in_process import federate
 
 pytestmark = pytest.mark.slow

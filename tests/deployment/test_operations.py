@@ -13,9 +13,9 @@ import pytest
 from deployments import Federation, make_folder, wait_for
 from faulty_nodes import assert_same_model, write_experiment
 
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import load_settings
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import load_settings
+from privacy.ledger.ledger import Ledger
 from server.deployment import certificates, programs
 from server.deployment.control import connect
 from simulations.in_process import federate

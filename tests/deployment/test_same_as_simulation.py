@@ -12,9 +12,9 @@ import pytest
 from deployments import ROOT, Federation
 from faulty_nodes import assert_same_model, write_experiment
 
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import load_settings
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import load_settings
+from privacy.ledger.ledger import Ledger
 from simulations.in_process import federate
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ def test_deployment_and_simulation_give_the_same_prefix_and_the_same_releases(
     path = write_experiment(tmp_path / "experiment.toml", tiny_tree(**changes))
     deployed = federation.submit(path)
     assert federation.wait_until_over(deployed) == "finished", deployed.state()["message"]
-    words = [sys.executable, "-m", "simulations.cli", "run", str(path)]
+    words = [sys.executable, "-m", "simulations.cli.main", "run", str(path)]
     done = subprocess.run(
         [*words, "--run", str(tmp_path / "simulated")],
         cwd=ROOT,

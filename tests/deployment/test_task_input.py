@@ -30,8 +30,8 @@ from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message
 from own_silo import write_silo
 
-from client.approval import digest_of
-from client.executor import Address, Executor
+from client.executor.approval import digest_of
+from client.executor.executor import Address, Executor
 
 Make = Callable[..., Any]
 

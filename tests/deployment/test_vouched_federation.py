@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 from deployments import ROOT, Federation, make_folder
 
-from privacy.ledger import Ledger
+from privacy.ledger.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 
@@ -26,7 +26,7 @@ def fresh(tmp_path: Path, word_files: Path) -> Iterator[Federation]:
 
 
 def fedllm(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simulations.cli", *words]
+    command = [sys.executable, "-m", "simulations.cli.main", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 from simulations.in_process import federate
 
 

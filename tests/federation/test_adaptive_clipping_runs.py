@@ -12,10 +12,10 @@ from flwr.app import Message, MetricRecord
 
 from fedllm import messages as names
 from fedllm.report.build import build
-from fedllm.report.render import render
-from fedllm.run_folder import RunFolder
-from privacy.adaptive_clipping import moved_clip
-from privacy.ledger import Ledger
+from fedllm.report.page.render import render
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
+from privacy.mechanisms.adaptive_clipping import moved_clip
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from own_silo import write_silo
 
-from fedllm.run_folder import RunFolder
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.embedded import ModelError
-from fedllm.rehearsal import rehearse
-from fedllm.run_folder import METRICS, RunFolder
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
+from fedllm.data.silos import load_federation
+from fedllm.models.embedded import ModelError
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import METRICS, RunFolder
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.batch.rehearsal import rehearse
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
 from simulations.runner import prepare, simulate
 
 Start = Callable[..., RunFolder]
@@ -103,7 +103,7 @@ def test_an_engine_of_another_program_is_named_at_once(
 def test_the_command_says_so_in_one_line(word_files: Path, tmp_path: Path) -> None:
     experiment = tmp_path / "e.toml"
     experiment.write_text(f'[data]\nsource = "files"\npath = "{word_files}"\n', encoding="utf-8")
-    command = [sys.executable, "-m", "simulations.cli", "run", str(experiment)]
+    command = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
     done = subprocess.run(
         command,
         capture_output=True,

@@ -14,18 +14,18 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.export import export_adapter
-from fedllm.predict import Predictor
+from fedllm.adapter.export import export_adapter
+from fedllm.adapter.predict import Predictor
+from fedllm.data.silos import load_federation
 from fedllm.report.build import build
-from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from fedllm.zeroth_order import NUMBERS, Directions, round_seed
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
+from fedllm.training.zeroth_order import NUMBERS, Directions, round_seed
 from privacy.accountants import make_accountant
-from privacy.event_kinds import ScalarNoiseDpEvent
-from privacy.ledger import Ledger
+from privacy.events.kinds import ScalarNoiseDpEvent
+from privacy.ledger.ledger import Ledger
 from server.robust.update_law import UpdateLaw
 from tests.support.endpoint_answers import Answers, answering
 
@@ -111,7 +111,7 @@ def test_the_model_is_what_the_numbers_and_the_announced_seeds_say(
             received.setdefault(server_round, []).append(told)
         return reply
 
-    from fedllm.downlink import decode_params
+    from fedllm.codec.downlink import decode_params
 
     run = start_run("run", **BLACK_BOX | more)
     assert in_process(run, tamper) == "finished"

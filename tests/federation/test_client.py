@@ -16,10 +16,10 @@ from client.app import app
 from client.node import open_silo
 from client.task_fields import TRAIN, read_fields
 from fedllm import messages as names
-from fedllm.settings_io import to_json
+from fedllm.settings.io import to_json
 from fedllm.task_errors import NotTakingPart
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
 from simulations.in_process import over_the_wire
 
 Make = Callable[..., Any]

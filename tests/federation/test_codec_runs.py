@@ -16,15 +16,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.codec_store import _loaded
+from fedllm.codec.store import _loaded
 from fedllm.report import build
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import to_toml
-from privacy.event_counts import is_private
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger
-from privacy.vocabulary import SERVER
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import to_toml
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import is_private
+from privacy.guarantee import SERVER
+from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -157,8 +157,8 @@ def test_the_statistics_are_in_the_ledger_before_they_leave_and_within_the_targe
             assert row.round == 0
             assert is_private(row.view(SERVER))
     from privacy.accountants import make_accountant
-    from privacy.ledger import composed
-    from privacy.vocabulary import Relation
+    from privacy.guarantee import Relation
+    from privacy.ledger.ledger import composed
 
     settings = run.settings()
     accountant = make_accountant("rdp", Relation.ZERO_OUT)
@@ -327,7 +327,7 @@ def test_a_silo_that_lost_the_codec_is_sent_it_again(
 
 
 def tmp_cache() -> Path:
-    from fedllm.embedded import cache_folder
+    from fedllm.models.embedded import cache_folder
 
     return cache_folder() / "codecs"
 
@@ -446,7 +446,7 @@ def test_flowers_engine_gives_the_same_bits(
     assert in_process(here) == "finished"
     experiment = tmp_path / "experiment.toml"
     experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
-    words = [sys.executable, "-m", "simulations.cli", "run", str(experiment)]
+    words = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
     done = subprocess.run(
         [*words, "--run", str(tmp_path / "engine")],
         cwd=Path(__file__).resolve().parents[2],

@@ -30,7 +30,7 @@ def run(*words: str) -> tuple[int, str]:
 
 
 def crash(kills: int) -> dict[str, Any]:
-    status, output = run("-m", "simulations.benchmark.crash", "--kills", str(kills), "--json")
+    status, output = run("-m", "tests.crash.crash", "--kills", str(kills), "--json")
     assert status == 0, output
     found: dict[str, Any] = json.loads(output)
     assert found["violations"] == []
@@ -57,9 +57,9 @@ def test_nothing_is_released_that_the_ledger_lacks_40_times() -> None:
 BROKEN = """
 import json, sys, tempfile
 from pathlib import Path
-import fedllm.silo_worker
-from fedllm.silo_account import SiloAccount
-from simulations.benchmark import crash, crash_child
+import fedllm.silo.silo
+from fedllm.budget.account import SiloAccount
+from simulations.benchmarks import crash, crash_child
 from simulations.in_process import LocalGrid
 
 def late():
@@ -84,7 +84,7 @@ def reset():
 
 def reused_key():
     "A repeated round with fresh noise passes for the same release."
-    fedllm.silo_worker.release_key = lambda settings, purpose, number, digest: f"{purpose}/{number}"
+    fedllm.silo.silo.release_key = lambda settings, purpose, number, digest: f"{purpose}/{number}"
 
 noise = "fresh" if sys.argv[1] == "reused_key" else "seeded"
 case = f"{noise} noise by the silos"

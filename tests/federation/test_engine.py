@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder, RunFolderError
-from fedllm.settings_io import to_toml
-from privacy.ledger import Ledger
-from simulations.cli import resume
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder, RunFolderError
+from fedllm.settings.io import to_toml
+from privacy.ledger.ledger import Ledger
+from simulations.cli.main import resume
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 30
@@ -75,7 +75,7 @@ def reference(
 def command(*words: str | Path) -> subprocess.Popen[str]:
     """``fedllm ...`` as a process group of its own, as a shell starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", *map(str, words)],
+        [sys.executable, "-m", "simulations.cli.main", *map(str, words)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -18,9 +18,9 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 
-from server.discovery import wait_for_nodes
-from server.exchange import FailedAttempts, Stopped, exchange
-from simulations.benchmark.local_federation import free_ports
+from server.nodes.discovery import wait_for_nodes
+from server.nodes.exchange import FailedAttempts, Stopped, exchange
+from simulations.benchmarks.local_federation import free_ports
 
 
 class Scripted:

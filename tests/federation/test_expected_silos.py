@@ -14,15 +14,15 @@ from flwr.app import Message
 from whole_runs import poison
 
 from client.app import app
-from fedllm.checkpoints import latest_checkpoint
+from fedllm.data.silos import load_federation
 from fedllm.report.build import build
-from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
-from server.callbacks import LogProgress
-from server.discovery import find_silos
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from server.monitoring import LogProgress
+from server.nodes.discovery import find_silos
 from server.replies import RunStopped
 from server.run import run_experiment
-from simulations.benchmark import tiny
+from simulations.benchmarks.support import tiny
 from simulations.in_process import LocalGrid
 from simulations.runner import succeeded
 

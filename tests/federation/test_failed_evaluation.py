@@ -10,10 +10,10 @@ import pytest
 import torch
 from whole_runs import same_bits
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.tunable import Tunable
-from privacy.ledger import Ledger
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.training.tunable import Tunable
+from privacy.ledger.ledger import Ledger
 from server import run as server_run
 
 Start = Callable[..., RunFolder]

@@ -12,11 +12,14 @@ import pytest
 from scipy.stats import ttest_1samp
 from typer.testing import CliRunner
 
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 from privacy.randomness import generator
-from simulations.in_process import federate
-from simulations.leakage import auditing, federated_runs, flat_membership, run_membership
-from simulations.leakage.federated_runs import (
+from simulations.attacks import auditing
+from simulations.attacks.membership import federated_runs
+from simulations.attacks.membership import flat as flat_membership
+from simulations.attacks.membership import run as run_membership
+from simulations.attacks.membership.attacks import areas, interval, paired, rate_over_runs
+from simulations.attacks.membership.federated_runs import (
     Experiment,
     Row,
     attacked_losses,
@@ -24,7 +27,7 @@ from simulations.leakage.federated_runs import (
     load,
     proven_rates,
 )
-from simulations.leakage.membership_attacks import areas, interval, paired, rate_over_runs
+from simulations.in_process import federate
 
 # Intervals
 

@@ -21,16 +21,16 @@ from vouching import Silo
 from client.app import app
 from fedllm import messages as names
 from fedllm.codec import Layout, make_codec
-from fedllm.encoded_release import Encoding
 from fedllm.report.extract.keys import EXTRACT, HEAD
 from fedllm.report.extract.make import make_head
 from fedllm.report.extract.statement import text_of
-from fedllm.run_folder import RunFolder
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger
-from server.codec_link import CodecLink
-from server.discovery import find_silos
+from fedllm.run.folder import RunFolder
+from fedllm.training.encoding import Encoding
+from privacy.events.constructors import dp_sgd
+from privacy.ledger.ledger import Ledger
+from server.extensions.codec import CodecLink
 from server.extracts import Extracts
+from server.nodes.discovery import find_silos
 from server.replies import RunStopped, sort_replies
 from simulations.in_process import LocalGrid
 

@@ -26,10 +26,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-import server.ask_silos
+import server.extensions.ask_silos
 import server.strategy
 from fedllm import messages as names
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 from server.replies import Replies, ReplyRefused, sort_replies
 from server.replies.arrays import tensors_of
 from server.replies.refusal import one_line, shown
@@ -150,7 +150,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def probe(monkeypatch: pytest.MonkeyPatch) -> Probe:
     made = Probe()
     monkeypatch.setattr(server.strategy, "sort_replies", made)
-    monkeypatch.setattr(server.ask_silos, "sort_replies", made)
+    monkeypatch.setattr(server.extensions.ask_silos, "sort_replies", made)
     return made
 
 

@@ -13,21 +13,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fedllm.flatness import landscape, objective
-from fedllm.flatness.landscape import Grids, Plan, measure, random_direction
-from fedllm.flatness.subjects import (
+from fedllm.data.silos import load_federation
+from fedllm.models.prefix import PREFIX
+from fedllm.run.folder import RunFolder
+from fedllm.tasks.base import expand_params
+from simulations.cli.main import app
+from simulations.in_process import federate
+from simulations.landscape import landscape, objective
+from simulations.landscape.checkpoints import (
     PRIVATE_LABEL,
     SubjectError,
     held_out_for_all,
     load_subjects,
     make_subject_tunable,
 )
-from fedllm.prefix import PREFIX
-from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
-from fedllm.tasks.base import expand_params
-from simulations.cli import app
-from simulations.in_process import federate
+from simulations.landscape.landscape import Grids, Plan, measure, random_direction
 
 SMALL = Plan(grid=3, span=0.5, products=6, probes=2, group=4)
 

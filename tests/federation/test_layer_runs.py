@@ -13,16 +13,16 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
+from fedllm.adapter.predict import Predictor
 from fedllm.flatness.layer_choice import Choice
-from fedllm.predict import Predictor
 from fedllm.report import build
-from fedllm.run_folder import RunFolder, RunFolderError
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder, RunFolderError
 from privacy.accountants import make_accountant
-from privacy.event_counts import is_private
-from privacy.events import pure_dp
-from privacy.ledger import Ledger, composed
-from privacy.vocabulary import SERVER
+from privacy.events.constructors import pure_dp
+from privacy.events.multiset import is_private
+from privacy.guarantee import SERVER
+from privacy.ledger.ledger import Ledger, composed
 from tests.support.deep import LAYERS, deep_settings
 
 Start = Callable[..., RunFolder]
@@ -250,7 +250,7 @@ def test_a_decoder_with_chosen_layers_is_exported_without_peft(
     )
     run = RunFolder.create(settings, tmp_path / "decoder")
     assert in_process(run) == "finished", run.state()["message"]
-    from fedllm.export import export_adapter
+    from fedllm.adapter.export import export_adapter
 
     exported = export_adapter(run, tmp_path / "out")
     assert not exported.peft
@@ -268,7 +268,7 @@ def test_a_checkpoint_of_before_the_choice_is_used_with_all_its_layers(
 ) -> None:
     run = start("kept", **PRIVATE, **{"layers.after": 1, "server.keep_checkpoints": 9})
     assert in_process(run) == "finished"
-    from fedllm.export import export_adapter
+    from fedllm.adapter.export import export_adapter
 
     out = run.path.parent / "early"
     assert export_adapter(run.checkpoints_path / "round-00001", out).round == 1

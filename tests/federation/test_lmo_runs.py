@@ -15,21 +15,21 @@ import scipy.stats
 import torch
 from accounting_commands import call, call_json
 
-from fedllm.mechanism import add_noise, multiplier_of, noise_of, noise_std, scaled_noise
+from fedllm.budget.limits import training_events
 from fedllm.report.build import build
-from fedllm.report.render import render
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import SettingsError, load_settings, parse_settings, to_toml
-from fedllm.silo_bounds import training_events
+from fedllm.report.page.render import render
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import SettingsError, load_settings, parse_settings, to_toml
+from fedllm.training.mechanism import add_noise, multiplier_of, noise_of, noise_std, scaled_noise
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_epsilon
-from privacy.accountants.vector_loss import gaussian_bound
-from privacy.event_kinds import VectorNoiseDpEvent
-from privacy.event_kinds import noise_of as noise_in
-from privacy.events import dp_sgd, poisson_sampled
-from privacy.ledger import Ledger
+from privacy.accountants.vector_bound import gaussian_bound
+from privacy.events.constructors import dp_sgd, poisson_sampled
+from privacy.events.kinds import VectorNoiseDpEvent
+from privacy.events.kinds import noise_of as noise_in
+from privacy.ledger.ledger import Ledger
+from privacy.mechanisms.scalar_noise import LmoNoise
 from privacy.randomness import generator
-from privacy.scalar_noise import LmoNoise
 from tests.support.scalar_noise import PAPER_STRONG
 
 Start = Callable[..., RunFolder]

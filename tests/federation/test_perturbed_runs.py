@@ -19,18 +19,18 @@ from flwr.app import Message
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.flatness.perturbation import UNBOUNDED_ASCENT
-from fedllm.plan import warnings
+from fedllm.budget.plan import warnings
 from fedllm.report import build
-from fedllm.report.render import render
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import to_toml
+from fedllm.report.page.render import render
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import to_toml
+from fedllm.training.perturbation import UNBOUNDED_ASCENT
 from privacy.accountants import make_accountant
-from privacy.event_counts import is_private
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger
-from privacy.vocabulary import OUTSIDER, SERVER
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.multiset import is_private
+from privacy.guarantee import OUTSIDER, SERVER
+from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -188,7 +188,7 @@ def test_previous_is_the_last_mean_update_in_the_perturbed_rounds_alone(
     seen: dict[int, list[dict[str, Tensor] | None]] = {}
     assert in_process(run, watch_previous(seen)) == "finished"
     assert seen[1] == seen[4] == [None] * SILOS
-    from fedllm.checkpoints import load_checkpoint
+    from fedllm.run.checkpoints import load_checkpoint
 
     params = {
         n: load_checkpoint(run.checkpoints_path / f"round-{n:05d}").params for n in range(1, 5)
@@ -236,9 +236,9 @@ def test_a_resumed_run_ascends_along_the_same_update(
 
 
 def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    from fedllm.silo_worker import SiloWorker
-    from fedllm.silos import load_federation
-    from fedllm.tunable import initial_params, shared_tunable
+    from fedllm.data.silos import load_federation
+    from fedllm.silo.silo import SiloWorker
+    from fedllm.training.tunable import initial_params, shared_tunable
 
     settings = tiny_settings(**{"awp.form": "previous"})
     silo = load_federation(settings).silos[0]
@@ -265,7 +265,7 @@ def test_flowers_engine_with_two_workers_gives_the_same_bits(
     assert in_process(here) == "finished"
     experiment = tmp_path / "experiment.toml"
     experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
-    words = [sys.executable, "-m", "simulations.cli", "run", str(experiment)]
+    words = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
     done = subprocess.run(
         [*words, "--run", str(tmp_path / "engine")],
         cwd=Path(__file__).resolve().parents[2],

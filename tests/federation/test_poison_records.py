@@ -24,12 +24,12 @@ from client.app import app
 from client.node import open_silo
 from client.task_fields import TaskFields
 from fedllm import messages as names
-from fedllm.embedded import ModelError
-from fedllm.inputs import Feature
-from fedllm.settings_io import SettingsError, to_json
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
-from simulations.benchmark.tiny import make_records
+from fedllm.data.batches import Feature
+from fedllm.models.embedded import ModelError
+from fedllm.settings.io import SettingsError, to_json
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
+from simulations.benchmarks.support.tiny import make_records
 
 Make = Callable[..., Any]
 RATE = 1.0
@@ -242,8 +242,8 @@ def test_no_text_of_an_exception_leaves_after_spending(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whatever its type: a reply says the same for all."""
-    from fedllm import silo_worker
-    from fedllm.endpoint import EndpointError
+    from fedllm.models.endpoint import EndpointError
+    from fedllm.silo import silo as silo_worker
     from privacy.budget import BudgetExceeded
 
     settings = make_settings(tiny_settings)
@@ -268,7 +268,7 @@ def test_no_text_of_an_exception_leaves_after_spending(
 def test_no_text_of_an_unexpected_exception_leaves_before_spending_either(
     kind: type[Exception], tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedllm import silo_worker
+    from fedllm.silo import silo as silo_worker
 
     settings = make_settings(tiny_settings)
     silo = silo_with(tmp_path / "silo", settings, GOOD)

@@ -26,8 +26,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from server.exchange import exchange
-from server.pull import Answers, built_bytes
+from server.nodes.exchange import exchange
+from server.nodes.pull import Answers, built_bytes
 
 Uploads = dict[str, bytes]
 

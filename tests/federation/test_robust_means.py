@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from whole_runs import final
 
 from fedllm import messages as names
-from fedllm.settings_io import SettingsError
-from fedllm.settings_server import ServerSettings
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.settings.io import SettingsError
+from fedllm.settings.server import ServerSettings
+from fedllm.training.tunable import initial_params, shared_tunable
 from server.aggregation import Contribution, mean_update
 from server.robust.means import (
     combine,

@@ -14,12 +14,12 @@ from flwr.app import Message
 from whole_runs import SILOS, config, final, loop, poison, rounds, same_bits, spent, tell, without
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.schedule import participation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.event_counts import is_private
-from privacy.ledger import Ledger
+from fedllm.budget.schedule import participation
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.events.multiset import is_private
+from privacy.ledger.ledger import Ledger
 from server.robust.update_law import UpdateLaw
 
 Start = Callable[..., RunFolder]

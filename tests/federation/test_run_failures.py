@@ -15,7 +15,7 @@ from torch import Tensor
 from whole_runs import config, final, loop, poison, rounds, same_bits, spent, tell, without
 
 from fedllm import messages as names
-from fedllm.run_folder import RunFolder
+from fedllm.run.folder import RunFolder
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

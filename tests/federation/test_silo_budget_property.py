@@ -17,12 +17,12 @@ from own_silo import write_silo
 
 from client.app import app
 from fedllm import messages as names
-from fedllm.settings_io import SettingsError, to_json
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.settings.io import SettingsError, to_json
+from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
-from privacy.event_counts import is_private
-from privacy.ledger import Ledger
-from privacy.vocabulary import Adversary, Unit
+from privacy.events.multiset import is_private
+from privacy.guarantee import Adversary, Unit
+from privacy.ledger.ledger import Ledger
 
 Make = Callable[..., Any]
 EPSILON, DELTA = 6.0, 1e-5

@@ -11,18 +11,18 @@ import pytest
 import torch
 from flwr.app import Error, Message
 
-import fedllm.round_draws
+import fedllm.budget.round_draws
+import server.extensions.central_noise
 import server.run
 import server.strategy
-import server.trusted_noise
-from fedllm.round_draws import DealtRounds, DrawnRounds, round_draws
-from fedllm.run_folder import RunFolder
+from fedllm.budget.round_draws import DealtRounds, DrawnRounds, round_draws
+from fedllm.run.folder import RunFolder
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
-from privacy.events import gaussian, poisson_sampled
-from privacy.ledger import Ledger
+from privacy.events.constructors import gaussian, poisson_sampled
+from privacy.events.multiset import multiset
+from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution
-from server.trusted_noise import TrustedNoise
+from server.extensions.central_noise import TrustedNoise
 
 Make = Callable[..., Any]
 SIGMA, RATE = 0.8, 0.5
@@ -54,8 +54,8 @@ class Watch:
         self.released: list[tuple[tuple[float, ...], bytes]] = []
         self._seen: Counter[str] = Counter()
         noise, spend, save = (
-            server.trusted_noise.add_noise,
-            server.trusted_noise.spend_together,
+            server.extensions.central_noise.add_noise,
+            server.extensions.central_noise.spend_together,
             server.run.save_checkpoint,
         )
         exchange = server.strategy.exchange
@@ -86,9 +86,9 @@ class Watch:
             self.passed("silos are drawn")
             return exchange(*args, **options)
 
-        monkeypatch.setattr(fedllm.round_draws, "poisson_sample", sample)
-        monkeypatch.setattr(server.trusted_noise, "add_noise", add)
-        monkeypatch.setattr(server.trusted_noise, "spend_together", record)
+        monkeypatch.setattr(fedllm.budget.round_draws, "poisson_sample", sample)
+        monkeypatch.setattr(server.extensions.central_noise, "add_noise", add)
+        monkeypatch.setattr(server.extensions.central_noise, "spend_together", record)
         monkeypatch.setattr(server.run, "save_checkpoint", keep)
         monkeypatch.setattr(server.strategy, "exchange", send)
 

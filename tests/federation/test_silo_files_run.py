@@ -11,10 +11,10 @@ import pytest
 import torch
 from own_silo import write_silo
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
-from privacy.ledger import Ledger
+from fedllm.data.silos import load_federation
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

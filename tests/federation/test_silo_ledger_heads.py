@@ -16,18 +16,18 @@ from own_silo import write_silo
 from typer.testing import CliRunner
 
 import client.extract
-import fedllm.process
+import fedllm.silo.process
 from client.app import app
-from client.silo_file import load_silo
+from client.config import load_silo
 from fedllm import messages as names
 from fedllm.report.extract.keys import HEAD, load_signing_key
 from fedllm.report.extract.statement import Head as SignedHead
 from fedllm.report.extract.statement import HeadItem, text_of
-from fedllm.settings_io import to_json
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Head, Ledger
-from privacy.ledger_heads import HeadFile
-from simulations.cli import app as fedllm_command
+from fedllm.settings.io import to_json
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.heads import HeadFile
+from privacy.ledger.ledger import Head, Ledger
+from simulations.cli.main import app as fedllm_command
 
 Make = Callable[..., Any]
 
@@ -74,8 +74,8 @@ class Node:
 
 def new_process() -> None:
     """Forget what a process has once: its open ledgers and workers."""
-    fedllm.process._workers.clear()
-    fedllm.process._ledgers.clear()
+    fedllm.silo.process._workers.clear()
+    fedllm.silo.process._ledgers.clear()
 
 
 @pytest.fixture(autouse=True)

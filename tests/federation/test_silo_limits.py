@@ -15,17 +15,17 @@ from flwr.supercore.task_identity import TaskIdentity
 from own_silo import write_silo
 
 from client.app import app
+from client.config import QUANTITIES, SiloFileError, load_silo, template
 from client.limits import check_limits, localised, needed_quantities
-from client.places import without_places
-from client.silo_file import QUANTITIES, SiloFileError, load_silo, template
+from client.redaction import without_places
 from fedllm import messages as names
-from fedllm.own_bounds import LimitRefused
-from fedllm.settings_io import to_json
+from fedllm.budget.local_policy import LimitRefused
+from fedllm.settings.io import to_json
 from fedllm.task_errors import TaskFailed
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
-from privacy.ledger import Ledger
-from privacy.vocabulary import Adversary
+from privacy.guarantee import Adversary
+from privacy.ledger.ledger import Ledger
 
 Make = Callable[..., Any]
 ENDPOINT = {
@@ -275,7 +275,7 @@ def test_a_codec_that_the_silo_does_not_allow_is_not_kept(
     from fedllm.codec.quantise import Quantised
     from fedllm.codec.random_projection import RandomProjection
     from fedllm.codec.top_k import TopK
-    from server.codec_link import codec_messages
+    from server.extensions.codec import codec_messages
 
     monkeypatch.setenv("FEDLLM_CACHE", str(tmp_path / "cache"))
     changes = {"limits.codecs": ["none", "random-projection"]}
@@ -394,7 +394,7 @@ def test_another_backbone_is_refused_before_anything_is_written(
 def test_training_that_does_not_fit_is_refused_by_the_silo(
     tiny_settings: Make, word_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedllm import device_memory
+    from fedllm.models import memory as device_memory
 
     settings = tiny_settings()
     silo = write_silo(tmp_path, settings, word_files / "validation.jsonl")

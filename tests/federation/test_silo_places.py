@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from own_silo import write_silo
 
 from client.app import app
-from client.places import PLACE, without_places
+from client.redaction import PLACE, without_places
 from fedllm import messages as names
-from fedllm.settings_io import to_json
-from fedllm.silo_worker import shared_tunable
-from fedllm.tunable import initial_params
+from fedllm.settings.io import to_json
+from fedllm.silo.silo import shared_tunable
+from fedllm.training.tunable import initial_params
 
 Make = Callable[..., Any]
 
@@ -120,6 +120,6 @@ def test_the_silos_own_places_never_leave(before: str, after: str, quote: str) -
 
 
 def _silo(folder: Path, tree: str) -> Any:
-    from client.silo_file import _parsed
+    from client.config import _parsed
 
     return _parsed(tree, "silo.toml", folder)

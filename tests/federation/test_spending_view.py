@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fedllm.silo_account import SiloAccount
-from privacy.ledger import Ledger
+from fedllm.budget.account import SiloAccount
+from privacy.ledger.ledger import Ledger
 from server.spending import MOST_MECHANISMS, SpendingView
 
 CASES = {

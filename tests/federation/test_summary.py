@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from fedllm.plan_figures import SO_FAR
-from fedllm.run_folder import RunFolder
-from simulations.cli import _summary
-from simulations.planned_epsilons import planned_epsilons
+from fedllm.report.plan_figures import SO_FAR
+from fedllm.run.folder import RunFolder
+from simulations.cli.main import _summary
+from simulations.plans.epsilons import planned_epsilons
 
 
 def test_the_plans_epsilon_stands_beside_that_of_what_was_released(

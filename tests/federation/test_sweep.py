@@ -19,11 +19,11 @@ import tomli_w
 import torch
 from scipy import stats
 
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder, read_settings
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder, read_settings
 from simulations.sweep.execute import Outcome, execute, is_done
-from simulations.sweep.page import HTML, JSON, MARKDOWN, write_results
 from simulations.sweep.plan import Cell, Sweep, load_sweep
+from simulations.sweep.report import HTML, JSON, MARKDOWN, write_results
 from simulations.sweep.results import collect
 
 ARMS: dict[str, Any] = {
@@ -87,7 +87,7 @@ def run(sweep: Sweep, workers: int = 2) -> tuple[Outcome, Seen]:
 
 def command(file: Path, *words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", "sweep", str(file), *words],
+        [sys.executable, "-m", "simulations.cli.main", "sweep", str(file), *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -108,7 +108,7 @@ def model_of(sweep: Sweep, cell: Cell) -> dict[str, torch.Tensor]:
 
 
 def rows_of(sweep: Sweep, cell: Cell) -> list[Any]:
-    from privacy.ledger import Ledger
+    from privacy.ledger.ledger import Ledger
 
     with Ledger(RunFolder.open(sweep.run_path(cell)).ledger_path, read_only=True) as ledger:
         return [(e.party, e.purpose, e.round) for e in ledger.entries()]
@@ -297,7 +297,7 @@ def test_two_sweeps_of_one_folder_do_not_run_at_once(write: Callable[..., Path])
 def test_a_dry_run_runs_nothing(write: Callable[..., Path]) -> None:
     file = write({"plain": {}, "free": {"privacy": {"mode": "none"}}}, epsilon=[3.0, 8.0])
     process = subprocess.run(
-        [sys.executable, "-m", "simulations.cli", "sweep", str(file), "--dry-run", "--json"],
+        [sys.executable, "-m", "simulations.cli.main", "sweep", str(file), "--dry-run", "--json"],
         capture_output=True,
         text=True,
         timeout=600,

@@ -13,14 +13,14 @@ import torch
 from flwr.app import Message
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
+from fedllm.data.silos import load_federation
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger
+from privacy.events.constructors import dp_sgd
+from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer
 
@@ -296,7 +296,7 @@ def test_trusted_noise_on_a_spent_ledger_trains_nobody_and_has_a_report(
 
 
 def _whole_run(settings_json: str, folder: str, start: Any, done: Any) -> None:
-    from fedllm.settings_io import from_json
+    from fedllm.settings.io import from_json
     from tests.federation.conftest import federate
 
     run = RunFolder.create(from_json(settings_json), Path(folder))
@@ -308,7 +308,7 @@ def _whole_run(settings_json: str, folder: str, start: Any, done: Any) -> None:
 def test_runs_at_the_same_time_in_two_processes_never_exceed_together(
     tiny_settings: Callable[..., Any], tmp_path: Path
 ) -> None:
-    from fedllm.settings_io import to_json
+    from fedllm.settings.io import to_json
 
     ledger = tmp_path / "shared.sqlite"
     changes = BY_HAND | {"privacy.ledger": str(ledger), "server.rounds": 200}

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as numbers
 from own_silo import write_silo
 
+from client.config import load_silo
 from client.limits import check_size
-from client.silo_file import load_silo
 from client.task_arrays import array_forms, parameter_forms, read_arrays, read_params
 from client.task_fields import QUERY, TRAIN, read_fields
 from fedllm import messages as names
-from fedllm.downlink import encode_params
-from fedllm.own_bounds import LimitRefused
-from fedllm.settings_io import to_json
+from fedllm.budget.local_policy import LimitRefused
+from fedllm.codec.downlink import encode_params
+from fedllm.settings.io import to_json
 from fedllm.task_errors import TaskRefused
-from fedllm.tunable import initial_params, shared_tunable, trained_size
+from fedllm.training.tunable import initial_params, shared_tunable, trained_size
 from privacy.randomness import generator
 
 Make = Callable[..., Any]

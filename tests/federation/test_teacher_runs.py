@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint, load_checkpoint
+from fedllm.data.silos import load_federation
 from fedllm.report import write_report
 from fedllm.report.build import build
-from fedllm.run_folder import RunFolder
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.event_counts import is_private, multiset
-from privacy.ledger import Ledger
+from fedllm.run.checkpoints import latest_checkpoint, load_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.events.multiset import is_private, multiset
+from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer
 

@@ -13,12 +13,12 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm.round_draws import round_draws
-from privacy.events import dp_sgd, gaussian
-from privacy.ledger import Ledger, LedgerError
-from server import trusted_noise
+from fedllm.budget.round_draws import round_draws
+from privacy.events.constructors import dp_sgd, gaussian
+from privacy.ledger.ledger import Ledger, LedgerError
 from server.aggregation import Contribution
-from server.trusted_noise import TrustedNoise
+from server.extensions import central_noise as trusted_noise
+from server.extensions.central_noise import TrustedNoise
 
 PARAMS = {"head.bias": torch.zeros(50), "prefix": torch.zeros(30, 20)}
 NAMES = [f"s{i}" for i in range(8)]

@@ -20,16 +20,16 @@ from whole_runs import final, poison, rounds, same_bits, tell
 from fedllm import messages as names
 from fedllm.codec import Code, Layout, make_codec
 from fedllm.codec.prior import Prior
-from fedllm.encoded_release import Encoding
-from fedllm.forward_only import LocalForwardOnly
-from fedllm.inputs import Feature
-from fedllm.local_training import train_locally, update_noise_std
-from fedllm.run_folder import RunFolder
-from fedllm.settings import Settings
-from fedllm.tunable import Tunable, initial_params, shared_tunable
-from fedllm.zeroth_order import Directions, train_forward_only
+from fedllm.data.batches import Feature
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.training.dp_sgd import train_locally, update_noise_std
+from fedllm.training.encoding import Encoding
+from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
+from fedllm.training.zeroth_order import Directions, train_forward_only
+from privacy.mechanisms.scalar_noise import LmoNoise
 from privacy.randomness import generator
-from privacy.scalar_noise import LmoNoise
 from server.aggregation import Contribution
 from server.robust.update_law import UpdateLaw, adam_travel, limit_warnings, why_no_law
 

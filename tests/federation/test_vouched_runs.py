@@ -21,8 +21,8 @@ from fedllm.report.signature import (
     sign_report,
     verify_report,
 )
-from fedllm.run_folder import RunFolder
-from privacy.ledger import Ledger
+from fedllm.run.folder import RunFolder
+from privacy.ledger.ledger import Ledger
 from server import extracts
 from server.deployment.certificates import make_node_key
 from simulations.in_process import FIRST_NODE

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from simulations.benchmark import tiny
+from simulations.benchmarks.support import tiny
 
 from .cases import all_cases
 from .honest import KINDS, message_of, parts, settings_for

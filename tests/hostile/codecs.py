@@ -15,7 +15,7 @@ from fedllm.codec.base import compressed_dimension, state_digest
 from fedllm.codec.linear import Linear
 from fedllm.codec.random_projection import RandomProjection
 from fedllm.codec.top_k import TopK
-from fedllm.tunable import shared_tunable, trained_size
+from fedllm.training.tunable import shared_tunable, trained_size
 
 from .honest import settings_for
 from .silo import HostedSilo

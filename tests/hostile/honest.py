@@ -14,11 +14,11 @@ from client.task_fields import EVALUATE, QUERY, TRAIN
 from fedllm import messages as names
 from fedllm.codec import Codec
 from fedllm.codec.random_projection import RandomProjection
-from fedllm.settings import Settings
-from fedllm.settings_io import parse_settings, to_json
-from fedllm.tunable import initial_params, shared_tunable, trained_size
-from fedllm.zeroth_order import round_seed
-from simulations.benchmark import tiny
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import parse_settings, to_json
+from fedllm.training.tunable import initial_params, shared_tunable, trained_size
+from fedllm.training.zeroth_order import round_seed
+from simulations.benchmarks.support import tiny
 
 from .silo import HostedSilo
 

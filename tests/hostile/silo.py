@@ -18,8 +18,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
 from fedllm import messages as names
-from privacy.ledger import Ledger
-from simulations.benchmark import tiny
+from privacy.ledger.ledger import Ledger
+from simulations.benchmarks.support import tiny
 from simulations.in_process import over_the_wire
 
 REFUSED, ANSWERED, SPENT, CRASHED = (

@@ -26,7 +26,7 @@ def test_names_are_unique_and_there_are_enough() -> None:
 
 def test_a_mutation_that_does_not_fit_is_refused() -> None:
     def change(old: str, new: str) -> Mutation:
-        return Mutation("bad", "privacy/sampling.py", old, new, "None.", ("tests/x.py",))
+        return Mutation("bad", "privacy/mechanisms/sampling.py", old, new, "None.", ("tests/x.py",))
 
     with pytest.raises(MutationError, match="0 times"):
         change("no such text", "x").mutated(ROOT)
@@ -44,7 +44,7 @@ def test_the_runner_tells_killed_from_survived_and_from_broken(tmp_path_factory)
     line = "    return np.flatnonzero(rng.random(n) < threshold).astype(np.int64)\n"
 
     def change(new: str) -> Mutation:
-        return Mutation("x", "privacy/sampling.py", line, new, "Nobody.", (test,))
+        return Mutation("x", "privacy/mechanisms/sampling.py", line, new, "Nobody.", (test,))
 
     base = tmp_path_factory.mktemp("snapshot") / "tree"
     snapshot(base)

@@ -12,14 +12,14 @@ from dp_accounting import dp_event as dp
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant
 
-from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.accountants import pld as pld_module
 from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
-from privacy.event_counts import multiset
-from privacy.event_json import UnknownEvent, kind
-from privacy.event_kinds import DiscreteGaussianDpEvent
-from privacy.vocabulary import Relation
+from privacy.events import constructors as ev
+from privacy.events.kinds import DiscreteGaussianDpEvent
+from privacy.events.multiset import multiset
+from privacy.events.serialization import UnknownEvent, kind
+from privacy.guarantee import Relation
 
 DELTA = 1e-5
 REPLACE = Relation.REPLACE_ONE

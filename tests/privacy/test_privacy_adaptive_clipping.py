@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privacy.accountants import make_accountant
-from privacy.adaptive_clipping import (
+from privacy.events.constructors import dp_sgd, gaussian, poisson_sampled
+from privacy.events.multiset import multiset
+from privacy.mechanisms.adaptive_clipping import (
     LARGEST,
     SMALLEST,
     centred_count,
@@ -22,8 +24,6 @@ from privacy.adaptive_clipping import (
     share_below,
     split,
 )
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd, gaussian, poisson_sampled
 from privacy.randomness import generator
 
 SURE = 1e-6

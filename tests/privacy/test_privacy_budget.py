@@ -8,13 +8,13 @@ from collections import Counter
 import pytest
 from dp_accounting import dp_event as dp
 
-from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.budget import Budget, BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier, calibrate_steps
-from privacy.event_counts import multiset
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation, Unit
 from privacy.plan_filter import Terms, used
-from privacy.vocabulary import Relation, Unit
 
 DELTA = 1e-5
 STEP = next(iter(multiset(ev.dp_sgd(0.02, 1.0, 1))))

@@ -12,7 +12,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privacy import calibration
-from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.calibration import (
     calibrate_delta,
@@ -20,8 +19,9 @@ from privacy.calibration import (
     calibrate_sampling_rate,
     calibrate_steps,
 )
-from privacy.event_counts import multiset
-from privacy.vocabulary import Relation
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation
 
 DELTA = 1e-5
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from privacy.clipping import clip_and_sum, clip_vector
+from privacy.mechanisms.clipping import clip_and_sum, clip_vector
 
 NAN, INF = float("nan"), float("inf")
 any32 = st.floats(allow_nan=True, allow_infinity=True, width=32)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy.clipping import clip_and_sum
+from privacy.mechanisms.clipping import clip_and_sum
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,15 +12,15 @@ from dp_accounting import dp_event as dp
 from dp_accounting.pld.privacy_loss_distribution import from_mixture_gaussian_mechanism
 from scipy.stats import binom, norm
 
-from privacy import events as ev
 from privacy.accountants import make_accountant
-from privacy.accountants.mixture_loss import Mixture
+from privacy.accountants.losses.mixture import Mixture
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.copies import MOST, UnknownCopies, events_of_copies
-from privacy.event_counts import multiset
-from privacy.event_json import event_from_json, event_to_json
-from privacy.event_kinds import DiscreteGaussianDpEvent
-from privacy.scalar_noise import LaplaceNoise
+from privacy.events import constructors as ev
+from privacy.events.kinds import DiscreteGaussianDpEvent
+from privacy.events.multiset import multiset
+from privacy.events.serialization import event_from_json, event_to_json
+from privacy.mechanisms.scalar_noise import LaplaceNoise
 
 DELTA = 1e-5
 PLD = make_accountant("pld")

@@ -12,14 +12,14 @@ import pytest
 from dp_accounting.pld import privacy_loss_distribution as dp_pld
 from scipy import stats
 
-from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
-from privacy.discrete_gaussian import add_discrete_gaussian, discrete_gaussian
-from privacy.event_counts import multiset
-from privacy.event_json import UnknownEvent, event_from_json, event_to_json
-from privacy.event_kinds import DiscreteGaussianDpEvent
+from privacy.events import constructors as ev
+from privacy.events.kinds import DiscreteGaussianDpEvent
+from privacy.events.multiset import multiset
+from privacy.events.serialization import UnknownEvent, event_from_json, event_to_json
+from privacy.guarantee import Relation
+from privacy.mechanisms.discrete_gaussian import add_discrete_gaussian, discrete_gaussian
 from privacy.randomness import generator
-from privacy.vocabulary import Relation
 
 SURE = 1e-6  # probability that a right sampler fails a test
 

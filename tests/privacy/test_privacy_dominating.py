@@ -9,14 +9,14 @@ import pytest
 from dp_accounting import dp_event as dp
 from dp_accounting.pld import PLDAccountant
 
-from privacy import events as ev
 from privacy.accountants import make_accountant
 from privacy.accountants.dominating import DELTA_FLOOR, DominatingGdpAccountant
 from privacy.accountants.dominating_mu import dominating_mu, log_gaussian_delta
 from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.budget import Budget
-from privacy.event_counts import multiset
-from privacy.vocabulary import Relation, Unit
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation, Unit
 
 NOISES = (1.7171, 0.8823, 0.6429, 0.4834)
 

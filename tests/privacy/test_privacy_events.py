@@ -13,9 +13,15 @@ from dp_accounting import dp_event as dp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privacy import events as ev
-from privacy.event_counts import multiset
-from privacy.event_json import UnknownEvent, canonical, event_digest, event_from_json, event_to_json
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.events.serialization import (
+    UnknownEvent,
+    canonical,
+    event_digest,
+    event_from_json,
+    event_to_json,
+)
 
 noise = st.floats(0.01, 1e6)
 rate = st.floats(1e-9, 1.0)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from privacy import file_system, ledger_file
+from privacy import file_system
 from privacy.file_system import file_system_of
-from privacy.ledger import Ledger, LedgerError
+from privacy.ledger import storage as ledger_file
+from privacy.ledger.ledger import Ledger, LedgerError
 
 LINE = "{number} 1 0:{number} / {point} rw,relatime shared:1 - {kind} source rw"
 
@@ -96,7 +97,7 @@ def test_links_are_followed(tmp_path, mounts):
 def test_what_is_not_known_is_used_and_said(tmp_path, mounts, monkeypatch, caplog):
     monkeypatch.setattr(ledger_file, "_told", set())
     mounts((tmp_path, "novelfs"))
-    with caplog.at_level(logging.INFO, logger="privacy.ledger_file"):
+    with caplog.at_level(logging.INFO, logger="privacy.ledger.storage"):
         Ledger(tmp_path / "one.sqlite").close()
         Ledger(tmp_path / "two.sqlite").close()
     assert [record.getMessage().count("novelfs") for record in caplog.records] == [1]

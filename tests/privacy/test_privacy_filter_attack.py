@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from simulations.benchmark.filter_attack import ADVERSARIES, DELTA, RULES, estimate
+from simulations.attacks.privacy_filter import ADVERSARIES, DELTA, RULES, estimate
 
 FILTERS = [rule for rule in RULES if rule != "joint"]
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import event_from_json, event_to_json
-from privacy.events import dp_sgd, gaussian, no_guarantee, poisson_sampled
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee, poisson_sampled
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import event_from_json, event_to_json
 
 RATE = 0.1
 

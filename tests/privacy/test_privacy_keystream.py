@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy import stats
 
 from privacy.keystream import KeyStream
-from privacy.noise import gaussian
+from privacy.mechanisms.gaussian import gaussian
 from privacy.randomness import SecretSource, generator
 
 REFILL = 1 << 16

@@ -7,11 +7,12 @@ import sqlite3
 
 import pytest
 
-from privacy import events as ev
-from privacy import ledger_schema
-from privacy.event_counts import multiset
-from privacy.event_json import UnknownEvent
-from privacy.ledger import (
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.events.serialization import UnknownEvent
+from privacy.guarantee import Unit
+from privacy.ledger import schema as ledger_schema
+from privacy.ledger.ledger import (
     Head,
     Ledger,
     LedgerConflict,
@@ -20,7 +21,6 @@ from privacy.ledger import (
     LedgerRolledBack,
     composed,
 )
-from privacy.vocabulary import Unit
 
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 PLAIN = ev.gaussian(2.0)

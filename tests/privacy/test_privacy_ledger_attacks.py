@@ -19,8 +19,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ledger_attacks import ADOPTABLE, BROKEN, HOSTILE, Site, entry, make_site
 
-from privacy import ledger_heads
-from privacy.ledger import (
+from privacy.ledger import heads as ledger_heads
+from privacy.ledger.heads import HeadFile, head_beside
+from privacy.ledger.ledger import (
     Adoption,
     Head,
     Ledger,
@@ -28,7 +29,6 @@ from privacy.ledger import (
     LedgerRolledBack,
     adopt_ledger,
 )
-from privacy.ledger_heads import HeadFile, head_beside
 
 Attack = Callable[[Site], None]
 BECAUSE = "restored from the backup of Monday; Dr. Ito decided it"

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.ledger_entry import canonical_json
-from privacy.vocabulary import Unit
+from privacy.events.constructors import dp_sgd
+from privacy.events.serialization import event_to_json
+from privacy.guarantee import Unit
+from privacy.ledger.entry import canonical_json
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 STEP, QUIETER = dp_sgd(0.01, 1.0, 4), dp_sgd(0.01, 9.0, 4)
 # Each is a value that the column could well have had.

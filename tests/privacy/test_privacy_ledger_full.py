@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from privacy import events as ev
-from privacy.ledger import Ledger, LedgerEntry, LedgerError
+from privacy.events import constructors as ev
+from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerError
 
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 

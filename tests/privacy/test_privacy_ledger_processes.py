@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from privacy.ledger import Ledger
+from privacy.ledger.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 
 PRELUDE = """
 import sys
 from privacy import events as ev
-from privacy.ledger import Ledger, LedgerEntry
+from privacy.ledger.ledger import Ledger, LedgerEntry
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 def entry(party, number):
     return LedgerEntry("run", party, "example", "train", number, f"round-{number}",

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from privacy import events as ev
-from privacy import ledger_file
-from privacy.ledger import Ledger, LedgerEntry, LedgerError, LedgerRolledBack
+from privacy.events import constructors as ev
+from privacy.ledger import storage as ledger_file
+from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerError, LedgerRolledBack
 
 ROOT = Path(__file__).resolve().parents[2]
 STEP = ev.dp_sgd(0.01, 1.0, 4)
@@ -28,7 +28,7 @@ def entry(number, party="a"):
 WRITER = """
 import sys
 from privacy import events as ev
-from privacy.ledger import Ledger, LedgerEntry
+from privacy.ledger.ledger import Ledger, LedgerEntry
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 def entry(number, party="a"):
     views = {"server": STEP, "outsider": STEP}
@@ -70,9 +70,9 @@ def path(tmp_path):
 
 TORN = """
 import os, signal, sys
-from privacy.ledger_rows import insert_rows
+from privacy.ledger.rows import insert_rows
 from test_privacy_ledger_reading import entry
-from privacy.ledger import Ledger
+from privacy.ledger.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 db = ledger._db.connection
 db.execute("PRAGMA cache_size = 1")  # pages go to the file before the commit
@@ -102,8 +102,8 @@ def earlier_version(path, count=5):
     Path(f"{path}.head").unlink()
     script = """
 import os, signal, sqlite3, sys
-from privacy.ledger_rows import insert_rows
-from privacy.ledger_heads import Head
+from privacy.ledger.rows import insert_rows
+from privacy.ledger.heads import Head
 from test_privacy_ledger_reading import entry
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA user_version = 1")

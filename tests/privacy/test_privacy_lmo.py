@@ -11,9 +11,9 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from privacy.mechanisms.scalar_noise import LmoNoise
+from privacy.mechanisms.scalar_noise.truncated_normal import tilted_normal, truncated_quantile
 from privacy.randomness import generator
-from privacy.scalar_noise import LmoNoise
-from privacy.scalar_noise.truncated_normal import tilted_normal, truncated_quantile
 from tests.support.scalar_noise import PAPER_STRONG, PAPER_WEAK
 
 SURE = 1e-6

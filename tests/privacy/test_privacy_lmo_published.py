@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.special import gammaln, logsumexp
 
-from privacy.lmo_published import published_epsilon, published_scale
-from privacy.scalar_noise import LmoNoise
-from privacy.scalar_noise.lmo_claim import claimed_epsilon
+from privacy.lmo_dp.claim import claimed_epsilon
+from privacy.lmo_dp.published import published_epsilon, published_scale
+from privacy.mechanisms.scalar_noise import LmoNoise
 from tests.support.scalar_noise import PAPER_STRONG, PAPER_WEAK
 
 

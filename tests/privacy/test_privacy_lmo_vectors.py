@@ -15,17 +15,18 @@ from scipy.integrate import quad
 from scipy.special import ndtr
 from typer.testing import CliRunner
 
-from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.dominating_mu import log_gaussian_delta
 from privacy.accountants.gaussian_curve import gaussian_epsilon
-from privacy.accountants.loss_distribution import compose
-from privacy.accountants.scalar_loss import scalar_losses
-from privacy.accountants.vector_loss import gaussian_bound, limit_mu, spread_shift
-from privacy.event_json import UnknownEvent, canonical, event_from_json, event_to_json
-from privacy.lmo_figures import lmo_figures
-from privacy.randomness import generator
-from privacy.scalar_noise import (
+from privacy.accountants.losses.distribution import compose
+from privacy.accountants.losses.scalar import scalar_losses
+from privacy.accountants.vector_bound import gaussian_bound, limit_mu, spread_shift
+from privacy.events import constructors as ev
+from privacy.events.serialization import UnknownEvent, canonical, event_from_json, event_to_json
+from privacy.guarantee import Relation
+from privacy.lmo_dp.claim import claimed_epsilon, published_divergence
+from privacy.lmo_dp.comparison import lmo_figures
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
@@ -33,10 +34,9 @@ from privacy.scalar_noise import (
     ScalarNoise,
     StaircaseNoise,
 )
-from privacy.scalar_noise.information import fisher_information
-from privacy.scalar_noise.lmo_claim import claimed_epsilon, published_divergence
-from privacy.vocabulary import Relation
-from simulations.cli import app
+from privacy.mechanisms.scalar_noise.information import fisher_information
+from privacy.randomness import generator
+from simulations.cli.main import app
 from tests.support.scalar_noise import HEAVY, PAPER_STRONG, PAPER_WEAK
 
 CONVEX: list[ScalarNoise] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from privacy.accountants.loss_distribution import LossDistribution, compose
+from privacy.accountants.losses.distribution import LossDistribution, compose
 
 INTERVAL = 0.01
 

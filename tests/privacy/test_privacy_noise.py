@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy.clipping import clip_and_sum
-from privacy.noise import add_gaussian, gaussian, grid_spacing
+from privacy.mechanisms.clipping import clip_and_sum
+from privacy.mechanisms.gaussian import add_gaussian, gaussian, grid_spacing
 from privacy.randomness import generator
 
 

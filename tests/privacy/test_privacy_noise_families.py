@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from privacy.randomness import generator
-from privacy.scalar_noise import (
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
     StaircaseNoise,
 )
-from privacy.scalar_noise.gamma import standard_gamma
+from privacy.mechanisms.scalar_noise.gamma import standard_gamma
+from privacy.randomness import generator
 
 EPSILONS = (0.05, 0.7, 3.0)
 

@@ -10,15 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import noise_search as search_module
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_epsilon
-from privacy.events import scalar_noise
-from privacy.noise_families import search_spaces
-from privacy.noise_file import read_noise
-from privacy.noise_question import NoiseQuestion, Objective
-from privacy.noise_search import NoiseSearch, accounted_epsilon, figures, search_noise
-from privacy.scalar_noise import (
+from privacy.events.constructors import scalar_noise
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
@@ -26,7 +21,12 @@ from privacy.scalar_noise import (
     ScalarNoise,
     StaircaseNoise,
 )
-from privacy.vector_shift import spread_losses
+from privacy.noise_search import search as search_module
+from privacy.noise_search.families import search_spaces
+from privacy.noise_search.noise_file import read_noise
+from privacy.noise_search.question import NoiseQuestion, Objective
+from privacy.noise_search.search import NoiseSearch, accounted_epsilon, figures, search_noise
+from privacy.noise_search.vectors import spread_losses
 from tests.support.scalar_noise import brute_force_epsilon
 
 # Noise std at equal (epsilon, delta), as a ratio to the Gaussian's: two digits of the LMO-DP page's table.

@@ -14,7 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy.norm_tails import (
+from privacy.mechanisms.norm_tails import (
     GaussianLength,
     NoiseLength,
     ScalarLength,
@@ -22,8 +22,7 @@ from privacy.norm_tails import (
     side_by_side,
     walk,
 )
-from privacy.randomness import generator
-from privacy.scalar_noise import (
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
@@ -31,6 +30,7 @@ from privacy.scalar_noise import (
     ScalarNoise,
     StaircaseNoise,
 )
+from privacy.randomness import generator
 
 HEAVY = LmoNoise(a1=1.0, gamma_shape=3.5, gamma_scale=0.7)
 FAMILIES: dict[str, ScalarNoise] = {
@@ -128,7 +128,7 @@ def test_the_bound_of_laplace_noise_is_tight_in_many_dimensions() -> None:
 
 def test_published_noise_has_a_bound() -> None:
     text = next(iter(sorted(Path("simulations/noise").glob("*.json")))).read_text("utf-8")
-    from privacy.scalar_noise.lmo import noise_from_json
+    from privacy.mechanisms.scalar_noise.lmo import noise_from_json
 
     noise = noise_from_json(json.loads(text))
     assert math.isfinite(ScalarLength(50_000, noise).bound(1.0, 25.0))

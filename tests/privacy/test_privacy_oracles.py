@@ -1,6 +1,6 @@
 """Accountants against numbers computed in other ways: no bound is ever below the truth.
 
-The oracles (quadrature; brute-force binning) are those of `simulations.benchmark.accounting`.
+The oracles (quadrature; brute-force binning) are those of `tests.oracles.accounting`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from dp_accounting import dp_event as dp
 
-from privacy import events as ev
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
-from privacy.vocabulary import Relation
-from simulations.benchmark.accounting import (
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation
+from tests.oracles.accounting import (
     DELTA,
     RATE,
     STEPS,
@@ -26,7 +26,7 @@ from simulations.benchmark.accounting import (
     check_quadrature,
     table_row,
 )
-from simulations.benchmark.accounting_oracles import (
+from tests.oracles.oracles import (
     binned_delta,
     quadrature_delta,
 )

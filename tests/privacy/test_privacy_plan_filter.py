@@ -11,11 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import events as ev
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.calibration_filter import calibrate_later_plan
-from privacy.event_counts import multiset
+from privacy.events import constructors as ev
+from privacy.events.multiset import multiset
+from privacy.guarantee import Relation
 from privacy.plan_filter import (
     RESERVE,
     Terms,
@@ -26,7 +27,6 @@ from privacy.plan_filter import (
     renyi_terms,
     used,
 )
-from privacy.vocabulary import Relation
 
 DELTA = 1e-5
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample
 
 labels = st.lists(
     st.one_of(st.text(max_size=4), st.integers(-(2**70), 2**70), st.binary(max_size=4)), max_size=3

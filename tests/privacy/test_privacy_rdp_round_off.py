@@ -8,7 +8,7 @@ from math import expm1
 import pytest
 
 from privacy.accountants import make_accountant
-from privacy.events import dp_sgd
+from privacy.events.constructors import dp_sgd
 
 
 @pytest.mark.parametrize("noise", [1.0, 5.0, 30.0])

@@ -11,13 +11,13 @@ import torch
 from dp_accounting import dp_event as dp
 from dp_accounting.pld import PLDAccountant
 
-from privacy import events as ev
 from privacy.accountants import ACCOUNTANTS, make_accountant
-from privacy.adaptive_clipping import SENSITIVITY, centred_count
-from privacy.clipping import clip_and_sum
-from privacy.event_kinds import DiscreteGaussianDpEvent
-from privacy.scalar_noise import LaplaceNoise
-from privacy.vocabulary import Relation, Unit
+from privacy.events import constructors as ev
+from privacy.events.kinds import DiscreteGaussianDpEvent
+from privacy.guarantee import Relation, Unit
+from privacy.mechanisms.adaptive_clipping import SENSITIVITY, centred_count
+from privacy.mechanisms.clipping import clip_and_sum
+from privacy.mechanisms.scalar_noise import LaplaceNoise
 
 ZERO, ADD, REPLACE = Relation.ZERO_OUT, Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 DELTA = 1e-5

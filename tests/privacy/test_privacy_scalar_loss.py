@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.gaussian_curve import gaussian_delta, gaussian_epsilon
-from privacy.accountants.loss_distribution import LossDistribution, compose
-from privacy.accountants.scalar_loss import scalar_losses
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import UnknownEvent, canonical, event_from_json, event_to_json
+from privacy.accountants.losses.distribution import LossDistribution, compose
+from privacy.accountants.losses.scalar import scalar_losses
+from privacy.events import constructors as ev
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import UnknownEvent, canonical, event_from_json, event_to_json
+from privacy.guarantee import Relation
+from privacy.mechanisms.scalar_noise import GaussianNoise, LaplaceNoise, ScalarNoise
 from privacy.randomness import generator
-from privacy.scalar_noise import GaussianNoise, LaplaceNoise, ScalarNoise
-from privacy.vocabulary import Relation
 from tests.support.scalar_noise import NOISES, brute_force_epsilon
 
 EPSILONS = np.array([0.0, 0.01, 0.05, 0.2, 0.5, 1.0, 2.0])

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from privacy.randomness import generator
-from privacy.scalar_noise import (
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,
@@ -21,6 +20,7 @@ from privacy.scalar_noise import (
     StaircaseNoise,
     noise_from_dict,
 )
+from privacy.randomness import generator
 from tests.support.scalar_noise import HEAVY, PAPER_STRONG, PAPER_WEAK
 
 FAMILIES: list[ScalarNoise] = [

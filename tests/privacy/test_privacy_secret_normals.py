@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy.noise import gaussian
+from privacy.mechanisms.gaussian import gaussian
 from privacy.randomness import SecretSource
 
 SIZES = [2, 7, 1000, 32769, 100_001]  # a pair, an odd number, and around the chunks of 2^15

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from privacy import events as ev
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.event_counts import is_private, multiset
-from privacy.event_json import event_from_json, event_to_json
+from privacy.events import constructors as ev
+from privacy.events.multiset import is_private, multiset
+from privacy.events.serialization import event_from_json, event_to_json
+from privacy.guarantee import Relation
+from privacy.mechanisms.permute_and_flip import amplified, noisy_top, permute_and_flip
 from privacy.randomness import SecretSource, generator
-from privacy.selection import amplified, noisy_top, permute_and_flip
-from privacy.vocabulary import Relation
 from tests.support.choices import by_permutations, by_subsets
 
 

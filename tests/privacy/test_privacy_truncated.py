@@ -13,13 +13,13 @@ from scipy import stats
 from scipy.special import ndtr
 
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.accountants.truncated_loss import kept_probabilities
+from privacy.accountants.losses.truncated import kept_probabilities
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.copies import UnknownCopies, events_of_copies
-from privacy.events import dp_sgd, truncated_sgd
+from privacy.events.constructors import dp_sgd, truncated_sgd
+from privacy.guarantee import Relation
+from privacy.mechanisms.sampling import poisson_sample, truncated_poisson_sample
 from privacy.randomness import generator
-from privacy.sampling import poisson_sample, truncated_poisson_sample
-from privacy.vocabulary import Relation
 
 
 def test_a_sample_that_fits_is_the_poisson_sample() -> None:

@@ -7,18 +7,18 @@ import math
 import numpy as np
 import pytest
 
-from privacy import events as ev
 from privacy.accountants import make_accountant
-from privacy.ledger import LedgerEntry, composed
-from privacy.noise import gaussian
-from privacy.randomness import generator
-from privacy.views import (
+from privacy.events import constructors as ev
+from privacy.events.views import (
     MOST_COLLUDING,
     distributed_gaussian,
     same_for_all,
     server_gaussian,
     with_colluders,
 )
+from privacy.ledger.ledger import LedgerEntry, composed
+from privacy.mechanisms.gaussian import gaussian
+from privacy.randomness import generator
 
 
 def entry(views):

@@ -7,7 +7,7 @@ import math
 import dp_accounting
 import pytest
 
-from privacy.vocabulary import Adversary, Guarantee, Relation, Unit
+from privacy.guarantee import Adversary, Guarantee, Relation, Unit
 
 
 def guarantee(**changes):

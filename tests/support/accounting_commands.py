@@ -16,7 +16,7 @@ from scipy.optimize import brentq
 from scipy.stats import norm
 from typer.testing import CliRunner
 
-from simulations.cli import app
+from simulations.cli.main import app
 
 DELTA = 1e-5
 REFERENCE = {"sample-rate": 256 / 60000, "steps": 1000, "delta": DELTA}

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fedllm.settings_io import parse_settings
-from simulations.benchmark import tiny
+from fedllm.settings.io import parse_settings
+from simulations.benchmarks.support import tiny
 
 LAYERS = 4
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from server.deployment.folder import Folder
-from simulations.benchmark import local_federation
-from simulations.benchmark.local_federation import ROOT, free_ports, wait_for
-from simulations.benchmark.local_federation import LocalFederation as Federation
+from simulations.benchmarks import local_federation
+from simulations.benchmarks.local_federation import ROOT, free_ports, wait_for
+from simulations.benchmarks.local_federation import LocalFederation as Federation
 
 __all__ = [
     "ROOT",

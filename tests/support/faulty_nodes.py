@@ -14,10 +14,10 @@ from flwr.app import Error, Message
 from wire import Wire
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import load_settings
-from privacy.ledger import Ledger
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import load_settings
+from privacy.ledger.ledger import Ledger
 from server.deployment.folder import Folder
 from simulations.in_process import federate
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privacy import events as ev
-from privacy.ledger import Head, Ledger, LedgerEntry
-from privacy.ledger_chain import COLUMNS, row_hash
-from privacy.ledger_entry import canonical_json
-from privacy.ledger_rows import insert_rows
-from privacy.ledger_schema import SCHEMA
+from privacy.events import constructors as ev
+from privacy.ledger.entry import canonical_json
+from privacy.ledger.hash_chain import COLUMNS, row_hash
+from privacy.ledger.ledger import Head, Ledger, LedgerEntry
+from privacy.ledger.rows import insert_rows
+from privacy.ledger.schema import SCHEMA
 
 
 def entry(number: int, noise: float = 1.0) -> LedgerEntry:

@@ -8,8 +8,8 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.views import same_for_all
+from privacy.events.views import same_for_all
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 ADD = {"relation": "zero-out", "randomness": "os"}
 

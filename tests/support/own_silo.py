@@ -7,8 +7,8 @@ from typing import Any
 
 import tomli_w
 
-from fedllm.settings import Settings
-from simulations.benchmark.tiny import LABELS
+from fedllm.settings.experiment import Settings
+from simulations.benchmarks.support.tiny import LABELS
 
 BUDGET = {"epsilon": 60.0, "delta": 1e-5, "accountant": "rdp"}
 LIMITS: dict[str, Any] = {

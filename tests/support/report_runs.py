@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.checkpoints import save_checkpoint
 from fedllm.report import write_report
-from fedllm.run_folder import RunFolder
-from fedllm.settings_io import parse_settings
+from fedllm.run.checkpoints import save_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.settings.io import parse_settings
 from privacy.accountants import make_accountant
-from privacy.event_counts import multiset
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.vocabulary import Unit
+from privacy.events.constructors import dp_sgd
+from privacy.events.multiset import multiset
+from privacy.guarantee import Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 ROUNDS = 3
 SILOS = {"A": 0.02, "B": 0.05}

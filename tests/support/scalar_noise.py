@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from privacy.scalar_noise import (
+from privacy.mechanisms.scalar_noise import (
     ExponentialPowerNoise,
     GaussianNoise,
     LaplaceNoise,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.inputs import Feature
+from fedllm.data.batches import Feature
 from fedllm.tasks.base import expand_params
-from fedllm.tunable import Tunable, make_tunable
+from fedllm.training.tunable import Tunable, make_tunable
 
 KINDS = ("encoder", "label-words", "generation")
 

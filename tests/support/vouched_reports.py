@@ -8,12 +8,12 @@ from typing import Any
 import jsonschema
 from report_runs import NOISE, ROUNDS, SILOS, Page
 
-from fedllm.durable import plain
+from fedllm.files.durable import plain
 from fedllm.report import build, write_report
 from fedllm.report.extract.statement import AccountItem, Extract
 from fedllm.report.schema import json_schema
-from fedllm.run_folder import RunFolder
-from privacy.events import dp_sgd
+from fedllm.run.folder import RunFolder
+from privacy.events.constructors import dp_sgd
 
 COST = {dp_sgd(SILOS["B"], NOISE, 1): ROUNDS}
 

@@ -12,9 +12,9 @@ from dp_accounting.dp_event import DpEvent
 from own_silo import write_silo
 from report_runs import NOISE, ROUNDS, SILOS, finish_round, new_run
 
-from client.silo_file import load_silo
-from fedllm.checkpoints import save_checkpoint
-from fedllm.own_bounds import OwnBounds
+from client.config import load_silo
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.data.silos import load_federation
 from fedllm.report.extract.keys import (
     EXTRACT,
     NodeKey,
@@ -32,12 +32,12 @@ from fedllm.report.extract.store import (
     write_index,
     write_signed,
 )
-from fedllm.run_folder import RunFolder
-from fedllm.silos import load_federation
-from privacy.event_json import event_to_json
-from privacy.events import dp_sgd
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.vocabulary import Relation, Unit
+from fedllm.run.checkpoints import save_checkpoint
+from fedllm.run.folder import RunFolder
+from privacy.events.constructors import dp_sgd
+from privacy.events.serialization import event_to_json
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
 from server.deployment.certificates import make_node_key
 
 

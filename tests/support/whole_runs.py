@@ -11,13 +11,13 @@ from flwr.app import ArrayRecord, Message
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.checkpoints import latest_checkpoint
-from fedllm.run_folder import RunFolder
-from fedllm.schedule import participation
-from fedllm.silo_worker import SiloWorker
-from fedllm.silos import load_federation
-from fedllm.tunable import initial_params, shared_tunable
-from privacy.ledger import Ledger
+from fedllm.budget.schedule import participation
+from fedllm.data.silos import load_federation
+from fedllm.run.checkpoints import latest_checkpoint
+from fedllm.run.folder import RunFolder
+from fedllm.silo.silo import SiloWorker
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer
 

@@ -8,7 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedllm.durable import plain
+from fedllm.files.durable import plain
 from fedllm.report.checks import Check
 from fedllm.report.extract.keys import EXTRACT, KeyProblem, NodeKey, load_node_key
 from fedllm.report.extract.memory import Kept, read_kept

@@ -26,11 +26,11 @@ from fedllm.report.extract.run_rows import entries_of, plan_of
 from fedllm.report.extract.statement import AccountItem, Extract, ExtractError
 from fedllm.report.extract.store import ExtractsFound, Found
 from fedllm.report.guarded import FAILURES
-from fedllm.report.held import FILTER, PLAN, held_by_plan
+from fedllm.report.sections.held import FILTER, PLAN, held_by_plan
 from privacy.accountants import ACCOUNTANTS as KNOWN
-from privacy.event_counts import is_private
-from privacy.ledger import LedgerEntry, composed
-from privacy.vocabulary import Adversary, Relation, Unit
+from privacy.events.multiset import is_private
+from privacy.guarantee import Adversary, Relation, Unit
+from privacy.ledger.ledger import LedgerEntry, composed
 
 PLANNED = "of the run's plan, which was fixed before its first release{by}; what was released so far is within it"
 HELD = "the budget that a privacy filter held over the {runs} runs on the silo's ledger, as the silo states"

@@ -26,12 +26,12 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.report.accounting import Accounts, Figure, Multiset, SiloAccounting
 from fedllm.report.extract.statement import ExtractError
 from fedllm.report.extract.store import Expected
-from fedllm.report.held import FILTER
+from fedllm.report.sections.held import FILTER
 from privacy.accountants import ACCOUNTANTS
-from privacy.event_counts import is_private
-from privacy.event_json import event_from_json
+from privacy.events.multiset import is_private
+from privacy.events.serialization import event_from_json
+from privacy.guarantee import SERVER, Adversary
 from privacy.run_plan import outside
-from privacy.vocabulary import SERVER, Adversary
 
 SAME = 1e-6
 """Relative difference up to which two epsilons agree: far above round-off, far below what matters."""

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from dp_accounting.dp_event import DpEvent
 
 from fedllm import __version__
-from fedllm.durable import plain
-from fedllm.own_bounds import OwnBounds
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.files.durable import plain
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
 from fedllm.report.extract.run_rows import items_of, plan_of, views_of
 from fedllm.report.extract.statement import (
@@ -26,14 +26,14 @@ from fedllm.report.extract.statement import (
     parse,
     text_of,
 )
-from fedllm.report.held import add_held_of
+from fedllm.report.sections.held import add_held_of
 from privacy.accountants import UnsupportedEvent, make_accountant
-from privacy.event_counts import is_private
-from privacy.ledger import Ledger, LedgerEntry
-from privacy.ledger_adoption import adoption_sentence, lost_heads
-from privacy.ledger_entry import canonical_json
+from privacy.events.multiset import is_private
+from privacy.guarantee import SERVER, Relation, Unit
+from privacy.ledger.adoption import adoption_sentence, lost_heads
+from privacy.ledger.entry import canonical_json
+from privacy.ledger.ledger import Ledger, LedgerEntry
 from privacy.run_plan import commitments
-from privacy.vocabulary import SERVER, Relation, Unit
 
 
 def make_extract(

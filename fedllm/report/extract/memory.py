@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedllm.durable import json_bytes, write_bytes
+from fedllm.files.durable import json_bytes, write_bytes
 from fedllm.report.extract.keys import HEAD, NodeKey
 from fedllm.report.extract.statement import LONGEST_HEAD, ExtractError, Head, parse
 from fedllm.report.extract.store import Signed, path_of

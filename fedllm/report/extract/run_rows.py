@@ -10,7 +10,7 @@ from typing import Any
 import attr
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.recorded_relation import SIZES
+from fedllm.budget.recorded_relation import SIZES
 from fedllm.report.extract.statement import (
     MOST_DISTINCT,
     MOST_USES,
@@ -18,13 +18,13 @@ from fedllm.report.extract.statement import (
     ExtractError,
     RowsItem,
 )
-from privacy.event_counts import multiset
-from privacy.event_json import event_from_json, event_to_json
-from privacy.ledger import LedgerEntry
-from privacy.ledger_entry import canonical_json
+from privacy.events.multiset import multiset
+from privacy.events.serialization import event_from_json, event_to_json
+from privacy.guarantee import Unit
+from privacy.ledger.entry import canonical_json
+from privacy.ledger.ledger import LedgerEntry
+from privacy.mechanisms.sampling import SMALLEST_RATE
 from privacy.run_plan import RunPlan
-from privacy.sampling import SMALLEST_RATE
-from privacy.vocabulary import Unit
 
 KEPT = ("relation", SIZES, "randomness", "delta", "noise_multiplier", "sampling_rate")
 """Details of a row that travel: what the report reads, and what is public of the mechanism."""

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from fedllm.durable import plain
+from fedllm.budget.limits import MOST_MECHANISMS
+from fedllm.files.durable import plain
 from fedllm.report.accounting import Figure
-from fedllm.silo_bounds import MOST_MECHANISMS
-from privacy.views import MOST_COLLUDING
-from privacy.vocabulary import Adversary
+from privacy.events.views import MOST_COLLUDING
+from privacy.guarantee import Adversary
 
 LONGEST = 256 * 1024
 """Characters of an extract at most."""
@@ -116,7 +116,7 @@ class RowsItem(_Part):
 
     Attributes:
         rounds: ranges [first, last] of rounds with one row each; a second row of a round is in another range.
-        views: adversary to event (:mod:`privacy.event_json`).
+        views: adversary to event (:mod:`privacy.events.serialization`).
         details: what the rows tell of relation, randomness and mechanism.
     """
 
@@ -149,7 +149,7 @@ class Head(_Part):
     """A ledger's head at a moment, whichever run; signed by itself, for it comes back with each task.
 
     Attributes:
-        set_aside: heads that the silo's people set aside (:mod:`privacy.ledger_adoption`): the ledger need not hold them.
+        set_aside: heads that the silo's people set aside (:mod:`privacy.ledger.adoption`): the ledger need not hold them.
     """
 
     format: Literal["fedllm-ledger-head"] = "fedllm-ledger-head"

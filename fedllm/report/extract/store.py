@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fedllm.durable import json_bytes, write_bytes
+from fedllm.files.durable import json_bytes, write_bytes
 from fedllm.report.extract.keys import EXTRACT, KeyProblem, NodeKey, node_key_of
 from fedllm.report.extract.statement import LONGEST, Extract, ExtractError, parse
 

@@ -17,7 +17,7 @@ _FOLDER = "privacy/accountants/"
 MUTATIONS = (
     Mutation(
         "no-guarantee-dropped-in-composition",
-        "privacy/event_counts.py",
+        "privacy/events/multiset.py",
         "if count == 0 or isinstance(event, dp.NoOpDpEvent):",
         "if count == 0 or isinstance(event, dp.NoOpDpEvent | dp.NonPrivateDpEvent):",
         "A release without privacy vanishes from the sum: a finite epsilon is reported for data that "
@@ -35,7 +35,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-noise-counts-as-private",
-        "privacy/event_counts.py",
+        "privacy/events/multiset.py",
         "return bool(event.noise_multiplier > 0)",
         "return bool(event.noise_multiplier >= 0)",
         "A Gaussian mechanism without noise passes for a private one.",
@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repetitions-forgotten",
-        "privacy/event_counts.py",
+        "privacy/events/multiset.py",
         "_add(event.event, event.count * count, into)",
         "_add(event.event, event.count, into)",
         "A composition within a composition is counted once: an accountant that starts anew each "
@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pld-optimistic",
-        f"{_FOLDER}gaussian_loss.py",
+        f"{_FOLDER}losses/gaussian.py",
         "    probs = np.append(mass - upper, 0.0)\n    probs[1:] += upper\n",
         "    probs = np.append(mass, 0.0)\n",
         "Losses are rounded down: the headline is an estimate that may be below the truth.",
@@ -110,7 +110,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pld-drops-infinite-losses",
-        f"{_FOLDER}loss_distribution.py",
+        f"{_FOLDER}losses/distribution.py",
         "infinity=TAIL_MASS - math.expm1(infinity_log),",
         "infinity=0.0,",
         "The mass at an infinite loss is forgotten: a delta that composition adds up is not reported.",
@@ -118,7 +118,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pld-without-allowance-for-round-off",
-        f"{_FOLDER}loss_distribution.py",
+        f"{_FOLDER}losses/distribution.py",
         "    error = sum(count * part.error for part, count in parts) + total * _MACHINE_EPSILON\n",
         "    error = 0.0\n",
         "Deltas below the round-off of the convolution are promised though they were never computed.",
@@ -126,7 +126,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pld-rate-in-the-wrong-place",
-        f"{_FOLDER}gaussian_loss.py",
+        f"{_FOLDER}losses/gaussian.py",
         "mass = (1 - rate) * np.exp(zero) + rate * np.exp(one)",
         "mass = (1 - rate**2) * np.exp(zero) + rate**2 * np.exp(one)",
         "The mass of outputs is that of a smaller sampling rate.",
@@ -241,7 +241,7 @@ MUTATIONS = (
     ),
     Mutation(
         "printed-epsilon-rounded-down-in-words",
-        "privacy/vocabulary.py",
+        "privacy/guarantee.py",
         "shown = math.ceil(self.epsilon * 1000 - 1e-9) / 1000",
         "shown = math.floor(self.epsilon * 1000) / 1000",
         "The epsilon that is signed is smaller than the one that was spent.",
@@ -249,7 +249,7 @@ MUTATIONS = (
     ),
     Mutation(
         "stronger-adversary-as-weaker",
-        "privacy/vocabulary.py",
+        "privacy/guarantee.py",
         'return 0 if self == "outsider" else 1 + self.colluders',
         'return 0 if self == "outsider" else 1',
         "Colluders are given the server's view, although they know their own noise.",

@@ -12,7 +12,7 @@ _TENSORS = "tests/core/test_server_tensors.py"
 MUTATIONS = (
     Mutation(
         "parameters-unchecked",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "        self.check(params)\n        self.open()",
         "        self.open()",
         "A server sends parameters that are not finite, or huge, and the silo spends and computes.",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "selection-multiplies",
-        "fedllm/selection.py",
+        "fedllm/models/parts/selection.py",
         "        return (x.view(kept.dtype) & kept).view(x.dtype)",
         "        return x * (kept != 0)",
         "A product with zero keeps NaN at padding.",
@@ -60,7 +60,7 @@ MUTATIONS = (
     ),
     Mutation(
         "gradient-at-padding-kept",
-        "fedllm/selection.py",
+        "fedllm/models/parts/selection.py",
         "        return cleared, None\n",
         "        return grads[0], None\n",
         "NaN at padding returns into the prefix in the backward pass.",
@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "vocabulary-rows-uneven",
-        "fedllm/models.py",
+        "fedllm/models/backbone.py",
         "missing = -flat.shape[0] % ROW_MULTIPLE",
         "missing = 0",
         "The number of batch mates decides the rounding of a decoder's answers.",
@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "coupled-models-unchecked",
-        "fedllm/example_independence.py",
+        "fedllm/training/batch/independence.py",
         "if not found.difference <= tolerance:",
         "if not found.difference <= float('inf'):",
         "A model that couples the examples of a batch is trained as if clipping bounded one example's share.",
@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         "long-table-kept",
-        "fedllm/rotary.py",
+        "fedllm/models/rotary.py",
         "original.to(buffer.device, copy=True)",
         "original.to(buffer.device)",
         "After one long text all later ones get the long position table.",
@@ -92,7 +92,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tf32-left-on",
-        "fedllm/tunable.py",
+        "fedllm/training/tunable.py",
         "        require_full_precision()\n",
         "",
         "A library has turned TF32 on: gradients are rounded a thousand times more coarsely.",

@@ -11,7 +11,7 @@ _STEP = f"{_CORE}::test_numbers_are_clipped_sums_over_the_expected_batch"
 _BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
 _LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
 _EVENTS = f"{_ACCOUNTS}::test_events_of_a_round"
-_FILE = "fedllm/zeroth_order.py"
+_FILE = "fedllm/training/zeroth_order.py"
 _EARLIER = (
     "tests/core/test_searched_noise.py::"
     "test_a_run_that_chose_noise_for_its_numbers_opens_verifies_and_reports_the_same"
@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         "single-numbers-recorded-as-one",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "return multiset({event: steps * settings.zeroth_order.directions})",
         "return multiset({event: steps})",
         "One number of a step is in the ledger, and all directions' leave.",
@@ -64,7 +64,7 @@ MUTATIONS = (
     ),
     Mutation(
         "single-numbers-calibrated-as-one",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "return steps * self.settings.zeroth_order.directions",
         "return steps",
         "The noise is calibrated for one direction a step: the budget stops the run long before its end.",
@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "single-number-noise-of-another-size",
-        "fedllm/mechanism.py",
+        "fedllm/training/mechanism.py",
         "return noise.scaled(1 / _size(noise))",
         "return noise.scaled(0.5 / _size(noise))",
         "A noise multiplier of 1 is half a clipping norm of noise.",
@@ -97,7 +97,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-along-other-directions",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            directions=directions,\n            clip=clip,\n",
         "            clip=clip,\n",
         "A server that announces another seed for a repeated round sees two values with one noise.",
@@ -105,7 +105,7 @@ MUTATIONS = (
     ),
     Mutation(
         "outputs-alone-with-a-graph",
-        "fedllm/forward_only.py",
+        "fedllm/training/forward_only.py",
         "    @torch.no_grad()\n    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
         "    def losses(self, params: Mapping[str, Tensor], batch: Batch)",
         "Activations are kept as for a backward pass: the memory of white-box training.",
@@ -124,7 +124,7 @@ MUTATIONS = (
     ),
     Mutation(
         "earlier-noise-on-numbers-read-as-one-vector",
-        "fedllm/run_folder.py",
+        "fedllm/run/folder.py",
         '    if order.get("noise") != "searched":\n        return tree\n',
         "    return tree\n",
         "A run that noised each number by itself is reported as one that clipped and noised a vector.",
@@ -132,7 +132,7 @@ MUTATIONS = (
     ),
     Mutation(
         "earlier-numbers-clipped-like-the-vector",
-        "fedllm/run_folder.py",
+        "fedllm/run/folder.py",
         '"noise": text, "clip": clip}',
         '"noise": text}',
         "The report of a run of an earlier version tells a larger bound of each number than the noise was for.",
@@ -140,7 +140,7 @@ MUTATIONS = (
     ),
     Mutation(
         "endpoint-follows-redirects",
-        "fedllm/endpoint.py",
+        "fedllm/models/endpoint.py",
         "build_opener(_NoRedirect)",
         "build_opener()",
         "Whoever answers for the endpoint sends the silo's key to an address of his own.",
@@ -150,7 +150,7 @@ MUTATIONS = (
     ),
     Mutation(
         "endpoint-answer-of-any-length",
-        "fedllm/endpoint.py",
+        "fedllm/models/endpoint.py",
         "answer.read(_MOST + 1)",
         "answer.read()",
         "An endpoint's answer fills the silo's memory.",

@@ -73,7 +73,7 @@ MUTATIONS = (
     ),
     Mutation(
         "missing-silos-ignored",
-        "server/discovery.py",
+        "server/nodes/discovery.py",
         "        missing = sorted(set(wanted) - _answered(found, named))\n",
         "        missing: list[str] = []\n",
         "A run begins without a silo that it was told to wait for.",

@@ -14,7 +14,7 @@ _ROWS = "tests/core/test_usable_rows.py"
 MUTATIONS = (
     Mutation(
         "failing-example-aborts-the-step",
-        "fedllm/contained.py",
+        "fedllm/training/batch/contained.py",
         """        if len(features) == 1:
             failures.add(error)
             return [""",
@@ -27,7 +27,7 @@ MUTATIONS = (
     ),
     Mutation(
         "failing-example-takes-its-batch-along",
-        "fedllm/contained.py",
+        "fedllm/training/batch/contained.py",
         "        if len(features) == 1:\n            failures.add(error)\n"
         "            return [torch.zeros(1, *shape",
         "        if len(features) >= 1:\n            failures.add(error)\n"
@@ -37,7 +37,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-noise-after-a-failure",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "        noisy = _noisy(total.sums, point, settings, noise_multiplier, rng)\n",
         "        quiet = failures is not None and failures.count\n"
         "        noisy = total.sums if quiet else _noisy(\n"
@@ -55,7 +55,7 @@ MUTATIONS = (
     ),
     Mutation(
         "failure-after-spending-is-told",
-        "fedllm/answered.py",
+        "fedllm/silo/answered.py",
         """        note("a task raised after its row was written", error)
         if not private:
             raise TaskFailed from error
@@ -66,7 +66,7 @@ MUTATIONS = (
     ),
     Mutation(
         "log-decides",
-        "fedllm/private_file.py",
+        "fedllm/files/private.py",
         """    except OSError as error:
         log.warning("cannot write""",
         """    except ZeroDivisionError as error:
@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "metrics-decide",
-        "server/callbacks.py",
+        "server/monitoring.py",
         """    except OSError as error:
 """,
         """    except ZeroDivisionError as error:
@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nan-is-finite",
-        "fedllm/rehearsal.py",
+        "fedllm/training/batch/rehearsal.py",
         """        if not bool(value.isfinite().all()):
 """,
         """        if bool(value.isposinf().any()):
@@ -96,7 +96,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a-value-decides-the-delimiter",
-        "fedllm/data/delimited.py",
+        "fedllm/data/formats/delimited.py",
         """        score = sum(column in names for column in columns), len(row)
 """,
         """        score = sum(column in names for column in columns), text.count(candidate)
@@ -109,7 +109,7 @@ MUTATIONS = (
     ),
     Mutation(
         "surrogates-are-text",
-        "fedllm/usable_rows.py",
+        "fedllm/data/usable_rows.py",
         """        value.encode("utf-8")
 """,
         """        value.encode("utf-8", "surrogatepass")
@@ -119,7 +119,7 @@ MUTATIONS = (
     ),
     Mutation(
         "positions-without-the-prefix",
-        "fedllm/positions.py",
+        "fedllm/tasks/positions.py",
         "        longest += prefix\n",
         "",
         "A record that fits the model alone and not behind the prefix fails its step.",
@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bad-rows-dropped-unasked",
-        "fedllm/usable_rows.py",
+        "fedllm/data/usable_rows.py",
         '    if rule == "refuse":\n',
         '    if rule == "never":\n',
         "Records are left out although the silo said that it refuses.",
@@ -174,7 +174,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silo-log-readable-by-all",
-        "fedllm/private_file.py",
+        "fedllm/files/private.py",
         "os.O_CREAT, 0o600)",
         "os.O_CREAT, 0o644)",
         "Every user of the silo's machine reads its log.",
@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silo-log-folder-open-to-all",
-        "fedllm/private_file.py",
+        "fedllm/files/private.py",
         "mkdir(mode=0o700, exist_ok=True)",
         "mkdir(exist_ok=True)",
         "Every user of the machine lists the silos' logs.",

@@ -16,7 +16,7 @@ _DRAWS = "tests/federation/test_silo_draws.py"
 MUTATIONS = (
     Mutation(
         "repeated-round-replays-its-draw",
-        "fedllm/round_draws.py",
+        "fedllm/budget/round_draws.py",
         """            self.draw = os.urandom(32).hex()
         seed = settings.seed if settings.privacy.randomness == "seeded" else None
 """,
@@ -28,7 +28,7 @@ MUTATIONS = (
     ),
     Mutation(
         "second-release-of-a-draw-amplified",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "        if not mark or not self._released.get(draw, set()) - {key}:\n",
         "        if True:\n",
         "A seeded round that is repeated with other replies is counted as a sample of its own.",
@@ -36,7 +36,7 @@ MUTATIONS = (
     ),
     Mutation(
         "seeded-draw-by-the-round-alone",
-        "fedllm/round_draws.py",
+        "fedllm/budget/round_draws.py",
         "                params=params_digest(params),\n",
         '                params="",\n',
         "Repeated rounds at other parameters share the draw of the first time.",
@@ -46,7 +46,7 @@ MUTATIONS = (
     ),
     Mutation(
         "failures-as-a-share-of-the-drawn",
-        "fedllm/round_draws.py",
+        "fedllm/budget/round_draws.py",
         "        return max(1.0, self.settings.server.fraction * len(self.names))\n",
         "        return asked\n",
         "A round with one more working silo is kept more often: it is drawn more often than recorded.",
@@ -105,7 +105,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-noise-missing",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         _RELEASE,
         "flat = flat / self.expected",
         "The trusted server adds no noise: the released model shows each client.",
@@ -113,7 +113,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-noise-too-small",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         _RELEASE,
         "less = noise / self.expected\n"
         "        flat = add_noise(settings, flat, less, rng) / self.expected",
@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-divisor-is-who-answered",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "            if not refused:\n",
         "            if not refused:\n                self.expected = float(max(1, len(staying)))\n",
         "The divisor tells how many were drawn, and changes everybody's weight with one client.",
@@ -130,7 +130,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-noise-of-the-least-demanding",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "self.noise_multiplier = max(asked",
         "self.noise_multiplier = min(asked",
         "The one noise serves the silo that needs least: the others overspend.",
@@ -138,7 +138,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-round-recorded-for-those-who-answered",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "parties = [self.accounts[name] for name in counted]",
         "parties = [self.accounts[c.silo] for c in staying]",
         "Clients that could have been drawn and were not have no row: their absence was shown free.",
@@ -146,7 +146,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-release-without-a-row",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "refused = spend_together(parties, server_round, key)",
         "refused = {}",
         "The trusted server's releases are not in the ledger.",
@@ -154,7 +154,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-statistics-not-clipped",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "rows = [clip_vector(received[name], 1.0)[0] for name in counted if name in received]",
         "rows = [received[name] for name in counted if name in received]",
         "The statistics' sensitivity hangs on a silo's word.",
@@ -162,7 +162,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-statistics-without-a-row",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "refused = spend_together(accounts, 0, key, statistics=True)",
         "refused = {}",
         "The sum of the statistics is released without a record.",
@@ -170,7 +170,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-noise-at-two-scales",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         "noise_multiplier=float(self.noise_multiplier),",
         "noise_multiplier=0.0,",
         "The same sum beside a longer history gets the same noise, larger: the difference is bare.",
@@ -178,7 +178,7 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-noise-by-the-round-alone",
-        "server/trusted_noise.py",
+        "server/extensions/central_noise.py",
         'labels = ("trusted-noise", server_round, digest)',
         'labels = ("trusted-noise", server_round)',
         "A repeated round with other replies gets the same noise: the difference is bare.",

@@ -10,7 +10,7 @@ _SHAPE = "tests/core/test_fixed_shape.py"
 MUTATIONS = (
     Mutation(
         "truncation-keeps-the-first",
-        "privacy/sampling.py",
+        "privacy/mechanisms/sampling.py",
         '    kept = drawn[np.argsort(keys[drawn], kind="stable")[:most]]\n',
         "    kept = drawn[:most]\n",
         "Records at the beginning of the data are kept more often than the event says.",
@@ -18,7 +18,7 @@ MUTATIONS = (
     ),
     Mutation(
         "truncated-sample-called-poisson",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "        if most is not None and sampling_rate < 1:",
         "        if most is None and sampling_rate < 1:",
         "The ledger states a Poisson sample where the sample is cut.",
@@ -26,7 +26,7 @@ MUTATIONS = (
     ),
     Mutation(
         "full-batch-as-if-not-cut",
-        "privacy/accountants/truncated_loss.py",
+        "privacy/accountants/losses/truncated.py",
         "min(1.0, full / (full + without) * (1 + 1e-12))",
         "rate",
         "Beside B - 1 others a record is taken to be there with its sampling rate, which is too little.",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fillers-count",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "    kept = finite & (place < examples)\n",
         "    kept = finite\n",
         "Gradients of the rows that only fill the shape are added to the sum.",
@@ -60,7 +60,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fixed-shape-of-buckets",
-        "fedllm/fixed_shape.py",
+        "fedllm/training/batch/fixed_shape.py",
         "Shapes(least=length, tokens",
         "Shapes(least=8, tokens",
         "The lengths of the examples that were drawn decide the shapes.",
@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-not-filled-up",
-        "fedllm/fixed_shape.py",
+        "fedllm/training/batch/fixed_shape.py",
         "[self.filler] * (self.slots - len(batch))",
         "[self.filler] * (1 - min(1, len(batch)))",
         "The number of examples that were drawn decides the number of micro-batches.",
@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-calibrated-to-poisson",
-        "fedllm/silo_noise.py",
+        "fedllm/budget/calibration.py",
         "                truncated=self._truncated(),\n",
         "",
         "The noise is that of a Poisson sample, which costs less than the truncated one.",

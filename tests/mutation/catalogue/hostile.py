@@ -15,7 +15,7 @@ _VIEWS = "tests/privacy/test_privacy_views.py"
 MUTATIONS = (
     Mutation(
         "no-release-before-the-row",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            try_without_data(release, self.note_error)\n",
         "            pass\n",
         "A clipping norm of 1e300 costs a row, and then there is no answer.",
@@ -23,7 +23,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a-trial-that-may-be-infinite",
-        "fedllm/answered.py",
+        "fedllm/silo/answered.py",
         "    if bad:\n",
         "    if bad and False:\n",
         "Infinite numbers are paid for and sent.",
@@ -31,7 +31,7 @@ MUTATIONS = (
     ),
     Mutation(
         "codec-with-other-tensors",
-        "fedllm/codec_needs.py",
+        "fedllm/silo/codec_needs.py",
         "    if dict(forms) != needed:\n",
         "    if set(forms) < set(needed):\n",
         "A codec brings 20 MB of foreign tensors along, which the silo keeps on its disk.",
@@ -39,7 +39,7 @@ MUTATIONS = (
     ),
     Mutation(
         "codec-of-any-size",
-        "fedllm/codec_needs.py",
+        "fedllm/silo/codec_needs.py",
         "    if size > MOST_BYTES:\n",
         "    if size < 0:\n",
         "A codec of 400 GB is made, as large as its description says.",
@@ -47,7 +47,7 @@ MUTATIONS = (
     ),
     Mutation(
         "codec-kept-with-what-it-is-not",
-        "fedllm/codec_store.py",
+        "fedllm/codec/store.py",
         "    if codec.version != version:\n",
         "    if codec.version == '':\n",
         "What is no part of a codec is kept with it.",
@@ -103,7 +103,7 @@ MUTATIONS = (
     ),
     Mutation(
         "colluders-without-end",
-        "privacy/views.py",
+        "privacy/events/views.py",
         "    if len(numbers) > MOST_COLLUDING:\n",
         "    if len(numbers) > 10**9:\n",
         "Each row has 20,000 views.",
@@ -111,7 +111,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nesting-in-quotes",
-        "fedllm/bounded_json.py",
+        "fedllm/files/bounded_json.py",
         "            depth += 1\n",
         "            depth = 1\n",
         "Text that nests 100,000 deep is parsed.",

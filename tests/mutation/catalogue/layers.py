@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-on-more-examples-than-recorded",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            sampling_rate=score_rate(self.settings, account.sampling_rate),\n",
         "            sampling_rate=1.0,\n",
         "The event is that of a small sample, all examples are in it.",
@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-not-recorded",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         """        account.spend_scores(
             server_round, release_key(self.settings, "layer-scores", server_round, digest)
         )
@@ -67,7 +67,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-of-each-step-under-one-key",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            candidates=tuple(candidates),\n",
         "",
         "A greedy search's releases are counted once, and the same noise meets several values.",
@@ -75,7 +75,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-not-in-the-plan",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        planned += planned_scores(self.settings, self.sampling_rate)\n",
         "",
         "The noise is calibrated as if nothing was released for the choice: the target is passed.",
@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         "one-release-of-a-greedy-search-planned",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "count * (settings.layers.releases or 1)",
         "count",
         "A search that asks several times is calibrated for one answer.",
@@ -91,7 +91,7 @@ MUTATIONS = (
     ),
     Mutation(
         "raw-scores-as-private-ones",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         '    if layers.form == "paper":\n',
         '    if layers.form == "":\n',
         "Raw scores are accounted as if they had noise.",
@@ -107,7 +107,7 @@ MUTATIONS = (
     ),
     Mutation(
         "choice-not-kept",
-        "server/layer_phase.py",
+        "server/extensions/layers.py",
         '        run.write_json(CHOICE, choice.model_dump(mode="json"))\n',
         "",
         "An interrupted run asks the silos again, and spends again.",
@@ -115,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         "choice-for-half-the-sensitivity",
-        "privacy/selection.py",
+        "privacy/mechanisms/permute_and_flip.py",
         "int(utilities[place])) / (2 * sensitivity)",
         "int(utilities[place])) / sensitivity",
         "A noisy choice costs twice the epsilon that is recorded.",
@@ -123,7 +123,7 @@ MUTATIONS = (
     ),
     Mutation(
         "each-choice-at-the-whole-epsilon",
-        "privacy/selection.py",
+        "privacy/mechanisms/permute_and_flip.py",
         "exact / picks, rng",
         "exact, rng",
         "Several choices are recorded as one.",
@@ -139,7 +139,7 @@ MUTATIONS = (
     ),
     Mutation(
         "choice-amplified-twice",
-        "privacy/selection.py",
+        "privacy/mechanisms/permute_and_flip.py",
         "math.expm1(epsilon) / rate)",
         "math.expm1(epsilon) / rate**2)",
         "The choice on a sample costs more than is recorded.",

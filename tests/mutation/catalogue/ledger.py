@@ -15,7 +15,7 @@ _ACCOUNT = "tests/core/test_silo_account.py"
 MUTATIONS = (
     Mutation(
         "ledger-reset-when-opened",
-        "privacy/ledger_file.py",
+        "privacy/ledger/storage.py",
         "            if not os.path.lexists(path):\n                if read_only:\n",
         "            if not read_only:\n                path.unlink(missing_ok=True)\n"
         "                path.with_name(path.name + '.head').unlink(missing_ok=True)\n"
@@ -25,7 +25,7 @@ MUTATIONS = (
     ),
     Mutation(
         "damaged-ledger-replaced",
-        "privacy/ledger_file.py",
+        "privacy/ledger/storage.py",
         "            require_plain_file(path)\n            return (\n",
         "            try:\n                _open_for_reading(path, timeout).close()\n"
         "            except (LedgerError, sqlite3.Error):\n"
@@ -35,7 +35,7 @@ MUTATIONS = (
     ),
     Mutation(
         "ledger-not-flushed",
-        "privacy/ledger_file.py",
+        "privacy/ledger/storage.py",
         "PRAGMA synchronous = EXTRA",
         "PRAGMA synchronous = OFF",
         "A power cut loses rows of values that were already sent.",
@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "changed-duplicate-ignored",
-        "privacy/ledger_rows.py",
+        "privacy/ledger/rows.py",
         "            if now != old:\n",
         "            if False:\n",
         "A second release under a known key, with less noise, is taken for the first and not recorded.",
@@ -51,7 +51,7 @@ MUTATIONS = (
     ),
     Mutation(
         "row-hash-not-checked",
-        "privacy/ledger_chain.py",
+        "privacy/ledger/hash_chain.py",
         "    if _is_edited(row, values):\n",
         "    if False:\n",
         "An edited row passes the verification.",
@@ -59,7 +59,7 @@ MUTATIONS = (
     ),
     Mutation(
         "chain-not-checked",
-        "privacy/ledger_chain.py",
+        "privacy/ledger/hash_chain.py",
         "    elif recorded_previous != previous:\n",
         "    elif False:\n",
         "A row that was replaced, with a hash made anew, passes the verification.",
@@ -67,7 +67,7 @@ MUTATIONS = (
     ),
     Mutation(
         "missing-rows-not-checked",
-        "privacy/ledger_chain.py",
+        "privacy/ledger/hash_chain.py",
         "    if head == [tuple(last)]:\n",
         "    if True:\n",
         "Rows cut off at the end pass the verification: the last releases were free.",
@@ -75,7 +75,7 @@ MUTATIONS = (
     ),
     Mutation(
         "kept-head-not-checked",
-        "privacy/ledger_chain.py",
+        "privacy/ledger/hash_chain.py",
         "    if not kept and kept_head is not None:\n",
         "    if False:\n",
         "A ledger that was reset or rewritten as a whole passes for the one that was signed.",
@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         "hash-leaves-out-the-event",
-        "privacy/ledger_chain.py",
+        "privacy/ledger/hash_chain.py",
         "json_text(time), unit, views\n",
         'json_text(time), unit, "0"\n',
         "The event itself is not in the hash: noise can be edited upwards after the fact.",
@@ -91,7 +91,7 @@ MUTATIONS = (
     ),
     Mutation(
         "budget-not-asked",
-        "privacy/ledger.py",
+        "privacy/ledger/ledger.py",
         "            if admit is not None:\n                admit(",
         "            if False:\n                admit(",
         "Rows are written without asking the budget: silos train on for ever.",
@@ -99,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "ledger-taken-away-is-not-noticed",
-        "privacy/ledger_file.py",
+        "privacy/ledger/storage.py",
         "        if not same:\n            raise LedgerError(\n",
         "        if False:\n            raise LedgerError(\n",
         "A ledger that was deleted under a running silo takes rows that nobody will ever see.",
@@ -110,7 +110,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tally-counts-equal-rows-once",
-        "privacy/ledger_tally.py",
+        "privacy/ledger/tally.py",
         "[kind] += 1",
         "[kind] = 1",
         "Ten thousand equal rounds count as one.",
@@ -118,7 +118,7 @@ MUTATIONS = (
     ),
     Mutation(
         "tally-misses-new-rows",
-        "privacy/ledger_tally.py",
+        "privacy/ledger/tally.py",
         '        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
         "        if last:\n            return\n"
         '        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "weaker-view-for-a-stronger-adversary",
-        "privacy/ledger_entry.py",
+        "privacy/ledger/entry.py",
         "if Adversary(name).strength >= wanted.strength]",
         "if Adversary(name).strength <= wanted.strength]",
         "A server, or colluders, without a view of their own are given the outsider's epsilon.",
@@ -135,7 +135,7 @@ MUTATIONS = (
     ),
     Mutation(
         "units-mixed",
-        "privacy/ledger_entry.py",
+        "privacy/ledger/entry.py",
         "    if len(found) > 1:\n",
         "    if False:\n",
         "Events of examples and of clients are added up, and the sum means neither.",
@@ -143,7 +143,7 @@ MUTATIONS = (
     ),
     Mutation(
         "spent-counts-equal-rows-once",
-        "privacy/ledger.py",
+        "privacy/ledger/ledger.py",
         "                total[event] += times * count\n",
         "                total[event] += times\n",
         "A thousand equal rounds cost as much as one: the budget never ends.",
@@ -151,7 +151,7 @@ MUTATIONS = (
     ),
     Mutation(
         "server-noise-shields-from-the-server",
-        "privacy/views.py",
+        "privacy/events/views.py",
         '{"outsider": gaussian(noise_multiplier), "server": nothing}',
         '{"outsider": gaussian(noise_multiplier), "server": gaussian(noise_multiplier)}',
         "The server, which sees updates bare, is given the outsider's event.",
@@ -159,7 +159,7 @@ MUTATIONS = (
     ),
     Mutation(
         "shares-count-as-the-whole-noise",
-        "privacy/views.py",
+        "privacy/events/views.py",
         "share = gaussian(noise_multiplier / math.sqrt(clients))",
         "share = gaussian(noise_multiplier)",
         "Without secure aggregation the server sees one share's noise, and the whole is accounted.",
@@ -167,7 +167,7 @@ MUTATIONS = (
     ),
     Mutation(
         "colluders-noise-still-counted",
-        "privacy/views.py",
+        "privacy/events/views.py",
         "math.sqrt((clients - m) / clients)",
         "math.sqrt(clients / clients)",
         "Colluders subtract their own noise, and the accounts still count it.",
@@ -199,7 +199,7 @@ MUTATIONS = (
     ),
     Mutation(
         "ledger-on-a-network-file-system",
-        "privacy/ledger_file.py",
+        "privacy/ledger/storage.py",
         "        if not read_only:\n            _refuse_network(path)\n",
         "",
         "Two machines share a ledger over NFS, whose locks do not hold: both spend what is left.",

@@ -9,7 +9,7 @@ _CLOSED = f"{_ATTACKS}::test_a_closed_ledger_is_refused_and_left_as_it_is"
 _OPEN = f"{_ATTACKS}::test_an_open_ledger_records_nothing_on_it"
 _KILLS = f"{_ATTACKS}::test_a_kill_around_a_head_refuses_nothing"
 _HOSTILE = f"{_ATTACKS}::test_a_hostile_file_is_refused_in_bounded_time"
-_GUARD = "privacy/ledger_guard.py"
+_GUARD = "privacy/ledger/guard.py"
 
 MUTATIONS = (
     Mutation(
@@ -54,7 +54,7 @@ MUTATIONS = (
     ),
     Mutation(
         "head-tells-of-a-row-before-it-is-there",
-        "privacy/ledger.py",
+        "privacy/ledger/ledger.py",
         '                    yield db\n                    db.execute("COMMIT")\n',
         "                    yield db\n"
         "                    self._guard.after_rows(self._tally, database)\n"
@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "head-goes-back",
-        "privacy/ledger_heads.py",
+        "privacy/ledger/heads.py",
         "if known is None or known.rows < head.rows:",
         "if True:",
         "Of two processes the slower writes an older head, and the last row can be rolled back.",
@@ -80,7 +80,7 @@ MUTATIONS = (
     ),
     Mutation(
         "head-not-checked",
-        "privacy/ledger_heads.py",
+        "privacy/ledger/heads.py",
         "    return head if found[3] == _check(head) else None\n",
         "    return head\n",
         "A flipped bit makes another head, which no ledger holds, and an honest one is refused as rolled back.",
@@ -88,7 +88,7 @@ MUTATIONS = (
     ),
     Mutation(
         "adoption-sets-everything-aside",
-        "privacy/ledger_tally.py",
+        "privacy/ledger/tally.py",
         "        return head in self._lost or had(db, head)\n",
         "        return bool(self._lost) or had(db, head)\n",
         "Once a ledger was adopted, it can be rolled back as often as one likes.",
@@ -96,7 +96,7 @@ MUTATIONS = (
     ),
     Mutation(
         "rows-counted-unverified",
-        "privacy/ledger_tally.py",
+        "privacy/ledger/tally.py",
         "            for problem in row_problems(row, self.head.rows + 1, self.head.hash):\n",
         "            for problem in ():\n",
         "Rows are counted, and built upon, without a look at their hashes.",
@@ -104,7 +104,7 @@ MUTATIONS = (
     ),
     Mutation(
         "foreign-trigger",
-        "privacy/ledger_schema.py",
+        "privacy/ledger/schema.py",
         "    if foreign:\n",
         "    if False:\n",
         "A file from elsewhere brings a trigger along that takes rows away.",
@@ -112,7 +112,7 @@ MUTATIONS = (
     ),
     Mutation(
         "deep-nesting",
-        "privacy/ledger_limits.py",
+        "privacy/ledger/limits.py",
         "        if depth > MOST_NESTED:\n",
         "        if False:\n",
         "JSON of a hundred thousand brackets ends the process that reads it.",
@@ -147,7 +147,7 @@ MUTATIONS = (
     ),
     Mutation(
         "earlier-version-verifies-without-heads",
-        "privacy/ledger_guard.py",
+        "privacy/ledger/guard.py",
         "            earlier = is_earlier(db)\n",
         "            earlier = is_earlier(db)\n            if earlier:\n                return found\n",
         "A file of yesterday, marked as of the version without heads, passes the verification.",
@@ -166,7 +166,7 @@ MUTATIONS = (
     ),
     Mutation(
         "adoption-not-told",
-        "fedllm/report/ledger_notes.py",
+        "fedllm/report/prose/ledger_notes.py",
         "if found is not None and found.adoptions else []",
         "if False else []",
         "The report states an epsilon of a ledger that was begun anew, and does not say so.",

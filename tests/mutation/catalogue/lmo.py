@@ -27,7 +27,7 @@ MUTATIONS = (
     ),
     Mutation(
         "lmo-rate-for-a-scale",
-        "privacy/scalar_noise/lmo.py",
+        "privacy/mechanisms/scalar_noise/lmo.py",
         "total -= self.a3 / self.exponential_rate * np.log(",
         "total -= self.a3 * self.exponential_rate * np.log(",
         "The exponential term is drawn with its rate for a scale, 25 times too large at rate 5: the "
@@ -36,7 +36,7 @@ MUTATIONS = (
     ),
     Mutation(
         "lmo-one-scale-for-all-coordinates",
-        "privacy/scalar_noise/lmo.py",
+        "privacy/mechanisms/scalar_noise/lmo.py",
         "standard_laplace(shape, source) / self.sample_inverse_scale(shape, source)",
         "standard_laplace(shape, source) / float(self.sample_inverse_scale(1, source)[0])",
         "One random scale for the whole vector: an unlucky draw leaves all coordinates nearly bare.",
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scalar-loss-rounded-down",
-        "privacy/accountants/scalar_loss.py",
+        "privacy/accountants/losses/scalar.py",
         "upper = np.clip(np.where(unbounded, mass, upper), 0.0, mass)",
         "upper = np.zeros_like(mass)",
         "Each cell's loss is rounded down: epsilon is below the truth.",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scalar-loss-without-removal",
-        "privacy/accountants/scalar_loss.py",
+        "privacy/accountants/losses/scalar.py",
         "    return remove, _add(cells, rate, interval, optimistic)",
         "    added = _add(cells, rate, interval, optimistic)\n    return added, added",
         "Only the direction in which a record is added is accounted, the cheaper one under sampling.",
@@ -60,7 +60,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scalar-loss-without-addition",
-        "privacy/accountants/scalar_loss.py",
+        "privacy/accountants/losses/scalar.py",
         "    return remove, _add(cells, rate, interval, optimistic)",
         "    return (remove,)",
         "Only the direction in which a record is removed is accounted; elsewhere the other can cost "
@@ -77,7 +77,7 @@ MUTATIONS = (
     ),
     Mutation(
         "vector-as-one-number",
-        "privacy/accountants/forms.py",
+        "privacy/accountants/normal_form.py",
         "        if event.dimension == 1:\n",
         "        if event.dimension >= 1:\n",
         "A vector clipped in L2 norm is accounted as one number, the paper's mistake: epsilon 0.235 "
@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "vector-by-the-limit-of-the-spread-shift",
-        "privacy/accountants/vector_loss.py",
+        "privacy/accountants/vector_bound.py",
         "    return _unit_bound(type(noise), parameters) * (1 + 1e-9) / noise.width",
         "    return limit_mu(noise)",
         "The limit of one change stands for all: a change of few coordinates costs more at large delta.",
@@ -94,7 +94,7 @@ MUTATIONS = (
     ),
     Mutation(
         "cusp-passes-for-a-finite-score",
-        "privacy/scalar_noise/exponential_power.py",
+        "privacy/mechanisms/scalar_noise/exponential_power.py",
         "        if self.beta < 1:\n            return math.inf\n",
         "        if self.beta < 1:\n            return float(self.beta * 1e3 / self.scale)\n",
         "Noise whose density has a cusp at 0 gets a Gaussian bound on vectors, where no bound exists.",

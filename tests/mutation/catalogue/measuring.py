@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_SUBJECTS = "fedllm/flatness/subjects.py"
-_RUNS = "simulations/leakage/federated_runs.py"
-_ONE_RUN = "simulations/leakage/run_membership.py"
+_SUBJECTS = "simulations/landscape/checkpoints.py"
+_RUNS = "simulations/attacks/membership/federated_runs.py"
+_ONE_RUN = "simulations/attacks/membership/run.py"
 _MEMBERSHIP = "tests/federation/test_flat_membership.py"
 _LANDSCAPE = "tests/federation/test_landscape.py"
 

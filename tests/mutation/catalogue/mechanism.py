@@ -20,7 +20,7 @@ _COUNTS = "tests/privacy/test_privacy_adaptive_clipping.py"
 MUTATIONS = (
     Mutation(
         "adaptive-count-not-in-the-ledger",
-        "fedllm/adaptive_clip.py",
+        "fedllm/training/adaptive_clip.py",
         "return (sums, gaussian(noise.count)) if is_adaptive(settings) else (sums,)",
         "return (sums,)",
         "The counts of adaptive clipping are released and not counted.",
@@ -28,7 +28,7 @@ MUTATIONS = (
     ),
     Mutation(
         "adaptive-sum-with-the-noise-of-both",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "noise_multiplier=parts.vector * noise_factor(settings, server_round),",
         "noise_multiplier=noise_multiplier * noise_factor(settings, server_round),",
         "The sum carries the noise of sum and count together, less than its event says.",
@@ -36,7 +36,7 @@ MUTATIONS = (
     ),
     Mutation(
         "adaptive-count-not-centred",
-        "privacy/adaptive_clipping.py",
+        "privacy/mechanisms/adaptive_clipping.py",
         "    return below - SENSITIVITY * norms.numel()\n",
         "    return float(below)\n",
         "A record changes the count by 1, the noise is for 1/2.",
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "adaptive-count-with-half-the-noise",
-        "privacy/adaptive_clipping.py",
+        "privacy/mechanisms/adaptive_clipping.py",
         "add_gaussian(value, SENSITIVITY, multiplier, rng)",
         "add_gaussian(value, SENSITIVITY / 2, multiplier, rng)",
         "The count's noise is half of what its event says.",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-noise",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
         "    return split_like(flat, weights)",
@@ -61,7 +61,7 @@ MUTATIONS = (
     ),
     Mutation(
         "half-noise-in-the-step",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
         "    flat = add_noise(settings, flat, noise_multiplier / 2, rng)\n"
@@ -71,7 +71,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-for-sensitivity-one",
-        "fedllm/mechanism.py",
+        "fedllm/training/mechanism.py",
         "return add_gaussian(vector, clip, noise_multiplier, rng)",
         "return add_gaussian(vector, 1.0, noise_multiplier, rng)",
         "Noise scaled for sensitivity 1 whatever the clip: with a clip above 1 examples are exposed.",
@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-for-the-mean-on-the-sum",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
         "    return split_like(flat, weights)",
         "    less = noise_multiplier / float(settings.client.batch_size or 1)\n"
@@ -91,7 +91,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-drawn-once",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'noise = streams("noise", step)',
         'noise = streams("noise", 0)',
         "All local steps of a round share one noise: differences of steps show gradients bare.",
@@ -99,7 +99,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-drawn-once",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'batch = poisson_batch(features, sampling_rate, streams("sample", step))',
         'batch = poisson_batch(features, sampling_rate, streams("sample", 0))',
         "All local steps of a round use one batch, while each step is accounted as freshly sampled.",
@@ -107,7 +107,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sampler-at-twice-the-rate",
-        "fedllm/local_steps.py",
+        "fedllm/training/steps.py",
         "poisson_sample(len(features), sampling_rate, ",
         "poisson_sample(len(features), min(1.0, 2 * sampling_rate), ",
         "Examples are drawn twice as often as the ledger says.",
@@ -115,7 +115,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-cut-short",
-        "fedllm/local_steps.py",
+        "fedllm/training/steps.py",
         "return [features[i] for i in drawn]",
         "return [features[i] for i in drawn][: round(len(features) * sampling_rate)]",
         "Batches are cut at their expected size: no longer Poisson sampling, which the accountants assume.",
@@ -123,7 +123,7 @@ MUTATIONS = (
     ),
     Mutation(
         "realised-batch-size-as-divisor",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "(total_gradient / divisor)",
         "(total_gradient / max(1, len(batch)))",
         "The divisor is the number drawn: one example more changes everybody's weight and the noise.",
@@ -131,7 +131,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty-batch-skips-the-step",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n',
         '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n'
         "        if not batch:\n            continue\n",
@@ -140,7 +140,7 @@ MUTATIONS = (
     ),
     Mutation(
         "empty-batch-without-noise",
-        "privacy/noise.py",
+        "privacy/mechanisms/gaussian.py",
         "    if not bool(torch.isfinite(exact).all()):\n",
         "    if not bool(exact.any()):\n        return vector.clone()\n"
         "    if not bool(torch.isfinite(exact).all()):\n",
@@ -149,7 +149,7 @@ MUTATIONS = (
     ),
     Mutation(
         "half-noise",
-        "privacy/noise.py",
+        "privacy/mechanisms/gaussian.py",
         "    std = noise_multiplier * sensitivity\n",
         "    std = noise_multiplier * sensitivity / 2\n",
         "All Gaussian noise at half scale, at silos and server: every reported epsilon is too small.",
@@ -157,7 +157,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nonfinite-vector-is-released",
-        "privacy/noise.py",
+        "privacy/mechanisms/gaussian.py",
         "if not bool(torch.isfinite(exact).all()):",
         "if False:",
         "NaN passes through the noise: the server learns that some example's gradient overflowed.",
@@ -165,7 +165,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fixed-size-batches",
-        "privacy/sampling.py",
+        "privacy/mechanisms/sampling.py",
         "np.flatnonzero(rng.random(n) < threshold)",
         "np.sort(rng.permutation(n)[: round(n * rate)])",
         "Batches of a fixed size for Poisson sampling: the amplification in the accounts is not that "
@@ -174,7 +174,7 @@ MUTATIONS = (
     ),
     Mutation(
         "last-record-always-drawn",
-        "privacy/sampling.py",
+        "privacy/mechanisms/sampling.py",
         "np.flatnonzero(rng.random(n) < threshold)",
         "np.flatnonzero((rng.random(n) < threshold) | (np.arange(n) == n - 1))",
         "One record is in every batch: it has no amplification by sampling at all.",
@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-clipping",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "clipped = finite & (norms > clip_norm)",
         "clipped = finite & (norms > math.inf)",
         "No clipping: an outlier's gradient stands out of noise that was scaled for the clip.",
@@ -190,7 +190,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-clipping-of-extremes",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "too_long = relative > clip_norm / size",
         "too_long = relative > math.inf",
         "Gradients in float64, or too large for float32 factors, leave unclipped.",
@@ -198,7 +198,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clipping-at-the-mean-norm",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "clipped = finite & (norms > clip_norm)",
         "clipped = finite & (norms > torch.maximum(norms.nanmean(), torch.tensor(clip_norm)))",
         "Only examples above the batch's mean norm are clipped: the others exceed the bound.",
@@ -206,7 +206,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clipping-without-margin",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "_MARGIN = 1.0 - 2.0**-22",
         "_MARGIN = 1.0 + 2.0**-10",
         "Clipped examples end just above the bound: the sensitivity is larger than accounted.",
@@ -214,7 +214,7 @@ MUTATIONS = (
     ),
     Mutation(
         "nan-passes-the-clip",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "    finite = torch.isfinite(norms)\n",
         "    finite = ~torch.isinf(norms)\n",
         "A NaN gradient compares as not too long and passes: the sum is NaN for everybody to see.",
@@ -222,7 +222,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scales-outside-of-the-norm",
-        "privacy/clipping.py",
+        "privacy/mechanisms/clipping.py",
         "total += (norms * factor).square()",
         "total += norms.square()",
         "The norm is taken before the scales and the sum after them: a scale above 1 lifts an "
@@ -231,7 +231,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clipping-per-tensor",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "part = clip_and_sum(rows, clip_norm, row_factors)",
         "each = [clip_and_sum([r], clip_norm, [f]) for r, f in zip(rows, row_factors, strict=True)]\n"
         "        part = ClippedSum([p.sums[0] for p in each], *list(vars(each[0]).values())[1:])",
@@ -240,7 +240,7 @@ MUTATIONS = (
     ),
     Mutation(
         "clipping-after-averaging",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "part = clip_and_sum(rows, clip_norm, row_factors)",
         "means = [row.mean(0, keepdim=True) for row in rows]\n"
         "        part = clip_and_sum(means, clip_norm, row_factors)\n"
@@ -250,7 +250,7 @@ MUTATIONS = (
     ),
     Mutation(
         "loss-averaged-over-the-batch",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "torch.autograd.grad(losses.sum(), list(leaves.values()))",
         "torch.autograd.grad(losses.mean(), list(leaves.values()))",
         "An example's gradient shrinks with the number of others drawn: it depends on their data.",
@@ -258,7 +258,7 @@ MUTATIONS = (
     ),
     Mutation(
         "client-update-not-clipped",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         "flat, clipped, nonfinite = clip_vector(flat, settings.privacy.clip)",
         "clipped, nonfinite = False, False",
         "A silo's update leaves with whatever norm: noise for one clip does not cover it.",
@@ -266,7 +266,7 @@ MUTATIONS = (
     ),
     Mutation(
         "code-not-clipped",
-        "fedllm/encoded_release.py",
+        "fedllm/training/encoding.py",
         "    code, clipped, _ = clip_vector(vector, clip)\n",
         "    code, clipped = (vector, False) if encoding.in_code else clip_vector(vector, clip)[:2]\n",
         "With noise in the code, a silo's code leaves with whatever norm.",
@@ -274,7 +274,7 @@ MUTATIONS = (
     ),
     Mutation(
         "examples-clipped-before-their-codes",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         """        return [codec.project(torch.cat(scaled, dim=1))]
 
     before = 0 if failures is None else failures.count
@@ -308,7 +308,7 @@ MUTATIONS = (
     ),
     Mutation(
         "client-update-without-noise",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         '    if settings.privacy.noise_by == "client":\n        parts = ',
         '    if settings.privacy.noise_by == "both":\n        parts = ',
         "At client level the silo sends its clipped update bare to a server that is not trusted.",
@@ -316,7 +316,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-of-zero-is-accepted",
-        "fedllm/local_steps.py",
+        "fedllm/training/steps.py",
         "np.isfinite(noise_multiplier) and noise_multiplier > 0)",
         "np.isfinite(noise_multiplier) and noise_multiplier >= 0)",
         "A silo whose noise was lost (a restart, a bad setting) trains without noise instead of "

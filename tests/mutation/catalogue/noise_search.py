@@ -8,7 +8,7 @@ _FAMILIES = "tests/privacy/test_privacy_noise_families.py"
 _NOISE = "tests/privacy/test_privacy_scalar_noise.py"
 _SAMPLES = f"{_NOISE}::test_samples_have_the_distribution_that_is_accounted"
 _SEARCH = "tests/privacy/test_privacy_noise_search.py"
-_FOLDER = "privacy/scalar_noise/"
+_FOLDER = "privacy/mechanisms/scalar_noise/"
 
 MUTATIONS = (
     Mutation(
@@ -45,7 +45,7 @@ MUTATIONS = (
     ),
     Mutation(
         "search-accounts-one-step",
-        "privacy/noise_search.py",
+        "privacy/noise_search/search.py",
         "scalar_noise(noise, question.steps, question.sampling_rate): 1",
         "scalar_noise(noise, 1, question.sampling_rate): 1",
         "The noise that is found keeps one number to the target, not all of them.",
@@ -53,7 +53,7 @@ MUTATIONS = (
     ),
     Mutation(
         "search-offers-noise-without-a-guarantee",
-        "privacy/noise_search.py",
+        "privacy/noise_search/search.py",
         "if c and not c.floor]",
         "if c]",
         "For vectors, noise that is only known to be needed is offered as if it were enough.",
@@ -61,7 +61,7 @@ MUTATIONS = (
     ),
     Mutation(
         "laplace-on-vectors-proven-as-on-numbers",
-        "privacy/noise_families.py",
+        "privacy/noise_search/families.py",
         "StaircaseNoise(dimension**0.5 / amount, 0.5)",
         "StaircaseNoise(1 / amount, 0.5)",
         "The L1 norm of a change of L2 norm 1 is taken as 1: the guarantee for vectors is false.",
@@ -71,7 +71,7 @@ MUTATIONS = (
     ),
     Mutation(
         "spread-change-too-small",
-        "privacy/vector_shift.py",
+        "privacy/noise_search/vectors.py",
         "shift = 1 / math.sqrt(entries)",
         "shift = 1 / entries",
         "A change of L1 norm 1 passes for one of L2 norm 1: vectors look as cheap as numbers.",
@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "sampled-vector-under-the-wrong-member",
-        "privacy/vector_shift.py",
+        "privacy/noise_search/vectors.py",
         "second = first[::-1]",
         "second = first",
         "The sampled loss of a vector is weighted by the wrong member of the pair.",
@@ -87,7 +87,7 @@ MUTATIONS = (
     ),
     Mutation(
         "another-question-answered-from-the-cache",
-        "privacy/noise_question.py",
+        "privacy/noise_search/question.py",
         'return {"format": SEARCH_FORMAT, **self.to_dict(), **more}',
         'return {"format": SEARCH_FORMAT, "epsilon": self.epsilon, **more}',
         "An answer for fewer steps or a larger delta is given: the noise is too small.",

@@ -9,7 +9,7 @@ _CHECK = "tests/core/test_peft_check.py"
 MUTATIONS = (
     Mutation(
         "export-compares-no-generation",
-        "fedllm/peft_check.py",
+        "fedllm/adapter/peft_check.py",
         '        ("the logits of its generated text", steps, ours[:, ids.shape[1] - 1 :]),\n',
         "",
         "A release of transformers makes PEFT generate without the prefix, and nobody is told.",
@@ -17,7 +17,7 @@ MUTATIONS = (
     ),
     Mutation(
         "export-calls-it-peft-unseen",
-        "fedllm/export.py",
+        "fedllm/adapter/export.py",
         "        why_not = why_peft_differs(backbone, spec, prefix, trial)\n",
         '        why_not = ""\n',
         "An adapter that PEFT reads otherwise is published as a PEFT adapter.",

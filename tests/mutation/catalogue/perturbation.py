@@ -18,7 +18,7 @@ _ROWS = f"{_RUNS}::test_rows_and_report_say_what_each_form_guarantees"
 MUTATIONS = (
     Mutation(
         "batch-perturbation-passed-off-as-each-example-s-own",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "perturbation.at(params, grads)",
         "perturbation.at(params, {n: g.mean(0, True).expand_as(g) for n, g in grads.items()})",
         "One example turns the perturbation, and with it every other example's gradient: the sum moves by "
@@ -27,7 +27,7 @@ MUTATIONS = (
     ),
     Mutation(
         "perturbed-gradient-of-the-neighbour",
-        "fedllm/gradients.py",
+        "fedllm/training/gradients.py",
         "perturbation.at(params, grads)",
         "perturbation.at(params, {n: g.roll(1, 0) for n, g in grads.items()})",
         "Each example's gradient is taken where another example's points: two of the sum's terms know of "
@@ -36,7 +36,7 @@ MUTATIONS = (
     ),
     Mutation(
         "private-ascent-not-clipped",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums',
         "raw = gradient_sum(tunable, weights, batch, max_tokens=tokens)\n"
         "            level = noise_multiplier * noise_factor(settings, server_round)\n"
@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "private-ascent-without-noise",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'release(weights, batch, rng=streams("ascent-noise", step))',
         'release(weights, batch, rng=streams("ascent-noise", step), noise_multiplier=1e-9)',
         "The ascent is the batch's bare clipped sum: one example turns the perturbation of all others.",
@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         "ascent-and-gradient-share-one-noise",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'streams("ascent-noise", step)',
         'streams("noise", step)',
         "Two releases of one batch carry the same noise: their difference is bare.",
@@ -64,7 +64,7 @@ MUTATIONS = (
     ),
     Mutation(
         "two-releases-with-the-noise-of-one",
-        "fedllm/flatness/perturbation.py",
+        "fedllm/training/perturbation.py",
         "return math.sqrt(2.0) if two else 1.0",
         "return 1.0",
         "Both releases of a step have the noise that one of them alone is calibrated for: twice the "
@@ -73,7 +73,7 @@ MUTATIONS = (
     ),
     Mutation(
         "two-releases-recorded-as-one",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "poisson_sampled(sampling_rate, (one, one))",
         "poisson_sampled(sampling_rate, (one,))",
         "The ledger holds one of a step's two releases: half the divergence is reported.",
@@ -81,7 +81,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-perturbation-without-its-label",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})",
         "multiset({event: steps})",
         "The paper's own form, which guarantees nothing, is reported with the epsilon of DP-SGD.",
@@ -89,7 +89,7 @@ MUTATIONS = (
     ),
     Mutation(
         "batch-perturbation-labelled-in-the-first-round-alone",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         'if settings.privacy.mode == "dp" and form == "batch":',
         'if settings.privacy.mode == "dp" and form == "batch" and server_round == 1:',
         "A silo that joins in a later round gets no label for what it releases without a guarantee.",
@@ -97,7 +97,7 @@ MUTATIONS = (
     ),
     Mutation(
         "previous-ascends-along-this-batch",
-        "fedllm/local_training.py",
+        "fedllm/training/dp_sgd.py",
         'perturbation is not None and form == "batch":',
         'perturbation is not None and form in ("batch", "previous"):',
         "What is recorded as post-processing of released values is this batch's raw gradient.",
@@ -105,7 +105,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-after-another-ascent",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            ascent=digest_or_empty(ascent),\n",
         "",
         "With seeded noise, a round repeated along another ascent meets the noise of the first: the "
@@ -114,7 +114,7 @@ MUTATIONS = (
     ),
     Mutation(
         "best-of-several-releases-counted",
-        "privacy/event_counts.py",
+        "privacy/events/multiset.py",
         "math.fsum(count / part.noise_multiplier**2 for part, count in parts.items())",
         "max(part.noise_multiplier**-2 for part in parts)",
         "Of several releases of one sample the least noisy alone is accounted for.",
@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bare-release-hidden-in-a-sample",
-        "privacy/event_counts.py",
+        "privacy/events/multiset.py",
         "        return all(map(is_private, event.events))\n",
         "        return True\n",
         "A release without noise passes for a private one where it shares a sample with another.",

@@ -17,7 +17,7 @@ _SO_FAR = "tests/core/test_released_so_far.py"
 MUTATIONS = (
     Mutation(
         "release-of-a-run-that-plans-none",
-        "fedllm/silo_plan.py",
+        "fedllm/budget/silo_plan.py",
         "        if proposal is None and stored is None:\n            raise OutsidePlan(",
         "        if proposal is None and stored is None:\n            raise StalePlan(",
         "A server that plans no round and asks for one keeps the silo busy for ever.",
@@ -25,7 +25,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plan-not-checked",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        self.book.check_within(plan, purpose, Counter(asked), self.bounds)\n",
         "",
         "A server asks for more rounds, another batch or less noise than was planned, and gets it.",
@@ -33,7 +33,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plan-without-what-was-released",
-        "fedllm/silo_plan.py",
+        "fedllm/budget/silo_plan.py",
         "event = outside(room, released + asked)",
         "event = outside(room, asked)",
         "Each task is held against the whole plan: any number of rounds fits.",
@@ -41,7 +41,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plan-read-again-from-the-settings",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        plan = self.book.fixed(proposal, self.bounds)\n",
         "        plan = self._plan_of(self.rounds)\n",
         "A resumed run, or a task with other rounds, moves the plan.",
@@ -49,7 +49,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plan-not-recorded",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        entries = [entry] if proposal is None else [proposal.entry, entry]\n",
         "        entries = [entry]\n",
         "The plan is nowhere: each task brings its own.",
@@ -65,7 +65,7 @@ MUTATIONS = (
     ),
     Mutation(
         "stale-proposal-recorded",
-        "fedllm/silo_plan.py",
+        "fedllm/budget/silo_plan.py",
         "        if self._recorded(bounds, proposal.plan) != proposal.plan.budgets:\n",
         "        if False:\n",
         "A plan that was proposed before another run began records a filter of its own choice.",
@@ -153,7 +153,7 @@ MUTATIONS = (
     ),
     Mutation(
         "condition-in-green",
-        "fedllm/report/render.py",
+        "fedllm/report/page/render.py",
         '    "if-fixed": "warn",\n',
         '    "if-fixed": "good",\n',
         "The first line of a conditional statement has the colour of a guarantee.",
@@ -164,7 +164,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plain-words-of-what-was-released",
-        "fedllm/report/silo_curves.py",
+        "fedllm/report/sections/silo_curves.py",
         "        if stated.accountant in (FILTER, PLAN) or not run.whole(silo.name):",
         "        if stated.accountant == FILTER or not run.whole(silo.name):",
         "A run that stopped early claims that tests miss more than its plan guarantees.",
@@ -172,7 +172,7 @@ MUTATIONS = (
     ),
     Mutation(
         "released-epsilon-in-place-of-the-plans",
-        "fedllm/plan_figures.py",
+        "fedllm/report/plan_figures.py",
         "        events = RunPlan.of_details(json.loads(row.details)).events(adversary)\n",
         "        events = ledger.spent(adversary, party=party, unit=unit, run=row.run)\n",
         "What a run that stopped early released is printed as its plan.",
@@ -180,7 +180,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plans-not-listed",
-        "simulations/cli_ledger.py",
+        "simulations/cli/ledger.py",
         "        plans = ledger.plans(party=party, run=run)\n",
         "        plans = ledger.plans(party=party, run=run)[:0]\n",
         "A ledger's listing leaves out what its runs had planned.",
@@ -188,7 +188,7 @@ MUTATIONS = (
     ),
     Mutation(
         "spare-rounds-not-planned",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        self.rounds = rounds + settings.privacy.spare_rounds if rounds else 0\n",
         "        self.rounds = rounds\n",
         "Spare rounds cost nothing in calibration, and a repeated round finds no place in the plan.",

@@ -15,7 +15,7 @@ _BEYOND = (
 MUTATIONS = (
     Mutation(
         "largest-sample-is-the-mean",
-        "privacy/norm_tails.py",
+        "privacy/mechanisms/norm_tails.py",
         "    return mean * math.exp(1 + root) * (1 + 1e-7)\n",
         "    return mean\n",
         "Every second batch is larger than the largest, and honest silos are refused.",
@@ -23,7 +23,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-without-its-spread",
-        "privacy/norm_tails.py",
+        "privacy/mechanisms/norm_tails.py",
         "        return math.sqrt(energy + length**2 + 2 * spread + 2 * exponent * self.std**2)\n",
         "        return math.sqrt(energy + length**2)\n",
         "Half of the honest updates are longer than the bound.",
@@ -31,7 +31,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-does-not-follow-noise",
-        "privacy/norm_tails.py",
+        "privacy/mechanisms/norm_tails.py",
         "        reached = noise.bound(reached + length, exponent + math.log(steps))\n",
         "        reached = max(reached, noise.bound(length, exponent + math.log(steps)))\n",
         "Several local steps count as one, and honest silos are refused.",
@@ -95,7 +95,7 @@ MUTATIONS = (
     ),
     Mutation(
         "share-of-norms-unbounded",
-        "fedllm/adaptive_clip.py",
+        "fedllm/training/adaptive_clip.py",
         "    return min(1.0, max(0.0, share))\n",
         "    return share\n",
         "One silo's share sets the clipping norm of all.",

@@ -32,7 +32,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-stream-at-two-silos",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         _FIXED,
         "fixed = (server_round, digest)",
         "Two silos with equal data draw equal noise: the difference of their updates is bare.",
@@ -40,7 +40,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-stream-in-two-rounds",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         _FIXED,
         "fixed = (self.silo.name, digest)",
         "Two rounds at the same parameters draw the same noise, and are counted as two releases.",
@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-on-two-values",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         _FIXED,
         "fixed = (self.silo.name, server_round)",
         "A repeated round at other parameters or data draws the same noise: the difference is bare.",
@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-at-two-scales",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "noise_multiplier=float(noise_multiplier),",
         "noise_multiplier=0.0,",
         "Equal settings beside another history: the same noise at two scales, which cancels.",
@@ -64,7 +64,7 @@ MUTATIONS = (
     ),
     Mutation(
         "streams-blind-to-the-purpose",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "generator(self.settings.seed, *fixed, purpose, step)",
         "generator(self.settings.seed, *fixed, step)",
         "Sampling and noise of a step come from one stream: who knows a batch knows its noise.",
@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "unsecret-sampling",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            return lambda purpose, step: generator(None)\n",
         "            return lambda purpose, step: (\n"
         '                generator(self.settings.seed, purpose, step) if purpose == "sample" else generator(None)\n'
@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         "unsecret-noise",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            return lambda purpose, step: generator(None)\n",
         "            return lambda purpose, step: generator(self.settings.seed, purpose, step)\n",
         "With randomness=os the noise still follows from the seed, which the server knows.",
@@ -152,7 +152,7 @@ MUTATIONS = (
     ),
     Mutation(
         "one-draw-a-sample",
-        "privacy/noise.py",
+        "privacy/mechanisms/gaussian.py",
         "_DRAWS = 4\n",
         "_DRAWS = 1\n",
         "The sampler can be inverted: the low-order bits of a noisy number tell the noiseless one.",
@@ -160,7 +160,7 @@ MUTATIONS = (
     ),
     Mutation(
         "no-rounding-to-the-grid",
-        "privacy/noise.py",
+        "privacy/mechanisms/gaussian.py",
         "    noisy.div_(spacing).round_().mul_(spacing)",
         "    noisy.div_(spacing).mul_(spacing)",
         "The low-order bits of value and noise leave, and their precision tells the value.",
@@ -168,7 +168,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discrete-gaussian-at-half-sigma",
-        "privacy/discrete_gaussian.py",
+        "privacy/mechanisms/discrete_gaussian.py",
         "    variance = _variance(sigma)\n",
         "    variance = _variance(sigma) / 4\n",
         "Whole numbers leave with half the noise that their event says.",
@@ -176,7 +176,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discrete-gaussian-prefers-zero",
-        "privacy/discrete_gaussian.py",
+        "privacy/mechanisms/discrete_gaussian.py",
         "        kept = ~(negative & (value == 0))\n",
         "        kept = value >= 0\n",
         "Zero is drawn twice as often as it should be: the exact count shows through.",
@@ -184,7 +184,7 @@ MUTATIONS = (
     ),
     Mutation(
         "discrete-gaussian-for-sensitivity-one",
-        "privacy/discrete_gaussian.py",
+        "privacy/mechanisms/discrete_gaussian.py",
         "noise_multiplier * int(sensitivity), rng)",
         "noise_multiplier, rng)",
         "The noise does not grow with what one record can change.",

@@ -13,7 +13,7 @@ _PAIR = f"{_RELATION}::test_zero_out_has_the_pair_of_add_or_remove_one_or_is_ref
 MUTATIONS = (
     Mutation(
         "zero-out-as-replace-one",
-        "privacy/vocabulary.py",
+        "privacy/guarantee.py",
         "        return self is Relation.REPLACE_ONE\n",
         "        return self is not Relation.ADD_OR_REMOVE_ONE\n",
         "Zero-out is accounted as replacing: twice the true sensitivity, or refused.",
@@ -21,7 +21,7 @@ MUTATIONS = (
     ),
     Mutation(
         "replace-one-as-zero-out",
-        "privacy/vocabulary.py",
+        "privacy/guarantee.py",
         "        return self is Relation.REPLACE_ONE\n",
         "        return False\n",
         "Replacing a record is accounted as zeroing it out: half the true sensitivity.",
@@ -29,7 +29,7 @@ MUTATIONS = (
     ),
     Mutation(
         "zero-out-implies-add-or-remove-one",
-        "privacy/vocabulary.py",
+        "privacy/guarantee.py",
         "return self is other or (self is Relation.ADD_OR_REMOVE_ONE and other is Relation.ZERO_OUT)",
         "return self is other or Relation.REPLACE_ONE not in (self, other)",
         "Rows with a public number of examples count as proofs for adding or removing one.",
@@ -45,7 +45,7 @@ MUTATIONS = (
     ),
     Mutation(
         "add-or-remove-one-with-public-sizes",
-        "fedllm/settings_checks.py",
+        "fedllm/settings/checks/sections.py",
         '    if settings.data.sizes == "public":\n        raise ValueError(\n            "Expected privacy.relation',
         '    if False:\n        raise ValueError(\n            "Expected privacy.relation',
         "A run that tells its number of examples states a guarantee for adding or removing one.",
@@ -53,7 +53,7 @@ MUTATIONS = (
     ),
     Mutation(
         "add-or-remove-one-silo-that-takes-part-openly",
-        "fedllm/settings_checks.py",
+        "fedllm/settings/checks/sections.py",
         '    if privacy.unit == "client":\n        raise ValueError(\n            "Expected privacy.relation',
         '    if False:\n        raise ValueError(\n            "Expected privacy.relation',
         "A guarantee for adding or removing a silo whose name is in the report.",
@@ -61,7 +61,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-for-adding-with-public-sizes",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         '        if self.relation == "add-or-remove-one" and settings.data.sizes != "private":\n',
         "        if False:\n",
         "A silo's budget for adding or removing admits runs that tell its number of examples.",
@@ -69,7 +69,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-file-that-tells-the-size",
-        "client/silo_file.py",
+        "client/config.py",
         '        if "size" in self.limits.quantities:\n',
         "        if False:\n",
         "A silo's file allows its size to leave and promises to hide whether one more is there.",
@@ -77,7 +77,7 @@ MUTATIONS = (
     ),
     Mutation(
         "earlier-rows-as-recorded",
-        "fedllm/recorded_relation.py",
+        "fedllm/budget/recorded_relation.py",
         '    if relation is Relation.ADD_OR_REMOVE_ONE and row.details.get(SIZES) != "private":\n',
         "    if False:\n",
         "Rows of earlier versions count as proofs for adding or removing one.",
@@ -85,7 +85,7 @@ MUTATIONS = (
     ),
     Mutation(
         "ledger-with-public-numbers-for-adding",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        self._refuse_known_numbers()\n",
         "",
         "A run for adding or removing goes on from a ledger whose runs told the number of examples.",
@@ -93,7 +93,7 @@ MUTATIONS = (
     ),
     Mutation(
         "null-record-counted-by-adaptive-clipping",
-        "privacy/adaptive_clipping.py",
+        "privacy/mechanisms/adaptive_clipping.py",
         "    return below - SENSITIVITY * norms.numel()\n",
         "    return float(below)\n",
         "A record or none in its place moves the count by 1, its noise is for 1/2.",
@@ -127,7 +127,7 @@ MUTATIONS = (
     ),
     Mutation(
         "record-at-two-silos-as-the-larger",
-        "simulations/accounting_figures.py",
+        "simulations/plans/accounting_figures.py",
         '        rows = {" and ".join(together): _rows_together(path, together)}\n',
         '        rows = {" and ".join(together): _rows_together(path, together[:1])}\n',
         "A record that two silos hold is said to cost what it costs at one.",
@@ -135,7 +135,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repeated-records-not-counted",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))\n",
         "",
         "A silo never learns that a record is in its data several times.",
@@ -145,7 +145,7 @@ MUTATIONS = (
     ),
     Mutation(
         "report-says-copies-cost-as-one",
-        "fedllm/report/copies.py",
+        "fedllm/report/sections/copies.py",
         "            epsilon = accountant.epsilon(events_of_copies(events, number), delta)\n",
         "            epsilon = accountant.epsilon(events_of_copies(events, 1), delta)\n",
         "The report states the epsilon of one copy for four.",

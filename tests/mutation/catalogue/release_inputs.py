@@ -12,7 +12,7 @@ _TWO = "The same noise is added to two values, and their difference is bare."
 MUTATIONS = (
     Mutation(
         "release-blind-to-the-weights",
-        "fedllm/release_inputs.py",
+        "fedllm/budget/release_inputs.py",
         '"weights": backbone.weights_digest,',
         '"weights": "",',
         f"Another checkpoint under the same name: {_TWO}",
@@ -20,7 +20,7 @@ MUTATIONS = (
     ),
     Mutation(
         "release-blind-to-the-dtype",
-        "fedllm/release_inputs.py",
+        "fedllm/budget/release_inputs.py",
         '"dtype": str(backbone.dtype),',
         '"dtype": "auto",',
         f"auto became bfloat16 after a resume elsewhere: {_TWO}",
@@ -28,7 +28,7 @@ MUTATIONS = (
     ),
     Mutation(
         "release-blind-to-the-device",
-        "fedllm/release_inputs.py",
+        "fedllm/budget/release_inputs.py",
         '"device": _device(backbone.device),',
         '"device": "auto",',
         f"auto became a GPU after a resume elsewhere: {_TWO}",
@@ -36,7 +36,7 @@ MUTATIONS = (
     ),
     Mutation(
         "release-blind-to-the-threads",
-        "fedllm/release_inputs.py",
+        "fedllm/budget/release_inputs.py",
         '        "threads": torch.get_num_threads(),\n',
         "",
         f"Sums are added in another order: {_TWO}",
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "release-blind-to-the-clip",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            directions=directions,\n            clip=clip,\n",
         "            directions=directions,\n",
         f"A round is repeated at another clipping norm: {_TWO}",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-of-the-required-fields",
-        "fedllm/fingerprint.py",
+        "fedllm/budget/fingerprint.py",
         "for field in fields]",
         "for field in fields if field.default is dataclasses.MISSING]",
         f"What came with the task is forgotten: {_TWO}",
@@ -60,7 +60,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-without-types",
-        "fedllm/fingerprint.py",
+        "fedllm/budget/fingerprint.py",
         '["float", value.hex()]',
         '["float", f"{value:.6g}"]',
         f"Two noise multipliers that differ in the seventh digit: {_TWO}",
@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "params-named-in-float32",
-        "fedllm/release_key.py",
+        "fedllm/budget/release_id.py",
         "value = params[name].detach().cpu().contiguous()",
         "value = params[name].detach().float().cpu().contiguous()",
         f"Sums in float64 that differ in a late bit: {_TWO}",
@@ -76,7 +76,7 @@ MUTATIONS = (
     ),
     Mutation(
         "examples-without-their-prompts",
-        "fedllm/release_key.py",
+        "fedllm/budget/release_id.py",
         "row = dataclasses.asdict(feature)",
         "row = [feature.input_ids, feature.target, feature.target_mask]",
         f"A field of an example that a task reads is forgotten: {_TWO}",
@@ -84,7 +84,7 @@ MUTATIONS = (
     ),
     Mutation(
         "missing-weights-are-random",
-        "fedllm/weights.py",
+        "fedllm/models/weights.py",
         "    require_whole(name, model, info)\n",
         "",
         "A lost shard is filled with random numbers, others in each process, and trained on.",
@@ -92,7 +92,7 @@ MUTATIONS = (
     ),
     Mutation(
         "deeper-checkpoint-is-cut",
-        "fedllm/weights.py",
+        "fedllm/models/weights.py",
         "    of_the_body = [key for key in unexpected if _in_body(model, key)]\n",
         "    of_the_body: list[str] = []\n",
         "A checkpoint of twelve layers is loaded as a model of six without a word.",
@@ -100,7 +100,7 @@ MUTATIONS = (
     ),
     Mutation(
         "digest-of-rounded-weights",
-        "fedllm/models.py",
+        "fedllm/models/backbone.py",
         "return loaded_digest(self.model, self.reload)",
         "return loaded_digest(self.model)",
         "Honest nodes of different precision refuse each other, and small changes have no digest.",
@@ -108,7 +108,7 @@ MUTATIONS = (
     ),
     Mutation(
         "digest-of-the-files-alone",
-        "fedllm/weights.py",
+        "fedllm/models/weights.py",
         "            if there is None or not torch.equal(there.to(value.dtype), value.cpu()):\n",
         "            if there is None:\n",
         "The digest vouches for files that are not what was loaded.",

@@ -15,7 +15,7 @@ _PULL = "tests/federation/test_pull.py"
 MUTATIONS = (
     Mutation(
         "node-speaks-for-any-silo",
-        "server/discovery.py",
+        "server/nodes/discovery.py",
         "            check_identity(node, told.envelope)\n",
         "",
         "A registered node takes the place of another silo by giving its name.",
@@ -23,7 +23,7 @@ MUTATIONS = (
     ),
     Mutation(
         "unregistered-node-speaks-beside-registered-ones",
-        "server/identities.py",
+        "server/nodes/identities.py",
         "    return [node for node in nodes if node.name and names.count(node.name) == 1]\n",
         "    return nodes\n",
         "A node without a name, or a second one of a name, may be the silo.",
@@ -33,7 +33,7 @@ MUTATIONS = (
     ),
     Mutation(
         "excluded-silos-are-asked",
-        "server/discovery.py",
+        "server/nodes/discovery.py",
         "        here = [node for node in nodes if node.name in wanted]\n",
         "        here = nodes\n",
         "Who is left out by name is sent the run's first question all the same.",
@@ -41,7 +41,7 @@ MUTATIONS = (
     ),
     Mutation(
         "excluded-silos-train",
-        "server/discovery.py",
+        "server/nodes/discovery.py",
         "        elif not wanted or name in wanted:\n",
         "        else:\n",
         "Who is left out by name trains all the same where nodes have no registered names.",
@@ -89,7 +89,7 @@ MUTATIONS = (
     ),
     Mutation(
         "answer-is-whose-it-says",
-        "server/pull.py",
+        "server/nodes/pull.py",
         "        return make_message(_metadata(row), content=inflated.content)\n",
         "        row.metadata.reply_to_message_id = inflated.metadata.reply_to_message_id\n"
         "        return make_message(_metadata(row), content=inflated.content)\n",
@@ -98,7 +98,7 @@ MUTATIONS = (
     ),
     Mutation(
         "pieces-are-not-counted",
-        "server/pull.py",
+        "server/nodes/pull.py",
         "            total += sum(len(contents[children[piece]]) for piece in pieces)\n",
         "            total += len(pieces)\n",
         "An answer of 5 MB takes 50 GB of the server's memory.",
@@ -106,7 +106,7 @@ MUTATIONS = (
     ),
     Mutation(
         "hole-in-a-reader-ends-the-run",
-        "server/pull.py",
+        "server/nodes/pull.py",
         "        except Exception as error:  # of this answer alone, whatever a stranger has uploaded\n",
         "        except KeyError as error:\n",
         "An answer that is no message is waited for until the timeout, and its reason is not told.",

@@ -11,7 +11,7 @@ _ON_DISK = f"{_WORKER}::test_row_is_on_disk_before_training_begins"
 MUTATIONS = (
     Mutation(
         "training-not-recorded",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            account.spend_training(server_round, key)\n",
         "            pass\n",
         "Rounds leave no row: the report says that nothing was released.",
@@ -19,7 +19,7 @@ MUTATIONS = (
     ),
     Mutation(
         "recorded-after-training",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         """        if by_client or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "refusal-ignored",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            account.spend_training(server_round, key)\n",
         "            try:\n                account.spend_training(server_round, key)\n"
         "            except Exception:\n                pass\n",
@@ -53,7 +53,7 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation-not-recorded",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "        account.spend_evaluation(server_round, key)\n",
         "",
         "Counts on private held-out examples leave without an event.",
@@ -61,7 +61,7 @@ MUTATIONS = (
     ),
     Mutation(
         "raw-evaluation-costs-nothing",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         '    if how == "off":\n',
         '    if how != "private":\n',
         "Exact counts are sent, and the report still states a finite epsilon.",
@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation-counted-as-one-number",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "discrete_gaussian(evaluation_sigma(settings)): 2})",
         "discrete_gaussian(evaluation_sigma(settings)): 1})",
         "Two counts that one example changes both are recorded as one.",
@@ -80,7 +80,7 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation-at-half-sigma",
-        "fedllm/silo_evaluation.py",
+        "fedllm/silo/evaluation.py",
         "add_discrete_gaussian(pair, 1, evaluation_sigma(settings), rng)",
         "add_discrete_gaussian(pair, 1, evaluation_sigma(settings) / 2, rng)",
         "The counts carry half of the noise that is recorded.",
@@ -88,7 +88,7 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation-without-noise-when-empty",
-        "fedllm/silo_evaluation.py",
+        "fedllm/silo/evaluation.py",
         'if settings.evaluation.clients == "private" and private:',
         'if features and settings.evaluation.clients == "private" and private:',
         "A silo without held-out examples says so exactly.",
@@ -96,7 +96,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fewer-steps-recorded",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "    return multiset({event: steps})\n",
         "    return multiset({event: 1})\n",
         "Several local steps are taken and one is recorded.",
@@ -104,7 +104,7 @@ MUTATIONS = (
     ),
     Mutation(
         "client-level-amplified-by-the-batch",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         '    if settings.privacy.unit == "example":\n        most = settings.client.max_batch\n',
         "    if True:\n        most = settings.client.max_batch\n",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
@@ -112,7 +112,7 @@ MUTATIONS = (
     ),
     Mutation(
         "amplified-by-a-draw-that-the-server-sees",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         'sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"',
         'sampled = settings.server.sampling == "poisson"',
         "Silos that noise their own updates are amplified by a draw that the server makes itself.",
@@ -122,7 +122,7 @@ MUTATIONS = (
     ),
     Mutation(
         "server-given-the-outsiders-event",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         'return with_colluders(seen, self._colluding) | {"outsider": event}',
         "return with_colluders(event, self._colluding)",
         "A server that sees bare updates is said to be protected against.",
@@ -130,7 +130,7 @@ MUTATIONS = (
     ),
     Mutation(
         "other-runs-forgotten-by-the-budget",
-        "fedllm/silo_plan.py",
+        "fedllm/budget/silo_plan.py",
         "        if bound.this_run:\n            return",
         "        if True:\n            return",
         "Each experiment on a shared ledger gets the whole budget again.",
@@ -138,7 +138,7 @@ MUTATIONS = (
     ),
     Mutation(
         "other-runs-forgotten-by-the-calibration",
-        "fedllm/silo_noise.py",
+        "fedllm/budget/calibration.py",
         "self._calibrate(bound, *admitted(bound))",
         "self._calibrate(bound, [], None)",
         "A second run's noise makes no room for the first: it is stopped, or overspends.",
@@ -146,7 +146,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-target-of-a-silo-ignored",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "self.settings = settings = settings.for_silo(party)",
         "self.settings = settings",
         "A silo that asked for a smaller epsilon gets everybody's.",
@@ -154,7 +154,7 @@ MUTATIONS = (
     ),
     Mutation(
         "run-budget-not-asked",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "        if epsilon is not None\n",
         "        if epsilon is not None and not this_run\n",
         "privacy.run_epsilon bounds nothing: one run may take what was kept for the next.",
@@ -162,7 +162,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-for-the-laxer-budget",
-        "fedllm/silo_noise.py",
+        "fedllm/budget/calibration.py",
         "return max(self._calibrate(bound, *admitted(bound)) for bound in finite)",
         "return min(self._calibrate(bound, *admitted(bound)) for bound in finite)",
         "With two budgets the noise fits the larger one: the run ends early or overspends.",
@@ -170,7 +170,7 @@ MUTATIONS = (
     ),
     Mutation(
         "resumed-run-calibrates-anew",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         """        if stored is not None:  # resumed: the run keeps the noise that it began with
             return stored
         for entry in self.ledger.entries(party=self.party, run=self.run):
@@ -181,7 +181,7 @@ MUTATIONS = (
     ),
     Mutation(
         "restarted-silo-trains-without-noise",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        if stored is not None:  # resumed: the run keeps the noise that it began with\n            return stored",
         "        if stored is not None:\n            return 1e-12",
         "Noise is attached in the first round only: a silo that restarts sends gradients bare.",
@@ -189,7 +189,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repetition-with-fresh-noise-is-free",
-        "fedllm/release_key.py",
+        "fedllm/budget/release_id.py",
         'nonce = "" if settings.privacy.randomness == "seeded" else f"/{os.urandom(16).hex()}"',
         'nonce = ""',
         "A round that is repeated with new noise counts once: averaging removes the noise.",
@@ -197,7 +197,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silo-weighs-by-its-number-of-examples",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            update=result.update,\n",
         "            update={n: v * (len(self.silo.train) / 50) for n, v in result.update.items()},\n",
         "Weights by number of examples: private numbers leave, and a large silo's update outgrows "

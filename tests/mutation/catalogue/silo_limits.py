@@ -14,7 +14,7 @@ _APPROVAL = "tests/deployment/test_approval.py"
 MUTATIONS = (
     Mutation(
         "own-budget-not-asked",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "            self.bounds += (own.bound(),)\n",
         "            pass\n",
         "The server's epsilon is the only bound: a silo spends whatever a server asks.",
@@ -22,7 +22,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-not-asked-property",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "            self.bounds += (own.bound(),)\n",
         "            pass\n",
         "As before, and found by random tasks alone.",
@@ -30,7 +30,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-for-each-run",
-        "fedllm/silo_plan.py",
+        "fedllm/budget/silo_plan.py",
         "        if bound.this_run:\n            return",
         "        if bound.this_run or bound.own:\n            return",
         "Each new run id that a server makes up spends the silo's whole budget again.",
@@ -38,7 +38,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-not-calibrated-for",
-        "fedllm/silo_noise.py",
+        "fedllm/budget/calibration.py",
         'if bound.budget.epsilon < float("inf")]\n',
         "if not bound.own]\n",
         "The noise is too small for the silo's budget: it leaves halfway through the run.",
@@ -46,7 +46,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-budget-holds-events-without-guarantee",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         '        if without and self.epsilon < float("inf"):\n',
         "        if False:\n",
         "A server asks for a form without a guarantee: raw values leave under a finite budget.",
@@ -54,7 +54,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-ledger-of-other-units",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         "        if Unit(privacy.unit) is not Unit(self.unit):\n",
         "        if False:\n",
         "A silo that protects examples answers a run that protects whole silos.",
@@ -62,7 +62,7 @@ MUTATIONS = (
     ),
     Mutation(
         "noise-by-the-server-at-a-silo-of-its-own",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         '        if privacy.noise_by != "client":\n',
         "        if False:\n",
         "The silo's update leaves without noise, and its ledger knows nothing of it.",
@@ -70,7 +70,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-least-noise-ignored",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         "        if private and noise_multiplier < self.noise_multiplier:\n",
         "        if False:\n",
         "A calibrated run with less noise than the silo allows goes through.",
@@ -78,7 +78,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-sampling-rate-ignored",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         "        if sampling_rate > self.sampling_rate:\n",
         "        if False:\n",
         "A batch size may take all of the silo's examples in every step.",
@@ -86,7 +86,7 @@ MUTATIONS = (
     ),
     Mutation(
         "own-rounds-not-counted",
-        "fedllm/own_bounds.py",
+        "fedllm/budget/local_policy.py",
         "        if recorded >= self.rounds:\n",
         "        if False:\n",
         "A server repeats a round without end.",
@@ -148,7 +148,7 @@ MUTATIONS = (
     ),
     Mutation(
         "codec-from-the-server-unchecked",
-        "fedllm/encoded_release.py",
+        "fedllm/training/encoding.py",
         "        if inner.name != settings.codec.name or (in_code and codec.lipschitz is None):\n",
         "        if False:\n",
         "A server sends a codec that chooses coordinates by the data: the choice leaves without noise.",
@@ -164,7 +164,7 @@ MUTATIONS = (
     ),
     Mutation(
         "any-bundle-runs",
-        "client/executor.py",
+        "client/executor/executor.py",
         "        if not approved:\n",
         "        if False:\n",
         "A hostile server ships a client without the checks, and the node runs it.",
@@ -172,7 +172,7 @@ MUTATIONS = (
     ),
     Mutation(
         "dead-message-waited-for",
-        "client/executor.py",
+        "client/executor/executor.py",
         "            self._next = self._take()\n",
         "            pass\n",
         "A node waits for the message of a run whose server app died, and takes no other task.",
@@ -180,7 +180,7 @@ MUTATIONS = (
     ),
     Mutation(
         "lost-task-called-failed",
-        "client/executor.py",
+        "client/executor/executor.py",
         "        except Exception as error:  # one task's: the next one is taken all the same\n",
         "        except Exception as error:\n"
         "            push_task_output(client, None, SubStatus.FAILED, str(error))\n",
@@ -189,7 +189,7 @@ MUTATIONS = (
     ),
     Mutation(
         "another-task-gets-the-last-answer",
-        "client/last_answer.py",
+        "client/replies.py",
         "    return content if known == task else None\n",
         "    return content\n",
         "What a silo sent for one task is sent for the next: an update is aggregated twice.",
@@ -200,7 +200,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bundle-known-by-its-length",
-        "client/approval.py",
+        "client/executor/approval.py",
         "    return hashlib.sha256(bundle).hexdigest()\n",
         "    return hashlib.sha256(str(len(bundle)).encode()).hexdigest()\n",
         "Another bundle of the same length passes for the approved one.",
@@ -208,7 +208,7 @@ MUTATIONS = (
     ),
     Mutation(
         "exception-texts-leave",
-        "client/bundle_worker.py",
+        "client/executor/bundle_worker.py",
         '            reply = (b\'{"error": "the app failed"}\', b"", b"")\n',
         "            reply = (json.dumps({'error': str(sys.exc_info()[1])}).encode(), b'', b'')\n",
         "What an exception quotes of the data is sent to the server.",
@@ -232,7 +232,7 @@ MUTATIONS = (
     ),
     Mutation(
         "compiled-files-in-a-bundle",
-        "client/bundle_contents.py",
+        "client/executor/bundle_contents.py",
         "    if path.suffix not in _KINDS:\n",
         '    if path.suffix == ".so":\n',
         "A bundle of read and known source carries a compiled module beside it, which nobody has read.",
@@ -242,7 +242,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bundle-shadows-a-library",
-        "client/bundle_contents.py",
+        "client/executor/bundle_contents.py",
         "    if len(path.parts) < 2 or path.parts[0] not in PACKAGES:\n",
         "    if len(path.parts) < 1:\n",
         "A file of the bundle takes the place of an installed library or of Python's start.",
@@ -252,7 +252,7 @@ MUTATIONS = (
     ),
     Mutation(
         "bundle-imported-from-bytecode",
-        "client/bundle_worker.py",
+        "client/executor/bundle_worker.py",
         "    sys.path_hooks.insert(0, hook)\n",
         "",
         "Compiled code beside a module's source runs in its place.",
@@ -260,7 +260,7 @@ MUTATIONS = (
     ),
     Mutation(
         "another-client-app-not-told",
-        "client/approval.py",
+        "client/executor/approval.py",
         "[] if client == CLIENT_APP else",
         "[] if client else",
         "A bundle of known files starts another of them as its client, and is called what is installed here.",

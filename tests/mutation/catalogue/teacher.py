@@ -11,7 +11,7 @@ _PUBLIC = "tests/core/test_public_data.py"
 MUTATIONS = (
     Mutation(
         "duplicate-without-its-event",
-        "fedllm/silo_bounds.py",
+        "fedllm/budget/limits.py",
         "    return model + duplicate_events(settings)\n",
         "    return model\n",
         "The silos send raw updates of a duplicate, and the ledger states a finite epsilon.",
@@ -19,7 +19,7 @@ MUTATIONS = (
     ),
     Mutation(
         "duplicate-without-being-asked-for",
-        "fedllm/silo_worker.py",
+        "fedllm/silo/silo.py",
         "            self._check_duplicate(duplicate)\n",
         "",
         "A server gets raw updates from a silo whose settings, and so whose ledger, promise privacy.",
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "duplicate-stops-the-budget",
-        "fedllm/silo_account.py",
+        "fedllm/budget/account.py",
         "        asked = {event: count for event, count in events.items() if is_private(event)}\n",
         "        asked = {} if not all(map(is_private, events)) else dict(events)\n",
         "A round with an event without a guarantee is not held against the budget at all.",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "evaluation-texts-are-public",
-        "fedllm/public_data.py",
+        "fedllm/data/public.py",
         "    kept = [record for record in records if key(record) not in judged]\n",
         "    kept = list(records)\n",
         "A teacher learns the texts that the model is judged by: the accuracy shown is not that of new text.",
@@ -60,7 +60,7 @@ MUTATIONS = (
     ),
     Mutation(
         "only-shown-evaluation-texts-left-out",
-        "fedllm/public_data.py",
+        "fedllm/data/public.py",
         'model_copy(update={"max_examples": None})',
         "model_copy(update={})",
         "Evaluation texts beyond evaluation.max_examples are trained on, and a later evaluation on all is "
@@ -69,7 +69,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silos-own-text-is-public",
-        "fedllm/public_data.py",
+        "fedllm/data/public.py",
         "    if shared > MOST_SHARED * len(dataset):\n",
         "    if False:\n",
         "A teacher trained without privacy on a file of the silos' own examples passes for a public one.",

@@ -192,7 +192,7 @@ MUTATIONS = (
     ),
     Mutation(
         "head-in-a-task-makes-it-another",
-        "client/last_answer.py",
+        "client/replies.py",
         " if name != names.LEDGER}",
         "}",
         "A task that comes again is computed anew, and each repetition costs a release.",

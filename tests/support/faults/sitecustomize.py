@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from simulations.benchmark.deployment_rounds import after_import
+from simulations.benchmarks.deployment_rounds import after_import
 
 FOLDER = Path(os.environ["FEDLLM_TEST_FAULTS"])
 

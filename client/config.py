@@ -1,0 +1,411 @@
+"""The silo's own file, ``silo.toml``: what a silo brings to a federation, and how far it goes.
+
+It lives on the silo's machine and is read there by the silo's client alone. Data, ledger, privacy
+budget, limits, model folder and device come from it whatever a server sends. Its place is given by
+the environment variable FEDLLM_SILO, or by ``silo-file`` in the node's own configuration
+(``flower-supernode --node-config``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.settings.section import PositiveInt, Rate, Section
+
+ENVIRONMENT = "FEDLLM_SILO"
+NODE_KEY = "silo-file"
+
+
+class SiloFileError(ValueError):
+    """A silo's own file is missing, or says what is not accepted; the message may quote it."""
+
+
+Quantity = Literal["update", "size", "evaluation", "statistics", "layer-scores", "duplicate"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+
+
+class OwnData(Section):
+    """Where the silo's examples are, and what they hold."""
+
+    path: str = Field(
+        description="File (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet); relative to this file; `~` and "
+        "$VARIABLES are expanded."
+    )
+    encoding: str = Field(
+        "utf-8", description="Text encoding of the file; UTF-16 is known by its mark."
+    )
+    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
+        None,
+        description="Character between the columns of a CSV, TSV or TXT file; empty: found from the header.",
+    )
+    text: tuple[str, ...] = Field(
+        ("text",),
+        min_length=1,
+        description="Columns with the input, in the order of the experiment's task.text. No other column is "
+        "ever read, whatever an experiment names.",
+    )
+    target: str = Field("label", description="Column with the class, or with the text to write.")
+    labels: tuple[str, ...] = Field(
+        (),
+        description="Classes that the data may hold, as written there. An experiment that does not know one of "
+        "them is refused, so that a refusal tells nothing of the data. Empty: the target is free text.",
+    )
+    bad_rows: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="Rows that are no records, and records that cannot be used (no text, half a character, an unknown class, no token, ...): "
+        "`refuse` to take part, or `drop` them; the log has their number. The server is told neither.",
+    )
+    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share kept for the silo's own evaluation, by hash of the text. The silo chooses it and its "
+        "seed: a server that did could ask again and again which text is on which side.",
+    )
+    holdout_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of that hash.")
+
+
+class OwnBudget(Section):
+    """What the silo may ever spend, over all runs and whatever their settings."""
+
+    epsilon: Annotated[float, Field(gt=0)] = Field(
+        description="Bound on epsilon of all rows in the ledger; `inf` for none (and for comparison runs "
+        "without a guarantee)."
+    )
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="Delta of that bound.")
+    unit: Literal["example", "client"] = Field(
+        "example", description="What one record is; runs for another unit are refused."
+    )
+    relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
+        "zero-out",
+        description="Neighbouring relation of the bound. `zero-out`: one example replaced by an empty one, the "
+        "number of examples being public. `add-or-remove-one`: the same epsilon where the number stays secret "
+        "(runs with data.sizes=private, no `size` among limits.quantities). `replace-one`: unit client.",
+    )
+    accountant: Literal["pld", "rdp"] = Field("pld", description="Accountant that holds the bound.")
+
+
+class Limits(Section):
+    """What an experiment may ask of the silo. What is beyond is refused, and the server told why."""
+
+    rounds: PositiveInt = Field(200, description="Rounds of one run at most.")
+    local_steps: PositiveInt = Field(16, description="Gradient steps a round at most.")
+    sampling_rate: Rate = Field(
+        1.0, description="Largest probability of an example to be in a local step."
+    )
+    noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.3, description="Least noise over sensitivity, of any release."
+    )
+    max_length: PositiveInt = Field(512, description="Tokens of an example at most.")
+    max_tokens: PositiveInt = Field(
+        16384,
+        description="Tokens of a micro-batch at most; an experiment that asks for more gets this.",
+    )
+    parameters: PositiveInt = Field(
+        20_000_000, description="Trained numbers at most: prefix and head together."
+    )
+    max_batch: PositiveInt = Field(
+        4096,
+        description="client.max_batch at most: examples that each step of fixed shape computes.",
+    )
+    directions: PositiveInt = Field(
+        256,
+        description="zeroth_order.directions at most: two forward passes over a batch for each.",
+    )
+    task_bytes: PositiveInt = Field(
+        512 * 2**20, description="Bytes of one task at most; what is more is not fetched."
+    )
+    parameter_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        1e4,
+        description="Norm of a tensor of parameters over its norm before training (at least 1), at most; an "
+        "experiment that asks for more gets this.",
+    )
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
+        3600.0, description="Longest time for one task; the node ends it then."
+    )
+    models: tuple[str, ...] = Field(
+        ("minilm", "smollm2"),
+        description="Values of model.name that are allowed, or patterns (`google/*`); unused where [model] names a folder of the silo's own.",
+    )
+    endpoints: tuple[str, ...] = Field(
+        (),
+        description="Values of endpoint.url that are allowed: the silo's texts are sent there.",
+    )
+    codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
+    mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(
+        ("gaussian",),
+        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none.",
+    )
+    randomness: tuple[Literal["os", "seeded"], ...] = Field(
+        ("os",),
+        description="`seeded` lets who knows the seed, as the server does, remove the noise: for tests on data "
+        "that are not private.",
+    )
+    quantities: tuple[Quantity, ...] = Field(
+        ("update",),
+        description="What may leave: `update` (training); `size` (the number of examples, exactly: "
+        "data.sizes=public); `evaluation` (counts on held-out examples); `statistics` (for a codec); "
+        "`layer-scores`; `duplicate` (raw, no guarantee).",
+    )
+
+    @field_validator("mechanisms", mode="before")
+    @classmethod
+    def _check_mechanisms(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple) and "searched" in value:
+            raise ValueError(
+                "Expected no `searched` in limits.mechanisms, a value of an earlier version: no run chooses its own "
+                "noise; `lmo` allows the noise of a file"
+            )
+        return value
+
+
+class OwnModel(Section):
+    """The silo's copy of the backbone, and where it computes."""
+
+    path: str | None = Field(
+        None, description="Folder or .gguf file in the place of model.name; relative to this file."
+    )
+    sha256: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="Digest that its weights must have once loaded, beside that of the server; "
+        "`fedllm deploy doctor` prints it.",
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    dtype: Literal["experiment", "auto", "float32", "bfloat16", "float16"] = Field(
+        "experiment", description="Number format of the backbone; `experiment`: model.dtype."
+    )
+    memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None,
+        description="GiB of the GPU at most, where several silos share one; empty: what is free.",
+    )
+    keep: Annotated[float, Field(ge=0)] = Field(
+        900.0,
+        description="Seconds that the model stays loaded without a task; `inf` for ever. Silos that share a GPU "
+        "give its memory back sooner.",
+    )
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads; empty: the experiment's, at most one a core."
+    )
+
+
+class SiloFile(Section):
+    """One silo's own file."""
+
+    name: Annotated[str, Field(pattern=r"^[^\x00-\x1f/\\]{1,64}$")] = Field(
+        description="The silo's name in the federation and in its ledger."
+    )
+    ledger: str = Field(
+        "ledger.sqlite",
+        description="The silo's ledger; relative to this file. Keep it as long as the data.",
+    )
+    log: str | None = Field(
+        "rounds.jsonl",
+        description="What only the silo may see of each round (clipped gradients, ...); empty text: none.",
+    )
+    cache: str | None = Field(
+        None,
+        description="Folder for converted models, codecs and calibrations, and for the hub's files; "
+        "relative to this file. Empty: FEDLLM_CACHE and HF_HOME, or their defaults.",
+    )
+    state: str = Field(
+        "state",
+        description="Folder in which the node remembers how far the ledger went; relative to this file. Leave it "
+        "as it is where a ledger comes from a backup: that is what makes an older one evident.",
+    )
+    approved: str = Field(
+        "approved.json", description="Bundles that the node may run (`fedllm deploy approve`)."
+    )
+    key: str = Field(
+        "node.key",
+        description="The node's private key; signs what the silo tells the report of its ledger.",
+    )
+    extract: Literal["events", "epsilon", "none"] = Field(
+        "events",
+        description="What the report is told of the ledger, signed: this run's `events` with their cost, which the "
+        "server accounts for again; `epsilon` alone; or `none`: then the report states nothing for this silo.",
+    )
+    data: OwnData
+    budget: OwnBudget
+    limits: Limits = Limits()
+    model: OwnModel = OwnModel()
+
+    @model_validator(mode="after")
+    def _check(self) -> SiloFile:
+        if self.budget.unit == "example" and self.budget.relation == "replace-one":
+            raise ValueError(
+                "Expected budget.relation=zero-out for budget.unit=example (amplification by Poisson "
+                "sampling is stated for it), got budget.relation=replace-one"
+            )
+        self._check_secret_number()
+        if "none" in self.limits.mechanisms and self.budget.epsilon < math.inf:
+            raise ValueError(
+                "Expected budget.epsilon=inf to allow limits.mechanisms=none (training without a guarantee "
+                f"spends any budget), got budget.epsilon={self.budget.epsilon:g}"
+            )
+        if "duplicate" in self.limits.quantities and self.budget.epsilon < math.inf:
+            raise ValueError(
+                "Expected budget.epsilon=inf to allow limits.quantities=duplicate (it leaves without a "
+                f"guarantee), got budget.epsilon={self.budget.epsilon:g}"
+            )
+        return self
+
+    def _check_secret_number(self) -> None:
+        """Refuse a budget for adding or removing where the number is no secret."""
+        if self.budget.relation != "add-or-remove-one":
+            return
+        if self.budget.unit == "client":
+            raise ValueError(
+                "Expected budget.relation=zero-out for budget.unit=client (the server sees that the silo takes "
+                "part; the numbers are the same), got budget.relation=add-or-remove-one"
+            )
+        if "size" in self.limits.quantities:
+            raise ValueError(
+                "Expected budget.relation=zero-out (the same numbers), or no `size` among limits.quantities: "
+                "where the number of examples may leave, no epsilon holds for adding or removing one; got "
+                "budget.relation=add-or-remove-one"
+            )
+
+    @property
+    def kept_heads(self) -> tuple[Path, ...]:
+        """Files with heads of the silo's ledger, away from it (:mod:`privacy.ledger.heads`)."""
+        name = hashlib.sha256(self.name.encode()).hexdigest()[
+            :12
+        ]  # a name may hold what no file may
+        return (Path(self.state) / f"ledger-{name}.head",)
+
+    def own_bounds(self) -> OwnBounds:
+        """Budget and limits as the silo's account holds them."""
+        budget, limits = self.budget, self.limits
+        return OwnBounds(
+            epsilon=budget.epsilon,
+            delta=budget.delta,
+            unit=budget.unit,
+            relation=budget.relation,
+            accountant=budget.accountant,
+            rounds=limits.rounds,
+            noise_multiplier=limits.noise_multiplier,
+            sampling_rate=limits.sampling_rate,
+            parameter_norm=limits.parameter_norm,
+        )
+
+
+def load_silo(path: str | Path) -> SiloFile:
+    """Read and check a silo's file; its paths become absolute.
+
+    Raises:
+        SiloFileError: no such file, no TOML, or a key or value that is not accepted; one line a problem.
+    """
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SiloFileError(f"Expected the silo's own file, got {file}: {error}") from None
+    return _parsed(text, str(file), file.resolve().parent)
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str, source: str, folder: Path) -> SiloFile:
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SiloFileError(f"{source} is not valid TOML: {error}") from None
+    try:
+        silo = SiloFile.model_validate(tree)
+    except ValidationError as error:
+        lines = dict.fromkeys(f"{source}: {_sentence(problem)}" for problem in error.errors())
+        raise SiloFileError("\n".join(lines)) from None
+    places: dict[str, Any] = {
+        key: None if not value else _absolute(value, folder)
+        for key in ("ledger", "state", "log", "cache", "approved", "key")
+        for value in (getattr(silo, key),)
+    }
+    data = silo.data.model_copy(update={"path": _absolute(silo.data.path, folder)})
+    model = silo.model
+    if model.path is not None:
+        model = model.model_copy(update={"path": _absolute(model.path, folder)})
+    return silo.model_copy(update=places | {"data": data, "model": model})
+
+
+def silo_file_of(node_config: Mapping[str, Any]) -> SiloFile | None:
+    """The silo's file of this node; None where the node has none (simulation).
+
+    Raises:
+        SiloFileError: as :func:`load_silo`.
+    """
+    place = os.environ.get(ENVIRONMENT) or str(node_config.get(NODE_KEY, ""))
+    return load_silo(place) if place else None
+
+
+def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
+    """A silo's file to begin with: every key with what it means, as TOML."""
+    tree = {
+        "name": name,
+        "data": {"path": "records.jsonl", "labels": ("negative", "neutral", "positive")},
+        "budget": {"epsilon": epsilon, "delta": delta},
+        "limits": {"quantities": ("update", "size")},
+    }
+    silo = SiloFile.model_validate(tree)
+    lines = [
+        "# What this silo brings to a federation, and how far it goes. It stays on this machine; the silo's",
+        "# client holds every run against it, and no server can change it.",
+        "",
+    ]
+    lines += _documented(
+        silo, ("name", "ledger", "state", "log", "cache", "approved", "key", "extract")
+    )
+    for section in ("data", "budget", "limits", "model"):
+        part = getattr(silo, section)
+        summary = (type(part).__doc__ or "").strip().splitlines()[0]
+        lines += ["", f"# {summary}", f"[{section}]"]
+        lines += _documented(part, type(part).model_fields)
+    return "\n".join(lines) + "\n"
+
+
+def _documented(section: BaseModel, keys: Iterable[str]) -> list[str]:
+    import tomli_w
+
+    lines = []
+    for key in keys:
+        value = getattr(section, key)
+        lines.append(f"# {type(section).model_fields[key].description}")
+        if value is None:
+            lines.append(f"# {key} =")
+        else:
+            plain = list(value) if isinstance(value, tuple) else value
+            written = tomli_w.dumps({key: plain}).strip()
+            lines.append(re.sub(r"\s*\n\s*", " ", written).replace(", ]", "]").replace("[ ", "["))
+    return lines
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str(folder / Path(os.path.expandvars(os.path.expanduser(path))))
+
+
+def _sentence(problem: Any) -> str:
+    """What is wrong, with the key's name first, and the nearest known key where it is unknown."""
+    parts = [str(part) for part in problem["loc"]]
+    key = ".".join(part for part in parts if not part.isdigit())
+    if problem["type"] == "extra_forbidden":
+        model: Any = SiloFile
+        for part in parts[:-1]:
+            model = model.model_fields[part].annotation
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(parts[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"Expected a known key, got {key}; {hint}"
+    if problem["type"] == "missing":
+        return f"Expected {key}, got none"
+    if problem["type"] == "value_error":
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"Expected {key}: {problem['msg']}; got {problem['input']!r}"

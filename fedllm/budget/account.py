@@ -1,0 +1,460 @@
+"""What a silo may spend: its budgets and its rows in the ledger. All before anything leaves.
+
+One silo's account for one run. It has the silo's noise multiplier calibrated (:mod:`fedllm.budget.calibration`) for
+what the run plans and for what the ledger already holds (other runs on the same data), fixes the run's plan with its
+first release (:mod:`fedllm.budget.silo_plan`), refuses a plan *before* it would exceed a budget (``privacy.epsilon`` over
+all runs on the ledger, ``privacy.run_epsilon`` over this one) and a release that is outside of the plan, and
+records each event durably before the noisy value is made.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfComposedDpEvent
+
+from fedllm.budget.calibration import TrainingPlan
+from fedllm.budget.limits import (
+    bounds_of,
+    check_evaluations,
+    evaluation_events,
+    planned_evaluations,
+    planned_scores,
+    protected_from,
+    score_events,
+    statistics_events,
+    training_events,
+)
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.recorded_relation import SIZES, composes, proven_relation
+from fedllm.budget.schedule import planned_evaluation_rounds
+from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.experiment import Settings
+from fedllm.training.mechanism import multiplier_of, noise_of, number_multiplier
+from privacy.accountants import make_accountant
+from privacy.budget import BudgetExceeded
+from privacy.events.constructors import no_guarantee
+from privacy.events.multiset import is_private, multiset
+from privacy.events.views import with_colluders
+from privacy.guarantee import Adversary, Relation, Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
+from privacy.run_plan import RunPlan
+
+TRAIN = "train"
+EVALUATE = "evaluate"
+STATISTICS = "statistics"
+SCORES = "layer-scores"
+
+
+class SiloAccount:
+    """The account of one party (a silo) in one run.
+
+    Args:
+        settings: the experiment's settings; the party's own values (``privacy.silos``) hold for it.
+        run: the run's id; entries of other runs in the same ledger count as spent before.
+        party: the silo's name.
+        examples: number of the silo's training examples.
+        rounds: number of rounds in which this silo is planned to take part; ``privacy.spare_rounds`` more are
+            in its plan.
+        ledger: the silo's open ledger.
+        own: what the silo itself allows, in its own file; None where it has no say of its own (simulation).
+
+    Attributes:
+        sampling_rate: of each example in each local step.
+        noise_multiplier: noise standard deviation over sensitivity.
+        clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
+        bounds: the budgets that each step must keep to.
+
+    Raises:
+        BudgetExceeded: other runs on the ledger have left no room for this one.
+        ValueError: no noise multiplier reaches the target whatever other runs spent, or the ledger
+            holds what this party spent for another privacy unit, or with a public number of examples under
+            a relation that needs a secret one (they do not compose); the message says so.
+        LimitRefused: the silo's own limits do not allow the mechanism.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        run: str,
+        party: str,
+        examples: int,
+        rounds: int,
+        ledger: Ledger,
+        own: OwnBounds | None = None,
+    ) -> None:
+        self.settings = settings = settings.for_silo(party)
+        self.own = own
+        if own is not None:
+            own.check_kind(settings)
+        self.run = run
+        self.party = party
+        self.rounds = rounds + settings.privacy.spare_rounds if rounds else 0
+        self.ledger = ledger
+        self.unit = Unit(settings.privacy.unit)
+        self.relation = Relation(settings.privacy.relation)
+        self.private = settings.privacy.mode == "dp"
+        self.adversary = protected_from(settings)
+        self.book = PlanBook(ledger, run=run, party=party, unit=self.unit, adversary=self.adversary)
+        self._refuse_other_units()
+        self._refuse_known_numbers()
+        self.sampling_rate = sampling_rate(settings, examples)
+        self.clip = settings.privacy.clip
+        self.bounds = bounds_of(settings) if self.private else ()
+        if own is not None:
+            self.bounds += (own.bound(),)
+        self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
+        if own is not None:
+            trains = self.private and self.rounds > 0
+            own.check_mechanism(self.sampling_rate, self.noise_multiplier, trains)
+
+    # -- events ----------------------------------------------------------------------------------
+
+    def training_events(
+        self, server_round: int, noise_multiplier: float | None = None
+    ) -> Counter[DpEvent]:
+        """The events of one round of training."""
+        noise = self.noise_multiplier if noise_multiplier is None else noise_multiplier
+        return training_events(
+            self.settings, server_round, sampling_rate=self.sampling_rate, noise_multiplier=noise
+        )
+
+    @property
+    def steps(self) -> int:
+        """Mechanisms of one round of training whose noise is calibrated."""
+        steps = self.settings.client.local_steps
+        if noises_numbers(self.settings):
+            return steps * self.settings.zeroth_order.directions
+        return steps if self.unit is Unit.EXAMPLE else 1
+
+    def evaluation_events(self) -> Counter[DpEvent]:
+        """The events of one evaluation by the silo; empty where there is none."""
+        return evaluation_events(self.settings)
+
+    def statistics_events(self) -> Counter[DpEvent]:
+        """The events of the statistics before training; empty where there are none."""
+        return statistics_events(self.settings, self.sampling_rate)
+
+    def score_events(self) -> Counter[DpEvent]:
+        """The events of one release of layers' scores; empty where there is none."""
+        return score_events(self.settings, self.sampling_rate)
+
+    def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
+        """All events that this run plans for this silo."""
+        total: Counter[DpEvent] = Counter()
+        for events in self._purposes(self.rounds, noise_multiplier).values():
+            total.update(events)
+        return total
+
+    def _purposes(
+        self, rounds: int, noise_multiplier: float | None = None
+    ) -> dict[str, Counter[DpEvent]]:
+        """All events of a run with so many rounds of training, by purpose."""
+        found: dict[str, Counter[DpEvent]] = {}
+        if self.rounds:
+            # Perturbed rounds come first; which rounds the silo takes part in changes no cost.
+            training: Counter[DpEvent] = Counter()
+            perturbed = min(self.settings.awp.rounds or rounds, rounds)
+            for first, number in ((1, perturbed), (perturbed + 1, rounds - perturbed)):
+                for event, count in self.training_events(first, noise_multiplier).items():
+                    training[event] += count * number
+            found[TRAIN] = multiset(+training)
+            found[STATISTICS] = self.statistics_events()
+            found[SCORES] = planned_scores(self.settings, self.sampling_rate)
+        evaluations = planned_evaluation_rounds(self.settings)
+        found[EVALUATE] = Counter(
+            {event: count * evaluations for event, count in self.evaluation_events().items()}
+        )
+        return {purpose: events for purpose, events in found.items() if events}
+
+    # -- the run's plan --------------------------------------------------------------------------
+
+    def plan(self) -> RunPlan:
+        """The run's plan: the ledger's, once it has one; else what is planned now.
+
+        The latter has as many rounds of training as the budgets have room for, at most those of the task: a
+        noise multiplier that is given by hand may be too small for all of them.
+
+        Raises:
+            BudgetExceeded: there is no room for one.
+        """
+        stored = self.book.stored()
+        if stored is not None:
+            return stored
+        whole = self._plan_of(self.rounds)
+        if not self.private or self._fits(whole):
+            return whole
+        low, high = 0, self.rounds
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._fits(self._plan_of(middle)) else (low, middle)
+        if low == 0:
+            self.book.admit(self.bounds, self._plan_of(min(1, self.rounds)))
+        return self._plan_of(low)
+
+    def _plan_of(self, rounds: int) -> RunPlan:
+        return RunPlan(
+            {purpose: self._views(events) for purpose, events in self._purposes(rounds).items()}
+        )
+
+    def _fits(self, plan: RunPlan) -> bool:
+        try:
+            self.book.admit(self.bounds, plan)
+        except BudgetExceeded:
+            return False
+        return True
+
+    def proposal(self) -> Proposal | None:
+        """The row that fixes the run's plan, where the ledger has none yet; None also for a run that plans
+        nothing with a guarantee.
+
+        Raises:
+            BudgetExceeded: the budgets have no room for the plan.
+        """
+        if self.book.stored_row() is not None:
+            return None
+        plan = self.plan()
+        if not private_part(plan.events(self.adversary)):
+            return None
+        return self.book.proposal(
+            self.bounds, plan, self.details(), with_colluders(NoOpDpEvent(), self._colluding)
+        )
+
+    def spent(self) -> Counter[DpEvent]:
+        """All events in the ledger for this party, of this run and others."""
+        return self.ledger.spent(self.adversary, party=self.party, unit=self.unit)
+
+    def spent_before(self) -> Counter[DpEvent]:
+        """Events of other runs on the same data."""
+        before = self.spent()
+        before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
+        return +before
+
+    def _refuse_other_units(self) -> None:
+        for unit in Unit:
+            if unit is not self.unit and self.ledger.spent(
+                Adversary("server"), party=self.party, unit=unit
+            ):
+                raise ValueError(
+                    f"Expected a ledger with privacy.unit={self.unit.value} only for {self.party}, "
+                    f"{self.ledger.path} holds what was spent for privacy.unit={unit.value}: units "
+                    "do not compose"
+                )
+
+    def _refuse_known_numbers(self) -> None:
+        own = None if self.own is None else self.own.relation
+        asked = Relation.ADD_OR_REMOVE_ONE
+        if asked not in (self.relation, own):
+            return
+        for row in self.ledger.entries(party=self.party, unit=self.unit):
+            if not composes(row, asked):
+                raise ValueError(
+                    f"Expected a ledger without public numbers of examples for {asked.value}, "
+                    f"{self.ledger.path} holds rows of the run {row.run} that are proven for "
+                    f"{proven_relation(row)} alone: use privacy.relation=zero-out, or another ledger for "
+                    "data that were never used"
+                )
+
+    def epsilon(self) -> float:
+        """Epsilon spent so far, by the accountant that calibrates; infinite without a guarantee."""
+        accountant = make_accountant(self.settings.privacy.accountant, self.relation)
+        return float(accountant.epsilon(self.spent(), self.settings.privacy.delta))
+
+    # -- noise -----------------------------------------------------------------------------------
+
+    def _noise_multiplier(self) -> float:
+        privacy = self.settings.privacy
+        if privacy.noise_multiplier is not None:
+            return privacy.noise_multiplier
+        if privacy.noise_scale is not None and (noise := noise_of(self.settings)) is not None:
+            meaning = number_multiplier if noises_numbers(self.settings) else multiplier_of
+            return meaning(noise, privacy.noise_scale)
+        stored = self.book.stored_noise()
+        if stored is not None:  # resumed: the run keeps the noise that it began with
+            return stored
+        for entry in self.ledger.entries(party=self.party, run=self.run):
+            if entry.purpose == TRAIN:  # begun before plans were kept
+                return float(str(entry.details["noise_multiplier"]))
+        check_evaluations(self.settings, self.party)
+        mechanisms = self.rounds * self.steps
+        if mechanisms == 0:
+            return 0.0  # never trains; a training event without noise is refused
+        plan = TrainingPlan(
+            self.settings,
+            party=self.party,
+            rate=self._rate,
+            mechanisms=mechanisms,
+            beside=self._planned_beside_training(),
+        )
+        return plan.noise_multiplier(self.bounds, self.book.sequence)
+
+    @property
+    def _rate(self) -> float:
+        """Probability of each record to be in one mechanism of training."""
+        if self.unit is Unit.EXAMPLE:
+            return self.sampling_rate
+        server = self.settings.server
+        sampled = self.settings.privacy.noise_by == "server" and server.sampling == "poisson"
+        return server.fraction if sampled else 1.0
+
+    def _planned_beside_training(self) -> Counter[DpEvent]:
+        """What calibration leaves room for: what has no guarantee anyway (on purpose) is not counted."""
+        planned = planned_evaluations(self.settings) + self.statistics_events()
+        planned += planned_scores(self.settings, self.sampling_rate)
+        return Counter({event: count for event, count in planned.items() if is_private(event)})
+
+    # -- spending --------------------------------------------------------------------------------
+
+    def spend_training(self, server_round: int, key: str) -> bool:
+        """Record one round of training, durably; call before any noise is drawn.
+
+        Args:
+            server_round: the round.
+            key: names this release (see :func:`release_key`); the same key again costs nothing.
+
+        Returns:
+            True if a new row was written, False if this very release was recorded before.
+
+        Raises:
+            BudgetExceeded: the round would exceed the budget; nothing was recorded.
+            LedgerError: the row could not be written.
+        """
+        return self._spend(TRAIN, server_round, key, self.training_events(server_round))
+
+    def training_entry(self, server_round: int, key: str) -> LedgerEntry:
+        """What :meth:`spend_training` records."""
+        return self._entry(TRAIN, server_round, key, self.training_events(server_round))
+
+    def admit_training(self, server_round: int, proposal: Proposal | None) -> None:
+        """Ask for one round of training: it must be within the plan, and the plan within the budgets.
+
+        Args:
+            proposal: the plan that is recorded with it; None where the ledger has it.
+
+        Raises:
+            BudgetExceeded: it is not.
+            StalePlan: the ledger has changed since the plan was proposed; propose again.
+        """
+        self._admit(self.training_events(server_round), TRAIN, proposal)
+
+    def statistics_entry(self, key: str) -> LedgerEntry:
+        """What :meth:`spend_statistics` records."""
+        return self._entry(STATISTICS, 0, key, self.statistics_events())
+
+    def admit_statistics(self, proposal: Proposal | None) -> None:
+        """As :meth:`admit_training`, for the statistics before training."""
+        self._admit(self.statistics_events(), STATISTICS, proposal)
+
+    def spend_evaluation(self, server_round: int, key: str) -> bool:
+        """As :meth:`spend_training`, for one evaluation by the silo."""
+        return self._spend(EVALUATE, server_round, key, self.evaluation_events())
+
+    def spend_statistics(self, key: str) -> bool:
+        """As :meth:`spend_training`, for the statistics before training (round 0)."""
+        return self._spend(STATISTICS, 0, key, self.statistics_events())
+
+    def spend_scores(self, server_round: int, key: str) -> bool:
+        """As :meth:`spend_training`, for one release of layers' scores."""
+        return self._spend(SCORES, server_round, key, self.score_events())
+
+    def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
+        entry = self._entry(purpose, server_round, key, events)
+        return recorded_anew(lambda: self._recorded(entry, events), self.ledger)
+
+    def _recorded(self, entry: LedgerEntry, events: Counter[DpEvent]) -> bool:
+        """Whether a new row was written.
+
+        Raises:
+            StalePlan: another process wrote meanwhile; nothing was recorded.
+        """
+        proposal = self.proposal()
+        entries = [entry] if proposal is None else [proposal.entry, entry]
+
+        def admit(new: Sequence[LedgerEntry]) -> None:  # while no other process can write
+            asked = events if new[-1].purpose == entry.purpose else Counter()
+            self._admit(asked, entry.purpose, proposal)
+
+        return self.ledger.extend(entries, admit) > (proposal is not None)
+
+    def _entry(
+        self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]
+    ) -> LedgerEntry:
+        return LedgerEntry(
+            run=self.run,
+            party=self.party,
+            unit=self.unit,
+            purpose=purpose,
+            round=server_round,
+            key=key,
+            views=self._views(events),
+            details=self.details(),
+        )
+
+    def _admit(self, events: Counter[DpEvent], purpose: str, proposal: Proposal | None) -> None:
+        self._refuse_other_units()
+        asked = {event: count for event, count in events.items() if is_private(event)}
+        if self.own is not None:
+            self.own.check_guarantee(events.total() - sum(asked.values()))
+            if purpose == TRAIN:
+                mine = self.ledger.entries(party=self.party, run=self.run)
+                self.own.check_rounds(sum(entry.purpose == TRAIN for entry in mine))
+        if not asked and proposal is None:
+            return
+        plan = self.book.fixed(proposal, self.bounds)
+        if self.bounds:  # else a repeated round is not refused; the report then states a condition
+            self.book.check_within(plan, purpose, Counter(asked), self.bounds)
+        self.book.admit(self.bounds, plan)
+
+    def details(self) -> dict[str, str | float | None]:
+        """What each row tells of the mechanism and the budgets."""
+        privacy = self.settings.privacy
+        return {
+            "noise_multiplier": self.noise_multiplier,
+            "sampling_rate": self.sampling_rate,
+            "batch_size": self.settings.client.batch_size,
+            "clip": self.clip,
+            "epsilon": privacy.epsilon,
+            "run_epsilon": privacy.run_epsilon,
+            "delta": privacy.delta,
+            "relation": str(self.relation),
+            SIZES: self.settings.data.sizes,
+            "randomness": privacy.randomness,
+        }
+
+    @property
+    def _colluding(self) -> tuple[int, ...]:
+        named = self.settings.privacy.colluding
+        return () if named == "others" else named  # a silo does not know how many there are
+
+    def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
+        parts: list[DpEvent] = [
+            event if count == 1 else SelfComposedDpEvent(event, count)
+            for event, count in events.items()
+        ]
+        event = parts[0] if len(parts) == 1 else ComposedDpEvent(parts)
+        if self.private and self.settings.privacy.noise_by == "server":
+            seen = no_guarantee(
+                "privacy.noise_by=server: the server sees each update without noise"
+            )
+            return with_colluders(seen, self._colluding) | {"outsider": event}
+        # The silo's own noise protects what it sends: whoever colludes knows nothing of it.
+        return with_colluders(event, self._colluding)
+
+
+def sampling_rate(settings: Settings, examples: int) -> float:
+    """Probability of each example to be in a local step's batch.
+
+    ``client.sampling_rate``, or ``client.batch_size`` over the number of examples, at most 1. The
+    latter depends on the number of examples, which is then public (``data.sizes``).
+
+    Raises:
+        ValueError: no examples.
+    """
+    if settings.client.sampling_rate is not None:
+        return settings.client.sampling_rate
+    if examples < 1:
+        raise ValueError(f"Expected at least one training example at the silo, got {examples}")
+    return min(1.0, float(settings.client.batch_size or 1) / examples)

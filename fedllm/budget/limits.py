@@ -1,0 +1,291 @@
+"""The bounds that a silo's spending must keep to, and what of them its evaluations need.
+
+``privacy.epsilon`` bounds what all runs on the silo's ledger spend together, ``privacy.run_epsilon`` what
+one run spends. Both are asked before a step, within the ledger's own transaction
+(:mod:`fedllm.budget.account`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+
+from dp_accounting.dp_event import ComposedDpEvent, DpEvent
+
+from fedllm.budget.schedule import planned_evaluation_rounds
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.checks.fixed_shape import records_of
+from fedllm.settings.experiment import Settings
+from fedllm.training.adaptive_clip import release_events
+from fedllm.training.mechanism import release_event
+from fedllm.training.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
+from privacy.budget import Budget, BudgetExceeded
+from privacy.events.constructors import (
+    discrete_gaussian,
+    dp_sgd,
+    gaussian,
+    no_guarantee,
+    poisson_sampled,
+    pure_dp,
+    truncated_sgd,
+)
+from privacy.events.multiset import is_private, multiset
+from privacy.guarantee import Adversary, Relation
+
+RAW_DUPLICATE = (
+    "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
+    "updates as they are, and the model is pulled towards it"
+)
+"""Why a run with the paper's own teacher has no guarantee."""
+
+
+MOST_MECHANISMS = 64
+"""Different events of one silo in one run; an honest one has a few."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One budget of a silo, and what counts against it.
+
+    Attributes:
+        setting: name of the setting that gives it.
+        scope: what counts, in words.
+        this_run: whether this run's events alone count, or those of all runs on the ledger.
+        own: whether it is the silo's own (:mod:`fedllm.budget.local_policy`) and not the settings': then everything
+            in the ledger counts, what was released without a guarantee included.
+    """
+
+    setting: str
+    scope: str
+    budget: Budget
+    this_run: bool
+    own: bool = False
+
+    def exceeded(self, error: BudgetExceeded) -> BudgetExceeded:
+        """The same refusal, with the name of this budget."""
+        message = f"{self.setting} ({self.scope}): {error}"
+        return BudgetExceeded(message, error.epsilon, error.target)
+
+
+def protected_from(settings: Settings) -> Adversary:
+    """The strongest of server and outsider that the mechanism protects from."""
+    return Adversary("outsider" if settings.privacy.noise_by == "server" else "server")
+
+
+def bounds_of(settings: Settings) -> tuple[Bound, ...]:
+    """The budgets of a silo whose own settings (``Settings.for_silo``) these are."""
+    privacy = settings.privacy
+    found = (
+        ("privacy.epsilon", "all runs on the ledger", privacy.epsilon, False),
+        ("privacy.run_epsilon", "this run alone", privacy.run_epsilon, True),
+    )
+    return tuple(
+        Bound(
+            setting,
+            scope,
+            Budget(
+                epsilon,
+                privacy.delta,
+                Relation(privacy.relation),
+                protected_from(settings),
+                privacy.accountant,
+            ),
+            this_run,
+        )
+        for setting, scope, epsilon, this_run in found
+        if epsilon is not None
+    )
+
+
+def training_event(settings: Settings, sampling_rate: float, noise_multiplier: float) -> DpEvent:
+    """The event of one local step (unit example), or of one round (unit client), without perturbation;
+    with noise of a file on single numbers (:func:`noises_numbers`), that of one number.
+
+    With adaptive clipping sum and count of the same records are in it, together of ``noise_multiplier``. With
+    ``client.max_batch`` it is that of a truncated sample.
+
+    Args:
+        sampling_rate: of each example in a local step.
+        noise_multiplier: noise standard deviation over sensitivity.
+    """
+    if settings.privacy.mode == "none":
+        return no_guarantee("privacy.mode=none: training without clipping or noise")
+    events = release_events(settings, noise_multiplier)
+    event = events[0] if len(events) == 1 else ComposedDpEvent(events)
+    if settings.privacy.unit == "example":
+        most = settings.client.max_batch
+        if most is not None and sampling_rate < 1:  # at rate 1 the sample never exceeds max_batch
+            size = records_of(settings, sampling_rate)
+            return truncated_sgd(size, sampling_rate, most, noise_multiplier)
+        return poisson_sampled(sampling_rate, events) if sampling_rate < 1 else event
+    fraction = settings.server.fraction
+    sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"
+    # Noise over the clipping norm: that replacing a client moves its update by twice this norm
+    # is the accountants' part, which know the relation.
+    return poisson_sampled(fraction, events) if sampled and fraction < 1 else event
+
+
+def training_events(
+    settings: Settings,
+    server_round: int,
+    *,
+    sampling_rate: float,
+    noise_multiplier: float,
+    steps: int | None = None,
+) -> Counter[DpEvent]:
+    """The events of one round of training by a silo.
+
+    Unit example, in the rounds of the perturbation: ``awp.form = "private-ascent"`` releases two sums of
+    one Poisson batch in each step, ``"batch"`` has no guarantee, whatever noise the sums carry. At unit
+    client the update is clipped after all steps, and no form changes its event. With
+    ``teacher.kind = "nonprivate"`` one event without a guarantee stands beside them, in every mode.
+
+    With noise of a file on single numbers each of ``zeroth_order.directions`` in each local step is an event.
+
+    Args:
+        sampling_rate, noise_multiplier: as for :func:`training_event`.
+        steps: local steps, where they are not ``client.local_steps``.
+    """
+    noise = noise_multiplier
+    model = _model_events(settings, server_round, sampling_rate, noise, steps)
+    return model + duplicate_events(settings)
+
+
+def _model_events(
+    settings: Settings,
+    server_round: int,
+    sampling_rate: float,
+    noise_multiplier: float,
+    steps: int | None,
+) -> Counter[DpEvent]:
+    """The events of the model's own update."""
+    event = training_event(settings, sampling_rate, noise_multiplier)
+    steps = settings.client.local_steps if steps is None else steps
+    if noises_numbers(settings):
+        # Unit example: each number is of a Poisson batch of its own. Unit client: each bounds what the
+        # silo contributes to it.
+        return multiset({event: steps * settings.zeroth_order.directions})
+    if settings.privacy.unit == "client":
+        return multiset(event)
+    form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
+    if settings.privacy.mode == "dp" and form == "private-ascent":
+        one = release_event(settings, noise_multiplier * noise_factor(settings, server_round))
+        return Counter({poisson_sampled(sampling_rate, (one, one)): steps})
+    if settings.privacy.mode == "dp" and form == "batch":
+        return multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})
+    return multiset({event: steps})
+
+
+def evaluation_sigma(settings: Settings) -> float:
+    """Sigma of the discrete Gaussian noise on each of a silo's two counts (correct, number)."""
+    return settings.evaluation.clients_noise * math.sqrt(2)
+
+
+def evaluation_events(settings: Settings) -> Counter[DpEvent]:
+    """The events of one evaluation by a silo; empty where there is none."""
+    how = settings.evaluation.clients
+    if how == "private" and settings.privacy.mode == "dp":
+        # Two numbers, and an example may change each by one: two events.
+        return multiset({discrete_gaussian(evaluation_sigma(settings)): 2})
+    if how == "off":
+        return Counter()
+    return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
+
+
+def duplicate_events(settings: Settings) -> Counter[DpEvent]:
+    """What a round of training releases beside the model's update, with ``teacher.kind = "nonprivate"``:
+    the raw update of a duplicate. One event without a guarantee; else none."""
+    if settings.teacher.kind != "nonprivate":
+        return Counter()
+    return multiset({no_guarantee(RAW_DUPLICATE): 1})
+
+
+def statistics_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
+    """The events of a silo's statistics before training; empty where the codec asks for none.
+
+    Args:
+        sampling_rate: of each example in the batch that the statistics are of (unit example).
+    """
+    if not settings.codec.asks_silos:
+        return Counter()
+    if settings.privacy.mode == "none":
+        return multiset({no_guarantee("privacy.mode=none: statistics without noise"): 1})
+    noise = settings.codec.statistics_noise
+    if settings.privacy.unit == "example":
+        return multiset({dp_sgd(sampling_rate, noise, 1): 1})
+    return multiset({gaussian(noise): 1})
+
+
+def score_rate(settings: Settings, sampling_rate: float) -> float:
+    """Probability of each example to be in the sample that a silo's layers' scores are measured on.
+
+    Args:
+        sampling_rate: of each example in a step of training.
+    """
+    expected = float(settings.client.batch_size or 1)
+    return min(1.0, sampling_rate * settings.layers.examples / expected)
+
+
+def score_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
+    """The events of one release of a silo's layers' scores; empty where they are not asked for.
+
+    See :mod:`fedllm.flatness.layer_release` for what is proven.
+
+    Args:
+        sampling_rate: of each example in a step of training.
+    """
+    layers = settings.layers
+    if not layers.asks_silos:
+        return Counter()
+    if settings.privacy.mode == "none":
+        return multiset({no_guarantee("privacy.mode=none: layers' scores without noise"): 1})
+    if layers.form == "paper":
+        return multiset({no_guarantee("layers.form=paper: layers' scores sent as they are"): 1})
+    if layers.form == "private-top-k":
+        return multiset({pure_dp(layers.epsilon): 1})
+    if settings.privacy.unit == "example":
+        return multiset({dp_sgd(score_rate(settings, sampling_rate), layers.noise, 1): 1})
+    return multiset({gaussian(layers.noise): 1})
+
+
+def planned_scores(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
+    """All events of layers' scores of a run, with a guarantee or without.
+
+    Raises:
+        ValueError: how many releases there will be is not known (``layers.releases``).
+    """
+    events = score_events(settings, sampling_rate)
+    if events and settings.layers.releases is None and settings.layers.search == "greedy":
+        raise ValueError(
+            "Expected layers.releases, the number of layers that a greedy search drops, got none"
+        )
+    return Counter(
+        {event: count * (settings.layers.releases or 1) for event, count in events.items()}
+    )
+
+
+def planned_evaluations(settings: Settings) -> Counter[DpEvent]:
+    """All evaluation events of a run that have a guarantee: what calibration leaves room for."""
+    rounds = planned_evaluation_rounds(settings)
+    events = evaluation_events(settings).items()
+    return Counter({event: count * rounds for event, count in events if is_private(event)})
+
+
+def check_evaluations(settings: Settings, party: str) -> None:
+    """Refuse a target that the silo's own evaluations alone exceed, whatever the training's noise.
+
+    Raises:
+        ValueError: it does; the message names the settings.
+    """
+    planned = planned_evaluations(settings)
+    for bound in bounds_of(settings) if planned else ():
+        cost = bound.budget.cost(planned)
+        if cost >= bound.budget.epsilon:
+            raise ValueError(
+                f"Expected {bound.setting} of the silo {party} to be above what its "
+                f"{sum(planned.values())} private evaluations cost alone, epsilon={cost:.6g} at "
+                f"delta={bound.budget.delta:g}; got {bound.setting}={bound.budget.epsilon:g} "
+                "(raise evaluation.clients_noise or evaluation.every, or set "
+                "evaluation.clients=off)"
+            )

@@ -1,0 +1,123 @@
+"""What can be said of a run once its silos are known, and before any of them trains."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+
+from fedllm.budget.limits import RAW_DUPLICATE, check_evaluations
+from fedllm.data.coupling import AS_DIVIDED, couplings
+from fedllm.settings.experiment import Settings
+from fedllm.settings.privacy import PrivacySettings
+from fedllm.training.perturbation import UNBOUNDED_ASCENT
+
+_SHOWN = 20
+_MISMATCH = 2.0
+
+
+def for_silos(settings: Settings, names: Sequence[str]) -> Settings:
+    """The settings of a run with these silos: checked, and ``privacy.colluding`` as numbers.
+
+    Args:
+        names: all silos of the run.
+
+    Raises:
+        ValueError: ``privacy.silos`` names none of these silos, ``privacy.colluding`` holds a number
+            that is not below theirs, or a silo's evaluations alone cost more than its target.
+    """
+    privacy = settings.privacy
+    for name in sorted(set(privacy.silos) - set(names)):
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        shown = ", ".join(sorted(names)[:_SHOWN])
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise ValueError(
+            f"Expected a silo of this run in privacy.silos ({shown}{more}), got {name!r}{hint}"
+        )
+    others = len(names) - 1
+    colluding = colluding_numbers(privacy, len(names))
+    for m in colluding:
+        if m > others:
+            raise ValueError(
+                f"Expected numbers below {len(names)}, the number of silos, in privacy.colluding, "
+                f"got {m}"
+            )
+    for name in sorted(privacy.silos):
+        check_evaluations(settings.for_silo(name), name)
+    for name in sorted(set(names) - set(privacy.silos))[:1]:  # all others have the same targets
+        check_evaluations(settings.for_silo(name), name)
+    changed = privacy.model_copy(update={"colluding": colluding})
+    return settings.model_copy(update={"privacy": changed})
+
+
+def colluding_numbers(privacy: PrivacySettings, silos: int) -> tuple[int, ...]:
+    """The numbers of colluding silos that ``privacy.colluding`` names in a run with so many silos."""
+    if privacy.colluding == "others":
+        return (silos - 1,) if silos > 1 else ()
+    return tuple(sorted(set(privacy.colluding)))
+
+
+def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
+    """What is allowed and yet hardly meant, one sentence each.
+
+    Args:
+        sizes: number of training examples of each silo, None where it is not public.
+    """
+    if settings.privacy.mode == "none":
+        return []
+    found: dict[str, list[str]] = {}
+    if settings.teacher.kind == "nonprivate":
+        found[f"NO GUARANTEE: {RAW_DUPLICATE}. Every epsilon is infinite"] = sorted(sizes)
+    if settings.awp.form == "batch" and settings.privacy.unit == "example":
+        found[f"NO GUARANTEE: {UNBOUNDED_ASCENT}. Every epsilon is infinite"] = sorted(sizes)
+    for setting, why in couplings(settings.data).items():
+        found[f"{setting}: {why}. {AS_DIVIDED} (use data.partition=natural or hash)"] = sorted(
+            sizes
+        )
+    for name, examples in sorted(sizes.items()):
+        own = settings.for_silo(name)
+        for what in _silo_warnings(own, len(sizes), examples):
+            found.setdefault(what, []).append(name)
+    return [f"{_named(names)}: {what}" for what, names in found.items()]
+
+
+def _silo_warnings(own: Settings, silos: int, examples: int | None) -> list[str]:
+    privacy, client = own.privacy, own.client
+    found = []
+    both = privacy.epsilon is not None and privacy.run_epsilon is not None
+    if both and float(privacy.run_epsilon or 0) > float(privacy.epsilon or 0):
+        found.append(
+            f"privacy.run_epsilon={privacy.run_epsilon:g} never decides, since privacy.epsilon="
+            f"{privacy.epsilon:g} bounds all runs together"
+        )
+    by_example = privacy.unit == "example"
+    records = examples if by_example else silos
+    if records and privacy.delta > 1 / records:
+        found.append(
+            f"privacy.delta={privacy.delta:g} is above 1/{records} (one over the number of "
+            f"{'examples' if by_example else 'silos'}): such a delta would allow to publish a "
+            f"whole {privacy.unit} now and then"
+        )
+    if not examples or not client.batch_size:
+        return found
+    if client.sampling_rate is None:
+        if client.batch_size > examples:
+            found.append(
+                f"batch_size={client.batch_size} is above the silo's {examples} examples: each is "
+                f"in every step (no amplification by sampling), and sums are divided by "
+                f"{client.batch_size} all the same"
+            )
+        return found
+    expected = client.sampling_rate * examples
+    if not 1 / _MISMATCH <= expected / client.batch_size <= _MISMATCH:
+        found.append(
+            f"sampling_rate={client.sampling_rate:g} draws {expected:.3g} of {examples} examples a "
+            f"step on average, sums are divided by batch_size={client.batch_size}: the silo's "
+            f"updates are scaled by {expected / client.batch_size:.3g}"
+        )
+    return found
+
+
+def _named(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more silos"

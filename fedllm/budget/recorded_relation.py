@@ -1,0 +1,48 @@
+"""The neighbouring relation of a ledger's rows: as recorded, and as proven by what they record.
+
+A row names the relation that its run stated, and since zero-out exists also whether the number of examples
+was public. Rows of earlier versions name add-or-remove-one without that: the number of examples was public
+by default, and what their events prove for sure is zero-out. The numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from privacy.guarantee import Relation
+from privacy.ledger.ledger import LedgerEntry
+
+SIZES = "sizes"
+"""Key in a row's details: the value of data.sizes."""
+OLDER_ROWS = (
+    "Rows of an earlier version in the ledger name the relation add-or-remove-one without saying that the "
+    "number of records was secret. It was public by default: what their events prove is zero-out (one record "
+    "replaced by an empty one, the number of records being public), with the same numbers"
+)
+
+
+def recorded_relation(row: LedgerEntry) -> Relation | None:
+    """The relation that a row names; None where it names none that is known."""
+    value = row.details.get("relation")
+    return Relation(str(value)) if value in set(Relation) else None
+
+
+def proven_relation(row: LedgerEntry) -> Relation | None:
+    """The relation that a row's events are proven for: that which it names, but zero-out for
+    add-or-remove-one where it does not say that the number of records was private."""
+    relation = recorded_relation(row)
+    if relation is Relation.ADD_OR_REMOVE_ONE and row.details.get(SIZES) != "private":
+        return Relation.ZERO_OUT
+    return relation
+
+
+def composes(row: LedgerEntry, relation: Relation) -> bool:
+    """Whether a row counts under a relation: it is proven for it, or for one that implies it."""
+    proven = proven_relation(row)
+    return proven is None or proven.implies(relation)
+
+
+def notes_on(rows: Iterable[LedgerEntry]) -> list[str]:
+    """What a reader must know of the relations that rows name; empty where there is nothing."""
+    older = any(recorded_relation(row) is not proven_relation(row) for row in rows)
+    return [OLDER_ROWS] if older else []

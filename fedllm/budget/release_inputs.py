@@ -1,0 +1,119 @@
+"""All that the value of one release of a silo depends on, as plain values and digests.
+
+Seeded noise is a function of the fingerprint, and the ledger counts a fingerprint once. So the same noise
+never meets two values, provided that two different values never have the same inputs: whatever can change a
+bit of the value belongs here. Three things are not here. The source code: its version stands for it, so that a
+seeded run repeats its bits after a change of a comment. The answers of a completion endpoint, which nobody
+can name beforehand. The order of atomic additions on a GPU. A value that is repeated across one of these may
+differ, and then two values carry one noise; ``privacy.randomness = "os"`` has no such limits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy
+import safetensors
+import tokenizers
+import torch
+import transformers
+from torch import Tensor
+
+from fedllm import __version__
+from fedllm.budget.fingerprint import Fingerprinted
+from fedllm.budget.release_id import params_digest
+from fedllm.models.backbone import Backbone
+from fedllm.models.precision import require_full_precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseInputs(Fingerprinted):
+    """The inputs of one release.
+
+    Attributes:
+        purpose, server_round: which release of the run.
+        silo, examples, settings: whose; digests of its tokenised examples and of the settings with the seed.
+        weights, dtype, model_config, tokenizer: the frozen model; the dtype that ``auto`` became.
+        device, machine: where it computes (what ``auto`` became), and what else there changes a rounding.
+        planned_rounds, sampling_rate, noise_multiplier: the mechanism; the noise depends on the silo's history.
+        clip: of this round, where it is adaptive; else None.
+        params: digest of the parameters that the server sent.
+        codec, ascent, directions, duplicate: what came with the task, as versions and digests;
+            empty for none.
+        candidates: layers whose scores are asked for.
+    """
+
+    purpose: str
+    server_round: int
+    silo: str
+    examples: str
+    settings: str
+    weights: str
+    dtype: str
+    model_config: str
+    tokenizer: str
+    device: str
+    machine: str
+    planned_rounds: int
+    sampling_rate: float
+    noise_multiplier: float
+    params: str
+    clip: float | None = None
+    codec: str = ""
+    ascent: str = ""
+    directions: str = ""
+    duplicate: str = ""
+    candidates: tuple[int, ...] = ()
+
+
+def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
+    """Return the fields of a frozen model and of the device where it is."""
+    if not isinstance(backbone, Backbone):  # behind an endpoint
+        told = {"weights": "", "dtype": "", "model_config": "", "tokenizer": ""}
+        return told | {"device": str(backbone.device)}
+    config = backbone.model.config
+    plain = json.dumps([config.to_dict(), config._attn_implementation], sort_keys=True, default=str)
+    return {
+        "weights": backbone.weights_digest,
+        "dtype": str(backbone.dtype),
+        "model_config": hashlib.sha256(plain.encode()).hexdigest(),
+        "tokenizer": backbone.tokenizer_digest,
+        "device": _device(backbone.device),
+    }
+
+
+def machine() -> str:
+    """Return what changes roundings beside the device: versions, instructions, threads, precisions."""
+    require_full_precision()  # what is computed has no reduced precision, whatever the process was set to
+    found = {
+        **_versions(),
+        "threads": torch.get_num_threads(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+    return json.dumps(found, sort_keys=True)
+
+
+def digest_or_empty(tensors: Mapping[str, Tensor] | None) -> str:
+    """Return the digest of tensors that came with a task; empty for none."""
+    return "" if tensors is None else params_digest(tensors)
+
+
+@lru_cache
+def _versions() -> dict[str, str]:
+    modules = (torch, transformers, tokenizers, safetensors, numpy)
+    versions = {module.__name__: str(module.__version__) for module in modules}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return versions | {"fedllm": __version__, "cpu": f"{platform.machine()} {capability}"}
+
+
+def _device(device: torch.device) -> str:
+    if device.type != "cuda":
+        return device.type
+    return f"cuda {torch.cuda.get_device_name(device)}"

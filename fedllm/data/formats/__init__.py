@@ -1,0 +1,1 @@
+"""Readers of records: CSV, JSON, Parquet, hub data sets, the embedded tweets."""

@@ -1,0 +1,98 @@
+"""The shapes in which examples are computed: decided by each example's own length, never by its batch mates.
+
+Per-example clipping bounds what one example contributes only if the others' gradients do not change when it
+joins. Padding up to the longest of a batch breaks that twice: the padded positions change with the batch
+mates, and so do the rounding and the choice of kernels. Here an example of n tokens is always padded to
+:func:`bucket_length` (n), and a micro-batch holds examples of one bucket.
+
+On a CPU the number of rows is left free: a product of matrices gives each row the same bits whatever the
+number of rows, as long as that number is a multiple of :data:`ROW_MULTIPLE` (measured with MKL for 1 to 32
+threads; :mod:`fedllm.training.batch.independence` measures it again for each model). Elsewhere kernels are chosen by
+the number of rows, so it is fixed for each bucket and filled up with rows that are not counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+ROW_MULTIPLE = 4
+"""Rows of a product of matrices on a CPU are a multiple of this."""
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """How examples are padded and grouped; public, the same for all examples.
+
+    Attributes:
+        least: least distance of two buckets, a multiple of :data:`ROW_MULTIPLE`.
+        shortest: shortest bucket, a multiple of ``least``; 0: ``least``.
+        parts: buckets between two powers of two: more of them pad less and make more micro-batches.
+        tokens: rows times length of every micro-batch where the number of rows is fixed; None: rows are free.
+        longest: tokens that the model takes at most; no bucket is longer. None: no bound.
+    """
+
+    least: int = 4
+    parts: int = 2
+    tokens: int | None = None
+    longest: int | None = None
+    shortest: int = 0
+
+    def bucket_length(self, length: int) -> int:
+        """The number of tokens that an example of ``length`` tokens is padded to.
+
+        An example that is longer than the model's positions keeps its own length.
+        """
+        step = self.least
+        while step * 2 * self.parts < length:
+            step *= 2
+        bucket = max(-(-max(length, 1) // step) * step, self.shortest)
+        return bucket if self.longest is None else max(length, min(bucket, self.longest))
+
+    def rows(self, bucket: int) -> int | None:
+        """The number of rows of every micro-batch of a bucket, or None where it is free."""
+        return None if self.tokens is None else max(1, self.tokens // bucket)
+
+
+def shapes_for(device: torch.device, longest: int | None = None) -> Shapes:
+    """The shapes for a device: fine buckets and free rows on a CPU, coarse buckets and fixed rows elsewhere."""
+    if device.type == "cpu":
+        return Shapes(longest=longest, shortest=8)  # few texts are shorter, and a group costs
+    return Shapes(least=16, parts=1, tokens=2048, longest=longest)
+
+
+def micro_batches(
+    lengths: Sequence[int], max_tokens: int, shapes: Shapes | None = None
+) -> list[list[int]]:
+    """Divide examples into groups of one bucket with (group size) * (bucket) <= max_tokens.
+
+    Guarantee: the length that an example is padded to, and with fixed rows the whole shape in which it is
+    computed, is a function of its own length and of public numbers.
+
+    Args:
+        lengths: tokens in each example.
+        max_tokens: budget for one group, padding included; where the number of rows is fixed, that holds.
+            An example that exceeds the budget by itself gets a group of its own.
+        shapes: the buckets; None: those of a CPU.
+
+    Returns:
+        Lists of indices into ``lengths``: each index once, longest bucket first, in a bucket by index. Empty
+        for no examples.
+
+    Raises:
+        ValueError: max_tokens < 1.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"Expected max_tokens >= 1, got max_tokens={max_tokens}")
+    shapes = shapes or Shapes()
+    buckets: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        buckets.setdefault(shapes.bucket_length(length), []).append(index)
+    groups = []
+    for bucket in sorted(buckets, reverse=True):
+        room = shapes.rows(bucket) or max(1, max_tokens // bucket)
+        members = buckets[bucket]
+        groups += [members[i : i + room] for i in range(0, len(members), room)]
+    return groups

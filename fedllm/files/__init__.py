@@ -1,0 +1,1 @@
+"""Files and texts that hold whatever happens: atomic writes, private modes, bounded JSON."""

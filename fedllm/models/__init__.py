@@ -1,0 +1,1 @@
+"""Frozen language models: loaded, checked, and prepared for an adapter."""

@@ -1,0 +1,283 @@
+"""``report.html``: one page without external resources, made of ``report.json``'s content."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from fedllm.codec.prior import NOISE_ALONE
+from fedllm.files.durable import json_bytes, write_bytes, write_text
+from fedllm.report.build import build
+from fedllm.report.guarantee import accountant_title, round_up, shown
+from fedllm.report.page import figures
+from fedllm.report.page.black_box import BLACK_BOX
+from fedllm.report.page.style import STYLE
+from fedllm.report.page.template import PAGE
+from fedllm.report.prose.glossary import GLOSSARY, plain_words
+from fedllm.report.sections.training import METRICS, metric_rows
+from fedllm.run.folder import RunFolder, RunFolderError
+from privacy.guarantee import Adversary
+
+JSON, HTML = "report.json", "report.html"
+_TONES = {
+    "guaranteed": "good",
+    "not-as-asked": "warn",
+    "conditional": "warn",
+    "if-fixed": "warn",
+    "outsider-only": "bad",
+    "some-silos": "bad",
+    "none": "bad",
+    "unknown": "bad",
+    "nothing-released": "warn",
+}
+
+
+def write_report(run: RunFolder | str | Path) -> Path:
+    """Write ``report.json`` and ``report.html`` into the run folder, however damaged that is.
+
+    Returns:
+        Path of ``report.html``.
+
+    Raises:
+        RunFolderError: it is no run folder, or cannot be written to.
+    """
+    content = build(run)
+    folder = run.path if isinstance(run, RunFolder) else Path(run).expanduser().resolve()
+    data = json_bytes(content)
+    page = render(content, sha256(data).hexdigest())
+    try:
+        write_bytes(folder / JSON, data)
+        write_text(folder / HTML, page)
+    except OSError as error:
+        raise RunFolderError(f"Cannot write the report into {folder}: {error}") from error
+    return folder / HTML
+
+
+def render(content: Mapping[str, Any], digest: str) -> str:
+    """The page for :func:`fedllm.report.build`'s content.
+
+    Args:
+        digest: the SHA-256 of ``report.json``, as hex digits.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.DictLoader({HTML: PAGE, "black-box.html": BLACK_BOX}),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "epsilon": shown,
+        "mu": lambda mu: round_up(mu, 4),
+        "number": _number,
+        "bytes": _bytes,
+        "seconds": _seconds,
+        "moment": _moment,
+        "value": _value,
+    }
+    environment.globals["noise_alone"] = NOISE_ALONE
+    training, curves = content["training"], content["privacy_curves"]
+    guarantee, settings = content["guarantee"], content["settings"] or {}
+    headline = accountant_title(guarantee["accountant"])
+    rows = _rows(content)
+    drawings = {
+        "epsilon": figures.epsilon_curves(
+            content["epsilon_by_round"]["silos"],
+            content["target"]["epsilon"],
+            headline if guarantee["accountant"] != "none" else "by the ledger",
+        ),
+        "losses": figures.losses(training["evaluations"]),
+        "clipping": figures.clipping(training["clipping"]),
+        "scores": figures.scores(training["evaluations"]),
+        "traffic": figures.traffic(training.get("rounds", [])),
+        "delta_curve": None,
+        "trade_off": None,
+    }
+    if curves is not None:
+        figure = _figure(content, curves)
+        title = accountant_title(curves["accountant"])
+        drawings["delta_curve"] = figures.delta_curve(
+            curves, figure["epsilon"], guarantee["delta"], title
+        )
+        drawings["trade_off"] = figures.trade_off_curve(curves, title)
+    return environment.get_template(HTML).render(
+        report=content,
+        digest=digest,
+        style=Markup(_style(content)),
+        tone=_tone(guarantee),
+        meaning=plain_words(content),
+        glossary=[{"title": title, "text": text} for title, text in GLOSSARY],
+        adversaries=_adversaries(content),
+        columns=_columns(content),
+        rows=rows,
+        own_targets=bool((settings.get("privacy") or {}).get("silos")),
+        named=content["run"]["silos"],
+        explained=_explained(rows),
+        final={where: metric_rows(found) for where, found in training["final"].items()},
+        metrics=[
+            (key, title, pattern)
+            for key, title, pattern in METRICS
+            if any(key in record for record in training["evaluations"])
+        ],
+        sections={k: v for k, v in settings.items() if isinstance(v, dict)},
+        top={k: v for k, v in settings.items() if not isinstance(v, dict)},
+        **_environment(content["environment"]),
+        **{name: _markup(drawing) for name, drawing in drawings.items()},
+    )
+
+
+def _style(content: Mapping[str, Any]) -> str:
+    """The style sheet with what stands at the edges of printed pages."""
+    run = content["run"]
+    edges = {
+        "header": f"Privacy report: {run['name']}",
+        "moment": _moment(content["made"]),
+        "run": run["run_id"] or "not known",
+    }
+    text = STYLE
+    for name, value in edges.items():
+        plain = re.sub(r"[^\w .:,+-]", "_", value)  # nothing that could end a text in CSS
+        text = text.replace(f"%({name})s", plain[:80])
+    return text
+
+
+def _tone(guarantee: Mapping[str, Any]) -> str:
+    tone = _TONES[guarantee["level"]]
+    lost = any(epsilon == float("inf") for epsilon in guarantee["others"].values())
+    return "warn" if tone == "good" and lost else tone
+
+
+def _figure(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The headline figure of the silo whose curve is drawn."""
+    silo = next(silo for silo in content["silos"] if silo["silo"] == curves["silo"])
+    found: Mapping[str, Any] = silo["adversaries"][curves["adversary"]]["headline"]
+    return found
+
+
+def _environment(found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The machine and the packages, as far as they are known."""
+    if not found:
+        return {"machine": None, "packages": {}}
+    git, memory = found.get("git"), found.get("memory_bytes")
+    revision = None
+    if isinstance(git, dict):
+        revision = f"{git.get('revision')}" + (" with local changes" if git.get("dirty") else "")
+    values = {
+        "Python": found.get("python"),
+        "platform": found.get("platform"),
+        "CPU": found.get("cpu"),
+        "cores": found.get("cores"),
+        "memory": _bytes(memory) if isinstance(memory, int | float) else None,
+        "GPUs": found.get("gpus") or "none",
+        "revision": revision,
+    }
+    packages = found.get("packages")
+    return {
+        "machine": values,
+        "packages": packages if isinstance(packages, dict) else {},
+    }
+
+
+def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a silo and adversary; adversaries with the same figures share one."""
+    rows = []
+    for silo in content["silos"]:
+        groups: dict[str, list[str]] = {}
+        for adversary, found in silo["adversaries"].items():
+            key = json.dumps(found, sort_keys=True, default=str)
+            groups.setdefault(key, []).append(adversary)
+        for names in groups.values():
+            found = silo["adversaries"][names[0]]
+            rows.append(
+                {
+                    "silo": silo,
+                    "adversaries": names,
+                    "figures": {figure["accountant"]: figure for figure in found["figures"]},
+                    "reasons": found["reasons"],
+                    "held": None if found["reasons"] else found.get("held"),
+                }
+            )
+    return rows
+
+
+def _explained(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Each reason for no guarantee once, with the silos that it concerns."""
+    silos: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for reason in row["reasons"]:
+            key = (", ".join(row["adversaries"]), reason)
+            silos.setdefault(key, []).append(row["silo"]["silo"])
+    everyone = {row["silo"]["silo"] for row in rows}
+    return [
+        {
+            "adversaries": adversaries,
+            "reason": reason,
+            "silos": "All silos" if set(names) == everyone else ", ".join(dict.fromkeys(names)),
+        }
+        for (adversaries, reason), names in silos.items()
+    ]
+
+
+def _columns(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Accountants that gave at least one number; PLD and RDP always."""
+    used = {
+        figure["accountant"]
+        for silo in content["silos"]
+        for found in silo["adversaries"].values()
+        for figure in found["figures"]
+        if figure["epsilon"] is not None
+    } | {"pld", "rdp"}
+    return [row for row in content["accountants"] if row["name"] in used]
+
+
+def _adversaries(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    names = {name for silo in content["silos"] for name in silo["adversaries"]}
+    ordered = sorted((Adversary(name) for name in names), key=lambda a: a.strength)
+    return [(str(name), name.describe()) for name in ordered]
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return None if svg is None else Markup(svg)
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _bytes(value: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
+def _seconds(value: float) -> str:
+    if value < 120:
+        return f"{value:.1f} s"
+    if value < 7200:
+        return f"{value / 60:.1f} min"
+    return f"{value / 3600:.1f} h"
+
+
+def _moment(value: Any) -> str:
+    return str(value)[:19].replace("T", " ") + " UTC" if value else "–"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return ", ".join(_value(item) for item in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

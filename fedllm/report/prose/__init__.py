@@ -1,0 +1,1 @@
+"""The report's sentences: assumptions, glossary, how to reproduce it."""

@@ -1,0 +1,27 @@
+"""What a ledger's verification tells beside its problems: that somebody adopted it, that nothing vouches for its end."""
+
+from __future__ import annotations
+
+from privacy.ledger.ledger import VerifyReport
+
+ADOPTED = (
+    "Somebody went on deliberately with a ledger that was restored, moved, copied or begun anew (see the notes). What "
+    "was released before and is not in it is counted nowhere: the epsilon stated is for the uses that the ledger holds."
+)
+
+
+def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, str]]:
+    """(title, text) of what a report assumes where the ledger was adopted; else nothing.
+
+    Args:
+        silos: whether a silo states that its own was.
+    """
+    if silos:
+        return [("Adopted ledger", ADOPTED)]
+    return [("Adopted ledger", ADOPTED)] if found is not None and found.adoptions else []
+
+
+def told(found: VerifyReport | None) -> list[str]:
+    """What a report notes of its ledger, each as a sentence."""
+    lines = [] if found is None else [*found.adoptions, *found.notes]
+    return [f"{line[:1].upper()}{line[1:]}." for line in lines]

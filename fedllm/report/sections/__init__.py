@@ -1,0 +1,1 @@
+"""The report's sections: each builds its own part of the report."""

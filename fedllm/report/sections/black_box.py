@@ -1,0 +1,186 @@
+"""The report on training through outputs alone: what was clipped, what was sent, and what the noise was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.models.embedded import cache_folder
+from fedllm.report.accounting import EVERYBODY, Accounts, SiloAccounting
+from fedllm.report.guarded import guarded
+from fedllm.report.ledger_reading import mechanisms_by_rate
+from fedllm.report.record import RunRecord
+from fedllm.run.folder import NUMBERS
+from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.settings.experiment import Settings
+from privacy.calibration import calibrate_noise_multiplier
+from privacy.events.constructors import poisson_sampled
+from privacy.events.kinds import ScalarNoiseDpEvent, noise_of
+from privacy.events.multiset import multiset
+from privacy.mechanisms.scalar_noise import GaussianNoise, ScalarNoise
+
+BYTES = 4
+"""Of one number of a silo's message, float32."""
+DIRECTIONS = (
+    "The directions of each round follow from a seed that the server announces, and are public, as are the "
+    "model and the smoothing. Nothing of the guarantee rests on their being random: a server that chose "
+    "them would learn other numbers with the same protection."
+)
+
+ENDPOINT = (
+    "The texts of each silo's examples go to the completion endpoint that the silo uses, as they are. No epsilon "
+    "here speaks about what the endpoint, its operator or the line to it sees: it is the silo's own, or one "
+    "that the silo trusts with its data."
+)
+
+
+def clipping(settings: Settings) -> str:
+    """What bounds the sensitivity, in words."""
+    clip, order = settings.privacy.clip, settings.zeroth_order
+    single = noises_numbers(settings)
+    several = f"over the {order.directions} directions of a step together"
+    if settings.privacy.unit == "example":
+        how = f"each to [-{clip:g}, {clip:g}]" if single else f"to L2 norm {clip:g} {several}"
+        return (
+            "Each example's differences of losses along the random directions (over twice the smoothing "
+            f"{order.smoothing:g}) are clipped, {how}; one that is not finite counts as zero. Each sum is "
+            f"divided by the constant {settings.client.batch_size}, not by the number drawn."
+        )
+    numbers = order.directions * settings.client.local_steps
+    how = f"each to [-{clip:g}, {clip:g}]" if single else f"as one vector to L2 norm {clip:g}"
+    return (
+        f"The {numbers} numbers that a silo sends in a round are clipped, {how}, before noise is added. They "
+        "are averaged with equal weights, which do not depend on data."
+    )
+
+
+def black_box(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    accounts: Accounts,
+    training: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """The section; None where the model was trained by gradients, or the settings are lost.
+
+    Args:
+        training: of :func:`fedllm.report.sections.training.summarise`, for the bytes.
+    """
+    settings = run.settings
+    if settings is None or settings.model.access != "black-box":
+        return None
+    order = settings.zeroth_order
+    numbers = order.directions * settings.client.local_steps
+    private = settings.privacy.mode == "dp"
+    noise = guarded(
+        "the noise on the numbers",
+        run.problems,
+        lambda: _noise(run, accounted, accounts) if private else None,
+        None,
+    )
+    if noise is not None and noise["family"] != "gaussian" and not noises_numbers(settings):
+        run.problems.append(
+            f"{NUMBERS} is missing: the ledger has noise on each number that the settings do not name, so how the "
+            "numbers were clipped is not known"
+        )
+    replies = training.get("replies")
+    down = training["bytes_down"] / replies if replies else None
+    return {
+        "endpoint": settings.endpoint.active,
+        "seen": _seen(settings, numbers),
+        "directions": order.directions,
+        "local_steps": settings.client.local_steps,
+        "numbers": numbers,
+        "smoothing": order.smoothing,
+        "scale": order.scale,
+        "subspace": order.subspace,
+        "released": "numbers" if noises_numbers(settings) else "vector",
+        "clip": settings.privacy.clip if private else None,
+        "noise": noise,
+        "bytes_up": BYTES * numbers,
+        "bytes_down": down,
+    }
+
+
+def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:
+    """Who sees what of a silo's data, and whether epsilon speaks about it."""
+    private = settings.privacy.mode == "dp"
+    by_server = settings.privacy.noise_by == "server"
+    bare = "without noise" if not private or by_server else "with noise"
+    found = [
+        {
+            "who": "server",
+            "what": f"{numbers} numbers a round, {bare}",
+            "covered": private and not by_server,
+        },
+        {
+            "who": "outsiders, other silos",
+            "what": "the model after each round, which is made of the silos' mean numbers",
+            "covered": private,
+        },
+    ]
+    if settings.endpoint.active:
+        prompts = max(1, len(settings.endpoint.prompts))
+        times = "one prompt" if prompts == 1 else f"{prompts} prompts"
+        what = f"the text of every example that a step draws, in the clear, in {times}"
+        return [*found, {"who": "owner of the endpoint", "what": what, "covered": False}]
+    what = "nothing: the model runs at the silo, which asks it for losses"
+    return [*found, {"who": "owner of the model", "what": what, "covered": True}]
+
+
+def _noise(
+    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+) -> dict[str, Any] | None:
+    """The noise on the numbers of the silo that got the least of it, beside Gaussian noise that costs as much in
+    its place; None where nothing was released with noise."""
+    found: list[tuple[float, int, float, str, DpEvent, ScalarNoise]] = []
+    for silo in accounted:
+        rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
+        rows = [row for row in rows if row.purpose == "train"]
+        for (event, rate), count in mechanisms_by_rate(rows).items():
+            noise = _noise_of(event)
+            if noise is not None:
+                found.append((noise.mean_abs, -count, -rate, silo.name, event, noise))
+    if not found:
+        return None
+    _, count, rate, name, event, noise = min(found, key=lambda row: row[:4])
+    releases, rate = -count, -rate
+    sampled = poisson_sampled(rate, (event,)) if rate < 1 else event
+    figure = accounts.figure("pld", multiset({sampled: releases}))
+    epsilon = None if figure is None else figure.epsilon
+    gaussian: ScalarNoise | None = noise if noise.family == "gaussian" else None
+    if gaussian is None and epsilon is not None and 0 < epsilon < math.inf:
+        gaussian = GaussianNoise(
+            calibrate_noise_multiplier(
+                epsilon=epsilon,
+                delta=accounts.delta,
+                sampling_rate=rate,
+                steps=releases,
+                relation=accounts.relation,
+                cache_dir=cache_folder() / "calibration",
+            ).noise_multiplier
+        )
+    return {
+        "silo": name,
+        "family": noise.family,
+        "parameters": noise.parameters,
+        "releases": releases,
+        "sampling_rate": rate,
+        "epsilon": epsilon,
+        "std": noise.std,
+        "mean_abs": noise.mean_abs,
+        "gaussian_std": None if gaussian is None else gaussian.std,
+        "gaussian_mean_abs": None if gaussian is None else gaussian.mean_abs,
+    }
+
+
+def _noise_of(event: DpEvent) -> ScalarNoise | None:
+    """The noise on each number, in units of the clipping norm."""
+    if isinstance(event, ScalarNoiseDpEvent):
+        return noise_of(event)
+    if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
+        return GaussianNoise(float(event.noise_multiplier))
+    return None

@@ -1,0 +1,147 @@
+"""The report's section on the codec: what travels, and the share of the statistics in what is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fedllm.report import accounting
+from fedllm.report.accounting import Accounts, Figure, SiloAccounting
+from fedllm.report.guarded import FAILURES
+from fedllm.report.record import RunRecord
+from fedllm.run.folder import RunFolderError, read_json_file
+from privacy.ledger.ledger import LedgerEntry, composed
+
+DESCRIPTION = "codec.json"
+_PURPOSES = (("statistics", "statistics"), ("training", "train"))
+_EXACT, _DOMINATING = "gdp-exact", "gdp-dominating"
+
+
+def encoding(
+    run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
+) -> dict[str, Any] | None:
+    """The section; None where the run has no codec, or its settings are lost."""
+    if run.settings is None or not run.settings.codec.active:
+        return None
+    codec = run.settings.codec
+    told = _described(run)
+    if told is None:
+        if run.state["round"]:
+            run.problems.append(
+                f"{DESCRIPTION} is missing or damaged: how updates were encoded is not known"
+            )
+        told = {}
+    prior = told.get("prior")
+    prior = prior if isinstance(prior, dict) else {}
+    asked = told.get("statistics")
+    return {
+        "codec": codec.name,
+        "bits": codec.bits,
+        "noise": codec.noise,
+        "downlink": codec.downlink,
+        "dimension": _whole(told.get("dimension")),
+        "code_dimension": _whole(told.get("code_dimension")),
+        "bytes": _whole(told.get("bytes")),
+        "float32_bytes": _whole(told.get("float32_bytes")),
+        "version": _text(told.get("version")),
+        "prior": _text(prior.get("kind")),
+        "prior_chance_of_noise": _probability(prior.get("chance_of_noise")),
+        "prior_version": _text(prior.get("version")),
+        "prior_source": codec.prior_source if codec.needs_prior else None,
+        "statistics_silos": len(asked) if isinstance(asked, dict) else None,
+        "mu": mu_by_purpose(run, accounted, accounts, _PURPOSES),
+    }
+
+
+def unrecorded_statistics(run: RunRecord) -> list[str]:
+    """Silos whose statistics made the codec, and of which the ledger has no row."""
+    asked = (_described(run) or {}).get("statistics")
+    recorded = {row.party for row in run.own if row.purpose == "statistics"}
+    missing = sorted(set(asked) - recorded) if isinstance(asked, dict) else []
+    if not missing:
+        return []
+    shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
+    return [
+        f"the codec was made of statistics of which the ledger has no row, of {shown}: something was "
+        "released without a record"
+    ]
+
+
+def _described(run: RunRecord) -> dict[str, Any] | None:
+    try:
+        found = read_json_file(run.path / DESCRIPTION)
+    except RunFolderError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def mu_by_purpose(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    accounts: Accounts,
+    purposes: Sequence[tuple[str, str]],
+) -> list[dict[str, Any]]:
+    """For each adversary the silo with the largest mu of this run: mu of its rows of each purpose, and
+    of all its events in this run (``total``); None where there is no guarantee.
+
+    Args:
+        purposes: (key in the result, purpose in the ledger).
+    """
+    rows: dict[str, list[LedgerEntry]] = {}
+    for entry in run.own:
+        rows.setdefault(entry.party, []).append(entry)
+    common = rows.pop(accounting.EVERYBODY, [])
+    found = []
+    for adversary in accounting.adversaries_in(run.own):
+        worst: dict[str, Any] | None = None
+        for silo in accounted:
+            mine = rows.get(silo.name, []) + common
+            if not mine:
+                continue
+            total = _mu(mine, adversary, accounts, bool(silo.reasons.get(adversary)))
+            if worst is None or _size(total) > _size(worst["total"]):
+                worst = {"adversary": adversary, "silo": silo.name, "total": total}
+        if worst is None:
+            continue
+        mine = rows.get(worst["silo"], []) + common
+        lost = worst["total"]["mu"] is None
+        for part, purpose in purposes:
+            chosen = [row for row in mine if row.purpose == purpose]
+            worst[part] = _mu(chosen, adversary, accounts, lost)
+        found.append(worst)
+    return found
+
+
+def _mu(
+    rows: Sequence[LedgerEntry], adversary: str, accounts: Accounts, lost: bool
+) -> dict[str, Any]:
+    """mu of the rows' events: exact where all are unsampled Gaussians (the root of the sum of squares),
+    else the dominating one, which is a bound."""
+    if not rows:
+        return {"mu": 0.0, "accountant": _EXACT, "exact": True}
+    if not lost:
+        events = composed(rows, adversary)
+        for name in (_EXACT, _DOMINATING):
+            try:
+                figure: Figure | None = accounts.figure(name, events)
+            except FAILURES:
+                continue
+            if figure is not None and figure.mu is not None:
+                return {"mu": figure.mu, "accountant": name, "exact": name == _EXACT}
+    return {"mu": None, "accountant": None, "exact": False}
+
+
+def _size(part: dict[str, Any]) -> float:
+    return float("inf") if part["mu"] is None else float(part["mu"])
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _probability(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) and 0 <= value <= 1 else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

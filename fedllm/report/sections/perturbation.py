@@ -1,0 +1,47 @@
+"""The report on adversarial weight perturbation: which form, how far, and what it means for the guarantee."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedllm.settings.experiment import Settings
+from fedllm.training.perturbation import UNBOUNDED_ASCENT
+
+_BY_EXAMPLE = {
+    "per-example": "Each example's gradient is taken at weights perturbed along that example's own "
+    "gradient. What it adds to the sum depends on it alone and is clipped as ever: the guarantee is that "
+    "of training without perturbation.",
+    "previous": "The weights are perturbed along the last released noisy gradient, a function of what is "
+    "released already (post-processing): the guarantee is that of training without perturbation.",
+    "private-ascent": "Each step releases two sums of one Poisson batch: the ascent, along which the "
+    "weights are perturbed, and the gradient there. Each has sqrt(2) times the noise; together they are "
+    "exactly the Gaussian mechanism whose noise multiplier is stated. The ledger's rows hold both.",
+    "batch": f"No guarantee: {UNBOUNDED_ASCENT}.",
+}
+
+
+def perturbation(settings: Settings | None) -> dict[str, Any] | None:
+    """The perturbation of the local training; None where there is none, or the settings are lost."""
+    if settings is None or settings.awp.form == "none":
+        return None
+    awp = settings.awp
+    return {
+        "form": awp.form,
+        "gamma": awp.gamma,
+        "rounds": awp.rounds,
+        "head": awp.head,
+        "guarantee": meaning(settings),
+    }
+
+
+def meaning(settings: Settings) -> str:
+    """What the perturbation does to the guarantee, in words."""
+    if settings.privacy.mode == "none":
+        return "Nothing is guaranteed (privacy.mode = none), in whatever form."
+    if settings.privacy.unit == "client":
+        return (
+            "The weights are perturbed within a silo's local training, whose update is clipped and noised "
+            "as a whole afterwards: whatever the form, the guarantee is that of training without "
+            "perturbation."
+        )
+    return _BY_EXAMPLE[settings.awp.form]

@@ -1,0 +1,116 @@
+"""What the report tells of the teacher on the server, and of measured membership inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedllm.budget.limits import RAW_DUPLICATE
+from fedllm.report.record import RunRecord
+from fedllm.report.sections.training import number
+from fedllm.run.folder import RunFolderError, read_json_file
+
+DESCRIPTION, MEMBERSHIP = "teacher.json", "membership.json"
+_SENTENCES = {
+    "ema": "After each aggregation the server pulled the model towards a moving average of the models that "
+    "this run had released before. That is post-processing of what was released: the guarantee is the one "
+    "without it.",
+    "public": "After each aggregation the server pulled the model towards a teacher that it had trained on "
+    "public text before the first round. No silo's data is in that teacher: the guarantee is the one without "
+    "it.",
+    "nonprivate": "After each aggregation the server pulled the model towards a duplicate that the silos "
+    "trained without clipping and noise. There is NO GUARANTEE for what the model or the duplicate tells, "
+    "whatever noise the model's own updates carried.",
+}
+
+
+def teacher(run: RunRecord) -> dict[str, Any] | None:
+    """The teacher of a run, from its settings and metrics; None where there was none, or the settings
+    are lost."""
+    if run.settings is None or run.settings.teacher.kind == "none":
+        return None
+    section = run.settings.teacher
+    rounds = [record for record in run.metrics if record["kind"] == "round"]
+    distances = [number(r["teacher_distance"]) for r in rounds if "teacher_distance" in r]
+    divergences = [number(r["teacher_divergence"]) for r in rounds if "teacher_divergence" in r]
+    return {
+        "kind": section.kind,
+        "guarantee": section.kind != "nonprivate",
+        "sentence": _SENTENCES[section.kind],
+        "strength": section.strength,
+        "steps": section.steps,
+        "learning_rate": section.learning_rate,
+        "decay": section.decay if section.kind == "ema" else None,
+        "distillation": section.distillation,
+        "temperature": section.temperature if section.distillation else None,
+        "start": section.start,
+        "rounds": len(distances),
+        "seconds": math.fsum(number(record.get("teacher_seconds")) for record in rounds),
+        "last_distance": distances[-1] if distances else None,
+        "last_divergence": divergences[-1] if divergences else None,
+        "public": _public(run) if section.kind == "public" else None,
+    }
+
+
+def teacher_defects(run: RunRecord) -> list[str]:
+    """Why the teacher takes the guarantee away, whatever the ledger holds; empty where it does not."""
+    kind = "none" if run.settings is None else run.settings.teacher.kind
+    return [RAW_DUPLICATE] if kind == "nonprivate" else []
+
+
+def membership(run: RunRecord) -> list[dict[str, Any]]:
+    """Measured membership inference against the run's model: attack, AUC with its confidence interval,
+    number of runs, and what is to be said of the measurement; empty where none was measured. What is
+    damaged becomes a problem of the run.
+
+    The file holds one such object, a list of them, or ``attacks`` with the list beside a ``label``.
+    """
+    found = _read(run, MEMBERSHIP)
+    if found is None:
+        return []
+    rows = found.get("attacks", [found]) if isinstance(found, dict) else found
+    label = found.get("label") if isinstance(found, dict) else None
+    try:
+        return [
+            {
+                "attack": str(row["attack"]),
+                "auc": float(row["auc"]),
+                "low": float(row["low"]),
+                "high": float(row["high"]),
+                "runs": int(row["runs"]),
+                "label": str(label) if label else None,
+            }
+            for row in rows
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        run.problems.append(
+            f"{MEMBERSHIP} is damaged: expected attack, auc, low, high and runs of each attack ({error!r})"
+        )
+        return []
+
+
+def _public(run: RunRecord) -> dict[str, Any] | None:
+    found = _read(run, DESCRIPTION)
+    if not isinstance(found, dict):
+        return None
+    judged = found.get("evaluation")
+    judged = judged if isinstance(judged, Mapping) else {}
+    return {
+        "examples": int(number(found.get("examples"))),
+        "steps": int(number(found.get("steps"))),
+        "left_out_in_evaluation": int(number(found.get("left_out_in_evaluation"))),
+        "in_silos": int(number(found.get("in_silos"))),
+        "evaluation": {str(k): v for k, v in judged.items() if isinstance(v, int | float)},
+        "sha256": str(found.get("sha256", "")),
+    }
+
+
+def _read(run: RunRecord, name: str) -> Any:
+    if not (run.path / name).is_file():
+        return None
+    try:
+        return read_json_file(run.path / name)
+    except RunFolderError as error:
+        run.problems.append(f"{name} is damaged: {error}")
+        return None

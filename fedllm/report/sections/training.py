@@ -1,0 +1,144 @@
+"""What the training did: evaluations, rounds, traffic and failures, from ``metrics.jsonl``."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from fedllm.report.sections.perturbation import perturbation
+from fedllm.settings.experiment import Settings
+
+METRICS: tuple[tuple[str, str, str], ...] = (
+    ("accuracy", "Accuracy", "{:.1%}"),
+    ("macro_f1", "Macro-F1", "{:.3f}"),
+    ("loss", "Loss", "{:.4f}"),
+    ("perplexity", "Perplexity", "{:.2f}"),
+    ("bleu", "BLEU", "{:.2f}"),
+    ("rouge_l", "ROUGE-L", "{:.3f}"),
+    ("examples", "Examples", "{:.0f}"),
+)
+"""Key in a record, title, and how a value is printed."""
+
+
+def participants_are_secret(settings: Settings | None) -> bool:
+    """Whether amplification rests on nobody knowing which silos took part in a round.
+
+    Then numbers that tell how many silos answered (replies, bytes, failures) are not shown; nor where
+    the settings are lost (None), and nothing tells.
+    """
+    if settings is None:
+        return True
+    privacy, server = settings.privacy, settings.server
+    return (
+        privacy.mode == "dp"
+        and privacy.unit == "client"
+        and privacy.noise_by == "server"
+        and server.sampling == "poisson"
+        and server.fraction < 1
+    )
+
+
+def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -> dict[str, Any]:
+    """Evaluations in order, one row a round, totals, counted failures, and the perturbation of weights.
+
+    Where participation must stay secret, times, traffic and replies are left out and ``withheld`` says so.
+    """
+    rounds = [record for record in records if record["kind"] == "round"]
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    withheld = participants_are_secret(settings)
+    summary: dict[str, Any] = {
+        "evaluations": [_evaluation(record) for record in evaluations],
+        "final": {where: _evaluation(last) for where, last in _last(evaluations, "where").items()},
+        "first": {
+            where: _evaluation(first)
+            for where, first in _last(reversed(evaluations), "where").items()
+        },
+        "finished_rounds": max((record["round"] for record in rounds), default=0),
+        # The time of a round depends on how many silos take part in it, and on what they draw.
+        "seconds": None
+        if withheld
+        else math.fsum(number(record.get("seconds")) for record in rounds),
+        "withheld": withheld,
+        "perturbation": perturbation(settings),
+        # Post-processing of noisy counts: shown whoever took part.
+        "clipping": [
+            {
+                "round": record["round"],
+                "clip": number(record["clip"]),
+                "below": number(record["below_clip"]) if "below_clip" in record else None,
+            }
+            for record in rounds
+            if "clip" in record
+        ],
+    }
+    if withheld:
+        return summary
+    summary["rounds"] = [
+        {
+            "round": record["round"],
+            "seconds": number(record.get("seconds")),
+            "replied": int(number(record.get("replied"))),
+            "failed": len(_items(record, "failed")),
+            "refused": len(_items(record, "refused")),
+            "left": len(_items(record, "left")),
+            "bytes_down": int(number(record.get("bytes_down"))),
+            "bytes_up": int(number(record.get("bytes_up"))),
+        }
+        for record in rounds
+    ]
+    summary["bytes_down"] = int(sum(number(record.get("bytes_down")) for record in rounds))
+    summary["bytes_up"] = int(sum(number(record.get("bytes_up")) for record in rounds))
+    summary["replies"] = int(sum(number(record.get("replied")) for record in rounds))
+    asked = [record for record in records if record["kind"] == "replies"]
+    summary["incidents"] = _incidents([*asked, *rounds])
+    return summary
+
+
+def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(title, printed value) of the metrics that a record holds."""
+    return [
+        (title, pattern.format(evaluation[key]))
+        for key, title, pattern in METRICS
+        if isinstance(evaluation.get(key), int | float)
+    ]
+
+
+def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("round", "where", *(key for key, _, _ in METRICS))
+    found = {key: record[key] for key in keys if key in record}
+    metrics = {key for key, _, _ in METRICS}
+    return {k: v for k, v in found.items() if k not in metrics or isinstance(v, int | float)}
+
+
+def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Failed, refused and departed silos: how often, for which reason; outside of training, with what was asked."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    last: dict[tuple[str, str, str], int] = {}
+    for record in rounds:
+        for kind in ("failed", "refused", "left"):
+            for item in _items(record, kind):
+                what = f"{record['what']}: " if "what" in record else ""
+                key = (kind, str(item.get("silo")), f"{what}{item.get('reason')}")
+                counts[key] += 1
+                last[key] = record["round"]
+    return [
+        {"kind": kind, "silo": silo, "reason": reason, "times": times, "last_round": last[key]}
+        for key, times in counts.items()
+        for kind, silo, reason in [key]
+    ]
+
+
+def _items(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    found = record.get(key)
+    return [item for item in found if isinstance(item, dict)] if isinstance(found, list) else []
+
+
+def _last(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, Mapping[str, Any]]:
+    return {str(record.get(key, "server")): record for record in records}
+
+
+def number(value: Any) -> float:
+    """A value of a record as a number; 0 for what is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0

@@ -1,0 +1,1 @@
+"""The settings of an experiment: sections, checks across them, and reading them."""

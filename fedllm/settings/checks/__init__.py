@@ -1,0 +1,1 @@
+"""Checks of the settings across sections: what one section cannot know of the others."""

@@ -1,0 +1,56 @@
+"""The tree of an experiment's settings, before its sections are checked against one another."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from fedllm.settings.clipping import ClippingSettings
+from fedllm.settings.codec import CodecSettings
+from fedllm.settings.flatness import AwpSettings, LayersSettings, PublicSettings, TeacherSettings
+from fedllm.settings.privacy import PrivacySettings
+from fedllm.settings.section import Section
+from fedllm.settings.sections import (
+    ClientSettings,
+    DataSettings,
+    EvaluationSettings,
+    ModelSettings,
+    OutputSettings,
+    PrefixSettings,
+    SimulationSettings,
+    TaskSettings,
+)
+from fedllm.settings.server import ServerSettings
+from fedllm.settings.zeroth_order import EndpointSettings, ZerothOrderSettings
+
+
+class SettingsTree(Section):
+    """The sections of one experiment, each checked by itself; :class:`fedllm.settings.experiment.Settings` fits together."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
+        "experiment", description="Short name; part of the run folder's name."
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description='Seed of partitions, initialisation, and (privacy.randomness = "seeded") of '
+        "sampling and noise. Any size: 128 bits of it are used.",
+    )
+    model: ModelSettings = ModelSettings()
+    prefix: PrefixSettings = PrefixSettings()
+    task: TaskSettings = TaskSettings(labels=("negative", "neutral", "positive"))
+    data: DataSettings = DataSettings()
+    client: ClientSettings = ClientSettings()
+    server: ServerSettings = ServerSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    clipping: ClippingSettings = ClippingSettings()
+    codec: CodecSettings = CodecSettings()
+    awp: AwpSettings = AwpSettings()
+    zeroth_order: ZerothOrderSettings = ZerothOrderSettings()
+    endpoint: EndpointSettings = EndpointSettings()
+    layers: LayersSettings = LayersSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    public: PublicSettings = PublicSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    simulation: SimulationSettings = SimulationSettings()
+    output: OutputSettings = OutputSettings()

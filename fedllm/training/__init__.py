@@ -1,0 +1,1 @@
+"""Private training at a silo: gradients, mechanisms and the releases they make."""

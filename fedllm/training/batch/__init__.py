@@ -1,0 +1,1 @@
+"""Batches whose members do not influence one another: containment, shapes, independence."""

@@ -1,0 +1,136 @@
+"""Adversarial weight perturbation (AWP): where, near the weights, a gradient is taken.
+
+Privacy-Flat (arXiv 2403.04124), level 1: minimise over w the maximum over v of L(w + v), where each
+layer's ||v_l|| <= gamma ||w_l||. One ascent step gives v_l = gamma ||w_l|| g_l / ||g_l||; the descent
+gradient is taken at w + v and moves w (Wu et al. 2020, "Adversarial weight perturbation"; at one radius
+for all layers it is the ascent of sharpness-aware minimisation, Foret et al. 2021).
+
+The forms differ in whose gradient g is, and that decides what is guaranteed at unit ``example``:
+
+* ``per-example``: example i's own gradient at w. Its summand, clip(grad L_i(w + v_i)), is then a
+  function of example i and of public values, of norm at most ``clip``: the sum has the sensitivity of
+  DP-SGD, and each step is the same event.
+* ``previous``: the last released noisy gradient (Park et al. 2023, arXiv 2306.05651). v is the same for
+  all examples and a function of released values: post-processing, the same event.
+* ``private-ascent``: this batch's gradients, clipped, summed and noised: a second release of the same
+  Poisson batch, so that both have sqrt(2) times the noise (1/sigma^2 = 1/sigma_1^2 + 1/sigma_2^2).
+* ``batch``: this batch's gradient as it is. One example moves v, and v moves every summand: the sum over B
+  examples may move by (2 B - 1) ``clip`` and not by ``clip``. No guarantee at unit ``example``.
+
+At unit ``client`` the whole local training is clipped and noised afterwards, whatever it does inside:
+``per-example``, ``previous`` and ``batch`` all keep that guarantee.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedllm.models.prefix import PREFIX
+from fedllm.settings.experiment import Settings
+from fedllm.settings.flatness import AwpSettings
+
+_PREFIX_LAYER = 4  # axes of one layer: key or value, heads, positions, head_dim
+_MATRIX = 2
+
+UNBOUNDED_ASCENT = (
+    "awp.form=batch: the weights are perturbed along the batch's raw gradient, so that one example moves "
+    "every other example's gradient too; over B examples the sum may move by (2B - 1) clipping norms, and "
+    "the noise is scaled for one"
+)
+"""Why the paper's form of the perturbation gives no guarantee at unit example."""
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """The radius of an adversarial perturbation, layer by layer.
+
+    A layer is one layer of the prefix (keys and values together) or, with ``head``, a matrix of the task's
+    own. Other tensors (biases) are not perturbed.
+
+    Attributes:
+        gamma: norm of a layer's perturbation over the norm of the layer's weights.
+        head: whether matrices other than the prefix are perturbed too.
+    """
+
+    gamma: float
+    head: bool = False
+
+    def at(
+        self, params: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The perturbation along ``gradients``: v_l = gamma ||w_l|| g_l / ||g_l||, zero where g_l is.
+
+        Guarantee: row i of the result is a function of row i of ``gradients`` and of ``params``.
+
+        Args:
+            params: w by name, in float32.
+            gradients: of the same names; of the same shapes, or (B, ...) with one gradient an example.
+
+        Returns:
+            The tensors that are perturbed, each of its gradient's shape. Not finite exactly in the layers
+            of a gradient that is not.
+
+        Raises:
+            ValueError: ``head`` without a matrix to perturb.
+        """
+        axes = {
+            name: _PREFIX_LAYER if name == PREFIX else _MATRIX
+            for name, value in params.items()
+            if name == PREFIX or (self.head and value.dim() >= _MATRIX)
+        }
+        if self.head and set(axes) <= {PREFIX}:
+            raise ValueError(
+                "Expected a task with a head for awp.head=true, got one that trains "
+                f"{', '.join(sorted(params))} alone"
+            )
+        return {
+            name: self._layers(params[name], gradients[name], last) for name, last in axes.items()
+        }
+
+    def _layers(self, weights: Tensor, gradients: Tensor, last: int) -> Tensor:
+        """One tensor's perturbation; a layer is its ``last`` axes."""
+        axes = tuple(range(-last, 0))
+        radius = self.gamma * torch.linalg.vector_norm(weights, dim=axes, keepdim=True)
+        # Divided by the largest entry first: no square of a float32 overflows or underflows.
+        largest = gradients.abs().amax(dim=axes, keepdim=True)
+        unit = gradients / torch.where(largest == 0, 1.0, largest)
+        norm = torch.linalg.vector_norm(unit, dim=axes, keepdim=True)
+        return unit * (radius / torch.where(largest == 0, 1.0, norm))
+
+    def perturbed(
+        self, params: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """w + v, for gradients without a batch dimension; what is not perturbed is w."""
+        v = self.at(params, gradients)
+        return {name: value + v[name] if name in v else value for name, value in params.items()}
+
+
+def is_perturbed(awp: AwpSettings, server_round: int) -> bool:
+    """Whether a round is one of the first ``awp.rounds``, in which gradients are taken at w + v."""
+    return awp.form != "none" and (awp.rounds is None or server_round <= awp.rounds)
+
+
+def perturbation_of(settings: Settings, server_round: int) -> Perturbation | None:
+    """The perturbation of a round; None where there is none."""
+    awp = settings.awp
+    return Perturbation(awp.gamma, awp.head) if is_perturbed(awp, server_round) else None
+
+
+def noise_factor(settings: Settings, server_round: int) -> float:
+    """Noise multiplier of one release of a step over that of the whole step.
+
+    ``private-ascent`` releases two sums of one batch, each with sqrt(2) times the noise: together they
+    are the Gaussian mechanism with the step's noise multiplier. Every other form releases one.
+    """
+    two = settings.awp.form == "private-ascent" and is_perturbed(settings.awp, server_round)
+    return math.sqrt(2.0) if two else 1.0
+
+
+def ascent_direction(update: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The ascent direction that a released update tells of: updates descend."""
+    return {name: -value for name, value in update.items()}

@@ -1,0 +1,1 @@
+"""Privacy loss distributions of each kind of mechanism, discretised pessimistically."""

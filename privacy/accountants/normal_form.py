@@ -1,0 +1,50 @@
+"""Events in the form that accountants know them by: special cases as the mechanisms that they are."""
+
+from __future__ import annotations
+
+from dp_accounting import dp_event as dp
+from dp_accounting.dp_event import DpEvent
+
+from privacy.accountants.vector_bound import gaussian_bound, why_no_bound
+from privacy.events.kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent, noise_of
+
+
+def as_accounted(event: DpEvent) -> DpEvent:
+    """The event that stands for this one; the same event where none does.
+
+    * One number with Gaussian or Laplace noise: dp_accounting's own event.
+    * A vector of one coordinate: one number.
+    * Another vector with scalar noise: the Gaussian mechanism whose mu bounds it, see `vector_loss`.
+
+    Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
+    least what the event costs.
+    """
+    if isinstance(event, dp.PoissonSampledDpEvent):
+        return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
+    if isinstance(event, dp.SelfComposedDpEvent):  # several releases of one sample
+        return dp.SelfComposedDpEvent(as_accounted(event.event), event.count)
+    if isinstance(event, dp.ComposedDpEvent):
+        return dp.ComposedDpEvent(tuple(as_accounted(part) for part in event.events))
+    if isinstance(event, VectorNoiseDpEvent):
+        if event.dimension == 1:
+            return as_accounted(ScalarNoiseDpEvent(event.family, event.parameters))
+        if why_unsupported(event) is None:
+            return dp.GaussianDpEvent(1 / gaussian_bound(noise_of(event)))
+    if isinstance(event, ScalarNoiseDpEvent):
+        values = dict(event.parameters)
+        if event.family == "gaussian":
+            return dp.GaussianDpEvent(values["sigma"])
+        if event.family == "laplace":
+            return dp.LaplaceDpEvent(values["scale"])
+    return event
+
+
+def why_unsupported(event: DpEvent) -> str | None:
+    """Why no accountant can represent an event with a vector in it, or None."""
+    if isinstance(event, dp.PoissonSampledDpEvent | dp.SelfComposedDpEvent):
+        return why_unsupported(event.event)
+    if isinstance(event, dp.ComposedDpEvent):
+        return next(filter(None, map(why_unsupported, event.events)), None)
+    if isinstance(event, VectorNoiseDpEvent) and event.dimension != 1:
+        return why_no_bound(noise_of(event))
+    return None

@@ -1,0 +1,1 @@
+"""Privacy events: constructed, counted, written as JSON, and seen by each adversary."""

@@ -1,0 +1,184 @@
+"""The words in which a guarantee is stated: unit, neighbouring relation, adversary.
+
+The null record. Under zero-out one record is replaced by the null record, and the number of records stays.
+The null record contributes nothing to any release: it is sampled like any other, adds the zero vector to each
+sum of vectors, zero to each count, and zero to each utility of a choice.
+
+Where each record is sampled by its own draw (Poisson sampling, or no sampling), the null record changes
+nothing for the others. So a mechanism has on data with the null record the same distribution of outputs as on
+the data without it, with the same sampling rates, divisors and noise. These are public here and no function of
+the data, so each proof for add-or-remove-one, which compares the two data sets at fixed rates and divisors,
+proves zero-out with the same pair of distributions and the same epsilon.
+
+Where the sample is cut to a largest size (truncated Poisson sampling, `privacy.events.truncated_sgd`), this does
+not hold: the null record takes a place in the sample that another record has without it. Each relation then has a
+proof of its own: zero-out `privacy.accountants.losses.truncated`, add-or-remove-one and replace-one the bounds of
+dp_accounting (arXiv 2508.15089).
+
+The reverse fails always: where somebody learns the number of records, two data sets that differ in it are told
+apart with certainty, and no epsilon holds for adding or removing one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import dp_accounting
+
+
+class Unit(StrEnum):
+    """Whose presence is protected: one training record, or all records of one silo."""
+
+    EXAMPLE = "example"
+    CLIENT = "client"
+
+
+class Relation(StrEnum):
+    """What makes two data sets neighbours: the module says what the null record is.
+
+    * zero-out: one record is replaced by the null record; the number of records is the same, and public.
+    * add-or-remove-one: one data set has one record more. Only where nobody learns the number of records.
+    * replace-one: one record is replaced by any other; a contribution moves by twice its bound.
+    """
+
+    ZERO_OUT = "zero-out"
+    ADD_OR_REMOVE_ONE = "add-or-remove-one"
+    REPLACE_ONE = "replace-one"
+
+    @property
+    def dp_accounting(self) -> dp_accounting.NeighboringRelation:
+        """The same relation in dp_accounting's vocabulary."""
+        return {
+            Relation.ZERO_OUT: dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
+            Relation.ADD_OR_REMOVE_ONE: dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE,
+            Relation.REPLACE_ONE: dp_accounting.NeighboringRelation.REPLACE_ONE,
+        }[self]
+
+    @property
+    def doubles(self) -> bool:
+        """Whether a contribution of norm at most C moves a sum by up to 2 C, and not C."""
+        return self is Relation.REPLACE_ONE
+
+    def implies(self, other: Relation) -> bool:
+        """Whether a proof for this relation is one for the other, with the same epsilon.
+
+        Add-or-remove-one implies zero-out (see the module; of truncated samples with an epsilon of its own, which
+        an accountant gives that is asked for zero-out). Nothing else is implied here.
+        """
+        return self is other or (self is Relation.ADD_OR_REMOVE_ONE and other is Relation.ZERO_OUT)
+
+    def describe(self, unit: Unit, party: str = "client") -> str:
+        """What may differ between two neighbours, in words; `party` is what a client is called."""
+        subject, null, number = (
+            ("one training example", "an empty one", "the number of examples")
+            if unit is Unit.EXAMPLE
+            else (f"all data of one {party}", "no data", "who takes part")
+        )
+        if self is Relation.ZERO_OUT:
+            return f"{subject} replaced by {null}, {number} being public"
+        if self is Relation.ADD_OR_REMOVE_ONE:
+            return f"{subject} added or removed, {number} being secret"
+        other = "another" if unit is Unit.EXAMPLE else "other data"
+        return f"{subject} replaced by {other}"
+
+
+class Adversary(str):
+    """Who sees what: "outsider", "server" or "colluding:m".
+
+    An outsider sees only the released final model; the server sees every message; colluding:m sees
+    every message and controls m >= 1 of the clients. A string, so that it serves as a key;
+    construction validates and canonicalises.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Adversary:
+        """Parse the name of an adversary; ValueError if it is none."""
+        if text in ("outsider", "server"):
+            return super().__new__(cls, text)
+        kind, _, number = str(text).partition(":")
+        if kind == "colluding" and number.isascii() and number.isdigit() and int(number) >= 1:
+            return super().__new__(cls, f"colluding:{int(number)}")
+        raise ValueError(
+            f'Expected adversary "outsider", "server" or "colluding:m" with m >= 1, got {text!r}'
+        )
+
+    @property
+    def colluders(self) -> int:
+        """Number of clients the adversary controls."""
+        return int(self.partition(":")[2] or 0)
+
+    @property
+    def strength(self) -> int:
+        """Greater for whoever sees more: outsider 0, server 1, colluding:m 1 + m."""
+        return 0 if self == "outsider" else 1 + self.colluders
+
+    def describe(self) -> str:
+        """The adversary in words."""
+        if self == "outsider":
+            return "an outsider who sees only the released final model"
+        if self == "server":
+            return "a server that sees every message"
+        plural = "clients" if self.colluders > 1 else "client"
+        return f"an adversary that sees every message and controls {self.colluders} other {plural}"
+
+
+OUTSIDER = Adversary("outsider")
+SERVER = Adversary("server")
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One privacy number with everything it needs to mean something.
+
+    Attributes:
+      epsilon: >= 0, may be infinite.
+      delta: 0 <= delta <= 1.
+      unit: Whose presence is protected.
+      relation: What makes two data sets neighbours.
+      adversary: Against whom.
+      accountant: Name of the accountant that computed epsilon.
+      bound: Whether the accountant's number is a proven upper bound.
+      mu: The Gaussian differential privacy parameter, where the accountant has one.
+      note: Anything a reader must know.
+    """
+
+    epsilon: float
+    delta: float
+    unit: Unit
+    relation: Relation
+    adversary: Adversary
+    accountant: str
+    bound: bool
+    mu: float | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        """Validate; ValueError names the field."""
+        if math.isnan(self.epsilon) or self.epsilon < 0:
+            raise ValueError(f"Expected epsilon >= 0, got epsilon={self.epsilon}")
+        if not 0 <= self.delta <= 1:
+            raise ValueError(f"Expected 0 <= delta <= 1, got delta={self.delta}")
+        object.__setattr__(self, "unit", Unit(self.unit))
+        object.__setattr__(self, "relation", Relation(self.relation))
+        object.__setattr__(self, "adversary", Adversary(self.adversary))
+
+    def sentence(self) -> str:
+        """State the guarantee, or that there is none, in one sentence or two."""
+        subject = "one training example" if self.unit is Unit.EXAMPLE else "all data of one client"
+        whom = self.adversary.describe()
+        note = f" {self.note}" if self.note else ""
+        if math.isinf(self.epsilon):
+            return f"No privacy is guaranteed for {subject} against {whom} (epsilon = inf).{note}"
+        verb = "Guaranteed" if self.bound else "Estimated, not guaranteed (an approximation)"
+        mu = f", mu = {self.mu:.4g}" if self.mu is not None else ""
+        # An epsilon is printed rounded up: the printed number must hold as well.
+        shown = math.ceil(self.epsilon * 1000 - 1e-9) / 1000
+        return (
+            f"{verb}: epsilon = {shown:g} at delta = {self.delta:g}{mu} for {subject} "
+            f"(neighbouring relation {self.relation.value}: {self.relation.describe(self.unit)}) "
+            f"against {whom}, "
+            f"by the {self.accountant} accountant.{note}"
+        )

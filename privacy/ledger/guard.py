@@ -1,0 +1,227 @@
+"""What stands between a ledger's file and a new row: the heads outside of it, and its chain.
+
+Every row that this process counts has been verified: its hash, that it follows the row before, and that its event
+can be read (:class:`privacy.ledger.tally.Tally` does both in one pass). Before a row is added, the rows that came
+since are verified, and the heads are asked. Where the file was written to by others, it is also read afresh as a
+whole, by a connection that holds nothing of it: always if no row came of it (an edit, other bytes), else once
+the rows have grown by an eighth, so that many processes on one ledger pay a constant share a row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from shlex import quote
+
+from privacy.ledger.adoption import Adoption, adoption_entry
+from privacy.ledger.entry import LedgerEntry
+from privacy.ledger.error import LedgerError, LedgerRolledBack
+from privacy.ledger.hash_chain import VerifyReport
+from privacy.ledger.heads import EMPTY, Head, HeadFile, head_beside
+from privacy.ledger.storage import Database, is_earlier
+from privacy.ledger.tally import Tally, had, lost_in
+
+_SHARE, _LEAST = 8, 64  # of the rows: how many more of them until all are read afresh
+
+
+class Guard:
+    """Holds one open ledger against its heads and its own chain."""
+
+    def __init__(self, path: Path, kept: Sequence[Path]) -> None:
+        """Name the ledger and the heads' files that are kept elsewhere, beside that beside it."""
+        self.path = path
+        self.kept = tuple(kept)
+        self.heads = (HeadFile(head_beside(path)), *map(HeadFile, self.kept))
+        self._heads: list[tuple[HeadFile, Head | str]] = []
+        self._seen: tuple[int, ...] = ()
+        self._rows_seen = 0
+        self._rows_afresh = 0
+
+    # -- heads -----------------------------------------------------------------------------------
+
+    def before_creation(self) -> None:
+        """Refuse to make a ledger where a head tells of rows of one.
+
+        Raises:
+          LedgerRolledBack: One does.
+          LedgerError: One cannot be read.
+        """
+        for file in self.heads:
+            head = file.read() or EMPTY
+            if head.rows:
+                raise LedgerRolledBack(
+                    f"The ledger {self.path} is missing: it was deleted or moved, {file.path} tells of "
+                    f"{head.rows} rows of it. {self.how_to_go_on()}"
+                )
+
+    def is_new(self) -> bool:
+        """Whether no head tells of any row, nor cannot be read."""
+        try:
+            self.before_creation()
+        except LedgerError:
+            return False
+        return True
+
+    def look(self) -> None:
+        """Read the heads; to be done before the rows are, which are never behind them."""
+        self._heads = []
+        for file in self.heads:
+            try:
+                head = file.read()
+            except LedgerError as error:
+                self._heads.append((file, str(error)))
+            else:
+                self._heads.append((file, head or f"its head {file.path} is missing"))
+
+    def problem(
+        self, rows: int, holds: Callable[[Head], bool]
+    ) -> tuple[str, frozenset[Head]] | None:
+        """Return what the heads tell against the ledger, with those that it lacks; None where they agree.
+
+        Args:
+          rows: Of the ledger.
+          holds: Whether it had a head.
+        """
+        lost = {
+            file.path: head
+            for file, head in self._heads
+            if isinstance(head, Head) and not holds(head)
+        }
+        if lost:
+            path, head = max(lost.items(), key=lambda item: item[1])
+            return (
+                f"it has {rows} rows, and {path} tells of a row {head.rows} that it lacks: it was rolled back, "
+                "replaced or forked, and what was released since would be forgotten",
+                frozenset(lost.values()),
+            )
+        missing = [told for _, told in self._heads if not isinstance(told, Head)]
+        if missing and rows:
+            return (
+                f"{missing[0]}: it is a copy, or was restored or moved without it, and rows that were added "
+                "elsewhere may not be in it",
+                frozenset(),
+            )
+        return None
+
+    def require_heads(self, tally: Tally, db: sqlite3.Connection) -> None:
+        """Raise LedgerRolledBack where a head is missing, or tells of a row that the ledger lacks."""
+        self.look()
+        found = self.problem(tally.head.rows, lambda head: tally.holds(db, head))
+        if found is not None:
+            raise LedgerRolledBack(f"The ledger {self.path}: {found[0]}. {self.how_to_go_on()}")
+
+    def begin(self, tally: Tally, database: Database) -> None:
+        """Ask the heads when a ledger is opened for writing; make them where they belong to be made.
+
+        They are made, durably, before the first row is, so that no crash leaves rows without a head; and
+        for a ledger of an earlier version, which had none.
+
+        Raises:
+          LedgerRolledBack, LedgerError: The heads do not agree with it.
+        """
+        earlier = database.earlier
+        if earlier or not tally.head.rows:
+            for file in self.heads:
+                file.create(tally.head)
+        self.require_heads(tally, database.connection)
+        if earlier:
+            database.bring_up()
+
+    def adoption(self, tally: Tally, database: Database, adoption: Adoption) -> LedgerEntry:
+        """Return the row that records an adoption; the heads follow with :meth:`adopted`.
+
+        Raises:
+          ValueError: There is nothing to adopt.
+        """
+        if database.earlier:
+            database.bring_up()
+
+        def holds(head: Head) -> bool:
+            return tally.holds(database.connection, head)
+
+        self.look()
+        found = self.problem(tally.head.rows, holds)
+        if found is None and all(map(holds, adoption.lost)):
+            raise ValueError(
+                f"Expected a ledger that needs to be adopted, got {self.path}: it is whole, and its heads agree"
+            )
+        told, lost = found or ("a head that was given is not in it", frozenset())
+        return adoption_entry(adoption, tally.head, told, lost)
+
+    def adopted(self, head: Head) -> None:
+        """Let the heads tell of an adopted ledger."""
+        for file in self.heads:
+            file.replace(head)
+
+    def broken(self, problem: object) -> LedgerError:
+        """Return the refusal of a ledger whose chain is broken, or whose file is damaged."""
+        return LedgerError(
+            f"The ledger {self.path} cannot be trusted: {problem}. {self.how_to_go_on('without its rows')}"
+        )
+
+    def verified(self, found: VerifyReport, db: sqlite3.Connection) -> VerifyReport:
+        """Add to a verification what the heads tell, as they were at the last look."""
+        try:
+            earlier = is_earlier(db)
+            lost = lost_in(db)
+            told = self.problem(found.rows, lambda head: head in lost or had(db, head))
+        except (sqlite3.Error, ValueError):
+            return found  # the chain itself is broken, and told so
+        if told is None:
+            return found
+        if told[1]:
+            return replace(found, ok=False, problems=[*found.problems, told[0]])
+        if earlier:  # its version kept no heads: none is missing
+            return found
+        return replace(found, notes=[*found.notes, told[0]])
+
+    def how_to_go_on(self, without: str = "without it", head: Head | None = None) -> str:
+        """Say what to do where a ledger is refused."""
+        options = "".join(f" --kept {quote(str(path))}" for path in self.kept)
+        options += f" --head {head}" if head is not None else ""
+        return (
+            f"Put back the file that was used last. To go on {without} is a decision that a ledger records"
+            f"{', once this file was moved away' if without != 'without it' else ''}: "
+            f'fedllm ledger adopt {quote(str(self.path))}{options} --because "why"'
+        )
+
+    # -- chain -----------------------------------------------------------------------------------
+
+    def opened(self, tally: Tally, database: Database) -> None:
+        """Note a ledger that was verified as a whole when it was opened."""
+        self._rows_afresh = tally.head.rows
+        self._note(tally, database)
+
+    def before_rows(self, tally: Tally, database: Database) -> None:
+        """Verify what came since; within the transaction that is to add rows.
+
+        Raises:
+          LedgerError: The file or its chain is damaged, or not the one that was read before.
+          LedgerRolledBack: As :meth:`require_heads`.
+        """
+        tally.refresh(database.connection)
+        rows = tally.head.rows
+        if database.signature() != self._seen and (
+            rows == self._rows_seen
+            or rows - self._rows_afresh >= max(_LEAST, self._rows_afresh // _SHARE)
+        ):
+            with database.afresh() as db:
+                Tally().refresh(db)
+            self._rows_afresh = rows
+        self.require_heads(tally, database.connection)
+
+    def after_rows(self, tally: Tally, database: Database) -> None:
+        """Let the heads tell of rows that are durable; the transaction is over.
+
+        Raises:
+          LedgerError: A head cannot be written: the rows are there, and nothing may be released.
+        """
+        tally.refresh(database.connection)
+        for file in self.heads:
+            file.advance(tally.head)
+        self._note(tally, database)
+
+    def _note(self, tally: Tally, database: Database) -> None:
+        self._seen, self._rows_seen = database.signature(), tally.head.rows

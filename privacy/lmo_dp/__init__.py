@@ -1,0 +1,1 @@
+"""LMO-DP: what its published code claims, beside what its noise costs."""

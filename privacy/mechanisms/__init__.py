@@ -1,0 +1,1 @@
+"""Mechanisms: clipping, sampling, noise and private selection."""

@@ -1,0 +1,1 @@
+"""The search for the noise distribution with the lowest variance that meets a privacy target."""

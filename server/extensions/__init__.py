@@ -1,0 +1,1 @@
+"""Optional parts of a round: codec, layer choice, teacher, zeroth order, central noise."""

@@ -1,0 +1,188 @@
+"""Before the first round: the statistics of the silos, the prior, and the codec made of them.
+
+Guarantee: a silo's statistics carry its own noise, and their event is in its ledger before; with a
+trusted server their sum carries the server's, and their events are in the server's. The prior,
+synthetic gradients, the codec and its training are post-processing of them (or of the server's own text).
+The codec is written into the run folder before any silo gets it; a resumed run reads it there, and asks
+for no statistics again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from flwr.app import ConfigRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from fedllm import messages as names
+from fedllm.codec import Codec, Layout, make_codec
+from fedllm.codec.prior import NOISE_ALONE, Prior
+from fedllm.codec.store import read_codec, write_codec
+from fedllm.data.formats.records import Record
+from fedllm.data.public import public_set
+from fedllm.data.silos import evaluation_set
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.training.encoding import Encoding
+from fedllm.training.statistics import (
+    chance_of_noise_in,
+    prior_of_mean,
+    prior_of_public_text,
+    prior_of_releases,
+    statistics_of,
+    statistics_point,
+)
+from fedllm.training.tunable import Tunable
+from server.extensions.ask_silos import ask_silos, nobody
+from server.replies import RunStopped
+from server.strategy import PrefixStrategy
+
+log = logging.getLogger("fedllm")
+CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
+WHAT = "statistics for the codec"
+"""What the silos are asked for, in messages."""
+
+
+def prepare_codec(
+    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
+) -> None:
+    """Give the strategy its codec: the one in the run folder, or a new one. Nothing without a codec.
+
+    To be called before the first round, at the initial parameters; later calls read the folder.
+
+    Raises:
+        RunStopped: too many silos failed, none is left, no codec can be made of what they sent, or the
+            one in the folder is not the one that was written.
+        Stopped: ``stop`` was set.
+    """
+    settings = strategy.settings
+    if not settings.codec.active:
+        return
+    described = run.read_json(DESCRIPTION, None)
+    if described is None:
+        if strategy.finished_rounds:
+            raise RunStopped(f"Expected {DESCRIPTION} in {run.path}: the run has begun with it")
+        described = _make(grid, run, strategy, tunable, stop)
+    try:
+        version = str(described["version"])
+        codec = read_codec(run.path / CODEC, version)
+        strategy.use_codec(Encoding.of(codec, version, settings, strategy.model.params))
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunStopped(f"The codec of the run {run.path} is damaged: {error}") from None
+    if strategy.finished_rounds == 0:  # else the checkpoint holds them
+        for silo, rate in described["statistics"].items():
+            strategy.spending.add_statistics(silo, float(rate))
+
+
+def _make(
+    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
+) -> dict[str, Any]:
+    settings, params = strategy.settings, strategy.model.params
+    prior: Prior | None = None
+    chance: float | None = None
+    rates: dict[str, float] = {}
+    try:
+        if settings.codec.asks_silos:
+            point = statistics_point(params, settings.seed)
+            releases, rates = _ask(grid, strategy, point, stop)
+            if strategy.trusted_noise is None:
+                prior = prior_of_releases(settings, params, releases)
+                chance = chance_of_noise_in(settings, releases)
+            else:
+                prior, chance, rates = _released_by_the_server(strategy, point, releases)
+        elif settings.codec.needs_prior:
+            features = tunable.task.features(_public_records(settings))
+            point = statistics_point(params, settings.seed)
+            prior = prior_of_public_text(tunable, point, features, settings)
+        layout = Layout.of(params)
+        codec = make_codec(settings.codec, layout, prior, settings.seed)
+    except ValueError as error:
+        raise RunStopped(f"No codec: {error}") from None
+    if chance is not None and chance > NOISE_ALONE:
+        log.warning(
+            "noise alone gives statistics such as the silos' with probability %.2g: the codec was fitted to "
+            "noise, and knows nothing of the gradients (a larger batch, less codec.statistics_noise or "
+            'codec.prior_source = "public" may tell it)',
+            chance,
+        )
+    tensors, meta = codec.state()
+    described = describe(codec, prior, rates, chance) | {"source": settings.codec.prior_source}
+    write_codec(run.path / CODEC, tensors, meta)
+    run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
+    return described
+
+
+def _public_records(settings: Settings) -> list[Record]:
+    """The text of ``[public]``; without one the server's evaluation examples, whose classes are unused."""
+    if settings.public.source == "none":
+        return list(evaluation_set(settings).records)
+    return list(public_set(settings, labelled=False).records)
+
+
+def describe(
+    codec: Codec, prior: Prior | None, rates: Mapping[str, float], chance: float | None = None
+) -> dict[str, Any]:
+    """What is told of a codec: sizes, hashes, whose statistics it was made of, and the probability that
+    noise alone gives such statistics (None: they have no noise, or there are none)."""
+    return {
+        "version": codec.version,
+        "dimension": codec.dimension,
+        "code_dimension": codec.code_dimension,
+        "linear": codec.linear,
+        "lipschitz": codec.lipschitz,
+        "bytes": codec.bytes,
+        "float32_bytes": 4 * codec.dimension,
+        "prior": None
+        if prior is None
+        else {"kind": prior.kind, "version": prior.version, "chance_of_noise": chance},
+        "statistics": dict(rates),
+    }
+
+
+def _released_by_the_server(
+    strategy: PrefixStrategy, point: Mapping[str, Tensor], received: Mapping[str, Tensor]
+) -> tuple[Prior, float | None, dict[str, float]]:
+    """The prior of the noisy mean of statistics that came without noise, the probability that noise alone
+    gives that mean, and whom it is counted for."""
+    settings, trusted = strategy.settings, strategy.trusted_noise
+    assert trusted is not None
+    trusted.left.update(strategy.left)
+    size = statistics_of(settings, strategy.model.params).size
+    counted, mean = trusted.release_statistics(received, size, point)
+    strategy.left |= trusted.left
+    if mean is None:
+        raise nobody(strategy, WHAT)
+    prior, chance = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
+    return prior, chance, dict.fromkeys(counted, 1.0)
+
+
+def _ask(
+    grid: Grid, strategy: PrefixStrategy, point: Mapping[str, Tensor], stop: threading.Event
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name."""
+    settings = strategy.settings
+    statistics = statistics_of(settings, strategy.model.params)
+    chosen = sorted(strategy.nodes)
+    if strategy.trusted_noise is None:
+        chosen = [name for name in chosen if strategy.draws.planned(name)]
+    chosen = [name for name in chosen if name not in strategy.left]
+    arrays = strategy.arrays(point)
+    tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
+
+    found = ask_silos(
+        grid,
+        strategy,
+        chosen,
+        tasks,
+        record=names.STATISTICS,
+        size=statistics.size,
+        noise=settings.codec.statistics_noise,
+        what=WHAT,
+        stop=stop,
+    )
+    releases = {name: released for name, (released, _) in found.items()}
+    return releases, {name: rate for name, (_, rate) in found.items()}

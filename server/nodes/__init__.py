@@ -1,0 +1,1 @@
+"""Flower nodes: found, identified, and exchanged messages with."""

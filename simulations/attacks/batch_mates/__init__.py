@@ -1,0 +1,1 @@
+"""Attacks on a silo's independence of examples: parameters, rounding, padding."""

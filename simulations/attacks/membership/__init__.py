@@ -1,0 +1,1 @@
+"""Membership inference against runs, models and flattened federations."""

@@ -1,0 +1,1 @@
+"""Benchmarks of codecs: error and cost on gradients."""

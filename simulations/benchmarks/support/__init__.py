@@ -1,0 +1,1 @@
+"""What benchmarks share: timing, tiny models, workloads."""

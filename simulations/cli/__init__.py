@@ -1,0 +1,1 @@
+"""The command line ``fedllm``: one module a command."""

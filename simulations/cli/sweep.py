@@ -1,0 +1,258 @@
+"""``fedllm sweep``: an experiment's arms over epsilon, seeds and data sets, each cell a run of its own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from simulations.output import AsJson, OneLineErrors, make_table, print_json
+
+if TYPE_CHECKING:
+    from simulations.sweep.plan import Cell, Sweep
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to ``fedllm``."""
+    app.command(cls=OneLineErrors)(sweep)
+
+
+def sweep(
+    file: Annotated[Path, typer.Argument(help="The sweep's TOML file.", metavar="FILE")],
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="This arm alone. May be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List the runs and the rounds left of each; run none.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Folder of runs and results.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run arms of an experiment over epsilon, seeds and data sets, and compare them in one table.
+
+    Goes on where it was stopped: runs that are done are kept, others resume from their last round, and
+    a changed file repeats only what it changes. Exit status 1 where a run failed, 130 after Ctrl-C.
+    """
+    from simulations.sweep.execute import clear_half_made, execute, worker_count
+    from simulations.sweep.locks import locked
+    from simulations.sweep.plan import load_sweep
+    from simulations.sweep.report import write_results
+    from simulations.sweep.results import collect
+
+    plan = load_sweep(file, only or [], folder)
+    count = worker_count(plan, workers)
+    if dry_run:
+        _dry_run(plan, count, as_json)
+        return
+    plan.runs_folder.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=as_json)
+    with locked(plan.folder / ".sweep-lock"), _interrupts(console) as (stop, give_up):
+        clear_half_made(plan)
+        console.print(f"sweep folder: {plan.folder}", highlight=False, soft_wrap=True)
+        view = SweepView(plan, console, count)
+        failed: dict[str, str] = {}
+        view.failed = failed
+
+        def write() -> None:
+            write_results(plan, collect(plan, failed))
+
+        try:
+            outcome = execute(plan, view, workers=count, stop=stop, give_up=give_up, after=write)
+        finally:
+            view.close()
+        failed |= outcome.failed
+        content = collect(plan, failed)
+        page = write_results(plan, content)
+    if as_json:
+        print_json(content)
+    else:
+        _print_table(content, console)
+        console.print(f"results: {page}", highlight=False, soft_wrap=True)
+    for title, why in outcome.failed.items():
+        typer.echo(f"fedllm: failed: {title}: {why}", err=True)
+    if outcome.interrupted:
+        typer.echo(f"fedllm: interrupted; `fedllm sweep {file}` goes on", err=True)
+        raise typer.Exit(130)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+class SweepView:
+    """A progress bar over all rounds of all cells, and a line a cell."""
+
+    def __init__(self, plan: Sweep, console: Console, workers: int) -> None:
+        from simulations.sweep.execute import is_done
+
+        self.plan = plan
+        self.failed: dict[str, str] = {}
+        self.left = {c.key: c.settings.server.rounds for c in plan.chosen if not is_done(plan, c)}
+        kept = len(plan.chosen) - len(self.left)
+        console.print(
+            f"{len(plan.chosen)} runs, {kept} of them done; {workers} at the same time",
+            highlight=False,
+        )
+        self.done = kept
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} rounds"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.progress.add_task(
+            f"{kept}/{len(plan.chosen)} runs", total=max(1, sum(self.left.values()))
+        )
+        self.progress.start()
+
+    def started(self, cell: Cell, first_round: int) -> None:
+        """A worker has begun."""
+        self._move(cell, first_round)
+        again = f", from round {first_round}" if first_round else ""
+        self._say(f"started   {cell.title}{again}")
+
+    def moved(self, cell: Cell, done: int) -> None:
+        """A cell has finished a round."""
+        self._move(cell, done)
+
+    def ended(self, cell: Cell, status: str, message: str) -> None:
+        """A cell's worker has ended."""
+        if status in ("finished", "stopped"):
+            self.done += 1
+        elif status == "failed":
+            self.failed[cell.title] = message
+        if status != "interrupted":
+            self._move(cell, cell.settings.server.rounds)
+        self._say(f"{status:<9} {cell.title}" + (f": {message}" if message else ""))
+        self.progress.update(self.task, description=f"{self.done}/{len(self.plan.chosen)} runs")
+
+    def close(self) -> None:
+        """No cell is under way any more."""
+        self.progress.stop()
+
+    def _move(self, cell: Cell, done: int) -> None:
+        rounds = cell.settings.server.rounds
+        before = self.left[cell.key]
+        self.left[cell.key] = rounds - done
+        self.progress.advance(self.task, before - self.left[cell.key])
+
+    def _say(self, text: str) -> None:
+        self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _interrupts(console: Console) -> Iterator[tuple[threading.Event, threading.Event]]:
+    """Two events: the first Ctrl-C (or SIGTERM) sets one, the second the other."""
+    stop, give_up = threading.Event(), threading.Event()
+
+    first = [0.0]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not stop.is_set():
+            first[0] = time.monotonic()
+            stop.set()
+            console.print("stopping after the messages under way; Ctrl-C again stops at once")
+        elif time.monotonic() - first[0] > 1:  # not where one key or command sends two signals
+            give_up.set()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield stop, give_up
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
+    """The runs, and what is done of each."""
+    from simulations.sweep.execute import is_done, rounds_done
+
+    todo = {
+        c.key: 0 if is_done(plan, c) else c.settings.server.rounds - rounds_done(plan, c)
+        for c in plan.chosen
+    }
+    rows: list[dict[str, Any]] = [
+        {
+            "title": cell.title,
+            "arm": cell.arm,
+            "dataset": cell.dataset,
+            "epsilon": cell.epsilon,
+            "seed": cell.seed,
+            "rounds": cell.settings.server.rounds,
+            "rounds_left": todo[cell.key],
+            "run": str(plan.run_path(cell)),
+        }
+        for cell in plan.chosen
+    ]
+    found: Mapping[str, Any] = {
+        "name": plan.name,
+        "folder": str(plan.folder),
+        "workers": workers,
+        "cells": rows,
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = make_table("run", "rounds", "left")
+    for row in rows:
+        table.add_row(row["title"], str(row["rounds"]), str(row["rounds_left"] or "done"))
+    out = Console()
+    out.print(table)
+    out.print(
+        f"{len(rows)} runs, {sum(not row['rounds_left'] for row in rows)} of them done; "
+        f"{workers} at the same time",
+        highlight=False,
+    )
+
+
+def _print_table(content: Mapping[str, Any], console: Console) -> None:
+    """The table on a terminal: what a reader looks for first; the files have the rest."""
+    from simulations.sweep import words
+
+    metric = content["metric"]
+    unit = ", %" if metric in words.SHARES else ""
+    for heading, rows in words.blocks(content["table"]):
+        table = make_table(
+            "arm", "n", f"{metric}{unit}", "difference", "p", "gap closed", "epsilon"
+        )
+        table.columns[0].no_wrap = True
+        table.title, table.title_justify = heading, "left"
+        for row in rows:
+            texts = words.row_texts(row, metric)
+            both = {key: " ".join(filter(None, texts[key])) for key in ("n", "privacy")}
+            spread = "" if texts["spread"][0] == "–" else f" ± {texts['spread'][0]}"
+            table.add_row(
+                texts["arm"][0],
+                both["n"],
+                f"{texts['mean'][0]}{spread}",
+                texts["difference"][0],
+                texts["p"][0],
+                texts["gap"][0],
+                both["privacy"],
+            )
+        console.print(table)
+    notes = [*words.broken(content["table"]), *words.epsilon_meaning(content["table"])]
+    if content["baseline"] is not None:
+        notes.append(
+            f"±: standard deviation over seeds. Difference to {content['baseline']}, p of the paired t-test "
+            "over seeds, not adjusted; intervals, Holm's adjustment and the test over examples are in the "
+            "results."
+        )
+    for sentence in notes:
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Loss landscapes and sharpness of checkpoints."""

@@ -1,0 +1,143 @@
+"""What the command line's modules share: errors on one line, JSON, tables."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, NoReturn
+
+import click
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from typer.core import TyperCommand, TyperGroup
+
+from fedllm.files.durable import plain
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
+]
+
+_WIDEST = 1000
+
+
+class _OneLine(click.Command):
+    """Errors about input are one line on stderr, and exit status 2."""
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        """Parse the options."""
+        try:
+            return super().make_context(*args, **options)
+        except click.UsageError as error:
+            _fail(error)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help text, without the backslashes that Typer writes where rich is installed."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `| head` has seen enough; nothing more may be written at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except (click.UsageError, ValueError, ArithmeticError, OSError) as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            typer.echo("fedllm: interrupted", err=True)
+            raise typer.Exit(130) from None
+
+
+class OneLineErrors(_OneLine, TyperCommand):
+    """A command whose errors about input are one line on stderr and exit status 2."""
+
+
+class OneLineGroup(_OneLine, TyperGroup):
+    """The same for a group of commands."""
+
+
+def _fail(error: Exception) -> NoReturn:
+    if isinstance(error, getattr(click.exceptions, "NoArgsIsHelpError", ())):
+        raise error  # prints the help
+    message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+    if isinstance(error, ArithmeticError):
+        message = f"Cannot be computed with these values: {message}"
+    lines = [" ".join(line.split()) for line in message.splitlines()]
+    typer.echo("fedllm: " + "; ".join(filter(None, lines)), err=True)
+    raise typer.Exit(2) from None
+
+
+def require(option: str, value: float, good: bool, expected: str) -> None:
+    """Raise ValueError with one message that names the option, its value and what is expected."""
+    if not good:
+        raise ValueError(f"Expected {option} to be {expected}, got {option}={value}")
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print JSON; what is infinite is "Infinity"."""
+    typer.echo(json.dumps(plain(dict(value)), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def print_parts(*parts: Table | str) -> None:
+    """Print tables, and texts each on a line of its own (wrapped by the terminal only).
+
+    A table is as wide as the terminal, or wider where a word (a digest, a path) would be split else: what is copied
+    or searched for stays whole.
+    """
+    console = Console()
+    for part in parts:
+        if isinstance(part, str):
+            console.print(part, highlight=False, markup=False, soft_wrap=True)
+            continue
+        _wide_enough(part, console).print(part, highlight=False, markup=False)
+
+
+def _wide_enough(table: Table, console: Console) -> Console:
+    """The console, or a wider one, on which no word of the table is split."""
+    words = {
+        word
+        for column in table.columns
+        for cell in column.cells
+        if isinstance(cell, str)
+        for word in cell.split()
+    }
+    size = Measurement.get(console, console.options.update_width(_WIDEST), table)
+    for width in (console.width, size.minimum, size.maximum):
+        wide = Console(width=max(width, console.width), height=console.height)
+        with wide.capture() as shown:
+            wide.print(table, highlight=False, markup=False)
+        if all(word in shown.get() for word in words):
+            return wide if width > console.width else console
+    return Console(width=size.maximum, height=console.height)
+
+
+def make_table(*columns: str) -> Table:
+    """A table in which nothing is cut off."""
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def rounded(value: float, digits: int, towards: Callable[[Any], int]) -> str:
+    """A value to some significant digits, rounded up or down."""
+    if value == 0 or not math.isfinite(value):
+        return "∞" if value == math.inf else f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    scaled = Decimal(repr(float(value))).scaleb(places)
+    return f"{float(Decimal(towards(scaled)).scaleb(-places)):.{digits}g}"
+
+
+def epsilon_text(epsilon: float) -> str:
+    """Rounded up, so that the printed number holds as well."""
+    from fedllm.report.guarantee import shown
+
+    return rounded(epsilon, 6, math.ceil) if 1e4 < epsilon < math.inf else shown(epsilon)

@@ -1,0 +1,1 @@
+"""What experiments and ledgers plan and cost, as the commands print it."""
