@@ -58,7 +58,6 @@ def train(message: Message, context: Context) -> Message:
             fields.planned_rounds,
             version,
             duplicate=_duplicate(message, worker),
-            previous=_previous(message, worker),
             directions=fields.directions,
             clip=fields.clip,
         )
@@ -247,19 +246,6 @@ def _duplicate(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None
     if names.DUPLICATE not in message.content.array_records:
         return None
     return read_params(_arrays(message, names.DUPLICATE), worker.initial, "none", "a duplicate")
-
-
-def _previous(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None:
-    """The last round's mean update, where the task brings it."""
-    if names.PREVIOUS not in message.content.array_records:
-        return None
-    form = worker.settings.awp.form
-    if form != "previous":
-        raise TaskRefused(f"Expected no previous update with the task for awp.form={form}, got one")
-    downlink = worker.settings.codec.downlink
-    return read_params(
-        _arrays(message, names.PREVIOUS), worker.initial, downlink, "a previous update"
-    )
 
 
 def _refusal(error: Exception, context: Context) -> dict[str, str]:

@@ -204,11 +204,11 @@ _OF_ROUNDS = frozenset(
     {names.SETTINGS, names.RUN_ID, names.RUN_FOLDER, names.ROUND, names.PLANNED_ROUNDS}
 )
 _BESIDE = frozenset({names.BACKBONE, names.CODEC_VERSION, names.DIRECTIONS})
-_MAY_LACK = frozenset({names.DUPLICATE, names.PREVIOUS, names.LEDGER})
+_MAY_LACK = frozenset({names.DUPLICATE, names.LEDGER})
 _WITH_PARAMS = frozenset({names.CONFIG, names.PARAMS})
 
 KINDS: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
-    TRAIN: (_WITH_PARAMS | {names.DUPLICATE, names.PREVIOUS}, _OF_ROUNDS, _BESIDE | {names.CLIP}),
+    TRAIN: (_WITH_PARAMS | {names.DUPLICATE}, _OF_ROUNDS, _BESIDE | {names.CLIP}),
     EVALUATE: (_WITH_PARAMS, _OF_ROUNDS, _BESIDE),
     names.ASK_STATISTICS: (_WITH_PARAMS, _OF_ROUNDS, _BESIDE),
     names.ASK_SCORES: (_WITH_PARAMS, _OF_ROUNDS | {names.CANDIDATES}, _BESIDE),

@@ -10,8 +10,6 @@ PARAMS = "params"
 DUPLICATE = "duplicate"
 """Arrays: the non-private teacher's parameters with a task (downlink), a silo's raw update of it with a
 reply (uplink); ``teacher.kind = "nonprivate"`` alone."""
-PREVIOUS = "previous"
-"""Arrays: the last round's mean update (downlink), in the perturbed rounds of ``awp.form = "previous"``."""
 UPDATE = "update"
 """Arrays: a silo's update (uplink)."""
 CODEC = "codec"

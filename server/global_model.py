@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fedllm.flatness.layer_choice import kept_rows
 from fedllm.settings.experiment import Settings
-from fedllm.training.perturbation import is_perturbed
 from server.optimizers import ServerOptimizer
 
 
@@ -27,14 +26,12 @@ class GlobalModel:
         params: the last ones.
         average: their moving average.
         optimizer: with its moments.
-        previous: mean update of the last round, where ``awp.form = "previous"`` needs it in the next.
     """
 
     def __init__(self, settings: Settings, params: Mapping[str, Tensor]) -> None:
         self.settings = settings
         self.start_from(params)
         self.optimizer = ServerOptimizer(settings.server, self.params)
-        self.previous: dict[str, Tensor] | None = None
 
     @property
     def released(self) -> dict[str, Tensor]:
@@ -67,9 +64,6 @@ class GlobalModel:
         if update is None:
             return 0.0
         self.params = self.optimizer.step(self.params, update, noise_std, server_round)
-        awp = self.settings.awp
-        needed = awp.form == "previous" and is_perturbed(awp, server_round + 1)
-        self.previous = dict(update) if needed else None
         return math.sqrt(sum(float(value.double().square().sum()) for value in update.values()))
 
     def move_average(self) -> None:
@@ -91,16 +85,12 @@ class GlobalModel:
         self.average = kept_rows(self.average, layers, kept)
         self.optimizer.first = kept_rows(self.optimizer.first, layers, kept)
         self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
-        if self.previous is not None:
-            self.previous = kept_rows(self.previous, layers, kept)
 
     def state(self) -> dict[str, Tensor]:
         """For a checkpoint's state."""
         state = self.optimizer.state()
         state |= {f"last.{name}": value for name, value in self.params.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}
-        if self.previous is not None:
-            state |= {f"previous.{name}": value for name, value in self.previous.items()}
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -113,5 +103,3 @@ class GlobalModel:
         self.params = {name: state[f"last.{name}"].clone() for name in names}
         self.average = {name: state[f"average.{name}"].clone() for name in names}
         self.optimizer.load_state(state)
-        previous = {n: state[k].clone() for n in names if (k := f"previous.{n}") in state}
-        self.previous = previous or None

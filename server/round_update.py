@@ -161,7 +161,6 @@ class RoundUpdate:
         """Refuse those of the accepted updates that no honest silo sends (:mod:`server.robust.update_law`)."""
         law = UpdateLaw(
             settings=self.settings,
-            server_round=self.server_round,
             clip=self.clip,
             replies=self.settings.server.rounds * self.silos,
             params=self.params,

@@ -33,7 +33,6 @@ from fedllm.settings.experiment import Settings
 from fedllm.settings.io import to_json
 from fedllm.training.adaptive_clip import is_adaptive, next_clip
 from fedllm.training.encoding import Encoding
-from fedllm.training.perturbation import is_perturbed
 from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 from server.aggregation import tensor_bytes
@@ -367,7 +366,6 @@ class PrefixStrategy(Strategy):
         duplicate = None
         if self.teacher is not None and kind == MessageType.TRAIN:
             duplicate = self.teacher.arrays()
-        previous = self._previous_arrays(kind, server_round)
         directions = ""
         if self.directions is not None and kind == MessageType.TRAIN:
             sent = decode_params(arrays.to_torch_state_dict(), self.settings.codec.downlink)
@@ -392,8 +390,6 @@ class PrefixStrategy(Strategy):
             content = RecordDict({names.PARAMS: arrays, names.CONFIG: fields})
             if duplicate is not None:
                 content[names.DUPLICATE] = duplicate
-            if previous is not None:
-                content[names.PREVIOUS] = previous
             tasks.append(
                 Message(
                     content,
@@ -403,14 +399,6 @@ class PrefixStrategy(Strategy):
                 )
             )
         return tasks
-
-    def _previous_arrays(self, kind: str, server_round: int) -> ArrayRecord | None:
-        """The last mean update as it travels, with the tasks that ascend along it."""
-        wanted = kind == MessageType.TRAIN and is_perturbed(self.settings.awp, server_round)
-        if self.model.previous is None or not wanted:
-            return None
-        rng = generator(self.settings.seed, "downlink", "previous", self.moved_rounds)
-        return ArrayRecord(encode_params(self.model.previous, self.settings.codec.downlink, rng))
 
     def _on_reply(self, server_round: int) -> Any:
         done = 0

@@ -18,8 +18,7 @@ from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.checks.fixed_shape import records_of
 from fedllm.settings.experiment import Settings
 from fedllm.training.adaptive_clip import release_events
-from fedllm.training.mechanism import release_event
-from fedllm.training.perturbation import UNBOUNDED_ASCENT, is_perturbed, noise_factor
+from fedllm.training.perturbation import UNBOUNDED_ASCENT, is_perturbed
 from privacy.budget import Budget, BudgetExceeded
 from privacy.events.constructors import (
     discrete_gaussian,
@@ -136,8 +135,8 @@ def training_events(
 ) -> Counter[DpEvent]:
     """The events of one round of training by a silo.
 
-    Unit example, in the rounds of the perturbation: ``awp.form = "private-ascent"`` releases two sums of
-    one Poisson batch in each step, ``"batch"`` has no guarantee, whatever noise the sums carry. At unit
+    Unit example, in the rounds of the perturbation: ``awp.form = "batch"`` has no guarantee, whatever
+    noise the sums carry. At unit
     client the update is clipped after all steps, and no form changes its event. With
     ``teacher.kind = "nonprivate"`` one event without a guarantee stands beside them, in every mode.
 
@@ -169,9 +168,6 @@ def _model_events(
     if settings.privacy.unit == "client":
         return multiset(event)
     form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
-    if settings.privacy.mode == "dp" and form == "private-ascent":
-        one = release_event(settings, noise_multiplier * noise_factor(settings, server_round))
-        return Counter({poisson_sampled(sampling_rate, (one, one)): steps})
     if settings.privacy.mode == "dp" and form == "batch":
         return multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})
     return multiset({event: steps})

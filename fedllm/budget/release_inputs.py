@@ -44,7 +44,7 @@ class ReleaseInputs(Fingerprinted):
         planned_rounds, sampling_rate, noise_multiplier: the mechanism; the noise depends on the silo's history.
         clip: of this round, where it is adaptive; else None.
         params: digest of the parameters that the server sent.
-        codec, ascent, directions, duplicate: what came with the task, as versions and digests;
+        codec, directions, duplicate: what came with the task, as versions and digests;
             empty for none.
         candidates: layers whose scores are asked for.
     """
@@ -66,7 +66,6 @@ class ReleaseInputs(Fingerprinted):
     params: str
     clip: float | None = None
     codec: str = ""
-    ascent: str = ""
     directions: str = ""
     duplicate: str = ""
     candidates: tuple[int, ...] = ()

@@ -19,13 +19,11 @@ Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class AwpSettings(Section):
     """Within a layer: adversarial weight perturbation during local training."""
 
-    form: Literal["none", "per-example", "previous", "private-ascent", "batch"] = Field(
+    form: Literal["none", "per-example", "batch"] = Field(
         "none",
         description="Where the perturbation of the prefix comes from, at which the gradient is taken: "
-        "`per-example` each example's own gradient (two passes; guarantee unchanged); `previous` the last "
-        "released noisy gradient (one pass; unchanged); `private-ascent` this batch's gradient, clipped and "
-        "noised (two passes, two events a step); `batch` this batch's raw gradient, as the paper writes it: "
-        "no guarantee.",
+        "`per-example` each example's own gradient (two passes; guarantee unchanged); `batch` this batch's "
+        "raw gradient, as the paper writes it: no guarantee.",
     )
     gamma: PositiveFloat = Field(
         0.002,

@@ -27,7 +27,10 @@ _ONE_VECTOR = (
     "privacy.mechanism=lmo and privacy.noise to what `fedllm noise-search` wrote"
 )
 _COUNTS = "the counts have discrete Gaussian noise, see evaluation.clients_noise"
+_PERTURBED = "awp.form=per-example keeps the guarantee too"
 REMOVED: dict[str, Removed] = {
+    "awp.form=previous": Removed(_PERTURBED),
+    "awp.form=private-ascent": Removed(_PERTURBED),
     "codec.error_feedback": Removed(
         "leave it out, a smaller codec.ratio or codec.name=random-projection loses less", (False,)
     ),

@@ -37,7 +37,6 @@ from fedllm.training.batch.rehearsal import rehearse
 from fedllm.training.dp_sgd import train_locally
 from fedllm.training.encoding import Encoding
 from fedllm.training.forward_only import forward_only
-from fedllm.training.perturbation import ascent_direction, is_perturbed
 from fedllm.training.statistics import release_statistics
 from fedllm.training.steps import LocalResult, Streams
 from fedllm.training.tunable import initial_params, shared_tunable
@@ -192,7 +191,6 @@ class SiloWorker:
         planned_rounds: int,
         codec_version: str = "",
         duplicate: Mapping[str, Tensor] | None = None,
-        previous: Mapping[str, Tensor] | None = None,
         directions: str = "",
         clip: float | None = None,
     ) -> TrainReply:
@@ -202,8 +200,6 @@ class SiloWorker:
             codec_version: of the codec to encode the update by; empty for none.
             duplicate: parameters of the teacher that is trained without privacy
                 (``teacher.kind = "nonprivate"``), whose events the recorded row then holds.
-            previous: ``awp.form = "previous"``: the last round's mean update, released by the server;
-                None before there is one. Other forms do not use it.
             directions: ``model.access = "black-box"``: the round's public seed of random directions.
             clip: adaptive clipping: the norm of this round; else None.
 
@@ -212,11 +208,8 @@ class SiloWorker:
             LimitRefused: tensors that do not fit the model or its bounds; nothing was done, nothing recorded.
             CodecMissing: the codec is not here; nothing was done, nothing recorded.
             ValueError: the settings ask for a codec, a non-private teacher or a seed of directions and the
-                task brings none, or the reverse; a previous update that does not fit the parameters; a
-                clipping norm that is missing, out of range, or not asked for.
+                task brings none, or the reverse; a clipping norm that is missing, out of range, or not asked for.
         """
-        if previous is not None:
-            self.check(previous, "a previous update")
         if duplicate is not None:
             self.check(duplicate, "a duplicate")
         self.prepare(params)
@@ -224,7 +217,6 @@ class SiloWorker:
             self._check_duplicate(duplicate)
             settings = at_clip(self.settings, clip)
             along = self.directions(params, directions)
-            ascent = self.ascent(params, server_round, previous)
             encoding = self.encoding(params, codec_version)
             account = self.account(planned_rounds)
         account.clip = settings.privacy.clip
@@ -235,7 +227,6 @@ class SiloWorker:
             purpose="train",
             server_round=server_round,
             codec="" if encoding is None else encoding.version,
-            ascent=digest_or_empty(ascent),
             duplicate=digest_or_empty(duplicate),
             directions=directions,
             clip=clip,
@@ -262,7 +253,7 @@ class SiloWorker:
         self._try(
             f"train {codec_version} {clip}",
             lambda streams: self._trained(
-                *(params, [], along, encoding, server_round, ascent),
+                *(params, [], along, encoding, server_round),
                 options | {"streams": streams},
             ),
         )
@@ -271,7 +262,7 @@ class SiloWorker:
         # Otherwise the server adds the noise, and records the event before it does.
         result = self._answered(
             lambda features: self._trained(
-                params, features, along, encoding, server_round, ascent, options
+                params, features, along, encoding, server_round, options
             ),
             self.train_features,
         )
@@ -316,7 +307,6 @@ class SiloWorker:
         along: Directions | None,
         encoding: Encoding | None,
         server_round: int,
-        ascent: Mapping[str, Tensor] | None,
         options: Mapping[str, Any],
     ) -> LocalResult:
         """The local steps, by gradients or along random directions."""
@@ -329,7 +319,6 @@ class SiloWorker:
             features,
             encoding=encoding,
             server_round=server_round,
-            previous=ascent,
             **options,
         )
 
@@ -351,22 +340,6 @@ class SiloWorker:
                 f"model.access={access}, got {seed!r}"
             )
         return Directions(self.settings, params, seed) if seed else None
-
-    def ascent(
-        self,
-        params: Mapping[str, Tensor],
-        server_round: int,
-        previous: Mapping[str, Tensor] | None,
-    ) -> dict[str, Tensor] | None:
-        """The direction in which the first step's weights are perturbed; None for none."""
-        awp = self.settings.awp
-        if previous is None or awp.form != "previous" or not is_perturbed(awp, server_round):
-            return None
-        shapes = {name: tuple(value.shape) for name, value in params.items()}
-        given = {name: tuple(value.shape) for name, value in previous.items()}
-        if given != shapes:
-            raise ValueError(f"Expected a previous update of shapes {shapes}, got {given}")
-        return ascent_direction(previous)
 
     def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
         """How this round's update is encoded."""

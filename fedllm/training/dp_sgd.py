@@ -35,7 +35,7 @@ from fedllm.training.encoding import (
 )
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.training.mechanism import add_noise, noise_std
-from fedllm.training.perturbation import Perturbation, noise_factor, perturbation_of
+from fedllm.training.perturbation import Perturbation, perturbation_of
 from fedllm.training.steps import LocalResult, Streams, Tally, check_noise, poisson_batch
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.adaptive_clipping import (
@@ -59,7 +59,6 @@ def train_locally(
     streams: Streams,
     encoding: Encoding | None = None,
     server_round: int = 1,
-    previous: Mapping[str, Tensor] | None = None,
 ) -> LocalResult:
     """Run ``client.local_steps`` steps from ``params``.
 
@@ -76,8 +75,6 @@ def train_locally(
             codes ("round").
         encoding: how the update is encoded; None sends it as it is.
         server_round: the round, >= 1; the weights are perturbed in the first ``awp.rounds`` alone.
-        previous: ``awp.form = "previous"``: the ascent direction of the first step, made of released
-            values (see :func:`ascent_direction`); None where there is none yet.
 
     Raises:
         ValueError: a noise multiplier that does not fit the mode, or a perturbation that does not fit
@@ -94,9 +91,8 @@ def train_locally(
         streams=streams,
         encoding=encoding if encoding is not None and encoding.in_code else None,
         server_round=server_round,
-        previous=previous,
     )
-    noise_std = update_noise_std(settings, noise_multiplier, steps.update, server_round)
+    noise_std = update_noise_std(settings, noise_multiplier, steps.update)
     update, tally, below = steps.update, steps.tally, steps.below
     by_client = settings.privacy.mode == "dp" and settings.privacy.unit == "client"
     if encoding is not None:
@@ -143,7 +139,6 @@ def local_update(
         streams=streams,
         encoding=None,
         server_round=1,
-        previous=None,
     ).update
 
 
@@ -170,7 +165,6 @@ def _local_steps(
     streams: Streams,
     encoding: Encoding | None,
     server_round: int,
-    previous: Mapping[str, Tensor] | None,
 ) -> _Steps:
     device = tunable.backbone.device
     fixed = FixedShape.of(tunable, settings)
@@ -183,17 +177,16 @@ def _local_steps(
     tally = Tally()
     failures = tally.contained(settings)
     codes: list[Tensor] = []
-    form, perturbation = settings.awp.form, perturbation_of(settings, server_round)
-    own = perturbation if form == "per-example" else None
+    perturbation = perturbation_of(settings, server_round)
+    own = perturbation if settings.awp.form == "per-example" else None
     parts = noise_split(settings, noise_multiplier)
     below = 0.0
-    ascent = None if perturbation is None or previous is None else _on(device, previous)
     release = partial(
         _release,
         tunable if fixed is None else fixed.tunable,
         settings=settings,
         perturbation=own,
-        noise_multiplier=parts.vector * noise_factor(settings, server_round),
+        noise_multiplier=parts.vector,
         encoding=encoding if per_example else None,
         failures=failures,
         max_tokens=tokens if fixed is None else fixed.max_tokens,
@@ -205,13 +198,9 @@ def _local_steps(
         else:
             batch, examples = fixed.draw(features, sampling_rate, streams("sample", step))
         point: Mapping[str, Tensor] = weights
-        if perturbation is not None and form == "private-ascent":
-            ascent = release(weights, batch, rng=streams("ascent-noise", step)).sums
-        elif perturbation is not None and form == "batch":
+        if perturbation is not None and own is None:
             raw = gradient_sum(tunable, weights, batch, max_tokens=tokens, failures=failures)
-            ascent = dict(zip(weights, raw, strict=True))
-        if perturbation is not None and own is None and ascent is not None:
-            point = perturbation.perturbed(weights, ascent)
+            point = perturbation.perturbed(weights, dict(zip(weights, raw, strict=True)))
         if per_example:
             noise = streams("noise", step)
             found = release(point, batch, rng=noise, examples=examples)
@@ -230,7 +219,6 @@ def _local_steps(
         for name, total_gradient in sums.items():
             weights[name].grad = (total_gradient / divisor).to(weights[name].dtype)
         optimizer.step()
-        ascent = sums
     update = {name: (weights[name].detach() - start[name]).cpu() for name in weights}
     code = None
     if codes:  # SGD: the weights moved by its reconstruction
@@ -299,7 +287,6 @@ def update_noise_std(
     settings: Settings,
     noise_multiplier: float,
     params: Mapping[str, Tensor],
-    server_round: int = 1,
 ) -> dict[str, float] | None:
     """Standard deviation of the noise in each entry of the update as the server reads it, by tensor.
 
@@ -319,7 +306,6 @@ def update_noise_std(
     if client.optimizer != "sgd":
         return None
     scales = gradient_scales(settings, params)
-    noise_multiplier *= noise_factor(settings, server_round)
     one_step = noise_std(settings, noise_multiplier) * privacy.clip / float(client.batch_size or 1)
     if not math.isfinite(one_step):
         return None

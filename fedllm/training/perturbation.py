@@ -10,20 +10,15 @@ The forms differ in whose gradient g is, and that decides what is guaranteed at 
 * ``per-example``: example i's own gradient at w. Its summand, clip(grad L_i(w + v_i)), is then a
   function of example i and of public values, of norm at most ``clip``: the sum has the sensitivity of
   DP-SGD, and each step is the same event.
-* ``previous``: the last released noisy gradient (Park et al. 2023, arXiv 2306.05651). v is the same for
-  all examples and a function of released values: post-processing, the same event.
-* ``private-ascent``: this batch's gradients, clipped, summed and noised: a second release of the same
-  Poisson batch, so that both have sqrt(2) times the noise (1/sigma^2 = 1/sigma_1^2 + 1/sigma_2^2).
 * ``batch``: this batch's gradient as it is. One example moves v, and v moves every summand: the sum over B
   examples may move by (2 B - 1) ``clip`` and not by ``clip``. No guarantee at unit ``example``.
 
 At unit ``client`` the whole local training is clipped and noised afterwards, whatever it does inside:
-``per-example``, ``previous`` and ``batch`` all keep that guarantee.
+``per-example`` and ``batch`` both keep that guarantee.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -119,18 +114,3 @@ def perturbation_of(settings: Settings, server_round: int) -> Perturbation | Non
     """The perturbation of a round; None where there is none."""
     awp = settings.awp
     return Perturbation(awp.gamma, awp.head) if is_perturbed(awp, server_round) else None
-
-
-def noise_factor(settings: Settings, server_round: int) -> float:
-    """Noise multiplier of one release of a step over that of the whole step.
-
-    ``private-ascent`` releases two sums of one batch, each with sqrt(2) times the noise: together they
-    are the Gaussian mechanism with the step's noise multiplier. Every other form releases one.
-    """
-    two = settings.awp.form == "private-ascent" and is_perturbed(settings.awp, server_round)
-    return math.sqrt(2.0) if two else 1.0
-
-
-def ascent_direction(update: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The ascent direction that a released update tells of: updates descend."""
-    return {name: -value for name, value in update.items()}

@@ -57,7 +57,6 @@ from fedllm.training.adaptive_clip import at_clip, is_adaptive, noise_split
 from fedllm.training.dp_sgd import update_noise_std
 from fedllm.training.encoding import Encoding, gradient_scales
 from fedllm.training.mechanism import scaled_noise
-from fedllm.training.perturbation import noise_factor
 from privacy.mechanisms.norm_tails import (
     GaussianLength,
     NoiseLength,
@@ -104,7 +103,6 @@ class UpdateLaw:
 
     Attributes:
         settings: the run's.
-        server_round: the round.
         clip: its clipping norm.
         replies: rounds of the run times its silos.
         params: the global parameters.
@@ -113,7 +111,6 @@ class UpdateLaw:
     """
 
     settings: Settings
-    server_round: int
     clip: float
     replies: int
     params: Mapping[str, Tensor]
@@ -236,7 +233,7 @@ class UpdateLaw:
         if self.settings.privacy.noise_by == "server":
             return contribution
         own = self._of(contribution.silo)
-        std = update_noise_std(own, contribution.noise_multiplier, self.params, self.server_round)
+        std = update_noise_std(own, contribution.noise_multiplier, self.params)
         for name, told in (contribution.noise_std or {}).items():
             if std is not None and not math.isclose(told, std[name], rel_tol=_SAME):
                 raise UpdateRefused(
@@ -264,7 +261,6 @@ class UpdateLaw:
     ) -> float:
         client, steps = settings.client, settings.client.local_steps
         noise_multiplier = noise_split(settings, noise_multiplier).vector
-        noise_multiplier *= noise_factor(settings, self.server_round)
         noise = noise_on(settings, noise_multiplier, self._noisy)
         half = exponent + math.log(4)  # samples and noise, in two bounds
         clip = settings.privacy.clip

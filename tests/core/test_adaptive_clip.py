@@ -188,7 +188,6 @@ def test_a_norm_comes_where_it_is_asked_for_and_nowhere_else(tiny_settings: Make
     ("changes", "message"),
     [
         ({"codec.bits": 8}, "Expected no codec for clipping.form=adaptive"),
-        ({"awp.form": "private-ascent"}, "Expected another awp.form"),
         ({"model.access": "black-box"}, "Expected model.access=white-box for clipping.form"),
         ({"clipping.count_share": 1.0}, "clipping.count_share"),
         ({"clipping.quantile": 0.0}, "clipping.quantile"),

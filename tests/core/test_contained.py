@@ -103,7 +103,6 @@ MODES = {
     "example": {},
     "client": {"privacy.unit": "client", "privacy.relation": "replace-one"},
     "perturbed": {"awp.form": "per-example", "awp.gamma": 0.01},
-    "private ascent": {"awp.form": "private-ascent", "awp.gamma": 0.01},
     "adaptive clipping": {"clipping.form": "adaptive"},
     "black box": {"model.access": "black-box"},
 }

@@ -260,7 +260,7 @@ REFUSED = {
     "unit client": {"privacy.unit": "client"},
     "accountant": {"privacy.accountant": "rdp"},
     "adaptive clipping": {"clipping.form": "adaptive"},
-    "private ascent": {"awp.form": "private-ascent", "awp.gamma": 0.01},
+    "raw ascent": {"awp.form": "batch", "awp.gamma": 0.01},
     "black box": {"model.access": "black-box"},
     "codec in code": {
         "codec.name": "linear",

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 
 from fedllm.codec import Layout, make_codec
@@ -100,7 +97,6 @@ def walk(
     features: list[Feature],
     settings: Any,
     form: str,
-    previous: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The update of a round by the method's own words: unit example, SGD, noise at the silo."""
     clip = settings.privacy.clip
@@ -108,8 +104,6 @@ def walk(
     encoding = encoding_of(settings, params)
     perturbation = Perturbation(GAMMA)
     weights = {n: v.clone() for n, v in params.items()}
-    ascent = previous
-    factor = math.sqrt(2) if form == "private-ascent" else 1.0
 
     def noisy(point: Mapping[str, Tensor], batch: list[Feature], rng: Any) -> dict[str, Tensor]:
         sums = clipped_gradient_sum(
@@ -123,7 +117,7 @@ def walk(
             perturbation=perturbation if form == "per-example" else None,
         ).sums
         flat = torch.cat([value.flatten() for value in sums])
-        flat = add_gaussian(flat, clip, NOISE * factor, rng)
+        flat = add_gaussian(flat, clip, NOISE, rng)
         if encoding is not None:
             return encoding.unflatten(encoding.codec.reconstruct(flat))
         parts = flat.split([params[n].numel() for n in sorted(params)])
@@ -135,13 +129,10 @@ def walk(
     for step in range(settings.client.local_steps):
         drawn = poisson_sample(len(features), RATE, streams()("sample", step))
         batch = [features[i] for i in drawn]
-        if form == "private-ascent":
-            ascent = noisy(weights, batch, streams()("ascent-noise", step))
+        point = weights
         if form == "batch":
             raw = gradient_sum(tunable, weights, batch, max_tokens=10_000)
             ascent = dict(zip(sorted(params), raw, strict=True))
-        point = weights
-        if form in ("private-ascent", "batch", "previous") and ascent is not None:
             point = dict(weights)
             for layer in range(len(weights["prefix"])):
                 g, w = ascent["prefix"][layer], weights["prefix"][layer]
@@ -151,24 +142,13 @@ def walk(
         step_sum = noisy(point, batch, streams()("noise", step))
         divisor = settings.client.batch_size
         weights = {n: weights[n] - step_sum[n] / divisor for n in weights}
-        ascent = step_sum
     return {n: weights[n] - params[n] for n in weights}
 
 
 @pytest.mark.parametrize("codec", ["none", "in-code"])
-@pytest.mark.parametrize(
-    ("form", "told"),
-    [
-        ("per-example", False),
-        ("previous", False),
-        ("previous", True),
-        ("private-ascent", False),
-        ("batch", False),
-    ],
-)
+@pytest.mark.parametrize("form", ["per-example", "batch"])
 def test_a_round_is_the_method_step_by_step(
     form: str,
-    told: bool,
     codec: str,
     tunable: Tunable,
     params: dict[str, Tensor],
@@ -177,16 +157,14 @@ def test_a_round_is_the_method_step_by_step(
 ) -> None:
     """Three steps; the code that is sent is that of the steps that moved the weights."""
     settings = tiny_settings(**CHANGES, **{"awp.form": form}, **IN_CODE if codec != "none" else {})
-    previous = shaken(params, 9) if told else None
-    options = {"previous": previous} if told else {}
-    result = train(tunable, params, features, settings, **options)
+    result = train(tunable, params, features, settings)
     update = result.update
     if codec != "none":
         encoding = encoding_of(settings, params)
         assert encoding is not None
         update = encoding.unflatten(encoding.codec.reconstruct(update["code"]))
-    wanted = walk(tunable, params, features, settings, form, previous)
-    plain = train(tunable, params, features, tiny_settings(**CHANGES), **options).update
+    wanted = walk(tunable, params, features, settings, form)
+    plain = train(tunable, params, features, tiny_settings(**CHANGES)).update
     for name, value in wanted.items():
         torch.testing.assert_close(update[name], value, rtol=1e-3, atol=1e-4)
     if codec == "none":
@@ -194,21 +172,7 @@ def test_a_round_is_the_method_step_by_step(
         assert difference > 0.03 * plain["prefix"].norm(), "the perturbation does nothing"
 
 
-def test_previous_is_no_perturbation_before_anything_was_released(
-    tunable: Tunable, params: dict[str, Tensor], features: list[Feature], tiny_settings: Make
-) -> None:
-    """Bit by bit, in the first step of the first round."""
-    one = CHANGES | {"client.local_steps": 1}
-    plain = train(tunable, params, features, tiny_settings(**one)).update
-    settings = tiny_settings(**one, **{"awp.form": "previous"})
-    first = train(tunable, params, features, settings).update
-    later = train(tunable, params, features, settings, previous=shaken(params, 9)).update
-    for name in params:
-        assert torch.equal(plain[name], first[name])
-        assert not torch.equal(plain[name], later[name])
-
-
-@pytest.mark.parametrize("form", ["per-example", "previous", "private-ascent", "batch"])
+@pytest.mark.parametrize("form", ["per-example", "batch"])
 def test_rounds_after_the_last_perturbed_one_are_plain(
     form: str,
     tunable: Tunable,
@@ -218,95 +182,18 @@ def test_rounds_after_the_last_perturbed_one_are_plain(
 ) -> None:
     settings = tiny_settings(**CHANGES, **{"awp.form": form, "awp.rounds": 2})
     plain = train(tunable, params, features, tiny_settings(**CHANGES))
-    given = {"previous": shaken(params, 9)}
-    third = train(tunable, params, features, settings, server_round=3, **given)
-    second = train(tunable, params, features, settings, server_round=2, **given)
+    third = train(tunable, params, features, settings, server_round=3)
+    second = train(tunable, params, features, settings, server_round=2)
     assert third.noise_std == plain.noise_std
     for name in params:
         assert torch.equal(plain.update[name], third.update[name])
         assert not torch.equal(plain.update[name], second.update[name])
 
 
-def test_both_releases_of_private_ascent_have_the_promised_noise(
-    tunable: Tunable, params: dict[str, Tensor], features: list[Feature], tiny_settings: Make
-) -> None:
-    """sqrt(2) times the calibrated noise in each, drawn apart, also where nobody was drawn.
-
-    The first release is seen through the perturbation, so both are taken off their streams, and the
-    update's noise is measured: batches are empty, and it is all there is.
-    """
-    settings = tiny_settings(
-        **CHANGES | {"client.local_steps": 1, "privacy.prefix_scale": 1.0},
-        **{"awp.form": "private-ascent"},
-    )
-    clip, samples = settings.privacy.clip, []
-    for repetition in range(60):
-        asked: list[tuple[str, int]] = []
-
-        def source(purpose: str, step: int, number: int = repetition) -> Any:
-            asked.append((purpose, step))  # noqa: B023
-            return generator(1, number, purpose, step)
-
-        result = train(tunable, params, [], settings, source=source)
-        assert asked.count(("ascent-noise", 0)) == asked.count(("noise", 0)) == 1
-        samples.append(torch.cat([v.flatten() for v in result.update.values()]).double().numpy())
-    std = math.sqrt(2) * NOISE * clip / settings.client.batch_size
-    assert result.noise_std == pytest.approx(dict.fromkeys(params, std))
-    sample = np.concatenate(samples) / std
-    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], sample.size) / sample.size
-    assert low < (sample**2).mean() < high
-
-
-def test_the_ascent_of_private_ascent_is_clipped_and_noised(
-    tunable: Tunable,
-    params: dict[str, Tensor],
-    features: list[Feature],
-    tiny_settings: Make,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """What the perturbation is made of, over many draws: the clipped sum of the batch with Gaussian noise.
-
-    Its mean is the clipped sum within the noise of the mean, its variance that of sqrt(2) noise
-    multipliers: by a chi-squared test around the clipped sum, which is far from the raw one.
-    """
-    from fedllm.training import perturbation as module
-
-    seen: list[Tensor] = []
-    real = module.Perturbation.perturbed
-
-    def look(self: Perturbation, weights: Any, ascent: Mapping[str, Tensor]) -> Any:
-        seen.append(torch.cat([ascent[n].flatten() for n in sorted(ascent)]).double())
-        return real(self, weights, ascent)
-
-    monkeypatch.setattr(module.Perturbation, "perturbed", look)
-    changes = {"client.local_steps": 1, "privacy.prefix_scale": 1.0, "privacy.clip": 0.05}
-    settings = tiny_settings(**CHANGES | changes, **{"awp.form": "private-ascent"})
-    for repetition in range(60):
-        train_locally(
-            tunable,
-            params,
-            features,
-            settings,
-            sampling_rate=1.0,
-            noise_multiplier=NOISE,
-            streams=streams(repetition),
-        )
-    scales = dict.fromkeys(params, 1.0)
-    clipped = clipped_gradient_sum(
-        tunable, params, features, clip_norm=0.05, scales=scales, max_tokens=10_000
-    )
-    assert clipped.clipped == len(features)
-    wanted = torch.cat([value.flatten() for value in clipped.sums]).double()
-    sample = (torch.stack(seen) - wanted).numpy() / (math.sqrt(2) * NOISE * 0.05)
-    low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], sample.size) / sample.size
-    assert low < (sample**2).mean() < high
-    assert stats.kstest(sample.ravel(), "norm").pvalue > 1e-6
-
-
 CLIENT = {"privacy.unit": "client", "privacy.clip": 0.01, "privacy.prefix_scale": 1.0}
 
 
-@pytest.mark.parametrize("form", ["per-example", "previous", "batch"])
+@pytest.mark.parametrize("form", ["per-example", "batch"])
 def test_at_client_level_the_whole_round_is_clipped_whatever_the_form(
     form: str,
     tunable: Tunable,

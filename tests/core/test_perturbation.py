@@ -312,13 +312,10 @@ def test_rounds_head_and_settings(tiny_settings: Make) -> None:
     found = [perturbation_of(settings, number) for number in (1, 2, 3)]
     assert found == [Perturbation(0.2), Perturbation(0.2), None]
     assert perturbation_of(tiny_settings(), 1) is None
-    assert is_perturbed(tiny_settings(**{"awp.form": "previous"}).awp, 10**6)
+    assert is_perturbed(tiny_settings(**{"awp.form": "batch"}).awp, 10**6)
     prefix = {"prefix": torch.ones(1, 2, 1, 1, 1)}
     with pytest.raises(ValueError, match=r"Expected a task with a head for awp.head=true"):
         Perturbation(0.1, head=True).at(prefix, prefix)
     with pytest.raises(ValueError, match=r"Expected prefix.length > 0 or awp.head=true"):
-        tiny_settings(**{"awp.form": "previous", "prefix.length": 0})
-    assert tiny_settings(**{"awp.form": "previous", "prefix.length": 0, "awp.head": True})
-    for changes in ({"privacy.mode": "none"}, {"privacy.unit": "client"}):
-        with pytest.raises(ValueError, match=r"Expected privacy.mode=dp and privacy.unit=example"):
-            tiny_settings(**{"awp.form": "private-ascent"} | changes)
+        tiny_settings(**{"awp.form": "batch", "prefix.length": 0})
+    assert tiny_settings(**{"awp.form": "batch", "prefix.length": 0, "awp.head": True})

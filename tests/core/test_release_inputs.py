@@ -160,7 +160,6 @@ def test_each_extra_of_a_task_is_another_release(tiny_settings: Make, tmp_path: 
     extras: list[dict[str, Any]] = [
         {},
         {"codec": "v"},
-        {"ascent": "v"},
         {"directions": "v"},
         {"duplicate": "v"},
         {"candidates": (0, 1)},

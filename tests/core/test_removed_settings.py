@@ -106,3 +106,21 @@ def test_the_settings_that_an_earlier_run_used_are_named() -> None:
     assert removed_of({"codec": {"echo": False, "name": "fp16"}, "seed": 1}) == {}
     used = {"codec": {"echo": True, "name": "zip"}}
     assert removed_of(used) == {"codec.echo": True, "codec.name": "zip"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("codec.error_feedback=true", "Expected no codec.error_feedback"),
+        ("privacy.calibrate_to=claimed", "fedllm lmo-check"),
+        ("awp.form=previous", "Expected another awp.form (removed: awp.form=per-example"),
+        ("awp.form=private-ascent", "Expected another awp.form (removed: awp.form=per-example"),
+    ],
+)
+def test_each_names_what_replaced_it(tmp_path: Path, setting: str, expected: str) -> None:
+    path = tmp_path / "experiment.toml"
+    path.write_text("", encoding="utf-8")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, [setting])
+    (line,) = str(caught.value).splitlines()
+    assert expected in line

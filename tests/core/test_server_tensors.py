@@ -84,17 +84,13 @@ def test_every_task_refuses_before_a_row(
     assert worker._opened is None, "no data were looked at"
 
 
-def test_previous_update_and_duplicate_too(tiny_settings: Make, tmp_path: Path) -> None:
-    settings = tiny_settings(**{"awp.form": "previous"})
+def test_a_duplicate_too(tiny_settings: Make, tmp_path: Path) -> None:
+    settings = tiny_settings(**{"teacher.kind": "nonprivate", "privacy.mode": "none"})
     params = initial_params(shared_tunable(settings), settings)
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="run", ledger=tmp_path / "ledger.sqlite")
-    with pytest.raises(LimitRefused, match="a previous update"):
-        worker.train(params, 1, 2, previous=huge(params))
-    raw = tiny_settings(**{"teacher.kind": "nonprivate", "privacy.mode": "none"})
-    other = SiloWorker(raw, silo, run="raw", ledger=tmp_path / "ledger.sqlite")
     with pytest.raises(LimitRefused, match="a duplicate"):
-        other.train(params, 1, 2, duplicate=huge(params))
+        worker.train(params, 1, 2, duplicate=huge(params))
     assert worker.ledger.entries() == []
 
 

@@ -151,7 +151,6 @@ def test_a_run_that_was_interrupted_at_the_choice_gives_the_same_bits(
 ) -> None:
     changes = PRIVATE | {"layers.after": 1, "layers.search": "greedy", "server.averaging": 0.5}
     changes |= {"server.checkpoint_every": 3}  # none of its own falls to the choice
-    changes |= {"awp.form": "previous", "awp.gamma": 0.5}  # the update that travels is cut as well
     whole = start("whole", **changes)
     assert in_process(whole) == "finished"
     run = start("cut", **changes)

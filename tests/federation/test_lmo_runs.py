@@ -133,7 +133,6 @@ def test_events_are_sampled_and_composed_as_those_of_gaussian_noise(tiny_setting
     for changes in (
         {},
         {"privacy.unit": "client"},
-        {"awp.form": "private-ascent"},
     ):
         costs = []
         for mechanism in (LMO, {}):

@@ -34,7 +34,7 @@ from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
-FORMS = ("per-example", "previous", "private-ascent", "batch")
+FORMS = ("per-example", "batch")
 SILOS = 4
 CHANGES = {"server.rounds": 3, "awp.gamma": 0.5, "awp.rounds": 2}
 IN_CODE = {"codec.name": "random-projection", "codec.ratio": 4, "codec.noise": "in-code"}
@@ -79,12 +79,8 @@ def test_rows_and_report_say_what_each_form_guarantees(
         rate, noise = row.details["sampling_rate"], row.details["noise_multiplier"]
         assert noise == 0.8
         plain = dp_sgd(rate, noise, 1)
-        once = gaussian(noise * math.sqrt(2))
-        twice = dp.PoissonSampledDpEvent(rate, dp.ComposedDpEvent((once, once)))
         steps = leaves(row.view(SERVER))
-        if form == "private-ascent" and row.round <= 2:
-            assert steps == [twice] * 2
-        elif form == "batch" and row.round <= 2:
+        if form == "batch" and row.round <= 2:
             assert [s for s in steps if is_private(s)] == [plain] * 2
             reasons = [s.reason for s in steps if not is_private(s)]
             assert reasons == [UNBOUNDED_ASCENT] * 2
@@ -120,7 +116,7 @@ def test_the_form_without_a_guarantee_is_warned_of_before_training(tiny_settings
     assert "NO GUARANTEE" not in " ".join(warnings(by_client, {"alpha": 60}))
 
 
-@pytest.mark.parametrize("form", ["per-example", "previous", "batch"])
+@pytest.mark.parametrize("form", ["per-example", "batch"])
 def test_at_client_level_every_form_keeps_the_guarantee(
     form: str, start_run: Start, in_process: Federate
 ) -> None:
@@ -133,10 +129,8 @@ def test_at_client_level_every_form_keeps_the_guarantee(
     assert "as a whole afterwards" in report["training"]["perturbation"]["guarantee"]
 
 
-def test_noise_by_the_server_and_the_previous_update(
-    start_run: Start, in_process: Federate
-) -> None:
-    changes = {"privacy.unit": "client", "privacy.noise_by": "server", "awp.form": "previous"}
+def test_noise_by_the_server(start_run: Start, in_process: Federate) -> None:
+    changes = {"privacy.unit": "client", "privacy.noise_by": "server", "awp.form": "per-example"}
     run = start_run("run", **CHANGES, **changes)
     assert in_process(run) == "finished"
     assert all(leaves(row.view(OUTSIDER)) == [gaussian(0.8)] for row in entries(run))
@@ -144,11 +138,10 @@ def test_noise_by_the_server_and_the_previous_update(
 
 
 def test_a_target_is_used_up_and_not_exceeded(start_run: Start, in_process: Federate) -> None:
-    """Calibration counts two releases of a batch as the one step they cost as much as; with ``batch``
-    the noise is that of a run with a guarantee, and the ledger says that it gives none."""
+    """With ``batch`` the noise is that of a run with a guarantee, and the ledger says that it gives none."""
     target = {"privacy.epsilon": 4.0, "privacy.noise_multiplier": None}
     noise = {}
-    for form in ("none", "private-ascent", "batch"):
+    for form in ("none", "per-example", "batch"):
         run = start_run(form, **CHANGES, **target, **{"awp.form": form})
         assert in_process(run) == "finished"
         found = entries(run)
@@ -160,49 +153,7 @@ def test_a_target_is_used_up_and_not_exceeded(start_run: Start, in_process: Fede
         private = {event: count for event, count in spent.items() if is_private(event)}
         assert 0.99 * 4 < accountant.epsilon(private, 1e-5) <= 4
         assert math.isinf(accountant.epsilon(spent, 1e-5)) == (form == "batch")
-    assert noise["private-ascent"] == noise["none"] == noise["batch"]
-
-
-def watch_previous(seen: dict[int, list[dict[str, Tensor] | None]]) -> Any:
-    def watch(task: Message, reply: Message) -> Message:
-        if task.metadata.message_type == "train":
-            config: Any = task.content[names.CONFIG]
-            content: Any = task.content
-            sent = None
-            if names.PREVIOUS in content.array_records:
-                sent = content[names.PREVIOUS].to_torch_state_dict()
-            seen.setdefault(int(config[names.ROUND]), []).append(sent)
-        return reply
-
-    return watch
-
-
-def test_previous_is_the_last_mean_update_in_the_perturbed_rounds_alone(
-    start_run: Start, in_process: Federate
-) -> None:
-    """With SGD and rate 1 at the server the mean update is what the parameters moved by."""
-    changes = {"awp.form": "previous", "server.rounds": 4, "awp.rounds": 3}
-    server = {"server.optimizer": "sgd", "server.learning_rate": 1.0, "server.momentum": 0.0}
-    server |= {"server.schedule": "constant", "server.keep_checkpoints": 10}
-    run = start_run("run", **CHANGES | changes, **server)
-    seen: dict[int, list[dict[str, Tensor] | None]] = {}
-    assert in_process(run, watch_previous(seen)) == "finished"
-    assert seen[1] == seen[4] == [None] * SILOS
-    from fedllm.run.checkpoints import load_checkpoint
-
-    params = {
-        n: load_checkpoint(run.checkpoints_path / f"round-{n:05d}").params for n in range(1, 5)
-    }
-    for server_round in (2, 3):
-        assert len(seen[server_round]) == SILOS
-        for sent in seen[server_round]:
-            assert sent is not None
-            if server_round == 3:
-                for name, value in sent.items():
-                    moved = params[2][name] - params[1][name]
-                    torch.testing.assert_close(value, moved, rtol=1e-4, atol=1e-6)
-    rounds = [r["bytes_down"] for r in run.metrics() if r["kind"] == "round"]
-    assert rounds == [rounds[0], 2 * rounds[0], 2 * rounds[0], rounds[0]]
+    assert noise["per-example"] == noise["none"] == noise["batch"]
 
 
 @pytest.mark.parametrize(
@@ -214,10 +165,10 @@ def test_previous_is_the_last_mean_update_in_the_perturbed_rounds_alone(
     ],
     ids=["plain", "partial", "in-code"],
 )
-def test_a_resumed_run_ascends_along_the_same_update(
+def test_a_resumed_run_gives_the_same_bits(
     changes: dict[str, Any], start_run: Start, in_process: Federate
 ) -> None:
-    changes = CHANGES | {"awp.form": "previous", "server.rounds": 5, "awp.rounds": 4} | changes
+    changes = CHANGES | {"awp.form": "per-example", "server.rounds": 5, "awp.rounds": 4} | changes
     whole, cut = start_run("whole", **changes), start_run("cut", **changes)
     assert in_process(whole) == "finished"
     stop = threading.Event()
@@ -235,28 +186,8 @@ def test_a_resumed_run_ascends_along_the_same_update(
     assert keys[0] == keys[1]
 
 
-def test_an_update_that_does_not_fit_is_refused(tiny_settings: Any, tmp_path: Path) -> None:
-    from fedllm.data.silos import load_federation
-    from fedllm.silo.silo import SiloWorker
-    from fedllm.training.tunable import initial_params, shared_tunable
-
-    settings = tiny_settings(**{"awp.form": "previous"})
-    silo = load_federation(settings).silos[0]
-    worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
-    params = initial_params(shared_tunable(settings), settings)
-    short = {name: value[:1] for name, value in params.items()}
-    with pytest.raises(ValueError, match=r"Expected a previous update with head.bias of shape"):
-        worker.train(params, 2, 3, previous=short)
-    assert not list(worker.ledger.entries()), "nothing is spent on a task that cannot be done"
-    other = {name: value + 1 for name, value in params.items()}
-    for previous in (None, params, {**params}, other):
-        worker.train(params, 2, 3, previous=previous)
-    keys = {row.key for row in worker.ledger.entries()}
-    assert len(keys) == 3, "noise of one value would meet another"
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["per-example", "previous", "private-ascent"])
+@pytest.mark.parametrize("form", ["per-example", "batch"])
 def test_flowers_engine_with_two_workers_gives_the_same_bits(
     form: str, start_run: Start, in_process: Federate, tiny_settings: Any, tmp_path: Path
 ) -> None:

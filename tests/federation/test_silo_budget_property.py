@@ -45,7 +45,7 @@ ASKED: dict[str, Any] = {
     "evaluation.clients": ["off", "private", "raw"],
     "evaluation.clients_holdout": [0.2],
     "evaluation.clients_noise": [0.3, 5.0],
-    "awp.form": ["none", "none", "batch", "private-ascent"],
+    "awp.form": ["none", "none", "batch", "per-example"],
     "teacher.kind": ["none", "none", "nonprivate"],
     "layers.form": ["none", "none", "private", "private-top-k", "paper"],
     "layers.keep": [1],

@@ -32,11 +32,6 @@ CASES = {
     "no privacy": {"privacy.mode": "none"},
     "perturbed by each example's own gradient": {"awp.form": "per-example"},
     "perturbed by the batch, in two of four rounds": {"awp.form": "batch", "awp.rounds": 2},
-    "two releases of a batch": {"awp.form": "private-ascent", "client.local_steps": 3},
-    "two releases of a batch, in two of four rounds": {
-        "awp.form": "private-ascent",
-        "awp.rounds": 2,
-    },
 }
 
 

@@ -49,7 +49,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "max_batch": {"client.max_batch": 24, "privacy.accountant": "pld"},
     "rate": {"client.sampling_rate": 1.0},
     "adaptive": {"clipping.form": "adaptive", "clipping.count_share": 0.5},
-    "private ascent": {"awp.form": "private-ascent"},
     "per-example": {"awp.form": "per-example"},
     "laplace": LMO,
     "fp16": {"codec.name": "fp16"},
@@ -165,7 +164,6 @@ def tight(form: str, least: float) -> float:
 def law(settings: Settings, params: Mapping[str, Tensor], replies: int = 12) -> UpdateLaw:
     return UpdateLaw(
         settings=settings,
-        server_round=1,
         clip=settings.privacy.clip,
         replies=replies,
         params=params,

@@ -203,20 +203,8 @@ def _codecs(silo: HostedSilo) -> Iterator[Case]:
 
 def _of_training(few: bool) -> Iterator[Case]:
     """What only tasks of training (and rounds) bring."""
-    previous = {"awp.form": "previous"}
-    for place, (what, change, fine) in enumerate(hostile_arrays()):
-        if few and place % 5:
-            continue
-        build = _arrays(TRAIN, names.PREVIOUS, change, **previous)
-        yield Case(TRAIN, names.PREVIOUS, what, build, fine)
-    same = _arrays(TRAIN, names.PREVIOUS, lambda tensors: None)
-    yield Case(TRAIN, names.PREVIOUS, "whole, not asked for", same)
     raw = _arrays(TRAIN, names.DUPLICATE, lambda tensors: None)
     yield Case(TRAIN, names.DUPLICATE, "whole, not asked for", raw)
-    zero = _arrays(
-        TRAIN, names.PREVIOUS, lambda t: t.update({n: v * 0 for n, v in t.items()}), **previous
-    )
-    yield Case(TRAIN, names.PREVIOUS, "zero", zero, True)
     for what, value in {"0": 0.0, "1e-300": 1e-300, "1e300": 1e300, "NaN": math.nan}.items():
         build = _changed(TRAIN, _field(names.CLIP, value), **{"clipping.form": "adaptive"})
         yield Case(TRAIN, names.CLIP, what, build)

@@ -91,7 +91,7 @@ def hostile_records(kind: str) -> Iterator[tuple[str, str, Change, bool]]:
     """The same for whole records."""
     records, _, _ = FIELDS[kind]
     yield "records", "none", lambda parts: parts.clear(), False
-    for record in sorted(records - {names.DUPLICATE, names.PREVIOUS}):
+    for record in sorted(records - {names.DUPLICATE}):
         yield record, "missing", _without_record(record), False
         yield record, "a record of numbers", _as(record, MetricRecord({"a": 1.0})), False
         yield record, "empty", _as(record, _empty(record)), record == names.CODEC
@@ -107,8 +107,7 @@ def hostile_records(kind: str) -> Iterator[tuple[str, str, Change, bool]]:
             yield names.LEDGER, f"{name}: {what}", _as(names.LEDGER, wrong), False
     yield names.LEDGER, "one more field", _as(names.LEDGER, ConfigRecord(head | {"a": 1})), False
     yield names.LEDGER, "arrays", _as(names.LEDGER, ArrayRecord()), False
-    for other in (names.DUPLICATE, names.PREVIOUS):
-        yield other, "not asked for", _as(other, ArrayRecord()), False
+    yield names.DUPLICATE, "not asked for", _as(names.DUPLICATE, ArrayRecord()), False
 
 
 def _empty(record: str) -> Any:

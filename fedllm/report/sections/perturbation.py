@@ -11,11 +11,6 @@ _BY_EXAMPLE = {
     "per-example": "Each example's gradient is taken at weights perturbed along that example's own "
     "gradient. What it adds to the sum depends on it alone and is clipped as ever: the guarantee is that "
     "of training without perturbation.",
-    "previous": "The weights are perturbed along the last released noisy gradient, a function of what is "
-    "released already (post-processing): the guarantee is that of training without perturbation.",
-    "private-ascent": "Each step releases two sums of one Poisson batch: the ascent, along which the "
-    "weights are perturbed, and the gradient there. Each has sqrt(2) times the noise; together they are "
-    "exactly the Gaussian mechanism whose noise multiplier is stated. The ledger's rows hold both.",
     "batch": f"No guarantee: {UNBOUNDED_ASCENT}.",
 }
 

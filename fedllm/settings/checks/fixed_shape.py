@@ -57,9 +57,9 @@ def check_fixed_shape(settings: SettingsTree) -> None:
             "the count of norms beside a truncated sum is not proven",
         ),
         f"awp.form={settings.awp.form}": (
-            settings.awp.form in ("private-ascent", "batch"),
+            settings.awp.form == "batch",
             "another awp.form",
-            "two sums of one truncated sample are not proven",
+            "a raw sum of the truncated sample has no guarantee",
         ),
         f"codec.noise={settings.codec.noise}": (
             settings.codec.active and settings.codec.noise == "in-code",

@@ -132,23 +132,12 @@ def _check_public(settings: SettingsTree) -> None:
 
 
 def _check_perturbation(settings: SettingsTree) -> None:
-    """Whether there is something to perturb, and the form fits what is protected."""
-    awp, privacy = settings.awp, settings.privacy
+    """Whether there is something to perturb."""
+    awp = settings.awp
     if settings.prefix.length == 0 and not awp.head:
         raise ValueError(
             f"Expected prefix.length > 0 or awp.head=true for awp.form={awp.form} (there is nothing to "
             "perturb), got prefix.length=0, awp.head=false"
-        )
-    if awp.form == "private-ascent" and (privacy.mode == "none" or privacy.unit == "client"):
-        why = (
-            "without noise it is the form batch"
-            if privacy.mode == "none"
-            else "the whole local training is clipped and noised after it: noise within it protects "
-            "nobody; awp.form=per-example, previous and batch keep that guarantee"
-        )
-        raise ValueError(
-            "Expected privacy.mode=dp and privacy.unit=example for awp.form=private-ascent "
-            f"({why}), got privacy.mode={privacy.mode}, privacy.unit={privacy.unit}"
         )
 
 
@@ -224,11 +213,6 @@ def check_clipping(settings: SettingsTree) -> None:
             settings.codec.active,
             "no codec",
             "it is made for one clipping norm",
-        ),
-        "awp.form=private-ascent": (
-            settings.awp.form == "private-ascent",
-            "another awp.form",
-            "each step releases two sums then, and which of them the count is about is not settled",
         ),
         "model.access=black-box": (
             settings.model.access == "black-box",

@@ -69,7 +69,6 @@ def train(
     for turn in range(1, settings.server.rounds + 1):
         judge = UpdateLaw(
             settings=settings,
-            server_round=turn,
             clip=settings.privacy.clip,
             replies=settings.server.rounds * len(silos),
             params=params,
@@ -84,7 +83,7 @@ def train(
             honest = _local(params, x, y, settings, noise[name], f"{seed}", name, turn)
             if bad is not None:
                 told = bad.claimed(noise[name])
-                std = update_noise_std(settings, told, params, turn)
+                std = update_noise_std(settings, told, params)
                 limit = judge.limit(name, told) if law else settings.server.max_update_norm
                 sent = bad.sends(honest, float(limit or 0))
                 honest = Contribution(name, sent.update, std, noise_multiplier=told)

@@ -29,8 +29,8 @@ MUTATIONS = (
     Mutation(
         "adaptive-sum-with-the-noise-of-both",
         "fedllm/training/dp_sgd.py",
-        "noise_multiplier=parts.vector * noise_factor(settings, server_round),",
-        "noise_multiplier=noise_multiplier * noise_factor(settings, server_round),",
+        "        noise_multiplier=parts.vector,\n        encoding=encoding if per_example",
+        "        noise_multiplier=noise_multiplier,\n        encoding=encoding if per_example",
         "The sum carries the noise of sum and count together, less than its event says.",
         (f"{_ADAPTIVE}::test_sum_and_count_carry_the_noise_of_their_events",),
     ),

@@ -25,14 +25,14 @@ MUTATIONS = (
         # Otherwise the server adds the noise, and records the event before it does.
         result = self._answered(
             lambda features: self._trained(
-                params, features, along, encoding, server_round, ascent, options
+                params, features, along, encoding, server_round, options
             ),
             self.train_features,
         )
 """,
         """        result = self._answered(
             lambda features: self._trained(
-                params, features, along, encoding, server_round, ascent, options
+                params, features, along, encoding, server_round, options
             ),
             self.train_features,
         )
