@@ -27,7 +27,7 @@ from fedllm.budget.limits import (
     training_events,
 )
 from fedllm.budget.local_policy import OwnBounds
-from fedllm.budget.recorded_relation import SIZES, composes, proven_relation
+from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
 from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
 from fedllm.settings.checks.black_box import noises_numbers
@@ -38,7 +38,7 @@ from privacy.budget import BudgetExceeded
 from privacy.events.constructors import no_guarantee
 from privacy.events.multiset import is_private, multiset
 from privacy.events.views import with_colluders
-from privacy.guarantee import Adversary, Relation, Unit
+from privacy.guarantee import Relation, Unit
 from privacy.ledger.ledger import Ledger, LedgerEntry
 from privacy.run_plan import RunPlan
 
@@ -99,8 +99,9 @@ class SiloAccount:
         self.private = settings.privacy.mode == "dp"
         self.adversary = protected_from(settings)
         self.book = PlanBook(ledger, run=run, party=party, unit=self.unit, adversary=self.adversary)
-        self._refuse_other_units()
-        self._refuse_known_numbers()
+        refuse_other_units(ledger, party, self.unit)
+        if Relation.ADD_OR_REMOVE_ONE in (self.relation, own and own.relation):
+            refuse_public_sizes(ledger, party, self.unit)
         self.sampling_rate = sampling_rate(settings, examples)
         self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
@@ -232,31 +233,6 @@ class SiloAccount:
         before = self.spent()
         before.subtract(self.ledger.spent(self.adversary, party=self.party, run=self.run))
         return +before
-
-    def _refuse_other_units(self) -> None:
-        for unit in Unit:
-            if unit is not self.unit and self.ledger.spent(
-                Adversary("server"), party=self.party, unit=unit
-            ):
-                raise ValueError(
-                    f"Expected a ledger with privacy.unit={self.unit.value} only for {self.party}, "
-                    f"{self.ledger.path} holds what was spent for privacy.unit={unit.value}: units "
-                    "do not compose"
-                )
-
-    def _refuse_known_numbers(self) -> None:
-        own = None if self.own is None else self.own.relation
-        asked = Relation.ADD_OR_REMOVE_ONE
-        if asked not in (self.relation, own):
-            return
-        for row in self.ledger.entries(party=self.party, unit=self.unit):
-            if not composes(row, asked):
-                raise ValueError(
-                    f"Expected a ledger without public numbers of examples for {asked.value}, "
-                    f"{self.ledger.path} holds rows of the run {row.run} that are proven for "
-                    f"{proven_relation(row)} alone: use privacy.relation=zero-out, or another ledger for "
-                    "data that were never used"
-                )
 
     def epsilon(self) -> float:
         """Epsilon spent so far, by the accountant that calibrates; infinite without a guarantee."""
@@ -394,7 +370,7 @@ class SiloAccount:
         )
 
     def _admit(self, events: Counter[DpEvent], purpose: str, proposal: Proposal | None) -> None:
-        self._refuse_other_units()
+        refuse_other_units(self.ledger, self.party, self.unit)
         asked = {event: count for event, count in events.items() if is_private(event)}
         if self.own is not None:
             self.own.check_guarantee(events.total() - sum(asked.values()))

@@ -11,7 +11,7 @@ from typing import Any
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.budget.recorded_relation import composes, proven_relation
+from fedllm.budget.recorded_rows import composes, proven_relation
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.normal_form import as_accounted
 from privacy.events.kinds import (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
-from fedllm.budget.recorded_relation import notes_on, proven_relation
+from fedllm.budget.recorded_rows import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.extract.store import FOLDER

@@ -13,7 +13,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.budget.recorded_relation import composes, notes_on, proven_relation
+from fedllm.budget.recorded_rows import composes, notes_on, proven_relation
 from fedllm.report.accounting import EVERYBODY, no_guarantee_reasons
 from fedllm.report.plan_figures import SO_FAR, plan_epsilons
 from privacy.accountants import (

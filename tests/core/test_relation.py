@@ -15,7 +15,7 @@ from report_runs import Page, new_run, trained
 from client.config import SiloFile
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.local_policy import LimitRefused, OwnBounds
-from fedllm.budget.recorded_relation import OLDER_ROWS
+from fedllm.budget.recorded_rows import OLDER_ROWS
 from fedllm.report import write_report
 from fedllm.report.build import build
 from fedllm.run.folder import RunFolder

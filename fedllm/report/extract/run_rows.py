@@ -10,7 +10,7 @@ from typing import Any
 import attr
 from dp_accounting.dp_event import DpEvent
 
-from fedllm.budget.recorded_relation import SIZES
+from fedllm.budget.recorded_rows import SIZES
 from fedllm.report.extract.statement import (
     MOST_DISTINCT,
     MOST_USES,

@@ -77,7 +77,7 @@ MUTATIONS = (
     ),
     Mutation(
         "earlier-rows-as-recorded",
-        "fedllm/budget/recorded_relation.py",
+        "fedllm/budget/recorded_rows.py",
         '    if relation is Relation.ADD_OR_REMOVE_ONE and row.details.get(SIZES) != "private":\n',
         "    if False:\n",
         "Rows of earlier versions count as proofs for adding or removing one.",
@@ -86,8 +86,8 @@ MUTATIONS = (
     Mutation(
         "ledger-with-public-numbers-for-adding",
         "fedllm/budget/account.py",
-        "        self._refuse_known_numbers()\n",
-        "",
+        "            refuse_public_sizes(ledger, party, self.unit)\n",
+        "            pass\n",
         "A run for adding or removing goes on from a ledger whose runs told the number of examples.",
         (f"{_RUNS}::test_a_ledger_with_public_numbers_is_none_for_adding_or_removing",),
     ),

@@ -1,4 +1,4 @@
-"""The neighbouring relation of a ledger's rows: as recorded, and as proven by what they record.
+"""What a ledger's rows are proven for, and whether a run's rows compose with them.
 
 A row names the relation that its run stated, and since zero-out exists also whether the number of examples
 was public. Rows of earlier versions name add-or-remove-one without that: the number of examples was public
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from privacy.guarantee import Relation
-from privacy.ledger.ledger import LedgerEntry
+from privacy.guarantee import Adversary, Relation, Unit
+from privacy.ledger.ledger import Ledger, LedgerEntry
 
 SIZES = "sizes"
 """Key in a row's details: the value of data.sizes."""
@@ -46,3 +46,33 @@ def notes_on(rows: Iterable[LedgerEntry]) -> list[str]:
     """What a reader must know of the relations that rows name; empty where there is nothing."""
     older = any(recorded_relation(row) is not proven_relation(row) for row in rows)
     return [OLDER_ROWS] if older else []
+
+
+def refuse_other_units(ledger: Ledger, party: str, unit: Unit) -> None:
+    """Check that the ledger holds nothing of this party for another privacy unit.
+
+    Raises:
+        ValueError: it does; units do not compose.
+    """
+    for other in Unit:
+        if other is not unit and ledger.spent(Adversary("server"), party=party, unit=other):
+            raise ValueError(
+                f"Expected a ledger with privacy.unit={unit.value} only for {party}, {ledger.path} holds "
+                f"what was spent for privacy.unit={other.value}: units do not compose"
+            )
+
+
+def refuse_public_sizes(ledger: Ledger, party: str, unit: Unit) -> None:
+    """Check that all rows of this party are proven for adding or removing a record.
+
+    Raises:
+        ValueError: one was made with a public number of examples.
+    """
+    asked = Relation.ADD_OR_REMOVE_ONE
+    for row in ledger.entries(party=party, unit=unit):
+        if not composes(row, asked):
+            raise ValueError(
+                f"Expected a ledger without public numbers of examples for {asked.value}, {ledger.path} "
+                f"holds rows of the run {row.run} that are proven for {proven_relation(row)} alone: use "
+                "privacy.relation=zero-out, or another ledger for data that were never used"
+            )
