@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_rows import add_rows
+from tiny_models import make_tiny_model, make_tiny_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from fedllm.run.folder import RunFolder
 from simulations.benchmarks.support import tiny
+from simulations.in_process import federate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -87,3 +93,37 @@ def random_words_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     BertModel(config).save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+@pytest.fixture
+def tiny_model() -> Callable[..., PreTrainedModel]:
+    """``tiny_model(architecture, dtype=float64, seed=0)``."""
+    return make_tiny_model
+
+
+@pytest.fixture
+def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """``tiny_tokenizer(bos=False)``."""
+    return make_tiny_tokenizer
+
+
+@pytest.fixture
+def make_ledger(tmp_path: Path) -> Callable[..., Path]:
+    """``make_ledger((party, event or views, number), ..., unit=, details=)``: the file."""
+    return partial(add_rows, tmp_path / "ledger.sqlite")
+
+
+@pytest.fixture(scope="session")
+def in_process() -> Callable[..., str]:
+    """``in_process(run, tamper=None, stop=None, callbacks=())``."""
+    return federate
+
+
+@pytest.fixture
+def start_run(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., RunFolder]:
+    """``start_run(name, **changes)``: a new run folder of the small experiment."""
+
+    def make(name: str, **changes: Any) -> RunFolder:
+        return RunFolder.create(tiny_settings(**changes), tmp_path / name)
+
+    return make

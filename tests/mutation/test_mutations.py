@@ -40,7 +40,7 @@ def test_a_mutation_that_does_not_fit_is_refused() -> None:
 @pytest.mark.slow
 def test_the_runner_tells_killed_from_survived_and_from_broken(tmp_path_factory) -> None:
     """A change of a comment survives; a NameError and a failing import are errors, no kills."""
-    test = "tests/privacy/test_privacy_randomness.py::test_poisson_sample_edges"
+    test = "tests/privacy/test_randomness.py::test_poisson_sample_edges"
     line = "    return np.flatnonzero(rng.random(n) < threshold).astype(np.int64)\n"
 
     def change(new: str) -> Mutation:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_ACCOUNTANTS = "tests/privacy/test_privacy_accountants.py"
-_ORACLES = "tests/privacy/test_privacy_oracles.py"
+_ACCOUNTANTS = "tests/privacy/accountants/test_accountants.py"
+_ORACLES = "tests/privacy/test_oracles.py"
 _TABLE = f"{_ORACLES}::test_reference_table"
 _EXACT = f"{_ORACLES}::test_no_bound_is_below_the_exact_delta"
-_DOMINATING = "tests/privacy/test_privacy_dominating.py"
-_CALIBRATION = "tests/privacy/test_privacy_calibration.py"
-_EVENTS = "tests/privacy/test_privacy_events.py"
+_DOMINATING = "tests/privacy/accountants/test_dominating.py"
+_CALIBRATION = "tests/privacy/test_calibration.py"
+_EVENTS = "tests/privacy/events/test_events.py"
 _REPLACE = "test_replace_one_doubles_the_sensitivity_of_a_gaussian"
 _FOLDER = "privacy/accountants/"
 
@@ -39,7 +39,7 @@ MUTATIONS = (
         "return bool(event.noise_multiplier > 0)",
         "return bool(event.noise_multiplier >= 0)",
         "A Gaussian mechanism without noise passes for a private one.",
-        (_EVENTS, _ACCOUNTANTS, "tests/core/test_report.py"),
+        (_EVENTS, _ACCOUNTANTS, "tests/fedllm/report/test_report.py"),
     ),
     Mutation(
         "repetitions-forgotten",
@@ -90,7 +90,7 @@ MUTATIONS = (
         "        values = values + _ROUND_OFF / (np.asarray(ORDERS) - 1)\n",
         "        values = values + 0.0\n",
         "Very many events at a tiny rate cost less by RDP than they do.",
-        ("tests/privacy/test_privacy_rdp_round_off.py",),
+        ("tests/privacy/accountants/test_rdp_round_off.py",),
     ),
     Mutation(
         "pld-optimistic",
@@ -114,7 +114,7 @@ MUTATIONS = (
         "infinity=TAIL_MASS - math.expm1(infinity_log),",
         "infinity=0.0,",
         "The mass at an infinite loss is forgotten: a delta that composition adds up is not reported.",
-        ("tests/privacy/test_privacy_loss_distribution.py",),
+        ("tests/privacy/accountants/test_loss_distribution.py",),
     ),
     Mutation(
         "pld-without-allowance-for-round-off",
@@ -165,7 +165,7 @@ MUTATIONS = (
         "    is_bound = False\n",
         "    is_bound = True\n",
         "The central-limit approximation, up to 78 % too low, may be signed as a guarantee.",
-        (f"{_ACCOUNTANTS}::TestGdpClt", "tests/privacy/test_privacy_budget.py::test_bad_budgets"),
+        (f"{_ACCOUNTANTS}::TestGdpClt", "tests/privacy/test_budget.py::test_bad_budgets"),
     ),
     Mutation(
         "exact-mu-adds-up-linearly-too-low",
@@ -245,7 +245,7 @@ MUTATIONS = (
         "shown = math.ceil(self.epsilon * 1000 - 1e-9) / 1000",
         "shown = math.floor(self.epsilon * 1000) / 1000",
         "The epsilon that is signed is smaller than the one that was spent.",
-        ("tests/privacy/test_privacy_vocabulary.py::test_printed_epsilon_is_rounded_up",),
+        ("tests/privacy/test_vocabulary.py::test_printed_epsilon_is_rounded_up",),
     ),
     Mutation(
         "stronger-adversary-as-weaker",
@@ -253,6 +253,6 @@ MUTATIONS = (
         'return 0 if self == "outsider" else 1 + self.colluders',
         'return 0 if self == "outsider" else 1',
         "Colluders are given the server's view, although they know their own noise.",
-        ("tests/privacy/test_privacy_ledger.py", "tests/privacy/test_privacy_vocabulary.py"),
+        ("tests/privacy/ledger/test_ledger.py", "tests/privacy/test_vocabulary.py"),
     ),
 )

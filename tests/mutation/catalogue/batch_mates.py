@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_MATES = "tests/core/test_batch_mates.py"
+_MATES = "tests/fedllm/training/test_batch_mates.py"
 _BITS = f"{_MATES}::test_a_gradient_is_the_same_bits_alone_and_among_others"
 _PADDING = f"{_MATES}::test_what_stands_at_padding_does_not_matter"
-_TENSORS = "tests/core/test_server_tensors.py"
+_TENSORS = "tests/fedllm/silo/test_server_tensors.py"
 
 MUTATIONS = (
     Mutation(
@@ -24,7 +24,7 @@ MUTATIONS = (
         "length = max((shapes.bucket_length(len(feature)) for feature in features), default=0)",
         "length = max((len(feature) for feature in features), default=0)",
         "Batch mates decide an example's padding: what the server puts there moves many gradients at once.",
-        (_BITS, "tests/core/test_batch_mates.py"),
+        (_BITS, "tests/fedllm/training/test_batch_mates.py"),
     ),
     Mutation(
         "padding-multiplied-not-selected",
@@ -56,7 +56,7 @@ MUTATIONS = (
         "        return (x.view(kept.dtype) & kept).view(x.dtype)",
         "        return x * (kept != 0)",
         "A product with zero keeps NaN at padding.",
-        ("tests/core/test_selection.py",),
+        ("tests/fedllm/models/test_selection.py",),
     ),
     Mutation(
         "gradient-at-padding-kept",
@@ -64,7 +64,7 @@ MUTATIONS = (
         "        return cleared, None\n",
         "        return grads[0], None\n",
         "NaN at padding returns into the prefix in the backward pass.",
-        ("tests/core/test_selection.py",),
+        ("tests/fedllm/models/test_selection.py",),
     ),
     Mutation(
         "vocabulary-rows-uneven",

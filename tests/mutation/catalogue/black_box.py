@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_CORE = "tests/core/test_zeroth_order.py"
-_ACCOUNTS = "tests/core/test_zeroth_order_accounts.py"
-_RUNS = "tests/federation/test_black_box_runs.py"
+_CORE = "tests/fedllm/training/test_zeroth_order.py"
+_ACCOUNTS = "tests/fedllm/training/test_zeroth_order_accounts.py"
+_RUNS = "tests/integration/test_black_box_runs.py"
 _STEP = f"{_CORE}::test_numbers_are_clipped_sums_over_the_expected_batch"
 _BOUND = f"{_CORE}::test_one_example_changes_the_numbers_by_at_most_the_clip"
 _LAW = f"{_CORE}::test_noise_that_leaves_has_the_promised_size_and_law"
 _EVENTS = f"{_ACCOUNTS}::test_events_of_a_round"
 _FILE = "fedllm/training/zeroth_order.py"
 _EARLIER = (
-    "tests/core/test_searched_noise.py::"
+    "tests/fedllm/report/test_searched_noise.py::"
     "test_a_run_that_chose_noise_for_its_numbers_opens_verifies_and_reports_the_same"
 )
 
@@ -118,7 +118,7 @@ MUTATIONS = (
         "    if False and silo.budget.accountant",
         "A silo's own accountant cannot account for the noise that it is asked for.",
         (
-            "tests/federation/test_silo_limits.py::"
+            "tests/client/test_silo_limits.py::"
             "test_settings_beyond_a_limit_are_refused_before_any_data_is_read",
         ),
     ),
@@ -145,7 +145,7 @@ MUTATIONS = (
         "build_opener()",
         "Whoever answers for the endpoint sends the silo's key to an address of his own.",
         (
-            "tests/core/test_endpoint.py::test_a_redirect_takes_neither_the_key_nor_the_text_elsewhere",
+            "tests/fedllm/models/test_endpoint.py::test_a_redirect_takes_neither_the_key_nor_the_text_elsewhere",
         ),
     ),
     Mutation(
@@ -154,6 +154,6 @@ MUTATIONS = (
         "answer.read(_MOST + 1)",
         "answer.read()",
         "An endpoint's answer fills the silo's memory.",
-        ("tests/core/test_endpoint.py::test_an_answer_without_end_is_refused",),
+        ("tests/fedllm/models/test_endpoint.py::test_an_answer_without_end_is_refused",),
     ),
 )

@@ -77,6 +77,6 @@ MUTATIONS = (
         "        missing = sorted(set(wanted) - _answered(found, named))\n",
         "        missing: list[str] = []\n",
         "A run begins without a silo that it was told to wait for.",
-        ("tests/federation/test_expected_silos.py::test_who_is_missing_is_named",),
+        ("tests/server/test_expected_silos.py::test_who_is_missing_is_named",),
     ),
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_CONTAINED = "tests/core/test_contained.py"
-_POISON = "tests/federation/test_poison_records.py"
-_EVALUATION = "tests/federation/test_failed_evaluation.py"
-_PRIVATE = "tests/core/test_private_file.py"
-_START = "tests/federation/test_before_the_first_row.py"
-_ROWS = "tests/core/test_usable_rows.py"
+_CONTAINED = "tests/fedllm/training/test_contained.py"
+_POISON = "tests/integration/test_poison_records.py"
+_EVALUATION = "tests/server/test_failed_evaluation.py"
+_PRIVATE = "tests/fedllm/files/test_private_file.py"
+_START = "tests/integration/test_before_the_first_row.py"
+_ROWS = "tests/fedllm/data/test_usable_rows.py"
 
 MUTATIONS = (
     Mutation(
@@ -103,8 +103,8 @@ MUTATIONS = (
 """,
         "One record decides by which character the file of all is read.",
         (
-            "tests/core/test_data_files.py::test_values_have_no_say_in_the_delimiter",
-            "tests/core/test_data_files.py::test_the_delimiter_is_found_in_the_header",
+            "tests/fedllm/data/test_files.py::test_values_have_no_say_in_the_delimiter",
+            "tests/fedllm/data/test_files.py::test_the_delimiter_is_found_in_the_header",
         ),
     ),
     Mutation(

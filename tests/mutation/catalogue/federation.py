@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_AGGREGATION = "tests/federation/test_aggregation.py"
-_TRUSTED = "tests/federation/test_trusted_noise.py"
+_AGGREGATION = "tests/server/test_aggregation.py"
+_TRUSTED = "tests/server/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
-_RUN = "tests/federation/test_run.py"
-_FAILURES = "tests/federation/test_run_failures.py"
+_RUN = "tests/integration/test_run.py"
+_FAILURES = "tests/integration/test_run_failures.py"
 _RELEASE = "flat = add_noise(settings, flat, noise, rng) / self.expected"
 
-_DRAWS = "tests/federation/test_silo_draws.py"
+_DRAWS = "tests/server/test_silo_draws.py"
 
 MUTATIONS = (
     Mutation(
@@ -190,6 +190,6 @@ MUTATIONS = (
         "            steps=steps,\n        )",
         "            steps=1,\n        )",
         "The epsilon shown while a run goes on is too small: people stop too late.",
-        ("tests/federation/test_spending_view.py",),
+        ("tests/server/test_spending_view.py",),
     ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_LOSS = "tests/privacy/test_privacy_truncated.py"
-_SHAPE = "tests/core/test_fixed_shape.py"
+_LOSS = "tests/privacy/accountants/test_truncated.py"
+_SHAPE = "tests/fedllm/training/test_fixed_shape.py"
 
 MUTATIONS = (
     Mutation(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_ANSWERED = "tests/core/test_answered.py"
+_ANSWERED = "tests/fedllm/silo/test_answered.py"
 _HUGE = f"{_ANSWERED}::test_settings_at_which_arithmetic_ends_cost_no_row"
-_NEEDS = "tests/core/test_codec_needs.py"
-_KEPT = "tests/core/test_kept.py"
-_JSON = "tests/core/test_bounded_json.py"
-_TASKS = "tests/federation/test_task_reading.py"
-_VIEWS = "tests/privacy/test_privacy_views.py"
+_NEEDS = "tests/fedllm/silo/test_codec_needs.py"
+_KEPT = "tests/fedllm/models/test_kept.py"
+_JSON = "tests/fedllm/files/test_bounded_json.py"
+_TASKS = "tests/client/test_task_reading.py"
+_VIEWS = "tests/privacy/events/test_views.py"
 
 MUTATIONS = (
     Mutation(

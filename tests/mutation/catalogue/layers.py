@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_RELEASE = "tests/core/test_layer_release.py"
-_SELECTION = "tests/privacy/test_privacy_selection.py"
-_RUNS = "tests/federation/test_layer_runs.py"
+_RELEASE = "tests/fedllm/flatness/test_layer_release.py"
+_SELECTION = "tests/privacy/mechanisms/test_selection.py"
+_RUNS = "tests/integration/test_layer_runs.py"
 _SENSITIVITY = f"{_RELEASE}::test_one_example_moves_the_sum_by_no_more_than_the_sensitivity"
 _NOISE = f"{_RELEASE}::test_the_noise_is_what_the_event_says"
 _ROW = f"{_RELEASE}::test_the_row_is_on_disk_before_the_scores_are_measured"
@@ -20,7 +20,7 @@ MUTATIONS = (
         "        moved = prefix + reduced.steps(gradient)\n",
         "        moved = prefix + reduced.steps(gradient.sum(0, keepdim=True))\n",
         "One example moves the perturbation, and with it every example's clipped difference.",
-        ("tests/core/test_layer_scores.py::test_an_example_moves_its_own_row_alone",),
+        ("tests/fedllm/flatness/test_layer_scores.py::test_an_example_moves_its_own_row_alone",),
     ),
     Mutation(
         "scores-not-clipped",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_LEDGER = "tests/privacy/test_privacy_ledger.py"
+_LEDGER = "tests/privacy/ledger/test_ledger.py"
 _TAMPER = f"{_LEDGER}::test_verify_shows_tampering"
 _HEAD = f"{_LEDGER}::test_a_kept_head_shows_a_reset_and_a_rewritten_ledger"
-_BUDGET = "tests/privacy/test_privacy_budget.py"
-_FILE_SYSTEM = "tests/privacy/test_privacy_file_system.py"
-_VIEWS = "tests/privacy/test_privacy_views.py"
-_ACCOUNT = "tests/core/test_silo_account.py"
+_BUDGET = "tests/privacy/test_budget.py"
+_FILE_SYSTEM = "tests/privacy/ledger/test_file_system.py"
+_VIEWS = "tests/privacy/events/test_views.py"
+_ACCOUNT = "tests/fedllm/budget/test_silo_account.py"
 
 MUTATIONS = (
     Mutation(
@@ -87,7 +87,7 @@ MUTATIONS = (
         "json_text(time), unit, views\n",
         'json_text(time), unit, "0"\n',
         "The event itself is not in the hash: noise can be edited upwards after the fact.",
-        ("tests/privacy/test_privacy_ledger_columns.py",),
+        ("tests/privacy/ledger/test_columns.py",),
     ),
     Mutation(
         "budget-not-asked",
@@ -104,7 +104,7 @@ MUTATIONS = (
         "        if False:\n            raise LedgerError(\n",
         "A ledger that was deleted under a running silo takes rows that nobody will ever see.",
         (
-            "tests/privacy/test_privacy_ledger_reading.py::"
+            "tests/privacy/ledger/test_reading.py::"
             "test_a_ledger_that_is_taken_away_refuses_the_release",
         ),
     ),

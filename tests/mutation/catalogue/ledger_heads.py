@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_ATTACKS = "tests/privacy/test_privacy_ledger_attacks.py"
+_ATTACKS = "tests/privacy/ledger/test_attacks.py"
 _CLOSED = f"{_ATTACKS}::test_a_closed_ledger_is_refused_and_left_as_it_is"
 _OPEN = f"{_ATTACKS}::test_an_open_ledger_records_nothing_on_it"
 _KILLS = f"{_ATTACKS}::test_a_kill_around_a_head_refuses_nothing"
@@ -125,7 +125,7 @@ MUTATIONS = (
         "",
         "Who puts ledger and head of yesterday back, from one backup, is not noticed at the silo.",
         (
-            "tests/federation/test_silo_ledger_heads.py::"
+            "tests/client/test_silo_ledger_heads.py::"
             "test_the_state_folder_keeps_the_head_that_lies_beside_the_ledger",
         ),
     ),
@@ -135,7 +135,7 @@ MUTATIONS = (
         "            require_returned_head(own, message, worker.ledger)\n",
         "            pass\n",
         "A backup of a silo's whole folder, put back, spends again what was spent since.",
-        ("tests/federation/test_silo_ledger_heads.py",),
+        ("tests/client/test_silo_ledger_heads.py",),
     ),
     Mutation(
         "refused-ledger-vouches",
@@ -143,7 +143,7 @@ MUTATIONS = (
         "    require_returned_head(own, message, ledger)\n",
         "",
         "A silo that refuses its rolled-back ledger signs the head of it, and the next task brings that back.",
-        ("tests/federation/test_silo_ledger_heads.py::test_a_refused_ledger_does_not_vouch",),
+        ("tests/client/test_silo_ledger_heads.py::test_a_refused_ledger_does_not_vouch",),
     ),
     Mutation(
         "earlier-version-verifies-without-heads",
@@ -152,7 +152,7 @@ MUTATIONS = (
         "            earlier = is_earlier(db)\n            if earlier:\n                return found\n",
         "A file of yesterday, marked as of the version without heads, passes the verification.",
         (
-            "tests/privacy/test_privacy_ledger_attacks.py::"
+            "tests/privacy/ledger/test_attacks.py::"
             "test_a_rolled_back_ledger_of_an_earlier_version_does_not_verify",
         ),
     ),
@@ -162,7 +162,7 @@ MUTATIONS = (
         "        if not load_signing_key(Path(own.key)).public.verifies(HEAD, text, signature):\n",
         "        if False:\n",
         "A server makes up a head, and every silo stops.",
-        ("tests/federation/test_silo_ledger_heads.py",),
+        ("tests/client/test_silo_ledger_heads.py",),
     ),
     Mutation(
         "adoption-not-told",
@@ -170,6 +170,6 @@ MUTATIONS = (
         "if found is not None and found.adoptions else []",
         "if False else []",
         "The report states an epsilon of a ledger that was begun anew, and does not say so.",
-        ("tests/core/test_report_damaged.py",),
+        ("tests/fedllm/report/test_damaged.py",),
     ),
 )

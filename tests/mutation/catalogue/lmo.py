@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_LMO = "tests/privacy/test_privacy_lmo.py"
+_LMO = "tests/privacy/mechanisms/test_lmo.py"
 _FIT = f"{_LMO}::test_a_million_samples_have_the_accounted_distribution"
 _SHARED = f"{_LMO}::test_each_coordinate_has_a_scale_of_its_own"
-_LOSS = "tests/privacy/test_privacy_scalar_loss.py"
+_LOSS = "tests/privacy/accountants/test_scalar_loss.py"
 _INTEGRATION = f"{_LOSS}::test_delta_of_one_release_against_integration"
 _REPLACE = f"{_LOSS}::test_replace_one_doubles_the_change_and_refuses_sampling"
-_VECTORS = "tests/privacy/test_privacy_lmo_vectors.py"
+_VECTORS = "tests/privacy/accountants/test_lmo_vectors.py"
 _NEVER_ONE = f"{_VECTORS}::test_a_vectors_event_costs_what_its_bound_costs_and_never_the_figure_of_one_number"
-_LABELLED = "tests/federation/test_lmo_runs.py::test_an_earlier_run_with_noise_for_a_figure_that_is_no_bound_is_labelled"
+_LABELLED = "tests/integration/test_lmo_runs.py::test_an_earlier_run_with_noise_for_a_figure_that_is_no_bound_is_labelled"
 _EVERY_CHANGE = f"{_VECTORS}::test_every_change_of_one_number_is_below_the_bound"
 
 MUTATIONS = (

@@ -7,8 +7,8 @@ from ..mutation import Mutation
 _SUBJECTS = "simulations/landscape/checkpoints.py"
 _RUNS = "simulations/attacks/membership/federated_runs.py"
 _ONE_RUN = "simulations/attacks/membership/run.py"
-_MEMBERSHIP = "tests/federation/test_flat_membership.py"
-_LANDSCAPE = "tests/federation/test_landscape.py"
+_MEMBERSHIP = "tests/integration/test_flat_membership.py"
+_LANDSCAPE = "tests/integration/test_landscape.py"
 
 MUTATIONS = (
     Mutation(

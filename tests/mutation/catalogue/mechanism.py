@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_LOCAL = "tests/core/test_local_training.py"
+_LOCAL = "tests/fedllm/training/test_local_training.py"
 _SIZE = f"{_LOCAL}::test_noise_that_leaves_has_the_promised_size"
 _WALK = f"{_LOCAL}::test_several_steps_are_a_walk_with_fresh_batches_and_noise"
 _MEAN = f"{_LOCAL}::test_update_is_minus_the_rate_times_the_clipped_mean_gradient"
 _CLIENT = f"{_LOCAL}::test_client_level_update_is_clipped_and_noised"
-_CLIPPING = "tests/privacy/test_privacy_clipping.py"
-_GRADIENTS = "tests/core/test_gradients.py"
-_NOISE = "tests/privacy/test_privacy_noise.py"
-_SAMPLING = "tests/privacy/test_privacy_randomness.py::test_poisson_sample_"
+_CLIPPING = "tests/privacy/mechanisms/test_clipping.py"
+_GRADIENTS = "tests/fedllm/training/test_gradients.py"
+_NOISE = "tests/privacy/mechanisms/test_noise.py"
+_SAMPLING = "tests/privacy/test_randomness.py::test_poisson_sample_"
 
-_ADAPTIVE = "tests/core/test_adaptive_clip.py"
-_COUNTS = "tests/privacy/test_privacy_adaptive_clipping.py"
+_ADAPTIVE = "tests/fedllm/training/test_adaptive_clip.py"
+_COUNTS = "tests/privacy/mechanisms/test_adaptive_clipping.py"
 
 MUTATIONS = (
     Mutation(
@@ -111,7 +111,7 @@ MUTATIONS = (
         "poisson_sample(len(features), sampling_rate, ",
         "poisson_sample(len(features), min(1.0, 2 * sampling_rate), ",
         "Examples are drawn twice as often as the ledger says.",
-        ("tests/core/test_recorded_mechanism.py",),
+        ("tests/fedllm/training/test_recorded_mechanism.py",),
     ),
     Mutation(
         "batch-cut-short",
@@ -202,7 +202,7 @@ MUTATIONS = (
         "clipped = finite & (norms > clip_norm)",
         "clipped = finite & (norms > torch.maximum(norms.nanmean(), torch.tensor(clip_norm)))",
         "Only examples above the batch's mean norm are clipped: the others exceed the bound.",
-        ("tests/privacy/test_privacy_clipping_batches.py",),
+        ("tests/privacy/mechanisms/test_clipping_batches.py",),
     ),
     Mutation(
         "clipping-without-margin",
@@ -270,7 +270,7 @@ MUTATIONS = (
         "    code, clipped, _ = clip_vector(vector, clip)\n",
         "    code, clipped = (vector, False) if encoding.in_code else clip_vector(vector, clip)[:2]\n",
         "With noise in the code, a silo's code leaves with whatever norm.",
-        ("tests/core/test_encoded_release.py",),
+        ("tests/fedllm/training/test_encoded_release.py",),
     ),
     Mutation(
         "examples-clipped-before-their-codes",
@@ -304,7 +304,7 @@ MUTATIONS = (
         part = clip_and_sum(rows, clip_norm if codec is None else 1e30, row_factors)
 """,
         "An example's code is as long as the codec makes it: noise for one clip does not cover it.",
-        ("tests/core/test_encoded_release.py",),
+        ("tests/fedllm/training/test_encoded_release.py",),
     ),
     Mutation(
         "client-update-without-noise",

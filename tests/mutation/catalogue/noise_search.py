@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_FAMILIES = "tests/privacy/test_privacy_noise_families.py"
-_NOISE = "tests/privacy/test_privacy_scalar_noise.py"
+_FAMILIES = "tests/privacy/mechanisms/test_noise_families.py"
+_NOISE = "tests/privacy/mechanisms/test_scalar_noise.py"
 _SAMPLES = f"{_NOISE}::test_samples_have_the_distribution_that_is_accounted"
-_SEARCH = "tests/privacy/test_privacy_noise_search.py"
+_SEARCH = "tests/privacy/noise_search/test_noise_search.py"
 _FOLDER = "privacy/mechanisms/scalar_noise/"
 
 MUTATIONS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_CHECK = "tests/core/test_peft_check.py"
+_CHECK = "tests/fedllm/adapter/test_peft_check.py"
 
 MUTATIONS = (
     Mutation(
@@ -22,7 +22,7 @@ MUTATIONS = (
         '        why_not = ""\n',
         "An adapter that PEFT reads otherwise is published as a PEFT adapter.",
         (
-            "tests/core/test_export.py::test_what_peft_computes_otherwise_is_exported_in_the_native_format",
+            "tests/fedllm/adapter/test_export.py::test_what_peft_computes_otherwise_is_exported_in_the_native_format",
         ),
     ),
 )

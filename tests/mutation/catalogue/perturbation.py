@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_EXACT = "tests/core/test_perturbation.py"
+_EXACT = "tests/fedllm/training/test_perturbation.py"
 _SLOW_LOOP = f"{_EXACT}::test_clipped_sum_is_that_of_a_slow_loop_over_the_examples"
 _OTHERS = f"{_EXACT}::test_an_example_s_gradient_is_the_same_whoever_else_is_in_the_batch"
-_JOINT = "tests/privacy/test_privacy_joint_sampling.py"
-_RUNS = "tests/federation/test_perturbed_runs.py"
+_JOINT = "tests/privacy/accountants/test_joint_sampling.py"
+_RUNS = "tests/integration/test_perturbed_runs.py"
 _ROWS = f"{_RUNS}::test_rows_and_report_say_what_each_form_guarantees"
 
 MUTATIONS = (

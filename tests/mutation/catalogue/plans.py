@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_FILTER = "tests/privacy/test_privacy_plan_filter.py"
-_BUDGET = "tests/privacy/test_privacy_budget.py"
-_PLAN = "tests/core/test_silo_plan.py"
-_ACCOUNT = "tests/core/test_silo_account.py"
-_ATTACK = "tests/privacy/test_privacy_filter_attack.py::test_the_rule_of_before_is_exceeded_and_the_filter_is_not"
+_FILTER = "tests/privacy/test_plan_filter.py"
+_BUDGET = "tests/privacy/test_budget.py"
+_PLAN = "tests/fedllm/budget/test_silo_plan.py"
+_ACCOUNT = "tests/fedllm/budget/test_silo_account.py"
+_ATTACK = (
+    "tests/privacy/test_filter_attack.py::test_the_rule_of_before_is_exceeded_and_the_filter_is_not"
+)
 _MATHS = f"{_FILTER}::test_after_a_plain_gaussian_the_limit_is_what_is_missing_in_squares"
 _FULL = f"{_BUDGET}::test_later_plans_are_admitted_up_to_the_limit_and_no_further"
-_HELD = "tests/core/test_report_held.py"
-_SO_FAR = "tests/core/test_released_so_far.py"
+_HELD = "tests/fedllm/report/test_held.py"
+_SO_FAR = "tests/fedllm/budget/test_released_so_far.py"
 
 MUTATIONS = (
     Mutation(
@@ -193,8 +195,8 @@ MUTATIONS = (
         "        self.rounds = rounds\n",
         "Spare rounds cost nothing in calibration, and a repeated round finds no place in the plan.",
         (
-            "tests/core/test_silo_plan.py::test_calibrated_noise_pays_for_spare_rounds",
-            "tests/core/test_silo_plan.py::test_spare_rounds_are_planned_paid_for_and_then_there_for_repeated_rounds",
+            "tests/fedllm/budget/test_silo_plan.py::test_calibrated_noise_pays_for_spare_rounds",
+            "tests/fedllm/budget/test_silo_plan.py::test_spare_rounds_are_planned_paid_for_and_then_there_for_repeated_rounds",
         ),
     ),
 )

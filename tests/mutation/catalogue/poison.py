@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_TAILS = "tests/privacy/test_privacy_norm_tails.py"
-_LAW = "tests/federation/test_update_law.py"
-_MEANS = "tests/federation/test_robust_means.py"
+_TAILS = "tests/privacy/mechanisms/test_norm_tails.py"
+_LAW = "tests/server/test_update_law.py"
+_MEANS = "tests/server/test_robust_means.py"
 _LONGEST = f"{_LAW}::test_the_longest_honest_updates_pass_and_hardly_longer_ones_do_not"
 _BEYOND = (
     f"{_MEANS}::test_as_many_hostile_silos_as_are_left_out_move_nothing_beyond_the_honest_ones"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_RANDOMNESS = "tests/privacy/test_privacy_randomness.py"
-_KEYSTREAM = "tests/privacy/test_privacy_keystream.py"
-_DISCRETE = "tests/privacy/test_privacy_discrete_gaussian.py"
-_NOISE = "tests/privacy/test_privacy_noise.py"
-_WORKER = "tests/core/test_silo_worker.py"
+_RANDOMNESS = "tests/privacy/test_randomness.py"
+_KEYSTREAM = "tests/privacy/test_keystream.py"
+_DISCRETE = "tests/privacy/mechanisms/test_discrete_gaussian.py"
+_NOISE = "tests/privacy/mechanisms/test_noise.py"
+_WORKER = "tests/fedllm/silo/test_silo_worker.py"
 _SHARED = f"{_WORKER}::test_no_two_silos_rounds_runs_or_values_share_noise"
-_STREAMS = "tests/core/test_worker_streams.py"
+_STREAMS = "tests/fedllm/silo/test_worker_streams.py"
 _FIXED = "fixed = (self.silo.name, server_round, digest)"
 
 MUTATIONS = (
@@ -28,7 +28,7 @@ MUTATIONS = (
         'return tag + len(content).to_bytes(8, "big") + content',
         "return tag + content",
         "Labels without lengths: silo (a, bc) and silo (ab, c) draw the same noise.",
-        ("tests/privacy/test_privacy_labels.py",),
+        ("tests/privacy/test_labels.py",),
     ),
     Mutation(
         "same-stream-at-two-silos",
@@ -115,7 +115,7 @@ MUTATIONS = (
         "np.frombuffer(os.urandom(_KEY), dtype=np.uint8)",
         "np.frombuffer(os.urandom(4) * (_KEY // 4), dtype=np.uint8)",
         "AES-256 under one of 2^32 keys.",
-        ("tests/privacy/test_privacy_keystream_key.py",),
+        ("tests/privacy/test_keystream_key.py",),
     ),
     Mutation(
         "keystream-shared-after-a-fork",
@@ -148,7 +148,7 @@ MUTATIONS = (
         "sine = torch.sin(angle[:second])",
         "sine = torch.cos(angle[:second])",
         "Each sample is drawn twice: the difference of two entries of a gradient is bare.",
-        ("tests/privacy/test_privacy_secret_normals.py",),
+        ("tests/privacy/mechanisms/test_secret_normals.py",),
     ),
     Mutation(
         "one-draw-a-sample",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_RELATION = "tests/privacy/test_privacy_relation.py"
-_RUNS = "tests/core/test_relation.py"
-_COPIES = "tests/privacy/test_privacy_copies.py"
-_COMMANDS = "tests/core/test_copies_commands.py"
+_RELATION = "tests/privacy/test_relation.py"
+_RUNS = "tests/fedllm/budget/test_relation.py"
+_COPIES = "tests/privacy/test_copies.py"
+_COMMANDS = "tests/simulations/test_copies_commands.py"
 _PAIR = f"{_RELATION}::test_zero_out_has_the_pair_of_add_or_remove_one_or_is_refused_as_well"
 
 MUTATIONS = (
@@ -140,7 +140,7 @@ MUTATIONS = (
         "",
         "A silo never learns that a record is in its data several times.",
         (
-            "tests/core/test_repeated_records.py::test_opening_a_silo_writes_the_count_into_its_own_log",
+            "tests/fedllm/data/test_repeated_records.py::test_opening_a_silo_writes_the_count_into_its_own_log",
         ),
     ),
     Mutation(
@@ -149,6 +149,6 @@ MUTATIONS = (
         "            epsilon = accountant.epsilon(events_of_copies(events, number), delta)\n",
         "            epsilon = accountant.epsilon(events_of_copies(events, 1), delta)\n",
         "The report states the epsilon of one copy for four.",
-        ("tests/core/test_repeated_records.py::test_the_report_says_what_copies_cost",),
+        ("tests/fedllm/data/test_repeated_records.py::test_the_report_says_what_copies_cost",),
     ),
 )

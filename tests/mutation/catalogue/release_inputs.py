@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_INPUTS = "tests/core/test_release_inputs.py"
+_INPUTS = "tests/fedllm/budget/test_release_inputs.py"
 _MACHINE = f"{_INPUTS}::test_the_same_settings_on_another_model_machine_or_number_format_are_another_release"
-_WEIGHTS = "tests/core/test_weights.py"
+_WEIGHTS = "tests/fedllm/models/test_weights.py"
 _TWO = "The same noise is added to two values, and their difference is bare."
 
 MUTATIONS = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_SILOS = "tests/federation/test_expected_silos.py"
-_HOSTILE = "tests/federation/test_hostile_silo.py"
+_SILOS = "tests/server/test_expected_silos.py"
+_HOSTILE = "tests/server/test_hostile_silo.py"
 _FORGED = f"{_HOSTILE}::test_forged_replies_of_silos_are_refused_before_anything_changes[updates]"
 _ARRAYS = f"{_HOSTILE}::test_arrays_are_read_as_numpy_reads_them"
-_FAILURES = "tests/federation/test_run_failures.py"
+_FAILURES = "tests/integration/test_run_failures.py"
 _SPEAKS = f"{_SILOS}::test_a_node_that_speaks_for_another_silo_is_refused_and_the_run_goes_on"
-_PULL = "tests/federation/test_pull.py"
+_PULL = "tests/server/test_pull.py"
 
 MUTATIONS = (
     Mutation(
@@ -190,6 +190,6 @@ MUTATIONS = (
         "        if len(counts) > MOST_MECHANISMS:\n",
         "        if False:\n",
         "A silo that tells another mechanism each round makes the accountants slower and slower.",
-        ("tests/federation/test_spending_view.py::test_a_silo_tells_a_few_mechanisms_in_a_run",),
+        ("tests/server/test_spending_view.py::test_a_silo_tells_a_few_mechanisms_in_a_run",),
     ),
 )

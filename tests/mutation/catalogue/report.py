@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_REPORT = "tests/core/test_report.py"
+_REPORT = "tests/fedllm/report/test_report.py"
 _SIGNATURE = "fedllm/report/signature.py"
-_SIGNING = ("tests/core/test_report_signature.py",)
+_SIGNING = ("tests/fedllm/report/test_signature.py",)
 _GUARANTEE = "fedllm/report/guarantee.py"
 _ACCOUNTING = "fedllm/report/accounting.py"
 
@@ -74,7 +74,7 @@ MUTATIONS = (
         "            if False:\n",
         "Figures are printed beside a release that has no guarantee.",
         (
-            "tests/core/test_report_damaged.py::test_an_edited_ledger_states_no_epsilon_for_any_silo",
+            "tests/fedllm/report/test_damaged.py::test_an_edited_ledger_states_no_epsilon_for_any_silo",
         ),
     ),
     Mutation(
@@ -99,7 +99,7 @@ MUTATIONS = (
         "    if figure == server:\n",
         "    if True:\n",
         "Clients that collude are said to learn no more than the server, whatever the ledger says.",
-        ("tests/core/test_report_curves.py",),
+        ("tests/fedllm/report/test_curves.py",),
     ),
     Mutation(
         "signature-not-checked",
@@ -139,7 +139,7 @@ MUTATIONS = (
         '    elif data.partition == "iid":\n',
         '    elif data.partition == "iid-by-hash":\n',
         "A guarantee for the silos as divided passes for one of a record's presence in the data set before.",
-        ("tests/core/test_data_coupling.py",),
+        ("tests/fedllm/data/test_coupling.py",),
     ),
     Mutation(
         "hash-partition-depends-on-the-number",
@@ -147,6 +147,6 @@ MUTATIONS = (
         "pieces[int(text_hash(record, columns, seed + 4) * n_parts)]",
         "pieces[int(text_hash(record, columns, seed + len(dataset)) * n_parts)]",
         "The division that is said to look at each record alone moves all records where one is missing.",
-        ("tests/core/test_data_coupling.py",),
+        ("tests/fedllm/data/test_coupling.py",),
     ),
 )

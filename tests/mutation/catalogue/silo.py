@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_ACCOUNT = "tests/core/test_silo_account.py"
-_WORKER = "tests/core/test_silo_worker.py"
+_ACCOUNT = "tests/fedllm/budget/test_silo_account.py"
+_WORKER = "tests/fedllm/silo/test_silo_worker.py"
 _ON_DISK = f"{_WORKER}::test_row_is_on_disk_before_training_begins"
 
 MUTATIONS = (
@@ -100,7 +100,7 @@ MUTATIONS = (
         "    return multiset({event: steps})\n",
         "    return multiset({event: 1})\n",
         "Several local steps are taken and one is recorded.",
-        ("tests/core/test_client_level_events.py",),
+        ("tests/fedllm/budget/test_client_level_events.py",),
     ),
     Mutation(
         "client-level-amplified-by-the-batch",
@@ -108,7 +108,7 @@ MUTATIONS = (
         '    if settings.privacy.unit == "example":\n        most = settings.client.max_batch\n',
         "    if True:\n        most = settings.client.max_batch\n",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
-        ("tests/core/test_client_level_events.py",),
+        ("tests/fedllm/budget/test_client_level_events.py",),
     ),
     Mutation(
         "amplified-by-a-draw-that-the-server-sees",
@@ -126,7 +126,7 @@ MUTATIONS = (
         'return with_colluders(seen, self._colluding) | {"outsider": event}',
         "return with_colluders(event, self._colluding)",
         "A server that sees bare updates is said to be protected against.",
-        ("tests/federation/test_trusted_noise.py", _ACCOUNT),
+        ("tests/server/test_trusted_noise.py", _ACCOUNT),
     ),
     Mutation(
         "other-runs-forgotten-by-the-budget",
@@ -202,7 +202,7 @@ MUTATIONS = (
         "            update={n: v * (len(self.silo.train) / 50) for n, v in result.update.items()},\n",
         "Weights by number of examples: private numbers leave, and a large silo's update outgrows "
         "its noise's scale at the server.",
-        ("tests/core/test_recorded_mechanism.py",),
+        ("tests/fedllm/training/test_recorded_mechanism.py",),
     ),
     Mutation(
         "number-of-examples-leaves",
@@ -210,6 +210,6 @@ MUTATIONS = (
         "            names.STEPS: reply.steps,\n",
         '            names.STEPS: reply.steps,\n            "examples": len(worker.silo.train),\n',
         "A silo tells its exact number of examples where that is not public.",
-        ("tests/federation/test_client.py::test_only_trainable_tensors_and_public_numbers_leave",),
+        ("tests/client/test_client.py::test_only_trainable_tensors_and_public_numbers_leave",),
     ),
 )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_LIMITS = "tests/federation/test_silo_limits.py"
-_PROPERTY = "tests/federation/test_silo_budget_property.py"
+_LIMITS = "tests/client/test_silo_limits.py"
+_PROPERTY = "tests/client/test_silo_budget_property.py"
 _BY_SETTINGS = f"{_LIMITS}::test_settings_beyond_a_limit_are_refused_before_any_data_is_read"
 _BY_MECHANISM = f"{_LIMITS}::test_a_mechanism_beyond_a_limit_is_refused_before_a_row_is_written"
 _BUDGET = f"{_LIMITS}::test_the_budget_is_the_silos_over_all_runs"
@@ -144,7 +144,7 @@ MUTATIONS = (
         "    ledger = Path(own.ledger)\n",
         "    ledger = ledger_of(settings, Path(str(fields[names.RUN_FOLDER])))\n",
         "Each run folder that a server makes up begins an empty ledger.",
-        ("tests/federation/test_client.py::test_a_node_with_its_own_data_keeps_its_own_ledger",),
+        ("tests/client/test_client.py::test_a_node_with_its_own_data_keeps_its_own_ledger",),
     ),
     Mutation(
         "codec-from-the-server-unchecked",
@@ -152,7 +152,9 @@ MUTATIONS = (
         "        if inner.name != settings.codec.name or (in_code and codec.lipschitz is None):\n",
         "        if False:\n",
         "A server sends a codec that chooses coordinates by the data: the choice leaves without noise.",
-        ("tests/core/test_encoded_release.py::test_a_codec_from_the_server_must_be_the_named_one",),
+        (
+            "tests/fedllm/training/test_encoded_release.py::test_a_codec_from_the_server_must_be_the_named_one",
+        ),
     ),
     Mutation(
         "any-codec-kept",
@@ -194,7 +196,7 @@ MUTATIONS = (
         "    return content\n",
         "What a silo sent for one task is sent for the next: an update is aggregated twice.",
         (
-            "tests/federation/test_client.py::"
+            "tests/client/test_client.py::"
             "test_a_task_that_comes_again_gets_the_same_answer_and_no_new_row",
         ),
     ),
@@ -220,7 +222,7 @@ MUTATIONS = (
         "        text = without_places(text, own)\n",
         "        pass\n",
         "Names of folders and files on the silo's machine are sent to the server.",
-        ("tests/federation/test_silo_places.py::test_no_path_of_the_silos_machine_leaves",),
+        ("tests/client/test_silo_places.py::test_no_path_of_the_silos_machine_leaves",),
     ),
     Mutation(
         "backbone-not-compared",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..mutation import Mutation
 
-_RUNS = "tests/federation/test_teacher_runs.py"
+_RUNS = "tests/integration/test_teacher_runs.py"
 _LABELLED = f"{_RUNS}::test_a_nonprivate_teacher_is_labelled_everywhere"
-_PUBLIC = "tests/core/test_public_data.py"
+_PUBLIC = "tests/fedllm/data/test_public_data.py"
 
 MUTATIONS = (
     Mutation(

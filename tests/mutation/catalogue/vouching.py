@@ -5,11 +5,11 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _FOLDER = "fedllm/report/extract"
-_REPORT = "tests/core/test_extract_report.py"
-_COVERAGE = "tests/core/test_extract_coverage.py"
-_VERIFY = "tests/core/test_extract_verify.py"
-_SERVER = "tests/core/test_extract_server.py"
-_STATEMENT = "tests/core/test_extract_statement.py"
+_REPORT = "tests/fedllm/report/test_extract_report.py"
+_COVERAGE = "tests/fedllm/report/test_extract_coverage.py"
+_VERIFY = "tests/fedllm/report/test_extract_verify.py"
+_SERVER = "tests/server/test_extract_server.py"
+_STATEMENT = "tests/fedllm/report/test_extract_statement.py"
 
 MUTATIONS = (
     Mutation(

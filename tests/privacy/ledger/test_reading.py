@@ -16,7 +16,7 @@ from privacy.events import constructors as ev
 from privacy.ledger import storage as ledger_file
 from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerError, LedgerRolledBack
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 
 
@@ -71,7 +71,7 @@ def path(tmp_path):
 TORN = """
 import os, signal, sys
 from privacy.ledger.rows import insert_rows
-from test_privacy_ledger_reading import entry
+from test_reading import entry
 from privacy.ledger.ledger import Ledger
 ledger = Ledger(sys.argv[1])
 db = ledger._db.connection
@@ -104,7 +104,7 @@ def earlier_version(path, count=5):
 import os, signal, sqlite3, sys
 from privacy.ledger.rows import insert_rows
 from privacy.ledger.heads import Head
-from test_privacy_ledger_reading import entry
+from test_reading import entry
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA user_version = 1")
 db.execute("PRAGMA journal_mode = WAL")

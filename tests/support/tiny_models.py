@@ -1,14 +1,10 @@
-"""Tiny random models of each architecture, made here without a hub; ledgers with rows."""
+"""Tiny random models of each architecture, made here without a hub."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
-import pytest
 import torch
-from ledger_rows import add_rows
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -75,21 +71,3 @@ def make_tiny_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
     names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "eos_token": "[SEP]"}
     names |= {"bos_token": "[CLS]"} if bos else {"cls_token": "[CLS]", "sep_token": "[SEP]"}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-@pytest.fixture
-def tiny_model() -> Callable[..., PreTrainedModel]:
-    """``tiny_model(architecture, dtype=float64, seed=0)``."""
-    return make_tiny_model
-
-
-@pytest.fixture
-def tiny_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
-    """``tiny_tokenizer(bos=False)``."""
-    return make_tiny_tokenizer
-
-
-@pytest.fixture
-def make_ledger(tmp_path: Path) -> Callable[..., Path]:
-    """``make_ledger((party, event or views, number), ..., unit=, details=)``: the file."""
-    return partial(add_rows, tmp_path / "ledger.sqlite")

@@ -14,7 +14,7 @@ import pytest
 
 from fedllm.data import DataError, TextDataset, load_file, load_hub, require_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("FEDLLM_TEST_DATA", ROOT.parent / "shared" / "data"))
 needs_data = pytest.mark.skipif(
     not (DATA / "sst2").is_dir(), reason=f"no test data in {DATA}; set FEDLLM_TEST_DATA"

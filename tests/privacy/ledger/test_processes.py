@@ -14,7 +14,7 @@ import pytest
 
 from privacy.ledger.ledger import Ledger
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 PRELUDE = """
 import sys

@@ -320,8 +320,8 @@ def test_a_report_while_the_run_goes_on(tmp_path: Path) -> None:
     """Another process spends all the time: every report is one of a moment, and of a whole chain."""
     run = new_run(tmp_path, server={"rounds": 10_000})
     run.set_state(status="running")
-    support = str(Path(__file__).resolve().parents[1] / "support")
-    root = str(Path(__file__).resolve().parents[2])
+    support = str(Path(__file__).resolve().parents[2] / "support")
+    root = str(Path(__file__).resolve().parents[3])
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER.format(support=support), str(run.path)],
         stdout=subprocess.PIPE,

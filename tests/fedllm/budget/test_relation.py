@@ -25,7 +25,7 @@ from privacy.accountants import make_accountant
 from privacy.guarantee import Relation
 from privacy.ledger.ledger import Ledger
 
-EARLIER = Path(__file__).parents[1] / "support" / "earlier_run"
+EARLIER = Path(__file__).parents[2] / "support" / "earlier_run"
 """A run folder written by the code of before zero-out had a name, with public sizes."""
 EARLIER_EPSILON = 1.2805184990638088
 SECRET: dict[str, Any] = {"data": {"sizes": "private"}, "client": {"sampling_rate": 0.05}}

@@ -3,7 +3,7 @@
 Whole runs of real clients give honest replies of each kind; at the moment when the server reads the first of a
 kind, each forgery of it (:mod:`forged_replies`) is given to the same reader in its place. A forgery is
 *refused*, and then nothing that the server holds has changed, or *answered*: it is a value that an honest silo
-could send. None raises anything else. `pytest -s tests/federation/test_hostile_silo.py` prints the table.
+could send. None raises anything else. `pytest -s tests/server/test_hostile_silo.py` prints the table.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ def test_trusted_noise_on_a_spent_ledger_trains_nobody_and_has_a_report(
 
 def _whole_run(settings_json: str, folder: str, start: Any, done: Any) -> None:
     from fedllm.settings.io import from_json
-    from tests.federation.conftest import federate
+    from simulations.in_process import federate
 
     run = RunFolder.create(from_json(settings_json), Path(folder))
     start.wait()

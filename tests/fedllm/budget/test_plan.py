@@ -241,7 +241,7 @@ def test_calibrate_without_privacy_says_so(write: Callable[..., Path]) -> None:
 def test_each_error_is_one_line(
     words: list[str], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(Path(__file__).resolve().parents[2])
+    monkeypatch.chdir(Path(__file__).resolve().parents[3])
     result = call(*words, status=2)
     assert result.stdout == ""
     assert result.stderr.startswith("fedllm: ")

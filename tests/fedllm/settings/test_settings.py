@@ -24,7 +24,7 @@ from fedllm.settings.io import (
 )
 from fedllm.settings.section import Section
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def sections() -> Iterator[tuple[str, type[BaseModel]]]:

@@ -19,7 +19,7 @@ from fedllm.training.mechanism import noise_of
 from privacy.events.serialization import kind
 from privacy.ledger.ledger import Ledger
 
-SUPPORT = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[2] / "support"
 """``earlier_numbers`` chose exponential-power noise for the numbers of a black-box step (``zeroth_order.noise =
 "searched"``), ``earlier_counts`` has Laplace noise on the silos' counts (``evaluation.clients_family``)."""
 Copy = Callable[[str], Path]
