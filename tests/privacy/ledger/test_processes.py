@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 PRELUDE = """
 import sys
-from privacy import events as ev
+from privacy.events import constructors as ev
 from privacy.ledger.ledger import Ledger, LedgerEntry
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 def entry(party, number):

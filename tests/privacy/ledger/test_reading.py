@@ -27,7 +27,7 @@ def entry(number, party="a"):
 
 WRITER = """
 import sys
-from privacy import events as ev
+from privacy.events import constructors as ev
 from privacy.ledger.ledger import Ledger, LedgerEntry
 STEP = ev.dp_sgd(0.01, 1.0, 4)
 def entry(number, party="a"):
