@@ -19,7 +19,7 @@ x >= t of mass a, the same t for every j. And N_0(A) - e^eps P(A) <= a - e^eps s
 value, in the other direction, at the half-line x <= t of mass a. Both are at most the divergence of that pair; copies
 that all contribute the same vector of norm 1 attain it. A dominating pair of each step gives one of the adaptive
 composition (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 10). Several Gaussian mechanisms on one sample are
-one for each S (`privacy.events.poisson_sampled`), so the same holds for their multiplier together.
+one for each S (`privacy.events.constructors.poisson_sampled`), so the same holds for their multiplier together.
 
 Other kinds:
 
@@ -30,7 +30,7 @@ Other kinds:
   mixture over sampled sets is jointly convex, and theorem 11 of the same paper amplifies). Valid, not tight.
 * Pure privacy: k epsilon (group privacy: k steps from one record to none).
 
-A truncated Poisson sample (`privacy.events.truncated_sgd`) is refused by name: whether one copy is kept depends there on
+A truncated Poisson sample (`events.constructors.truncated_sgd`) is refused by name: whether one copy is kept depends there on
 the others, so that their number in a sample is not binomial.
 
 Two parties that each hold the record release each their own events: the whole is their composition, so that both

@@ -10,7 +10,7 @@ the data without it, with the same sampling rates, divisors and noise. These are
 the data, so each proof for add-or-remove-one, which compares the two data sets at fixed rates and divisors,
 proves zero-out with the same pair of distributions and the same epsilon.
 
-Where the sample is cut to a largest size (truncated Poisson sampling, `privacy.events.truncated_sgd`), this does
+Where the sample is cut to a largest size (truncated Poisson sampling, `events.constructors.truncated_sgd`), this does
 not hold: the null record takes a place in the sample that another record has without it. Each relation then has a
 proof of its own: zero-out `privacy.accountants.losses.truncated`, add-or-remove-one and replace-one the bounds of
 dp_accounting (arXiv 2508.15089).

@@ -21,7 +21,7 @@ _HEAD = f"""\
 # What a deployment installs, each file by its SHA-256. Made by `make hashes` from pyproject.toml and constraints.txt.
 # pip install --require-hashes -r {BUILD}
 # pip install --require-hashes --no-build-isolation -r {HASHED}
-# then the wheel of fedllm itself with --no-deps (docs/deployment.md).
+# then the wheel of fedllm itself with --no-deps (docs/guides/deployment.md).
 """
 _BUILD_HEAD = (
     "# What builds the one package that comes as source alone (rouge-score), and fedllm from its own "

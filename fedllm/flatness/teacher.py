@@ -19,8 +19,7 @@ unchanged, by the same proof: w' is a function of public values.
 
 ``nonprivate``: a duplicate that the silos train without clipping and noise. Guarantee: none, formally, as
 the paper's authors say: w' depends on the silos' data in an unbounded way, and so does the pulled model.
-Each round that trains it leaves a row without a guarantee in the ledger
-(:func:`fedllm.flatness.labels.teacher_events`).
+Each round that trains it adds a row without a guarantee to the ledger.
 """
 
 from __future__ import annotations

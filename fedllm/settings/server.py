@@ -55,7 +55,7 @@ class ServerSettings(Section):
     max_update_norm: PositiveFloat = Field(
         1e4,
         description="A silo's update with a larger L2 norm is refused and counted; so is, below that, one that is "
-        "longer than clipping and noise can make an honest one, wherever that is known (docs/poison.md).",
+        "longer than clipping and noise can make an honest one, wherever that is known (docs/guides/poison.md).",
     )
     max_noise_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         10.0,

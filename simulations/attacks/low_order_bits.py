@@ -67,7 +67,7 @@ def opacus(sums: Values, std: float, *, secure: bool) -> Values:
 
 
 def ours(sums: Values, std: float, *, dtype: torch.dtype) -> Values:
-    """`privacy.noise.add_gaussian`: four draws, rounded to the grid."""
+    """`privacy.mechanisms.gaussian.add_gaussian`: four draws, rounded to the grid."""
     values = torch.from_numpy(sums).to(dtype)
     return add_gaussian(values, 1.0, std, generator(None)).double().numpy()
 

@@ -1,7 +1,7 @@
 """A sweep's file (TOML): what it compares, and the cells that follow from it.
 
 name = "privacy-flat"
-base = "benchmark/sst2-minilm.toml"   # or a table [base] of settings
+base = "sst2/minilm.toml"   # or a table [base] of settings
 baseline = "plain DP"                 # what every arm is compared with
 reference = "non-private"             # what the gap is measured to
 epsilon = [3.0, 8.0]

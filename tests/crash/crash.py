@@ -14,7 +14,7 @@ outside of the run, see :mod:`tests.crash.child`); the chain is whole and holds 
 that it had after the kill before; the last checkpoint is whole. With seeded randomness it has the same
 bits as the checkpoint of that round of the uninterrupted run; a round gives one value however often it
 is repeated; and a run that came to its end has the same ledger (multiset of rows) and the same model and
-optimiser. ``--engine N`` adds N kills of runs on Flower's engine (:mod:`.crash_engine`).
+optimiser. ``--engine N`` adds N kills of runs on Flower's engine (:mod:`tests.crash.engine`).
 
 A kill leaves what the process wrote in the system's page cache: this shows the order of writes, and not
 that ``fsync`` does what it promises when power is lost. Exit status 1 on any violation.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A deployment of three nodes by docs/deployment.md, each host a network namespace with an installation of its own.
+# A deployment of three nodes by docs/guides/deployment.md, each host a network namespace with an installation of its own.
 #
 # from_nothing.sh WORK ADDRESS SPACE DEPENDENCIES
 #   WORK          folder with dist/ (the wheel, SHA256SUMS), experiment.toml, model/, data/NAME.jsonl; what the hosts have goes there

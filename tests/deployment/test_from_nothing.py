@@ -1,4 +1,4 @@
-"""docs/deployment.md from an empty machine: three nodes in network namespaces, their report guaranteed, signed, verified."""
+"""docs/guides/deployment.md from an empty machine: three nodes in network namespaces, their report guaranteed, signed, verified."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def experiment(tiny_tree: Callable[..., dict[str, Any]], tmp_path: Path) -> Call
 
 
 def flwr(running: Federation, *words: str) -> subprocess.CompletedProcess[str]:
-    """Flower's own command line, with the connection that docs/deployment.md writes."""
+    """Flower's own command line, with the connection that docs/guides/deployment.md writes."""
     home = running.folder.state / "flwr"
     port = running.folder.load().ports.superlink
     (home / "config.toml").write_text(

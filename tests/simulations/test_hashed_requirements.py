@@ -55,7 +55,7 @@ def test_all_that_the_project_asks_for_is_there_in_the_versions_of_the_constrain
 
 
 def test_the_image_and_the_page_install_by_them() -> None:
-    page = (ROOT / "docs" / "deployment.md").read_text()
+    page = (ROOT / "docs" / "guides" / "deployment.md").read_text()
     for text in (DOCKERFILE, page):
         assert f"--require-hashes -r {BUILD}" in text.replace("/source/", "")
         assert f"--require-hashes --no-build-isolation -r {HASHED}" in text.replace("/source/", "")

@@ -12,7 +12,7 @@ from privacy.keystream import CIPHER
 Item = tuple[str, str]
 
 ROUNDING_CPU = "no bit of 240 clipped gradients of MiniLM in float32 and 32 in bfloat16 differed alone and among others"
-"""What was measured of clipped gradients alone and among others; docs/leakage.md has the table."""
+"""What was measured of clipped gradients alone and among others; docs/results/attacks.md has the table."""
 
 SETTINGS_LOST = [
     (

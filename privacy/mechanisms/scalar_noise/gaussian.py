@@ -62,5 +62,5 @@ class GaussianNoise(ScalarNoise):
         return GaussianNoise(self.sigma * factor)
 
     def sample(self, shape: int | Sequence[int], source: RandomSource) -> Array:
-        """See `ScalarNoise`; by `privacy.noise.gaussian`."""
+        """See `ScalarNoise`; by `privacy.mechanisms.gaussian.gaussian`."""
         return gaussian(shape, self.sigma, source)

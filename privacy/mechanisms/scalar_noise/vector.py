@@ -20,7 +20,7 @@ def add_scalar_noise(
 ) -> torch.Tensor:
     """Return the vector plus independent noise of `noise.scaled(sensitivity)` on each coordinate.
 
-    As in `noise.add_gaussian`, noise is drawn and added on the CPU in float64, whatever the device of the
+    As in `gaussian.add_gaussian`, noise is drawn and added on the CPU in float64, whatever the device of the
     vector, and the sum is rounded to a grid, of spacing 2^-17 to 2^-16 of the noise's width (Laplace:
     its scale): post-processing, against attacks on the low-order bits.
 

@@ -1,4 +1,4 @@
-"""Accuracy under poison, for each aggregation: the tables of docs/poison.md.
+"""Accuracy under poison, for each aggregation: the tables of docs/results/poison.md.
 
     python -m simulations.benchmarks.poison [--seeds 3] [--json OUT]
 
