@@ -1,4 +1,4 @@
-"""The task that brings a codec: held against the settings, the silo's limits and the model, then kept."""
+"""Receive a codec: check it against settings, limits and model, then keep it."""
 
 from __future__ import annotations
 

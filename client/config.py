@@ -1,4 +1,4 @@
-"""The silo's own file, ``silo.toml``: what a silo brings to a federation, and how far it goes.
+"""Silo config (``silo.toml``): a silo's data, ledger, budget and limits.
 
 It lives on the silo's machine and is read there by the silo's client alone. Data, ledger, privacy
 budget, limits, model folder and device come from it whatever a server sends. Its place is given by

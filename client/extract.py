@@ -1,4 +1,4 @@
-"""A silo with its own file: the signed extract of its ledger that goes with its replies, and of its head.
+"""Sign an extract of the silo's ledger, and its head, for the silo's replies.
 
 An extract is a function of the ledger's rows (mechanisms, rounds, purposes), which are written before anything is
 computed on the data. It goes with refusals of a run's tasks too, so that the server has a silo's last word when it

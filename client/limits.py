@@ -1,4 +1,4 @@
-"""What a silo refuses, before any data is read and any row written.
+"""Refuse tasks beyond the silo's limits, before data are read or a row is written.
 
 A server's settings are held against the silo's own file here, as far as they alone tell; what only the
 calibrated mechanism tells (its noise, the sampling rate of a batch size, what is left of the budget) is

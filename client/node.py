@@ -1,4 +1,4 @@
-"""Which silo a Flower node serves, and where its data and ledger are.
+"""Find which silo a Flower node serves, and where its data and ledger are.
 
 A node with a silo's own file (:mod:`client.config`) serves that silo: data, ledger, budget, limits,
 model folder and device are the file's, and what a server says about them is not used. A node without

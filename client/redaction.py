@@ -1,4 +1,4 @@
-"""What a silo says to its server, without the places of files on the silo's machine."""
+"""Redact local file paths from messages sent to the server."""
 
 from __future__ import annotations
 

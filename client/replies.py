@@ -1,4 +1,4 @@
-"""The last answer of a silo with its own file: a task that comes again is answered by the same bytes.
+"""Reply cache of a silo: a task that comes again is answered with the same bytes.
 
 A task comes again where the SuperLink was away as it handed it out (:mod:`server.nodes.exchange`), and where a run that
 is resumed repeats a round. Kept in this process alone: a new one computes anew, which is a release of its

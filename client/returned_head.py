@@ -1,4 +1,4 @@
-"""The head of its ledger that a silo signed and the server brings back with each task.
+"""Check the ledger against the signed head that the server returns with each task.
 
 A backup of a silo's whole folder takes the ledger, both heads and the node's key along; put back, it is whole by
 itself. What the silo signed since lies with the server. A head counts here if the silo's own key signed it, so that

@@ -1,4 +1,4 @@
-"""A task's tensors: their names, shapes and number formats are held against what is needed before any is made.
+"""Read a task's tensors: check names, shapes and dtypes before allocating any.
 
 Flower sends an array as the bytes of numpy's own file format, with a shape in its head that nobody has checked, and
 says shape and format beside it once more. Here the head is read alone first. A tensor is made only where the head, the

@@ -1,4 +1,4 @@
-"""What a task says, as typed values: read before anything else is done, and refused by name where it does not fit.
+"""Parse a task's fields as typed values before anything else; refuse by name what does not fit.
 
 A server may send any records, and any values in them. Here each kind of task has a list of its records and fields,
 each field a form: its type, its length, its range. What is not on the list is refused as what is missing is. Tensors

@@ -1,4 +1,4 @@
-"""Values that are slow to make, kept by key: the last used ones, up to a number."""
+"""Keep slow values by key: a cache of the last used ones, up to a number."""
 
 from __future__ import annotations
 

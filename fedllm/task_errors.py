@@ -1,4 +1,4 @@
-"""Errors by which a silo answers a task: what they may tell is decided where they are raised.
+"""Errors that a silo may return for a task; each decides where it is raised what it may reveal.
 
 A reply leaves the silo outside its account, so its text must not depend on the data. Before anything is
 spent it may be a function of the task, the settings, the model, the ledger and public numbers

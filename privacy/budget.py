@@ -1,4 +1,4 @@
-"""The budget: says of a plan, before its first step, whether it may be taken.
+"""Privacy budget: decide, before a plan's first step, whether the plan may start.
 
 A proven filter over plans (:mod:`privacy.plan_filter`): the first plan by the budget's accountant, later ones, which
 may depend on what was released before, by what the first one leaves. No slack, and nothing after the fact.

@@ -1,4 +1,4 @@
-"""Calibration: solve for one parameter of DP-SGD, the others and the target given.
+"""Calibrate DP-SGD: solve for one parameter, given the others and a privacy target.
 
 Always from the safe side: what is returned costs at most the target by the accountant that was
 asked, and the bisection stops within `tolerance` of it.

@@ -1,4 +1,4 @@
-"""The noise of a plan that is not the first: the least with which it fits what a filter has left."""
+"""Calibrate the noise of a later plan to what the privacy filter has left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What several copies of one record cost: the events of their removal, all at once.
+"""Events that account for several copies of one record, removed together.
 
 The statement. Let a record be in a party's data k times (or let one person have k records), and let all of them be
 replaced by null records. Each copy is sampled independently of the others, so the number of copies in a sample is

@@ -1,4 +1,4 @@
-"""Which file system a path lies on, and whether a ledger can be kept there.
+"""Detect the file system of a path, and whether a ledger may be kept on it.
 
 SQLite relies on POSIX locks that all processes see, and on fsync that reaches the disk. Network file systems give
 neither reliably (https://sqlite.org/howtocorrupt.html, section 2): two machines could both spend what is left of a

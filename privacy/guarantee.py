@@ -1,4 +1,4 @@
-"""The words in which a guarantee is stated: unit, neighbouring relation, adversary.
+"""Terms of a guarantee: unit, neighbouring relation, adversary.
 
 The null record. Under zero-out one record is replaced by the null record, and the number of records stays.
 The null record contributes nothing to any release: it is sampled like any other, adds the zero vector to each

@@ -1,4 +1,4 @@
-"""Secret random bytes: the keystream of AES-256 in counter mode, keyed by the operating system.
+"""Secret random bytes: AES-256 in counter mode, keyed by the operating system.
 
 AES-256-CTR and not ChaCha20, both of which the ``cryptography`` package (OpenSSL) offers: on a processor
 with AES instructions it is the faster one, see ``python -m simulations.benchmarks.step_cost --variant noise``. Its output

@@ -1,4 +1,4 @@
-"""A privacy filter over plans: which further plan still fits an (epsilon, delta), whatever was seen before.
+"""Privacy filter over plans: admit a further plan within (epsilon, delta), even if chosen adaptively.
 
 A *plan* is a multiset of mechanisms that is fixed before its first release: one run's. The first plan on a
 ledger is chosen before anything was released; a later one may be chosen after seeing everything so far. Tight

@@ -1,4 +1,4 @@
-"""A cache on disk for what is slow to compute: one small JSON file for each question.
+"""Disk cache for slow computations: one small JSON file per question.
 
 A file holds its question beside the result, so that neither a collision of names nor a file of
 another version passes for an answer: whatever is not exactly the question is a miss.

@@ -1,4 +1,4 @@
-"""A run's plan: all that it will release of one party's data, by purpose, fixed before its first release.
+"""Plan of a run: all releases of one party's data, by purpose, fixed before the first release.
 
 A plan is a row of the ledger (purpose "plan") without a cost of its own; its events are in the row's details.
 Ledgers that were written before plans were kept have none: what an old run released then stands for its plan.

@@ -1,4 +1,4 @@
-"""The model that a run trains: its parameters, their moving average, and the optimiser that moves them.
+"""The global model: parameters, their moving average, and the server's optimiser.
 
 Post-processing of released updates: nothing here touches data.
 """

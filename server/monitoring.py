@@ -1,4 +1,4 @@
-"""What watches a run: metrics file, TensorBoard, live view. None of them changes the training."""
+"""Observers of a run (metrics file, TensorBoard, live view). None of them changes the training."""
 
 from __future__ import annotations
 

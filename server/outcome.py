@@ -1,4 +1,4 @@
-"""Who is in a run that was begun before, and what a run came to that did not fail on its way."""
+"""Silos of a resumed run, and the outcome of a run that did not fail."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stop a run whose model gives no finite losses before training: nothing is spent on it."""
+"""Stop a run whose model has no finite losses before training, with nothing spent."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Experiments, their runner, the command line, benchmarks."""
+"""Experiments, their runner, the command line, benchmarks and attacks."""

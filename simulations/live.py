@@ -1,4 +1,4 @@
-"""The live view of a run: rounds, loss, accuracy, epsilon released so far by silo, bytes, time left."""
+"""Live view of a run: rounds, loss, accuracy, epsilon released so far by silo, bytes, time left."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The executor: takes tasks from the SuperNode and runs them in a process with an approved bundle."""
+"""Executor of a node: run tasks from the SuperNode in a process with an approved bundle."""

@@ -1,4 +1,4 @@
-"""The app bundles that a node may run: a list of SHA-256 digests that the silo keeps.
+"""Approved app bundles of a node: a list of SHA-256 digests that the silo keeps.
 
 Flower ships the app's code to the nodes with each run, so a hostile server could ship a client without
 any of the silo's checks. A node started with :mod:`client.executor.executor` therefore unpacks and imports a

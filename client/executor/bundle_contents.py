@@ -1,4 +1,4 @@
-"""What a bundle of code may hold: source files of our packages and their settings, and nothing else.
+"""Check a code bundle: source files and settings of our packages, nothing else.
 
 Python runs more than `*.py`: compiled files in the place of a module or in `__pycache__`, extension modules, which
 even go before a module's source. An operator who reads the source of a bundle would not see them. So there are none

@@ -1,1 +1,1 @@
-"""Trained adapters outside of a run: exported, checked with PEFT, and used for prediction."""
+"""Trained adapters outside a run: export, PEFT checks, prediction."""

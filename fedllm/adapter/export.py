@@ -1,4 +1,4 @@
-"""Export of a trained model: an adapter that others can load, and a card that states the guarantee."""
+"""Export a trained model: an adapter that others can load, with a model card that states the guarantee."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does PEFT, on this machine, compute with an exported prefix what the run computed?
+"""Check that PEFT computes the same with an exported prefix as the run did.
 
 PEFT and transformers are two projects: an argument that one renames can make the other generate as if the
 prefix were not there, without a word. So an adapter is called a PEFT adapter only after PEFT has loaded it and has given

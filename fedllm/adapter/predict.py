@@ -1,4 +1,4 @@
-"""Use of a trained model: from a run folder, or from an exported adapter."""
+"""Predict with a trained model from a run folder or an exported adapter."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a silo may spend: its plan, its limits, its account, and the noise that keeps to them."""
+"""A silo's privacy spending: plan, limits, account, and calibrated noise."""

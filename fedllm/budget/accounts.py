@@ -1,4 +1,4 @@
-"""The accounts of many silos in one ledger: one round of all of them, in one transaction."""
+"""Accounts of many silos in one ledger: record one round of all of them in one transaction."""
 
 from __future__ import annotations
 

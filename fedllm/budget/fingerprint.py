@@ -1,4 +1,4 @@
-"""A SHA-256 over all fields of a dataclass: a field that is added is part of it at once."""
+"""SHA-256 over all fields of a dataclass; a field added later is included automatically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a silo itself allows, whatever the settings that reach it ask for.
+"""Local policy of a silo: what it allows, whatever the settings it receives ask for.
 
 The settings of a run come from the server. These bounds come from the silo's own file, and are asked
 beside those of the settings: within the ledger's own transaction, before a row is written and before

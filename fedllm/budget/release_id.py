@@ -1,4 +1,4 @@
-"""The key of a release's row in the ledger, and digests of what a release depends on.
+"""Release ids: the key under which the ledger counts a release once, with digests of its inputs.
 
 The ledger counts a key once. Two releases must have two keys, and a repetition that gives the very same noisy value
 may have the first one's. All that a value depends on is in :mod:`fedllm.budget.release_inputs`.

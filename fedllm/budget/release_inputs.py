@@ -1,4 +1,4 @@
-"""All that the value of one release of a silo depends on, as plain values and digests.
+"""All inputs that determine the value of one release, as plain values and digests.
 
 Seeded noise is a function of the fingerprint, and the ledger counts a fingerprint once. So the same noise
 never meets two values, provided that two different values never have the same inputs: whatever can change a

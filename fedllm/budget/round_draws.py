@@ -1,4 +1,4 @@
-"""Which silos take part in a round: dealt before training, or drawn when the round begins.
+"""Choose the silos of a round: dealt before training, or drawn when the round begins.
 
 Amplification by Poisson sampling of silos (noise by a trusted server) holds for a draw that is used for one
 release. A round can be released twice: the run is killed after the release and before its checkpoint. So

@@ -1,4 +1,4 @@
-"""Which silos take part in which round: drawn before training, from public values only."""
+"""Deal the silos to rounds before training, from public values only."""
 
 from __future__ import annotations
 

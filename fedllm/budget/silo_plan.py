@@ -1,4 +1,4 @@
-"""A silo's plans in its ledger: the one of this run, those of others, and whether they keep to a budget.
+"""Plans in a silo's ledger: this run's, those of other runs, and whether they keep to a budget.
 
 The plan of a run is a row of the ledger, written in the transaction of the run's first release. From then on each
 release must be within it, whatever a task says of its rounds, and the budgets count it as a whole, also where

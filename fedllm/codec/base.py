@@ -1,4 +1,4 @@
-"""What every codec is: a map from updates to short codes and back, and a code's form on the wire."""
+"""Interface of codecs: encode updates to short codes and back, and the wire format of a code."""
 
 from __future__ import annotations
 

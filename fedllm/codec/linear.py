@@ -1,4 +1,4 @@
-"""The linear code with orthonormal rows that a prior asks for."""
+"""Linear codec: the orthonormal rows that a prior selects."""
 
 from __future__ import annotations
 

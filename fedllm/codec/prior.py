@@ -1,4 +1,4 @@
-"""Gaussian priors of a gradient: what a code is fitted to, and where synthetic gradients come from.
+"""Gaussian priors of a gradient: codecs are fitted to them, and synthetic gradients drawn from them.
 
 A prior is N(mean, diag(variance) + basis^T diag(basis_variance) basis). It is made from released
 statistics (:mod:`fedllm.codec.statistics`) or, by the same code without noise, from gradients of public

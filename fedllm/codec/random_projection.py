@@ -1,4 +1,4 @@
-"""A seeded random projection with orthonormal rows: the code that knows nothing of the data."""
+"""Random projection codec: seeded orthonormal rows, independent of the data."""
 
 from __future__ import annotations
 

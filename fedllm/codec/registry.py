@@ -1,4 +1,4 @@
-"""The kinds of codec that a state may name: only these are made of what a server or a file holds."""
+"""Registry of codec kinds; only registered kinds are built from a server's or a file's state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The largest coordinates and their places."""
+"""Top-k codec: send the largest coordinates and their indices."""
 
 from __future__ import annotations
 

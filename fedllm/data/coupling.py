@@ -1,4 +1,4 @@
-"""Steps of the division of data in which one record decides where others go.
+"""List the steps of data division in which one record decides where others go.
 
 The guarantee compares data sets of the silos that differ in one record. Where silos are cut from one data set, in
 a simulation, that is a statement about the data *as divided*: if the record was not in the data set that was

@@ -1,4 +1,4 @@
-"""From the classes that the data writes to class indices."""
+"""Map the classes written in the data to class indices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shapes in which examples are computed: decided by each example's own length, never by its batch mates.
+"""Padded shapes of examples, decided by each example's own length and never by its batch.
 
 Per-example clipping bounds what one example contributes only if the others' gradients do not change when it
 joins. Padding up to the longest of a batch breaks that twice: the padded positions change with the batch

@@ -1,4 +1,4 @@
-"""From the data settings to the silos' examples and the server's evaluation examples."""
+"""Build the silos' examples and the server's evaluation examples from the data settings."""
 
 from __future__ import annotations
 

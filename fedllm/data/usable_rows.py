@@ -1,4 +1,4 @@
-"""Find rows that cannot be used, when the data are opened: before any row of the ledger.
+"""Find unusable rows when data are opened, before anything is written to the ledger.
 
 What is found here cannot fail later, in a step that samples it. Each row is judged by itself.
 """

@@ -1,1 +1,1 @@
-"""Files and texts that hold whatever happens: atomic writes, private modes, bounded JSON."""
+"""Safe files and texts: atomic writes, private modes, bounded JSON, printable errors."""

@@ -1,4 +1,4 @@
-"""JSON from somebody else, read within bounds: its length, nesting, and the sizes of its texts and lists.
+"""Read untrusted JSON within bounds on length, nesting, and the sizes of texts and lists.
 
 What :mod:`json` itself does with hostile text: it recurses as deep as the text nests, and takes the last of two
 equal keys. Here the text is measured before it is read, and what it says is measured before it is used.

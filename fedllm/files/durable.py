@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, flushed to disk, then renamed."""
+"""Write files atomically: to a temporary file, flushed to disk, then renamed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An error with its traceback as text that every log can hold: a lone surrogate of a record is escaped."""
+"""Format an error with its traceback as text that every log can hold (lone surrogates escaped)."""
 
 from __future__ import annotations
 

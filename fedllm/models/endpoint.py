@@ -1,4 +1,4 @@
-"""A completion endpoint over HTTP that tells log-probabilities: the model that nobody here holds.
+"""Client of a completion endpoint over HTTP that returns log-probabilities.
 
 The interface of OpenAI's ``/v1/completions`` as llama.cpp, llama-cpp-python, vLLM and others serve it: a prompt
 goes in, the log-probabilities of the likeliest next tokens come back. Neither gradients nor keys and values can

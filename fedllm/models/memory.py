@@ -1,4 +1,4 @@
-"""What is free on a device, and whether a model's weights fit it: asked before they are loaded."""
+"""Check that a model's weights fit the free memory of a device, before they are loaded."""
 
 from __future__ import annotations
 

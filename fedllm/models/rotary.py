@@ -1,4 +1,4 @@
-"""Rotary position tables that depend on the length of a sequence, kept from depending on batch mates.
+"""Keep rotary position tables that depend on sequence length independent of batch mates.
 
 Two of transformers' rotary types choose their table by the longest sequence of a batch: ``longrope`` takes its
 long factors, ``dynamic`` grows the table and keeps it for later calls. Both leave the table alone up to a public

@@ -1,4 +1,4 @@
-"""Load the weights of a frozen model, refuse a checkpoint that does not fit it, and name what was loaded.
+"""Load a frozen model's weights, refuse a checkpoint that does not fit, and compute their digest.
 
 transformers fills a tensor that the checkpoint lacks with random numbers, others in each process, and goes on.
 Here a checkpoint must hold every tensor that the outputs depend on, in the model's shape, and no tensor of the

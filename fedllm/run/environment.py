@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, and the source's revision. Never fails."""
+"""Record versions, hardware and source revision of a run. Never fails."""
 
 from __future__ import annotations
 

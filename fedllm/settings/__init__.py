@@ -1,1 +1,1 @@
-"""The settings of an experiment: sections, checks across them, and reading them."""
+"""Settings of an experiment: sections, checks across them, reading and writing."""

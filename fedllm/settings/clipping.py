@@ -1,4 +1,4 @@
-"""The settings of section ``[clipping]``: a clipping norm that follows the norms; what does not go with it."""
+"""Settings of section ``[clipping]``: the adaptive clipping norm, and what it cannot be combined with."""
 
 from __future__ import annotations
 

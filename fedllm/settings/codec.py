@@ -1,4 +1,4 @@
-"""The settings of the codec: how updates are encoded on their way to the server and back."""
+"""Settings of the codec: how updates are encoded in both directions."""
 
 from __future__ import annotations
 

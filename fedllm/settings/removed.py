@@ -1,4 +1,4 @@
-"""Settings that earlier versions had: refused in an experiment, dropped where a run of such a version is read."""
+"""Settings of earlier versions: refused in an experiment, dropped when an old run is read."""
 
 from __future__ import annotations
 

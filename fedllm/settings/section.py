@@ -1,4 +1,4 @@
-"""What all sections of the settings share: number types, and a base that refuses unknown keys."""
+"""Base of all settings sections: number types, and the refusal of unknown keys."""
 
 from __future__ import annotations
 

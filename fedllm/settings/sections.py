@@ -1,4 +1,4 @@
-"""The sections of the settings that have no file of their own: model, task, data, client, evaluation, outputs."""
+"""Settings sections without a file of their own: model, task, data, client, evaluation, outputs."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One silo's work in a run: what it opens, checks, answers and keeps."""
+"""One silo's work in a run: open data, check tasks, train, answer."""

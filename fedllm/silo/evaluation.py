@@ -1,4 +1,4 @@
-"""A silo's correct answers on its held-out examples: counted, and as they leave."""
+"""Count a silo's correct answers on held-out examples, and release the counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open a silo's data for a model: every record is checked and tokenised once, before any row of the ledger."""
+"""Open a silo's data for a model: check and tokenise every record once, before any ledger row."""
 
 from __future__ import annotations
 

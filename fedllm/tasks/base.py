@@ -1,4 +1,4 @@
-"""What every task offers, and what they share."""
+"""Interface of all tasks, and what they share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every classification shares: scores of the classes give losses, answers and metrics."""
+"""Base of classification tasks: losses, answers and metrics from class scores."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is judged by: classification, language modelling and generation."""
+"""Metrics of classification, language modelling and generation."""
 
 from __future__ import annotations
 

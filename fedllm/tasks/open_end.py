@@ -1,4 +1,4 @@
-"""Tokens of a text that goes on: nothing that the tokenizer puts behind every text stands at its end."""
+"""Tokenise a text that continues: leave out the end tokens that the tokenizer appends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the longest example that a task allows fits the model: decided by public numbers alone."""
+"""Check that the longest example a task allows fits the model, from public numbers alone."""
 
 from __future__ import annotations
 

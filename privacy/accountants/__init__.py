@@ -1,4 +1,4 @@
-"""Accountants: each reads a multiset of events and says what it costs, and how far to trust it."""
+"""Accountants: compute the privacy cost of a multiset of events, and state how far each may be trusted."""
 
 from __future__ import annotations
 

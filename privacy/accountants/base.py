@@ -1,4 +1,4 @@
-"""The interface of every accountant: a multiset of events in, epsilon, delta and perhaps mu out."""
+"""Interface of every accountant: take a multiset of events, return epsilon, delta and possibly mu."""
 
 from __future__ import annotations
 

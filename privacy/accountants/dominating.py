@@ -1,4 +1,4 @@
-"""The accountant that states the dominating mu: the smallest mu-GDP that all mechanisms together obey."""
+"""Accountant for the dominating mu: the smallest mu-GDP bound on all mechanisms together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The dominating mu: the smallest mu-GDP that a whole privacy loss distribution obeys."""
+"""Compute the dominating mu: the smallest mu-GDP bound on a privacy loss distribution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The curve of Gaussian differential privacy: delta at an epsilon, and epsilon at a delta."""
+"""Privacy curve of Gaussian differential privacy: delta at an epsilon, epsilon at a delta."""
 
 from __future__ import annotations
 

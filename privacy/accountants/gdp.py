@@ -1,4 +1,4 @@
-"""Gaussian differential privacy: exact for plain Gaussians, and the CLT approximation, so named."""
+"""GDP accountants: exact for plain Gaussians, and the CLT approximation under its own name."""
 
 from __future__ import annotations
 

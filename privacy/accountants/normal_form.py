@@ -1,4 +1,4 @@
-"""Events in the form that accountants know them by: special cases as the mechanisms that they are."""
+"""Normalise events before accounting: rewrite special cases as the mechanisms they equal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The PLD accountant: privacy loss distributions, valid and tight; the headline."""
+"""PLD accountant (privacy loss distributions): valid, tight, and the default for every stated epsilon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The RDP accountant: Renyi differential privacy, a valid but loose upper bound, and fast."""
+"""RDP accountant (Renyi differential privacy): a fast and valid upper bound, looser than PLD."""
 
 from __future__ import annotations
 

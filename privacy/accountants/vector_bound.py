@@ -1,4 +1,4 @@
-"""Vectors with independent scalar noise on each coordinate, under a bound on their change in L2 norm.
+"""Bound vectors with independent scalar noise on each coordinate and a bounded change in L2 norm.
 
 Two figures, in units of the norm's bound:
 

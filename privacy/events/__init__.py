@@ -1,1 +1,1 @@
-"""Privacy events: constructed, counted, written as JSON, and seen by each adversary."""
+"""Privacy events: construct, count, serialise, and view as each adversary."""

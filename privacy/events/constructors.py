@@ -1,4 +1,4 @@
-"""Privacy events, made: dp_accounting's DpEvent for each way in which something is released here.
+"""Construct privacy events: one dp_accounting DpEvent for each kind of release.
 
 An event is one use of a mechanism on private data. `event_json` checks and writes them, `event_counts` adds them up.
 """

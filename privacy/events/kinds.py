@@ -1,4 +1,4 @@
-"""The kinds of event that dp_accounting does not have; `events` makes them, `event_json` checks and writes them."""
+"""Event types that dp_accounting lacks; `constructors` makes them, `serialization` checks and writes them."""
 
 from __future__ import annotations
 

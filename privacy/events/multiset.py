@@ -1,4 +1,4 @@
-"""What several privacy events come to: a multiset of base events, and whether there is any guarantee.
+"""Add up privacy events as a multiset of base events, and detect events without a guarantee.
 
 No privacy number is computed here, but one: Gaussian mechanisms on one Poisson sample are one, see `multiset`.
 """

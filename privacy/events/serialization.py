@@ -1,4 +1,4 @@
-"""Privacy events checked, normalised, and written as JSON and read again: what a ledger's rows hold.
+"""Check and normalise privacy events; write and read them as the JSON of ledger rows.
 
 Events of every kind that is known here; each other one is refused by name.
 """

@@ -1,4 +1,4 @@
-"""How one release looks to each adversary: the views of a ledger entry."""
+"""Views of a ledger entry: the event that each adversary sees."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The ledger: a durable, append-only, hash-chained list of uses of private data."""
+"""The ledger: a durable, append-only, hash-chained list of privacy events."""

@@ -1,4 +1,4 @@
-"""Going on deliberately with a ledger whose head elsewhere is missing or tells of more: a row of its own.
+"""Adopt a ledger whose outside head is missing or ahead: continue deliberately, recorded as a row.
 
 Where a ledger was restored from a backup, copied, moved or lost, nobody can tell what was released since. To go on
 all the same is a decision of whoever answers for the data. It is a row of the ledger (purpose "adopt"): why, and

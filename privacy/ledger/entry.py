@@ -1,4 +1,4 @@
-"""One entry of the ledger: a release that private data influenced, as each adversary sees it."""
+"""Ledger entry: one release influenced by private data, with the event each adversary sees."""
 
 from __future__ import annotations
 

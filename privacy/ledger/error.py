@@ -1,4 +1,4 @@
-"""What is raised where a ledger cannot be used."""
+"""Error raised when a ledger cannot be used."""
 
 from __future__ import annotations
 

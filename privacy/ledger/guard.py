@@ -1,4 +1,4 @@
-"""What stands between a ledger's file and a new row: the heads outside of it, and its chain.
+"""Guard every new row: verify the ledger's hash chain and compare the heads kept outside its file.
 
 Every row that this process counts has been verified: its hash, that it follows the row before, and that its event
 can be read (:class:`privacy.ledger.tally.Tally` does both in one pass). Before a row is added, the rows that came

@@ -1,4 +1,4 @@
-"""The chain of a ledger's rows: each holds the SHA-256 of the row before it and of its own content."""
+"""Hash chain of a ledger's rows: each row holds the SHA-256 of its predecessor and of its own content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much a row of a ledger may hold; what is beyond is neither written nor read.
+"""Size limits of ledger rows; larger ones are neither written nor read.
 
 A ledger may come from elsewhere, and names, keys and views in it from a server. Honest rows hold a few hundred bytes.
 """

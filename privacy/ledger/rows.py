@@ -1,4 +1,4 @@
-"""Rows of a ledger's file: entries that are new, written; rows, read as entries."""
+"""Write new entries as ledger rows, and read rows as entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ledger's SQLite file holds, and recognising it before anything in it is used.
+"""SQLite schema of a ledger; recognise a ledger file before using anything in it.
 
 A file from elsewhere may hold whatever SQLite allows: views in the place of tables, further triggers, values of a
 gigabyte. A ledger's tables, index and triggers are known to the letter, and its values are small; everything else is

@@ -1,4 +1,4 @@
-"""A private copy of a ledger's files, for reading what SQLite cannot read in place without writing.
+"""Copy a ledger's files privately, to read what SQLite cannot read in place without writing.
 
 That is a ledger of an earlier version (WAL mode: `mode=ro` makes -wal and -shm files), and one whose writer was
 killed in the midst of a commit: SQLite undoes the commit by the -journal beside, and may not write here. So the

@@ -1,4 +1,4 @@
-"""The ledger's SQLite file: made whole or not at all, recognised before it is touched, complete after each commit.
+"""SQLite file of a ledger: created atomically, recognised before use, complete after each commit.
 
 The journal is a rollback journal (DELETE, `synchronous=EXTRA`): when a commit returns, every row is in the file
 itself and on disk, and nothing lies beside it. A copy of the file alone has all rows; one taken in the midst of a

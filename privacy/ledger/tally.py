@@ -1,4 +1,4 @@
-"""How often each kind of row is in a ledger, kept up to date by reading only the rows that are new.
+"""Count each kind of row in a ledger, reading only new rows.
 
 A ledger is append-only, so that what was counted up to a row stays true; the hash of that row says
 whether it is still the same ledger. No row is counted before it was verified: its own hash, and that it follows the

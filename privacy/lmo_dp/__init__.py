@@ -1,1 +1,1 @@
-"""LMO-DP: what its published code claims, beside what its noise costs."""
+"""LMO-DP: the privacy cost its published code claims, and the true cost of its noise."""

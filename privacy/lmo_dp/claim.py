@@ -1,4 +1,4 @@
-"""The published accounting of LMO-DP: what it claims, and up to which orders it is one.
+"""Published accounting of LMO-DP: its claimed epsilon, and the orders for which it is defined.
 
 The paper's Renyi divergence of one release of one number of sensitivity 1 (arXiv 2405.18776, from M, the
 moment generating function of the inverse scale u) is

@@ -1,4 +1,4 @@
-"""LMO noise in figures: what its published accounting claims, beside what it truly costs."""
+"""Compare LMO-DP's claimed privacy cost with the true cost of its noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LMO-DP's published code says that a whole training costs, and the noise that it asks for.
+"""Cost of a whole training, and the noise for it, as LMO-DP's published code computes them.
 
 The authors' code has no accountant for the composition of LMO noise with sampling. It takes the claimed
 epsilon of one release (:mod:`privacy.lmo_dp.claim`), asks which Gaussian noise the classical

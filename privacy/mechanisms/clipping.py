@@ -1,4 +1,4 @@
-"""L2 clipping that is total: whatever the input, no example contributes more than the norm.
+"""Clip gradients in L2 norm. Total: for any input, no example contributes more than the clipping norm.
 
 Clipping as in Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1, with two
 additions: an example with a non-finite entry contributes zero and is counted, and one norm is taken

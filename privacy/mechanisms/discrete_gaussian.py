@@ -1,4 +1,4 @@
-"""Discrete Gaussian noise for integers, drawn exactly: no floating point anywhere.
+"""Draw discrete Gaussian noise for integers exactly, without floating point.
 
 The distribution has P[X = x] proportional to exp(-x^2 / (2 sigma^2)) on the integers. Counts stay
 integers, so the attacks on floating-point noise (Mironov 2012) have nothing to read, and the privacy

@@ -1,4 +1,4 @@
-"""Gaussian noise: the only place where a noise scale is made and noise is drawn.
+"""Gaussian mechanism: the only place where Gaussian noise is scaled and drawn.
 
 What is proven: in real arithmetic, for noise that nobody else knows, `add_gaussian` is the Gaussian
 mechanism, and the accounting is stated for that. Rounding its result is post-processing and costs

@@ -1,4 +1,4 @@
-"""How long a noisy sum can be: upper tails in closed form, for every data set.
+"""Upper tail bounds, in closed form, on the norm of a noisy sum for every data set.
 
 A record's part of a sum has norm at most C, so a sum over a sample of N records has norm at most C N, whatever the
 records; noise is independent of what it is added to. Every bound here is exceeded with probability at most

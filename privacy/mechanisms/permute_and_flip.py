@@ -1,4 +1,4 @@
-"""Choosing the best of a few candidates under pure differential privacy, without floating point.
+"""Permute-and-flip: choose the best of a few candidates under pure DP, without floating point.
 
 Permute-and-flip (McKenna and Sheldon 2020, arXiv 2010.12603, algorithm 1): candidates come in random
 order, each is taken with probability exp(-eps (max u - u_r) / (2 D)), the first that is taken is the

@@ -1,4 +1,4 @@
-"""Poisson sampling: the sampler that amplification by sampling is stated for."""
+"""Poisson sampling: the sampler that amplification by sampling assumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `noise_search` looks through: each family's shapes, and noise of a shape in any amount."""
+"""Search space of the noise search: the shapes of each family, scaled to any amount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Noise in a file, as the search writes it and a run reads it."""
+"""Noise files: written by the noise search, read by a run."""
 
 from __future__ import annotations
 

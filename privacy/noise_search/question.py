@@ -1,4 +1,4 @@
-"""The question of a noise search. Light to import, so that a known answer is given at once."""
+"""Question of a noise search. Light to import, so that a cached answer returns at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search for the noise on one number that disturbs least at a given (epsilon, delta).
+"""Find the lowest-variance noise on one number that meets a given (epsilon, delta).
 
 The offline search of LMO-DP (arXiv 2405.18776), under exact accounting: each candidate is scaled until its
 privacy loss distribution, sampled and composed as asked, keeps to (epsilon, delta), and then judged by its

@@ -1,1 +1,1 @@
-"""Flower nodes: found, identified, and exchanged messages with."""
+"""Flower nodes: find and identify them, exchange messages with them."""

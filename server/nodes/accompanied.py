@@ -1,4 +1,4 @@
-"""A grid with a companion: what goes along with each task, and stays behind of each reply, whatever was asked.
+"""A Flower grid with a companion that adds to each task and takes from each reply.
 
 :func:`server.nodes.exchange.exchange` is the only way in which tasks leave and replies come, and asks the companion.
 """

@@ -1,4 +1,4 @@
-"""The silos of a run, found by name: who is waited for, who is asked, and who may speak for whom.
+"""Find the silos of a run by name, and check which node may speak for which silo.
 
 In a deployment the nodes are chosen by the names under which they are registered
 (:mod:`server.nodes.identities`), so nobody else is sent anything, the first question included. In a simulation nodes

@@ -1,4 +1,4 @@
-"""Which silo a node may speak for: the name under which the operator registered its key.
+"""Map a node to its silo: the name under which the operator registered its key.
 
 In a deployment every node signs with a key that `fedllm deploy` registered at the SuperLink under the silo's name
 (:meth:`server.deployment.control.Control.agree`). The SuperLink checks the key at each of the node's messages, and

@@ -1,4 +1,4 @@
-"""Answers fetched from the SuperLink, so that no node can stop or stall the fetching of others' answers.
+"""Fetch replies from the SuperLink one by one, so that no node can stop or stall the others'.
 
 Flower's own grid (``HttpGrid.pull_messages``) fetches all answers one after the other and builds a message of each.
 A node that announces an answer and never uploads it holds it up for minutes; one that uploads what is no

@@ -1,4 +1,4 @@
-"""What nodes answer, read in one place: each reply becomes a typed value, or a refusal that names the field.
+"""Parse every node's reply in one place: into a typed value, or a refusal that names the field.
 
 A node is not trusted: it may answer anything at all. Nothing else of the server looks into a node's message.
 """

@@ -1,4 +1,4 @@
-"""Whose answers were not usable outside of a round's training: a record for log, metrics and report."""
+"""Record unusable replies outside training rounds, for log, metrics and report."""
 
 from __future__ import annotations
 

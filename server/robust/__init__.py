@@ -1,1 +1,1 @@
-"""What a server does about silos that are hostile: limits of honest updates, and means that bear some others."""
+"""Defences against hostile silos: limits of honest updates, and robust means."""

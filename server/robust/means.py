@@ -1,4 +1,4 @@
-"""One update of many silos' updates, of which a few may be hostile: median, trimmed mean, norm-clipped mean.
+"""Robust means of the silos' updates: median, trimmed mean, norm-clipped mean.
 
 Guarantee: the inputs are released, so whatever is computed of them is post-processing and costs nothing. With noise by
 the server it is not so (a silo may move a median, or the others' clipping, by more than the noise is made for): the

@@ -1,4 +1,4 @@
-"""Leak 2: an autoencoder for gradients. Whose gradients was it trained on?
+"""Attack 2: an autoencoder for gradients. Whose gradients was it trained on?
 
     python -m simulations.attacks.autoencoder_inversion [--figure FILE.png] [--json]
 

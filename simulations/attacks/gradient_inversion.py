@@ -1,4 +1,4 @@
-"""Leak 1: a client's message. Which text was it computed from?
+"""Attack 1: a client's message. Which text was it computed from?
 
     python -m simulations.attacks.gradient_inversion [--figure FILE.png] [--json]
 

@@ -1,4 +1,4 @@
-"""What is measured and on which text: checkpoints of runs of one model, and examples that none of them trained on.
+"""Checkpoints to measure, and held-out examples that none of their runs trained on.
 
 Sharpness reads examples without noise. So by default the examples are held out: those in the server's
 evaluation set of *every* run given (a run with another seed may have trained on what this one holds

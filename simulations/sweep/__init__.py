@@ -1,1 +1,1 @@
-"""``fedllm sweep``: one experiment in several arms, over epsilon, seeds and data sets; each cell a run."""
+"""``fedllm sweep``: arms of an experiment over epsilon, seeds and data sets; each trial is a run."""

@@ -1,1 +1,1 @@
-"""What is found out about a frozen model before it is trained: its attention layers, its files, its kind."""
+"""Inspect a frozen model before training: attention layers, files, kind."""

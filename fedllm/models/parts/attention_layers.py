@@ -1,4 +1,4 @@
-"""Which attention calls a model makes, in which order, and with which shapes: found by a forward pass.
+"""Find a model's attention calls, their order and shapes, by a forward pass.
 
 Many models tell each attention module its layer's number, others (DistilBERT, ESM, MobileBERT) do not, and ALBERT
 runs one module for all layers. So layers are numbered by the order of their calls; where one module is called

@@ -1,4 +1,4 @@
-"""What kind of language model a configuration describes, and what is none that can be used."""
+"""Classify a model configuration by kind of language model, and refuse unusable ones."""
 
 from __future__ import annotations
 

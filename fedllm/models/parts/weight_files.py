@@ -1,4 +1,4 @@
-"""A model's files on disk: which they are, and whether they are whole, before anything is loaded."""
+"""List a model's weight files and check that they are complete, before anything is loaded."""
 
 from __future__ import annotations
 

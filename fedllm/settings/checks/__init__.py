@@ -1,1 +1,1 @@
-"""Checks of the settings across sections: what one section cannot know of the others."""
+"""Checks that involve several sections of the settings."""

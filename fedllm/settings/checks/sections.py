@@ -1,4 +1,4 @@
-"""Checks of the settings across sections: what each section cannot know of the others."""
+"""Checks that involve several sections of the settings."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Privacy loss distributions of each kind of mechanism, discretised pessimistically."""
+"""Privacy loss distributions of each mechanism, discretised pessimistically."""

@@ -1,4 +1,4 @@
-"""Additive noise for one real number: what every family gives, and when it hides a change by 1.
+"""Interface of scalar noise families, and the proof that a change by 1 is the worst case.
 
 A `ScalarNoise` has a density that is symmetric about 0 and does not increase with |x|. For all of them
 a change of the number by exactly 1 is the worst among changes of at most 1:

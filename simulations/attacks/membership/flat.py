@@ -1,4 +1,4 @@
-"""Leak 4: flattened models. Does flattening, and does its labelled form, tell more of who is in the data?
+"""Attack 4: flattened models. Does flattening, or its labelled form, reveal more about membership?
 
     python -m simulations.attacks.membership.flat [--runs 8] [--row 'NAME: section.key=value; ...'] \\
         [--work DIR] [--figure FILE.png] [--json]

@@ -1,4 +1,4 @@
-"""Leak of one finished simulation: do its own members have a smaller loss than texts that no silo had?
+"""Membership attack on one finished simulation: compare its members' losses with unused texts.
 
     python -m simulations.attacks.membership.run RUN [--texts 500] [--json]
 
