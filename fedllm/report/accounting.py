@@ -76,7 +76,7 @@ class SiloAccounting:
         trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
         rounds: rounds of this run in which the silo trained.
         other_rows: rows of other runs that are counted in.
-        held: adversary -> what holds where it is not the epsilon of what was released (:mod:`fedllm.report.sections.held`). Its
+        held: adversary -> what holds where it is not the epsilon of what was released (:mod:`fedllm.report.held`). Its
             epsilon is None where that epsilon holds under the condition in ``note`` alone.
     """
 
@@ -190,7 +190,7 @@ def account_silos(
         silo.trainings = trainings(mine)
         usable = [row for row in rows if row.unit is unit and composes(row, relation)]
         for adversary in adversaries:
-            events, unseen = _composed(usable, adversary)
+            events, unseen = composed_or_why(usable, adversary)
             found = [*defects, *_unusable(rows, unit, relation), *unseen]
             silo.reasons[adversary] = list(dict.fromkeys(found + no_guarantee_reasons(events)))
             if silo.reasons[adversary]:
@@ -212,7 +212,7 @@ def adversaries_in(entries: Iterable[LedgerEntry]) -> list[str]:
     return [str(name) for name in sorted(found, key=lambda a: a.strength)]
 
 
-def _composed(rows: Sequence[LedgerEntry], adversary: str) -> tuple[Multiset, list[str]]:
+def composed_or_why(rows: Sequence[LedgerEntry], adversary: str) -> tuple[Multiset, list[str]]:
     """The events in an adversary's view, and why some rows have none that could be counted."""
     try:
         return composed(rows, adversary), []
@@ -275,48 +275,6 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
     return [(rate, noise, count) for (rate, noise), count in sorted(found.items())]
 
 
-def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, Any]]:
-    """Every kind of released quantity: purpose, adversary's event in words, silos and number."""
-    adversaries = adversaries_in(entries)
-    parties: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    counts: Counter[tuple[str, str, str]] = Counter()
-    rows: dict[tuple[str, str, str], set[int]] = defaultdict(set)
-    found: dict[tuple[str, str, str], dict[str, set[float]]] = defaultdict(dict)
-    for row in entries:
-        owner = "this run" if row.run == run else "other runs"
-        for adversary in adversaries:
-            for event, count in _composed([row], adversary)[0].items():
-                mechanism = _mechanism(event)
-                key = (owner, row.purpose, f"{adversary}\n{mechanism}")
-                for name, value in _parameters(event).items():
-                    found[key].setdefault(name, set()).add(value)
-                parties[key].add(row.party)
-                rows[key].add(row.id or 0)
-                counts[key] += count
-    merged: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for owner, purpose, seen in sorted(counts):
-        who, mechanism = seen.split("\n", 1)
-        merged[owner, purpose, mechanism].append(who)
-    table = []
-    for (owner, purpose, mechanism), seers in merged.items():
-        key = (owner, purpose, f"{seers[0]}\n{mechanism}")
-        table.append(
-            {
-                "owner": owner,
-                "purpose": purpose,
-                "mechanism": mechanism,
-                "parameters": {
-                    name: [min(values), max(values)] for name, values in found[key].items()
-                },
-                "seen_by": sorted(seers, key=lambda name: Adversary(name).strength),
-                "silos": len(parties[key]),
-                "rows": len(rows[key]),
-                "uses": counts[key],
-            }
-        )
-    return table
-
-
 def no_guarantee_reasons(events: Mapping[DpEvent, int]) -> list[str]:
     """Why a multiset of events gives no guarantee; empty where each event gives one."""
     reasons = []
@@ -351,37 +309,6 @@ def describe_event(event: DpEvent) -> str:
         rate = event.sampling_probability
         return f"Poisson sampling at rate {rate:.6g}, then {describe_event(event.event)}"
     return f"{kind(event)} {event_to_json(event)}"
-
-
-def _mechanism(event: DpEvent) -> str:
-    """Like :func:`describe_event`, without the parameters that differ from silo to silo."""
-    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
-        return f"Poisson sampling cut to {event.truncated_batch_size}, then Gaussian mechanism"
-    if isinstance(event, dp.PoissonSampledDpEvent):
-        return f"Poisson sampling, then {_mechanism(event.event)}"
-    if isinstance(event, dp.GaussianDpEvent):
-        return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
-    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
-        what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
-        return f"{what} with {event.family} noise"
-    return describe_event(event)
-
-
-def _parameters(event: DpEvent) -> dict[str, float]:
-    """The parameters that :func:`_mechanism` leaves out, by name."""
-    if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
-        return {
-            "sampling rate": float(event.sampling_probability),
-            "noise multiplier": float(event.noise_multiplier),
-        }
-    if isinstance(event, dp.PoissonSampledDpEvent):
-        rate = float(event.sampling_probability)
-        return {"sampling rate": rate} | _parameters(event.event)
-    if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
-        return {"noise multiplier": float(event.noise_multiplier)}
-    if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
-        return dict(event.parameters)
-    return {}
 
 
 def _as_proven(row: LedgerEntry) -> str:

@@ -13,32 +13,34 @@ from fedllm import __version__
 from fedllm.budget.recorded_rows import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
-from fedllm.report.extract.store import FOLDER
 from fedllm.report.guarantee import headline
 from fedllm.report.guarded import guarded
+from fedllm.report.held import add_held
 from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_covered
 from fedllm.report.prose.ledger_notes import adopted, told
 from fedllm.report.prose.reproduction import reproduction
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.schema import SCHEMA_ID, VERSION
 from fedllm.report.sections.black_box import black_box
+from fedllm.report.sections.copies import copies_of_a_record
 from fedllm.report.sections.encoding import encoding, unrecorded_statistics
-from fedllm.report.sections.held import add_held
 from fedllm.report.sections.layers import layers, unrecorded_scores
+from fedllm.report.sections.ledger import ledger_part
 from fedllm.report.sections.lmo import lmo, unproven
+from fedllm.report.sections.released import releases
 from fedllm.report.sections.silo_curves import (
-    copies_of_a_record,
     curves_of_the_largest,
     epsilon_by_round,
     in_plain_words,
 )
+from fedllm.report.sections.spent import accountants_part, silo_part
 from fedllm.report.sections.teacher import membership, teacher, teacher_defects
 from fedllm.report.sections.training import number, summarise
 from fedllm.report.vouched import lost_extracts, vouch, vouched_headline
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
-from privacy.guarantee import SERVER, Relation, Unit
-from privacy.ledger.ledger import LedgerEntry, composed
+from privacy.guarantee import Relation, Unit
+from privacy.ledger.ledger import LedgerEntry
 
 DELTA = 1e-5
 """Where neither the settings nor the ledger tell delta."""
@@ -114,13 +116,13 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "problems": run.problems,
         "notes": [*run.notes, *notes_on(run.entries), *told(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
-        "silos": [_silo(silo, run, accounts) for silo in accounted],
+        "silos": [silo_part(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": epsilon_by_round(run, accounted, statement, unit, accounts),
         "privacy_curves": curves_of_the_largest(run, accounted, statement, unit, relation),
         "copies": copies_of_a_record(run, accounted, statement, unit, accounts),
         "meaning": in_plain_words(run, accounted, statement, unit, relation),
-        "accountants": _trust(relation),
-        "releases": accounting.releases(run.entries, run.run_id),
+        "accountants": accountants_part(relation),
+        "releases": releases(run.entries, run.run_id),
         "encoding": encoded,
         "layers": chosen,
         "lmo": guarded(
@@ -132,7 +134,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "black_box": black_box(run, accounted, accounts, training),
         "assumptions": _assumed(run, seeded, counted, silos_adopted),
         "not_covered": [] if settings is None else _titled(not_covered(settings)),
-        "ledger": _ledger(run, runs),
+        "ledger": ledger_part(run, runs),
         "vouching": part,
         "training": training,
         "teacher": taught,
@@ -144,28 +146,6 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "settings": None if settings is None else public_settings(settings),
         "environment": run.environment,
         "reproduce": reproduction(run, unit, relation, delta),
-    }
-
-
-def _ledger(run: RunRecord, runs: Sequence[str]) -> dict[str, Any]:
-    """The ledger that is here; of a deployed run, whose ledgers are with the silos, the rows that they sent."""
-    head = run.verification.head if run.verification else None
-    extracts = run.extracts is not None
-    return {
-        "file": FOLDER if extracts else run.ledger_path.name,
-        "shared": not extracts
-        and run.settings is not None
-        and run.settings.privacy.ledger is not None,
-        "ok": run.verification is not None and run.verification.ok and not run.ledger_problem,
-        "rows": len(run.entries),
-        "rows_of_this_run": len(run.own),
-        "runs": list(runs),
-        "last_row": head[0] if head else None,
-        "last_hash": head[1] if head else None,
-        "problems": [
-            *([run.ledger_problem] if run.ledger_problem else []),
-            *(run.verification.problems if run.verification else []),
-        ],
     }
 
 
@@ -264,70 +244,6 @@ def _any_seeded(entries: Sequence[LedgerEntry], accounted: Sequence[SiloAccounti
     return any(
         entry.details.get("randomness") == "seeded" for entry in entries if entry.party in parties
     )
-
-
-def _silo(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str, Any]:
-    public = run.silos.get(silo.name)
-    public = public if isinstance(public, dict) else {}
-    return {
-        "silo": silo.name,
-        "examples": public.get("examples"),
-        "left": public.get("left"),
-        "rounds": silo.rounds,
-        "trainings": [
-            {"sampling_rate": rate, "noise_multiplier": noise, "steps": steps}
-            for rate, noise, steps in silo.trainings
-        ],
-        "rows": silo.rows,
-        "rows_of_other_runs": silo.other_rows,
-        "target": _target(silo, run, accounts),
-        "adversaries": {
-            adversary: {
-                "headline": asdict(silo.headline(adversary)),
-                "figures": [asdict(figure) for figure in figures],
-                "held": asdict(silo.held[adversary]) if adversary in silo.held else None,
-                "reasons": silo.reasons[adversary],
-            }
-            for adversary, figures in silo.figures.items()
-        },
-    }
-
-
-def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str, Any]:
-    """What a silo's settings aim at, and its epsilon at its own delta where that is another one."""
-    if run.settings is None:
-        return {"epsilon": None, "run_epsilon": None, "delta": None, "spent": None}
-    privacy = run.settings.for_silo(silo.name).privacy
-    spent = None
-    known = run.whole(silo.name) and not silo.reasons.get(SERVER, ["no row"])
-    if privacy.delta != accounts.delta and known:
-        parties = (silo.name, accounting.EVERYBODY)
-        rows = [row for row in run.entries if row.party in parties]
-        name = silo.headline(SERVER).accountant
-        own = Accounts(accounts.relation, privacy.delta)
-        figure = guarded(
-            f"epsilon of {silo.name} at its own delta",
-            run.problems,
-            lambda: own.figure(name, composed(rows, SERVER)) if name != "none" else None,
-            None,
-        )
-        spent = None if figure is None else figure.epsilon
-    found = {key: getattr(privacy, key) for key in ("epsilon", "run_epsilon", "delta")}
-    return {**found, "spent": spent}
-
-
-def _trust(relation: Relation) -> list[dict[str, Any]]:
-    from privacy.accountants import make_accountant
-
-    table = []
-    for name, title in accounting.ACCOUNTANTS:
-        try:
-            accountant = make_accountant(name, relation)
-        except (ValueError, KeyError):
-            continue
-        row = {"name": name, "title": title, "bound": bool(accountant.is_bound)}
-        table.append(row | {"trust": str(getattr(accountant, "trust", ""))})
-    return table
 
 
 def _titled(items: Sequence[tuple[str, str]]) -> list[dict[str, str]]:

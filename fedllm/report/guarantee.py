@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Context, Decimal
 from typing import Literal
 
+from pydantic import Field
+
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
+from fedllm.report.schema_base import Part, Real
 from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
 
 Level = Literal[
@@ -36,6 +39,38 @@ SEEDED = (
     "The noise was drawn from a seed (privacy.randomness = seeded): whoever knows or guesses the "
     "seed can compute the noise and subtract it, and against them there is no protection"
 )
+
+
+class GuaranteePart(Part):
+    """The statement of the report's first line, in words and as values."""
+
+    level: Literal[
+        "guaranteed",
+        "not-as-asked",
+        "conditional",
+        "if-fixed",
+        "outsider-only",
+        "some-silos",
+        "none",
+        "unknown",
+        "nothing-released",
+    ] = Field(
+        description="guaranteed; not-as-asked: at another epsilon than the settings name; conditional: only against those who do not know the seed of the "
+        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; outsider-only: none against the server; some-silos: none for the silos whose ledgers nothing vouches for, what holds for the others is in the sentence and under silos; none: no guarantee; unknown: what would tell "
+        "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
+    )
+    sentence: str
+    epsilon: Real = Field(
+        description="Largest over the silos; Infinity where nothing is guaranteed."
+    )
+    delta: float
+    unit: Literal["example", "client"]
+    relation: Literal["zero-out", "add-or-remove-one", "replace-one"]
+    adversary: str = Field(description="outsider, server, or colluding:m.")
+    accountant: str
+    bound: bool = Field(description="Whether epsilon is a proven upper bound.")
+    reasons: list[str]
+    others: dict[str, Real] = Field(description="Adversary to the largest epsilon over the silos.")
 
 
 @dataclass(frozen=True)
@@ -240,7 +275,7 @@ def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
 
 
 def _conditions(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:
-    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.sections.held`."""
+    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.held`."""
     held = [
         silo.held[adversary]
         for silo in silos

@@ -23,10 +23,11 @@ from fedllm.report.accounting import (
 )
 from fedllm.report.extract.coverage import SAME, check_told
 from fedllm.report.extract.run_rows import entries_of, plan_of
-from fedllm.report.extract.statement import AccountItem, Extract, ExtractError
-from fedllm.report.extract.store import ExtractsFound, Found
+from fedllm.report.extract.statement import AccountItem, Extract, ExtractError, printable
+from fedllm.report.extract.store import ExtractsFound
 from fedllm.report.guarded import FAILURES
-from fedllm.report.sections.held import FILTER, PLAN, held_by_plan
+from fedllm.report.held import FILTER, PLAN, held_by_plan
+from fedllm.report.sections.ledger import vouching_row
 from privacy.accountants import ACCOUNTANTS as KNOWN
 from privacy.events.multiset import is_private
 from privacy.guarantee import Adversary, Relation, Unit
@@ -54,7 +55,7 @@ class Vouching:
         whole: names of the silos of which these are all rows on their ledgers.
         seeded: whether any silo states noise from a seed.
         other_runs: the largest number of other runs on one silo's ledger.
-        part: the report's part (:class:`fedllm.report.schema.VouchingPart`).
+        part: the report's part (:class:`fedllm.report.sections.ledger.VouchingPart`).
     """
 
     silos: list[SiloAccounting] = field(default_factory=list)
@@ -83,7 +84,7 @@ def compose(
     """
     result = Vouching()
     for name, one in found.silos.items():
-        row = _row(one)
+        row = vouching_row(one)
         result.part.append(row)
         try:
             if one.extract is None:
@@ -108,42 +109,6 @@ def compose(
         if one.extract.events is not None and not one.extract.shared:
             result.whole.add(name)
     return result
-
-
-def _row(one: Found) -> dict[str, Any]:
-    """What the report tells of an extract, before it is known whether it counts."""
-    extract, key = one.extract, one.expected.key
-    found: dict[str, Any] = {
-        "silo": one.silo,
-        "vouches": False,
-        "why": "",
-        "key": None if key is None else key.fingerprint,
-        "sha256": one.digest,
-        "final": one.expected.final,
-        "made": None,
-        "rows": None,
-        "hash": None,
-        "events": None,
-        "rows_of_run": None,
-        "rows_of_other_runs": None,
-        "other_runs": None,
-        "budget": None,
-        "adoptions": [],
-        "disagreements": [],
-    }
-    if extract is None:
-        return found
-    return found | {
-        "made": extract.made,
-        "rows": extract.ledger.rows,
-        "hash": extract.ledger.hash,
-        "events": "kept" if extract.events is None else "sent",
-        "rows_of_run": extract.rows_of_run,
-        "rows_of_other_runs": extract.rows_of_other_runs,
-        "other_runs": extract.other_runs,
-        "budget": None if extract.budget is None else extract.budget.model_dump(),
-        "adoptions": [_printable(text) for text in extract.adoptions],
-    }
 
 
 def _check_terms(extract: Extract, unit: Unit, relation: Relation, delta: float) -> None:
@@ -222,7 +187,7 @@ class _Account:
     def _reasons(self, stated: AccountItem, adversary: str) -> list[str]:
         found = [] if self.again is None else list(self.again.reasons.get(adversary, []))
         own = [reason for reason in stated.reasons if reason not in found]
-        return [*found, *(f'the silo states: "{_printable(reason)}"' for reason in own)]
+        return [*found, *(f'the silo states: "{printable(reason)}"' for reason in own)]
 
     def _figures(self, stated: AccountItem, adversary: str) -> list[Figure]:
         claimed = {item.accountant: item.figure() for item in stated.figures}
@@ -268,12 +233,12 @@ class _Account:
         if claimed is None:
             return Figure(name, None, bound)
         infinite = claimed.epsilon == math.inf
-        note = INFINITE.format(silo=_printable(self.extract.silo)) if infinite else ""
+        note = INFINITE.format(silo=printable(self.extract.silo)) if infinite else ""
         return Figure(name, claimed.epsilon, bound, claimed.mu, note)
 
     def _none_of_all(self, name: str, why: str) -> Figure:
         """No number, where a ledger's runs cost more than any that is known."""
-        note = why.format(silo=_printable(self.extract.silo), runs=self.extract.other_runs + 1)
+        note = why.format(silo=printable(self.extract.silo), runs=self.extract.other_runs + 1)
         return Figure(name, None, KNOWN[name].is_bound, note=note)
 
     def _disagree(
@@ -351,7 +316,3 @@ def _private(events: Mapping[DpEvent, int]) -> Multiset:
 
 def _shown(epsilon: float | None) -> str:
     return "none" if epsilon is None else f"{epsilon:.6g}"
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text).replace('"', "'")[:500]

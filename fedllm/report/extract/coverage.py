@@ -26,7 +26,7 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.report.accounting import Accounts, Figure, Multiset, SiloAccounting
 from fedllm.report.extract.statement import ExtractError
 from fedllm.report.extract.store import Expected
-from fedllm.report.sections.held import FILTER
+from fedllm.report.held import FILTER
 from privacy.accountants import ACCOUNTANTS
 from privacy.events.multiset import is_private
 from privacy.events.serialization import event_from_json

@@ -26,7 +26,7 @@ from fedllm.report.extract.statement import (
     parse,
     text_of,
 )
-from fedllm.report.sections.held import add_held_of
+from fedllm.report.held import add_held_of
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.events.multiset import is_private
 from privacy.guarantee import SERVER, Relation, Unit

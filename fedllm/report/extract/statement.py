@@ -265,3 +265,8 @@ def parse(kind: type[Statement], text: str) -> Statement:
 
 def _number(value: float | str | None) -> float | None:
     return math.inf if value == "Infinity" else None if value is None else float(value)
+
+
+def printable(text: str) -> str:
+    """Return a silo's text so that the report may quote it: one line, without double quotes, not long."""
+    return "".join(c if c.isprintable() else " " for c in text).replace('"', "'")[:500]

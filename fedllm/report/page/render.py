@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,24 @@ from fedllm.files.durable import json_bytes, write_bytes, write_text
 from fedllm.report.build import build
 from fedllm.report.guarantee import accountant_title, round_up, shown
 from fedllm.report.page import figures
-from fedllm.report.page.black_box import BLACK_BOX
 from fedllm.report.page.style import STYLE
 from fedllm.report.page.template import PAGE
 from fedllm.report.prose.glossary import GLOSSARY, plain_words
-from fedllm.report.sections.training import METRICS, metric_rows
+from fedllm.report.sections import (
+    black_box,
+    copies,
+    encoding,
+    layers,
+    ledger,
+    lmo,
+    perturbation,
+    released,
+    silo_curves,
+    spent,
+    teacher,
+    training,
+)
 from fedllm.run.folder import RunFolder, RunFolderError
-from privacy.guarantee import Adversary
 
 JSON, HTML = "report.json", "report.html"
 _TONES = {
@@ -36,6 +46,24 @@ _TONES = {
     "none": "bad",
     "unknown": "bad",
     "nothing-released": "warn",
+}
+
+_SECTIONS = {
+    "black-box.html": black_box.MARKUP,
+    "copies.html": copies.MARKUP,
+    "curves.html": silo_curves.MARKUP,
+    "encoding.html": encoding.MARKUP,
+    "layers.html": layers.MARKUP,
+    "ledger.html": ledger.MARKUP,
+    "lmo.html": lmo.MARKUP,
+    "measured.html": teacher.MEASURED,
+    "perturbation.html": perturbation.MARKUP,
+    "quality.html": training.QUALITY,
+    "released.html": released.MARKUP,
+    "spent.html": spent.MARKUP,
+    "teacher.html": teacher.MARKUP,
+    "training.html": training.MARKUP,
+    "unguarded.html": teacher.UNGUARDED,
 }
 
 
@@ -67,11 +95,12 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         digest: the SHA-256 of ``report.json``, as hex digits.
     """
     environment = jinja2.Environment(
-        loader=jinja2.DictLoader({HTML: PAGE, "black-box.html": BLACK_BOX}),
+        loader=jinja2.DictLoader({HTML: PAGE, **_SECTIONS}),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     environment.filters |= {
         "epsilon": shown,
@@ -83,20 +112,19 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         "value": _value,
     }
     environment.globals["noise_alone"] = NOISE_ALONE
-    training, curves = content["training"], content["privacy_curves"]
+    trained, curves = content["training"], content["privacy_curves"]
     guarantee, settings = content["guarantee"], content["settings"] or {}
     headline = accountant_title(guarantee["accountant"])
-    rows = _rows(content)
     drawings = {
         "epsilon": figures.epsilon_curves(
             content["epsilon_by_round"]["silos"],
             content["target"]["epsilon"],
             headline if guarantee["accountant"] != "none" else "by the ledger",
         ),
-        "losses": figures.losses(training["evaluations"]),
-        "clipping": figures.clipping(training["clipping"]),
-        "scores": figures.scores(training["evaluations"]),
-        "traffic": figures.traffic(training.get("rounds", [])),
+        "losses": figures.losses(trained["evaluations"]),
+        "clipping": figures.clipping(trained["clipping"]),
+        "scores": figures.scores(trained["evaluations"]),
+        "traffic": figures.traffic(trained.get("rounds", [])),
         "delta_curve": None,
         "trade_off": None,
     }
@@ -114,18 +142,8 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         tone=_tone(guarantee),
         meaning=plain_words(content),
         glossary=[{"title": title, "text": text} for title, text in GLOSSARY],
-        adversaries=_adversaries(content),
-        columns=_columns(content),
-        rows=rows,
-        own_targets=bool((settings.get("privacy") or {}).get("silos")),
-        named=content["run"]["silos"],
-        explained=_explained(rows),
-        final={where: metric_rows(found) for where, found in training["final"].items()},
-        metrics=[
-            (key, title, pattern)
-            for key, title, pattern in METRICS
-            if any(key in record for record in training["evaluations"])
-        ],
+        **spent.page_values(content),
+        **training.page_values(trained),
         sections={k: v for k, v in settings.items() if isinstance(v, dict)},
         top={k: v for k, v in settings.items() if not isinstance(v, dict)},
         **_environment(content["environment"]),
@@ -183,64 +201,6 @@ def _environment(found: Mapping[str, Any] | None) -> dict[str, Any]:
         "machine": values,
         "packages": packages if isinstance(packages, dict) else {},
     }
-
-
-def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a silo and adversary; adversaries with the same figures share one."""
-    rows = []
-    for silo in content["silos"]:
-        groups: dict[str, list[str]] = {}
-        for adversary, found in silo["adversaries"].items():
-            key = json.dumps(found, sort_keys=True, default=str)
-            groups.setdefault(key, []).append(adversary)
-        for names in groups.values():
-            found = silo["adversaries"][names[0]]
-            rows.append(
-                {
-                    "silo": silo,
-                    "adversaries": names,
-                    "figures": {figure["accountant"]: figure for figure in found["figures"]},
-                    "reasons": found["reasons"],
-                    "held": None if found["reasons"] else found.get("held"),
-                }
-            )
-    return rows
-
-
-def _explained(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Each reason for no guarantee once, with the silos that it concerns."""
-    silos: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        for reason in row["reasons"]:
-            key = (", ".join(row["adversaries"]), reason)
-            silos.setdefault(key, []).append(row["silo"]["silo"])
-    everyone = {row["silo"]["silo"] for row in rows}
-    return [
-        {
-            "adversaries": adversaries,
-            "reason": reason,
-            "silos": "All silos" if set(names) == everyone else ", ".join(dict.fromkeys(names)),
-        }
-        for (adversaries, reason), names in silos.items()
-    ]
-
-
-def _columns(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accountants that gave at least one number; PLD and RDP always."""
-    used = {
-        figure["accountant"]
-        for silo in content["silos"]
-        for found in silo["adversaries"].values()
-        for figure in found["figures"]
-        if figure["epsilon"] is not None
-    } | {"pld", "rdp"}
-    return [row for row in content["accountants"] if row["name"] in used]
-
-
-def _adversaries(content: Mapping[str, Any]) -> list[tuple[str, str]]:
-    names = {name for silo in content["silos"] for name in silo["adversaries"]}
-    ordered = sorted((Adversary(name) for name in names), key=lambda a: a.strength)
-    return [(str(name), name.describe()) for name in ordered]
 
 
 def _markup(svg: str | None) -> Markup | None:

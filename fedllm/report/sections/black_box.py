@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
+from pydantic import Field
 
 from fedllm.models.embedded import cache_folder
 from fedllm.report.accounting import EVERYBODY, Accounts, SiloAccounting
 from fedllm.report.guarded import guarded
 from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
+from fedllm.report.schema_base import Part, Real
 from fedllm.run.folder import NUMBERS
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
@@ -36,6 +38,53 @@ ENDPOINT = (
     "here speaks about what the endpoint, its operator or the line to it sees: it is the silo's own, or one "
     "that the silo trusts with its data."
 )
+
+
+class SeenPart(Part):
+    """What one party sees of a silo's data."""
+
+    who: str
+    what: str
+    covered: bool = Field(description="Whether epsilon bounds what it tells, or there is nothing.")
+
+
+class NumberNoisePart(Part):
+    """The noise on a silo's numbers, in units of the clipping norm, of the silo with the least."""
+
+    silo: str
+    family: str
+    parameters: dict[str, float]
+    releases: int = Field(description="Numbers, or vectors of them, each with fresh noise.")
+    sampling_rate: Real
+    epsilon: Real | None = Field(description="Of these releases alone, by PLD.")
+    std: Real
+    mean_abs: Real
+    gaussian_std: Real | None = Field(
+        description="Of Gaussian noise in its place, at the same epsilon; null where that is not known."
+    )
+    gaussian_mean_abs: Real | None
+
+
+class BlackBoxPart(Part):
+    """Training through a model's outputs alone."""
+
+    endpoint: bool = Field(description="Whether the model is behind an HTTP endpoint.")
+    seen: list[SeenPart]
+    directions: int = Field(description="Of a local step.")
+    local_steps: int
+    numbers: int = Field(description="Of one silo's message of a round.")
+    smoothing: float
+    scale: Literal["prefix", "one"]
+    subspace: int = Field(description="Dimension; 0: all coordinates.")
+    released: Literal["vector", "numbers"] = Field(
+        description="vector: clipped and noised together; numbers: each by itself."
+    )
+    clip: float | None = Field(description="Of the vector in L2 norm, or of each number.")
+    noise: NumberNoisePart | None = Field(description="Null: none was released with noise.")
+    bytes_up: int = Field(description="Of one silo and round.")
+    bytes_down: Real | None = Field(
+        description="Mean over silos and rounds; null where nobody answered, or it is withheld."
+    )
 
 
 def clipping(settings: Settings) -> str:
@@ -184,3 +233,40 @@ def _noise_of(event: DpEvent) -> ScalarNoise | None:
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
         return GaussianNoise(float(event.noise_multiplier))
     return None
+
+
+MARKUP = """\
+{% if report.black_box %}
+{% set box = report.black_box %}
+<h2 id="black-box">Training through outputs alone</h2>
+<p>The model gave losses and no gradients. In each of {{ box.local_steps }} local {{ "step" if box.local_steps == 1 else "steps" }} of a round a silo compared
+the losses of its examples on both sides of the weights along {{ box.directions }} random {{ "direction" if box.directions == 1 else "directions" }}, which the server had announced by a seed.
+Its message is <strong>{{ box.numbers | number }} {{ "number" if box.numbers == 1 else "numbers" }}</strong>, {{ box.bytes_up | bytes }}, whatever the size of the model{% if box.bytes_down is not none %}; {{ box.bytes_down | bytes }} came down to it{% endif %}.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="Who sees what">
+<table class="stack" id="seen">
+<caption>Who sees what of a silo's data.</caption>
+<thead><tr><th scope="col">Who</th><th scope="col">Sees</th><th scope="col">Epsilon speaks about it</th></tr></thead>
+<tbody>
+{% for row in box.seen %}
+<tr><th scope="row">{{ row.who }}</th><td data-label="sees"><span>{{ row.what }}</span></td><td data-label="epsilon"><span>{% if row.covered %}{{ "yes" if not row.what.startswith("nothing") else "nothing to cover" }}{% else %}<strong class="bad">no</strong>{% endif %}</span></td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% if box.noise %}
+{% set noise = box.noise %}
+<div class="scroll" tabindex="0" role="region" aria-label="Noise on the numbers">
+<table id="number-noise">
+<caption>Noise on each number, in units of {% if box.released == "numbers" %}its bound, {{ "%.4g" | format(box.clip) }}: every number is clipped and noised by itself{% else %}the clipping norm, {{ "%.4g" | format(box.clip) }}: the numbers that are clipped together have one vector's noise{% endif %}. Of the silo {{ noise.silo }}, which has the least: {{ noise.releases | number }} {{ "numbers" if box.released == "numbers" else "vectors" }}{% if noise.sampling_rate < 1 %}, each of a sample at rate {{ "%.4g" | format(noise.sampling_rate) }}{% endif %}{% if noise.epsilon is not none %}, epsilon {{ noise.epsilon | epsilon }} together{% endif %}.</caption>
+<thead><tr><th scope="col">Noise</th><th scope="col" class="num">Standard deviation</th><th scope="col" class="num">Mean size</th></tr></thead>
+<tbody>
+<tr><th scope="row">{{ noise.family }}{% if noise.family != "gaussian" %} <small class="soft">{% for name, value in noise.parameters.items() %}{{ name }} {{ "%.4g" | format(value) }}{{ ", " if not loop.last }}{% endfor %}</small>{% endif %}</th><td class="num">{{ "%.4g" | format(noise.std) if noise.std is number else "∞" }}</td><td class="num">{{ "%.4g" | format(noise.mean_abs) if noise.mean_abs is number else "∞" }}</td></tr>
+{% if noise.family != "gaussian" and noise.gaussian_std is not none %}
+<tr><th scope="row">Gaussian in its place <small class="soft">as many numbers at the same epsilon</small></th><td class="num">{{ "%.4g" | format(noise.gaussian_std) }}</td><td class="num">{{ "%.4g" | format(noise.gaussian_mean_abs) }}</td></tr>
+{% endif %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{{ pairs("Steps", {"smoothing of the difference quotients": box.smoothing, "size of a direction's entries": "the prefix's own, layer by layer" if box.scale == "prefix" else "1", "subspace": box.subspace or "none, all coordinates"}) }}{% endif %}
+"""

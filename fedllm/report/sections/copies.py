@@ -3,18 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from dp_accounting.dp_event import DpEvent
+from pydantic import Field
 
+from fedllm.report.accounting import Accounts, SiloAccounting
+from fedllm.report.guarantee import Headline
 from fedllm.report.guarded import FAILURES
+from fedllm.report.record import RunRecord
+from fedllm.report.schema_base import Part, Real
+from fedllm.report.sections.silo_curves import drawn_adversary, events_of, largest
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.copies import UnknownCopies, events_of_copies
-from privacy.guarantee import Relation
+from privacy.guarantee import Relation, Unit
 
 NUMBERS = (1, 2, 4)
 """Numbers of copies that are stated; how often a record really occurs is private."""
+
+
+class CopiesCostPart(Part):
+    """What one number of copies costs, by PLD."""
+
+    copies: int
+    epsilon: Real | None = Field(description="Null: nothing is proven; see note.")
+    note: str
+
+
+class CopiesPart(Part):
+    """What the removal of all copies of one record costs, of the silo with the largest epsilon."""
+
+    silo: str
+    adversary: str
+    accountant: Literal["pld"]
+    costs: list[CopiesCostPart]
+
+
+def copies_of_a_record(
+    run: RunRecord,
+    accounted: Sequence[SiloAccounting],
+    statement: Headline,
+    unit: Unit,
+    accounts: Accounts,
+) -> dict[str, Any] | None:
+    """What copies of one record cost at the silo with the largest epsilon."""
+    adversary = drawn_adversary(statement)
+    worst = largest(run, accounted, adversary)
+    if worst is None or unit is Unit.CLIENT:
+        return None
+    events = events_of(run, worst.name, unit, adversary)
+    costs = copies_cost(events, accounts.relation, accounts.delta)
+    return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
 
 
 def copies_cost(
@@ -36,3 +76,13 @@ def copies_cost(
         note = "no finite number" if math.isinf(epsilon) else ""
         found.append({"copies": number, "epsilon": float(epsilon), "note": note})
     return found
+
+
+MARKUP = """\
+{% if report.copies %}
+<p id="copies">Several copies of one record at silo {{ report.copies.silo }}, all of them together, against the
+{{ report.copies.adversary }} (PLD, delta {{ "%g" | format(g.delta) }}, {{ g.relation }}):
+{% for cost in report.copies.costs %}{{ cost.copies }} {{ "copy" if cost.copies == 1 else "copies" }}: epsilon {{ "not proven" if cost.epsilon is none else cost.epsilon | epsilon }}{{ "; " if not loop.last else "." }}
+{% endfor %}</p>
+{% endif %}
+"""

@@ -3,18 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, Figure, SiloAccounting
 from fedllm.report.guarded import FAILURES
 from fedllm.report.record import RunRecord
+from fedllm.report.schema_base import Part, Real
 from fedllm.run.folder import RunFolderError, read_json_file
 from privacy.ledger.ledger import LedgerEntry, composed
 
 DESCRIPTION = "codec.json"
 _PURPOSES = (("statistics", "statistics"), ("training", "train"))
 _EXACT, _DOMINATING = "gdp-exact", "gdp-dominating"
+
+
+class MuPart(Part):
+    """A parameter of Gaussian differential privacy."""
+
+    mu: Real | None = Field(description="Null: no guarantee, or no accountant has one.")
+    accountant: str | None
+    exact: bool = Field(
+        description="All events are Gaussian mechanisms without sampling, and mu is the root of the sum "
+        "of their squares; else it is the dominating mu, a bound."
+    )
+
+
+class MuPartsPart(Part):
+    """What this run spent of one silo, the one with the largest mu, by purpose."""
+
+    adversary: str
+    silo: str
+    statistics: MuPart
+    training: MuPart
+    total: MuPart
+
+
+class EncodingPart(Part):
+    """How updates travel."""
+
+    codec: str
+    bits: int
+    noise: Literal["before-encoding", "in-code"]
+    downlink: str
+    dimension: int | None = Field(description="Numbers of an update. Null: not known.")
+    code_dimension: int | None
+    bytes: int | None = Field(description="Of one update of one silo, as it travels.")
+    float32_bytes: int | None = Field(description="Of the same update without a codec.")
+    version: str | None = Field(description="SHA-256 of encoder and decoder.")
+    prior: str | None
+    prior_chance_of_noise: float | None = Field(
+        default=None,
+        description="Probability that noise alone gives statistics such as the codec was fitted to. Null: "
+        "they have no noise, or it is not told.",
+    )
+    prior_version: str | None
+    prior_source: Literal["private", "public"] | None = Field(
+        description="Null: the codec is not fitted to anything."
+    )
+    statistics_silos: int | None = Field(description="Silos that released statistics for it.")
+    mu: list[MuPartsPart]
 
 
 def encoding(
@@ -145,3 +195,33 @@ def _probability(value: Any) -> float | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+MARKUP = """\
+{% if report.encoding %}
+{% set code = report.encoding %}
+<h2>Encoding</h2>
+<p>Updates travel encoded by the codec <strong>{{ code.codec }}</strong>{% if code.bytes and code.float32_bytes %}: {{ code.bytes | number }} bytes
+for each silo and round in the place of {{ code.float32_bytes | number }} (float32), {{ "%.1f" | format(code.float32_bytes / code.bytes) }} times less{% endif %}.
+{% if code.noise == "in-code" %}Clipping and noise are applied to the code. {% else %}The noise is in the update before it is encoded (with noise by the server: after it is decoded). {% endif %}
+{% if code.prior_source == "private" %}The codec was fitted to statistics that {{ code.statistics_silos | value }} silos released before training: they are events of the ledger.
+{% elif code.prior_source == "public" %}The codec was fitted to gradients of the server's own text, which uses no silo's data.
+{% else %}The codec is fitted to no data.{% endif %}{% if code.prior_chance_of_noise is not none %}
+{% if code.prior_chance_of_noise > noise_alone %}<strong>Noise alone gives such statistics with probability {{ "%.2g" | format(code.prior_chance_of_noise) }}: the codec was fitted to noise, and knows nothing of the gradients.</strong>
+{% else %}That noise alone gives such statistics has a probability of {{ "%.1g" | format(code.prior_chance_of_noise) }}.{% endif %}{% endif %}</p>
+{{ pairs("Codec", {"numbers of an update": code.dimension, "numbers of its code": code.code_dimension, "bits": code.bits, "downlink": code.downlink, "prior": code.prior or "none", "version (SHA-256)": code.version, "version of the prior": code.prior_version or "none"}) }}
+{% if code.mu %}
+<div class="scroll" tabindex="0" role="region" aria-label="Statistics and training apart">
+<table>
+<caption>mu of Gaussian differential privacy in this run, of the silo with the largest: statistics and training apart.</caption>
+<thead><tr><th scope="col">Adversary</th><th scope="col">Silo</th><th scope="col">Statistics</th><th scope="col">Training</th><th scope="col">All</th></tr></thead>
+<tbody>
+{% for row in code.mu %}
+<tr><th scope="row">{{ row.adversary }}</th><td>{{ row.silo }}</td>{% for part in (row.statistics, row.training, row.total) %}<td>{% if part.mu is none %}none{% else %}{{ part.mu | mu }} <small class="soft">{{ "exact" if part.exact else "dominating, a bound" }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% endif %}
+"""

@@ -4,14 +4,54 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from fedllm.flatness.layer_choice import CHOICE, Choice, Step, read_choice
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.record import RunRecord
-from fedllm.report.sections.encoding import mu_by_purpose
+from fedllm.report.schema_base import Part, Real
+from fedllm.report.sections.encoding import MuPart, mu_by_purpose
 
 PURPOSE = "layer-scores"
+
+
+class LayerStepPart(Part):
+    """One measurement of the layers' sharpness."""
+
+    candidates: list[int] = Field(description="Layers with a prefix before it.")
+    mean: list[Real] = Field(description="Score of each, as released: the mean over the silos.")
+    noise_std: Real = Field(description="Of the privacy noise in each mean score.")
+    dropped: list[int]
+    margin: Real = Field(description="The lowest score kept minus the highest dropped.")
+    silos: int = Field(description="That released scores; 0 where public text was measured.")
+    seconds: float
+    bytes: int
+
+
+class LayerMuPart(Part):
+    """What this run spent of one silo, the one with the largest mu, by purpose."""
+
+    adversary: str
+    silo: str
+    scores: MuPart
+    training: MuPart
+    total: MuPart
+
+
+class LayersPart(Part):
+    """The choice of the layers that keep their prefix. Null: not known, or not yet chosen."""
+
+    form: Literal["public", "private", "private-top-k", "paper"]
+    measure: Literal["ascent", "example-ascent", "random"]
+    search: Literal["one-shot", "greedy"]
+    radius: float
+    round: int | None = Field(description="Rounds of training before the choice.")
+    layers: list[int] | None = Field(description="Layers to choose from.")
+    kept: list[int] | None
+    steps: list[LayerStepPart]
+    mu: list[LayerMuPart]
 
 
 def layers(
@@ -79,3 +119,43 @@ def _told(run: RunRecord) -> Choice | None:
         return read_choice(run.path)
     except (OSError, ValueError):
         return None
+
+
+MARKUP = """\
+{% if report.layers %}
+{% set choice = report.layers %}
+<h2>Layers</h2>
+<p>{% if choice.kept is none %}The layers that keep their prefix are not chosen yet{% else %}Of the layers {{ choice.layers | join(", ") }} only <strong>{{ choice.kept | join(", ") }}</strong> keep their prefix, since round {{ choice.round }}{% endif %}:
+a layer is kept where the loss without its prefix is sharper (Privacy-Flat, level 2).
+{% if choice.form == "public" %}The scores are of the server's public text, and use no silo's data.
+{% elif choice.form == "private" %}The scores are relative to the mean over the layers, those of the silos, clipped and noisy: they are events of the ledger.
+{% elif choice.form == "private-top-k" %}The scores count the silos' votes, each a noisy choice: they are events of the ledger.
+{% else %}The scores are those of the silos as they are: <strong class="bad">no guarantee</strong> for what they are made of.{% endif %}</p>
+{% if choice.steps %}
+<div class="scroll" tabindex="0" role="region" aria-label="Scores of the layers">
+<table>
+<caption>Scores ({{ "random directions" if choice.measure == "random" else "one ascent step" }}, radius {{ "%.3g" | format(choice.radius) }}{% if choice.search == "greedy" %}, one layer dropped at a time{% endif %}); the higher, the more the layer's prefix flattens. The margin is from the lowest that was kept to the highest that was dropped: below the noise, the choice is mostly the noise's.</caption>
+<thead><tr><th scope="col">Step</th>{% for layer in choice.layers %}<th scope="col" class="num">Layer {{ layer }}</th>{% endfor %}<th scope="col" class="num">Noise (std)</th><th scope="col" class="num">Margin</th><th scope="col">Dropped</th></tr></thead>
+<tbody>
+{% for step in choice.steps %}
+<tr><th scope="row">{{ loop.index }}</th>{% for layer in choice.layers %}<td class="num">{% if layer in step.candidates %}{{ "%.4g" | format(step.mean[step.candidates.index(layer)]) }}{% else %}–{% endif %}</td>{% endfor %}<td class="num">{{ "%.2g" | format(step.noise_std) }}</td><td class="num">{{ "%.2g" | format(step.margin) }}</td><td>{{ step.dropped | join(", ") }}</td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% if choice.mu %}
+<div class="scroll" tabindex="0" role="region" aria-label="Scores and training apart">
+<table>
+<caption>mu of Gaussian differential privacy in this run, of the silo with the largest: choice of layers and training apart.</caption>
+<thead><tr><th scope="col">Adversary</th><th scope="col">Silo</th><th scope="col">Choice of layers</th><th scope="col">Training</th><th scope="col">All</th></tr></thead>
+<tbody>
+{% for row in choice.mu %}
+<tr><th scope="row">{{ row.adversary }}</th><td>{{ row.silo }}</td>{% for part in (row.scores, row.training, row.total) %}<td>{% if part.mu is none %}none{% else %}{{ part.mu | mu }} <small class="soft">{{ "exact" if part.exact else "dominating, a bound" }}</small>{% endif %}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endif %}
+{% endif %}
+"""

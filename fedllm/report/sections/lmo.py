@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import Field
+
 from fedllm.report.accounting import EVERYBODY, SiloAccounting
 from fedllm.report.ledger_reading import mechanisms_by_rate
 from fedllm.report.record import RunRecord
+from fedllm.report.schema_base import Part, Real
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_bound import gaussian_bound, limit_mu
@@ -24,6 +27,40 @@ _NO_BOUND = {
     "true": "that is what a change costs that is spread over many coordinates, and nothing proves that no "
     "other change costs more",
 }
+
+
+class LmoCostPart(Part):
+    """Epsilon of LMO noise on a vector, by three accounts."""
+
+    claimed: Real = Field(
+        description="By LMO-DP's published accounting, of one number at the best order, existing or not, "
+        "without sampling. No bound of anything."
+    )
+    order: int
+    order_exists: bool
+    spread: Real = Field(
+        description="Of a change spread over many coordinates, in the limit: about what is truly spent."
+    )
+    bound: Real = Field(description="Proven for every change; what the ledger counts.")
+
+
+class LmoPart(Part):
+    """LMO noise: what is claimed beside what is true, of the silo with the least noise."""
+
+    silo: str
+    parameters: dict[str, float] = Field(description="In units of the clipping norm.")
+    delta: float
+    steps: int
+    sampling_rate: Real
+    std: Real = Field(description="Of each coordinate's noise over the clipping norm.")
+    gaussian_std: Real = Field(description="Of the Gaussian noise that truly costs as much.")
+    largest_order: Real = Field(description="Orders below this exist.")
+    step: LmoCostPart = Field(description="One step, without sampling.")
+    training: LmoCostPart = Field(description="All steps; the claim without sampling.")
+    published: Real = Field(
+        description="What the authors' code says of all steps with sampling: the cost of the Gaussian that "
+        "the classical formula gives for one step's claim. No bound of anything."
+    )
 
 
 def unproven(run: RunRecord) -> str | None:
@@ -94,3 +131,27 @@ def lmo(
         },
         "published": published_epsilon(against, delta, rate, steps),
     }
+
+
+MARKUP = """\
+{% if report.lmo %}
+{% set lmo = report.lmo %}
+<h2>LMO noise</h2>
+<p>The vectors of training carry the noise of LMO-DP, Laplace noise of random scale. Its published accounting is
+that of one number, at orders where its formula does not hold; gradients are vectors, and a change that is spread
+over their coordinates costs far more. What is claimed is shown beside what is true, for the silo
+<strong>{{ lmo.silo }}</strong>, at delta = {{ "%g" | format(lmo.delta) }}. The noise has a standard deviation of {{ "%.4g" | format(lmo.std) if lmo.std is number else "∞" }} clipping norms;
+Gaussian noise that truly costs as much has {{ "%.4g" | format(lmo.gaussian_std) }}.</p>
+<div class="scroll" tabindex="0" role="region" aria-label="LMO noise: claimed and true">
+<table id="lmo">
+<caption>Epsilon of LMO noise: as claimed, and truly.</caption>
+<thead><tr><th scope="col">Account</th><th scope="col" class="num">One step, not sampled</th><th scope="col" class="num">All {{ lmo.steps | number }} steps{% if lmo.sampling_rate < 1 %}, sampled{% endif %}</th><th scope="col">Holds</th></tr></thead>
+<tbody>
+<tr><th scope="row">claimed</th><td class="num approximation">{{ lmo.step.claimed | epsilon }}</td><td class="num approximation">{{ lmo.published | epsilon }} <small class="soft">as the authors' code composes; {{ lmo.training.claimed | epsilon }} by R&eacute;nyi composition{% if lmo.sampling_rate < 1 %} without sampling{% endif %}</small></td><td><strong class="bad">no bound</strong>: the formula of one number{% if not (lmo.step.order_exists and lmo.training.order_exists) %}, at order {{ lmo.training.order if lmo.step.order_exists else lmo.step.order }}; only orders below {{ "%.4g" | format(lmo.largest_order) }} exist{% endif %}</td></tr>
+<tr><th scope="row">true, change spread over the coordinates</th><td class="num">{{ lmo.step.spread | epsilon }}</td><td class="num">{{ lmo.training.spread | epsilon }}</td><td>the limit of many coordinates: about what is truly spent, and no bound of all changes</td></tr>
+<tr><th scope="row">proven for every change</th><td class="num">{{ lmo.step.bound | epsilon }}</td><td class="num">{{ lmo.training.bound | epsilon }}</td><td><strong class="good">upper bound</strong>, what the ledger counts</td></tr>
+</tbody>
+</table>
+</div>
+{% endif %}
+"""

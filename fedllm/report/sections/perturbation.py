@@ -40,3 +40,11 @@ def meaning(settings: Settings) -> str:
             "perturbation."
         )
     return _BY_EXAMPLE[settings.awp.form]
+
+
+MARKUP = """\
+{% if training.perturbation %}
+{% set awp = training.perturbation %}
+<p>Gradients were taken at adversarially perturbed weights{% if awp.rounds %} in the first {{ awp.rounds | number }} {{ "round" if awp.rounds == 1 else "rounds" }}{% endif %} (form <strong>{{ awp.form }}</strong>, gamma {{ "%.4g" | format(awp.gamma) }} of the norm of each prefix layer{{ " and of the head" if awp.head }}). {{ awp.guarantee }}</p>
+{% endif %}
+"""

@@ -10,14 +10,16 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import Field
+
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, Multiset, SiloAccounting
 from fedllm.report.guarantee import STATED, Headline
 from fedllm.report.guarded import guarded
+from fedllm.report.held import FILTER, PLAN
 from fedllm.report.record import RunRecord
-from fedllm.report.sections.copies import copies_cost
+from fedllm.report.schema_base import Part, Real
 from fedllm.report.sections.curves import least_missed, missed_at, privacy_curves
-from fedllm.report.sections.held import FILTER, PLAN
 from privacy.guarantee import OUTSIDER, SERVER, Relation, Unit
 from privacy.ledger.ledger import composed
 
@@ -31,6 +33,39 @@ DISTINCT = 64
 """Silos with differing events up to which that is computed."""
 
 
+class RoundCurvesPart(Part):
+    """Epsilon by round of some silos: lists of [round, epsilon]."""
+
+    adversary: str
+    silos: dict[str, list[tuple[int, Real]]]
+    left_out: int
+
+
+class PrivacyCurvesPart(Part):
+    """The whole privacy curve of the silo with the largest epsilon."""
+
+    silo: str
+    adversary: str
+    accountant: str
+    mu: float | None = Field(description="The dominating mu.")
+    mu_floor: float | None = Field(description="The mu covers every delta above this.")
+    epsilon_delta: list[tuple[float, float, float | None]] = Field(
+        description="[epsilon, delta, delta of the dominating mu]"
+    )
+    trade_off: list[tuple[float, float, float | None]] = Field(
+        description="[rate of false alarms, least rate of missed detections, the same of the "
+        "dominating mu]"
+    )
+
+
+class MeaningPart(Part):
+    """What the guarantee means to whoever tests for a record, in whichever silo."""
+
+    adversary: str
+    false_alarms: float = Field(description="Rate of false alarms of the test.")
+    missed: float = Field(description="Least rate of missed detections at that rate.")
+
+
 def epsilon_by_round(
     run: RunRecord,
     accounted: Sequence[SiloAccounting],
@@ -39,7 +74,7 @@ def epsilon_by_round(
     accounts: Accounts,
 ) -> dict[str, Any]:
     """Epsilon by round of some silos: those with the largest epsilon, and the smallest."""
-    adversary = _drawn_adversary(statement)
+    adversary = drawn_adversary(statement)
     usable = [s for s in accounted if s.rows and not s.reasons[adversary] and run.whole(s.name)]
     usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
     chosen = usable if len(usable) <= CURVES else [*usable[: CURVES - 1], usable[-1]]
@@ -72,12 +107,12 @@ def curves_of_the_largest(
     relation: Relation,
 ) -> dict[str, Any] | None:
     """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
-    adversary = _drawn_adversary(statement)
-    worst = _largest(run, accounted, adversary)
+    adversary = drawn_adversary(statement)
+    worst = largest(run, accounted, adversary)
     if worst is None or worst.stated(adversary).accountant in (FILTER, PLAN):
         return None  # the curve of what was released is not the one that holds
     figure = worst.headline(adversary)
-    events = _events(run, worst.name, unit, adversary)
+    events = events_of(run, worst.name, unit, adversary)
     found = guarded(
         f"the privacy curve of {worst.name}",
         run.problems,
@@ -94,7 +129,7 @@ def curves_of_the_largest(
     }
 
 
-def _largest(
+def largest(
     run: RunRecord, accounted: Sequence[SiloAccounting], adversary: str
 ) -> SiloAccounting | None:
     """The silo with the largest epsilon; None where none has a finite one above 0, or not all its rows are here."""
@@ -104,28 +139,11 @@ def _largest(
     return worst if worst is not None and run.whole(worst.name) else None
 
 
-def _events(run: RunRecord, silo: str, unit: Unit, adversary: str) -> Multiset:
+def events_of(run: RunRecord, silo: str, unit: Unit, adversary: str) -> Multiset:
     """The events of the rows that count for a silo."""
     parties = (silo, accounting.EVERYBODY)
     rows = [row for row in run.entries if row.party in parties and row.unit is unit]
     return composed(rows, adversary)
-
-
-def copies_of_a_record(
-    run: RunRecord,
-    accounted: Sequence[SiloAccounting],
-    statement: Headline,
-    unit: Unit,
-    accounts: Accounts,
-) -> dict[str, Any] | None:
-    """What copies of one record cost at the silo with the largest epsilon."""
-    adversary = _drawn_adversary(statement)
-    worst = _largest(run, accounted, adversary)
-    if worst is None or unit is Unit.CLIENT:
-        return None
-    events = _events(run, worst.name, unit, adversary)
-    costs = copies_cost(events, accounts.relation, accounts.delta)
-    return {"silo": worst.name, "adversary": str(adversary), "accountant": "pld", "costs": costs}
 
 
 def in_plain_words(
@@ -139,7 +157,7 @@ def in_plain_words(
     is guaranteed, or there are too many different silos to compute it for each."""
     if statement.level not in STATED:
         return None
-    adversary = _drawn_adversary(statement)
+    adversary = drawn_adversary(statement)
     distinct: dict[tuple[frozenset[Any], str], tuple[str, Multiset]] = {}
     held = []
     for silo in accounted:
@@ -150,7 +168,7 @@ def in_plain_words(
             # One point of the curve is what holds, and no other.
             held.append(missed_at(stated.epsilon_or_inf, statement.delta, FALSE_ALARMS))
         else:
-            events = _events(run, silo.name, unit, adversary)
+            events = events_of(run, silo.name, unit, adversary)
             name = silo.headline(adversary).accountant
             distinct[frozenset(events.items()), name] = silo.name, events
     if not (distinct or held) or len(distinct) > DISTINCT:
@@ -168,5 +186,29 @@ def in_plain_words(
     return {"adversary": str(adversary), "false_alarms": FALSE_ALARMS, "missed": missed}
 
 
-def _drawn_adversary(statement: Headline) -> str:
+def drawn_adversary(statement: Headline) -> str:
     return OUTSIDER if statement.level == "outsider-only" else SERVER
+
+
+MARKUP = """\
+{% if epsilon or delta_curve %}
+<h2>How the privacy was spent</h2>
+<div class="figures">
+{% if epsilon %}
+<figure id="figure-epsilon">{{ epsilon }}
+<figcaption>Epsilon of what was released by the end of each round (a guarantee only if where the run stops does not depend on the outputs; what holds is in the first line) against the {{ report.epsilon_by_round.adversary }}, computed
+from the ledger at a few rounds{% if report.target.epsilon is not none %}; the dashed line is the target{% endif %}.{% if report.epsilon_by_round.left_out %} Of {{ report.silos | length }} silos, those with the largest epsilon and the smallest are drawn.{% endif %}</figcaption></figure>
+{% endif %}
+{% if delta_curve %}
+<figure id="figure-delta">{{ delta_curve }}
+<figcaption>The guarantee of the silo with the largest epsilon, {{ curves.silo }}, against the {{ curves.adversary }}:
+for every epsilon the delta that holds with it. One point of the curve is stated; all of it holds.
+{% if curves.mu is not none %}The second line is that of the dominating mu, {{ curves.mu | mu }}: one number whose curve is never below the first (for every delta above {{ "%.0e" | format(curves.mu_floor) }}).{% endif %}</figcaption></figure>
+<figure id="figure-tradeoff">{{ trade_off }}
+<figcaption>The same guarantee as a test: who tries to tell whether one given {{ "example" if g.unit == "example" else "silo's data" }} was used
+cannot come below the curve. On the dotted line one only guesses.
+{% if curves.mu is not none %}The curve of the dominating mu is never above (but for {{ "%.0e" | format(curves.mu_floor) }}).{% endif %}</figcaption></figure>
+{% endif %}
+</div>
+{% endif %}
+"""

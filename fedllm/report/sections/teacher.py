@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from fedllm.budget.limits import RAW_DUPLICATE
 from fedllm.report.record import RunRecord
+from fedllm.report.schema_base import Part, Real
 from fedllm.report.sections.training import number
 from fedllm.run.folder import RunFolderError, read_json_file
 
@@ -23,6 +26,54 @@ _SENTENCES = {
     "trained without clipping and noise. There is NO GUARANTEE for what the model or the duplicate tells, "
     "whatever noise the model's own updates carried.",
 }
+
+
+class PublicTeacherPart(Part):
+    """What the server trained on public text before the first round."""
+
+    examples: int = Field(description="Public examples.")
+    steps: int
+    left_out_in_evaluation: int = Field(description="Public texts that the server evaluates on.")
+    in_silos: int = Field(description="Public examples that a silo of the simulation has too.")
+    evaluation: dict[str, Real] = Field(
+        description="Of the teacher itself, on the server's examples."
+    )
+    sha256: str
+
+
+class TeacherPart(Part):
+    """The teacher that pulled the model on the server after each aggregation."""
+
+    kind: Literal["ema", "public", "nonprivate"]
+    guarantee: bool = Field(description="Whether the guarantee is the one without it.")
+    sentence: str
+    strength: float
+    steps: int = Field(description="On the server after each aggregation.")
+    learning_rate: float
+    decay: float | None
+    distillation: float
+    temperature: float | None
+    start: int = Field(description="First rounds without it.")
+    rounds: int = Field(description="Rounds in which it pulled.")
+    seconds: float = Field(description="On the server, in all rounds.")
+    last_distance: Real | None = Field(
+        description="Norm of model minus teacher before the last pull."
+    )
+    last_divergence: Real | None = Field(
+        description="Of the answers on public text before the last pull; null without distillation."
+    )
+    public: PublicTeacherPart | None
+
+
+class MembershipPart(Part):
+    """A measured attack on the model: no guarantee, and no bound."""
+
+    attack: str
+    auc: Real = Field(description="0.5 is guessing.")
+    low: Real = Field(description="Of the 95% confidence interval of the AUC.")
+    high: Real
+    runs: int = Field(description="Models that it was measured on.")
+    label: str | None = Field(description="What its author says of it.")
 
 
 def teacher(run: RunRecord) -> dict[str, Any] | None:
@@ -114,3 +165,29 @@ def _read(run: RunRecord, name: str) -> Any:
     except RunFolderError as error:
         run.problems.append(f"{name} is damaged: {error}")
         return None
+
+
+MARKUP = """\
+{% if taught %}
+<p id="teacher"><strong>Teacher <code>{{ taught.kind }}</code>.</strong> {{ taught.sentence }}</p>
+<p>{{ taught.rounds }} rounds with it{% if taught.start %}, after {{ taught.start }} without{% endif %}:
+{{ taught.steps }} {{ "step" if taught.steps == 1 else "steps" }} each, closeness of weights (strength {{ "%g" | format(taught.strength) }}{% if taught.decay is not none %}, decay {{ "%g" | format(taught.decay) }}{% endif %})
+{% if taught.distillation %}and of answers on public text (weight {{ "%g" | format(taught.distillation) }}, temperature {{ "%g" | format(taught.temperature) }}){% endif %},
+{{ taught.seconds | seconds }} on the server{% if taught.last_distance is not none %}; distance of the weights before the last pull {{ "%.4g" | format(taught.last_distance) }}{% endif %}{% if taught.last_divergence is not none %}, divergence of the answers {{ "%.4g" | format(taught.last_divergence) }}{% endif %}.
+{% if taught.public %}It was trained in {{ taught.public.steps | number }} steps on {{ taught.public.examples | number }} public examples ({{ taught.public.left_out_in_evaluation | number }} texts that the server evaluates on were left out{% if taught.public.in_silos %}; {{ taught.public.in_silos | number }} are examples of a silo too{% endif %}){% if taught.public.evaluation.accuracy is defined %}; by itself it reaches an accuracy of {{ "%.1f" | format(100 * taught.public.evaluation.accuracy) }}%{% endif %}.{% endif %}</p>
+{% endif %}
+"""
+
+MEASURED = """\
+{% if report.membership and not unguarded %}
+<h2>Membership inference, measured</h2>
+{{ measured(report.membership) }}
+{% endif %}
+"""
+
+UNGUARDED = """\
+{% if unguarded %}
+<div class="notice warn" id="membership"><strong>Membership inference, measured:</strong>
+{% if report.membership %}{{ measured(report.membership) }}{% else %}<p>Not measured for this model (no <code>membership.json</code> in the run folder; <code>python -m simulations.attacks.membership.run</code> writes it). Nothing bounds what it tells of a single record.</p>{% endif %}</div>
+{% endif %}
+"""

@@ -105,6 +105,18 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def page_values(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the markup shows beside the summary: final values, and metrics with a column."""
+    return {
+        "final": {where: metric_rows(found) for where, found in summary["final"].items()},
+        "metrics": [
+            (key, title, pattern)
+            for key, title, pattern in METRICS
+            if any(key in record for record in summary["evaluations"])
+        ],
+    }
+
+
 def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     keys = ("round", "where", *(key for key, _, _ in METRICS))
     found = {key: record[key] for key in keys if key in record}
@@ -142,3 +154,68 @@ def _last(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, Mapping[s
 def number(value: Any) -> float:
     """A value of a record as a number; 0 for what is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
+
+
+MARKUP = """\
+{% if clipping %}
+<p>The clipping norm followed the {{ "%g" | format(100 * report.settings.clipping.quantile) if report.settings else "" }} % quantile of the norms, by noisy counts that the
+ledger holds with each round: {{ "%.4g" | format(training.clipping[0].clip) }} in the first round, {{ "%.4g" | format(training.clipping[-1].clip) }} in the last.</p>
+<div class="figures"><figure id="figure-clipping">{{ clipping }}
+<figcaption>Clipping norm by round.</figcaption></figure></div>
+<details><summary>Clipping norm, and noisy share of norms at most as large, by round</summary>
+<div class="scroll" tabindex="0" role="region" aria-label="Clipping norm by round"><table id="clipping">
+<thead><tr><th scope="col" class="num">Round</th><th scope="col" class="num">Clipping norm</th><th scope="col" class="num">Share below, noisy</th></tr></thead><tbody>
+{% for row in training.clipping %}<tr><th scope="row" class="num">{{ row.round }}</th><td class="num">{{ "%.4g" | format(row.clip) }}</td><td class="num">{{ "%.3f" | format(row.below) if row.below is not none else "–" }}</td></tr>
+{% endfor %}</tbody></table></div></details>
+{% endif %}
+{% if training.withheld %}
+<p>{{ training.finished_rounds }} rounds. Times, replies, traffic and failures
+are withheld: {{ "the settings cannot be read, and it may be that " if report.settings is none }}the guarantee uses that nobody knows which silos took part in a round.</p>
+{% else %}
+<p>{{ training.finished_rounds }} rounds in {{ training.seconds | seconds }}; {{ training.replies | number }} updates received;
+{{ training.bytes_down | bytes }} sent to the silos, {{ training.bytes_up | bytes }} received.</p>
+{% if traffic %}<figure id="figure-traffic">{{ traffic }}<figcaption>Bytes of trained tensors by round.</figcaption></figure>{% endif %}
+{% if training.incidents %}
+<div class="scroll">
+<table class="stack">
+<caption>Replies that failed or were refused, and silos that left.</caption>
+<thead><tr><th scope="col">Silo</th><th scope="col">What</th><th scope="col">Reason</th><th scope="col" class="num">Times</th><th scope="col" class="num">Last in round</th></tr></thead>
+<tbody>
+{% for item in training.incidents %}
+<tr><th scope="row">{{ item.silo }}</th><td data-label="what"><span>{{ item.kind }}</span></td><td data-label="reason"><span>{{ item.reason }}</span></td><td data-label="times" class="num"><span>{{ item.times }}</span></td><td data-label="last in round" class="num"><span>{{ item.last_round }}</span></td></tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% else %}
+<p>No reply failed or was refused; no silo left.</p>
+{% endif %}
+{% endif %}
+"""
+
+QUALITY = """\
+<h2>Quality of the model</h2>
+{% if losses or scores %}
+<div class="figures">
+{% if losses %}<figure id="figure-loss">{{ losses }}
+<figcaption>Loss by round, on examples that no silo trains on.</figcaption></figure>{% endif %}
+{% if scores %}<figure id="figure-scores">{{ scores }}
+<figcaption>Accuracy and macro-F1 by round, on the same examples.</figcaption></figure>{% endif %}
+</div>
+{% endif %}
+{% if training.evaluations %}
+<div class="scroll" tabindex="0" role="region" aria-label="Evaluations">
+<table>
+<caption>Evaluations.</caption>
+<thead><tr><th scope="col" class="num">Round</th><th scope="col">By</th>{% for key, title, pattern in metrics %}<th scope="col" class="num">{{ title }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for record in training.evaluations %}
+<tr><th scope="row" class="num">{{ record.round }}</th><td>{{ record.where }}</td>{% for key, title, pattern in metrics %}<td class="num">{{ pattern.format(record[key]) if record[key] is defined and record[key] is number else "–" }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% else %}
+<p>No evaluation is recorded.</p>
+{% endif %}
+"""

@@ -14,7 +14,7 @@ from vouching import Silo, deployed, expect, finished_elsewhere
 
 from fedllm.report.extract.statement import Extract, FigureItem, PlanItem
 from fedllm.report.extract.store import read_index, write_index
-from fedllm.report.sections.held import FILTER, PLAN
+from fedllm.report.held import FILTER, PLAN
 from fedllm.run.folder import RunFolder
 from privacy.events.constructors import dp_sgd, no_guarantee
 from privacy.events.serialization import event_to_json

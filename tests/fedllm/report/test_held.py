@@ -16,8 +16,8 @@ from fedllm.budget.account import SiloAccount
 from fedllm.report import build
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
 from fedllm.report.guarantee import Headline, headline, shown
+from fedllm.report.held import add_held
 from fedllm.report.page.render import _tone, render
-from fedllm.report.sections.held import add_held
 from privacy.guarantee import Relation, Unit
 from privacy.ledger.ledger import Ledger
 
