@@ -111,6 +111,10 @@ def test_core_imports_without_flower_and_ray() -> None:
 
 MOST_FILES = 14
 """Files of one folder, so that a reader finds his way."""
+MOST_LINES = 450
+"""Lines of one file, so that it has one subject."""
+LONGER = {"fedllm/silo/silo.py"}
+"""Files that are longer. The list only shrinks."""
 
 
 def imported_modules() -> dict[str, set[str]]:
@@ -150,3 +154,13 @@ def test_a_folder_has_few_files() -> None:
         if path.is_file() and path.suffix != ".pyc"
     )
     assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def test_a_file_has_few_lines() -> None:
+    longer = {
+        str(path.relative_to(ROOT))
+        for package in ALLOWED
+        for path in (ROOT / package).rglob("*.py")
+        if len(path.read_text(encoding="utf-8").splitlines()) > MOST_LINES
+    }
+    assert longer == LONGER
