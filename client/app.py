@@ -203,7 +203,7 @@ def _answer(
 
 
 def _reply(message: Message, context: Context, content: RecordDict) -> Message:
-    """The reply; of a silo with its own file with the signed extract of its ledger."""
+    """The reply; of a silo with its own config with the signed extract of its ledger."""
     try:
         own = silo_file_of(context.node_config)
     except SiloFileError:
@@ -217,7 +217,7 @@ def _reply(message: Message, context: Context, content: RecordDict) -> Message:
 def _work_or_last_answer(
     message: Message, context: Context, worker: SiloWorker, work: Callable[[], RecordDict]
 ) -> RecordDict:
-    """What the work gives; at a silo with its own file what it gave, where the last task comes again."""
+    """What the work gives; at a silo with its own config what it gave, where the last task comes again."""
     if not _has_own_file(context):  # simulation, where nothing is lost on the way
         return work()
     silo, task = str(worker.ledger.path), task_key(message)
@@ -264,7 +264,7 @@ def _refusal(error: Exception, context: Context) -> dict[str, str]:
 
 
 def _told(error: Exception, context: Context) -> str:
-    """An error's message in one line; of a silo with its own file without paths of its machine."""
+    """An error's message in one line; of a silo with its own config without paths of its machine."""
     text = str(error)
     if _has_own_file(context):
         try:

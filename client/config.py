@@ -29,7 +29,7 @@ NODE_KEY = "silo-file"
 
 
 class SiloFileError(ValueError):
-    """A silo's own file is missing, or says what is not accepted; the message may quote it."""
+    """A silo config is missing, or says what is not accepted; the message may quote it."""
 
 
 Quantity = Literal["update", "size", "evaluation", "statistics", "layer-scores", "duplicate"]
@@ -200,7 +200,7 @@ class OwnModel(Section):
 
 
 class SiloFile(Section):
-    """One silo's own file."""
+    """Config of one silo."""
 
     name: Annotated[str, Field(pattern=r"^[^\x00-\x1f/\\]{1,64}$")] = Field(
         description="The silo's name in the federation and in its ledger."

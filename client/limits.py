@@ -1,6 +1,6 @@
 """Refuse tasks beyond the silo's limits, before data are read or a row is written.
 
-A server's settings are held against the silo's own file here, as far as they alone tell; what only the
+A server's settings are held against the silo config here, as far as they alone tell; what only the
 calibrated mechanism tells (its noise, the sampling rate of a batch size, what is left of the budget) is
 held against the same file by the silo's account (:mod:`fedllm.budget.local_policy`).
 """

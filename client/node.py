@@ -1,6 +1,6 @@
 """Find which silo a Flower node serves, and where its data and ledger are.
 
-A node with a silo's own file (:mod:`client.config`) serves that silo: data, ledger, budget, limits,
+A node with a silo config (:mod:`client.config`) serves that silo: data, ledger, budget, limits,
 model folder and device are the file's, and what a server says about them is not used. A node without
 one is part of a simulation: its ``partition-id`` counts through the silos of the data settings.
 """
@@ -44,7 +44,7 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
 
     Raises:
         DataError: the data cannot be read or divided.
-        SiloFileError: the silo's own file is not valid.
+        SiloFileError: the silo config is not valid.
     """
     own = silo_file_of(context.node_config)
     if own is not None:
@@ -55,7 +55,7 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
 
 
 def own_silo(own: SiloFile, settings: Settings) -> Silo:
-    """The silo of a silo's own file, with the experiment's names for its columns.
+    """The silo of a silo config, with the experiment's names for its columns.
 
     Raises:
         DataError: as :func:`fedllm.data.silos.load_silo_file`.
@@ -152,7 +152,7 @@ def _read(read: Callable[[], T], own: SiloFile | None = None) -> T:
     """What ``read`` gives.
 
     Raises:
-        NotTakingPart: it raises; why is in the process's log, and in that of the silo's own file.
+        NotTakingPart: it raises; why is in the process's log, and in that of the silo config.
     """
     try:
         return read()
@@ -179,7 +179,7 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
     Raises:
         LimitRefused: more is trained than the silo allows.
         ModelError: it cannot be loaded, or its digest is not the server's, or not that of ``model.sha256`` of
-            the silo's own file.
+            the silo config.
         DeviceMemoryError: it does not fit the device.
     """
     if settings.endpoint.active:
@@ -205,7 +205,7 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
 def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
     """Texts and numbers that the node tells about itself; sizes only where they are public.
 
-    A silo with its own file loads its model here, before the first round, and compares it.
+    A silo with its own config loads its model here, before the first round, and compares it.
 
     Raises:
         NotTakingPart: the silo's data cannot be read or used.

@@ -22,7 +22,7 @@ def without_places(text: str, own: SiloFile | None = None) -> str:
     the whole message.
 
     Args:
-        own: the silo's file, whose places are found also where they hold spaces; None knows of none.
+        own: the silo's file, whose paths are found also where they hold spaces; None knows of none.
 
     Guarantee: the result holds none of the paths in the silo's file, nor a home or temporary folder of this
     machine; nor any other absolute path without white space, quotes and brackets in it that begins a word.

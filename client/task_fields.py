@@ -37,7 +37,7 @@ class TaskFields:
     """The fields of one task.
 
     Attributes:
-        settings: of the experiment; not yet held against the silo's own file.
+        settings: of the experiment; not yet held against the silo config.
         run_id, run_folder: of the run; the folder is used in a simulation alone.
         round, planned_rounds: of the task; 0 where it has none.
         backbone: SHA-256 of the server's weights; empty where it sent none.

@@ -85,7 +85,7 @@ class SpendingView:
         self.events.setdefault(silo, Counter()).update(found)
 
     def target(self, silo: str) -> dict[str, float | None]:
-        """A silo's own bounds: on all runs, on this one, and the delta of both."""
+        """Bounds of one silo: on all runs, on this run, and the delta of both."""
         privacy = self.settings.for_silo(silo).privacy
         if privacy.mode == "none":
             return {"target_epsilon": None, "target_run_epsilon": None, "delta": privacy.delta}

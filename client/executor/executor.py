@@ -102,7 +102,7 @@ class Executor:
     """Runs a node's tasks.
 
     Args:
-        silo_file: the silo's own file; read anew for each task.
+        silo_file: the silo config; read anew for each task.
         address: of the SuperNode.
         poll: seconds between two looks for a task.
 
@@ -125,7 +125,7 @@ class Executor:
         """Take and run tasks until ``stop`` is set; a SuperNode that is away is waited for.
 
         Raises:
-            SiloFileError: the silo's own file is not valid (asked at the start).
+            SiloFileError: the silo config is not valid (asked at the start).
         """
         load_silo(self.silo_file)
         for folder in remove_left_behind():

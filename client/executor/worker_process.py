@@ -44,7 +44,7 @@ class WorkerProcess:
     Args:
         bundle: the bytes of an approved bundle.
         digest: of them.
-        silo_file: the silo's own file, which the process is told of by its environment.
+        silo_file: the silo config, which the process is told of by its environment.
 
     Raises:
         BundleError: the bundle holds something that none may hold; nothing of it is run.

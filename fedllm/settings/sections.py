@@ -162,7 +162,7 @@ class DataSettings(Section):
         "refuse",
         description="What is done with rows that are no records, and with records that cannot be used (no text, "
         "half a character, an unknown class, no token, ...), all found when the data are opened: `refuse` to take "
-        "part, or `drop` them and say how many in the silo's own log. A silo with its own file decides there.",
+        "part, or `drop` them and say how many in the silo's own log. A silo with its own config decides there.",
     )
     sizes: Literal["public", "private"] = Field(
         "public",

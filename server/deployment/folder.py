@@ -67,7 +67,7 @@ class Ports(_Section):
 
 
 class Doors(_Section):
-    """How much one caller may ask of the doors at once; what is beyond is told to come again (503).
+    """How much one caller may ask of the ports at once; what is beyond is told to come again (503).
 
     Attributes:
         connections: requests in progress from one address.
@@ -132,7 +132,7 @@ class Deployment(_Section):
 
     @property
     def address(self) -> str:
-        """``host:port`` of the nodes' door; an IPv6 address in brackets."""
+        """``host:port`` of the nodes' port; an IPv6 address in brackets."""
         return join_address(self.hosts[0], self.ports.nodes)
 
 
@@ -141,9 +141,9 @@ class NodeFile(_Section):
 
     Attributes:
         name: the node's, and its silo's.
-        server: ``host:port`` of the server's door for nodes.
+        server: ``host:port`` of the server's port for nodes.
         port: loopback port of the node's own programs; another one for each node of a machine.
-        silo: the silo's own file (data, ledger, budget, limits); relative to this one.
+        silo: the silo config (data, ledger, budget, limits); relative to this one.
         config: further entries of Flower's node configuration; of them, paths (``...-file``) are relative to
             this file.
     """
@@ -162,7 +162,7 @@ class NodeFile(_Section):
 
 
 class OperatorFile(_Section):
-    """Where the operator's own door is (``operator.toml``, on the operator's machine)."""
+    """Where the operator's own port is (``operator.toml``, on the operator's machine)."""
 
     server: str
 

@@ -14,7 +14,7 @@ from server.deployment.supernode import CONNECTION_LOST
 
 
 class Unreachable(DeploymentError):
-    """Nobody listens at the server's door (yet)."""
+    """Nobody listens at the server's port (yet)."""
 
 
 _REFUSED = re.compile(r"\[code: \d+\]")
@@ -40,7 +40,7 @@ def load_node(folder: Path) -> NodeFile:
 
 
 def check_server(folder: Path, node: NodeFile, timeout: float = 10.0) -> None:
-    """Open and close a connection to the server's door, and tell what is wrong with it.
+    """Open and close a connection to the server's port, and tell what is wrong with it.
 
     Raises:
         DeploymentError: there is no such host, or its certificate is not one that

@@ -134,12 +134,12 @@ def node_programs(folder: Path, node: NodeFile) -> list[Program]:
 
 
 def silo_path(folder: Path, node: NodeFile) -> Path:
-    """Where a node's silo has its own file."""
+    """Path of a node's silo config."""
     return (folder / Path(node.silo).expanduser()).absolute()
 
 
 def node_config(folder: Path, node: NodeFile) -> str:
-    """Flower's node configuration: the silo's own file and what node.toml adds, paths made absolute."""
+    """Flower's node configuration: the silo config and what node.toml adds, paths made absolute."""
     entries: dict[str, str | int | float | bool] = {"silo-file": node.silo, **node.config}
     written = []
     for key, value in entries.items():

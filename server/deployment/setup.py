@@ -149,7 +149,7 @@ def renew_operator(
     its next start with the written configuration on.
 
     Raises:
-        DeploymentError: the operator has no door (``ports.operator = 0``), or as
+        DeploymentError: the operator has no port (``ports.operator = 0``), or as
             :func:`certificates.make_certificate`.
     """
     if not deployment.ports.operator:

@@ -10,7 +10,7 @@ which add their share.
 It holds for this length alone. An honest silo is refused with certainty, whatever its length, where it calibrates its noise
 itself and that is above ``server.max_noise_ratio`` times the median silo's (below), and where its update is longer than
 ``server.max_update_norm``. `limit_warnings` names the silos whose settings make the first likely; what earlier runs in a
-silo's ledger and the budget of its own file add to its noise, the server does not know.
+silo's ledger and the budget of its config add to its noise, the server does not know.
 
 An update's *length* is the L2 norm of all its tensors in the coordinates in which it is clipped (the prefix times
 ``privacy.prefix_scale``); with noise in the code or along random directions that of the code or the numbers.

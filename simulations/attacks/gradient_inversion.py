@@ -246,7 +246,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
-    """Bars of token recovery beside chance, and of identification beside its proven maximum."""
+    """Bars of token recovery beside chance, and of identification beside its theoretical upper bound."""
     rows = result["rows"][::-1]
     places = np.arange(len(rows))
     left, right = figure.subplots(1, 2, sharey=True)

@@ -42,7 +42,7 @@ SILO: dict[str, Any] = {
     },
     "model": {"device": "cpu"},
 }
-"""A silo's own file whose limits nothing here runs into."""
+"""A silo config whose limits nothing here runs into."""
 OVER = ("finished", "stopped", "failed", "interrupted")
 
 
@@ -144,7 +144,7 @@ class LocalFederation:
     # What people do
 
     def edit_node(self, name: str, port: int) -> None:
-        """What a silo's people write into node.toml and their own file, and the app they approve."""
+        """What a silo's people write into node.toml and silo.toml, and the app they approve."""
         part = self.folder.node(name)
         path = part / NODE
         text = path.read_text(encoding="utf-8").replace("port = 9094", f"port = {port}")
@@ -153,7 +153,7 @@ class LocalFederation:
         approve(part / "approved.json", bundle_hash(bundle(self.folder.app)))
 
     def write_silo(self, name: str, **changes: Any) -> None:
-        """The silo's own file; ``changes`` of its first level."""
+        """The silo config; ``changes`` of its first level."""
         data = {"path": "data.jsonl", "labels": list(self.labels)}
         tree = SILO | {"name": name, "data": data} | changes
         (self.folder.node(name) / "silo.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Throughput of private local training (examples/s) against the obvious assembly.
+"""Throughput of private local training (examples/s) against the baseline.
 
     python -m simulations.benchmarks.throughput [--model minilm --model smollm2] [--json OUT]
 
-Every client does one round of local DP-SGD on its share of SST-2: ours, then the obvious assembly
+Every client does one round of local DP-SGD on its share of SST-2: ours, then the baseline
 (:mod:`simulations.benchmarks.baseline`) with padding to ``max_length`` and to the batch's
 longest example; next client, in the other order; and so on. Same model, prefix length, expected
 batch, Poisson rate, number of steps, clipping norm, noise multiplier, optimiser, dtype and threads.

@@ -179,7 +179,7 @@ def run_node(
 
 
 def _write_silo(home: Folder, name: str) -> None:
-    """A silo's own file to begin with; its people fill it in on their machine."""
+    """A silo config to begin with; its people fill it in on their machine."""
     write_text(home.node(name) / "silo.toml", template(name))
 
 

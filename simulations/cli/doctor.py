@@ -61,7 +61,7 @@ def examine(silo_file: Path | None, node_folder: Path | None) -> list[Finding]:
     """Look at everything; a part that cannot be looked at is a finding, never an exception.
 
     Args:
-        silo_file: the silo's own file; None takes the one that the node's folder names.
+        silo_file: the silo config; None takes the one that the node's folder names.
         node_folder: with ``node.toml``; None leaves out ports and the server.
     """
     found = [_one("versions", _versions), *_gpus()]

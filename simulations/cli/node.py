@@ -25,7 +25,7 @@ def add(app: typer.Typer) -> None:
 
 
 def find_silo(path: Path | None) -> SiloFile:
-    """The silo's own file that a command means.
+    """The silo config that a command means.
 
     Raises:
         SiloFileError: as :func:`client.config.load_silo`.

@@ -1,4 +1,4 @@
-"""Runs a sweep's cells in worker processes: as many as there are cores, each with one cell at a time."""
+"""Runs a sweep's trials in worker processes: as many as there are cores, each with one trial at a time."""
 
 from __future__ import annotations
 
@@ -32,25 +32,25 @@ class View(Protocol):
         """A worker has begun."""
 
     def moved(self, cell: Cell, done: int) -> None:
-        """A cell has finished a round."""
+        """A trial has finished a round."""
 
     def ended(self, cell: Cell, status: str, message: str) -> None:
-        """A cell's worker has ended."""
+        """A trial's worker has ended."""
 
 
 @dataclass
 class Outcome:
-    """How the cells ended."""
+    """How the trials ended."""
 
     finished: list[Cell] = field(default_factory=list)
     kept: list[Cell] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
-    """Title of a cell -> why, and where its log is."""
+    """Title of a trial -> why, and where its log is."""
     interrupted: bool = False
 
 
 class Worker:
-    """A process that runs cells, one after the other; its lines go into a queue.
+    """A process that runs trials, one after the other; its lines go into a queue.
 
     Args:
         lines: takes (worker, line) for each line, and (worker, None) when the process has ended.
@@ -99,7 +99,7 @@ Lines = queue.Queue[tuple[Worker, Mapping[str, Any] | None]]
 
 
 def is_done(sweep: Sweep, cell: Cell) -> bool:
-    """Whether the cell's run came to its end, and was judged."""
+    """Whether the trial's run came to its end, and was judged."""
     path = sweep.run_path(cell)
     if not path.exists():
         return False
@@ -109,7 +109,7 @@ def is_done(sweep: Sweep, cell: Cell) -> bool:
 
 
 def rounds_done(sweep: Sweep, cell: Cell) -> int:
-    """Rounds that the cell's last checkpoint has behind it."""
+    """Rounds that the trial's last checkpoint has behind it."""
     path = sweep.run_path(cell)
     return int(RunFolder.open(path).state()["round"]) if path.exists() else 0
 
@@ -132,12 +132,12 @@ def execute(
     give_up: threading.Event,
     after: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Run the cells that are not done.
+    """Run the trials that are not done.
 
     Args:
-        stop: set by another thread: cells under way end after the messages under way, none begins.
+        stop: set by another thread: trials under way end after the messages under way, none begins.
         give_up: set by another thread: what is under way is killed; a resume repairs it.
-        after: called after each cell that came to its end.
+        after: called after each trial that came to its end.
     """
     outcome = Outcome()
     waiting: list[Cell] = []
@@ -217,7 +217,7 @@ def _end(pool: Sequence[Worker]) -> None:
 
 
 def _prepare(sweep: Sweep, cell: Cell) -> tuple[Path, Path]:
-    """The cell's run folder, made where there is none, and its log."""
+    """The trial's run folder, made where there is none, and its log."""
     path = sweep.run_path(cell)
     if not path.exists():
         _create(cell, path)
@@ -240,7 +240,7 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def _create(cell: Cell, path: Path) -> None:
-    """Make a cell's run folder whole: beside its place, then renamed."""
+    """Make a trial's run folder whole: beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".new-{uuid.uuid4().hex}"
     try:

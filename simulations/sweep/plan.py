@@ -1,4 +1,4 @@
-"""A sweep's file (TOML): what it compares, and the cells that follow from it.
+"""A sweep's file (TOML): what it compares, and the trials that follow from it.
 
 name = "privacy-flat"
 base = "sst2/minilm.toml"   # or a table [base] of settings
@@ -7,7 +7,7 @@ reference = "non-private"             # what the gap is measured to
 epsilon = [3.0, 8.0]
 seeds = [0, 1, 2]
 
-[settings]                            # over the base's, in every cell
+[settings]                            # over the base's, in every trial
 [datasets.sst2]                       # settings of each data set; may be left out
 [arms."plain DP"]                     # settings of each arm
 [arms."within a layer"]
@@ -70,8 +70,8 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        epsilon: None where the arm trains without privacy: then one cell stands for every epsilon.
-        settings: what the run is made with; its ``name`` is the cell's.
+        epsilon: None where the arm trains without privacy: then one trial stands for every epsilon.
+        settings: what the run is made with; its ``name`` is the trial's.
     """
 
     arm: str
@@ -123,16 +123,16 @@ class Sweep:
 
     @property
     def chosen(self) -> tuple[Cell, ...]:
-        """The cells to run."""
+        """The trials to run."""
         return tuple(cell for cell in self.cells if not self.only or cell.arm in self.only)
 
     @property
     def runs_folder(self) -> Path:
-        """Folder of the cells' run folders."""
+        """Folder of the trials' run folders."""
         return self.folder / "cells"
 
     def run_path(self, cell: Cell) -> Path:
-        """The cell's run folder, there or not: the one that was made with the same settings."""
+        """The trial's run folder, there or not: the one that was made with the same settings."""
         number = 1
         while True:
             path = self.runs_folder / (cell.key if number == 1 else f"{cell.key}-{number}")
@@ -143,7 +143,7 @@ class Sweep:
                 if read_settings(path) == cell.settings and not read_removed(path):
                     return path
             except RunFolderError:
-                pass  # damaged: left as it is, and the cell starts anew beside it
+                pass  # damaged: left as it is, and the trial starts anew beside it
             number += 1
 
 
@@ -158,7 +158,7 @@ def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None =
         folder: of runs and results, instead of the file's.
 
     Raises:
-        SettingsError: the file, or a cell's settings, are not accepted; the cell is named.
+        SettingsError: the file, or a trial's settings, are not accepted; the trial is named.
     """
     file = Path(path)
     found = _read(file)

@@ -26,7 +26,7 @@ def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, 
     (one row an arm, epsilon and data set), with what was compared by which test in ``tests``.
 
     Args:
-        failed: title of a cell -> why it failed.
+        failed: title of a trial -> why it failed.
     """
     failed = failed or {}
     found = [_cell(sweep, cell, failed.get(cell.title)) for cell in sweep.cells]
@@ -132,7 +132,7 @@ def _row(
     """One arm at one epsilon; None where the sweep has no such cell."""
 
     def of(name: str | None) -> dict[int, int]:
-        """Seed -> place, of the cells that an arm is judged by at this epsilon."""
+        """Seed -> place, of the trials that an arm is judged by at this epsilon."""
         chosen = [
             i
             for i, cell in enumerate(cells)

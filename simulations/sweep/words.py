@@ -184,7 +184,7 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[st
 
 
 def unfinished(content: Mapping[str, Any]) -> list[str]:
-    """One sentence for each cell that has no result."""
+    """One sentence for each trial that has no result."""
     found = []
     for cell in content["cells"]:
         if cell["done"]:

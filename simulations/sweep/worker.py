@@ -26,7 +26,7 @@ from fedllm.run.folder import RunFolder
 from simulations.sweep.locks import locked
 
 JUDGED = "cell.json"
-"""What a finished cell adds to its run folder: answers by example, and what a round cost."""
+"""What a finished trial adds to its run folder: answers by example, and what a round cost."""
 ORPHANED = 75
 _DONE = ("finished", "stopped")
 
@@ -43,7 +43,7 @@ class Telling:
         self.begin()
 
     def begin(self) -> None:
-        """Another cell begins."""
+        """Another trial begins."""
         self.seconds: list[float] = []
         self._last: float | None = None
 
@@ -112,7 +112,7 @@ def answers(run: RunFolder) -> list[list[Any]] | None:
 
 
 def main() -> None:
-    """Run the cells of the folders that the parent names, until it names no more."""
+    """Run the trials of the folders that the parent names, until it names no more."""
     telling = Telling(os.dup(1))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -126,7 +126,7 @@ def main() -> None:
             continue
         log = os.open(task["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(log, 1)
-        os.dup2(log, 2)  # whatever is printed goes to the cell's log
+        os.dup2(log, 2)  # whatever is printed goes to the trial's log
         os.close(log)
         telling.begin()
         try:

@@ -1,4 +1,4 @@
-"""Whatever a server asks, in whatever order: the ledger of a silo with its own file keeps to the budget."""
+"""Whatever a server asks, in whatever order: the ledger of a silo with its own config keeps to the budget."""
 
 from __future__ import annotations
 

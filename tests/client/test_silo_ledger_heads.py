@@ -33,7 +33,7 @@ Make = Callable[..., Any]
 
 
 class Node:
-    """A silo of its own file, and the tasks that it is asked."""
+    """A silo with its own config, and the tasks that it is asked."""
 
     def __init__(self, settings: Any, folder: Path, data: Path) -> None:
         self.settings, self.folder = settings, folder

@@ -1,4 +1,4 @@
-"""A silo's own file and its limits: what a server asks beyond them is refused before anything is done."""
+"""A silo config and its limits: what a server asks beyond them is refused before anything is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A silo with its own file and the tiny model, asked in this process, with what each task leaves behind."""
+"""A silo with its own config and the tiny model, asked in this process, with what each task leaves behind."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class HostedSilo:
         folder: to be made.
         backbone: folder of a tiny encoder.
         data: a JSONL file.
-        limits: of the silo's own file.
+        limits: of the silo config.
     """
 
     def __init__(self, folder: Path, backbone: Path, data: Path, **limits: Any) -> None:

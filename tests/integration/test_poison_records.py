@@ -1,6 +1,6 @@
 """A record changes no reply's status and no reply's form, whatever the record is.
 
-The real ClientApp at a silo with its own file, as it is deployed, and in a simulation. Each case trains,
+The real ClientApp at a silo with its own config, as it is deployed, and in a simulation. Each case trains,
 evaluates and asks for statistics with the record and without it, at rate 1: it is in every step.
 """
 

@@ -1,1 +1,1 @@
-"""Deliberate breakages of the mechanism, and the tests that must fail for each."""
+"""Mutants: deliberate faults of the mechanism, and the tests that must fail for each."""

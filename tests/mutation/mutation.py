@@ -1,4 +1,4 @@
-"""One deliberate breakage: an exact replacement of text in one file."""
+"""One mutant: an exact replacement of text in one file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class MutationError(ValueError):
 
 @dataclass(frozen=True)
 class Mutation:
-    """A breakage and the tests that are expected to notice it.
+    """A mutant and the tests that are expected to notice it.
 
     Attributes:
         name: how the command line calls it.
@@ -32,7 +32,7 @@ class Mutation:
     tests: tuple[str, ...]
 
     def mutated(self, root: Path) -> str:
-        """The file's text with the breakage in it.
+        """The file's text with the mutant in it.
 
         Raises:
             MutationError: the old text does not occur exactly once, or the new text is no Python.

@@ -1,4 +1,4 @@
-"""A silo's own file for the tiny experiment."""
+"""A silo config for the tiny experiment."""
 
 from __future__ import annotations
 

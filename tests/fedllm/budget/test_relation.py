@@ -81,7 +81,7 @@ def test_adding_or_removing_needs_secret_sizes_and_has_them() -> None:
     parse_settings({"privacy": {"mode": "none", "relation": "add-or-remove-one"}})
 
 
-# -- a silo's own file ---------------------------------------------------------------------------
+# -- a silo config --------------------------------------------------------------------------------
 
 
 def own(**budget: Any) -> SiloFile:

@@ -1,4 +1,4 @@
-"""A silo's own file: budget and limits that no server can change."""
+"""A silo config: budget and limits that no server can change."""
 
 from __future__ import annotations
 
