@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.training.dp_sgd import split_like
+from fedllm.training.steps import split_like
 from privacy.mechanisms.clipping import clip_vector
 from server.replies.refusal import ReplyRefused
 

@@ -19,9 +19,10 @@ from fedllm.budget.limits import (
     evaluation_events,
     score_events,
     statistics_events,
-    training_events,
 )
+from fedllm.flatness.duplicate import duplicate_events
 from fedllm.settings.experiment import Settings
+from fedllm.training.mechanism import make_mechanism
 from privacy.accountants import Accountant, make_accountant
 from privacy.events.multiset import multiset
 from privacy.events.serialization import event_from_json, event_to_json
@@ -53,13 +54,14 @@ class SpendingView:
             ValueError: a rate, a noise multiplier or a number of steps out of range, or a silo that tells
                 another mechanism in each round (which only makes the accountants slow); nothing is changed.
         """
-        found = training_events(
-            self.settings.for_silo(silo),
-            server_round,
+        own = self.settings.for_silo(silo)
+        told = own.client.model_copy(update={"local_steps": steps})
+        mechanism = make_mechanism(
+            own.model_copy(update={"client": told}),
             sampling_rate=sampling_rate,
             noise_multiplier=noise_multiplier,
-            steps=steps,
         )
+        found = mechanism.events(server_round) + duplicate_events(own)
         counts = self.events.get(silo, Counter()) + multiset(found)
         if len(counts) > MOST_MECHANISMS:
             raise ValueError(f"more than {MOST_MECHANISMS} mechanisms of {silo} in one run")

@@ -24,15 +24,15 @@ from fedllm.budget.limits import (
     protected_from,
     score_events,
     statistics_events,
-    training_events,
 )
 from fedllm.budget.local_policy import OwnBounds
 from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
 from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
-from fedllm.settings.checks.black_box import noises_numbers
+from fedllm.flatness.duplicate import duplicate_events
 from fedllm.settings.experiment import Settings
-from fedllm.training.mechanism import multiplier_of, noise_of, number_multiplier
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.noise import multiplier_of_scale
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.events.constructors import no_guarantee
@@ -63,7 +63,7 @@ class SiloAccount:
 
     Attributes:
         sampling_rate: of each example in each local step.
-        noise_multiplier: noise standard deviation over sensitivity.
+        mechanism: of the silo in the run: what a round costs and releases.
         clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
         bounds: the budgets that each step must keep to.
 
@@ -107,29 +107,34 @@ class SiloAccount:
         self.bounds = bounds_of(settings) if self.private else ()
         if own is not None:
             self.bounds += (own.bound(),)
-        self.noise_multiplier = self._noise_multiplier() if self.private else 0.0
+        self.noise_multiplier = 0.0  # makes the mechanism that the noise is looked for
+        if self.private:
+            self.noise_multiplier = self._noise_multiplier()
         if own is not None:
             trains = self.private and self.rounds > 0
             own.check_mechanism(self.sampling_rate, self.noise_multiplier, trains)
 
     # -- events ----------------------------------------------------------------------------------
 
-    def training_events(
-        self, server_round: int, noise_multiplier: float | None = None
-    ) -> Counter[DpEvent]:
-        """The events of one round of training."""
-        noise = self.noise_multiplier if noise_multiplier is None else noise_multiplier
-        return training_events(
-            self.settings, server_round, sampling_rate=self.sampling_rate, noise_multiplier=noise
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over sensitivity."""
+        return self.mechanism.noise_multiplier
+
+    @noise_multiplier.setter
+    def noise_multiplier(self, value: float) -> None:
+        self.mechanism = make_mechanism(
+            self.settings, sampling_rate=self.sampling_rate, noise_multiplier=value
         )
+
+    def training_events(self, server_round: int) -> Counter[DpEvent]:
+        """The events of one round of training, those of a teacher that is trained without privacy included."""
+        return self.mechanism.events(server_round) + duplicate_events(self.settings)
 
     @property
     def steps(self) -> int:
         """Mechanisms of one round of training whose noise is calibrated."""
-        steps = self.settings.client.local_steps
-        if noises_numbers(self.settings):
-            return steps * self.settings.zeroth_order.directions
-        return steps if self.unit is Unit.EXAMPLE else 1
+        return self.mechanism.cost().mechanisms
 
     def evaluation_events(self) -> Counter[DpEvent]:
         """The events of one evaluation by the silo; empty where there is none."""
@@ -143,16 +148,14 @@ class SiloAccount:
         """The events of one release of layers' scores; empty where there is none."""
         return score_events(self.settings, self.sampling_rate)
 
-    def planned(self, noise_multiplier: float | None = None) -> Counter[DpEvent]:
+    def planned(self) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
         total: Counter[DpEvent] = Counter()
-        for events in self._purposes(self.rounds, noise_multiplier).values():
+        for events in self._purposes(self.rounds).values():
             total.update(events)
         return total
 
-    def _purposes(
-        self, rounds: int, noise_multiplier: float | None = None
-    ) -> dict[str, Counter[DpEvent]]:
+    def _purposes(self, rounds: int) -> dict[str, Counter[DpEvent]]:
         """All events of a run with so many rounds of training, by purpose."""
         found: dict[str, Counter[DpEvent]] = {}
         if self.rounds:
@@ -160,7 +163,7 @@ class SiloAccount:
             training: Counter[DpEvent] = Counter()
             perturbed = min(self.settings.awp.rounds or rounds, rounds)
             for first, number in ((1, perturbed), (perturbed + 1, rounds - perturbed)):
-                for event, count in self.training_events(first, noise_multiplier).items():
+                for event, count in self.training_events(first).items():
                     training[event] += count * number
             found[TRAIN] = multiset(+training)
             found[STATISTICS] = self.statistics_events()
@@ -245,9 +248,9 @@ class SiloAccount:
         privacy = self.settings.privacy
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
-        if privacy.noise_scale is not None and (noise := noise_of(self.settings)) is not None:
-            meaning = number_multiplier if noises_numbers(self.settings) else multiplier_of
-            return meaning(noise, privacy.noise_scale)
+        scaled = multiplier_of_scale(self.settings)
+        if scaled is not None:
+            return scaled
         stored = self.book.stored_noise()
         if stored is not None:  # resumed: the run keeps the noise that it began with
             return stored
@@ -255,26 +258,15 @@ class SiloAccount:
             if entry.purpose == TRAIN:  # begun before plans were kept
                 return float(str(entry.details["noise_multiplier"]))
         check_evaluations(self.settings, self.party)
-        mechanisms = self.rounds * self.steps
-        if mechanisms == 0:
+        if self.rounds == 0:
             return 0.0  # never trains; a training event without noise is refused
         plan = TrainingPlan(
-            self.settings,
             party=self.party,
-            rate=self._rate,
-            mechanisms=mechanisms,
+            cost=self.mechanism.cost(),
+            rounds=self.rounds,
             beside=self._planned_beside_training(),
         )
         return plan.noise_multiplier(self.bounds, self.book.sequence)
-
-    @property
-    def _rate(self) -> float:
-        """Probability of each record to be in one mechanism of training."""
-        if self.unit is Unit.EXAMPLE:
-            return self.sampling_rate
-        server = self.settings.server
-        sampled = self.settings.privacy.noise_by == "server" and server.sampling == "poisson"
-        return server.fraction if sampled else 1.0
 
     def _planned_beside_training(self) -> Counter[DpEvent]:
         """What calibration leaves room for: what has no guarantee anyway (on purpose) is not counted."""

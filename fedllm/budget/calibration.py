@@ -14,10 +14,7 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm.budget.limits import Bound
 from fedllm.models.embedded import cache_folder
-from fedllm.settings.checks.black_box import noises_numbers
-from fedllm.settings.checks.fixed_shape import records_of
-from fedllm.settings.experiment import Settings
-from fedllm.training.mechanism import unit_noise
+from fedllm.training.noise import RoundCost
 from privacy.accountants import UnsupportedEvent
 from privacy.budget import BudgetExceeded
 from privacy.calibration import calibrate_noise_multiplier
@@ -36,17 +33,15 @@ class TrainingPlan:
     """What noise is calibrated for.
 
     Attributes:
-        settings: the silo's own (``Settings.for_silo``), with a target.
         party: the silo's name, for messages.
-        rate: probability of each record to be in one mechanism of training.
-        mechanisms: how many in the whole training, all with this noise; at least 1.
+        cost: of one round of training.
+        rounds: of the whole training, all with this noise; at least 1.
         beside: what else the run plans to release with a guarantee.
     """
 
-    settings: Settings
     party: str
-    rate: float
-    mechanisms: int
+    cost: RoundCost
+    rounds: int
     beside: Counter[DpEvent]
 
     def noise_multiplier(self, bounds: Iterable[Bound], admitted: Admitted) -> float:
@@ -64,13 +59,6 @@ class TrainingPlan:
         finite = [bound for bound in bounds if bound.budget.epsilon < float("inf")]
         return max(self._calibrate(bound, *admitted(bound)) for bound in finite)
 
-    def _truncated(self) -> tuple[int, int] | None:
-        """Number of examples and the most of a step, with ``client.max_batch``; None where nothing is cut."""
-        most = self.settings.client.max_batch
-        if most is None or self.rate >= 1:
-            return None
-        return records_of(self.settings, self.rate), most
-
     def _calibrate(self, bound: Bound, plans: list[Counter[DpEvent]], terms: Terms | None) -> float:
         """The noise multiplier with which the planned run uses up what is left of a budget."""
         budget = bound.budget
@@ -82,32 +70,32 @@ class TrainingPlan:
                 f"epsilon={budget.epsilon:g}"
             )
             raise bound.exceeded(BudgetExceeded(message, spent, budget.epsilon))
-        noise = unit_noise(self.settings) if noises_numbers(self.settings) else None
+        mechanisms = self.rounds * self.cost.mechanisms
         cache = cache_folder() / "calibration"
         try:
             if plans:
                 return calibrate_later_plan(
                     terms=terms or budget.terms(plans[0]),
                     earlier=plans[1:],
-                    sampling_rate=self.rate,
-                    steps=self.mechanisms,
+                    sampling_rate=self.cost.sampling_rate,
+                    steps=mechanisms,
                     relation=budget.relation,
                     other_events=self.beside,
-                    noise=noise,
-                    truncated=self._truncated(),  # as for a first plan
+                    noise=self.cost.noise,
+                    truncated=self.cost.truncated,  # as for a first plan
                     cache_dir=cache,
                 )
             return calibrate_noise_multiplier(
                 epsilon=budget.epsilon,
                 delta=budget.delta,
-                sampling_rate=self.rate,
-                steps=self.mechanisms,
+                sampling_rate=self.cost.sampling_rate,
+                steps=mechanisms,
                 relation=budget.relation,
                 other_events=self.beside,
                 accountant=budget.accountant.name,
                 cache_dir=cache,
-                noise=noise,
-                truncated=self._truncated(),
+                noise=self.cost.noise,
+                truncated=self.cost.truncated,
             ).noise_multiplier
         except UnsupportedEvent:
             raise

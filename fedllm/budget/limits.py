@@ -11,33 +11,20 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from dp_accounting.dp_event import ComposedDpEvent, DpEvent
+from dp_accounting.dp_event import DpEvent
 
 from fedllm.budget.schedule import planned_evaluation_rounds
-from fedllm.settings.checks.black_box import noises_numbers
-from fedllm.settings.checks.fixed_shape import records_of
 from fedllm.settings.experiment import Settings
-from fedllm.training.adaptive_clip import release_events
-from fedllm.training.perturbation import UNBOUNDED_ASCENT, is_perturbed
 from privacy.budget import Budget, BudgetExceeded
 from privacy.events.constructors import (
     discrete_gaussian,
     dp_sgd,
     gaussian,
     no_guarantee,
-    poisson_sampled,
     pure_dp,
-    truncated_sgd,
 )
 from privacy.events.multiset import is_private, multiset
 from privacy.guarantee import Adversary, Relation
-
-RAW_DUPLICATE = (
-    "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
-    "updates as they are, and the model is pulled towards it"
-)
-"""Why a run with the paper's own teacher has no guarantee."""
-
 
 MOST_MECHANISMS = 64
 """Different events of one silo in one run; an honest one has a few."""
@@ -97,82 +84,6 @@ def bounds_of(settings: Settings) -> tuple[Bound, ...]:
     )
 
 
-def training_event(settings: Settings, sampling_rate: float, noise_multiplier: float) -> DpEvent:
-    """The event of one local step (unit example), or of one round (unit client), without perturbation;
-    with noise of a file on single numbers (:func:`noises_numbers`), that of one number.
-
-    With adaptive clipping sum and count of the same records are in it, together of ``noise_multiplier``. With
-    ``client.max_batch`` it is that of a truncated sample.
-
-    Args:
-        sampling_rate: of each example in a local step.
-        noise_multiplier: noise standard deviation over sensitivity.
-    """
-    if settings.privacy.mode == "none":
-        return no_guarantee("privacy.mode=none: training without clipping or noise")
-    events = release_events(settings, noise_multiplier)
-    event = events[0] if len(events) == 1 else ComposedDpEvent(events)
-    if settings.privacy.unit == "example":
-        most = settings.client.max_batch
-        if most is not None and sampling_rate < 1:  # at rate 1 the sample never exceeds max_batch
-            size = records_of(settings, sampling_rate)
-            return truncated_sgd(size, sampling_rate, most, noise_multiplier)
-        return poisson_sampled(sampling_rate, events) if sampling_rate < 1 else event
-    fraction = settings.server.fraction
-    sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"
-    # Noise over the clipping norm: that replacing a client moves its update by twice this norm
-    # is the accountants' part, which know the relation.
-    return poisson_sampled(fraction, events) if sampled and fraction < 1 else event
-
-
-def training_events(
-    settings: Settings,
-    server_round: int,
-    *,
-    sampling_rate: float,
-    noise_multiplier: float,
-    steps: int | None = None,
-) -> Counter[DpEvent]:
-    """The events of one round of training by a silo.
-
-    Unit example, in the rounds of the perturbation: ``awp.form = "batch"`` has no guarantee, whatever
-    noise the sums carry. At unit
-    client the update is clipped after all steps, and no form changes its event. With
-    ``teacher.kind = "nonprivate"`` one event without a guarantee stands beside them, in every mode.
-
-    With noise of a file on single numbers each of ``zeroth_order.directions`` in each local step is an event.
-
-    Args:
-        sampling_rate, noise_multiplier: as for :func:`training_event`.
-        steps: local steps, where they are not ``client.local_steps``.
-    """
-    noise = noise_multiplier
-    model = _model_events(settings, server_round, sampling_rate, noise, steps)
-    return model + duplicate_events(settings)
-
-
-def _model_events(
-    settings: Settings,
-    server_round: int,
-    sampling_rate: float,
-    noise_multiplier: float,
-    steps: int | None,
-) -> Counter[DpEvent]:
-    """The events of the model's own update."""
-    event = training_event(settings, sampling_rate, noise_multiplier)
-    steps = settings.client.local_steps if steps is None else steps
-    if noises_numbers(settings):
-        # Unit example: each number is of a Poisson batch of its own. Unit client: each bounds what the
-        # silo contributes to it.
-        return multiset({event: steps * settings.zeroth_order.directions})
-    if settings.privacy.unit == "client":
-        return multiset(event)
-    form = settings.awp.form if is_perturbed(settings.awp, server_round) else "none"
-    if settings.privacy.mode == "dp" and form == "batch":
-        return multiset({event: steps, no_guarantee(UNBOUNDED_ASCENT): steps})
-    return multiset({event: steps})
-
-
 def evaluation_sigma(settings: Settings) -> float:
     """Sigma of the discrete Gaussian noise on each of a silo's two counts (correct, number)."""
     return settings.evaluation.clients_noise * math.sqrt(2)
@@ -187,14 +98,6 @@ def evaluation_events(settings: Settings) -> Counter[DpEvent]:
     if how == "off":
         return Counter()
     return multiset({no_guarantee("evaluation.clients=raw: counts sent as they are"): 1})
-
-
-def duplicate_events(settings: Settings) -> Counter[DpEvent]:
-    """What a round of training releases beside the model's update, with ``teacher.kind = "nonprivate"``:
-    the raw update of a duplicate. One event without a guarantee; else none."""
-    if settings.teacher.kind != "nonprivate":
-        return Counter()
-    return multiset({no_guarantee(RAW_DUPLICATE): 1})
 
 
 def statistics_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:

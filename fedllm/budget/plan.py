@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from fedllm.budget.limits import RAW_DUPLICATE, check_evaluations
+from fedllm.budget.limits import check_evaluations
 from fedllm.data.coupling import AS_DIVIDED, couplings
+from fedllm.flatness.duplicate import RAW_DUPLICATE
 from fedllm.settings.experiment import Settings
 from fedllm.settings.privacy import PrivacySettings
 from fedllm.training.perturbation import UNBOUNDED_ASCENT

@@ -1,21 +1,40 @@
 """The non-private teacher at a silo: a duplicate of the model, trained without clipping and noise.
 
 Guarantee: none. What leaves the silo is the raw update of its examples. The silo's ledger takes a row
-without a guarantee for each round of it (:func:`fedllm.budget.limits.duplicate_events`), so that every epsilon of the silo is
+without a guarantee for each round of it (:func:`duplicate_events`), so that every epsilon of the silo is
 infinite from then on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from dp_accounting.dp_event import DpEvent
 from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import local_update
-from fedllm.training.steps import Streams
+from fedllm.settings.flatness import AwpSettings
+from fedllm.training.steps import LocalWork, StepPlan, Streams, Tally, plain_update
 from fedllm.training.tunable import Tunable
+from privacy.events.constructors import no_guarantee
+from privacy.events.multiset import multiset
+
+RAW_DUPLICATE = (
+    "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
+    "updates as they are, and the model is pulled towards it"
+)
+"""Why a run with the paper's own teacher has no guarantee."""
+
+
+def duplicate_events(settings: Settings) -> Counter[DpEvent]:
+    """What a round of training releases beside the model's update, with ``teacher.kind = "nonprivate"``:
+    the raw update of a duplicate. One event without a guarantee; else none."""
+    if settings.teacher.kind != "nonprivate":
+        return Counter()
+    return multiset({no_guarantee(RAW_DUPLICATE): 1})
 
 
 def duplicate_update(
@@ -34,20 +53,14 @@ def duplicate_update(
 
     Args:
         duplicate: the duplicate's parameters, float32.
-        streams: as for :func:`fedllm.training.dp_sgd.train_locally`; the purposes begin with
+        streams: as for :class:`fedllm.training.steps.LocalWork`; the purposes begin with
             "duplicate-" here, since no stream may serve two uses.
     """
-    plain = settings.model_copy(
-        update={
-            "privacy": settings.privacy.model_copy(update={"mode": "none"}),
-            "awp": settings.awp.model_copy(update={"form": "none"}),
-        }
-    )
-    return local_update(
+    work = LocalWork(
         tunable,
         duplicate,
         features,
-        plain,
-        sampling_rate=sampling_rate,
-        streams=lambda purpose, step: streams(f"duplicate-{purpose}", step),
+        lambda purpose, step: streams(f"duplicate-{purpose}", step),
     )
+    plan = replace(StepPlan.of(settings), awp=AwpSettings(form="none"))
+    return plain_update(work, plan, sampling_rate, Tally(), None)

@@ -307,7 +307,7 @@ def _with_paths(settings: Settings, base: Path) -> Settings:
     changed: dict[str, BaseModel] = {}
     named = settings.privacy.noise
     if named is not None and not named.lstrip().startswith("{"):
-        from fedllm.training.mechanism import noise_text
+        from fedllm.training.noise import noise_text
 
         file = base / Path(os.path.expandvars(os.path.expanduser(named)))
         try:

@@ -1,4 +1,4 @@
-"""Adaptive clipping in a run: the settings of a round, its noise, and the norm of the next one.
+"""Adaptive clipping: a noisy count of the norms beside each clipped sum, and the norm of the next round.
 
 Where the silos add the noise, each releases its noisy counts of the round with its update; where the server does,
 it counts the silos' bits itself. The server moves the norm by the mean share (:mod:`privacy.mechanisms.adaptive_clipping`),
@@ -9,56 +9,92 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings.experiment import Settings
-from fedllm.training.mechanism import release_event
+from fedllm.training.noise import Noise
 from privacy.events.constructors import gaussian
-from privacy.mechanisms.adaptive_clipping import LARGEST, SMALLEST, Split, moved_clip, split
+from privacy.mechanisms.adaptive_clipping import (
+    LARGEST,
+    SMALLEST,
+    Split,
+    moved_clip,
+    noisy_count,
+    split,
+)
+from privacy.randomness import RandomSource
+
+
+@dataclass(frozen=True)
+class SumNoise:
+    """The noise of a clipped sum, and with adaptive clipping of the count of the same records beside it.
+
+    Both together are one mechanism of the noise multiplier that the round is calibrated to.
+
+    Attributes:
+        vector: of the sum.
+        count: noise multiplier of the count; None where none is released.
+    """
+
+    vector: Noise
+    count: float | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, noise_multiplier: float) -> SumNoise:
+        """Share ``noise_multiplier`` out to sum and count as the settings ask for.
+
+        Raises:
+            ValueError: as :meth:`Noise.of`, or no such noise multiplier.
+        """
+        if not is_adaptive(settings):
+            return cls(Noise.of(settings, noise_multiplier))
+        parts = Split(0.0, 0.0)  # 0: the server adds the noise, or nobody trains
+        if noise_multiplier != 0:
+            parts = split(noise_multiplier, settings.clipping.count_share)
+        return cls(Noise.of(settings, parts.vector), parts.count)
+
+    def events(self) -> tuple[DpEvent, ...]:
+        """The events of one clipped sum, with the count of the same records where there is one."""
+        sums = self.vector.event()
+        return (sums,) if self.count is None else (sums, gaussian(self.count))
+
+    def add_to_count(self, count: float, rng: RandomSource) -> float:
+        """A centred count with its noise.
+
+        Raises:
+            ValueError: no count is released, or without noise.
+        """
+        return noisy_count(count, self.count or 0.0, rng)
+
+    def at_clip(self, own: float, clip: float | None) -> float:
+        """The clipping norm of a round.
+
+        Args:
+            own: ``privacy.clip``.
+            clip: as it came with the task; None for ``own``.
+
+        Raises:
+            ValueError: a norm is missing or out of range, or comes although the norm is fixed.
+        """
+        if self.count is None:
+            if clip is not None:
+                raise ValueError(
+                    f"Expected no clipping norm with the task for clipping.form=fixed, got {clip}"
+                )
+            return own
+        if clip is None or not SMALLEST <= clip <= LARGEST:
+            raise ValueError(
+                f"Expected a clipping norm from {SMALLEST:g} to {LARGEST:g} with the task for "
+                f"clipping.form=adaptive, got {clip}"
+            )
+        return clip
 
 
 def is_adaptive(settings: Settings) -> bool:
     """Whether the clipping norm follows the norms."""
     return settings.clipping.form == "adaptive" and settings.privacy.mode == "dp"
-
-
-def noise_split(settings: Settings, noise_multiplier: float) -> Split:
-    """Noise multipliers of a round's sums and counts, of which ``noise_multiplier`` is that of both."""
-    if not is_adaptive(settings) or noise_multiplier == 0:
-        return Split(noise_multiplier, 0.0)
-    return split(noise_multiplier, settings.clipping.count_share)
-
-
-def release_events(settings: Settings, noise_multiplier: float) -> tuple[DpEvent, ...]:
-    """The events of one clipped sum, with the count of the same records where there is one."""
-    noise = noise_split(settings, noise_multiplier)
-    sums = release_event(settings, noise.vector)
-    return (sums, gaussian(noise.count)) if is_adaptive(settings) else (sums,)
-
-
-def at_clip(settings: Settings, clip: float | None) -> Settings:
-    """The settings with a round's clipping norm.
-
-    Args:
-        clip: as it came with the task; None for ``privacy.clip``.
-
-    Raises:
-        ValueError: a norm is missing or out of range, or comes although the norm is fixed.
-    """
-    if not is_adaptive(settings):
-        if clip is not None:
-            raise ValueError(
-                f"Expected no clipping norm with the task for clipping.form=fixed, got {clip}"
-            )
-        return settings
-    if clip is None or not SMALLEST <= clip <= LARGEST:
-        raise ValueError(
-            f"Expected a clipping norm from {SMALLEST:g} to {LARGEST:g} with the task for "
-            f"clipping.form=adaptive, got {clip}"
-        )
-    privacy = settings.privacy.model_copy(update={"clip": clip})
-    return settings.model_copy(update={"privacy": privacy})
 
 
 def bounded_share(share: float) -> float:

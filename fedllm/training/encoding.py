@@ -39,7 +39,7 @@ from fedllm.codec.layout import Layout
 from fedllm.codec.quantise import Quantised
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
-from fedllm.training.mechanism import add_noise
+from fedllm.training.noise import Noise
 from privacy.mechanisms.clipping import clip_vector
 from privacy.randomness import RandomSource
 
@@ -95,7 +95,7 @@ class Encoding:
                 f"Expected a codec for codec.name={settings.codec.name}, codec.noise="
                 f"{settings.codec.noise}, got {inner.name}"
             )
-        scales = gradient_scales(settings, like)
+        scales = gradient_scales(settings.privacy.prefix_scale, like)
         return cls(codec, version, Layout.of(like), scales, in_code)
 
     def flatten(self, update: Mapping[str, Tensor]) -> Tensor:
@@ -114,31 +114,31 @@ class Encoding:
         return 4 * self.layout.dimension
 
 
-def gradient_scales(settings: Settings, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Public factor of each tensor before clipping (``privacy.prefix_scale`` for the prefix)."""
-    return {name: settings.privacy.prefix_scale if name == PREFIX else 1.0 for name in params}
+def gradient_scales(prefix_scale: float, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """Public factor of each tensor before clipping: ``prefix_scale`` for the prefix, else 1."""
+    return {name: prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
 def encode_client_update(
     update: Mapping[str, Tensor],
     encoding: Encoding,
     *,
-    settings: Settings,
-    noise_multiplier: float,
-    noise: RandomSource,
+    clip: float,
+    noise: Noise | None,
+    rng: RandomSource,
     rounding: RandomSource,
 ) -> tuple[Code, bool, bool]:
     """Unit client: clip, add noise (in the order that the encoding says), encode.
 
     Args:
         update: new minus old parameters; private.
-        settings: of the clipping norm and of the mechanism.
-        noise_multiplier: 0 where the server adds the noise.
+        clip: the clipping norm.
+        noise: None where the server adds it.
+        rng: what the noise is drawn from.
 
     Returns:
         The message, whether the update was clipped, whether it was not finite and counts as zero.
     """
-    clip = settings.privacy.clip
     vector = encoding.flatten(update)
     bad = not bool(vector.isfinite().all())
     if bad:
@@ -146,8 +146,8 @@ def encode_client_update(
     if encoding.in_code:
         vector = encoding.codec.project(vector)
     code, clipped, _ = clip_vector(vector, clip)
-    if noise_multiplier:
-        code = add_noise(settings, code, noise_multiplier, noise)
+    if noise is not None:
+        code = noise.add(code, clip, rng)
     if encoding.in_code:
         return encoding.codec.encode_code(code, rounding), clipped, bad
     return encoding.codec.encode(code, rounding), clipped, bad

@@ -1,156 +1,274 @@
-"""The mechanism that training releases its vectors with: Gaussian noise, or LMO noise of a file.
+"""The mechanism of one silo in one run: what a round of training costs, and the release that it costs it for.
 
-A noise multiplier means the same for both: 1 / mu of the mechanism for a vector clipped to norm 1. For
-Gaussian noise it is the standard deviation over the clipping norm. LMO noise is scaled so that the mu
-that is *proven* for it on vectors (:mod:`privacy.accountants.vector_bound`) is the same: what calibrates
-Gaussian noise calibrates it too, and the ledger costs both alike, whatever is claimed for either.
+One object gives both, so that no other file has to agree with it: the file that draws the noise defines its event.
 
-Training through a model's outputs alone (:mod:`fedllm.training.zeroth_order`) releases single numbers, each of sensitivity
-``clip``. Noise of a file is then a number's own: its loss is exact, any family will do, the noise multiplier is its
-standard deviation over the clipping norm, and each number is an event of its own.
+    mechanism = make_mechanism(settings, sampling_rate=0.1, noise_multiplier=1.2)
+    mechanism.events(1)                      # recorded in the ledger before
+    mechanism.train(LocalWork(...))          # what these events are of
+
+A mechanism of another package is added with :func:`register_mechanism`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-from functools import lru_cache
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
 
 from dp_accounting.dp_event import DpEvent
 from torch import Tensor
 
-from fedllm.files.bounded_json import read_bounded
-from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
-from privacy.accountants.vector_bound import gaussian_bound, why_no_bound
-from privacy.events.constructors import gaussian, scalar_noise, vector_noise
-from privacy.mechanisms.gaussian import add_gaussian
-from privacy.mechanisms.scalar_noise import ScalarNoise
-from privacy.mechanisms.scalar_noise.lmo import noise_from_json
-from privacy.mechanisms.scalar_noise.vector import add_scalar_noise
+from fedllm.training.black_box.directions import NUMBERS
+from fedllm.training.black_box.forward_only import ForwardOnly, forward_only
+from fedllm.training.client_update import ClientUpdate
+from fedllm.training.dp_sgd import DpSgd
+from fedllm.training.encoding import encode_released_update
+from fedllm.training.noise import Noise, RoundCost
+from fedllm.training.steps import (
+    LocalResult,
+    LocalWork,
+    StepPlan,
+    Tally,
+    check_noise,
+    plain_update,
+)
+from fedllm.training.zeroth_order import Estimates, ZerothOrder, plain_sum
+from privacy.events.constructors import no_guarantee
+from privacy.events.multiset import multiset
 from privacy.randomness import RandomSource
 
-_MARGIN = 1e-8  # of scale: more than round-off between here and the accountants
+
+class Mechanism(Protocol):
+    """What a silo releases in a round of training, with its events."""
+
+    @property
+    def private(self) -> bool:
+        """Whether the release carries noise at all."""
+        ...
+
+    @property
+    def noise_multiplier(self) -> float:
+        """Noise standard deviation over sensitivity."""
+        ...
+
+    @property
+    def clip(self) -> float:
+        """Clipping norm of the round."""
+        ...
+
+    def at_clip(self, clip: float | None) -> Self:
+        """The mechanism of a round whose task brings ``clip``; None for the settings' own norm.
+
+        Raises:
+            ValueError: a norm is missing or out of range, or comes although the norm is fixed.
+        """
+        ...
+
+    def at_silo(self) -> Self:
+        """The part of it that the silo carries out: without noise where the server adds it."""
+        ...
+
+    def events(self, server_round: int) -> Counter[DpEvent]:
+        """The events of one round.
+
+        Raises:
+            ValueError: no noise multiplier that noise has.
+        """
+        ...
+
+    def cost(self) -> RoundCost:
+        """What the noise multiplier is calibrated for."""
+        ...
+
+    def release_noise(self) -> Noise | None:
+        """The noise of one release; None without."""
+        ...
+
+    def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
+        """Standard deviation of the noise in each entry of the update as the server reads it, by tensor.
+
+        A function of public values alone: server and silo compute the same. None where it is not known.
+        """
+        ...
+
+    def train(self, work: LocalWork) -> LocalResult:
+        """Train one round; the result is what the events are of.
+
+        Raises:
+            ValueError: a noise multiplier that the mechanism does not promise.
+        """
+        ...
 
 
-def noise_of(settings: Settings) -> ScalarNoise | None:
-    """The noise that ``privacy.noise`` names, as it is there; None for Gaussian noise.
+@runtime_checkable
+class CentralMechanism(Protocol):
+    """A mechanism whose noise a trusted server adds to the sum over the silos."""
+
+    def unsampled(self) -> Mechanism:
+        """The mechanism without amplification by the draw of the silos."""
+        ...
+
+    def add_noise(self, total: Tensor, rng: RandomSource) -> Tensor:
+        """Add the noise to a sum of messages of norm at most ``clip`` each."""
+        ...
+
+    def noisy_share(self, count: float, expected: float, rng: RandomSource) -> float:
+        """Adaptive clipping: the noisy share of a centred count over ``expected`` silos.
+
+        Raises:
+            ValueError: no count is released.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class NoPrivacy:
+    """Training without clipping and noise; what leaves has no guarantee.
+
+    Attributes:
+        plan: of the local steps.
+        estimates: how numbers are found, for a model that gives losses alone; else None.
+        sampling_rate: probability of each example to be in a step's batch.
+        clip: the settings' clipping norm, which clips nothing.
+        noise_multiplier: as given; none is used.
+        releases: events of a round.
+        keeps_all: whether the server reads an update with all its coordinates.
+    """
+
+    plan: StepPlan
+    estimates: Estimates | None
+    sampling_rate: float
+    clip: float
+    noise_multiplier: float
+    releases: int
+    keeps_all: bool
+
+    private = False
+
+    @classmethod
+    def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> NoPrivacy:
+        """The mechanism of these settings."""
+        through_outputs = settings.model.access == "black-box"
+        return cls(
+            plan=StepPlan.of(settings),
+            estimates=Estimates.of(settings, sampling_rate) if through_outputs else None,
+            sampling_rate=sampling_rate,
+            clip=settings.privacy.clip,
+            noise_multiplier=noise_multiplier,
+            releases=1 if settings.privacy.unit == "client" else settings.client.local_steps,
+            keeps_all=settings.codec.keeps_all and not through_outputs,
+        )
+
+    def at_clip(self, clip: float | None) -> NoPrivacy:
+        """The mechanism itself.
+
+        Raises:
+            ValueError: a norm comes: nothing is clipped.
+        """
+        if clip is not None:
+            raise ValueError(
+                f"Expected no clipping norm with the task for clipping.form=fixed, got {clip}"
+            )
+        return self
+
+    def at_silo(self) -> NoPrivacy:
+        """The silo carries out all of it."""
+        return self
+
+    def events(self, server_round: int) -> Counter[DpEvent]:
+        """Events without a guarantee."""
+        event = no_guarantee("privacy.mode=none: training without clipping or noise")
+        return multiset({event: self.releases})
+
+    def cost(self) -> RoundCost:
+        """Nothing is calibrated."""
+        return RoundCost(self.sampling_rate, self.releases)
+
+    def release_noise(self) -> None:
+        """None is added."""
+        return
+
+    def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
+        """Zero in each entry; None where the server does not read entries of the update."""
+        return dict.fromkeys(params, 0.0) if self.keeps_all else None
+
+    def train(self, work: LocalWork) -> LocalResult:
+        """Take the local steps; the result is private and leaves all the same.
+
+        Raises:
+            ValueError: a noise multiplier above 0.
+        """
+        if self.estimates is not None:
+            return self.walk(forward_only(work.tunable), work)
+        check_noise("none", "client", self.noise_multiplier)
+        tally = Tally()
+        update = plain_update(work, self.plan, self.sampling_rate, tally, None)
+        noise_std = self.noise_std(update)
+        if work.encoding is None:
+            return tally.result(update, noise_std)
+        rounding = work.streams("round", self.plan.count)
+        code = encode_released_update(update, work.encoding, rounding=rounding)
+        return tally.result(dict(code.tensors), noise_std)
+
+    def walk(self, model: ForwardOnly, work: LocalWork) -> LocalResult:
+        """As :meth:`ZerothOrder.walk`, without clipping and noise."""
+        check_noise("none", "client", self.noise_multiplier)
+        tally = Tally()
+        estimates = self.estimates
+        if estimates is None:
+            raise ValueError("Expected model.access=black-box to train through outputs alone")
+        return tally.result({NUMBERS: estimates.walk(model, work, plain_sum(tally), None)})
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of mechanism.
+
+    Attributes:
+        name: of it.
+        applies: whether it is the one that settings ask for.
+        make: of settings (a silo's own), sampling rate and noise multiplier.
+    """
+
+    name: str
+    applies: Callable[[Settings], bool]
+    make: Callable[[Settings, float, float], Mechanism]
+
+
+KINDS: list[Kind] = [
+    Kind("dp-sgd", lambda settings: True, DpSgd.of),
+    Kind("client-update", lambda settings: settings.privacy.unit == "client", ClientUpdate.of),
+    Kind("zeroth-order", lambda settings: settings.model.access == "black-box", ZerothOrder.of),
+    Kind("no-privacy", lambda settings: settings.privacy.mode == "none", NoPrivacy.of),
+]
+"""All kinds; the last one that applies is taken."""
+
+
+def register_mechanism(kind: Kind) -> None:
+    """Add a kind of mechanism, which comes before those there are.
 
     Raises:
-        ValueError: the file is missing, is not noise, or noise that vectors have no bound for.
+        ValueError: there is one of that name.
     """
-    if settings.privacy.mechanism == "gaussian":
-        return None
-    numbers = noises_numbers(settings)
-    text = str(settings.privacy.noise)
-    return _read(text, numbers) if text.lstrip().startswith("{") else _in_file(Path(text), numbers)
+    if kind.name in [known.name for known in KINDS]:
+        raise ValueError(f"Expected a new name for a mechanism, got {kind.name!r}")
+    KINDS.append(kind)
 
 
-def _in_file(path: Path, numbers: bool) -> ScalarNoise:
-    try:
-        return _read(path.read_text("utf-8"), numbers)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"Expected noise in privacy.noise={str(path)!r}: {error}") from None
-
-
-@lru_cache(maxsize=64)
-def _read(text: str, numbers: bool) -> ScalarNoise:
-    """Of JSON."""
-    try:
-        noise = noise_from_json(read_bounded(text, "noise"))
-    except ValueError as error:
-        raise ValueError(f"Expected noise in privacy.noise: {error}") from None
-    reason = None if numbers else why_no_bound(noise)
-    if reason is not None:
-        raise ValueError(f"Expected Gaussian, Laplace or LMO noise in privacy.noise: {reason}")
-    return noise
-
-
-def noise_text(path: Path, *, numbers: bool = False) -> str:
-    """A noise file's content on one line, as settings that travel hold it.
+def make_mechanism(
+    settings: Settings, *, sampling_rate: float, noise_multiplier: float
+) -> Mechanism:
+    """The mechanism that the settings ask for.
 
     Args:
-        numbers: whether it is for single numbers, where every family has a guarantee.
+        settings: the silo's own (``Settings.for_silo``).
+        sampling_rate: of each example in a local step.
+        noise_multiplier: noise standard deviation over sensitivity; 0 where it is not known yet.
 
     Raises:
-        ValueError: no such file, or it is not noise.
+        ValueError: no such mechanism; the message says why.
     """
-    return json.dumps(_in_file(path, numbers).to_dict(), sort_keys=True)
-
-
-@lru_cache(maxsize=64)
-def _unit(noise: ScalarNoise) -> ScalarNoise:
-    """The noise scaled to be 1-GDP on vectors of sensitivity 1."""
-    return noise.scaled(gaussian_bound(noise) * (1 + _MARGIN))
-
-
-@lru_cache(maxsize=64)
-def _unit_number(noise: ScalarNoise) -> ScalarNoise:
-    """The noise scaled to standard deviation 1 (where that is infinite: to width 1)."""
-    return noise.scaled(1 / _size(noise))
-
-
-def _size(noise: ScalarNoise) -> float:
-    return noise.std if math.isfinite(noise.std) else noise.width
-
-
-def unit_noise(settings: Settings) -> ScalarNoise | None:
-    """The noise of noise multiplier 1 in units of the clipping norm; None for Gaussian noise."""
-    noise = noise_of(settings)
-    if noise is None:
-        return None
-    return _unit_number(noise) if noises_numbers(settings) else _unit(noise)
-
-
-def scaled_noise(settings: Settings, noise_multiplier: float) -> ScalarNoise | None:
-    """The noise of each coordinate in units of the clipping norm; None for Gaussian noise."""
-    noise = unit_noise(settings)
-    return None if noise is None else noise.scaled(noise_multiplier)
-
-
-def multiplier_of(noise: ScalarNoise, scale: float) -> float:
-    """The noise multiplier with which ``scaled_noise`` is ``scale`` times the noise, on vectors."""
-    return scale / (gaussian_bound(noise) * (1 + _MARGIN))
-
-
-def number_multiplier(noise: ScalarNoise, scale: float) -> float:
-    """As :func:`multiplier_of`, on single numbers."""
-    return scale * _size(noise)
-
-
-def release_event(settings: Settings, noise_multiplier: float) -> DpEvent:
-    """The event of one vector, clipped to the clipping norm and noised by :func:`add_noise`; with noise of
-    a file on single numbers, that of one of them."""
-    noise = scaled_noise(settings, noise_multiplier)
-    if noise is not None and noises_numbers(settings):
-        return scalar_noise(noise)
-    # The bound holds whatever the number of coordinates, which is not known before the model is.
-    return gaussian(noise_multiplier) if noise is None else vector_noise(noise, 0)
-
-
-def noise_std(settings: Settings, noise_multiplier: float) -> float:
-    """Standard deviation of the noise of each coordinate over the clipping norm; may be infinite."""
-    noise = None if noise_multiplier == 0 else scaled_noise(settings, noise_multiplier)
-    return noise_multiplier if noise is None else noise.std
-
-
-def add_noise(
-    settings: Settings, vector: Tensor, noise_multiplier: float, rng: RandomSource
-) -> Tensor:
-    """A vector of sensitivity ``privacy.clip`` (L2), with noise on every coordinate.
-
-    Guarantee: its event is :func:`release_event`.
-
-    Raises:
-        ValueError: the noise multiplier is not finite and > 0, or the vector not finite.
-    """
-    if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
-        raise ValueError(
-            f"Expected a finite noise_multiplier > 0, got noise_multiplier={noise_multiplier}"
-        )
-    clip = settings.privacy.clip
-    noise = scaled_noise(settings, noise_multiplier)
-    if noise is None:
-        return add_gaussian(vector, clip, noise_multiplier, rng)
-    return add_scalar_noise(vector, clip, noise, rng)
+    kind = next(kind for kind in reversed(KINDS) if kind.applies(settings))
+    return kind.make(settings, sampling_rate, noise_multiplier)

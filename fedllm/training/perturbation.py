@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from fedllm.models.prefix import PREFIX
-from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import AwpSettings
 
 _PREFIX_LAYER = 4  # axes of one layer: key or value, heads, positions, head_dim
@@ -110,7 +109,6 @@ def is_perturbed(awp: AwpSettings, server_round: int) -> bool:
     return awp.form != "none" and (awp.rounds is None or server_round <= awp.rounds)
 
 
-def perturbation_of(settings: Settings, server_round: int) -> Perturbation | None:
+def perturbation_of(awp: AwpSettings, server_round: int) -> Perturbation | None:
     """The perturbation of a round; None where there is none."""
-    awp = settings.awp
     return Perturbation(awp.gamma, awp.head) if is_perturbed(awp, server_round) else None

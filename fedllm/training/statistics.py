@@ -27,10 +27,9 @@ from fedllm.data.batches import Feature
 from fedllm.settings.codec import CodecSettings
 from fedllm.settings.experiment import Settings
 from fedllm.training.batch.contained import Failures, example_rows, report_lost_step
-from fedllm.training.dp_sgd import local_update
 from fedllm.training.encoding import gradient_scales
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
-from fedllm.training.steps import Streams
+from fedllm.training.steps import LocalWork, StepPlan, Streams, Tally, plain_update
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
@@ -80,9 +79,9 @@ def release_statistics(
     statistics = statistics_of(settings, params)
     divisor = 1.0
     if settings.privacy.unit == "client":
-        update = local_update(
-            tunable, params, features, settings, sampling_rate=sampling_rate, streams=streams
-        )
+        failures = Failures() if settings.privacy.mode == "dp" else None
+        work = LocalWork(tunable, params, features, streams)
+        update = plain_update(work, StepPlan.of(settings), sampling_rate, Tally(), failures)
         total = statistics.of(statistics.layout.flatten(update))
     else:
         divisor = float(settings.client.batch_size or 1)
@@ -102,7 +101,10 @@ def _total(
     settings: Settings,
 ) -> Tensor:
     """Sum of the examples' statistics, micro-batch by micro-batch."""
-    point, scales = _on_device(tunable, params), gradient_scales(settings, params)
+    point, scales = (
+        _on_device(tunable, params),
+        gradient_scales(settings.privacy.prefix_scale, params),
+    )
     total = torch.zeros(statistics.size, dtype=torch.float64)
     failures = Failures() if settings.privacy.mode == "dp" else None
 
@@ -255,7 +257,7 @@ def _clipped_mean(
 ) -> Tensor:
     """Sum of the gradients (unit example: clipped one by one) over ``divisor``, as the codec sees
     them: flat and scaled, [d]."""
-    layout, scales = Layout.of(params), gradient_scales(settings, params)
+    layout, scales = Layout.of(params), gradient_scales(settings.privacy.prefix_scale, params)
     point = _on_device(tunable, params)
     tokens = settings.client.max_tokens
     if settings.privacy.unit == "example":

@@ -10,6 +10,7 @@ of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,12 @@ from fedllm.budget.fingerprint import Fingerprinted
 from fedllm.budget.release_id import params_digest, release_key, settings_digest
 from fedllm.budget.round_draws import RoundDraws, draws_afresh
 from fedllm.settings.experiment import Settings
-from fedllm.training.adaptive_clip import at_clip, is_adaptive, noise_split
-from fedllm.training.dp_sgd import split_like
-from fedllm.training.mechanism import add_noise, noise_std
+from fedllm.training.adaptive_clip import is_adaptive
+from fedllm.training.mechanism import CentralMechanism, Mechanism, make_mechanism
+from fedllm.training.steps import split_like
 from privacy.budget import BudgetExceeded
 from privacy.ledger.ledger import Ledger
-from privacy.mechanisms.adaptive_clipping import SENSITIVITY, noisy_count, share_below
+from privacy.mechanisms.adaptive_clipping import SENSITIVITY
 from privacy.mechanisms.clipping import clip_vector
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import RandomSource, generator
@@ -186,18 +187,14 @@ class TrustedNoise:
         if not mark or not self._released.get(draw, set()) - {key}:
             yield
             return
-        before = accounts[0].settings
-        everybody = before.server.model_copy(update={"fraction": 1.0})
+        before = [account.mechanism for account in accounts]
         for account in accounts:
-            account.settings = account.settings.model_copy(update={"server": everybody})
+            account.mechanism = _central(account.mechanism).unsampled()
         try:
             yield
         finally:
-            for account in accounts:
-                sampled = account.settings.server.model_copy(
-                    update={"fraction": before.server.fraction}
-                )
-                account.settings = account.settings.model_copy(update={"server": sampled})
+            for account, mechanism in zip(accounts, before, strict=True):
+                account.mechanism = mechanism
 
     def release_statistics(
         self, received: Mapping[str, Tensor], size: int, params: Mapping[str, Tensor]
@@ -264,15 +261,22 @@ class TrustedNoise:
     def _noisy_mean(
         self, server_round: int, digest: str, total: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        settings = at_clip(self.settings, self.clip if is_adaptive(self.settings) else None)
-        noise = noise_split(settings, self.noise_multiplier).vector
+        mechanism = self._mechanism()
         labels = ("trusted-noise", server_round, digest)
         rng = self._stream(*labels)
         flat = torch.cat([total[name].reshape(-1) for name in sorted(total)])
-        flat = add_noise(settings, flat, noise, rng) / self.expected
+        flat = _central(mechanism).add_noise(flat, rng) / self.expected
         mean = dict(zip(sorted(total), split_like(flat, total), strict=True))
-        std = noise_std(settings, noise) * settings.privacy.clip / self.expected
+        noise = mechanism.release_noise()
+        std = math.nan if noise is None else noise.std * mechanism.clip / self.expected
         return mean, dict.fromkeys(mean, std)
+
+    def _mechanism(self) -> Mechanism:
+        """Of the sum over the silos, at the round's clipping norm."""
+        mechanism = make_mechanism(
+            self.settings, sampling_rate=1.0, noise_multiplier=self.noise_multiplier
+        )
+        return mechanism.at_clip(self.clip if is_adaptive(self.settings) else None)
 
     def _count(self, staying: Sequence[Contribution]) -> float:
         """The centred count of the silos' bits, each bounded here, whatever the silo says; private."""
@@ -286,5 +290,10 @@ class TrustedNoise:
         if not is_adaptive(self.settings):
             return None
         rng = self._stream("trusted-count", server_round, digest)
-        multiplier = noise_split(self.settings, self.noise_multiplier).count
-        return share_below(noisy_count(count, multiplier, rng), self.expected)
+        return _central(self._mechanism()).noisy_share(count, self.expected, rng)
+
+
+def _central(mechanism: Mechanism) -> CentralMechanism:
+    if not isinstance(mechanism, CentralMechanism):
+        raise ValueError(f"Expected a mechanism whose noise a server can add, got {mechanism}")
+    return mechanism

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
-from fedllm.training.zeroth_order import NUMBERS, Directions, clip_numbers, round_seed
+from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
+from fedllm.training.zeroth_order import clip_numbers
 
 
 class DirectionsLink:
@@ -48,7 +50,8 @@ class DirectionsLink:
 
     def clip(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The server's own clipping of a silo's numbers, before its noise; see :func:`clip_numbers`."""
-        return {NUMBERS: clip_numbers(update[NUMBERS], self.settings)[0]}
+        clip, each = self.settings.privacy.clip, noises_numbers(self.settings)
+        return {NUMBERS: clip_numbers(update[NUMBERS], clip, each=each)[0]}
 
     def expand(self, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The update of the model that the silos' mean numbers stand for.

@@ -53,10 +53,10 @@ from torch import Tensor
 from fedllm.budget.account import sampling_rate
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
-from fedllm.training.adaptive_clip import at_clip, is_adaptive, noise_split
-from fedllm.training.dp_sgd import update_noise_std
+from fedllm.training.adaptive_clip import is_adaptive
 from fedllm.training.encoding import Encoding, gradient_scales
-from fedllm.training.mechanism import scaled_noise
+from fedllm.training.mechanism import Mechanism, make_mechanism
+from fedllm.training.noise import Noise
 from privacy.mechanisms.norm_tails import (
     GaussianLength,
     NoiseLength,
@@ -138,20 +138,22 @@ class UpdateLaw:
         Raises:
             ValueError: a noise multiplier that no noise has.
         """
-        settings = self._of(silo)
+        settings = self.settings.for_silo(silo)
         examples = self.sizes.get(silo)
         if why_no_law(settings, examples) is not None:
             return None
         exponent = math.log(self.replies / FALSE_REFUSALS)
         if settings.model.access == "black-box":
-            return _numbers(settings, examples, noise_multiplier, exponent) * (1 + _SLACK)
-        scales = gradient_scales(settings, self.params)
+            mechanism = self._mechanism(settings, noise_multiplier)
+            return self._numbers(settings, mechanism, examples, exponent) * (1 + _SLACK)
+        scales = gradient_scales(settings.privacy.prefix_scale, self.params)
         if settings.privacy.mode == "dp" and settings.privacy.unit == "client":
-            length = self._client(settings, noise_multiplier, exponent)
+            length = self._client(self._mechanism(settings, noise_multiplier), exponent)
         elif settings.client.optimizer == "adam":
             length = _adam(settings, self.params, scales)
         else:
-            length = self._steps(settings, examples, noise_multiplier, exponent)
+            mechanism = self._mechanism(settings, noise_multiplier)
+            length = self._steps(settings, mechanism, examples, exponent)
         largest = math.sqrt(
             sum(float((p.double() * scales[n]).square().sum()) for n, p in self.params.items())
         )
@@ -161,16 +163,17 @@ class UpdateLaw:
 
     def length(self, update: Mapping[str, Tensor]) -> float:
         """The length of a contribution's update."""
-        scales = gradient_scales(self.settings, update)
+        scales = gradient_scales(self.settings.privacy.prefix_scale, update)
         return math.sqrt(
             sum(float((value.double() * scales[n]).square().sum()) for n, value in update.items())
         )
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _of(self, silo: str) -> Settings:
-        own = self.settings.for_silo(silo)
-        return at_clip(own, self.clip if is_adaptive(own) else None)
+    def _mechanism(self, own: Settings, noise_multiplier: float) -> Mechanism:
+        """A silo's mechanism of the round; its sampling rate changes nothing here."""
+        mechanism = make_mechanism(own, sampling_rate=1.0, noise_multiplier=noise_multiplier)
+        return mechanism.at_clip(self.clip if is_adaptive(own) else None)
 
     @property
     def _by_silos(self) -> bool:
@@ -186,7 +189,7 @@ class UpdateLaw:
     def _per_divisor(self, contribution: Contribution) -> float:
         if self.settings.privacy.unit == "client":
             return contribution.noise_multiplier
-        return contribution.noise_multiplier / _divisor(self._of(contribution.silo))
+        return contribution.noise_multiplier / _divisor(self.settings.for_silo(contribution.silo))
 
     def _checked(self, contribution: Contribution, median: float) -> Contribution:
         silo, noise = contribution.silo, contribution.noise_multiplier
@@ -209,7 +212,8 @@ class UpdateLaw:
             raise UpdateRefused(
                 f"Expected a finite noise-multiplier > 0 for privacy.mode=dp, got {noise}"
             )
-        most, given = self.settings.server.max_noise_ratio, self._of(silo).privacy.noise_multiplier
+        most, own = self.settings.server.max_noise_ratio, self.settings.for_silo(silo)
+        given = own.privacy.noise_multiplier
         if given is not None:
             if not math.isclose(noise, given, rel_tol=_SAME):
                 raise UpdateRefused(
@@ -232,8 +236,9 @@ class UpdateLaw:
         """
         if self.settings.privacy.noise_by == "server":
             return contribution
-        own = self._of(contribution.silo)
-        std = update_noise_std(own, contribution.noise_multiplier, self.params)
+        own = self.settings.for_silo(contribution.silo)
+        mechanism = self._mechanism(own, contribution.noise_multiplier)
+        std = mechanism.noise_std(self.params)
         for name, told in (contribution.noise_std or {}).items():
             if std is not None and not math.isclose(told, std[name], rel_tol=_SAME):
                 raise UpdateRefused(
@@ -257,13 +262,11 @@ class UpdateLaw:
         return codec.code_dimension if fewer else self._trained
 
     def _steps(
-        self, settings: Settings, examples: int | None, noise_multiplier: float, exponent: float
+        self, settings: Settings, mechanism: Mechanism, examples: int | None, exponent: float
     ) -> float:
-        client, steps = settings.client, settings.client.local_steps
-        noise_multiplier = noise_split(settings, noise_multiplier).vector
-        noise = noise_on(settings, noise_multiplier, self._noisy)
+        client, steps, clip = settings.client, settings.client.local_steps, mechanism.clip
+        noise = noise_on(mechanism.release_noise(), clip, self._noisy)
         half = exponent + math.log(4)  # samples and noise, in two bounds
-        clip = settings.privacy.clip
         step = clip * most_of(settings, examples, 1, half + math.log(steps))
         found = walk(noise, step, steps, half)
         if isinstance(noise, GaussianLength):
@@ -271,13 +274,30 @@ class UpdateLaw:
             found = min(found, added + clip * most_of(settings, examples, steps, half))
         return found * client.learning_rate / _divisor(settings)
 
-    def _client(self, settings: Settings, noise_multiplier: float, exponent: float) -> float:
-        clip = settings.privacy.clip
-        if settings.privacy.noise_by == "server":
-            return clip
-        noise_multiplier = noise_split(settings, noise_multiplier).vector
-        noise = noise_on(settings, noise_multiplier, self._noisy)
-        return noise.bound(clip, exponent)
+    def _client(self, mechanism: Mechanism, exponent: float) -> float:
+        if self.settings.privacy.noise_by == "server":
+            return mechanism.clip
+        noise = noise_on(mechanism.release_noise(), mechanism.clip, self._noisy)
+        return noise.bound(mechanism.clip, exponent)
+
+    def _numbers(
+        self, settings: Settings, mechanism: Mechanism, examples: int | None, exponent: float
+    ) -> float:
+        """Of the numbers along random directions."""
+        steps, count = settings.client.local_steps, settings.zeroth_order.directions
+        alone = noises_numbers(settings)
+        noise, clip = mechanism.release_noise(), mechanism.clip
+        if settings.privacy.unit == "client":
+            length = clip * (math.sqrt(steps * count) if alone else 1.0)
+            if settings.privacy.noise_by == "server":
+                return length
+            return noise_on(noise, clip, steps * count).bound(length, exponent)
+        half = exponent + math.log(2)  # samples and noise
+        batches = steps * (count if alone else 1)
+        most = clip * most_of(settings, examples, 1, half + math.log(batches))
+        length = most * (math.sqrt(count) if alone else 1.0)
+        found = side_by_side(noise_on(noise, clip, count), length, steps, half)
+        return found / _divisor(settings)
 
     def _rounded(self, length: float) -> float:
         """The length after the codec's number format."""
@@ -292,17 +312,18 @@ def _divisor(settings: Settings) -> float:
     return float(settings.client.batch_size or 1)
 
 
-def noise_on(settings: Settings, noise_multiplier: float, dimension: int) -> NoiseLength:
-    """The noise of :func:`fedllm.training.mechanism.add_noise` on so many coordinates, clipping norm included.
+def noise_on(noise: Noise | None, clip: float, dimension: int) -> NoiseLength:
+    """The noise of :meth:`fedllm.training.noise.Noise.add` on so many coordinates, clipping norm included.
 
     Raises:
-        ValueError: a noise multiplier that no noise has.
+        ValueError: a noise multiplier that no noise has, or none at all.
     """
-    clip = settings.privacy.clip
-    noise = scaled_noise(settings, noise_multiplier)
     if noise is None:
-        return GaussianLength(dimension, noise_multiplier * clip)
-    return ScalarLength(dimension, noise.scaled(clip))
+        raise ValueError("Expected a mechanism with noise, got one without")
+    scaled = noise.scaled
+    if scaled is None:
+        return GaussianLength(dimension, noise.multiplier * clip)
+    return ScalarLength(dimension, scaled.scaled(clip))
 
 
 def most_of(settings: Settings, examples: int | None, steps: int, exponent: float) -> float:
@@ -318,26 +339,6 @@ def most_of(settings: Settings, examples: int | None, steps: int, exponent: floa
             raise ValueError("Expected a public number of examples, got none")
         expected, most = client.sampling_rate * examples, min(most, float(examples))
     return min(most * steps, largest_sample(expected * steps, exponent))
-
-
-def _numbers(
-    settings: Settings, examples: int | None, noise_multiplier: float, exponent: float
-) -> float:
-    """Of the numbers along random directions."""
-    steps, count = settings.client.local_steps, settings.zeroth_order.directions
-    alone = noises_numbers(settings)
-    clip = settings.privacy.clip
-    if settings.privacy.unit == "client":
-        length = clip * (math.sqrt(steps * count) if alone else 1.0)
-        if settings.privacy.noise_by == "server":
-            return length
-        return noise_on(settings, noise_multiplier, steps * count).bound(length, exponent)
-    half = exponent + math.log(2)  # samples and noise
-    batches = steps * (count if alone else 1)
-    most = clip * most_of(settings, examples, 1, half + math.log(batches))
-    length = most * (math.sqrt(count) if alone else 1.0)
-    found = side_by_side(noise_on(settings, noise_multiplier, count), length, steps, half)
-    return found / _divisor(settings)
 
 
 def adam_travel(steps: int) -> float:

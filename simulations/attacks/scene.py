@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from fedllm.data.batches import Feature
 from fedllm.data.formats.records import DataError, normalise_text
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import split_like, train_locally
 from fedllm.training.gradients import per_example_gradients
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.steps import LocalWork, split_like
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from privacy.randomness import generator
 from simulations.benchmarks.support import workload
@@ -110,15 +112,10 @@ def make_scene(
     features = tunable.task.features(records)
     params = initial_params(tunable, settings)
     if warm_steps > 0:
-        warm = train_locally(
-            tunable,
-            params,
-            features[texts:],
-            settings,
-            sampling_rate=min(1.0, WARM_BATCH / max(1, warm_texts)),
-            noise_multiplier=0.0,
-            streams=lambda purpose, step: generator(seed, "leakage-warm-up", purpose, step),
-        )
+        rate = min(1.0, WARM_BATCH / max(1, warm_texts))
+        mechanism = make_mechanism(settings, sampling_rate=rate, noise_multiplier=0.0)
+        streams = partial(generator, seed, "leakage-warm-up")
+        warm = mechanism.train(LocalWork(tunable, params, features[texts:], streams))
         params = {name: params[name] + warm.update[name] for name in params}
     return Scene(tunable, params, features[:texts], origin)
 

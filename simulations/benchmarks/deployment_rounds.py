@@ -6,7 +6,7 @@ The tiny experiment runs over nodes on this machine, and then on Flower's simula
 what the processes do (:func:`put_clocks`). For each silo and round, of the time from the server's
 sending the tasks to its having all answers:
 
-* computing: the local steps (:func:`fedllm.training.dp_sgd.train_locally`);
+* computing: the local steps (:meth:`fedllm.training.dp_sgd.DpSgd.train`);
 * loading: the rest of the app's work on the task (data, model, account and ledger), and the start of a process
   for it where it needs a new one;
 * transfer: the node's requests that fetch the task and send the answer (not told apart in simulation);
@@ -128,7 +128,7 @@ def put_clocks() -> None:
         module.ClientApp.__call__ = call
 
     def in_training(module: Any) -> None:
-        around(module, "train_locally", lambda began, *_: tell("train", began, current["round"]))
+        around(module.DpSgd, "train", lambda began, *_: tell("train", began, current["round"]))
 
     def in_server(module: Any) -> None:
         def answered(began: float, _: Any, grid: Any, messages: Any) -> None:

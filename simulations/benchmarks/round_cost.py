@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import from_json, parse_settings, to_json
 from fedllm.silo.process import use_threads
-from fedllm.training.dp_sgd import train_locally
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.randomness import generator
 
@@ -62,15 +64,13 @@ def bare_worker(text: str, places: Sequence[int], rounds: int, barrier: Any, out
         barrier.wait()
         began = time.perf_counter()
         for silo, examples in zip(silos, features, strict=True):
-            train_locally(
-                tunable,
-                params,
-                examples,
+            mechanism = make_mechanism(
                 settings,
                 sampling_rate=float(settings.client.batch_size or 1) / len(examples),
                 noise_multiplier=1.0,
-                streams=lambda use, step, s=silo.name, t=turn: generator(0, s, t, use, step),
             )
+            streams = partial(generator, 0, silo.name, turn)
+            mechanism.train(LocalWork(tunable, params, examples, streams))
         times.append(time.perf_counter() - began)
     out.put(times)
 

@@ -50,8 +50,8 @@ OFF = {
 """By feature that is off in this round: which files are its own."""
 SETTINGS = r"(^|/)settings"
 """The files of the settings."""
-EVENTS = re.compile(r"(^|\.)(training_events|Mechanism\.events)$")
-"""Functions that build the events of one round of training at one silo; callers of the same name count once."""
+EVENTS = re.compile(r"^(DpSgd|ClientUpdate|ZerothOrder|NoPrivacy|Mechanism)\.events$")
+"""Methods that build the events of one round of training at one silo."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,8 @@ def calls_of_features_off(calls: list[Call]) -> dict[str, int]:
 
 
 def event_builds(calls: list[Call]) -> int:
-    """How many times the events of one silo's round are built, wrappers of the same name left out."""
-    names = Counter((call.file, call.function) for call in calls if EVENTS.search(call.function))
-    plain = sum(count for (_, function), count in names.items() if "." not in function)
-    return plain or sum(names.values())
+    """How many times the events of one silo's round are built."""
+    return sum(bool(EVENTS.search(call.function)) for call in calls)
 
 
 def trace(folder: Path, steps: int = 1) -> list[Call]:

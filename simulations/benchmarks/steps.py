@@ -23,10 +23,10 @@ from fedllm.flatness.teacher import EmaTeacher
 from fedllm.models.backbone import load_backbone, resolve_device, resolve_dtype
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import TeacherSettings
-from fedllm.training.dp_sgd import train_locally
-from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.black_box.directions import Directions
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
-from fedllm.training.zeroth_order import Directions, train_forward_only
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import generator
 from simulations.benchmarks import baseline as assembly
@@ -137,17 +137,18 @@ class Scene:
 
 def our_step(scene: Scene, settings: Settings, *, seed: int | None = 0) -> Step:
     """One local step of ours on the whole batch (sampling rate 1); no seed: secret noise."""
-    call = partial(train_locally, scene.tunable, scene.params, scene.features, settings)
-    return scene.step(partial(call, **_round(settings, seed)))
+    return _train(scene, settings, seed)
 
 
-def _round(settings: Settings, seed: int | None) -> dict[str, Any]:
-    """What a round's steps are told of sampling and noise."""
-    return {
-        "sampling_rate": 1.0,
-        "noise_multiplier": float(settings.privacy.noise_multiplier or 0.0),
-        "streams": lambda purpose, step: generator(seed, purpose, step),
-    }
+def _train(
+    scene: Scene, settings: Settings, seed: int | None, directions: Directions | None = None
+) -> Step:
+    """A round of training with the mechanism of the settings."""
+    noise = float(settings.privacy.noise_multiplier or 0.0)
+    mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise)
+    streams = partial(generator, seed)
+    work = LocalWork(scene.tunable, scene.params, scene.features, streams, directions=directions)
+    return scene.step(partial(mechanism.train, work))
 
 
 def plain_step(scene: Scene) -> Step:
@@ -166,16 +167,7 @@ def forward_step(scene: Scene) -> Step:
         model=scene.settings.model.model_dump() | {"access": "black-box"},
         zeroth_order={"directions": DIRECTIONS},
     )
-    call = partial(
-        train_forward_only,
-        LocalForwardOnly(scene.tunable),
-        scene.params,
-        scene.features,
-        settings,
-        directions=Directions(settings, scene.params, "0"),
-        **_round(settings, 0),
-    )
-    return scene.step(call)
+    return _train(scene, settings, 0, Directions(settings, scene.params, "0"))
 
 
 def noise_alone(seed: int | None, scene: Scene) -> Step:
@@ -201,7 +193,7 @@ def refills(make: Callable[[], Cipher[Any]], scene: Scene) -> Step:
 
 def duplicate(scene: Scene) -> Step:
     """A silo's step on the duplicate that it trains without privacy."""
-    streams = _round(scene.settings, 0)["streams"]
+    streams = partial(generator, 0)
     call = partial(duplicate_update, scene.tunable, scene.params, scene.features, scene.settings)
     return scene.step(partial(call, sampling_rate=1.0, streams=streams))
 

@@ -28,10 +28,11 @@ from torch import Tensor
 from fedllm.data.batches import Feature
 from fedllm.models.backbone import load_backbone, resolve_device, resolve_dtype
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import train_locally
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from privacy.mechanisms.sampling import poisson_sample
-from privacy.randomness import generator
+from privacy.randomness import RandomSource, generator
 from simulations.benchmarks import baseline as assembly
 from simulations.benchmarks.step_cost import each_model
 from simulations.benchmarks.steps import sizes
@@ -144,16 +145,12 @@ def our_client(
 ) -> int:
     """One client's local steps by our code; the number of examples that were drawn."""
     noise = float(settings.privacy.noise_multiplier or 0.0)
-    result = train_locally(
-        tunable,
-        params,
-        features,
-        settings,
-        sampling_rate=rate,
-        noise_multiplier=noise,
-        streams=lambda purpose, step: generator(0, purpose, step, *labels),
-    )
-    return result.examples
+    mechanism = make_mechanism(settings, sampling_rate=rate, noise_multiplier=noise)
+
+    def streams(purpose: str, step: int) -> RandomSource:
+        return generator(0, purpose, step, *labels)
+
+    return mechanism.train(LocalWork(tunable, params, features, streams)).examples
 
 
 def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from fedllm.codec import Codec
 from fedllm.codec.random_projection import RandomProjection
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings, to_json
+from fedllm.training.black_box.directions import round_seed
 from fedllm.training.tunable import initial_params, shared_tunable, trained_size
-from fedllm.training.zeroth_order import round_seed
 from simulations.benchmarks.support import tiny
 
 from .silo import HostedSilo

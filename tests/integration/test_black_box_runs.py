@@ -21,8 +21,8 @@ from fedllm.report.build import build
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
 from fedllm.training.tunable import initial_params, shared_tunable
-from fedllm.training.zeroth_order import NUMBERS, Directions, round_seed
 from privacy.accountants import make_accountant
 from privacy.events.kinds import ScalarNoiseDpEvent
 from privacy.ledger.ledger import Ledger

@@ -15,12 +15,11 @@ import scipy.stats
 import torch
 from accounting_commands import call, call_json
 
-from fedllm.budget.limits import training_events
 from fedllm.report.build import build
 from fedllm.report.page.render import render
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import SettingsError, load_settings, parse_settings, to_toml
-from fedllm.training.mechanism import add_noise, multiplier_of, noise_of, noise_std, scaled_noise
+from fedllm.training.noise import Noise, multiplier_of, noise_of
 from privacy.accountants import make_accountant
 from privacy.accountants.gaussian_curve import gaussian_epsilon
 from privacy.accountants.vector_bound import gaussian_bound
@@ -30,6 +29,7 @@ from privacy.events.kinds import noise_of as noise_in
 from privacy.ledger.ledger import Ledger
 from privacy.mechanisms.scalar_noise import LmoNoise
 from privacy.randomness import generator
+from tests.support.local_training import training_events
 from tests.support.scalar_noise import PAPER_STRONG
 
 Start = Callable[..., RunFolder]
@@ -110,22 +110,23 @@ def test_the_noise_that_is_added_is_the_noise_of_the_event(
     tiny_settings: Make, multiplier: float
 ) -> None:
     settings = tiny_settings(**LMO, **{"privacy.clip": 0.25})
-    found = add_noise(settings, torch.zeros(400, 500), multiplier, generator(6)).double().numpy()
+    added = Noise.of(settings, multiplier)
+    found = added.add(torch.zeros(400, 500), 0.25, generator(6)).double().numpy()
     (event,) = training_events(settings, 1, sampling_rate=1.0, noise_multiplier=multiplier).keys()
     assert isinstance(event, VectorNoiseDpEvent)
     noise = noise_in(event)
     flat = found.reshape(-1) / 0.25
     assert scipy.stats.kstest(flat, lambda v: 1 - noise.survival(v)).pvalue > 1e-6
-    assert noise_std(settings, multiplier) == noise.std
+    assert added.std == noise.std
     assert flat.std() == pytest.approx(noise.std, rel=0.02)
     # The same guarantee as of the Gaussian mechanism, proven; the standard deviation is larger.
     assert 1 / gaussian_bound(noise) == pytest.approx(multiplier, rel=1e-7)
     assert 1 / gaussian_bound(noise) >= multiplier
     assert noise.std > 1.7 * multiplier
     with pytest.raises(ValueError, match="noise_multiplier=0"):
-        add_noise(settings, torch.zeros(3), 0.0, generator(6))
+        Noise.of(settings, 0.0).add(torch.zeros(3), 0.25, generator(6))
     with pytest.raises(ValueError, match="finite vector"):
-        add_noise(settings, torch.tensor([math.nan]), 1.0, generator(6))
+        Noise.of(settings, 1.0).add(torch.tensor([math.nan]), 0.25, generator(6))
 
 
 def test_events_are_sampled_and_composed_as_those_of_gaussian_noise(tiny_settings: Make) -> None:
@@ -211,7 +212,7 @@ def test_the_papers_use_of_a_parameter_file_is_exposed(
 
 def test_the_scale_and_the_multiplier_name_the_same_noise(tiny_settings: Make) -> None:
     settings = tiny_settings(**LMO)
-    noise = scaled_noise(settings, multiplier_of(PAPER_STRONG, 2.5))
+    noise = Noise.of(settings, multiplier_of(PAPER_STRONG, 2.5)).scaled
     assert isinstance(noise, LmoNoise)
     x = np.array([0.0, 3.0, 30.0])
     np.testing.assert_allclose(noise.survival(x), PAPER_STRONG.scaled(2.5).survival(x), rtol=1e-9)

@@ -243,7 +243,7 @@ def test_no_text_of_an_exception_leaves_after_spending(
 ) -> None:
     """Whatever its type: a reply says the same for all."""
     from fedllm.models.endpoint import EndpointError
-    from fedllm.silo import silo as silo_worker
+    from fedllm.training.dp_sgd import DpSgd
     from privacy.budget import BudgetExceeded
 
     settings = make_settings(tiny_settings)
@@ -256,7 +256,7 @@ def test_no_text_of_an_exception_leaves_after_spending(
         def fail(*args: Any, raised: Any = kind, **options: Any) -> Any:
             raise raised("the text of patient 7")
 
-        monkeypatch.setattr(silo_worker, "train_locally", fail)
+        monkeypatch.setattr(DpSgd, "train", fail)
         content = ask("train", settings, silo, 1 + place % 3, node)
         info = content.config_records[names.INFO]
         told.add((info[names.STATUS], info[names.REASON]))

@@ -23,15 +23,16 @@ from fedllm.codec.prior import Prior
 from fedllm.data.batches import Feature
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import train_locally, update_noise_std
+from fedllm.training.black_box.directions import Directions
+from fedllm.training.black_box.forward_only import LocalForwardOnly
 from fedllm.training.encoding import Encoding
-from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.mechanism import make_mechanism
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
-from fedllm.training.zeroth_order import Directions, train_forward_only
 from privacy.mechanisms.scalar_noise import LmoNoise
 from privacy.randomness import generator
 from server.aggregation import Contribution
 from server.robust.update_law import UpdateLaw, adam_travel, limit_warnings, why_no_law
+from tests.support.local_training import train_forward_only, train_locally
 
 Make = Callable[..., Any]
 LAPLACE = json.dumps({"family": "laplace", "parameters": {"scale": 1.0}})
@@ -326,7 +327,8 @@ def test_the_noise_of_the_correction_is_the_servers_own(
 def test_noise_of_no_known_deviation_is_not_told(
     changes: dict[str, Any], tiny_settings: Make, params: dict[str, Tensor]
 ) -> None:
-    assert update_noise_std(tiny_settings(**changes), 1.0, params) is None
+    mechanism = make_mechanism(tiny_settings(**changes), sampling_rate=1.0, noise_multiplier=1.0)
+    assert mechanism.noise_std(params) is None
 
 
 def test_a_silo_that_tells_no_noise_leaves_the_correction_as_it_is(

@@ -39,7 +39,7 @@ def test_a_round_enters_files_and_each_silo_has_a_task(tmp_path: Path) -> None:
 def test_figures_of_a_few_calls() -> None:
     calls = [
         Call("server/a.py", "A.configure_train", "server/run.py", 3, None),
-        Call("fedllm/budget/limits.py", "training_events", "server/a.py", 4, 1),
+        Call("fedllm/training/dp_sgd.py", "DpSgd.events", "server/a.py", 4, 1),
         Call("fedllm/budget/account.py", "SiloAccount.training_events", None, 5, 1),
         Call("fedllm/codec/base.py", "f", "fedllm/codec/base.py", 7, 1),
     ]

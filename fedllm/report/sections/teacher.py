@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from fedllm.budget.limits import RAW_DUPLICATE
+from fedllm.flatness.duplicate import RAW_DUPLICATE
 from fedllm.report.record import RunRecord
 from fedllm.report.schema_base import Part, Real
 from fedllm.report.sections.training import number

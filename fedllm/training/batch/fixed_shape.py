@@ -21,7 +21,6 @@ from dataclasses import dataclass
 
 from fedllm.data.batches import Feature
 from fedllm.data.shapes import Shapes
-from fedllm.settings.experiment import Settings
 from fedllm.training.batch.rehearsal import public_feature
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.sampling import truncated_poisson_sample
@@ -47,26 +46,23 @@ class FixedShape:
     filler: Feature
 
     @classmethod
-    def of(cls, tunable: Tunable, settings: Settings) -> FixedShape | None:
-        """The shape that the settings ask for; None where they ask for none.
+    def of(cls, tunable: Tunable, most: int, max_tokens: int) -> FixedShape:
+        """The shape of steps of at most ``most`` examples, in micro-batches of ``max_tokens`` padded tokens.
 
         Raises:
             ValueError: the task has no public bound on its examples' lengths.
         """
-        most = settings.client.max_batch
-        if most is None:
-            return None
         length = tunable.task.longest
         if length is None:
             raise ValueError(
                 "Expected a task with a bound on its tokens for client.max_batch, got one without"
             )
-        parts = -(-most // max(1, settings.client.max_tokens // length))
+        parts = -(-most // max(1, max_tokens // length))
         rows = -(-most // parts)
         task = copy.copy(tunable.task)
         task.fixed = Shapes(least=length, tokens=rows * length, longest=length)
         fixed = Tunable(tunable.backbone, task, tunable.spec)
-        filler = public_feature(fixed, settings)
+        filler = public_feature(fixed)
         return cls(fixed, most, parts * rows, rows * length, filler)
 
     def draw(

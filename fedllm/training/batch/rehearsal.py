@@ -20,9 +20,9 @@ EXAMPLES = 32
 """Number of the server's examples whose losses are looked at before a run."""
 
 
-def public_feature(tunable: Tunable, settings: Settings) -> Feature:
-    """An example that is a function of settings and model alone: one word, of the first class."""
-    task = settings.task
+def public_feature(tunable: Tunable) -> Feature:
+    """An example that is a function of task and model alone: one word, of the first class."""
+    task = tunable.task.settings
     record = dict.fromkeys(task.text, WORD)
     record[task.target] = (task.labels or (WORD,))[0] if task.kind == "classification" else WORD
     (feature,) = tunable.task.features([record])
@@ -42,7 +42,7 @@ def rehearse(tunable: Tunable, params: Mapping[str, Tensor], settings: Settings)
         return
     device = tunable.backbone.device
     try:
-        batch = tunable.task.collate([public_feature(tunable, settings)])
+        batch = tunable.task.collate([public_feature(tunable)])
         point = {n: params[n].to(device=device, dtype=torch.float32) for n in sorted(params)}
         with torch.no_grad():  # not inference mode: a model may keep tables that it writes to later
             found = {"loss": tunable.losses(expand_params(point, 1), batch)}

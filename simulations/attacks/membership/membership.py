@@ -3,7 +3,7 @@
     python -m simulations.attacks.membership.membership [--figure FILE.png] [--json]
 
 A small prefix and head are trained to overfit a few texts, with the code of a normal run
-(``fedllm.training.dp_sgd``): without privacy, and with DP-SGD at each epsilon, all else equal. Half the
+(``fedllm.training.mechanism``): without privacy, and with DP-SGD at each epsilon, all else equal. Half the
 texts are canaries: their label is flipped, so that a model that gives it must have seen them. Each
 run includes each text by a fair coin of its own. Attacks on the final model:
 
@@ -33,7 +33,8 @@ from scipy.stats import rankdata
 
 from fedllm.data.batches import Feature
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import train_locally
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events.constructors import dp_sgd
@@ -133,17 +134,15 @@ def train_runs(
     start = initial_params(tunable, settings)
     included = generator(seed, "membership-coins").random((runs, len(features))) < 0.5
     found = np.zeros(included.shape)
+    mechanism = make_mechanism(
+        settings,
+        sampling_rate=training.sampling_rate,
+        noise_multiplier=claim.noise_multiplier / claim.divided_by,
+    )
     for run, chosen in enumerate(included):
         streams = partial(generator, seed, "membership", claim.name, run)
-        result = train_locally(
-            tunable,
-            start,
-            [f for f, inside in zip(features, chosen, strict=True) if inside],
-            settings,
-            sampling_rate=training.sampling_rate,
-            noise_multiplier=claim.noise_multiplier / claim.divided_by,
-            streams=streams,
-        )
+        inside = [f for f, taken in zip(features, chosen, strict=True) if taken]
+        result = mechanism.train(LocalWork(tunable, start, inside, streams))
         final = {name: start[name] + result.update[name] for name in start}
         found[run] = losses(tunable, final, features).numpy()
     return included, found

@@ -1,7 +1,7 @@
 """Head-only federated training on features that are computed once: the server's real steps, in milliseconds.
 
 With ``prefix.length = 0`` the backbone gives every text the same features in all rounds, so a gradient of the head is
-a product of two vectors. What a silo does is what :func:`fedllm.training.dp_sgd.train_locally` does there (Poisson batch,
+a product of two vectors. What a silo does is what :func:`fedllm.training.dp_sgd.DpSgd.train` does there (Poisson batch,
 clipping, noise, divisor), what the server does is the server's own code: the law, the means, the optimiser. Not here:
 messages, the ledger.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedllm.budget.account import sampling_rate
 from fedllm.settings.experiment import Settings
-from fedllm.training.dp_sgd import update_noise_std
+from fedllm.training.mechanism import make_mechanism
 from privacy.mechanisms.clipping import clip_and_sum
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.mechanisms.sampling import poisson_sample
@@ -83,7 +83,7 @@ def train(
             honest = _local(params, x, y, settings, noise[name], f"{seed}", name, turn)
             if bad is not None:
                 told = bad.claimed(noise[name])
-                std = update_noise_std(settings, told, params)
+                std = _noise_std(settings, told, params)
                 limit = judge.limit(name, told) if law else settings.server.max_update_norm
                 sent = bad.sends(honest, float(limit or 0))
                 honest = Contribution(name, sent.update, std, noise_multiplier=told)
@@ -101,6 +101,14 @@ def train(
         sum(count for name, count in refused.items() if name not in hostile),
         sum(count for name, count in refused.items() if name in hostile),
     )
+
+
+def _noise_std(
+    settings: Settings, noise: float, params: Mapping[str, Tensor]
+) -> dict[str, float] | None:
+    """What the server computes of a silo's noise."""
+    mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise)
+    return mechanism.noise_std(params)
 
 
 def _local(
@@ -125,5 +133,5 @@ def _local(
         name: scale * part.reshape(value.shape)
         for name, part, value in zip(names, parts, sums, strict=True)
     }
-    std = update_noise_std(settings, noise, params)
+    std = _noise_std(settings, noise, params)
     return Contribution(str(labels[1]), update, std, noise_multiplier=noise)

@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from fedllm.codec import Layout, Prior
 from fedllm.codec.prior import chance_of_noise, prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
-from fedllm.training.dp_sgd import split_like
+from fedllm.training.steps import split_like
 from privacy.randomness import generator
 
 SHAPES = {"prefix": (2, 2, 3, 4, 8), "head.weight": (2, 16), "head.bias": (2,)}

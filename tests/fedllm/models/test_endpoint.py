@@ -22,7 +22,7 @@ from fedllm.models.endpoint import (
 from fedllm.settings.io import SettingsError
 from fedllm.tasks.base import expand_params
 from fedllm.tasks.endpoint_classification import EndpointClassification
-from fedllm.training.forward_only import HttpForwardOnly, forward_only
+from fedllm.training.black_box.forward_only import HttpForwardOnly, forward_only
 from fedllm.training.tunable import initial_params, make_tunable
 from simulations.completion_server import completion_server, why_not
 from tests.support.endpoint_answers import Answers, answering

@@ -15,7 +15,7 @@ from fedllm.report.build import build
 from fedllm.run.folder import NUMBERS, RunFolder, RunFolderError
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.io import SettingsError, load_settings
-from fedllm.training.mechanism import noise_of
+from fedllm.training.noise import noise_of
 from privacy.events.serialization import kind
 from privacy.ledger.ledger import Ledger
 

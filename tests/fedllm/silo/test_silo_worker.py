@@ -17,6 +17,8 @@ from fedllm.data.silos import Silo, load_federation
 from fedllm.silo import silo as silo_worker
 from fedllm.silo.process import shared_worker
 from fedllm.silo.silo import SiloWorker
+from fedllm.training.dp_sgd import DpSgd
+from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.budget import BudgetExceeded
 from privacy.events.constructors import discrete_gaussian
@@ -88,13 +90,17 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     def reached(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("went on without a row in the ledger")
 
-    def reached_with_data(real: Any) -> Any:  # a release of no data is made before
-        return lambda *args, **kwargs: (reached if args[2] else real)(*args, **kwargs)
+    train, counts = DpSgd.train, silo_worker.released_counts
+
+    def trains(mechanism: DpSgd, work: LocalWork) -> Any:  # a release of no data is made before
+        return (reached if work.features else train)(mechanism, work)
+
+    def counts_of(*args: Any) -> Any:
+        return (reached if args[2] else counts)(*args)
 
     monkeypatch.setattr(worker.ledger, "extend", refuse)
-    for name in ("train_locally", "released_counts"):
-        real = getattr(silo_worker, name)
-        monkeypatch.setattr(silo_worker, name, reached_with_data(real))
+    monkeypatch.setattr(DpSgd, "train", trains)
+    monkeypatch.setattr(silo_worker, "released_counts", counts_of)
     monkeypatch.setattr(worker.tunable, "evaluate", reached)
     with pytest.raises(type(failure)):
         worker.train(params, 1, 3)

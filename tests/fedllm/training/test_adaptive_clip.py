@@ -11,18 +11,18 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from fedllm.budget.limits import training_events
 from fedllm.data.batches import Feature
 from fedllm.settings.io import SettingsError
-from fedllm.training.adaptive_clip import at_clip, next_clip, release_events
-from fedllm.training.dp_sgd import train_locally
+from fedllm.training.adaptive_clip import SumNoise, next_clip
 from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.mechanism import Mechanism, make_mechanism
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events.constructors import dp_sgd, gaussian
 from privacy.events.multiset import multiset
 from privacy.mechanisms.clipping import ClippedSum
 from privacy.randomness import generator
+from tests.support.local_training import train_locally, training_events
 
 Make = Callable[..., Any]
 ADAPTIVE = {"clipping.form": "adaptive", "clipping.count_share": 0.2}
@@ -83,8 +83,9 @@ def test_a_round_costs_what_its_noise_multiplier_says(
 
 def test_the_events_hold_sum_and_count(tiny_settings: Make) -> None:
     settings = tiny_settings(**ADAPTIVE)
-    assert release_events(settings, 1.0) == (gaussian(1 / 0.8**0.5), gaussian(1 / 0.2**0.5))
-    assert release_events(tiny_settings(), 1.0) == (gaussian(1.0),)
+    both = (gaussian(1 / 0.8**0.5), gaussian(1 / 0.2**0.5))
+    assert SumNoise.of(settings, 1.0).events() == both
+    assert SumNoise.of(tiny_settings(), 1.0).events() == (gaussian(1.0),)
 
 
 def test_sum_and_count_carry_the_noise_of_their_events(
@@ -167,17 +168,22 @@ def test_a_silo_tells_whether_its_update_was_clipped(
     assert low < (sample**2).mean() / (0.8 / 0.2**0.5 / 2) ** 2 < high
 
 
+def mechanism(settings: Any) -> Mechanism:
+    return make_mechanism(settings, sampling_rate=0.1, noise_multiplier=0.0)
+
+
 def test_a_norm_comes_where_it_is_asked_for_and_nowhere_else(tiny_settings: Make) -> None:
     settings = tiny_settings(**ADAPTIVE)
-    assert at_clip(settings, 0.25).privacy.clip == 0.25
+    adaptive, fixed = mechanism(settings), mechanism(tiny_settings())
+    assert adaptive.at_clip(0.25).clip == 0.25
     for clip in (None, 0.0, 1e9, float("nan")):
         with pytest.raises(ValueError, match="Expected a clipping norm from"):
-            at_clip(settings, clip)
-    assert at_clip(tiny_settings(), None) == tiny_settings()
+            adaptive.at_clip(clip)
+    assert fixed.at_clip(None) == fixed
     with pytest.raises(ValueError, match="Expected no clipping norm"):
-        at_clip(tiny_settings(), 0.25)
-    without = tiny_settings(**ADAPTIVE | {"privacy.mode": "none"})
-    assert at_clip(without, None) == without
+        fixed.at_clip(0.25)
+    without = mechanism(tiny_settings(**ADAPTIVE | {"privacy.mode": "none"}))
+    assert without.at_clip(None) == without
     assert next_clip(settings, 0.25, []) == (0.25, {"clip": 0.25})
     moved, told = next_clip(settings, 0.25, [5.0, 3.0])
     assert moved == pytest.approx(0.25 * np.exp(-0.1))

@@ -20,7 +20,7 @@ from fedllm.tasks.base import expand_params
 from fedllm.training import tunable as tunables
 from fedllm.training.batch.independence import measure_difference, require_independence
 from fedllm.training.batch.rehearsal import rehearse
-from fedllm.training.forward_only import LocalForwardOnly
+from fedllm.training.black_box.forward_only import LocalForwardOnly
 from fedllm.training.gradients import per_example_gradients
 from fedllm.training.tunable import Tunable, initial_params
 from simulations.attacks.batch_mates import attack as batch_mates

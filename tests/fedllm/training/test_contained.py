@@ -14,14 +14,15 @@ from fedllm.data.batches import Feature
 from fedllm.flatness.layer_release import release_scores
 from fedllm.silo.evaluation import correct_answers
 from fedllm.training.batch.contained import Failures, example_rows
-from fedllm.training.dp_sgd import train_locally
-from fedllm.training.forward_only import forward_only
+from fedllm.training.black_box.directions import Directions, round_seed
+from fedllm.training.black_box.forward_only import forward_only
+from fedllm.training.dp_sgd import DpSgd
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.training.statistics import release_statistics
-from fedllm.training.steps import LocalResult
+from fedllm.training.steps import LocalResult, LocalWork
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
-from fedllm.training.zeroth_order import Directions, round_seed, train_forward_only
 from privacy.randomness import generator
+from tests.support.local_training import train_forward_only, train_locally
 
 Make = Callable[..., Any]
 POISON = {
@@ -242,7 +243,6 @@ def test_the_row_is_written_and_the_silo_answers(
 ) -> None:
     """A fault of no example: the release is made again without data, and the log has the cause."""
     from fedllm.data.silos import load_federation
-    from fedllm.silo import silo as silo_worker
     from fedllm.silo.silo import SiloWorker
     from fedllm.task_errors import TaskFailed
 
@@ -251,14 +251,14 @@ def test_the_row_is_written_and_the_silo_answers(
     ledger, own_log = tmp_path / "ledger.sqlite", tmp_path / "log" / "alpha.jsonl"
     worker = SiloWorker(settings, silo, run="r", ledger=ledger, log=own_log)
     start = initial_params(worker.tunable, settings)
-    real = silo_worker.train_locally
+    real = DpSgd.train
 
-    def fails_with_data(tunable: Any, params: Any, features: Any, **options: Any) -> LocalResult:
-        if features:
+    def fails_with_data(mechanism: DpSgd, work: LocalWork) -> LocalResult:
+        if work.features:
             raise RuntimeError("patient 7")
-        return real(tunable, params, features, **options)
+        return real(mechanism, work)
 
-    monkeypatch.setattr(silo_worker, "train_locally", fails_with_data)
+    monkeypatch.setattr(DpSgd, "train", fails_with_data)
     reply = worker.train(start, 1, 3)
     assert all(value.abs().max() > 0 for value in reply.update.values())
     assert "patient 7" in own_log.read_text()
@@ -267,7 +267,7 @@ def test_the_row_is_written_and_the_silo_answers(
     def fails_after_the_first_call(*args: Any, **options: Any) -> LocalResult:
         return real(*args, **options) if next(calls) else 1 / 0
 
-    monkeypatch.setattr(silo_worker, "train_locally", fails_after_the_first_call)
+    monkeypatch.setattr(DpSgd, "train", fails_after_the_first_call)
     with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
         worker.train(start, 2, 3)
     assert "division" not in str(raised.value)
@@ -278,14 +278,13 @@ def test_what_raises_without_data_is_refused_before_the_row(
     tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fedllm.data.silos import load_federation
-    from fedllm.silo import silo as silo_worker
     from fedllm.silo.silo import SiloWorker
     from fedllm.task_errors import TaskFailed
 
     settings = tiny_settings()
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
-    monkeypatch.setattr(silo_worker, "train_locally", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(DpSgd, "train", lambda *a, **k: 1 / 0)
     with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
         worker.train(initial_params(worker.tunable, settings), 1, 3)
     assert "division" not in str(raised.value)

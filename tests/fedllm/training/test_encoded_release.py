@@ -31,13 +31,13 @@ from fedllm.codec.top_k import TopK
 from fedllm.data.batches import Feature
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import SettingsError
-from fedllm.training.dp_sgd import train_locally
 from fedllm.training.encoding import Encoding, encode_client_update
 from fedllm.training.gradients import clipped_gradient_sum
 from fedllm.training.statistics import release_statistics, statistics_of, statistics_point
 from fedllm.training.steps import LocalResult
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
+from tests.support.local_training import train_locally
 
 Make = Callable[..., Any]
 SLOW = hypothesis_settings(
@@ -159,9 +159,9 @@ def test_a_silos_noiseless_code_has_at_most_the_clipping_norm(
     code, _, was_bad = encode_client_update(
         update,
         encoding,
-        settings=settings,
-        noise_multiplier=0.0,
-        noise=streams("noise", 0),
+        clip=clip,
+        noise=None,
+        rng=streams("noise", 0),
         rounding=streams("round", 0),
     )
     assert float(code.tensors["code"].double().norm()) <= clip

@@ -16,7 +16,6 @@ from dp_accounting import dp_event as dp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fedllm.budget.limits import training_events
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.settings.io import SettingsError
@@ -24,12 +23,12 @@ from fedllm.silo.silo import SiloWorker
 from fedllm.training import gradients
 from fedllm.training.batch.contained import Failures
 from fedllm.training.batch.fixed_shape import FixedShape
-from fedllm.training.dp_sgd import train_locally
 from fedllm.training.gradients import clipped_gradient_sum
 from fedllm.training.tunable import Tunable, initial_params, make_tunable, shared_tunable
 from privacy.events.multiset import multiset
 from privacy.randomness import generator
 from server.spending import SpendingView
+from tests.support.local_training import train_locally, training_events
 
 Make = Callable[..., Any]
 FIXED: dict[str, Any] = {"client.max_batch": 12, "privacy.accountant": "pld"}
@@ -116,7 +115,7 @@ def test_all_tensors_of_a_step_have_the_same_shapes(
     settings = settings_of(kind, tiny_settings, decoder_folder, **{"client.max_tokens": max_tokens})
     tunable = make_tunable(settings)
     params = params_of(tunable, settings)
-    fixed = FixedShape.of(tunable, settings)
+    fixed = FixedShape.of(tunable, settings.client.max_batch, settings.client.max_tokens)
     assert fixed is not None
     options: Any = {"clip_norm": 0.5, "scales": dict.fromkeys(params, 1.0), "failures": Failures()}
     found = {}
@@ -147,7 +146,7 @@ def test_the_sum_is_that_of_the_kept_examples(
     settings = settings_of(kind, tiny_settings, decoder_folder)
     tunable = make_tunable(settings)
     params = params_of(tunable, settings)
-    fixed = FixedShape.of(tunable, settings)
+    fixed = FixedShape.of(tunable, settings.client.max_batch, settings.client.max_tokens)
     assert fixed is not None
     options: Any = {"clip_norm": 0.5, "scales": dict.fromkeys(params, 1.0)}
     features = tunable.task.features(word_records(7, 3))
@@ -168,7 +167,7 @@ def test_an_example_that_is_not_finite_counts_as_zero(
     settings = settings_of("encoder", tiny_settings, decoder_folder)
     tunable = make_tunable(settings)
     params = params_of(tunable, settings)
-    fixed = FixedShape.of(tunable, settings)
+    fixed = FixedShape.of(tunable, settings.client.max_batch, settings.client.max_tokens)
     assert fixed is not None
     features = tunable.task.features(word_records(5, 3))
     options: Any = {"clip_norm": 0.5, "scales": dict.fromkeys(params, 1.0)}

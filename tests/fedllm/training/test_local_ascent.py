@@ -12,7 +12,6 @@ from torch import Tensor
 from fedllm.codec import Layout, make_codec
 from fedllm.data.batches import Feature
 from fedllm.settings.codec import CodecSettings
-from fedllm.training.dp_sgd import train_locally
 from fedllm.training.encoding import Encoding
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
 from fedllm.training.perturbation import Perturbation
@@ -21,6 +20,7 @@ from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
+from tests.support.local_training import train_locally
 
 Make = Callable[..., Any]
 NOISE, RATE, GAMMA = 0.02, 0.5, 1.0

@@ -12,11 +12,11 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.data.batches import Feature
-from fedllm.training.dp_sgd import train_locally
 from fedllm.training.steps import LocalResult, check_noise, poisson_batch
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
+from tests.support.local_training import train_locally
 
 Make = Callable[..., Any]
 
@@ -314,7 +314,7 @@ def test_a_noise_multiplier_that_breaks_the_promise_is_refused(
 ) -> None:
     settings = tiny_settings(**changes)
     with pytest.raises(ValueError, match=r"Expected .*noise_multiplier"):
-        check_noise(settings, noise)
+        check_noise(settings.privacy.mode, settings.privacy.noise_by, noise)
     with pytest.raises(ValueError, match=r"Expected .*noise_multiplier"):
         train(tunable, params, features, settings, noise=noise)
 

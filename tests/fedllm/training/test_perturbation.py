@@ -309,9 +309,9 @@ def test_each_layer_moves_by_its_own_radius_whatever_the_gradient_s_size(
 
 def test_rounds_head_and_settings(tiny_settings: Make) -> None:
     settings = tiny_settings(**{"awp.form": "per-example", "awp.gamma": 0.2, "awp.rounds": 2})
-    found = [perturbation_of(settings, number) for number in (1, 2, 3)]
+    found = [perturbation_of(settings.awp, number) for number in (1, 2, 3)]
     assert found == [Perturbation(0.2), Perturbation(0.2), None]
-    assert perturbation_of(tiny_settings(), 1) is None
+    assert perturbation_of(tiny_settings().awp, 1) is None
     assert is_perturbed(tiny_settings(**{"awp.form": "batch"}).awp, 10**6)
     prefix = {"prefix": torch.ones(1, 2, 1, 1, 1)}
     with pytest.raises(ValueError, match=r"Expected a task with a head for awp.head=true"):

@@ -14,17 +14,17 @@ from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.tasks.base import expand_params
-from fedllm.training.forward_only import LocalForwardOnly
-from fedllm.training.gradients import per_example_gradients
-from fedllm.training.tunable import Tunable, initial_params, shared_tunable
-from fedllm.training.zeroth_order import (
+from fedllm.training.black_box.directions import (
     NUMBERS,
     Directions,
     round_seed,
-    train_forward_only,
 )
+from fedllm.training.black_box.forward_only import LocalForwardOnly
+from fedllm.training.gradients import per_example_gradients
+from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
+from tests.support.local_training import train_forward_only
 
 Make = Callable[..., Any]
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 from black_box import BLACK_BOX, LAPLACE, NUMBER_NOISE
 
-from fedllm.budget.limits import training_events
 from fedllm.settings.io import SettingsError
 from fedllm.training.zeroth_order import (
     clip_numbers,
@@ -20,20 +19,18 @@ from privacy.accountants import make_accountant
 from privacy.calibration import calibrate_noise_multiplier
 from privacy.events.constructors import dp_sgd, gaussian, scalar_noise
 from privacy.mechanisms.scalar_noise import noise_from_dict
+from tests.support.local_training import training_events
 
 Make = Callable[..., Any]
 
 
-def test_a_silos_numbers_are_clipped_whatever_they_are(tiny_settings: Make) -> None:
-    client = BLACK_BOX | {"privacy.unit": "client", "privacy.clip": 0.5}
+def test_a_silos_numbers_are_clipped_whatever_they_are() -> None:
     numbers = torch.tensor([[3.0, -4.0, 0.0]])
-    vector, clipped, bad = clip_numbers(numbers, tiny_settings(**client))
+    vector, clipped, bad = clip_numbers(numbers, 0.5, each=False)
     torch.testing.assert_close(vector, torch.tensor([[0.3, -0.4, 0.0]]))
     assert clipped
     assert not bad
-    single, clipped, bad = clip_numbers(
-        torch.tensor([[0.2, -4.0, torch.nan]]), tiny_settings(**client | NUMBER_NOISE)
-    )
+    single, clipped, bad = clip_numbers(torch.tensor([[0.2, -4.0, torch.nan]]), 0.5, each=True)
     assert single.tolist() == [[pytest.approx(0.2), -0.5, 0.0]]
     assert clipped
     assert bad
@@ -106,12 +103,12 @@ def test_settings_that_do_not_fit(
 
 
 def test_a_staircase_is_noise_for_numbers_and_not_for_vectors(tiny_settings: Make) -> None:
-    from fedllm.training.mechanism import noise_of, scaled_noise
+    from fedllm.training.noise import Noise, noise_of
 
     parameters = {"epsilon": 1.0, "gamma": 0.5, "period": 1.0}
     named = {"privacy.noise": json.dumps({"family": "staircase", "parameters": parameters})}
     settings = tiny_settings(**BLACK_BOX | NUMBER_NOISE | named)
-    noise = scaled_noise(settings, 2.0)
+    noise = Noise.of(settings, 2.0).scaled
     assert noise is not None
     assert noise.family == "staircase"
     assert noise.std == pytest.approx(2.0)

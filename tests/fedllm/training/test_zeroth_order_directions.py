@@ -11,7 +11,7 @@ import torch
 from black_box import BLACK_BOX
 from torch import Tensor
 
-from fedllm.training.zeroth_order import (
+from fedllm.training.black_box.directions import (
     Directions,
     round_seed,
 )

@@ -12,7 +12,7 @@ _TENSORS = "tests/fedllm/silo/test_server_tensors.py"
 MUTATIONS = (
     Mutation(
         "parameters-unchecked",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "        self.check(params)\n        self.open()",
         "        self.open()",
         "A server sends parameters that are not finite, or huge, and the silo spends and computes.",

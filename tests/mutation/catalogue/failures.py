@@ -38,10 +38,8 @@ MUTATIONS = (
     Mutation(
         "no-noise-after-a-failure",
         "fedllm/training/dp_sgd.py",
-        "        noisy = _noisy(total.sums, point, settings, noise_multiplier, rng)\n",
-        "        quiet = failures is not None and failures.count\n"
-        "        noisy = total.sums if quiet else _noisy(\n"
-        "            total.sums, point, settings, noise_multiplier, rng\n        )\n",
+        "noisy = split_like(self.noise.add(flat, clip, rng), point)",
+        "noisy = total.sums if self.failures.count else split_like(self.noise.add(flat, clip, rng), point)",
         "A step with an example that raised is released without its noise.",
         (f"{_CONTAINED}::test_noise_is_released_where_every_example_fails",),
     ),

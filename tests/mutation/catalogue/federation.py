@@ -9,7 +9,7 @@ _TRUSTED = "tests/server/test_trusted_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/integration/test_run.py"
 _FAILURES = "tests/integration/test_run_failures.py"
-_RELEASE = "flat = add_noise(settings, flat, noise, rng) / self.expected"
+_RELEASE = "flat = _central(mechanism).add_noise(flat, rng) / self.expected"
 
 _DRAWS = "tests/server/test_silo_draws.py"
 
@@ -115,8 +115,9 @@ MUTATIONS = (
         "trusted-noise-too-small",
         "server/extensions/central_noise.py",
         _RELEASE,
-        "less = noise / self.expected\n"
-        "        flat = add_noise(settings, flat, less, rng) / self.expected",
+        "bare = flat\n"
+        "        flat = _central(mechanism).add_noise(flat, rng)\n"
+        "        flat = (bare + (flat - bare) / self.expected) / self.expected",
         "The mean's noise on the sum: too small by the number of clients.",
         (_SIZE,),
     ),
@@ -187,8 +188,8 @@ MUTATIONS = (
     Mutation(
         "live-view-counts-one-step",
         "server/spending.py",
-        "            steps=steps,\n        )",
-        "            steps=1,\n        )",
+        '{"local_steps": steps}',
+        '{"local_steps": 1}',
         "The epsilon shown while a run goes on is too small: people stop too late.",
         ("tests/server/test_spending_view.py",),
     ),

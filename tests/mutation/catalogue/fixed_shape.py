@@ -18,9 +18,9 @@ MUTATIONS = (
     ),
     Mutation(
         "truncated-sample-called-poisson",
-        "fedllm/budget/limits.py",
-        "        if most is not None and sampling_rate < 1:",
-        "        if most is None and sampling_rate < 1:",
+        "fedllm/training/dp_sgd.py",
+        "if most is not None and sampling_rate < 1:",
+        "if most is None and sampling_rate < 1:",
         "The ledger states a Poisson sample where the sample is cut.",
         (f"{_SHAPE}::test_the_row_holds_the_truncated_event",),
     ),
@@ -77,7 +77,7 @@ MUTATIONS = (
     Mutation(
         "noise-calibrated-to-poisson",
         "fedllm/budget/calibration.py",
-        "                truncated=self._truncated(),\n",
+        "                truncated=self.cost.truncated,\n",
         "",
         "The noise is that of a Poisson sample, which costs less than the truncated one.",
         (f"{_SHAPE}::test_the_row_holds_the_truncated_event",),

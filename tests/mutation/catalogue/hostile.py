@@ -15,7 +15,7 @@ _VIEWS = "tests/privacy/events/test_views.py"
 MUTATIONS = (
     Mutation(
         "no-release-before-the-row",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "            try_without_data(release, self.note_error)\n",
         "            pass\n",
         "A clipping norm of 1e300 costs a row, and then there is no answer.",

@@ -21,16 +21,16 @@ MUTATIONS = (
     Mutation(
         "adaptive-count-not-in-the-ledger",
         "fedllm/training/adaptive_clip.py",
-        "return (sums, gaussian(noise.count)) if is_adaptive(settings) else (sums,)",
+        "return (sums,) if self.count is None else (sums, gaussian(self.count))",
         "return (sums,)",
         "The counts of adaptive clipping are released and not counted.",
         (f"{_ADAPTIVE}::test_a_round_costs_what_its_noise_multiplier_says",),
     ),
     Mutation(
         "adaptive-sum-with-the-noise-of-both",
-        "fedllm/training/dp_sgd.py",
-        "        noise_multiplier=parts.vector,\n        encoding=encoding if per_example",
-        "        noise_multiplier=noise_multiplier,\n        encoding=encoding if per_example",
+        "fedllm/training/adaptive_clip.py",
+        "return cls(Noise.of(settings, parts.vector), parts.count)",
+        "return cls(Noise.of(settings, noise_multiplier), parts.count)",
         "The sum carries the noise of sum and count together, less than its event says.",
         (f"{_ADAPTIVE}::test_sum_and_count_carry_the_noise_of_their_events",),
     ),
@@ -53,38 +53,35 @@ MUTATIONS = (
     Mutation(
         "no-noise",
         "fedllm/training/dp_sgd.py",
-        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
-        "    return split_like(flat, weights)",
-        "    return split_like(flat, weights)",
+        "noisy = split_like(self.noise.add(flat, clip, rng), point)",
+        "noisy = split_like(flat, point)",
         "Gradient sums leave without noise: the server reads off each example's part.",
         (_SIZE,),
     ),
     Mutation(
         "half-noise-in-the-step",
         "fedllm/training/dp_sgd.py",
-        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
-        "    return split_like(flat, weights)",
-        "    flat = add_noise(settings, flat, noise_multiplier / 2, rng)\n"
-        "    return split_like(flat, weights)",
+        "noisy = split_like(self.noise.add(flat, clip, rng), point)",
+        "half = self.noise.of_multiplier(self.noise.multiplier / 2)\n"
+        "            noisy = split_like(half.add(flat, clip, rng), point)",
         "Noise at half scale: each example loses about four times the reported divergence.",
         (_SIZE,),
     ),
     Mutation(
         "noise-for-sensitivity-one",
-        "fedllm/training/mechanism.py",
-        "return add_gaussian(vector, clip, noise_multiplier, rng)",
-        "return add_gaussian(vector, 1.0, noise_multiplier, rng)",
+        "fedllm/training/noise.py",
+        "return add_gaussian(vector, clip, self.multiplier, rng)",
+        "return add_gaussian(vector, 1.0, self.multiplier, rng)",
         "Noise scaled for sensitivity 1 whatever the clip: with a clip above 1 examples are exposed.",
         (_SIZE,),
     ),
     Mutation(
         "noise-for-the-mean-on-the-sum",
         "fedllm/training/dp_sgd.py",
-        "    flat = add_noise(settings, flat, noise_multiplier, rng)\n"
-        "    return split_like(flat, weights)",
-        "    less = noise_multiplier / float(settings.client.batch_size or 1)\n"
-        "    flat = add_noise(settings, flat, less, rng)\n"
-        "    return split_like(flat, weights)",
+        "noisy = split_like(self.noise.add(flat, clip, rng), point)",
+        "level = self.noise.multiplier / self.mechanism.plan.divisor\n"
+        "            less = self.noise.of_multiplier(level)\n"
+        "            noisy = split_like(less.add(flat, clip, rng), point)",
         "Noise for the mean's sensitivity on the sum, which is divided again: batch_size times too "
         "little for every example.",
         (_SIZE,),
@@ -92,16 +89,16 @@ MUTATIONS = (
     Mutation(
         "noise-drawn-once",
         "fedllm/training/dp_sgd.py",
-        'noise = streams("noise", step)',
-        'noise = streams("noise", 0)',
+        'work.streams("noise", step)',
+        'work.streams("noise", 0)',
         "All local steps of a round share one noise: differences of steps show gradients bare.",
         (_WALK,),
     ),
     Mutation(
         "batch-drawn-once",
         "fedllm/training/dp_sgd.py",
-        'batch = poisson_batch(features, sampling_rate, streams("sample", step))',
-        'batch = poisson_batch(features, sampling_rate, streams("sample", 0))',
+        'release.sample(work.streams("sample", step))',
+        'release.sample(work.streams("sample", 0))',
         "All local steps of a round use one batch, while each step is accounted as freshly sampled.",
         (_WALK,),
     ),
@@ -124,17 +121,18 @@ MUTATIONS = (
     Mutation(
         "realised-batch-size-as-divisor",
         "fedllm/training/dp_sgd.py",
-        "(total_gradient / divisor)",
-        "(total_gradient / max(1, len(batch)))",
+        "            descent.move(found.sums)\n",
+        "            size = self.plan.divisor / max(1, len(batch))\n"
+        "            descent.move({name: value * size for name, value in found.sums.items()})\n",
         "The divisor is the number drawn: one example more changes everybody's weight and the noise.",
         (_MEAN,),
     ),
     Mutation(
         "empty-batch-skips-the-step",
         "fedllm/training/dp_sgd.py",
-        '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n',
-        '        batch = poisson_batch(features, sampling_rate, streams("sample", step))\n'
-        "        if not batch:\n            continue\n",
+        '            batch, examples = release.sample(work.streams("sample", step))\n',
+        '            batch, examples = release.sample(work.streams("sample", step))\n'
+        "            if not batch:\n                continue\n",
         "An empty Poisson batch releases nothing: the missing noise tells that nobody was drawn.",
         (f"{_LOCAL}::test_empty_batch_still_releases_noise",),
     ),
@@ -258,8 +256,8 @@ MUTATIONS = (
     ),
     Mutation(
         "client-update-not-clipped",
-        "fedllm/training/dp_sgd.py",
-        "flat, clipped, nonfinite = clip_vector(flat, settings.privacy.clip)",
+        "fedllm/training/client_update.py",
+        "flat, clipped, nonfinite = clip_vector(flat, self.clip)",
         "clipped, nonfinite = False, False",
         "A silo's update leaves with whatever norm: noise for one clip does not cover it.",
         (_CLIENT,),
@@ -308,9 +306,9 @@ MUTATIONS = (
     ),
     Mutation(
         "client-update-without-noise",
-        "fedllm/training/dp_sgd.py",
-        '    if settings.privacy.noise_by == "client":\n        parts = ',
-        '    if settings.privacy.noise_by == "both":\n        parts = ',
+        "fedllm/training/client_update.py",
+        '        if self.noise_by == "client":\n            flat = ',
+        '        if self.noise_by == "both":\n            flat = ',
         "At client level the silo sends its clipped update bare to a server that is not trusted.",
         (_CLIENT,),
     ),

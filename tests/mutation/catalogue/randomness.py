@@ -32,7 +32,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-stream-at-two-silos",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         _FIXED,
         "fixed = (server_round, digest)",
         "Two silos with equal data draw equal noise: the difference of their updates is bare.",
@@ -40,7 +40,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-stream-in-two-rounds",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         _FIXED,
         "fixed = (self.silo.name, digest)",
         "Two rounds at the same parameters draw the same noise, and are counted as two releases.",
@@ -48,7 +48,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-on-two-values",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         _FIXED,
         "fixed = (self.silo.name, server_round)",
         "A repeated round at other parameters or data draws the same noise: the difference is bare.",
@@ -56,7 +56,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-at-two-scales",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "noise_multiplier=float(noise_multiplier),",
         "noise_multiplier=0.0,",
         "Equal settings beside another history: the same noise at two scales, which cancels.",
@@ -64,7 +64,7 @@ MUTATIONS = (
     ),
     Mutation(
         "streams-blind-to-the-purpose",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "generator(self.settings.seed, *fixed, purpose, step)",
         "generator(self.settings.seed, *fixed, step)",
         "Sampling and noise of a step come from one stream: who knows a batch knows its noise.",
@@ -72,7 +72,7 @@ MUTATIONS = (
     ),
     Mutation(
         "unsecret-sampling",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "            return lambda purpose, step: generator(None)\n",
         "            return lambda purpose, step: (\n"
         '                generator(self.settings.seed, purpose, step) if purpose == "sample" else generator(None)\n'
@@ -83,7 +83,7 @@ MUTATIONS = (
     ),
     Mutation(
         "unsecret-noise",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "            return lambda purpose, step: generator(None)\n",
         "            return lambda purpose, step: generator(self.settings.seed, purpose, step)\n",
         "With randomness=os the noise still follows from the seed, which the server knows.",

@@ -135,7 +135,7 @@ MUTATIONS = (
     ),
     Mutation(
         "repeated-records-not-counted",
-        "fedllm/silo/silo.py",
+        "fedllm/silo/silo_in_run.py",
         "            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))\n",
         "",
         "A silo never learns that a record is in its data several times.",

@@ -20,23 +20,13 @@ MUTATIONS = (
     Mutation(
         "recorded-after-training",
         "fedllm/silo/silo.py",
-        """        if by_client or not account.private:
+        """        if self.settings.privacy.noise_by == "client" or not account.private:
             account.spend_training(server_round, key)
         # Otherwise the server adds the noise, and records the event before it does.
-        result = self._answered(
-            lambda features: self._trained(
-                params, features, along, encoding, server_round, options
-            ),
-            self.train_features,
-        )
+        result = self._answered(lambda features: trained(features, streams), self.train_features)
 """,
-        """        result = self._answered(
-            lambda features: self._trained(
-                params, features, along, encoding, server_round, options
-            ),
-            self.train_features,
-        )
-        if by_client or not account.private:
+        """        result = self._answered(lambda features: trained(features, streams), self.train_features)
+        if self.settings.privacy.noise_by == "client" or not account.private:
             account.spend_training(server_round, key)
 """,
         "The row is written after the noise was drawn: a crash in between under-counts.",
@@ -96,25 +86,25 @@ MUTATIONS = (
     ),
     Mutation(
         "fewer-steps-recorded",
-        "fedllm/budget/limits.py",
-        "    return multiset({event: steps})\n",
-        "    return multiset({event: 1})\n",
+        "fedllm/training/dp_sgd.py",
+        "found = {self._step_event(): self.plan.count}",
+        "found = {self._step_event(): 1}",
         "Several local steps are taken and one is recorded.",
         ("tests/fedllm/budget/test_client_level_events.py",),
     ),
     Mutation(
         "client-level-amplified-by-the-batch",
-        "fedllm/budget/limits.py",
-        '    if settings.privacy.unit == "example":\n        most = settings.client.max_batch\n',
-        "    if True:\n        most = settings.client.max_batch\n",
+        "fedllm/training/client_update.py",
+        "            fraction=sampled_fraction(settings),\n",
+        "            fraction=sampling_rate,\n",
         "A client's round is accounted as an example's sampled step: an epsilon far too small.",
         ("tests/fedllm/budget/test_client_level_events.py",),
     ),
     Mutation(
         "amplified-by-a-draw-that-the-server-sees",
-        "fedllm/budget/limits.py",
-        'sampled = settings.privacy.noise_by == "server" and settings.server.sampling == "poisson"',
-        'sampled = settings.server.sampling == "poisson"',
+        "fedllm/training/noise.py",
+        'sampled = settings.privacy.noise_by == "server" and server.sampling == "poisson"',
+        'sampled = server.sampling == "poisson"',
         "Silos that noise their own updates are amplified by a draw that the server makes itself.",
         (
             f"{_ACCOUNT}::test_poisson_sampling_of_clients_is_amplified_with_noise_by_the_server_alone",

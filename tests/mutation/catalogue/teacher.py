@@ -11,9 +11,9 @@ _PUBLIC = "tests/fedllm/data/test_public_data.py"
 MUTATIONS = (
     Mutation(
         "duplicate-without-its-event",
-        "fedllm/budget/limits.py",
-        "    return model + duplicate_events(settings)\n",
-        "    return model\n",
+        "fedllm/budget/account.py",
+        "return self.mechanism.events(server_round) + duplicate_events(self.settings)",
+        "return self.mechanism.events(server_round)",
         "The silos send raw updates of a duplicate, and the ledger states a finite epsilon.",
         (_LABELLED,),
     ),

@@ -1,0 +1,251 @@
+"""A silo in one run: its data, account and randomness, and what every release does before and after it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from fedllm.budget.account import SiloAccount
+from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.release_id import features_digest, params_digest, settings_digest
+from fedllm.budget.release_inputs import ReleaseInputs, machine, model_inputs
+from fedllm.data.batches import Feature
+from fedllm.data.repeated_records import repeats
+from fedllm.data.silos import Silo
+from fedllm.files.printable_error import printable_error
+from fedllm.files.private import note
+from fedllm.settings.experiment import Settings
+from fedllm.silo.answered import answered, try_without_data
+from fedllm.silo.opened import OpenedSilo, open_silo_data
+from fedllm.silo.server_tensors import check_tensors
+from fedllm.task_errors import NotTakingPart
+from fedllm.training.batch.independence import require_independence
+from fedllm.training.batch.rehearsal import rehearse
+from fedllm.training.steps import LocalResult, Streams
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.ledger.ledger import Ledger
+from privacy.randomness import generator
+
+log = logging.getLogger("fedllm.silo")
+Released = TypeVar("Released")
+
+
+class SiloInRun:
+    """A silo, with what it keeps between the tasks of a run.
+
+    Args:
+        settings: the experiment's settings.
+        silo: the silo's data.
+        run: the run's id.
+        ledger: the silo's ledger, open, or its path.
+        log: file for what only the silo itself may see (counts of clipped gradients, ...), or None.
+        own: what the silo itself allows, see :mod:`fedllm.budget.local_policy`.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        silo: Silo,
+        *,
+        run: str,
+        ledger: Ledger | Path,
+        log: Path | None = None,
+        own: OwnBounds | None = None,
+    ) -> None:
+        self.own = own
+        self.settings = settings.for_silo(silo.name)
+        self.silo = silo
+        self.run = run
+        self.log = log
+        self.ledger = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+        self.tunable = shared_tunable(settings)
+        self._opened: OpenedSilo | None = None
+        self._rehearsed = False
+        self._account: SiloAccount | None = None
+        self._initial: dict[str, Tensor] | None = None
+        self._independent = False
+        self._tried = ""
+        self._fixed: dict[str, Any] | None = None
+
+    def open(self) -> OpenedSilo:
+        """The silo's usable records, checked and tokenised once; how many repeat goes into the silo's log.
+
+        Raises:
+            NotTakingPart: they cannot be used; why is in the silo's own log.
+        """
+        if self._opened is None:
+            try:
+                self._opened = open_silo_data(self.silo, self.settings, self.tunable.task)
+            except Exception as error:
+                self.note_error("the data cannot be used", error)
+                raise NotTakingPart from error
+            task, left_out = self.settings.task, self._opened.left_out
+            if left_out:
+                self._append_to_log({"kind": "left-out-records", "of": left_out})
+            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))
+        return self._opened
+
+    def prepare(self, params: Mapping[str, Tensor]) -> None:
+        """What can fail for all examples alike, before anything is spent; the first time alone.
+
+        Raises:
+            NotTakingPart: the data cannot be used.
+            ModelError: the model cannot compute an example, or couples examples.
+            LimitRefused: the parameters do not fit the model or its bounds; no data were opened.
+        """
+        self.check(params)
+        self.open()
+        if not self._rehearsed:
+            rehearse(self.tunable, params, self.settings)
+            self._rehearsed = True
+
+    @property
+    def train_features(self) -> list[Feature]:
+        """The silo's training examples."""
+        return self.open().train
+
+    @property
+    def held_out_features(self) -> list[Feature]:
+        """The silo's own evaluation examples."""
+        return self.open().held_out
+
+    @property
+    def initial(self) -> dict[str, Tensor]:
+        """What training starts from: the names and shapes of all parameters that a server may send."""
+        if self._initial is None:
+            self._initial = initial_params(self.tunable, self.settings)
+        return self._initial
+
+    def check(self, tensors: Mapping[str, Tensor], what: str = "parameters") -> None:
+        """Refuse tensors of the server that do not fit the model or its bounds, and at the first call a model that
+        couples examples; reads no data.
+
+        Raises:
+            ModelError: see :func:`fedllm.training.batch.independence.require_independence`.
+            LimitRefused: see :func:`fedllm.silo.server_tensors.check_tensors`.
+        """
+        if not self._independent:
+            if not self.settings.endpoint.active and self.settings.privacy.mode == "dp":
+                require_independence(self.tunable, self.initial)
+            self._independent = True
+        limit = self.settings.client.parameter_norm
+        if self.own is not None:
+            limit = min(limit, self.own.parameter_norm)
+        check_tensors(tensors, self.initial, limit, what)
+
+    def account(self, planned_rounds: int) -> SiloAccount:
+        """The silo's account; made (and its noise calibrated) at the first call.
+
+        The data are opened before: whoever has an account can do what it spends for.
+        """
+        if self._account is None:
+            self._account = SiloAccount(
+                self.settings,
+                run=self.run,
+                party=self.silo.name,
+                examples=len(self.train_features),
+                rounds=planned_rounds,
+                ledger=self.ledger,
+                own=self.own,
+            )
+        return self._account
+
+    def _answered(
+        self, release: Callable[[list[Feature]], Released], features: list[Feature]
+    ) -> Released:
+        """See :func:`fedllm.silo.answered.answered`."""
+        private = self.settings.privacy.mode == "dp"
+        return answered(release, features, private=private, note=self.note_error)
+
+    def _try(self, what: str, release: Callable[[Streams], object]) -> None:
+        """Make a release of no data before the row (:mod:`fedllm.silo.answered`).
+
+        Args:
+            what: names the release; with fixed shapes, where this takes as long as the release itself, the same
+                one is tried once.
+        """
+        if self.settings.client.max_batch is None or self._tried != what:
+            try_without_data(release, self.note_error)
+            self._tried = what
+
+    def streams(self, server_round: int, digest: str) -> Streams:
+        """Sources of randomness of one round: secret, each with a key of its own; with seeded
+        randomness, a function of all that the released value depends on, so that the same noise is
+        never added to two different values."""
+        if self.settings.privacy.randomness == "os":
+            return lambda purpose, step: generator(None)
+        fixed = (self.silo.name, server_round, digest)
+        return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
+
+    def digest(
+        self,
+        params: Mapping[str, Tensor],
+        noise_multiplier: float,
+        *,
+        purpose: str,
+        server_round: int = 0,
+        **task: Any,
+    ) -> str:
+        """Return what names a release of this silo at ``params``.
+
+        Seeded: the fingerprint of all its inputs, since other values must neither meet the same noise, at
+        whatever scale, nor pass for the same release. Else the digest of the parameters alone: no hash of
+        private data leaves the silo.
+
+        Args:
+            task: other fields of :class:`ReleaseInputs`.
+        """
+        if self.settings.privacy.randomness == "os":
+            return params_digest(params)
+        return self.inputs(
+            params, noise_multiplier, purpose=purpose, server_round=server_round, **task
+        ).fingerprint()
+
+    def inputs(
+        self, params: Mapping[str, Tensor], noise_multiplier: float, **task: Any
+    ) -> ReleaseInputs:
+        """Return the inputs of a release of this silo at ``params``; private, a digest of the data is among them."""
+        if self._fixed is None:
+            data = features_digest([*self.train_features, *self.held_out_features])
+            self._fixed = {
+                "examples": data,
+                "settings": settings_digest(self.settings),
+                **model_inputs(self.tunable.backbone),
+            }
+        account = self._account
+        return ReleaseInputs(
+            **self._fixed,
+            silo=self.silo.name,
+            machine=machine(),
+            planned_rounds=0 if account is None else account.rounds,
+            sampling_rate=0.0 if account is None else account.sampling_rate,
+            noise_multiplier=float(noise_multiplier),
+            params=params_digest(params),
+            **task,
+        )
+
+    def _write_log(self, server_round: int, result: LocalResult) -> None:
+        self._append_to_log(
+            {
+                "round": server_round,
+                "examples": result.examples,
+                "clipped": result.clipped,
+                "nonfinite": result.nonfinite,
+                "failed": result.failed,
+                "median_norm": None if np.isnan(result.median_norm) else result.median_norm,
+            }
+        )
+
+    def note_error(self, what: str, error: Exception) -> None:
+        """Keep an error at the silo: in the process's log and in the silo's own."""
+        log.error("%s\n%s", what, printable_error(error))
+        self._append_to_log({"what": what, "error": f"{type(error).__name__}: {error}"})
+
+    def _append_to_log(self, record: Mapping[str, Any]) -> None:
+        if self.log is not None:
+            note(self.log, record)
