@@ -17,6 +17,7 @@ import server.run
 import server.strategy
 from fedllm.budget.round_draws import DealtRounds, DrawnRounds, round_draws
 from fedllm.run.folder import RunFolder
+from fedllm.training.client_update import ClientUpdate
 from privacy.accountants import make_accountant
 from privacy.events.constructors import gaussian, poisson_sampled
 from privacy.events.multiset import multiset
@@ -54,7 +55,7 @@ class Watch:
         self.released: list[tuple[tuple[float, ...], bytes]] = []
         self._seen: Counter[str] = Counter()
         noise, spend, save = (
-            server.extensions.central_noise.add_noise,
+            ClientUpdate.add_noise,
             server.extensions.central_noise.spend_together,
             server.run.save_checkpoint,
         )
@@ -87,7 +88,7 @@ class Watch:
             return exchange(*args, **options)
 
         monkeypatch.setattr(fedllm.budget.round_draws, "poisson_sample", sample)
-        monkeypatch.setattr(server.extensions.central_noise, "add_noise", add)
+        monkeypatch.setattr(ClientUpdate, "add_noise", add)
         monkeypatch.setattr(server.extensions.central_noise, "spend_together", record)
         monkeypatch.setattr(server.run, "save_checkpoint", keep)
         monkeypatch.setattr(server.strategy, "exchange", send)

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.budget.round_draws import round_draws
+from fedllm.training.client_update import ClientUpdate
 from privacy.events.constructors import dp_sgd, gaussian
 from privacy.ledger.ledger import Ledger, LedgerError
 from server.aggregation import Contribution
@@ -106,7 +107,7 @@ def test_no_noise_is_drawn_without_a_row(
         raise AssertionError("noise was drawn without a row")
 
     monkeypatch.setattr(Ledger, "extend", refuse)
-    monkeypatch.setattr(trusted_noise, "add_noise", reached)
+    monkeypatch.setattr(ClientUpdate, "add_noise", reached)
     with pytest.raises(LedgerError):
         trusted.release(1, contributions(2), PARAMS)
 
