@@ -1,4 +1,4 @@
-"""What the command line's modules share: errors on one line, JSON, tables."""
+"""What the command line's modules share: common options, errors on one line, JSON, tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import click
@@ -24,6 +25,8 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
 ]
+RunPath = Annotated[Path, typer.Argument(help="A run folder.", metavar="RUN")]
+LedgerPath = Annotated[Path, typer.Argument(help="A ledger file.", metavar="PATH")]
 
 _WIDEST = 1000
 

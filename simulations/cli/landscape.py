@@ -12,19 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from simulations.output import (
     AsJson,
-    OneLineErrors,
     make_table,
     print_json,
     print_parts,
     require,
 )
-
-# torch and matplotlib take seconds to load: what uses them is imported by the command.
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``fedllm``."""
-    app.command(cls=OneLineErrors)(landscape)
 
 
 def landscape(

@@ -16,15 +16,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from simulations.output import AsJson, OneLineErrors, make_table, print_json
+from simulations.output import AsJson, make_table, print_json
 
 if TYPE_CHECKING:
     from simulations.sweep.plan import Cell, Sweep
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``fedllm``."""
-    app.command(cls=OneLineErrors)(sweep)
 
 
 def sweep(

@@ -20,7 +20,7 @@ from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError
 from fedllm.settings.io import to_toml
 from privacy.ledger.ledger import Ledger
-from simulations.cli.main import resume
+from simulations.cli.resume import resume
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 30

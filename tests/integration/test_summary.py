@@ -9,7 +9,7 @@ from rich.console import Console
 
 from fedllm.report.plan_figures import SO_FAR
 from fedllm.run.folder import RunFolder
-from simulations.cli.main import _summary
+from simulations.cli.training import summary
 from simulations.plans.epsilons import planned_epsilons
 
 
@@ -19,7 +19,7 @@ def test_the_plans_epsilon_stands_beside_that_of_what_was_released(
     run = start_run("run", **{"server.rounds": 2})
     assert in_process(run) == "finished"
     text = io.StringIO()
-    _summary(run, Console(file=text, width=250))
+    summary(run, Console(file=text, width=250))
     printed = text.getvalue()
     assert f"released: {SO_FAR}" in printed
     found = planned_epsilons(run, ["alpha", "nobody"])

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from privacy.noise_search.noise_file import read_noise
-from simulations.cli import noise as cli_noise
+from simulations.cli.accounting import noise_search as cli_noise
 from simulations.cli.main import app
 
 ASKED = ["noise-search", "--epsilon", "1", "--delta", "1e-6", "--steps", "3"]

@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "plans-not-listed",
-        "simulations/cli/ledger.py",
+        "simulations/cli/ledger/show.py",
         "        plans = ledger.plans(party=party, run=run)\n",
         "        plans = ledger.plans(party=party, run=run)[:0]\n",
         "A ledger's listing leaves out what its runs had planned.",

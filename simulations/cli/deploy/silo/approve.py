@@ -1,36 +1,16 @@
-"""``fedllm deploy approve``, ``doctor``: a silo's own side of a deployment, on its own machine."""
+"""``fedllm deploy approve``: the bundles of code that may run on a silo's data."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from client.config import ENVIRONMENT, SiloFile, load_silo
-from client.executor import approval
-from simulations.output import AsJson, OneLineErrors, make_table, print_json, print_parts
-
-SiloOption = Annotated[
-    Path | None,
-    typer.Option("--silo", help=f"The silo's own file; else ${ENVIRONMENT}, else ./silo.toml."),
-]
-
-
-def add(app: typer.Typer) -> None:
-    """Add the commands to ``fedllm deploy``."""
-    app.command(cls=OneLineErrors)(approve)
-    app.command(cls=OneLineErrors)(doctor)
-
-
-def find_silo(path: Path | None) -> SiloFile:
-    """The silo config that a command means.
-
-    Raises:
-        SiloFileError: as :func:`client.config.load_silo`.
-    """
-    return load_silo(path or os.environ.get(ENVIRONMENT) or "silo.toml")
+from simulations.cli.deploy.silo.options import SiloOption
+from simulations.output import AsJson, print_json, print_parts
 
 
 def approve(
@@ -52,7 +32,10 @@ def approve(
     as_json: AsJson = False,
 ) -> None:
     """Allow a bundle of code to run on this silo's data; tell how it differs from what is installed."""
-    own = find_silo(silo)
+    from client.config import ENVIRONMENT, load_silo
+    from client.executor import approval
+
+    own = load_silo(silo or os.environ.get(ENVIRONMENT) or "silo.toml")
     if revoke is not None:
         approval.revoke(own.approved, revoke)
     elif not listed:
@@ -69,38 +52,10 @@ def approve(
         print_parts(entry.sha256, *(f"    {text}" for text in about if text))
 
 
-def doctor(
-    silo: SiloOption = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--folder", "-C", help="The node's folder (node.toml); else here, if it is one."
-        ),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Tell what this machine has for a node, and what is missing; exit status 1 where something is."""
-    from simulations.cli.doctor import examine
-
-    place = folder or (Path.cwd() if Path("node.toml").is_file() else None)
-    given = silo or (Path(os.environ[ENVIRONMENT]) if os.environ.get(ENVIRONMENT) else None)
-    if given is None and place is None and Path("silo.toml").is_file():
-        given = Path("silo.toml")
-    found = examine(given, place)
-    missing = [finding for finding in found if not finding.good]
-    if as_json:
-        print_json({"ok": not missing, "findings": [vars(finding) for finding in found]})
-    else:
-        table = make_table("", "what", "found")
-        for finding in found:
-            table.add_row("ok" if finding.good else "MISSING", finding.what, finding.text)
-        print_parts(table, f"{len(missing)} missing" if missing else "nothing is missing")
-    if missing:
-        raise typer.Exit(1)
-
-
 def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
     """Digest and name of what is to be approved; asks where its code is not the installed one's."""
+    from client.executor import approval
+
     data = _bytes_of(bundle)
     if data is None:
         return str(bundle), ""
@@ -119,8 +74,6 @@ def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
 
 def _bytes_of(bundle: str | None) -> bytes | None:
     """The bundle's bytes; None where only a digest is given."""
-    import tempfile
-
     from server.deployment.app_bundle import bundle as bundle_of
     from server.deployment.app_bundle import make_app
 

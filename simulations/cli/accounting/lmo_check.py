@@ -1,4 +1,4 @@
-"""The command ``fedllm lmo-check``: what LMO-DP's accounting claims of a parameter file, and the truth."""
+"""``fedllm lmo-check``: what LMO-DP's accounting claims of a parameter file, and the truth."""
 
 from __future__ import annotations
 
@@ -11,18 +11,12 @@ import typer
 
 from simulations.output import (
     AsJson,
-    OneLineErrors,
     epsilon_text,
     make_table,
     print_json,
     print_parts,
     require,
 )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``fedllm``."""
-    app.command("lmo-check", cls=OneLineErrors)(lmo_check)
 
 
 def lmo_check(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import typer
 from rich.text import Text
 
-from fedllm.settings.experiment import Settings
 from simulations.output import epsilon_text, make_table, print_json, print_parts, rounded
+
+if TYPE_CHECKING:
+    from fedllm.settings.experiment import Settings
 
 _SHOWN = {"pld": "PLD", "rdp": "RDP"}
 

@@ -1,4 +1,4 @@
-"""The command ``fedllm noise-search``: the best noise on one number for a target, found offline."""
+"""``fedllm noise-search``: the best noise on one number for a target, found offline."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fedllm.files.durable import json_bytes, plain, write_bytes
-from privacy.result_cache import cache_file, read_result, write_result
 from simulations.output import (
     AsJson,
-    OneLineErrors,
     make_table,
     print_json,
     print_parts,
@@ -35,11 +32,6 @@ class ObjectiveName(StrEnum):
     STD = "std"
     MEAN_ABS = "mean-abs"
     USEFULNESS = "usefulness"
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to ``fedllm``."""
-    app.command("noise-search", cls=OneLineErrors)(noise_search)
 
 
 def noise_search(
@@ -112,11 +104,13 @@ def _check(
 
 def _answer(question: NoiseQuestion, cache: Path) -> dict[str, Any]:
     """The figures of the answer: those of before, else searched for, with the winner's file made."""
+    from fedllm.files.durable import json_bytes, plain, write_bytes
+    from privacy.result_cache import cache_file, read_result, write_result
+
     winner = cache_file(cache, "winner", question.key())
     known = read_result(cache, "answer", question.key())
     if isinstance(known, dict) and winner.is_file():
         return known
-    # These take seconds to load.
     from privacy.noise_search.search import figures, search_noise
 
     with _progress() as report:
@@ -130,6 +124,9 @@ def _answer(question: NoiseQuestion, cache: Path) -> dict[str, Any]:
 
 def _deliver(question: NoiseQuestion, cache: Path, output: Path | None) -> Path:
     """Where the winner is: in the cache, or copied to where it is wanted."""
+    from fedllm.files.durable import write_bytes
+    from privacy.result_cache import cache_file
+
     winner = cache_file(cache, "winner", question.key())
     if output is None:
         return winner

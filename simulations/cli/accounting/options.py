@@ -1,0 +1,83 @@
+"""Options of the accounting commands: their names, their limits."""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from simulations.output import require
+
+APPROXIMATION = "approximation, not a bound"
+BOUND = "upper bound"
+
+
+class RelationName(StrEnum):
+    """Neighbouring relations, as options."""
+
+    ZERO_OUT = "zero-out"
+    ADD_OR_REMOVE_ONE = "add-or-remove-one"
+    REPLACE_ONE = "replace-one"
+
+
+class UnitName(StrEnum):
+    """Privacy units, as options."""
+
+    EXAMPLE = "example"
+    CLIENT = "client"
+
+
+Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1; else the ledger's.")]
+Rate = Annotated[float | None, typer.Option(help="Probability of each record to be in a step.")]
+Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
+Noise = Annotated[
+    float | None, typer.Option(help="Standard deviation of the noise over the clipping norm.")
+]
+Copies = Annotated[
+    int,
+    typer.Option(
+        help="How often a record is in one party's data: the cost of all its copies together."
+    ),
+]
+Opponent = Annotated[
+    str, typer.Option(help="Against whom: outsider, server (sees every message), or colluding:m.")
+]
+
+
+def checked_delta(delta: float | None) -> float | None:
+    """Return delta after a check of its range."""
+    if delta is not None:
+        require("--delta", delta, 0 < delta < 1, "a number above 0 and below 1")
+    return delta
+
+
+def checked_rate(rate: float | None) -> float | None:
+    """Return the sampling rate after a check of its range."""
+    if rate is not None:
+        require("--sample-rate", rate, 0 < rate <= 1, "a number above 0 and at most 1")
+    return rate
+
+
+def checked_steps(steps: int | None) -> int | None:
+    """Return the number of steps after a check of its range."""
+    if steps is not None:
+        require("--steps", steps, steps >= 1, "a whole number >= 1")
+    return steps
+
+
+def checked_copies(copies: int) -> int:
+    """Return the number of copies after a check of its range."""
+    from privacy.copies import MOST
+
+    require("--copies", copies, 1 <= copies <= MOST, f"a whole number from 1 to {MOST}")
+    return copies
+
+
+def checked_noise(noise: float | None) -> float | None:
+    """Return the noise multiplier after a check of its range."""
+    if noise is not None:
+        good = noise > 0 and math.isfinite(noise)
+        require("--noise-multiplier", noise, good, "a finite number > 0")
+    return noise

@@ -1,0 +1,1 @@
+"""``fedllm deploy``: commands about runs."""

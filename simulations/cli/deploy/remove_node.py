@@ -1,0 +1,14 @@
+"""``fedllm deploy remove-node``: take a node out."""
+
+from __future__ import annotations
+
+from simulations.cli.deploy.options import FolderOption, NodeName, register_now
+
+
+def remove_node(name: NodeName, folder: FolderOption = None) -> None:
+    """Take a node out; the server refuses its key from then on."""
+    from server.deployment import setup
+    from server.deployment.folder import Folder, find_folder
+
+    home = Folder(find_folder(folder))
+    register_now(home, setup.remove_node(home, home.load(), name))

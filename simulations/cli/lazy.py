@@ -1,0 +1,72 @@
+"""Groups of commands that import a command's file when it is called, not before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, ClassVar
+
+import click
+import typer
+
+from simulations.output import OneLineErrors, OneLineGroup
+
+Table = Mapping[str, tuple[str, str]]
+"""By a command's name: its place, as ``module:function`` (or ``module:group``), and its first line of help."""
+_OPTIONS: Mapping[str, Any] = {
+    "add_completion": False,
+    "suggest_commands": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+
+
+class LazyGroup(OneLineGroup):
+    """A group that knows its commands' names and first lines, and imports the one that is called."""
+
+    table: ClassVar[Table]
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name, (_, line) in self.table.items():
+            self.commands[name] = click.Command(name, help=line)  # for lists and suggestions
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command; return None where the table has none of that name."""
+        return load_command(self.table, cmd_name) if cmd_name in self.table else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands for the help text without importing any."""
+        room = formatter.width - 6 - max(map(len, self.commands))  # the margins that click leaves
+        rows = [(name, command.get_short_help_str(room)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+
+def load_command(table: Table, name: str) -> click.Command:
+    """Import the file of a command, or of a group, and make the command of it."""
+    module, _, attribute = table[name][0].partition(":")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(**_OPTIONS)
+        found.command(name, cls=OneLineErrors)(function)
+    return typer.main.get_command(found)
+
+
+def lazy_group(name: str, help: str, commands: Table) -> typer.Typer:
+    """Make a group of the commands of a table.
+
+    Example:
+        ``lazy_group("tool", "Tools.", {"hello": ("tools.hello:hello", "Greet somebody.")})`` is a command ``tool``
+        with the command ``hello``.
+    """
+
+    class Group(LazyGroup):
+        table = commands
+
+    app = typer.Typer(name=name, help=help, no_args_is_help=True, cls=Group, **_OPTIONS)
+    app.callback()(_nothing)  # what tells Typer that this is a group
+    return app
+
+
+def _nothing() -> None: ...

@@ -1,0 +1,50 @@
+"""``fedllm report``: make a run's report again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.output import AsJson
+
+
+def report(
+    path: Annotated[Path | None, typer.Argument(help="A run folder.", metavar="RUN")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of report.json, and no more.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make report.html and report.json again, from the ledger and the metrics.
+
+    Of a damaged run, too: what is missing is said on stderr and at the report's top, and the exit
+    status is 1.
+    """
+    if schema:
+        from fedllm.report.schema import json_schema
+
+        typer.echo(json.dumps(json_schema(), indent=2))
+        return
+    if path is None:
+        raise ValueError("Expected RUN, a run folder; got none")
+    from fedllm.report import write_report
+    from fedllm.report.signature import SIGNATURE
+
+    target = write_report(path)
+    text = target.with_name("report.json").read_text(encoding="utf-8")
+    found = json.loads(text)
+    typer.echo(text if as_json else str(target), nl=not as_json)
+    for problem in found["problems"]:
+        typer.echo(f"fedllm: missing or damaged: {problem}", err=True)
+    for note in found["notes"]:
+        typer.echo(f"fedllm: {note}", err=True)
+    if target.with_name(SIGNATURE).exists():
+        typer.echo(
+            f"fedllm: {SIGNATURE} was made for an earlier report and does not hold for this one",
+            err=True,
+        )
+    if found["problems"]:
+        raise typer.Exit(1)

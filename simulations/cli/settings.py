@@ -1,0 +1,22 @@
+"""``fedllm settings``: all settings of an experiment, documented."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simulations.output import Overrides
+
+
+def settings(
+    experiment: Annotated[Path | None, typer.Argument(help="A TOML file; empty: defaults.")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Print all settings with what each means."""
+    from fedllm.settings.experiment import Settings
+    from fedllm.settings.io import load_settings, to_toml
+
+    tree = load_settings(experiment, overrides or []) if experiment else Settings()
+    typer.echo(to_toml(tree, documented=True))

@@ -1,0 +1,95 @@
+"""What ``fedllm run`` and ``fedllm resume`` share: training with a live view, and the tables at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from fedllm.run.folder import RunFolder
+
+
+def train(folder: RunFolder, as_json: bool) -> None:
+    """Train with a live view; print the results and raise the exit status."""
+    from simulations.live import LiveView
+    from simulations.runner import simulate, succeeded
+
+    console = Console(stderr=as_json)
+    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+    status = simulate(folder, [LiveView(folder.settings(), console)])
+    state = folder.state()
+    if as_json:
+        last = [m for m in folder.metrics() if m["kind"] == "evaluation"][-1:]
+        found: dict[str, Any] = {"run": str(folder.path), **state, "evaluation": last}
+        typer.echo(json.dumps(found, indent=2))
+    elif succeeded(status):
+        summary(folder, console)
+    if status == "stopped":
+        typer.echo(f"fedllm: the run stopped before its last round: {state['message']}", err=True)
+    if status == "interrupted":
+        console.print(f"interrupted after round {state['round']}; go on with:")
+        console.print(f"  fedllm resume {folder.path}", highlight=False, soft_wrap=True)
+        raise typer.Exit(130)
+    if not succeeded(status):
+        typer.echo(f"fedllm: the run {status}: {state['message']}", err=True)
+        typer.echo(
+            f"  fedllm resume {folder.path}   goes on after the last finished round", err=True
+        )
+        raise typer.Exit(1)
+
+
+def summary(folder: RunFolder, console: Console) -> None:
+    """The last evaluation and what each silo spent, as tables, and where the report is."""
+    from fedllm.report.plan_figures import SO_FAR
+    from simulations.live import epsilon_label, target_text
+    from simulations.plans.epsilons import planned_epsilons
+
+    found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
+    records = folder.metrics()
+    table = Table(title="Model, judged on the server's own examples")
+    shown = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
+    columns = [
+        name
+        for name in ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
+        if shown and name in shown[-1]
+    ]
+    for name in ("round", *columns):
+        table.add_column(name, justify="right")
+    for record in dict.fromkeys((0, len(shown) - 1) if shown else ()):
+        row = shown[record]
+        table.add_row(str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row))
+    console.print(table)
+    silos = folder.read_json("silos.json")
+    title = epsilon_label(folder.settings(), len(silos))
+    spent = Table(title=f"Epsilon by silo: {title}")
+    for name in (
+        "silo",
+        "examples",
+        "noise multiplier",
+        "sampling rate",
+        "released",
+        "plan",
+        "target",
+    ):
+        spent.add_column(name, justify="left" if name == "silo" else "right")
+    last = {r["silo"]: r["epsilon"] for r in records if r["kind"] == "silo"}
+    plans = planned_epsilons(folder, silos)
+    for name, silo in silos.items():
+        epsilon = last.get(name)
+        spent.add_row(
+            name,
+            "private" if silo["examples"] is None else f"{silo['examples']:,}",
+            "-" if not silo["noise_multiplier"] else f"{silo['noise_multiplier']:.4f}",
+            "-" if silo["sampling_rate"] is None else f"{silo['sampling_rate']:.4f}",
+            "-" if epsilon is None else f"{float(epsilon):.4f}",
+            "-" if plans[name] is None else f"{plans[name]:.4f}",
+            target_text(silo, folder.settings()),
+        )
+    console.print(spent)
+    console.print(f"released: {SO_FAR}", highlight=False)
+    console.print(found.get("headline", ""), highlight=False)
+    console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)
