@@ -22,7 +22,7 @@ from fedllm.adapter.peft import (
 from fedllm.adapter.peft_check import why_peft_differs
 from fedllm.files.durable import plain, write_text
 from fedllm.models.prefix import PREFIX, PrefixSpec
-from fedllm.report import build
+from fedllm.report.build import build
 from fedllm.report.sections.training import metric_rows
 from fedllm.run.checkpoints import Checkpoint, CheckpointError, latest_checkpoint, load_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError

@@ -22,7 +22,13 @@ from fedllm.settings.tree import SettingsTree
 
 
 class Settings(SettingsTree):
-    """One experiment: sections that fit together."""
+    """One experiment: sections that fit together.
+
+    Example:
+        >>> settings = fedllm.Settings(model={"name": "minilm"}, data={"source": "tweets"})
+        >>> settings.privacy.epsilon
+        3.0
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Settings:

@@ -40,6 +40,11 @@ def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
 
     Raises:
         SettingsError: the file is missing or no TOML, or a key or value is not accepted.
+
+    Example:
+        >>> settings = fedllm.load_settings("simulations/experiments/tweets.toml", ["privacy.epsilon=8"])
+        >>> settings.privacy.epsilon
+        8.0
     """
     file = Path(path)
     try:

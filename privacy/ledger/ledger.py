@@ -56,7 +56,12 @@ __all__ = [
 
 
 class Ledger:
-    """An open ledger file. Safe for threads; any number of processes may append to one file."""
+    """An open ledger file. Safe for threads; any number of processes may append to one file.
+
+    Example:
+        >>> with Ledger("runs/first/ledger.sqlite", read_only=True) as ledger:
+        ...     ledger.verify().ok, len(ledger.entries())
+    """
 
     def __init__(
         self,

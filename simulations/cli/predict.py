@@ -18,11 +18,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Use a trained model."""
-    from fedllm.adapter.predict import Predictor
+    import fedllm
 
     if texts == ["-"]:
         texts = [line.rstrip("\n") for line in sys.stdin]
-    answers = Predictor(path).predict(texts)
+    answers = fedllm.predict(path, texts)
     if as_json:
         typer.echo(json.dumps(answers, ensure_ascii=False, indent=2))
         return

@@ -7,12 +7,7 @@ from simulations.output import AsJson, RunPath
 
 def resume(path: RunPath, as_json: AsJson = False) -> None:
     """Go on with an interrupted run, to the same end as without the interruption."""
-    from fedllm.run.folder import RunFolder, RunFolderError
-    from simulations.cli.training import train
+    import fedllm
+    from simulations.cli.training import finish, view
 
-    folder = RunFolder.open(path)
-    folder.require_current()
-    state = folder.state()
-    if state["status"] == "finished":
-        raise RunFolderError(f"Expected an unfinished run, {path} is finished")
-    train(folder, as_json)
+    finish(fedllm.resume(path, watch=view(as_json)), as_json)

@@ -17,11 +17,8 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Simulate an experiment on this machine; prints a table and the path of the report."""
-    from fedllm.run.folder import RunFolder
-    from fedllm.settings.io import load_settings
-    from simulations.cli.training import train
-    from simulations.runner import prepare
+    import fedllm
+    from simulations.cli.training import finish, view
 
-    settings = load_settings(experiment, overrides or [])
-    prepare(settings)
-    train(RunFolder.create(settings, folder), as_json)
+    settings = fedllm.load_settings(experiment, overrides or [])
+    finish(fedllm.run(settings, folder, watch=view(as_json)), as_json)

@@ -1,4 +1,4 @@
-"""What ``fedllm run`` and ``fedllm resume`` share: training with a live view, and the tables at its end."""
+"""What ``fedllm run`` and ``fedllm resume`` share: the live view, and the tables at the end."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from fedllm.api import Watch
     from fedllm.run.folder import RunFolder
 
 
-def train(folder: RunFolder, as_json: bool) -> None:
-    """Train with a live view; print the results and raise the exit status."""
+def view(as_json: bool) -> Watch:
+    """Return what shows a run while it trains: its folder, then the live view."""
     from simulations.live import LiveView
-    from simulations.runner import simulate, succeeded
 
-    console = Console(stderr=as_json)
-    console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
-    status = simulate(folder, [LiveView(folder.settings(), console)])
-    state = folder.state()
+    def watch(folder: RunFolder) -> list[LiveView]:
+        console = Console(stderr=as_json)
+        console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+        return [LiveView(folder.settings(), console)]
+
+    return watch
+
+
+def finish(folder: RunFolder, as_json: bool) -> None:
+    """Print the results of a run that has ended and raise the exit status."""
+    from simulations.runner import succeeded
+
+    console, state = Console(stderr=as_json), folder.state()
+    status = state["status"]
     if as_json:
         last = [m for m in folder.metrics() if m["kind"] == "evaluation"][-1:]
         found: dict[str, Any] = {"run": str(folder.path), **state, "evaluation": last}

@@ -111,23 +111,17 @@ def calibrate(
             raise ValueError(f"Expected --{name} with --solve-for {solve_for}, got none")
     least = epsilon >= 0 if solve_for is Unknown.DELTA else epsilon > 0
     require("--epsilon", epsilon, least and math.isfinite(epsilon), "a finite number > 0")
-    from privacy import calibration
+    import fedllm
     from privacy.guarantee import Adversary, Relation, Unit
     from simulations.plans.accounting_figures import assumes, quiet
 
     against = Adversary(adversary)
-    solve: Any = {
-        Unknown.NOISE_MULTIPLIER: calibration.calibrate_noise_multiplier,
-        Unknown.STEPS: calibration.calibrate_steps,
-        Unknown.SAMPLE_RATE: calibration.calibrate_sampling_rate,
-        Unknown.DELTA: calibration.calibrate_delta,
-    }[solve_for]
     names = {Unknown.SAMPLE_RATE: "sampling_rate", Unknown.NOISE_MULTIPLIER: "noise_multiplier"}
-    known = {names.get(name, str(name)): value for name, value in given.items()}
+    known: dict[str, Any] = {names.get(name, str(name)): value for name, value in given.items()}
     with quiet():
-        found = solve(
+        found = fedllm.calibrate(
             epsilon=epsilon,
-            relation=Relation(relation),
+            relation=str(relation),
             accountant=str(accountant),
             copies=checked_copies(copies),
             **known,

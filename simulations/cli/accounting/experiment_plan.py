@@ -36,14 +36,13 @@ def calibrate_experiment(
                 f"Expected {option} without an experiment: its settings say all, see --set; "
                 f"got {option} with {experiment}"
             )
-    from fedllm.settings.io import load_settings
+    import fedllm
 
-    settings = load_settings(experiment, overrides)
+    settings = fedllm.load_settings(experiment, overrides)
     from simulations.plans.accounting_figures import quiet
-    from simulations.plans.experiment import plan_experiment
 
     with quiet():
-        found = plan_experiment(settings)
+        found = fedllm.plan(settings)
     if as_json:
         print_json(found)
     else:

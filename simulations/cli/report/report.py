@@ -30,18 +30,21 @@ def report(
         return
     if path is None:
         raise ValueError("Expected RUN, a run folder; got none")
-    from fedllm.report import write_report
+    import fedllm
+    from fedllm.report.page.render import HTML, JSON
     from fedllm.report.signature import SIGNATURE
 
-    target = write_report(path)
-    text = target.with_name("report.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    typer.echo(text if as_json else str(target), nl=not as_json)
+    found = fedllm.report(path)
+    folder = path.expanduser().resolve()
+    if as_json:
+        typer.echo((folder / JSON).read_text(encoding="utf-8"), nl=False)
+    else:
+        typer.echo(str(folder / HTML))
     for problem in found["problems"]:
         typer.echo(f"fedllm: missing or damaged: {problem}", err=True)
     for note in found["notes"]:
         typer.echo(f"fedllm: {note}", err=True)
-    if target.with_name(SIGNATURE).exists():
+    if (folder / SIGNATURE).exists():
         typer.echo(
             f"fedllm: {SIGNATURE} was made for an earlier report and does not hold for this one",
             err=True,
