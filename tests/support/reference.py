@@ -30,7 +30,10 @@ def settings_page() -> str:
 
 
 def _commands(group: click.Group, prefix: str) -> Iterator[tuple[str, str]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from _commands(command, f"{prefix} {name}")
         else:
