@@ -281,7 +281,7 @@ class SiloAccount:
 
         Args:
             server_round: the round.
-            key: names this release (see :func:`release_key`); the same key again costs nothing.
+            key: names this release (see :mod:`fedllm.budget.release_id`); the same key again costs nothing.
 
         Returns:
             True if a new row was written, False if this very release was recorded before.

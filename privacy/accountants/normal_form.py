@@ -14,7 +14,7 @@ def as_accounted(event: DpEvent) -> DpEvent:
 
     * One number with Gaussian or Laplace noise: dp_accounting's own event.
     * A vector of one coordinate: one number.
-    * Another vector with scalar noise: the Gaussian mechanism whose mu bounds it, see `vector_loss`.
+    * Another vector with scalar noise: the Gaussian mechanism whose mu bounds it, see `vector_bound`.
 
     Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
     least what the event costs.

@@ -47,9 +47,9 @@ _Pair = tuple[LossDistribution, ...]  # one distribution if symmetric, else (rem
 class PldAccountant(Accountant):
     """Composes discretised privacy loss distributions, in both directions of the relation.
 
-    The pairs of (sampled) Gaussians, and the proof for replace-one, are in `gaussian_loss`. Zero-out has the
+    The pairs of (sampled) Gaussians, and the proof for replace-one, are in `losses.gaussian`. Zero-out has the
     pairs of add-or-remove-one, for every event here (`privacy.guarantee`: the null record) but truncated
-    Poisson sampling: there zero-out has the pair of `truncated_loss`, and the other relations, in which a removed
+    Poisson sampling: there zero-out has the pair of `losses.truncated`, and the other relations, in which a removed
     or replaced record leaves its place to another one, have dp_accounting's bounds. Randomised
     response releases an answer for every record, so that none of them contributes nothing. Under
     replace-one a Laplace, discrete Laplace or discrete Gaussian mechanism has twice its sensitivity, and

@@ -1,6 +1,6 @@
 """Construct privacy events: one dp_accounting DpEvent for each kind of release.
 
-An event is one use of a mechanism on private data. `event_json` checks and writes them, `event_counts` adds them up.
+An event is one use of a mechanism on private data. `serialization` checks and writes them, `multiset` adds them up.
 """
 
 from __future__ import annotations

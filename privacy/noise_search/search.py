@@ -50,7 +50,7 @@ class Candidate:
       value: The objective, least is best.
       tried: How many shapes were calibrated.
       floor: Of a vector: the noise is the least that could be enough, and comes without a guarantee
-        (`vector_shift`); epsilon is that of the changes that were looked at.
+        (`vectors`); epsilon is that of the changes that were looked at.
     """
 
     noise: ScalarNoise
@@ -197,7 +197,7 @@ def _spread(
 
 
 def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """Epsilon of all steps: of numbers an upper bound, of vectors a floor (`vector_shift`)."""
+    """Epsilon of all steps: of numbers an upper bound, of vectors a floor (`vectors`)."""
     if question.dimension == 1 or noise.family == "gaussian":
         losses = composed_loss(noise, question)
     else:

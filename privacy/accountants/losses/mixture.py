@@ -3,7 +3,7 @@
 The pair is P = sum_j w_j N(s_j, s^2) and Q = N(0, s^2), shifts s_j >= 0. It is that of a Poisson-sampled
 Gaussian whose record is there several times (`privacy.copies` has the proof). The loss ln(P/Q) is the logarithm of a
 sum of exponentials that do not fall with the output x, so it rises with x, and the cells of the method
-("connect the dots", `gaussian_loss`) are intervals of x. Where a loss is taken, Newton's method says: the loss is
+("connect the dots", `losses.gaussian`) are intervals of x. Where a loss is taken, Newton's method says: the loss is
 convex in x, so the iteration comes down to the root from its right.
 """
 

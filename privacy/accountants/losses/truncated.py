@@ -17,7 +17,7 @@ and by symmetry p depends on |R| alone:
 * |R| = B: x is not in S. The outputs are the same: the loss is 0.
 
 The hockey-stick divergence is jointly convex, so in each direction it is at most the mean over |R| of those of
-the scalar pairs (1-p) N(0, s^2) + p N(1, s^2) and N(0, s^2) of `gaussian_loss`: it is that of the pair that also tells
+the scalar pairs (1-p) N(0, s^2) + p N(1, s^2) and N(0, s^2) of `losses.gaussian`: it is that of the pair that also tells
 which of the three it was, whose loss distribution is the mixture of theirs. This pair dominates a step whatever
 was released before, and such pairs compose (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 10).
 

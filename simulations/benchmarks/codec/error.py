@@ -17,7 +17,7 @@ come from
   ``--mu`` names for every client (Gaussian DP, zero-out, against the server) with that unit;
 * ``public``: gradients on another text, with its labels; ``random-labels``: with drawn ones. Free.
 
-See ``codec_gradients.py`` for the gradients: they are at one point of training, and the error at
+See ``gradients.py`` for the gradients: they are at one point of training, and the error at
 others may differ.
 """
 
