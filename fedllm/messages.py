@@ -44,6 +44,9 @@ CODEC_META = "codec-meta"
 DIRECTIONS = "directions"
 """Public seed of the round's random directions (``model.access = "black-box"``); empty for none."""
 
+WITHOUT = {CODEC_VERSION: "", DIRECTIONS: ""}
+"""Fields of a task where no codec and no directions are used."""
+
 CANDIDATES = "candidates"
 """Numbers of the layers to score."""
 

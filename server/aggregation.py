@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,18 +21,40 @@ class UpdateRefused(ReplyRefused):
 
 @dataclass(frozen=True)
 class Contribution:
-    """One silo's accepted update, with the noise it says it holds (standard deviation an entry), the
-    bytes it came in, its raw update of a non-private teacher where there is one, with adaptive
-    clipping its noisy share of norms at most the clipping norm (noise by the server: the silo's bit), and the noise
-    multiplier that it says it used."""
+    """One silo's accepted update.
+
+    Attributes:
+        silo: its name.
+        update: as read, float32.
+        noise_std: standard deviation of the noise in each entry, by tensor; None where it is not known.
+        bytes: of all tensors of its reply.
+        noise_multiplier: by the silo's word.
+        records: further tensors, by record (:attr:`server.replies.training.TrainingForm.records`).
+        shares: further noisy shares, by name (:attr:`server.replies.training.TrainingForm.shares`).
+    """
 
     silo: str
     update: dict[str, Tensor]
     noise_std: dict[str, float] | None
     bytes: int = 0
-    duplicate: dict[str, Tensor] | None = None
-    below: float | None = None
     noise_multiplier: float = 0.0
+    records: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MeanUpdate:
+    """What a round comes to.
+
+    Attributes:
+        update: of the model; None where nothing was released.
+        noise_std: standard deviation of the noise in each of its tensors; None where it is not known.
+        shares: by name, what is left of the silos' noisy shares.
+    """
+
+    update: dict[str, Tensor] | None
+    noise_std: dict[str, float] | None
+    shares: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 def check_update(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flwr.serverapp import Grid
@@ -12,21 +11,16 @@ from flwr.serverapp import Grid
 from fedllm.budget.plan import for_silos, warnings
 from fedllm.budget.round_draws import round_draws
 from fedllm.budget.schedule import is_evaluation_round
-from fedllm.data.silos import evaluation_set
-from fedllm.flatness.layer_choice import kept_rows, settings_with_releases
+from fedllm.flatness.layer_choice import settings_with_releases
 from fedllm.models.backbone import Backbone
 from fedllm.run import environment
 from fedllm.run.checkpoints import keep, latest_checkpoint, save_checkpoint
 from fedllm.run.folder import SCHEDULE, RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.silo.process import cores, use_threads
-from fedllm.tasks.generation import Generation
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
-from privacy.ledger.ledger import Ledger
-from server.extensions.central_noise import TrustedNoise
-from server.extensions.encoder_statistics import prepare_codec
-from server.extensions.layers import LayerPhase, count_scores
-from server.extensions.teacher import make_teacher
+from server.evaluation import ServerEvaluator
+from server.extensions.factory import make_extensions
 from server.extracts import Extracts
 from server.monitoring import Callback, Callbacks, MetricsFile, TensorBoard
 from server.nodes.discovery import find_silos
@@ -35,8 +29,9 @@ from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
 from server.robust.update_law import limit_warnings
+from server.run_state import BudgetSpent
 from server.start_check import require_finite_start
-from server.strategy import BudgetSpent, PrefixStrategy
+from server.strategy import PrefixStrategy
 
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
 
@@ -93,16 +88,14 @@ def run_experiment(
             everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
         settings = _checked(settings, run, tunable, nodes)
         grid = grid if extracts is None else extracts.begin(grid, nodes)
-        strategy = _make_strategy(settings, run, tunable, nodes, stop, everyone)
-        strategy.sizes = sizes
-        phase = LayerPhase(run, strategy, tunable, stop, lambda: _save(run, strategy, sizes))
-        if settings.layers.after == 0:
-            tunable, settings = phase.before_round(grid), strategy.settings
-        teacher = make_teacher(run, settings, strategy.model.params, tunable, stop, everyone.record)
-        strategy.use_teacher(teacher)
+        strategy = _make_strategy(settings, run, tunable, nodes, sizes, stop, everyone)
+        for extension in strategy.extensions:
+            extension.before_run(grid)
+        settings = strategy.settings
         first = _restore(run, strategy)
         tell_unusable(run_metrics.record, first, "the first question of the run", found)
-        prepare_codec(grid, run, strategy, tunable, stop)
+        for extension in strategy.extensions:
+            extension.after_restore(grid)
         if settings.output.tensorboard:
             watchers.append(TensorBoard(run.tensorboard_path, first))
             everyone.callbacks = watchers
@@ -119,27 +112,22 @@ def run_experiment(
         for sentence in (*warnings(settings, sizes), *limit_warnings(settings, sizes)):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
-        judge = _Judge(settings, tunable, strategy, everyone, evaluation_threads or cores())
+        evaluator = ServerEvaluator(settings, strategy, evaluation_threads or cores())
         if first == 0:
-            judge.evaluate(0)  # before anything is spent: an error ends the run
+            evaluator.evaluate(0)  # before anything is spent: an error ends the run
         elif is_evaluation_round(settings, first):
-            judge.catch_up(run, first)
-        strategy.after_round = _after_round(run, strategy, judge, sizes)
-
-        def before_round(grid: Grid) -> None:
-            judge.tunable = phase.before_round(grid)
-
-        strategy.before_round = before_round
+            evaluator.catch_up(run, first)
+        strategy.after_round = _after_round(run, strategy, evaluator)
         try:
             strategy.start(grid)
             status = FINISHED
         except BudgetSpent as error:
             status, message = STOPPED, str(error)
-            _save(run, strategy, sizes)
-            judge.try_evaluate(strategy.finished_rounds)
+            strategy.save()
+            evaluator.try_evaluate(strategy.finished_rounds)
         except (Stopped, RunStopped):
             if strategy.moved_rounds == strategy.finished_rounds > 0:
-                _save(run, strategy, sizes)  # whatever server.checkpoint_every
+                strategy.save()  # whatever server.checkpoint_every
             raise
         finally:
             if extracts is not None:
@@ -195,76 +183,6 @@ def _checked(
         raise RunStopped(str(error)) from None
 
 
-class _Judge:
-    """Evaluation by the server on its own examples, and the view of what the silos have spent."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        tunable: Tunable,
-        strategy: PrefixStrategy,
-        emit: Callbacks,
-        threads: int,
-    ) -> None:
-        self.threads = max(threads, settings.simulation.threads)
-        self.settings = settings
-        self.tunable = tunable
-        self.strategy = strategy
-        self.emit = emit
-        self.features = tunable.task.features(evaluation_set(settings).records)
-
-    def evaluate(self, server_round: int) -> None:
-        settings, params = self.settings, self.strategy.model.released
-        use_threads(self.threads)
-        try:
-            metrics = self.tunable.evaluate(params, self.features, settings.client.max_tokens)
-            last = server_round == settings.server.rounds
-            if last and isinstance(self.tunable.task, Generation) and settings.evaluation.generate:
-                chosen = self.features[: settings.evaluation.generate]
-                metrics |= self.tunable.writing_metrics(
-                    params, chosen, settings.evaluation.max_new_tokens
-                )
-        finally:
-            use_threads(settings.simulation.threads)
-        record = {"kind": "evaluation", "round": server_round, "where": "server", **metrics}
-        self.emit.record(record)
-
-    def try_evaluate(self, server_round: int) -> None:
-        """Evaluate; an error is a warning and a missing number, since the round is paid for and saved."""
-        try:
-            self.evaluate(server_round)
-        except Exception as error:
-            message = (
-                f"the server's evaluation of round {server_round} failed, and its figures are missing: "
-                f"{type(error).__name__}: {error}"
-            )
-            logging.getLogger("fedllm").debug(message, exc_info=error)
-            self.emit.record({"kind": "warning", "round": server_round, "message": message})
-
-    def catch_up(self, run: RunFolder, server_round: int) -> None:
-        """Evaluate a restored round whose evaluation failed or was cut off after its checkpoint."""
-        found = [
-            r for r in run.metrics() if r["kind"] == "evaluation" and r["round"] == server_round
-        ]
-        if not any(record.get("where") == "server" for record in found):
-            self.try_evaluate(server_round)
-            self.tell_spending(server_round)
-
-    def tell_spending(self, server_round: int) -> None:
-        for silo, epsilon in self.strategy.spending.epsilon().items():
-            mechanism = self.strategy.spending.mechanism.get(silo, {})
-            self.emit.record(
-                {
-                    "kind": "silo",
-                    "round": server_round,
-                    "silo": silo,
-                    "epsilon": epsilon,
-                    **self.strategy.spending.target(silo),
-                    **mechanism,
-                }
-            )
-
-
 def _digest(tunable: Tunable) -> str:
     """SHA-256 of the frozen model's weights; empty where it is behind an endpoint."""
     backbone = tunable.backbone
@@ -276,6 +194,7 @@ def _make_strategy(
     run: RunFolder,
     tunable: Tunable,
     nodes: Mapping[str, int],
+    sizes: Mapping[str, int | None],
     stop: threading.Event,
     emit: Callbacks,
 ) -> PrefixStrategy:
@@ -283,64 +202,59 @@ def _make_strategy(
     draws = round_draws(settings, sorted(nodes), saved["rounds"] if saved else None)
     if not saved:  # without rows where each round draws its silos: no file may replay a draw
         run.write_json(SCHEDULE, {"silos": sorted(nodes), "rounds": draws.rows})
-    trusted = None
-    privacy = settings.privacy
-    if privacy.mode == "dp" and privacy.noise_by == "server":
-        trusted = TrustedNoise(
-            settings,
-            run=run.run_id,
-            silos=sorted(nodes),
-            draws=draws,
-            ledger=Ledger(run.ledger_path),
-        )
-    return PrefixStrategy(
+    strategy = PrefixStrategy(
         settings,
         initial_params(tunable, settings),
+        tunable=tunable,
         nodes=nodes,
         draws=draws,
         run_id=run.run_id,
         run_folder=str(run.path),
         backbone=_digest(tunable),
         stop=stop,
-        trusted_noise=trusted,
+        sizes=sizes,
+        extensions=make_extensions(settings, run, silos=sorted(nodes), draws=draws),
         emit=emit.record,
     )
+    strategy.save = lambda: _save(run, strategy)
+    return strategy
 
 
 def _after_round(
-    run: RunFolder, strategy: PrefixStrategy, judge: _Judge, sizes: Mapping[str, int | None]
-) -> Any:
+    run: RunFolder, strategy: PrefixStrategy, evaluator: ServerEvaluator
+) -> Callable[[int], None]:
     settings = run.settings()
 
     def after(server_round: int) -> None:
         last = server_round == settings.server.rounds
         if last or server_round % settings.server.checkpoint_every == 0:
-            _save(run, strategy, sizes)  # before the evaluation: a paid round is never lost to it
+            strategy.save()  # before the evaluation: a paid round is never lost to it
         if is_evaluation_round(settings, server_round):
-            judge.try_evaluate(server_round)
-            judge.tell_spending(server_round)
+            evaluator.try_evaluate(server_round)
+            evaluator.tell_spending(server_round)
 
     return after
 
 
-def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | None]) -> None:
+def _save(run: RunFolder, strategy: PrefixStrategy) -> None:
+    """Write a checkpoint, and what is told of the silos."""
     state = strategy.model.state()
-    if strategy.teacher is not None:
-        state |= strategy.teacher.state()
-    meta = {
+    meta: dict[str, Any] = {
         "left": strategy.left,
         "clip": strategy.clip,
         "trained": strategy.trained,
         "spending": strategy.spending.to_plain(),
-        "layers_chosen": (choice := run.choice()) is not None and choice.kept is not None,
     }
+    for extension in strategy.extensions:
+        state |= extension.state()
+        meta |= extension.meta()
     save_checkpoint(
         run.checkpoints_path, strategy.finished_rounds, strategy.model.released, state, meta
     )
     keep(run.checkpoints_path, strategy.settings.server.keep_checkpoints)
     silos = {
         name: {
-            "examples": sizes.get(name),
+            "examples": strategy.sizes.get(name),
             "sampling_rate": strategy.spending.mechanism.get(name, {}).get("sampling_rate"),
             "noise_multiplier": strategy.spending.mechanism.get(name, {}).get("noise_multiplier"),
             "participations": strategy.draws.planned(name),
@@ -355,27 +269,22 @@ def _save(run: RunFolder, strategy: PrefixStrategy, sizes: Mapping[str, int | No
 
 
 def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
+    """Take up the last checkpoint, where there is one; return its round."""
     checkpoint = latest_checkpoint(run.checkpoints_path)
-    choice = run.choice()
-    kept = None if choice is None else choice.kept
     if checkpoint is None:
         run.truncate_metrics(-1)
-        if choice is not None and kept is not None:
-            count_scores(strategy, choice)
         return 0
-    state = checkpoint.state
-    if choice is not None and kept is not None:
-        state = kept_rows(state, choice.layers, kept)
+    state, meta = checkpoint.state, checkpoint.meta
+    for extension in strategy.extensions:
+        state = extension.fit_state(state)
     strategy.model.load_state(state)
-    if strategy.teacher is not None:
-        strategy.teacher.load_state(state)
-    strategy.left |= checkpoint.meta["left"]
-    strategy.clip = float(checkpoint.meta.get("clip", strategy.clip))
-    strategy.spending.load_plain(checkpoint.meta["spending"])
+    for extension in strategy.extensions:
+        extension.load_state(state, meta)
+    strategy.left |= meta["left"]
+    strategy.clip = float(meta.get("clip", strategy.clip))
+    strategy.spending.load_plain(meta["spending"])
     told = bool(strategy.spending.mechanism)  # all that earlier versions wrote
-    strategy.trained = bool(checkpoint.meta.get("trained", told))
-    if choice is not None and kept is not None and not checkpoint.meta.get("layers_chosen"):
-        count_scores(strategy, choice)  # it was written before the choice
+    strategy.trained = bool(meta.get("trained", told))
     strategy.finished_rounds = strategy.moved_rounds = checkpoint.round
     run.truncate_metrics(checkpoint.round)
     return checkpoint.round

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
+from server.extensions.base import ServerRun
 from server.nodes.exchange import exchange
 from server.replies import RunStopped, sort_replies
 from server.replies.released import read_released
 from server.replies.telling import tell_unusable
-from server.strategy import PrefixStrategy
 
 
 def ask_silos(
     grid: Grid,
-    strategy: PrefixStrategy,
+    run: ServerRun,
     chosen: Sequence[str],
     tasks: Sequence[Message],
     *,
@@ -27,7 +26,6 @@ def ask_silos(
     size: int,
     noise: float,
     what: str,
-    stop: threading.Event,
     check: Callable[[Tensor], None] = lambda released: None,
 ) -> dict[str, tuple[Tensor, float]]:
     """What each silo released, float64 [size], and its sampling rate, by name.
@@ -38,34 +36,33 @@ def ask_silos(
         size: how many numbers a silo releases.
         noise: bound of the standard deviation of the noise in each.
         what: they are, in messages: "statistics for the codec".
-        stop: set by another thread to interrupt.
         check: raises ReplyRefused for numbers that are not usable.
 
     Raises:
         RunStopped: too many silos failed, or none answered.
-        Stopped: ``stop`` was set.
+        Stopped: the run was asked to stop.
     """
 
     # An honest one exceeds it with a chance of less than exp(-800), by the Gaussian's concentration.
-    largest = strategy.settings.server.max_update_norm + noise * (math.sqrt(size) + 40)
+    largest = run.settings.server.max_update_norm + noise * (math.sqrt(size) + 40)
 
     def read(name: str, content: RecordDict) -> tuple[str, Tensor, float]:
         reply = read_released(content, record, size, largest)
         check(reply.released)
         return name, reply.released, reply.sampling_rate
 
-    server = strategy.settings.server
-    replies = exchange(grid, tasks, timeout=server.timeout, stop=stop)
+    server = run.settings.server
+    replies = exchange(grid, tasks, timeout=server.timeout, stop=run.stop)
     found = sort_replies(chosen, replies, read, server.timeout)
-    tell_unusable(strategy.emit, strategy.finished_rounds, f"the {what}", found)
-    strategy.left |= {item["silo"]: item["reason"] for item in found.left}
+    tell_unusable(run.emit, run.finished_rounds, f"the {what}", found)
+    run.left |= {item["silo"]: item["reason"] for item in found.left}
     found.require(len(chosen), server.max_failures, f"the {what}")
     if not found.accepted:
-        raise nobody(strategy, what)
+        raise nobody(run, what)
     return {name: (released, rate) for name, released, rate in found.accepted}
 
 
-def nobody(strategy: PrefixStrategy, what: str) -> RunStopped:
+def nobody(run: ServerRun, what: str) -> RunStopped:
     """No silo released anything; with why those left that did."""
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in strategy.left.items())
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in run.left.items())
     return RunStopped(f"No silo released {what}; left: {reasons}")

@@ -11,9 +11,9 @@ of norm at most 1 (:mod:`fedllm.codec.statistics`), with noise of ``codec.statis
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fedllm.budget.accounts import spend_together
 from fedllm.budget.fingerprint import Fingerprinted
 from fedllm.budget.release_id import params_digest, release_key, settings_digest
 from fedllm.budget.round_draws import RoundDraws, draws_afresh
+from fedllm.messages import BELOW
 from fedllm.settings.experiment import Settings
 from fedllm.training.adaptive_clip import is_adaptive
 from fedllm.training.mechanism import CentralMechanism, Mechanism, make_mechanism
@@ -33,9 +34,12 @@ from privacy.mechanisms.adaptive_clipping import SENSITIVITY
 from privacy.mechanisms.clipping import clip_vector
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import RandomSource, generator
-from server.aggregation import Contribution, mean_update
+from server.aggregation import Contribution, MeanUpdate, clip_update, mean_update
+from server.extensions.base import RoundExtension, ServerRun, Tensors
+from server.replies.training import TrainingForm
 
 _DRAW = "draw-"
+Clip = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +286,8 @@ class TrustedNoise:
         """The centred count of the silos' bits, each bounded here, whatever the silo says; private."""
         if not is_adaptive(self.settings):
             return 0.0
-        bits = [min(1.0, max(0.0, c.below)) for c in staying if c.below is not None]
+        told = [c.shares[BELOW] for c in staying if BELOW in c.shares]
+        bits = [min(1.0, max(0.0, bit)) for bit in told]
         return sum(bits) - SENSITIVITY * len(bits)
 
     def _noisy_share(self, server_round: int, digest: str, count: float) -> float | None:
@@ -297,3 +302,54 @@ def _central(mechanism: Mechanism) -> CentralMechanism:
     if not isinstance(mechanism, CentralMechanism):
         raise ValueError(f"Expected a mechanism whose noise a server can add, got {mechanism}")
     return mechanism
+
+
+class CentralNoise(RoundExtension):
+    """Clips what the silos sent, and releases its noisy mean.
+
+    Args:
+        trusted: records and adds the noise.
+        clip: clips one silo's message instead of :func:`server.aggregation.clip_update`.
+        releases: noisy vectors in one silo's message.
+    """
+
+    def __init__(self, trusted: TrustedNoise, clip: Clip | None = None, releases: int = 1) -> None:
+        self.trusted = trusted
+        self.clip = clip
+        self.releases = releases
+
+    def join(self, run: ServerRun) -> None:
+        super().join(run)
+        run.left.update(self.trusted.left)
+
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        self.trusted.settings = self.run.settings
+
+    def reply_form(self, form: TrainingForm) -> TrainingForm:
+        return replace(form, smallest_noise=0.0, counts=False)
+
+    def combine(
+        self, server_round: int, accepted: Sequence[Contribution], like: Tensors
+    ) -> MeanUpdate:
+        """The noisy mean. Silos whose budget allows no other round leave the run, and are not in it."""
+        run, trusted = self.run, self.trusted
+        trusted.left.update(run.left)
+        trusted.clip = run.clip
+        clipped = [
+            Contribution(c.silo, self._clipped(c.update), None, shares=c.shares) for c in accepted
+        ]
+        counted, mean, std = trusted.release(server_round, clipped, run.model.params, like)
+        run.left.update(trusted.left)
+        for name in counted:
+            run.spending.add_training(
+                name,
+                server_round,
+                sampling_rate=run.settings.server.fraction if trusted.poisson else 1.0,
+                noise_multiplier=trusted.noise_multiplier,
+                steps=self.releases,
+            )
+        shares = {} if trusted.below is None else {BELOW: [trusted.below]}
+        return MeanUpdate(mean, std, shares)
+
+    def _clipped(self, update: dict[str, Tensor]) -> dict[str, Tensor]:
+        return clip_update(update, self.run.clip) if self.clip is None else self.clip(update)

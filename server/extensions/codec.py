@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,15 +19,22 @@ from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.codec import Code, Codec
+from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import to_json
 from fedllm.training.encoding import Encoding
-from server.aggregation import UpdateRefused, tensor_bytes
+from server.aggregation import MeanUpdate, UpdateRefused, tensor_bytes
+from server.extensions.base import Asking, Extras, RoundExtension, Tensors
+from server.extensions.central_noise import TrustedNoise
+from server.extensions.encoder_statistics import prepare_codec
 from server.nodes.exchange import exchange
 from server.replies import Item
 from server.replies.delivery import read_delivery
 from server.replies.envelope import why_none
 from server.replies.refusal import one_line
+from server.replies.telling import tell_unusable
+from server.replies.training import TrainingForm, TrainingReply
+from server.robust.update_law import UpdateLaw
 
 CODE = "code"
 """Name of the one tensor in the place of an update where the server adds its noise to codes."""
@@ -42,45 +49,21 @@ class Delivery:
     refused: list[Item] = field(default_factory=list)
 
 
-class CodecLink:
-    """Delivers the codec, and decodes what comes back.
+class CodecDelivery:
+    """Sends the codec once to each silo.
 
     Args:
         encoding: with the codec and its version.
         nodes: node id of each silo.
-        sums_codes: whether the server adds noise to the sum of the codes: they are then decoded after
-            it, not one by one.
     """
 
-    def __init__(self, encoding: Encoding, nodes: Mapping[str, int], *, sums_codes: bool) -> None:
+    def __init__(self, encoding: Encoding, nodes: Mapping[str, int]) -> None:
         self.encoding = encoding
         self.nodes = nodes
-        self.sums_codes = sums_codes
         self._delivered: set[str] = set()
 
-    @property
-    def like(self) -> dict[str, Tensor]:
-        """Zeros of the shape of what is summed with ``sums_codes``."""
-        return {CODE: torch.zeros(self.encoding.codec.code_dimension)}
-
-    def decode(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The update in a reply, or with ``sums_codes`` its code alone, under the name ``CODE``.
-
-        Raises:
-            UpdateRefused: no code of this codec.
-        """
-        try:
-            code = self.encoding.codec.decode_code(Code(tensors))
-        except ValueError as error:
-            raise UpdateRefused(str(error)) from None
-        return {CODE: code} if self.sums_codes else self.reconstruct(code)
-
-    def reconstruct(self, code: Tensor) -> dict[str, Tensor]:
-        """The update that a continuous code [k] stands for."""
-        return self.encoding.unflatten(self.encoding.codec.reconstruct(code))
-
     def forget(self, silos: Sequence[str]) -> None:
-        """These silos do not have it (any more)."""
+        """Note that these silos do not have it (any more)."""
         self._delivered.difference_update(silos)
 
     def deliver(
@@ -117,6 +100,86 @@ class CodecLink:
             else:
                 done.failed.append({"silo": name, "reason": why})
         return done
+
+
+class EncodedUpdates(RoundExtension):
+    """The silos encode their updates; their codes are decoded as they arrive, or after the server's noise.
+
+    With noise by the server in the code, the codes themselves are summed: the mean of the codes of a linear codec
+    decodes to the mean of the updates.
+
+    Args:
+        folder: of the run; it keeps the codec.
+        trusted: adds the noise where the silos do not; else None.
+    """
+
+    def __init__(self, folder: RunFolder, trusted: TrustedNoise | None) -> None:
+        self.folder = folder
+        self.trusted = trusted
+        self._encoding: Encoding | None = None
+
+    @property
+    def encoding(self) -> Encoding:
+        """The codec in the coordinates of the run, from :meth:`after_restore` on."""
+        if self._encoding is None:
+            raise ValueError("Expected the codec of the run, got a call before it was prepared")
+        return self._encoding
+
+    def after_restore(self, grid: Grid) -> None:
+        """Read the run's codec, or make it; see :func:`prepare_codec`."""
+        self._encoding = prepare_codec(grid, self.folder, self.run, self.trusted)
+        self.sums_codes = self.trusted is not None and self.encoding.in_code
+        self.delivery = CodecDelivery(self.encoding, self.run.nodes)
+
+    def task_extras(self, asking: Asking, silo: str) -> Extras:
+        version = "" if self._encoding is None else self._encoding.version
+        return Extras(fields={names.CODEC_VERSION: version})
+
+    def deliver(self, grid: Grid, silos: Sequence[str], server_round: int) -> int:
+        run = self.run
+        timeout = run.settings.server.timeout
+        sent = self.delivery.deliver(grid, silos, run.settings, timeout, run.stop)
+        tell_unusable(run.emit, server_round, "the delivery of the codec", sent)
+        return sent.bytes
+
+    def forget(self, silos: Sequence[str]) -> None:
+        self.delivery.forget(silos)
+
+    def reply_form(self, form: TrainingForm) -> TrainingForm:
+        texts = {**form.texts, names.CODEC_VERSION: self.encoding.version}
+        return replace(form, update=self.encoding.codec.code_spec(), texts=texts)
+
+    def update_like(self, like: Tensors) -> Tensors:
+        if not self.sums_codes:
+            return like
+        return {CODE: torch.zeros(self.encoding.codec.code_dimension)}
+
+    def read(self, silo: str, reply: TrainingReply) -> TrainingReply:
+        """The reply with its update, or with the code under the name ``CODE`` where codes are summed.
+
+        Raises:
+            UpdateRefused: no code of this codec.
+        """
+        try:
+            code = self.encoding.codec.decode_code(Code(reply.update))
+        except ValueError as error:
+            raise UpdateRefused(str(error)) from None
+        return replace(reply, update={CODE: code} if self.sums_codes else self._reconstruct(code))
+
+    def limit(self, law: UpdateLaw) -> UpdateLaw:
+        return replace(law, encoding=self.encoding)
+
+    def expand(self, mean: MeanUpdate) -> MeanUpdate:
+        if not self.sums_codes or mean.update is None:
+            return mean
+        update, std = self._reconstruct(mean.update[CODE]), None
+        if mean.noise_std is not None and self.run.settings.codec.keeps_all:
+            std = dict.fromkeys(update, mean.noise_std[CODE])
+        return replace(mean, update=update, noise_std=std)
+
+    def _reconstruct(self, code: Tensor) -> dict[str, Tensor]:
+        """The update that a continuous code [k] stands for."""
+        return self.encoding.unflatten(self.encoding.codec.reconstruct(code))
 
 
 def codec_messages(

@@ -10,7 +10,6 @@ for no statistics again.
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,10 +35,10 @@ from fedllm.training.statistics import (
     statistics_of,
     statistics_point,
 )
-from fedllm.training.tunable import Tunable
 from server.extensions.ask_silos import ask_silos, nobody
+from server.extensions.base import ServerRun
+from server.extensions.central_noise import TrustedNoise
 from server.replies import RunStopped
-from server.strategy import PrefixStrategy
 
 log = logging.getLogger("fedllm")
 CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
@@ -48,56 +47,57 @@ WHAT = "statistics for the codec"
 
 
 def prepare_codec(
-    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
-) -> None:
-    """Give the strategy its codec: the one in the run folder, or a new one. Nothing without a codec.
+    grid: Grid, folder: RunFolder, run: ServerRun, trusted: TrustedNoise | None
+) -> Encoding:
+    """Return the run's codec: the one in the run folder, or a new one.
 
     To be called before the first round, at the initial parameters; later calls read the folder.
+
+    Args:
+        trusted: adds the noise to the statistics where the silos do not; else None.
 
     Raises:
         RunStopped: too many silos failed, none is left, no codec can be made of what they sent, or the
             one in the folder is not the one that was written.
-        Stopped: ``stop`` was set.
+        Stopped: the run was asked to stop.
     """
-    settings = strategy.settings
-    if not settings.codec.active:
-        return
-    described = run.read_json(DESCRIPTION, None)
+    described = folder.read_json(DESCRIPTION, None)
     if described is None:
-        if strategy.finished_rounds:
-            raise RunStopped(f"Expected {DESCRIPTION} in {run.path}: the run has begun with it")
-        described = _make(grid, run, strategy, tunable, stop)
+        if run.finished_rounds:
+            raise RunStopped(f"Expected {DESCRIPTION} in {folder.path}: the run has begun with it")
+        described = _make(grid, folder, run, trusted)
     try:
         version = str(described["version"])
-        codec = read_codec(run.path / CODEC, version)
-        strategy.use_codec(Encoding.of(codec, version, settings, strategy.model.params))
+        codec = read_codec(folder.path / CODEC, version)
+        encoding = Encoding.of(codec, version, run.settings, run.model.params)
     except (KeyError, TypeError, ValueError) as error:
-        raise RunStopped(f"The codec of the run {run.path} is damaged: {error}") from None
-    if strategy.finished_rounds == 0:  # else the checkpoint holds them
+        raise RunStopped(f"The codec of the run {folder.path} is damaged: {error}") from None
+    if run.finished_rounds == 0:  # else the checkpoint holds them
         for silo, rate in described["statistics"].items():
-            strategy.spending.add_statistics(silo, float(rate))
+            run.spending.add_statistics(silo, float(rate))
+    return encoding
 
 
 def _make(
-    grid: Grid, run: RunFolder, strategy: PrefixStrategy, tunable: Tunable, stop: threading.Event
+    grid: Grid, folder: RunFolder, run: ServerRun, trusted: TrustedNoise | None
 ) -> dict[str, Any]:
-    settings, params = strategy.settings, strategy.model.params
+    settings, params = run.settings, run.model.params
     prior: Prior | None = None
     chance: float | None = None
     rates: dict[str, float] = {}
     try:
         if settings.codec.asks_silos:
             point = statistics_point(params, settings.seed)
-            releases, rates = _ask(grid, strategy, point, stop)
-            if strategy.trusted_noise is None:
+            releases, rates = _ask(grid, run, point, everybody=trusted is not None)
+            if trusted is None:
                 prior = prior_of_releases(settings, params, releases)
                 chance = chance_of_noise_in(settings, releases)
             else:
-                prior, chance, rates = _released_by_the_server(strategy, point, releases)
+                prior, chance, rates = _released_by_the_server(run, trusted, point, releases)
         elif settings.codec.needs_prior:
-            features = tunable.task.features(_public_records(settings))
+            features = run.tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
-            prior = prior_of_public_text(tunable, point, features, settings)
+            prior = prior_of_public_text(run.tunable, point, features, settings)
         layout = Layout.of(params)
         codec = make_codec(settings.codec, layout, prior, settings.seed)
     except ValueError as error:
@@ -111,8 +111,8 @@ def _make(
         )
     tensors, meta = codec.state()
     described = describe(codec, prior, rates, chance) | {"source": settings.codec.prior_source}
-    write_codec(run.path / CODEC, tensors, meta)
-    run.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
+    write_codec(folder.path / CODEC, tensors, meta)
+    folder.write_json(DESCRIPTION, described)  # from here on the silos are not asked again
     return described
 
 
@@ -144,45 +144,47 @@ def describe(
 
 
 def _released_by_the_server(
-    strategy: PrefixStrategy, point: Mapping[str, Tensor], received: Mapping[str, Tensor]
+    run: ServerRun,
+    trusted: TrustedNoise,
+    point: Mapping[str, Tensor],
+    received: Mapping[str, Tensor],
 ) -> tuple[Prior, float | None, dict[str, float]]:
     """The prior of the noisy mean of statistics that came without noise, the probability that noise alone
     gives that mean, and whom it is counted for."""
-    settings, trusted = strategy.settings, strategy.trusted_noise
-    assert trusted is not None
-    trusted.left.update(strategy.left)
-    size = statistics_of(settings, strategy.model.params).size
+    settings = run.settings
+    trusted.left.update(run.left)
+    size = statistics_of(settings, run.model.params).size
     counted, mean = trusted.release_statistics(received, size, point)
-    strategy.left |= trusted.left
+    run.left.update(trusted.left)
     if mean is None:
-        raise nobody(strategy, WHAT)
-    prior, chance = prior_of_mean(settings, strategy.model.params, mean, len(trusted.accounts))
+        raise nobody(run, WHAT)
+    prior, chance = prior_of_mean(settings, run.model.params, mean, len(trusted.accounts))
     return prior, chance, dict.fromkeys(counted, 1.0)
 
 
 def _ask(
-    grid: Grid, strategy: PrefixStrategy, point: Mapping[str, Tensor], stop: threading.Event
+    grid: Grid, run: ServerRun, point: Mapping[str, Tensor], *, everybody: bool
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name."""
-    settings = strategy.settings
-    statistics = statistics_of(settings, strategy.model.params)
-    chosen = sorted(strategy.nodes)
-    if strategy.trusted_noise is None:
-        chosen = [name for name in chosen if strategy.draws.planned(name)]
-    chosen = [name for name in chosen if name not in strategy.left]
-    arrays = strategy.arrays(point)
-    tasks = strategy.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
+    """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name.
 
+    Args:
+        everybody: whether silos without a planned round are asked too.
+    """
+    settings = run.settings
+    statistics = statistics_of(settings, run.model.params)
+    chosen = [name for name in sorted(run.nodes) if everybody or run.draws.planned(name)]
+    chosen = [name for name in chosen if name not in run.left]
+    arrays = run.arrays(point)
+    tasks = run.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
     found = ask_silos(
         grid,
-        strategy,
+        run,
         chosen,
         tasks,
         record=names.STATISTICS,
         size=statistics.size,
         noise=settings.codec.statistics_noise,
         what=WHAT,
-        stop=stop,
     )
     releases = {name: released for name, (released, _) in found.items()}
     return releases, {name: rate for name, (_, rate) in found.items()}

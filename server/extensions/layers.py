@@ -15,9 +15,8 @@ would not depend on the prefix at all.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +33,7 @@ from fedllm.flatness.layer_choice import (
     Choice,
     Step,
     kept_in_a_step,
+    kept_rows,
     mean_scores,
     to_drop,
 )
@@ -45,103 +45,108 @@ from fedllm.training.statistics import statistics_point
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from server.aggregation import tensor_bytes
 from server.extensions.ask_silos import ask_silos
+from server.extensions.base import RoundExtension, ServerRun, Tensors
 from server.replies import ReplyRefused, RunStopped
-from server.strategy import PrefixStrategy
 
 PUBLIC = "public text"
 """Under whose name the server's own scores are written down."""
+_CHOSEN = "layers_chosen"
+"""Of a checkpoint's meta: whether it was written after the choice."""
 
 
-class LayerPhase:
+class LayerChoice(RoundExtension):
     """Chooses the layers once ``layers.after`` rounds are over; with 0, before anything is restored.
 
     Args:
-        run: the run's folder.
-        strategy: its settings, parameters and optimiser change with the choice.
-        tunable: the model as it was started with.
-        stop: set by another thread to interrupt.
-        save: writes a checkpoint.
+        folder: of the run; it keeps the choice.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        strategy: PrefixStrategy,
-        tunable: Tunable,
-        stop: threading.Event,
-        save: Callable[[], None],
-    ) -> None:
-        self.run = run
-        self.strategy = strategy
-        self.tunable = tunable
-        self.stop = stop
-        self.save = save
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._counted = False
 
-    def before_round(self, grid: Grid) -> Tunable:
-        """The model to train and judge in the round that is about to begin; chooses where it is time.
+    def before_run(self, grid: Grid) -> None:
+        """Choose, where no round comes before the choice; see :meth:`before_round`."""
+        if self.run.settings.layers.after == 0:
+            self.before_round(grid)
+
+    def before_round(self, grid: Grid) -> None:
+        """Choose where it is time.
 
         Raises:
             RunStopped: too many silos failed, none is left, or the scores are no numbers.
-            Stopped: ``stop`` was set; what was measured so far is kept.
+            Stopped: the run was asked to stop; what was measured so far is kept.
         """
-        strategy, settings = self.strategy, self.strategy.settings
-        choice = self.run.choice()
-        due = strategy.finished_rounds >= settings.layers.after
-        over = choice is not None and choice.kept is not None
-        if settings.layers.form == "none" or over or not due:
-            return self.tunable
-        if settings.layers.after == 0 and self.run.state()["round"]:
-            raise RunStopped(f"Expected {CHOICE} in {self.run.path}: the run has begun with it")
-        if strategy.finished_rounds:
-            self.save()  # whatever server.checkpoint_every: a resumed run must not go back behind it
-        assert self.tunable.spec is not None  # settings_with_releases has looked
-        record = {"kind": "layers", "round": strategy.finished_rounds, "form": settings.layers.form}
-        record["of"] = list(self.tunable.spec.layers)
-        strategy.emit(record | {"kept": None})
-        choice = choose(grid, self.run, strategy, self.tunable, self.stop)
-        strategy.emit(record | {"kept": list(choice.remaining)})
+        run, settings, tunable = self.run, self.run.settings, self.run.tunable
+        choice = self.folder.choice()
+        due = run.finished_rounds >= settings.layers.after
+        if not due or (choice is not None and choice.kept is not None):
+            return
+        if settings.layers.after == 0 and self.folder.state()["round"]:
+            raise RunStopped(f"Expected {CHOICE} in {self.folder.path}: the run has begun with it")
+        if run.finished_rounds:
+            run.save()  # whatever server.checkpoint_every: a resumed run must not go back behind it
+        assert tunable.spec is not None  # settings_with_releases has looked
+        record = {"kind": "layers", "round": run.finished_rounds, "form": settings.layers.form}
+        record["of"] = list(tunable.spec.layers)
+        run.emit(record | {"kept": None})
+        choice = choose(grid, self.folder, run)
+        run.emit(record | {"kept": list(choice.remaining)})
         changed = choice.settings(settings)
-        self.tunable = shared_tunable(changed)
-        strategy.use_layers(changed, choice.layers, self.tunable)
-        if strategy.finished_rounds == 0:
-            # The very run that has these prefix.layers from the start. Restoring counts the scores.
-            strategy.model.start_from(initial_params(self.tunable, changed))
+        run.use_layers(changed, choice.layers, shared_tunable(changed))
+        if run.finished_rounds == 0:
+            # The very run that has these prefix.layers from the start. Its scores count after restoring.
+            run.model.start_from(initial_params(run.tunable, changed))
         else:
-            count_scores(strategy, choice)
-        return self.tunable
+            self._count(choice)
+
+    def fit_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Cut a state of before the choice."""
+        choice = self.folder.choice()
+        if choice is None or choice.kept is None:
+            return state
+        return kept_rows(state, choice.layers, choice.kept)
+
+    def meta(self) -> dict[str, Any]:
+        choice = self.folder.choice()
+        return {_CHOSEN: choice is not None and choice.kept is not None}
+
+    def load_state(self, state: Tensors, meta: Mapping[str, Any]) -> None:
+        self._counted = bool(meta.get(_CHOSEN))  # false: it was written before the choice
+
+    def after_restore(self, grid: Grid) -> None:
+        """Count the releases of a choice that the restored view of what was spent does not know."""
+        choice = self.folder.choice()
+        if choice is not None and choice.kept is not None and not self._counted:
+            self._count(choice)
+
+    def _count(self, choice: Choice) -> None:
+        """Add the silos' releases to the server's view of what was spent."""
+        self._counted = True
+        for step in choice.steps:
+            for silo, rate in step.sampling_rates.items():
+                self.run.spending.add_scores(silo, rate)
 
 
-def count_scores(strategy: PrefixStrategy, choice: Choice) -> None:
-    """Add the silos' releases to the server's view of what was spent."""
-    for step in choice.steps:
-        for silo, rate in step.sampling_rates.items():
-            strategy.spending.add_scores(silo, rate)
-
-
-def choose(
-    grid: Grid,
-    run: RunFolder,
-    strategy: PrefixStrategy,
-    tunable: Tunable,
-    stop: threading.Event,
-) -> Choice:
-    """The finished choice; goes on where a search was interrupted.
+def choose(grid: Grid, folder: RunFolder, run: ServerRun) -> Choice:
+    """Measure until the choice is made; each measurement is in the run folder before the next begins.
 
     Raises:
-        RunStopped, Stopped: as :meth:`LayerPhase.before_round`.
+        RunStopped: too many silos failed, none is left, or the scores are no numbers.
+        Stopped: the run was asked to stop.
     """
-    settings = strategy.settings
-    choice = run.choice()
+    settings, tunable = run.settings, run.tunable
+    choice = folder.choice()
     if choice is None:
         assert tunable.spec is not None  # settings_with_releases has looked
-        choice = Choice.begin(settings, tunable.spec.layers, strategy.finished_rounds)
-    point = statistics_point(strategy.model.params, settings.seed)
+        choice = Choice.begin(settings, tunable.spec.layers, run.finished_rounds)
+    point = statistics_point(run.model.params, settings.seed)
     features = None if settings.layers.asks_silos else _public_features(settings, tunable)
     while choice.kept is None:
         candidates = choice.remaining
         began = time.monotonic()
         if features is None:
-            found = _ask(grid, strategy, point, candidates, stop)
+            found = _ask(grid, run, point, candidates)
         else:
             found = _measured(tunable, point, features, candidates, settings)
         mean = mean_scores(found["scores"])
@@ -154,7 +159,7 @@ def choose(
         )
         choice = choice.with_step(step)
         # From here on this measurement is not made again.
-        run.write_json(CHOICE, choice.model_dump(mode="json"))
+        folder.write_json(CHOICE, choice.model_dump(mode="json"))
     return choice
 
 
@@ -181,18 +186,17 @@ def _public_features(settings: Settings, tunable: Tunable) -> list[Feature]:
 
 def _ask(
     grid: Grid,
-    strategy: PrefixStrategy,
+    run: ServerRun,
     point: Mapping[str, Tensor],
     candidates: Sequence[int],
-    stop: threading.Event,
 ) -> dict[str, Any]:
     """The scores of the silos that take part, their sampling rates in training, and the traffic."""
-    settings = strategy.settings
-    chosen = [name for name in sorted(strategy.nodes) if strategy.draws.planned(name)]
-    chosen = [name for name in chosen if name not in strategy.left]
-    arrays = strategy.arrays(point)
+    settings = run.settings
+    chosen = [name for name in sorted(run.nodes) if run.draws.planned(name)]
+    chosen = [name for name in chosen if name not in run.left]
+    arrays = run.arrays(point)
     config = ConfigRecord({names.CANDIDATES: list(candidates)})
-    tasks = strategy.tasks(names.ASK_SCORES, chosen, strategy.finished_rounds, arrays, config)
+    tasks = run.tasks(names.ASK_SCORES, chosen, run.finished_rounds, arrays, config)
 
     def check(released: Tensor) -> None:
         if settings.layers.form == "private-top-k":
@@ -202,14 +206,13 @@ def _ask(
 
     found = ask_silos(
         grid,
-        strategy,
+        run,
         chosen,
         tasks,
         record=names.SCORES,
         size=len(candidates),
         noise=score_noise_std(settings, len(candidates)),
         what="scores of the layers",
-        stop=stop,
         check=check,
     )
     size = tensor_bytes(arrays.to_torch_state_dict())

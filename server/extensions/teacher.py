@@ -1,4 +1,4 @@
-"""The teacher on the server (:mod:`fedllm.flatness.teacher`): made before the first round, pulls after each.
+"""The teacher on the server (:mod:`fedllm.flatness.teacher`): made before the first round, it pulls after each.
 
 Guarantee: with the teachers ``ema`` and ``public`` unchanged, by post-processing; see there. With
 ``nonprivate`` there is none: the silos send a duplicate's updates as they are, each after its own ledger
@@ -8,14 +8,16 @@ has taken a row without a guarantee.
 from __future__ import annotations
 
 import hashlib
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, MessageType
+from flwr.serverapp import Grid
 from torch import Tensor
 
+from fedllm import messages as names
 from fedllm.data.batches import Feature
 from fedllm.data.formats.records import DataError
 from fedllm.data.public import load_public
@@ -23,60 +25,65 @@ from fedllm.data.silos import evaluation_set
 from fedllm.flatness.public_teacher import TeacherError, public_teacher
 from fedllm.flatness.teacher import EmaTeacher, Teacher, cut, make_distillation
 from fedllm.run.folder import RunFolder
-from fedllm.settings.experiment import Settings
-from fedllm.training.tunable import Tunable
-from server.aggregation import Contribution
+from server.aggregation import Contribution, MeanUpdate, check_update
+from server.extensions.base import Asking, Extras, RoundExtension, ServerRun, Tensors
 from server.nodes.exchange import Stopped
 from server.optimizers import ServerOptimizer
 from server.replies import RunStopped
+from server.replies.arrays import spec_of
+from server.replies.training import TrainingForm, TrainingReply
 from server.robust.means import combine
 
 PREFIX, OPTIMIZER = "teacher.", "optimizer."
 """Of the teacher's tensors in a checkpoint's state, and of its optimiser's among them."""
 WEIGHTS, DESCRIPTION = "teacher.safetensors", "teacher.json"
 """Files of the run folder: a teacher trained on public text, and what is told of it."""
-Emit = Callable[[Mapping[str, Any]], None]
 
 
-class TeacherLink:
-    """Joins a teacher to the rounds of a run."""
+class TeacherPull(RoundExtension):
+    """Pulls the model towards the teacher at the end of each round.
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
+    Args:
+        folder: of the run; it keeps a teacher trained on public text.
+    """
 
-    def pull(
-        self, params: Mapping[str, Tensor], server_round: int
+    teacher: Teacher
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+
+    def before_run(self, grid: Grid) -> None:
+        """Make the teacher; see :func:`make_teacher`."""
+        self.teacher = make_teacher(self.folder, self.run)
+
+    def after_move(
+        self,
+        params: dict[str, Tensor],
+        mean: MeanUpdate,
+        counted: Sequence[Contribution],
+        server_round: int,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The model at the end of the round, and what the round's record tells of it: seconds, the
-        distance to the teacher before, the divergence of the answers before."""
+        """Pull. The metrics: seconds, the distance to the teacher before, the divergence of the answers before."""
         began = time.monotonic()
         pulled = self.teacher.pull(params, server_round)
         self.teacher.observe(pulled)
         seconds = time.monotonic() - began
         return pulled, {"teacher_seconds": seconds, **self.teacher.told}
 
-    def arrays(self) -> ArrayRecord | None:
-        """What the silos get beside the model in a task of training; None for nothing."""
-        return None
+    def keep_layers(self, layers: Sequence[int]) -> None:
+        """Cut the teacher; with a choice before the first round it is made afterwards."""
+        kept = self.run.settings.prefix.layers
+        if hasattr(self, "teacher") and kept != "all":
+            self._cut([list(layers).index(layer) for layer in kept])
 
-    @property
-    def duplicate_like(self) -> Mapping[str, Tensor] | None:
-        """Tensors of the shapes of what a silo's reply brings beside its update; None for nothing."""
-        return None
-
-    def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
-        """Let the teacher learn from what the silos sent beside their updates."""
-
-    def keep_layers(self, positions: Sequence[int], tunable: Tunable | None = None) -> None:
-        """See :meth:`fedllm.flatness.teacher.Teacher.keep_layers`."""
-        self.teacher.keep_layers(positions, tunable)
+    def _cut(self, positions: Sequence[int]) -> None:
+        self.teacher.keep_layers(positions, self.run.tunable)
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint's state."""
         return {PREFIX + name: value for name, value in self.teacher.state().items()}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`state`, from a checkpoint's whole state.
+    def load_state(self, state: Tensors, meta: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`state`.
 
         Raises:
             KeyError: a tensor is missing.
@@ -85,7 +92,7 @@ class TeacherLink:
         self.teacher.load_state(found)
 
 
-class DuplicateLink(TeacherLink):
+class DuplicateTeacher(TeacherPull):
     """``nonprivate``: the silos train the teacher beside the model, without clipping and noise.
 
     Guarantee: none. The teacher's weights hold raw updates, and the model is pulled towards them.
@@ -94,31 +101,47 @@ class DuplicateLink(TeacherLink):
     server's settings, on what ``server.aggregation`` makes of the silos' updates.
     """
 
-    def __init__(self, teacher: Teacher, settings: Settings) -> None:
-        super().__init__(teacher)
+    def before_run(self, grid: Grid) -> None:
+        super().before_run(grid)
         # There is no noise to correct for.
-        self.server = settings.server.model_copy(update={"noise_correction": False})
-        self.optimizer = ServerOptimizer(self.server, teacher.weights)
+        self.server = self.run.settings.server.model_copy(update={"noise_correction": False})
+        self.optimizer = ServerOptimizer(self.server, self.teacher.weights)
 
-    def arrays(self) -> ArrayRecord:
-        return ArrayRecord(dict(self.teacher.weights))
+    def prepare_tasks(self, asking: Asking) -> None:
+        if asking.kind == MessageType.TRAIN:
+            self._sent = ArrayRecord(dict(self.teacher.weights))
 
-    @property
-    def duplicate_like(self) -> Mapping[str, Tensor]:
-        return self.teacher.weights
+    def task_extras(self, asking: Asking, silo: str) -> Extras:
+        train = asking.kind == MessageType.TRAIN
+        return Extras(records={names.DUPLICATE: self._sent} if train else {})
 
-    def move(self, accepted: Sequence[Contribution], server_round: int) -> None:
-        updates = [
-            Contribution(c.silo, c.duplicate, None) for c in accepted if c.duplicate is not None
-        ]
+    def reply_form(self, form: TrainingForm) -> TrainingForm:
+        records = {**form.records, names.DUPLICATE: spec_of(self.teacher.weights)}
+        return replace(form, records=records)
+
+    def read(self, silo: str, reply: TrainingReply) -> TrainingReply:
+        most = self.run.settings.server.max_update_norm
+        checked = check_update(reply.records[names.DUPLICATE], self.teacher.weights, most)
+        return replace(reply, records={**reply.records, names.DUPLICATE: checked})
+
+    def after_move(
+        self,
+        params: dict[str, Tensor],
+        mean: MeanUpdate,
+        counted: Sequence[Contribution],
+        server_round: int,
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Move the duplicate by the silos' raw updates, then pull."""
+        updates = [Contribution(c.silo, dict(c.records[names.DUPLICATE]), None) for c in counted]
         if updates:
-            mean, _ = combine(self.server, updates, self.teacher.weights)
+            moved, _ = combine(self.server, updates, self.teacher.weights)
             self.teacher.weights = self.optimizer.step(
-                self.teacher.weights, mean, None, server_round
+                self.teacher.weights, moved, None, server_round
             )
+        return super().after_move(params, mean, counted, server_round)
 
-    def keep_layers(self, positions: Sequence[int], tunable: Tunable | None = None) -> None:
-        super().keep_layers(positions, tunable)
+    def _cut(self, positions: Sequence[int]) -> None:
+        super()._cut(positions)
         self.optimizer.first = cut(self.optimizer.first, positions)
         self.optimizer.second = cut(self.optimizer.second, positions)
 
@@ -127,7 +150,7 @@ class DuplicateLink(TeacherLink):
         moments = self.optimizer.state().items()
         return found | {PREFIX + OPTIMIZER + name: value for name, value in moments}
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_state(self, state: Tensors, meta: Mapping[str, Any]) -> None:
         weights = self.teacher.weights
         self.teacher.weights = {name: state[PREFIX + name].clone() for name in weights}
         start = PREFIX + OPTIMIZER
@@ -135,51 +158,32 @@ class DuplicateLink(TeacherLink):
         self.optimizer.load_state(moments)
 
 
-def make_teacher(
-    run: RunFolder,
-    settings: Settings,
-    params: Mapping[str, Tensor],
-    tunable: Tunable,
-    stop: threading.Event,
-    emit: Emit,
-) -> TeacherLink | None:
-    """The teacher that the settings ask for; None for none. A ``public`` one is trained here, or read
-    from the run folder.
+def make_teacher(folder: RunFolder, run: ServerRun) -> Teacher:
+    """The teacher that the settings ask for. A ``public`` one is trained here, or read from the run folder.
 
-    Args:
-        params: the parameters before training.
-        stop: set by another thread to interrupt a training on public text; what is done is kept.
-        emit: takes its progress: ``kind`` "teacher", ``step``, ``of``, ``loss``.
+    Progress is emitted: ``kind`` "teacher", ``step``, ``of``, ``loss``.
 
     Raises:
         RunStopped: there is no public text as the settings name it, or the teacher in the folder is
             damaged.
-        Stopped: ``stop`` was set.
+        Stopped: the run was asked to stop; what is done of a training is kept.
     """
-    teacher, device = settings.teacher, tunable.backbone.device
-    if teacher.kind == "none":
-        return None
+    settings, tunable = run.settings, run.tunable
+    teacher = settings.teacher
     try:
         distillation = make_distillation(settings, tunable)
-        weights = params
+        weights: Tensors = run.model.params
         if teacher.kind == "public":
-            weights = _trained(run, settings, params, tunable, stop, emit)
+            weights = _trained(folder, run)
     except (DataError, TeacherError) as error:
         raise RunStopped(f"No teacher: {error}") from None
     kind = EmaTeacher if teacher.kind == "ema" else Teacher
-    made = kind(teacher, weights, device=device, distillation=distillation)
-    return DuplicateLink(made, settings) if teacher.kind == "nonprivate" else TeacherLink(made)
+    return kind(teacher, weights, device=tunable.backbone.device, distillation=distillation)
 
 
-def _trained(
-    run: RunFolder,
-    settings: Settings,
-    params: Mapping[str, Tensor],
-    tunable: Tunable,
-    stop: threading.Event,
-    emit: Emit,
-) -> dict[str, Tensor]:
+def _trained(folder: RunFolder, run: ServerRun) -> dict[str, Tensor]:
     """The weights of the teacher that is trained on public text."""
+    settings, tunable, params = run.settings, run.tunable, run.model.params
     losses: list[float] = []
 
     def features() -> list[Feature]:
@@ -188,22 +192,22 @@ def _trained(
     def tell(step: int, loss: float) -> None:
         losses.append(loss)
         steps = settings.teacher.public_steps
-        emit({"kind": "teacher", "round": 0, "step": step, "of": steps, "loss": loss})
-        if stop.is_set():
+        run.emit({"kind": "teacher", "round": 0, "step": step, "of": steps, "loss": loss})
+        if run.stop.is_set():
             raise Stopped
 
-    described = run.read_json(DESCRIPTION, None)
-    if described is not None and not (run.path / WEIGHTS).is_file():
+    described = folder.read_json(DESCRIPTION, None)
+    if described is not None and not (folder.path / WEIGHTS).is_file():
         raise TeacherError(
-            f"Expected the teacher of this run in {run.path / WEIGHTS}, found no file"
+            f"Expected the teacher of this run in {folder.path / WEIGHTS}, found no file"
         )
-    weights = public_teacher(run.path / WEIGHTS, tunable, params, features, settings, tell)
-    digest = hashlib.sha256((run.path / WEIGHTS).read_bytes()).hexdigest()
+    weights = public_teacher(folder.path / WEIGHTS, tunable, params, features, settings, tell)
+    digest = hashlib.sha256((folder.path / WEIGHTS).read_bytes()).hexdigest()
     if described is None:
         public = load_public(settings)
         judged = tunable.task.features(evaluation_set(settings).records)
         metrics = tunable.evaluate(weights, judged, settings.client.max_tokens)
-        run.write_json(
+        folder.write_json(
             DESCRIPTION,
             {
                 "sha256": digest,
@@ -216,7 +220,7 @@ def _trained(
         )
     elif described.get("sha256") != digest:
         raise TeacherError(
-            f"Expected the teacher of this run in {run.path / WEIGHTS}, got another file (SHA-256 "
+            f"Expected the teacher of this run in {folder.path / WEIGHTS}, got another file (SHA-256 "
             f"{digest[:12]})"
         )
     return weights

@@ -7,58 +7,70 @@ averaged as such, and the mean is expanded along the directions here: post-proce
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
+from flwr.app import MessageType
 from torch import Tensor
 
+from fedllm import messages as names
+from fedllm.codec.downlink import decode_params
 from fedllm.settings.checks.black_box import noises_numbers
-from fedllm.settings.experiment import Settings
 from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
 from fedllm.training.zeroth_order import clip_numbers
+from server.aggregation import MeanUpdate
+from server.extensions.base import Asking, Extras, RoundExtension, Tensors
+from server.replies.arrays import spec_of
+from server.replies.training import TrainingForm
 
 
-class DirectionsLink:
-    """Directions of the round in progress.
+class ScalarEstimates(RoundExtension):
+    """Announces the directions of a round, and expands the silos' numbers along them."""
 
-    Args:
-        settings: of the run.
-        run_id: part of the seeds.
-    """
-
-    def __init__(self, settings: Settings, run_id: str) -> None:
-        self.settings = settings
-        self.run_id = run_id
+    def __init__(self) -> None:
         self._current: Directions | None = None
+        self._seed = ""
 
-    @property
-    def like(self) -> dict[str, Tensor]:
-        """Zeros of the shape of a silo's message."""
-        shape = (self.settings.client.local_steps, self.settings.zeroth_order.directions)
-        return {NUMBERS: torch.zeros(shape)}
+    def prepare_tasks(self, asking: Asking) -> None:
+        """Draw the directions of a round, at the model as the silos receive it."""
+        self._seed = ""
+        if asking.kind == MessageType.TRAIN:
+            settings = self.run.settings
+            sent = decode_params(asking.arrays.to_torch_state_dict(), settings.codec.downlink)
+            self._seed = round_seed(settings.seed, self.run.run_id, asking.server_round)
+            self._current = Directions(settings, sent, self._seed)
 
-    def announce(self, settings: Settings, params: Mapping[str, Tensor], server_round: int) -> str:
-        """The public seed of a round.
+    def task_extras(self, asking: Asking, silo: str) -> Extras:
+        return Extras(fields={names.DIRECTIONS: self._seed})
 
-        Args:
-            settings: as they are sent with the round.
-            params: the round's model as the silos receive it.
-        """
-        self.settings = settings
-        seed = round_seed(settings.seed, self.run_id, server_round)
-        self._current = Directions(settings, params, seed)
-        return seed
+    def reply_form(self, form: TrainingForm) -> TrainingForm:
+        # Noise on single numbers is of a family of its own, whose multiplier has another range.
+        smallest = 0.0 if noises_numbers(self.run.settings) else form.smallest_noise
+        return replace(form, update=spec_of(self._like), smallest_noise=smallest)
+
+    def update_like(self, like: Tensors) -> Tensors:
+        return self._like
 
     def clip(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The server's own clipping of a silo's numbers, before its noise; see :func:`clip_numbers`."""
-        clip, each = self.settings.privacy.clip, noises_numbers(self.settings)
+        clip, each = self.run.settings.privacy.clip, noises_numbers(self.run.settings)
         return {NUMBERS: clip_numbers(update[NUMBERS], clip, each=each)[0]}
 
-    def expand(self, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def expand(self, mean: MeanUpdate) -> MeanUpdate:
         """The update of the model that the silos' mean numbers stand for.
 
         Raises:
             ValueError: no round was announced.
         """
+        if mean.update is None:
+            return mean
         if self._current is None:
             raise ValueError("Expected a round that was announced, got numbers before any")
-        return self._current.update(mean[NUMBERS])
+        return replace(mean, update=self._current.update(mean.update[NUMBERS]), noise_std=None)
+
+    @property
+    def _like(self) -> dict[str, Tensor]:
+        """Zeros of the shape of a silo's message."""
+        settings = self.run.settings
+        shape = (settings.client.local_steps, settings.zeroth_order.directions)
+        return {NUMBERS: torch.zeros(shape)}

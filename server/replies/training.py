@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 from torch import Tensor
@@ -20,7 +20,7 @@ SMALLEST_RATE = 1e-12
 SMALLEST_NOISE, LARGEST_NOISE = 1e-2, 1e9
 """Of a noise multiplier that a silo says it used, and that nobody chose; calibration searches above 0.01."""
 LARGEST_SHARE = 1e6
-"""Of the noisy share of norms below the clipping norm, on either side of zero."""
+"""Of a noisy share, on either side of zero."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +29,28 @@ class TrainingForm:
 
     Attributes:
         run_id, server_round: of the task.
-        update: shapes and dtypes of the update, or of its code.
-        codec_version: SHA-256 of the codec that it was encoded by; empty for none.
-        duplicate: shapes and dtypes of the non-private teacher's update; None for none.
+        update: shapes and dtypes of the update, or of what stands for it.
         noisy: names of the tensors whose noise may be told.
         largest_std: bound of that noise.
         steps: local steps.
         smallest_noise: bound of the noise multiplier; 0 where the silos add no noise.
-        adaptive: whether the clipping norm is.
+        counts: whether what the silo says of its mechanism is what was spent.
+        texts: further fields of ``info``, and the value of each.
+        shares: further fields of ``metrics``: noisy shares.
+        records: further records of tensors, and the shapes and dtypes of each.
     """
 
     run_id: str
     server_round: int
     update: Spec
-    codec_version: str
-    duplicate: Spec | None
     noisy: Sequence[str]
     largest_std: float
     steps: int
     smallest_noise: float
-    adaptive: bool
+    counts: bool = True
+    texts: Mapping[str, str] = field(default_factory=dict)
+    shares: Sequence[str] = ()
+    records: Mapping[str, Spec] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class TrainingReply:
     """One silo's round, checked against its :class:`TrainingForm`.
 
     Attributes:
-        update: the update or its code, finite.
+        update: the update or what stands for it, finite.
         bytes: of all its tensors.
         noise_std: standard deviation of the noise in each tensor of the update; None where it is not told.
         noise_multiplier, sampling_rate, steps: the mechanism, by the silo's word.
-        below: adaptive clipping: noisy share of norms at most the clipping norm; else None.
-        duplicate: raw update of the non-private teacher; else None.
+        shares: the noisy shares, by name.
+        records: the further tensors, by record.
     """
 
     update: dict[str, Tensor]
@@ -70,8 +72,8 @@ class TrainingReply:
     noise_multiplier: float
     sampling_rate: float
     steps: int
-    below: float | None
-    duplicate: dict[str, Tensor] | None
+    shares: Mapping[str, float]
+    records: Mapping[str, dict[str, Tensor]]
 
 
 def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
@@ -79,39 +81,34 @@ def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
 
     Raises:
         ReplyRefused: anything in it is not as the form says: missing, unknown, of another type, shape, dtype,
-            round, run or codec, not finite or out of range.
+            round, run or text, not finite or out of range.
     """
-    records = [names.INFO, names.METRICS, names.UPDATE]
-    only_records(content, [*records, names.DUPLICATE] if form.duplicate else records)
+    only_records(content, [names.INFO, names.METRICS, names.UPDATE, *form.records])
     info = texts_of(content, names.INFO)
-    told = [*ENVELOPE, names.RUN_ID, names.ROUND]
-    info.only([*told, names.CODEC_VERSION] if form.codec_version else told)
+    info.only([*ENVELOPE, names.RUN_ID, names.ROUND, *form.texts])
     info.same(names.RUN_ID, form.run_id)
     info.same(names.ROUND, form.server_round)
-    if form.codec_version:
-        info.same(names.CODEC_VERSION, form.codec_version)
+    for name, text in form.texts.items():
+        info.same(name, text)
     metrics = numbers_of(content, names.METRICS)
-    below = [names.BELOW] if form.adaptive else []
     stds = [names.NOISE_STD + name for name in form.noisy]
-    metrics.only([names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS, *below, *stds])
+    metrics.only([names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS, *form.shares, *stds])
     noise = metrics.number(names.NOISE_MULTIPLIER, form.smallest_noise, LARGEST_NOISE)
     rate = metrics.number(names.SAMPLING_RATE, SMALLEST_RATE, 1.0)
     steps = metrics.whole(names.STEPS, form.steps, form.steps)
-    share = metrics.number(names.BELOW, -LARGEST_SHARE, LARGEST_SHARE) if below else None
+    shares = {name: metrics.number(name, -LARGEST_SHARE, LARGEST_SHARE) for name in form.shares}
     std = _noise_std(metrics, form)
     update = tensors_of(content, names.UPDATE, form.update)
-    duplicate = None
-    if form.duplicate is not None:
-        duplicate = tensors_of(content, names.DUPLICATE, form.duplicate)
+    records = {name: tensors_of(content, name, spec) for name, spec in form.records.items()}
     return TrainingReply(
         update=update,
-        bytes=bytes_of(update) + bytes_of(duplicate or {}),
+        bytes=bytes_of(update) + sum(map(bytes_of, records.values())),
         noise_std=std,
         noise_multiplier=noise,
         sampling_rate=rate,
         steps=steps,
-        below=share,
-        duplicate=duplicate,
+        shares=shares,
+        records=records,
     )
 
 

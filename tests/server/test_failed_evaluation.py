@@ -14,7 +14,7 @@ from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.training.tunable import Tunable
 from privacy.ledger.ledger import Ledger
-from server import run as server_run
+from server.evaluation import ServerEvaluator
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -79,7 +79,7 @@ def test_the_rounds_after_a_failed_evaluation_are_those_of_a_run_without_it(
 ) -> None:
     whole = start_run("whole", **{"server.rounds": 3, "evaluation.every": 1})
     assert in_process(whole) == "finished"
-    evaluate, seen = server_run._Judge.evaluate, Records()
+    evaluate, seen = ServerEvaluator.evaluate, Records()
 
     def failing(self: Any, server_round: int) -> None:
         if server_round in (1, 3):
@@ -87,7 +87,7 @@ def test_the_rounds_after_a_failed_evaluation_are_those_of_a_run_without_it(
         evaluate(self, server_round)
 
     run = start_run("run", **{"server.rounds": 3, "evaluation.every": 1})
-    monkeypatch.setattr(server_run._Judge, "evaluate", failing)
+    monkeypatch.setattr(ServerEvaluator, "evaluate", failing)
     assert in_process(run, callbacks=[seen]) == "finished"
     assert evaluated(run) == [0, 2]
     assert sum("RuntimeError: out of memory" in text for text in seen.warnings()) == 2
@@ -109,7 +109,7 @@ def test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation(
     monkeypatch: pytest.MonkeyPatch,
     error: type[BaseException],
 ) -> None:
-    evaluate = server_run._Judge.evaluate
+    evaluate = ServerEvaluator.evaluate
 
     def ended(self: Any, server_round: int) -> None:
         if server_round == 2:
@@ -117,7 +117,7 @@ def test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation(
         evaluate(self, server_round)
 
     run = start_run("run", **{"server.rounds": 2, "evaluation.every": 1})
-    monkeypatch.setattr(server_run._Judge, "evaluate", ended)
+    monkeypatch.setattr(ServerEvaluator, "evaluate", ended)
     with pytest.raises(error):
         in_process(run)
     saved = latest_checkpoint(run.checkpoints_path)

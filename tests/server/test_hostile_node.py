@@ -28,7 +28,7 @@ from fedllm.run.folder import RunFolder
 from fedllm.training.encoding import Encoding
 from privacy.events.constructors import dp_sgd
 from privacy.ledger.ledger import Ledger
-from server.extensions.codec import CodecLink
+from server.extensions.codec import CodecDelivery
 from server.extracts import Extracts
 from server.nodes.discovery import find_silos
 from server.replies import RunStopped, sort_replies
@@ -125,7 +125,7 @@ def test_forged_confirmations_of_a_codec(
     results = []
     for name, content in forged(honest):
         grid = Answering({10: honest, 11: content}, {})
-        link = CodecLink(encoding, {"alpha": 10, "beta": 11}, sums_codes=False)
+        link = CodecDelivery(encoding, {"alpha": 10, "beta": 11})
         began = time.monotonic()
         done = link.deliver(grid, ["alpha", "beta"], settings, 1.0, threading.Event())
         seconds = time.monotonic() - began

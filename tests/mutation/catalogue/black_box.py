@@ -89,9 +89,9 @@ MUTATIONS = (
     ),
     Mutation(
         "trusted-server-takes-a-silos-numbers-as-they-are",
-        "server/round_update.py",
-        "Contribution(c.silo, along.clip(c.update), None)",
-        "Contribution(c.silo, c.update, None)",
+        "server/extensions/factory.py",
+        "CentralNoise(trusted, clip=numbers.clip, releases=steps)",
+        "CentralNoise(trusted, clip=dict, releases=steps)",
         "A client that sends more than it may stands out of the trusted server's noise.",
         (f"{_RUNS}::test_a_trusted_server_clips_the_numbers_itself",),
     ),

@@ -134,16 +134,16 @@ MUTATIONS = (
     Mutation(
         "evaluation-before-the-checkpoint",
         "server/run.py",
-        "            _save(run, strategy, sizes)  # before the evaluation: a paid round is never lost to it\n"
+        "            strategy.save()  # before the evaluation: a paid round is never lost to it\n"
         "        if is_evaluation_round(settings, server_round):\n"
-        "            judge.try_evaluate(server_round)\n"
-        "            judge.tell_spending(server_round)\n",
+        "            evaluator.try_evaluate(server_round)\n"
+        "            evaluator.tell_spending(server_round)\n",
         "            pass\n"
         "        if is_evaluation_round(settings, server_round):\n"
-        "            judge.try_evaluate(server_round)\n"
-        "            judge.tell_spending(server_round)\n"
+        "            evaluator.try_evaluate(server_round)\n"
+        "            evaluator.tell_spending(server_round)\n"
         "        if last or server_round % settings.server.checkpoint_every == 0:\n"
-        "            _save(run, strategy, sizes)\n",
+        "            strategy.save()\n",
         "A run that ends within an evaluation loses a round that is paid for.",
         (
             f"{_EVALUATION}::test_a_request_to_end_passes_and_the_round_is_saved_before_its_evaluation",
@@ -151,7 +151,7 @@ MUTATIONS = (
     ),
     Mutation(
         "failed-evaluation-ends-the-run",
-        "server/run.py",
+        "server/evaluation.py",
         "        try:\n            self.evaluate(server_round)\n        except Exception as error:\n",
         "        try:\n            self.evaluate(server_round)\n        except ZeroDivisionError as error:\n",
         "An evaluation that fails ends a run whose rounds are paid for, without a report.",
@@ -163,7 +163,7 @@ MUTATIONS = (
     Mutation(
         "cut-off-evaluation-stays-missing",
         "server/run.py",
-        "            judge.catch_up(run, first)\n",
+        "            evaluator.catch_up(run, first)\n",
         "            pass\n",
         "A run that ended between a checkpoint and its evaluation never has that round's figures.",
         (

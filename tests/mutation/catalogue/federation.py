@@ -89,9 +89,9 @@ MUTATIONS = (
     ),
     Mutation(
         "server-sums-unclipped-updates",
-        "server/round_update.py",
-        "Contribution(c.silo, clip_update(c.update, self.clip), None, below=c.below)",
-        "Contribution(c.silo, c.update, None, below=c.below)",
+        "server/extensions/central_noise.py",
+        "return clip_update(update, self.run.clip) if self.clip is None else self.clip(update)",
+        "return update if self.clip is None else self.clip(update)",
         "A client that sends more than it may stands out of the trusted server's noise.",
         (f"{_RUN}::test_client_level_with_noise_by_the_server",),
     ),

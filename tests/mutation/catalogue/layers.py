@@ -108,7 +108,7 @@ MUTATIONS = (
     Mutation(
         "choice-not-kept",
         "server/extensions/layers.py",
-        '        run.write_json(CHOICE, choice.model_dump(mode="json"))\n',
+        '        folder.write_json(CHOICE, choice.model_dump(mode="json"))\n',
         "",
         "An interrupted run asks the silos again, and spends again.",
         (f"{_RUNS}::test_a_run_that_was_interrupted_at_the_choice_gives_the_same_bits",),

@@ -74,7 +74,7 @@ MUTATIONS = (
     Mutation(
         "training-is-forgotten",
         "server/run.py",
-        '    strategy.trained = bool(checkpoint.meta.get("trained", told))\n',
+        '    strategy.trained = bool(meta.get("trained", told))\n',
         "    strategy.trained = False\n",
         "A run that is resumed after its last round says that nobody trained.",
         (f"{_SILOS}::test_a_resumed_run_knows_that_it_trained",),

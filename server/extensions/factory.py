@@ -1,0 +1,76 @@
+"""The extensions of a run: the only place that asks the settings which optional parts are on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fedllm.budget.round_draws import RoundDraws
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from privacy.ledger.ledger import Ledger
+from server.extensions.adaptive_clip import AdaptiveClip
+from server.extensions.base import RoundExtension
+from server.extensions.central_noise import CentralNoise, TrustedNoise
+from server.extensions.codec import EncodedUpdates
+from server.extensions.layers import LayerChoice
+from server.extensions.teacher import DuplicateTeacher, TeacherPull
+from server.extensions.zeroth_order import ScalarEstimates
+
+Make = Callable[[Settings, RunFolder], RoundExtension | None]
+_registered: list[Make] = []
+
+
+def register_extension(make: Make) -> Callable[[], None]:
+    """Add an extension from outside of this package to the runs of this process.
+
+    Args:
+        make: called once a run with its settings and folder; returns None where its part is off.
+
+    Returns:
+        A function that takes it away again.
+
+    >>> forget = register_extension(lambda settings, folder: None)
+    >>> forget()
+    """
+    _registered.append(make)
+    return lambda: _registered.remove(make)
+
+
+def make_extensions(
+    settings: Settings, folder: RunFolder, *, silos: Sequence[str], draws: RoundDraws
+) -> list[RoundExtension]:
+    """Return the extensions that the settings turn on, then those registered from outside; none for a plain run.
+
+    Args:
+        silos: names of the run's silos.
+        draws: the silos of each round.
+
+    Raises:
+        ValueError: no noise multiplier of the server reaches the target.
+    """
+    privacy, found = settings.privacy, list[RoundExtension]()
+    private, trusted, numbers = privacy.mode == "dp", None, None
+    if private and privacy.noise_by == "server":
+        ledger = Ledger(folder.ledger_path)
+        trusted = TrustedNoise(settings, run=folder.run_id, silos=silos, draws=draws, ledger=ledger)
+    if settings.layers.form != "none":
+        found.append(LayerChoice(folder))
+    if settings.codec.active:
+        found.append(EncodedUpdates(folder, trusted))
+    if settings.model.access == "black-box":
+        numbers = ScalarEstimates()
+        found.append(numbers)
+    if trusted is not None:
+        steps = settings.client.local_steps
+        found.append(
+            CentralNoise(trusted)
+            if numbers is None
+            else CentralNoise(trusted, clip=numbers.clip, releases=steps)
+        )
+    if private and settings.clipping.form == "adaptive":
+        found.append(AdaptiveClip())
+    if settings.teacher.kind != "none":
+        duplicate = settings.teacher.kind == "nonprivate"
+        found.append(DuplicateTeacher(folder) if duplicate else TeacherPull(folder))
+    found += [made for make in _registered if (made := make(settings, folder)) is not None]
+    return found
