@@ -25,7 +25,6 @@ from server.extracts import Extracts
 from server.monitoring import Callback, Callbacks, MetricsFile, TensorBoard
 from server.nodes.discovery import find_silos
 from server.nodes.exchange import Stopped
-from server.outcome import of_the_run, why_nobody_trained
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
 from server.robust.update_law import limit_warnings
@@ -83,7 +82,7 @@ def run_experiment(
         found = find_silos(
             grid, settings, stop, expected_nodes, wanted=expected_silos, backbone=_digest(tunable)
         )
-        nodes, sizes = of_the_run(run, found.nodes), found.sizes
+        nodes, sizes = _of_the_run(run, found.nodes), found.sizes
         for sentence in found.problems:
             everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
         settings = _checked(settings, run, tunable, nodes)
@@ -134,7 +133,7 @@ def run_experiment(
                 extracts.finish(grid, strategy.spending, stop)
         came_to_its_end = True
         if not strategy.trained:
-            status, message = FAILED, why_nobody_trained(run, strategy.left)
+            status, message = FAILED, _why_nobody_trained(run, strategy.left)
     except Stopped:
         status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
     except RunStopped as error:
@@ -160,6 +159,30 @@ def run_experiment(
         if status != INTERRUPTED:  # Ctrl-C should not have to wait for the accountants
             write_report(run)
     return status
+
+
+def _why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:
+    """Why no silo's update is in the model, a resumed run's earlier rounds included.
+
+    Args:
+        left: why a silo takes no part any more, by name.
+    """
+    try:
+        rounds = [record for record in run.metrics() if record["kind"] == "round"]
+    except OSError:
+        rounds = []
+    reasons = dict(left)
+    for record in rounds:
+        for item in (*record["failed"], *record["refused"], *record["left"]):
+            reasons[item["silo"]] = item["reason"]
+    said = "; ".join(f"{silo}: {reason}" for silo, reason in sorted(reasons.items()))
+    return f"No silo trained in {len(rounds)} rounds: {said or 'none was drawn'}"
+
+
+def _of_the_run(run: RunFolder, nodes: Mapping[str, int]) -> dict[str, int]:
+    """Those of the nodes whose silos a run was begun with; all of them where it has not begun."""
+    saved = run.read_json(SCHEDULE, None)
+    return {name: node for name, node in nodes.items() if not saved or name in saved["silos"]}
 
 
 def _checked(

@@ -49,7 +49,7 @@ MUTATIONS = (
     ),
     Mutation(
         "silos-of-no-run-are-asked",
-        "server/outcome.py",
+        "server/run.py",
         '    return {name: node for name, node in nodes.items() if not saved or name in saved["silos"]}\n',
         "    return dict(nodes)\n",
         "A silo that a run was not planned with evaluates in it once it is resumed.",
