@@ -59,7 +59,8 @@ import json, sys, tempfile
 from pathlib import Path
 import fedllm.silo.silo
 from fedllm.budget.account import SiloAccount
-from simulations.benchmarks import crash, crash_child
+from tests.crash import child as crash_child
+from tests.crash import crash
 from simulations.in_process import LocalGrid
 
 def late():

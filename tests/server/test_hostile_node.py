@@ -76,9 +76,9 @@ def test_forged_descriptions_leave_the_node_out_and_nobody_else(
         grid.contents[11] = content
         if registered:
             grid.names = dict(nodes)
-        began = time.monotonic()
+        began = time.process_time()
         found = find_silos(grid, settings, threading.Event(), 4)
-        seconds = time.monotonic() - began
+        seconds = time.process_time() - began
         others = dict(found.nodes)
         taken = others.pop("beta", None)
         for silo in ("alpha", "delta"):
@@ -126,9 +126,9 @@ def test_forged_confirmations_of_a_codec(
     for name, content in forged(honest):
         grid = Answering({10: honest, 11: content}, {})
         link = CodecDelivery(encoding, {"alpha": 10, "beta": 11})
-        began = time.monotonic()
+        began = time.process_time()
         done = link.deliver(grid, ["alpha", "beta"], settings, 1.0, threading.Event())
-        seconds = time.monotonic() - began
+        seconds = time.process_time() - began
         bad = [*done.failed, *done.refused]
         assert all(item["silo"] == "beta" for item in bad), name
         assert link._delivered == {"alpha"} | (set() if bad else {"beta"}), name

@@ -49,7 +49,7 @@ def test_peak_memory_sees_what_was_freed_again_and_not_what_was_before() -> None
     size = 64 * 2**20
     script = (
         "import torch\n"
-        "from simulations.benchmarks import timing\n"
+        "from simulations.benchmarks.support import timing\n"
         "cpu = torch.device('cpu')\n"
         f"large = torch.ones(4 * {size}, dtype=torch.uint8)\n"
         "del large\n"

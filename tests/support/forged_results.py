@@ -33,7 +33,7 @@ class Result:
     forgery: str
     outcome: str
     reason: str
-    seconds: float
+    seconds: float  # of CPU
 
 
 def check(results: Iterable[Result], refused: Iterable[tuple[str, str]] = ()) -> None:

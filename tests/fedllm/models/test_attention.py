@@ -450,7 +450,7 @@ def test_wrong_arguments_are_named(installed, tiny_model):
         ValueError, match=r"distinct layers between 0 and 2, got layers=\[0, 0, 3\]"
     ):
         prefix_scope(model, good, (0, 0, 3)).__enter__()
-    with pytest.raises(ValueError, match=r"fedllm\.attention\.install"):
+    with pytest.raises(ValueError, match=r"fedllm\.models\.attention\.install"):
         prefix_scope(tiny_model("llama"), good, (0, 1, 2)).__enter__()
     with (
         prefix_scope(model, _prefix(model, 3), (0, 1, 2)),

@@ -127,7 +127,9 @@ def test_the_bound_of_laplace_noise_is_tight_in_many_dimensions() -> None:
 
 
 def test_published_noise_has_a_bound() -> None:
-    text = next(iter(sorted(Path("simulations/noise").glob("*.json")))).read_text("utf-8")
+    text = next(iter(sorted(Path("simulations/experiments/noise").glob("*.json")))).read_text(
+        "utf-8"
+    )
     from privacy.mechanisms.scalar_noise.lmo import noise_from_json
 
     noise = noise_from_json(json.loads(text))
