@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flwr.supercore.task_identity import TaskIdentity
 from ledger_rows import add_rows
 from tiny_models import make_tiny_model, make_tiny_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -19,6 +20,12 @@ from simulations.in_process import federate
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(autouse=True)
+def task_identity() -> None:
+    """Name Flower's task, as its runtime does for an app; a message cannot be made without."""
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
 @pytest.fixture(scope="session")
