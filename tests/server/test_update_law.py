@@ -451,7 +451,7 @@ def test_a_run_goes_on_without_the_updates_of_a_silo_that_multiplies_them(
     def hostile(task: Message, reply: Message) -> Message:
         info: Any = reply.content.config_records.get(names.INFO, {})
         if names.UPDATE in reply.content and info[names.SILO] == "beta":
-            return poison(reply, lambda u: {n: -20 * v for n, v in u.items()})
+            return poison(reply, lambda u: {n: -400 * v for n, v in u.items()})
         return reply
 
     run = start_run("run", **changes, **{"server.rounds": 2})
