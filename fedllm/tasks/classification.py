@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from fedllm.data.batches import Batch
+from fedllm.metrics import accuracy, macro_f1
 from fedllm.models.backbone import Backbone
 from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task, expand_params, mean_of, required
-from fedllm.tasks.metrics import accuracy, macro_f1
 
 
 class Classification(Task):

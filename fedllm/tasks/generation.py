@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from fedllm.data.batches import Batch, Feature
+from fedllm.metrics import corpus_bleu, perplexity, rouge_l
 from fedllm.models.backbone import Backbone
 from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task, column_values, mean_of, required
 from fedllm.tasks.decoder_classification import check_prompt, longest_prompt, prompt_tokens
-from fedllm.tasks.metrics import corpus_bleu, perplexity, rouge_l
 
 
 class Generation(Task):

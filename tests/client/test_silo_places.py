@@ -18,8 +18,7 @@ from client.app import app
 from client.redaction import PLACE, without_places
 from fedllm import messages as names
 from fedllm.settings.io import to_json
-from fedllm.silo.silo import shared_tunable
-from fedllm.training.tunable import initial_params
+from fedllm.training.tunable import initial_params, shared_tunable
 
 Make = Callable[..., Any]
 

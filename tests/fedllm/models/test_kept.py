@@ -132,6 +132,7 @@ def test_two_models_are_kept_and_nothing_of_a_third(
     for place in places:
         shutil.copytree(encoder_folder, place)
     ledger = tmp_path / "ledger.sqlite"
+    tunable._shared._values.clear()  # of other tests in this process
     for place in places:
         settings = tiny_settings(**{"model.name": str(place)})
         worker(settings, f"run-{place.name}", ledger)

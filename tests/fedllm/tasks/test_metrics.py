@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from fedllm.tasks.metrics import accuracy, corpus_bleu, macro_f1, perplexity, rouge_l
+from fedllm.metrics import accuracy, corpus_bleu, macro_f1, perplexity, rouge_l
 
 ROOT = Path(__file__).resolve().parents[3]
 DATA = Path(os.environ.get("FEDLLM_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -62,7 +62,16 @@ def gradients(tunable: Tunable, params: dict[str, Tensor], features: list[Any]) 
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
+    """Whether all bits are equal, numbers below the smallest normal one (1.2e-38) counting as zero.
+
+    Kernels of another batch size may flush those in bfloat16, and then differ by at most as much.
+    """
+
+    def bits(value: Tensor) -> Tensor:
+        value = value.nan_to_num(7.0)
+        return torch.where(value.abs() < torch.finfo(torch.float32).tiny, 0.0, value)
+
+    return torch.equal(bits(a), bits(b))
 
 
 @pytest.mark.parametrize(("architecture", "dtype", "task"), CASES)
@@ -72,6 +81,7 @@ def same(a: Tensor, b: Tensor) -> bool:
     size=st.sampled_from([0.3, 30.0, 3e3, 1e12, float("inf")]),
     seed=st.integers(0, 50),
 )
+@example(lengths=[1], mine=5, size=30.0, seed=44)  # bert in bfloat16: one entry is subnormal
 @hypothesis_settings(
     max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
