@@ -130,7 +130,7 @@ class DpSgd:
     def _step_event(self) -> DpEvent:
         if self.truncation is not None:
             size, most = self.truncation.records, self.truncation.most
-            return truncated_sgd(size, self.sampling_rate, most, self.noise_multiplier)
+            return truncated_sgd(size, self.sampling_rate, most, self.noise.vector.multiplier)
         events = self.noise.events()
         if self.sampling_rate < 1:
             return poisson_sampled(self.sampling_rate, events)
