@@ -35,6 +35,7 @@ from fedllm.models.endpoint import EndpointError
 from fedllm.models.memory import DeviceMemoryError
 from fedllm.settings.io import SettingsError
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
 from privacy.budget import BudgetExceeded
 from privacy.ledger.ledger import LedgerError
@@ -52,15 +53,14 @@ def train(message: Message, context: Context) -> Message:
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         version = fields.codec_version
-        reply = worker.train(
-            _params(message, worker),
-            fields.round,
-            fields.planned_rounds,
-            version,
-            duplicate=_duplicate(message, worker),
-            directions=fields.directions,
-            clip=fields.clip,
-        )
+        extras = {
+            names.CODEC_VERSION: version,
+            names.DIRECTIONS: fields.directions,
+            names.CLIP: fields.clip,
+            names.DUPLICATE: _duplicate(message, worker),
+        }
+        params = _params(message, worker)
+        reply = worker.train(SiloTask(params, fields.round, fields.planned_rounds, extras))
         metrics: dict[str, Any] = {
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
             names.SAMPLING_RATE: reply.sampling_rate,

@@ -21,7 +21,7 @@ from fedllm.settings.experiment import Settings
 from fedllm.settings.io import from_json
 from fedllm.task_errors import TaskRefused
 
-TRAIN, EVALUATE, QUERY = "train", "evaluate", "query"
+TRAIN, EVALUATE, QUERY = names.TRAIN, names.EVALUATE, names.QUERY
 MOST_ROUNDS = 1_000_000
 MOST_CANDIDATES = 4096
 _DIGEST = re.compile(r"(?:[0-9a-f]{64})?")

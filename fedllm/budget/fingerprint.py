@@ -5,14 +5,19 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
+
+from fedllm.budget.release_id import params_digest
 
 
 class Fingerprinted:
-    """Base of a frozen dataclass of plain values: str, int, float, bool, None and tuples of them."""
+    """Base of a frozen dataclass of str, int, float, bool, None and tensors, and of tuples and mappings of them."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of the class's name and of each field's name, type and value; floats to the last bit.
+        """SHA-256 of the class's name and of each field's name, type and value; floats and tensors to the last bit.
 
         Raises:
             TypeError: a field holds anything else.
@@ -32,4 +37,11 @@ def _plain(value: Any) -> Any:
         return ["float", value.hex()]
     if isinstance(value, tuple):
         return ["tuple", [_plain(part) for part in value]]
-    raise TypeError(f"Expected str, int, float, bool, None or a tuple of them, got {value!r}")
+    if isinstance(value, Tensor):
+        return ["tensor", params_digest({"": value})]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return ["mapping", [[key, _plain(value[key])] for key in sorted(value)]]
+    raise TypeError(
+        "Expected str, int, float, bool, None, tensors, and tuples or mappings of them, got "
+        f"{type(value).__name__}"
+    )

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -23,11 +22,9 @@ import safetensors
 import tokenizers
 import torch
 import transformers
-from torch import Tensor
 
 from fedllm import __version__
 from fedllm.budget.fingerprint import Fingerprinted
-from fedllm.budget.release_id import params_digest
 from fedllm.models.backbone import Backbone
 from fedllm.models.precision import require_full_precision
 
@@ -37,20 +34,15 @@ class ReleaseInputs(Fingerprinted):
     """The inputs of one release.
 
     Attributes:
-        purpose, server_round: which release of the run.
+        task: fingerprint of the task: what is asked for, and all that the server sent with it
+            (:class:`fedllm.silo.task.SiloTask`).
         silo, examples, settings: whose; digests of its tokenised examples and of the settings with the seed.
         weights, dtype, model_config, tokenizer: the frozen model; the dtype that ``auto`` became.
         device, machine: where it computes (what ``auto`` became), and what else there changes a rounding.
         planned_rounds, sampling_rate, noise_multiplier: the mechanism; the noise depends on the silo's history.
-        clip: of this round, where it is adaptive; else None.
-        params: digest of the parameters that the server sent.
-        codec, directions, duplicate: what came with the task, as versions and digests;
-            empty for none.
-        candidates: layers whose scores are asked for.
     """
 
-    purpose: str
-    server_round: int
+    task: str
     silo: str
     examples: str
     settings: str
@@ -63,12 +55,6 @@ class ReleaseInputs(Fingerprinted):
     planned_rounds: int
     sampling_rate: float
     noise_multiplier: float
-    params: str
-    clip: float | None = None
-    codec: str = ""
-    directions: str = ""
-    duplicate: str = ""
-    candidates: tuple[int, ...] = ()
 
 
 def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
@@ -97,11 +83,6 @@ def machine() -> str:
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
     return json.dumps(found, sort_keys=True)
-
-
-def digest_or_empty(tensors: Mapping[str, Tensor] | None) -> str:
-    """Return the digest of tensors that came with a task; empty for none."""
-    return "" if tensors is None else params_digest(tensors)
 
 
 @lru_cache

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from fedllm import messages as names
 from fedllm.budget.limits import score_rate
 from fedllm.budget.release_id import release_key
-from fedllm.budget.release_inputs import digest_or_empty
 from fedllm.codec.store import codec_from_store
 from fedllm.data.batches import Feature
 from fedllm.flatness.duplicate import duplicate_update
@@ -17,6 +17,7 @@ from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
 from fedllm.silo.evaluation import released_counts
 from fedllm.silo.silo_in_run import SiloInRun
+from fedllm.silo.task import SiloTask
 from fedllm.task_errors import TaskRefused, refusing
 from fedllm.training.black_box.directions import Directions
 from fedllm.training.encoding import Encoding
@@ -43,24 +44,14 @@ class TrainReply:
 class SiloWorker(SiloInRun):
     """Serves one silo in one run."""
 
-    def train(
-        self,
-        params: Mapping[str, Tensor],
-        server_round: int,
-        planned_rounds: int,
-        codec_version: str = "",
-        duplicate: Mapping[str, Tensor] | None = None,
-        directions: str = "",
-        clip: float | None = None,
-    ) -> TrainReply:
+    def train(self, task: SiloTask) -> TrainReply:
         """One round: record the events durably, then train, then answer.
 
         Args:
-            codec_version: of the codec to encode the update by; empty for none.
-            duplicate: parameters of the teacher that is trained without privacy
-                (``teacher.kind = "nonprivate"``), whose events the recorded row then holds.
-            directions: ``model.access = "black-box"``: the round's public seed of random directions.
-            clip: adaptive clipping: the norm of this round; else None.
+            task: its extras are, each where the settings ask for it, the version of the codec to encode the update
+                by; parameters of the teacher that is trained without privacy (``teacher.kind = "nonprivate"``), whose
+                events the recorded row then holds; the round's public seed of random directions
+                (``model.access = "black-box"``); the norm of this round of adaptive clipping.
 
         Raises:
             BudgetExceeded: nothing was done, nothing recorded.
@@ -69,26 +60,21 @@ class SiloWorker(SiloInRun):
             ValueError: the settings ask for a codec, a non-private teacher or a seed of directions and the
                 task brings none, or the reverse; a clipping norm that is missing, out of range, or not asked for.
         """
+        params, server_round = task.params, task.round
+        duplicate: Mapping[str, Tensor] | None = task.extras.get(names.DUPLICATE)
+        codec_version = task.extras.get(names.CODEC_VERSION, "")
+        clip: float | None = task.extras.get(names.CLIP)
         if duplicate is not None:
             self.check(duplicate, "a duplicate")
         self.prepare(params)
         with refusing():
             self._check_duplicate(duplicate)
-            along = self.directions(params, directions)
+            along = self.directions(params, task.extras.get(names.DIRECTIONS, ""))
             encoding = self.encoding(params, codec_version)
-            account = self.account(planned_rounds)
+            account = self.account(task.planned_rounds)
             mechanism = account.mechanism.at_silo().at_clip(clip)
         account.clip = mechanism.clip
-        digest = self.digest(
-            params,
-            account.noise_multiplier,
-            purpose="train",
-            server_round=server_round,
-            codec="" if encoding is None else encoding.version,
-            duplicate=digest_or_empty(duplicate),
-            directions=directions,
-            clip=clip,
-        )
+        digest = self.digest(task, account.noise_multiplier)
         key = release_key(self.settings, "train", server_round, digest)
         streams = self.streams(server_round, digest)
 
@@ -182,7 +168,8 @@ class SiloWorker(SiloInRun):
         self.prepare(params)
         with refusing():
             account = self.account(planned_rounds)
-        digest = self.digest(params, account.noise_multiplier, purpose="statistics")
+        task = SiloTask(params, 0, planned_rounds, kind=names.ASK_STATISTICS)
+        digest = self.digest(task, account.noise_multiplier)
         rate = account.sampling_rate
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
@@ -229,13 +216,9 @@ class SiloWorker(SiloInRun):
             raise TaskRefused(
                 f"Expected more candidates than layers.keep={layers.keep}, got {list(candidates)}"
             )
-        digest = self.digest(
-            params,
-            account.noise_multiplier,
-            purpose="layer-scores",
-            server_round=server_round,
-            candidates=tuple(candidates),
-        )
+        extras = {names.CANDIDATES: tuple(candidates)}
+        task = SiloTask(params, server_round, planned_rounds, extras, names.ASK_SCORES)
+        digest = self.digest(task, account.noise_multiplier)
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
             return release_scores(
@@ -273,9 +256,8 @@ class SiloWorker(SiloInRun):
         self.prepare(params)
         with refusing():
             account = self.account(planned_rounds)
-        digest = self.digest(
-            params, account.noise_multiplier, purpose="evaluate", server_round=server_round
-        )
+        task = SiloTask(params, server_round, planned_rounds, kind=names.EVALUATE)
+        digest = self.digest(task, account.noise_multiplier)
         key = release_key(self.settings, "evaluate", server_round, digest)
 
         def release(features: list[Feature], streams: Streams) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from fedllm.settings.experiment import Settings
 from fedllm.silo.answered import answered, try_without_data
 from fedllm.silo.opened import OpenedSilo, open_silo_data
 from fedllm.silo.server_tensors import check_tensors
+from fedllm.silo.task import SiloTask
 from fedllm.task_errors import NotTakingPart
 from fedllm.training.batch.independence import require_independence
 from fedllm.training.batch.rehearsal import rehearse
@@ -182,34 +183,19 @@ class SiloInRun:
         fixed = (self.silo.name, server_round, digest)
         return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
 
-    def digest(
-        self,
-        params: Mapping[str, Tensor],
-        noise_multiplier: float,
-        *,
-        purpose: str,
-        server_round: int = 0,
-        **task: Any,
-    ) -> str:
-        """Return what names a release of this silo at ``params``.
+    def digest(self, task: SiloTask, noise_multiplier: float) -> str:
+        """Return what names a release of this silo for a task.
 
         Seeded: the fingerprint of all its inputs, since other values must neither meet the same noise, at
         whatever scale, nor pass for the same release. Else the digest of the parameters alone: no hash of
         private data leaves the silo.
-
-        Args:
-            task: other fields of :class:`ReleaseInputs`.
         """
         if self.settings.privacy.randomness == "os":
-            return params_digest(params)
-        return self.inputs(
-            params, noise_multiplier, purpose=purpose, server_round=server_round, **task
-        ).fingerprint()
+            return params_digest(task.params)
+        return self.inputs(task, noise_multiplier).fingerprint()
 
-    def inputs(
-        self, params: Mapping[str, Tensor], noise_multiplier: float, **task: Any
-    ) -> ReleaseInputs:
-        """Return the inputs of a release of this silo at ``params``; private, a digest of the data is among them."""
+    def inputs(self, task: SiloTask, noise_multiplier: float) -> ReleaseInputs:
+        """Return the inputs of a release of this silo for a task; private, a digest of the data is among them."""
         if self._fixed is None:
             data = features_digest([*self.train_features, *self.held_out_features])
             self._fixed = {
@@ -220,13 +206,12 @@ class SiloInRun:
         account = self._account
         return ReleaseInputs(
             **self._fixed,
+            task=task.fingerprint(),
             silo=self.silo.name,
             machine=machine(),
             planned_rounds=0 if account is None else account.rounds,
             sampling_rate=0.0 if account is None else account.sampling_rate,
             noise_multiplier=float(noise_multiplier),
-            params=params_digest(params),
-            **task,
         )
 
     def _write_log(self, server_round: int, result: LocalResult) -> None:

@@ -41,6 +41,7 @@ from fedllm.data.silos import Silo, load_federation
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.events.constructors import dp_sgd
 from privacy.guarantee import Unit
@@ -86,7 +87,7 @@ class KilledSilo:
         self.tally = Tally()
         SiloWorker(  # once, elsewhere: what a process computes once is not part of the time to the kill
             settings, self.silo, run="warm", ledger=folder / "warm.sqlite"
-        ).train(self.params, 1, ROUNDS)
+        ).train(SiloTask(self.params, 1, ROUNDS))
 
     def attempt(self, copies: int) -> None:
         """Start a worker, copy its ledger, kill it, and hold what is there against what it answered."""
@@ -120,7 +121,7 @@ class KilledSilo:
                 ledger=Ledger(self.ledger, kept=(self.head,)),
             )
             for server_round in range(first, ROUNDS):
-                worker.train(self.params, server_round, ROUNDS)
+                worker.train(SiloTask(self.params, server_round, ROUNDS))
                 os.write(writing, b".")  # the answer leaves
         except BaseException as error:
             os.write(2, f"the worker ended: {error}\n".encode())

@@ -19,6 +19,7 @@ from fedllm.models.embedded import ModelError
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import METRICS, RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.batch.rehearsal import rehearse
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.ledger.ledger import Ledger
@@ -64,7 +65,7 @@ def test_a_silo_stops_it_by_itself(
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     with pytest.raises(ModelError, match="Expected a finite"):
-        worker.train(initial_params(worker.tunable, settings), 1, 3)
+        worker.train(SiloTask(initial_params(worker.tunable, settings), 1, 3))
     assert worker.ledger.entries() == []
 
 

@@ -21,6 +21,7 @@ from fedllm.report.build import build
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
@@ -209,19 +210,21 @@ def test_other_directions_are_another_release(
     silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     params = initial_params(shared_tunable(settings), settings)
-    assert worker.digest(params, 1.0, purpose="train", directions="a") != worker.digest(
-        params, 1.0, purpose="train", directions="b"
-    )
-    replies = [worker.train(params, 1, 2, directions=seed) for seed in ("aa", "ab", "aa")]
+
+    def directed(seed: str) -> SiloTask:
+        return SiloTask(params, 1, 2, {names.DIRECTIONS: seed})
+
+    assert worker.digest(directed("a"), 1.0) != worker.digest(directed("b"), 1.0)
+    replies = [worker.train(directed(seed)) for seed in ("aa", "ab", "aa")]
     numbers = [reply.update[NUMBERS] for reply in replies]
     assert torch.equal(numbers[0], numbers[2])
     assert not torch.equal(numbers[0], numbers[1])
     assert len(list(worker.ledger.entries(party="alpha"))) == 2
     with pytest.raises(ValueError, match="seed of directions"):
-        worker.train(params, 1, 2)
+        worker.train(SiloTask(params, 1, 2))
     plain = SiloWorker(tiny_settings(), silo, run="p", ledger=tmp_path / "plain.sqlite")
     with pytest.raises(ValueError, match="Expected no seed of directions"):
-        plain.train(params, 1, 2, directions="aa")
+        plain.train(directed("aa"))
 
 
 def test_a_run_through_an_endpoint_exports_what_predicts(

@@ -17,6 +17,7 @@ from fedllm.data.silos import load_federation
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events.constructors import dp_sgd
@@ -130,7 +131,7 @@ def test_mean_and_noise_correction_use_what_each_silo_has(
         for server_round in (1, 2, 3):
             replies = []
             for name, worker in workers.items():
-                reply = worker.train(params, server_round, 3)
+                reply = worker.train(SiloTask(params, server_round, 3))
                 assert reply.noise_std is not None
                 divisor = {"alpha": 4}.get(name, 8)
                 std = reply.noise_multiplier * 0.5 / divisor * 0.1 * 2**0.5

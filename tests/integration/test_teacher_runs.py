@@ -22,6 +22,7 @@ from fedllm.report.build import build
 from fedllm.run.checkpoints import latest_checkpoint, load_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.events.multiset import is_private, multiset
 from privacy.ledger.ledger import Ledger
@@ -357,7 +358,7 @@ def test_a_raw_update_is_not_given_unless_the_settings_say_so(
         ledger = tmp_path / f"{len(changes)}.sqlite"
         worker = SiloWorker(settings, silo, run="r", ledger=ledger)
         with pytest.raises(ValueError, match=r"duplicate to train with the task for teacher\.kind"):
-            worker.train(params, 1, 3, duplicate=params if sends else None)
+            worker.train(SiloTask(params, 1, 3, {"duplicate": params} if sends else {}))
         with Ledger(ledger, read_only=True) as found:
             assert not list(found.entries())
 

@@ -16,6 +16,7 @@ from fedllm.data.silos import load_federation
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
@@ -65,7 +66,7 @@ def loop(run: RunFolder, folder: Any, absent: Mapping[int, set[str]] | None = No
         replies = []
         for name in chosen:
             planned = sum(name in row for row in schedule)
-            reply = workers[name].train(params, server_round, planned)
+            reply = workers[name].train(SiloTask(params, server_round, planned))
             if name not in (absent or {}).get(server_round, set()):
                 replies.append(Contribution(name, reply.update, reply.noise_std))
         if replies:

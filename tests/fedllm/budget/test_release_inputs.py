@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from fedllm.budget.fingerprint import Fingerprinted
 from fedllm.budget.release_id import features_digest, params_digest
@@ -20,14 +21,20 @@ from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.models.backbone import load_backbone
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from server.extensions.central_noise import SumInputs
 
 Make = Callable[..., Any]
 
+TASK = SiloTask(
+    {"a": torch.tensor([1.0, -0.0])},
+    1,
+    3,
+    {"clip": 0.5, "duplicate": {"a": torch.zeros(2)}, "candidates": (0, 1)},
+)
 SILO = ReleaseInputs(
-    purpose="train",
-    server_round=1,
+    task="t",
     silo="alpha",
     examples="e",
     settings="s",
@@ -40,7 +47,6 @@ SILO = ReleaseInputs(
     planned_rounds=3,
     sampling_rate=0.1,
     noise_multiplier=1.0,
-    params="p",
 )
 SUM = SumInputs(
     purpose="train",
@@ -53,7 +59,7 @@ SUM = SumInputs(
     clip=0.5,
     expected=4.0,
 )
-FIELDS = [(given_, f.name) for given_ in (SILO, SUM) for f in dataclasses.fields(given_)]
+FIELDS = [(given_, f.name) for given_ in (TASK, SILO, SUM) for f in dataclasses.fields(given_)]
 
 
 def other(value: Any) -> Any:
@@ -61,6 +67,8 @@ def other(value: Any) -> Any:
         return 0.5
     if isinstance(value, float):
         return float(np.nextafter(value, 9.0))
+    if isinstance(value, dict):
+        return {**value, "more": 1}
     return value + {str: "x", int: 1, tuple: (3,)}[type(value)]
 
 
@@ -71,7 +79,7 @@ def test_every_field_is_in_the_fingerprint(inputs: Any, name: str) -> None:
     assert dataclasses.replace(inputs).fingerprint() == inputs.fingerprint()
 
 
-def test_a_new_field_is_in_the_fingerprint_and_a_tensor_is_refused() -> None:
+def test_a_new_field_is_in_the_fingerprint_and_a_list_is_refused() -> None:
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class More(ReleaseInputs):
         added: Any = 0
@@ -79,7 +87,14 @@ def test_a_new_field_is_in_the_fingerprint_and_a_tensor_is_refused() -> None:
     plain = dataclasses.asdict(SILO)
     assert More(**plain).fingerprint() != More(**plain, added=1).fingerprint()
     with pytest.raises(TypeError, match="Expected str, int"):
-        More(**plain, added=torch.zeros(1)).fingerprint()
+        More(**plain, added=[1]).fingerprint()
+
+    @dataclasses.dataclass(frozen=True)
+    class MoreTask(SiloTask):
+        added: Any = None
+
+    tasks = [MoreTask(TASK.params, added=value) for value in (None, 0, torch.zeros(1), {"a": 0})]
+    assert len({task.fingerprint() for task in tasks}) == len(tasks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +103,71 @@ class Pair(Fingerprinted):
     second: Any
 
 
+BITS = st.lists(st.sampled_from([0.0, -0.0, 1.0, 1.0 + 2**-23]), max_size=2)
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda parts: st.lists(parts, max_size=3).map(tuple),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.builds(torch.tensor, BITS, dtype=st.sampled_from([torch.float32, torch.float64])),
+    lambda parts: (
+        st.lists(parts, max_size=3).map(tuple) | st.dictionaries(st.text(), parts, max_size=3)
+    ),
     max_leaves=6,
 )
 
 
 def exactly(value: Any) -> Any:
-    """A value with its type: 1, 1.0 and True differ, and so do 0.0 and -0.0."""
+    """A value with its type: 1, 1.0 and True differ, and so do 0.0 and -0.0; the order of a mapping is nothing."""
+    if isinstance(value, Tensor):
+        return (Tensor, value.dtype, exactly(tuple(value.tolist())))
+    if isinstance(value, dict):
+        return {key: exactly(part) for key, part in value.items()}
     if isinstance(value, tuple):
         return tuple(exactly(part) for part in value)
     return (type(value), value.hex() if isinstance(value, float) else value)
+
+
+def changed_once(value: Any) -> st.SearchStrategy[Any]:
+    """The value with one part of it, at any depth, replaced or removed."""
+    if not isinstance(value, dict | tuple) or not value:
+        return PLAIN.filter(lambda new: exactly(new) != exactly(value))
+    keys = list(value) if isinstance(value, dict) else list(range(len(value)))
+
+    def at(key: Any) -> st.SearchStrategy[Any]:
+        def put(new: Any) -> Any:
+            if isinstance(value, dict):
+                return {**value, key: new}
+            return (*value[:key], new, *value[key + 1 :])
+
+        kept = [k for k in keys if k != key]
+        without = (
+            {k: value[k] for k in kept}
+            if isinstance(value, dict)
+            else tuple(value[k] for k in kept)
+        )
+        return changed_once(value[key]).map(put) | st.just(without)
+
+    return st.sampled_from(keys).flatmap(at)
+
+
+TENSORS = st.dictionaries(st.text(), st.builds(torch.tensor, BITS), max_size=2)
+TASKS = st.builds(
+    SiloTask,
+    TENSORS,
+    st.integers(0, 9),
+    st.integers(0, 9),
+    st.dictionaries(st.text(), PLAIN, max_size=3),
+    st.text(),
+)
+
+
+@given(TASKS, st.data())
+def test_a_task_that_differs_in_one_place_is_another_task(task: SiloTask, data: Any) -> None:
+    name = data.draw(st.sampled_from([f.name for f in dataclasses.fields(task)]))
+    value = data.draw(changed_once(getattr(task, name)))
+    assert dataclasses.replace(task, **{name: value}).fingerprint() != task.fingerprint()
 
 
 @given(PLAIN, PLAIN, PLAIN, PLAIN)
@@ -126,7 +194,7 @@ def test_the_same_settings_on_another_model_machine_or_number_format_are_another
         backbone = load_backbone(settings.model.name, kind="encoder", device="cpu")
         worker.tunable = type(tunable)(backbone, tunable.task, tunable.spec)
         change(worker.tunable.backbone)
-        return worker.digest(params, 1.0, purpose="train", server_round=1)
+        return worker.digest(SiloTask(params, 1), 1.0)
 
     def bfloat16(backbone: Any) -> None:
         backbone.dtype = torch.bfloat16
@@ -159,19 +227,20 @@ def test_each_extra_of_a_task_is_another_release(tiny_settings: Make, tmp_path: 
     params = initial_params(worker.tunable, settings)
     extras: list[dict[str, Any]] = [
         {},
-        {"codec": "v"},
+        {"codec-version": "v"},
         {"directions": "v"},
-        {"duplicate": "v"},
+        {"duplicate": params},
+        {"duplicate": {name: value + 1 for name, value in params.items()}},
         {"candidates": (0, 1)},
         {"candidates": (1, 0)},
         {"clip": 0.5},
     ]
-    digests = {worker.digest(params, 1.0, purpose="train", **extra) for extra in extras}
-    digests |= {worker.digest(params, 1.0, purpose=p) for p in ("statistics", "evaluate")}
+    digests = {worker.digest(SiloTask(params, extras=extra), 1.0) for extra in extras}
+    digests |= {worker.digest(SiloTask(params, kind=k), 1.0) for k in ("query.scores", "evaluate")}
     assert len(digests) == len(extras) + 2
     rounds = {worker.account(r).rounds for r in (3,)}
     assert rounds == {3}
-    assert worker.digest(params, 1.0, purpose="train") not in digests, "the plan is in it"
+    assert worker.digest(SiloTask(params), 1.0) not in digests, "the plan is in it"
 
 
 def test_a_round_at_another_clipping_norm_is_another_release(
@@ -181,7 +250,7 @@ def test_a_round_at_another_clipping_norm_is_another_release(
     worker = worker_of(settings, tmp_path)
     params = initial_params(worker.tunable, settings)
     for clip in (0.5, 0.25, 0.5):
-        worker.train(params, 1, 3, clip=clip)
+        worker.train(SiloTask(params, 1, 3, {"clip": clip}))
     assert len(list(worker.ledger.entries())) == 2
 
 

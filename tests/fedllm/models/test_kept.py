@@ -19,6 +19,7 @@ from fedllm.kept import Kept
 from fedllm.models import backbone as models
 from fedllm.silo import process
 from fedllm.silo.process import MOST_RUNS, shared_worker
+from fedllm.silo.task import SiloTask
 from fedllm.training import tunable
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.ledger.ledger import Ledger
@@ -87,15 +88,15 @@ def test_a_silo_has_so_many_runs_and_goes_on_with_one_that_was_given_up(
     settings, path = tiny_settings(), tmp_path / "ledger.sqlite"
     first = worker(settings, "first", path)
     start = initial_params(shared_tunable(settings), settings)
-    first.train(start, 1, 3)
+    first.train(SiloTask(start, 1, 3))
     multiplier = first.account(3).noise_multiplier
     for number in range(MOST_RUNS):
         worker(settings, f"run-{number}", path)
     again = worker(settings, "first", path)
     assert again is not first
-    again.train(start, 2, 3)
+    again.train(SiloTask(start, 2, 3))
     assert again.account(3).noise_multiplier == multiplier
-    first.train(start, 3, 3)  # who still has the old one can go on with it
+    first.train(SiloTask(start, 3, 3))  # who still has the old one can go on with it
     assert [row.round for row in again.ledger.entries(party="alpha") if row.purpose == "train"] == [
         1,
         2,

@@ -13,6 +13,7 @@ from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.silo.answered import answered, throwaway_streams, try_without_data
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.task_errors import TaskFailed, TaskRefused
 from fedllm.training.steps import LocalResult
 from fedllm.training.tunable import initial_params, shared_tunable
@@ -80,13 +81,13 @@ def test_an_answer_after_the_row_does_not_depend_on_what_raises() -> None:
 
 
 HUGE: list[tuple[dict[str, Any], Task]] = [
-    ({"privacy.clip": 1e300}, lambda worker, params: worker.train(params, 1, 2)),
-    ({"privacy.prefix_scale": 1e-300}, lambda worker, params: worker.train(params, 1, 2)),
-    ({"client.learning_rate": 1e300}, lambda worker, params: worker.train(params, 1, 2)),
+    ({"privacy.clip": 1e300}, lambda worker, params: worker.train(SiloTask(params, 1, 2))),
+    ({"privacy.prefix_scale": 1e-300}, lambda worker, params: worker.train(SiloTask(params, 1, 2))),
+    ({"client.learning_rate": 1e300}, lambda worker, params: worker.train(SiloTask(params, 1, 2))),
     ({"privacy.unit": "client", "privacy.clip": 1e300, "privacy.relation": "zero-out"},
-     lambda worker, params: worker.train(params, 1, 2)),
+     lambda worker, params: worker.train(SiloTask(params, 1, 2))),
     ({"model.access": "black-box", "privacy.clip": 1e300},
-     lambda worker, params: worker.train(params, 1, 2, directions="0" * 32)),
+     lambda worker, params: worker.train(SiloTask(params, 1, 2, {"directions": "0" * 32}))),
     ({"codec.name": "linear", "codec.statistics_noise": 1e300},
      lambda worker, params: worker.statistics(params, 2)),
     ({"layers.form": "private", "layers.keep": 1, "layers.noise": 1e305, "layers.bound": 1e300},

@@ -14,6 +14,7 @@ from fedllm.budget.schedule import participation
 from fedllm.data.silos import load_federation
 from fedllm.report.prose.assumptions import ROUNDING_CPU, assumptions
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.keystream import CIPHER
 from privacy.randomness import SecretSource
@@ -38,7 +39,7 @@ def test_every_stream_of_every_silo_and_round_has_a_key_of_its_own(
                 random.seed(0)
                 np.random.seed(0)
                 torch.manual_seed(0)
-                digest = worker.digest(params, 1.0, purpose="train", server_round=server_round)
+                digest = worker.digest(SiloTask(params, server_round), 1.0)
                 source = worker.streams(server_round, digest)(purpose, 0)
                 assert isinstance(source, SecretSource)
                 drawn += [*source.standard_normal(4), *source.random(4)]
@@ -56,7 +57,9 @@ def test_training_with_secret_noise_does_not_follow_any_seed(
         torch.manual_seed(0)
         np.random.seed(0)
         worker = SiloWorker(settings, silo, run=name, ledger=tmp_path / f"{name}.sqlite")
-        updates.append(torch.cat([v.flatten() for v in worker.train(params, 1, 3).update.values()]))
+        updates.append(
+            torch.cat([v.flatten() for v in worker.train(SiloTask(params, 1, 3)).update.values()])
+        )
     same = (updates[0] == updates[1]).double().mean()
     assert float(same) < 0.01
 

@@ -14,6 +14,7 @@ from fedllm.budget.local_policy import LimitRefused, OwnBounds
 from fedllm.data.silos import load_federation
 from fedllm.silo.server_tensors import check_tensors
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 
 Make = Callable[..., Any]
@@ -55,7 +56,7 @@ def huge(params: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "task",
     [
-        lambda worker, params: worker.train(params, 1, 2),
+        lambda worker, params: worker.train(SiloTask(params, 1, 2)),
         lambda worker, params: worker.evaluate(params, 1, 2),
         lambda worker, params: worker.statistics(params, 2),
         lambda worker, params: worker.scores(params, [0, 1], 1, 2),
@@ -90,7 +91,7 @@ def test_a_duplicate_too(tiny_settings: Make, tmp_path: Path) -> None:
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="run", ledger=tmp_path / "ledger.sqlite")
     with pytest.raises(LimitRefused, match="a duplicate"):
-        worker.train(params, 1, 2, duplicate=huge(params))
+        worker.train(SiloTask(params, 1, 2, {"duplicate": huge(params)}))
     assert worker.ledger.entries() == []
 
 

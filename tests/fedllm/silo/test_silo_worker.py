@@ -17,6 +17,7 @@ from fedllm.data.silos import Silo, load_federation
 from fedllm.silo import silo as silo_worker
 from fedllm.silo.process import shared_worker
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.dp_sgd import DpSgd
 from fedllm.training.steps import LocalWork
 from fedllm.training.tunable import initial_params, shared_tunable
@@ -68,9 +69,9 @@ def test_row_is_on_disk_before_training_begins(
         return draw
 
     monkeypatch.setattr(worker, "streams", watched)
-    worker.train(params, 1, 3)
+    worker.train(SiloTask(params, 1, 3))
     assert seen == [1, 1, 1, 1]  # samples and noises of two steps
-    worker.train(params, 2, 3)
+    worker.train(SiloTask(params, 2, 3))
     assert seen[4:] == [2, 2, 2, 2]
 
 
@@ -103,7 +104,7 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     monkeypatch.setattr(silo_worker, "released_counts", counts_of)
     monkeypatch.setattr(worker.tunable, "evaluate", reached)
     with pytest.raises(type(failure)):
-        worker.train(params, 1, 3)
+        worker.train(SiloTask(params, 1, 3))
     with pytest.raises(type(failure)):
         worker.evaluate(params, 1, 3)
 
@@ -121,11 +122,11 @@ def test_ledger_that_cannot_be_written_stops_the_round(
     lock = sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     with pytest.raises(LedgerError, match=r"Cannot (write|read)"):
-        worker.train(params, 1, 3)
+        worker.train(SiloTask(params, 1, 3))
     lock.execute("ROLLBACK")
     lock.close()
     assert rows(worker) == []
-    worker.train(params, 1, 3)
+    worker.train(SiloTask(params, 1, 3))
     assert len(rows(worker)) == 1
 
 
@@ -136,7 +137,7 @@ def test_budget_that_is_spent_leaves_no_row_and_no_update(
     done = 0
     try:
         for server_round in range(1, 20):
-            worker.train(params, server_round, 20)
+            worker.train(SiloTask(params, server_round, 20))
             done += 1
     except BudgetExceeded:
         pass  # before the round that would exceed it
@@ -147,9 +148,9 @@ def test_budget_that_is_spent_leaves_no_row_and_no_update(
 def test_seeded_repetition_gives_the_same_bits_and_no_row(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
-    first = make_worker(tiny_settings(), tmp_path).train(params, 1, 3)
+    first = make_worker(tiny_settings(), tmp_path).train(SiloTask(params, 1, 3))
     again = make_worker(tiny_settings(), tmp_path)
-    second = again.train(params, 1, 3)
+    second = again.train(SiloTask(params, 1, 3))
     assert all(torch.equal(first.update[n], second.update[n]) for n in params)
     assert len(rows(again)) == 1
 
@@ -158,7 +159,7 @@ def test_repetition_with_fresh_noise_costs_a_row(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
     worker = make_worker(tiny_settings(**{"privacy.randomness": "os"}), tmp_path)
-    first, second = worker.train(params, 1, 3), worker.train(params, 1, 3)
+    first, second = worker.train(SiloTask(params, 1, 3)), worker.train(SiloTask(params, 1, 3))
     assert not torch.equal(first.update["prefix"], second.update["prefix"])
     assert len(rows(worker)) == 2
 
@@ -167,7 +168,7 @@ def noises(
     worker: SiloWorker, params: dict[str, Tensor], server_round: int, noise: float = 1.0
 ) -> np.ndarray:
     """First numbers of the streams that a round would draw its noise from."""
-    streams = worker.streams(server_round, worker.digest(params, noise, purpose="train"))
+    streams = worker.streams(server_round, worker.digest(SiloTask(params), noise))
     return np.concatenate([streams("noise", step).standard_normal(4) for step in range(3)])
 
 
@@ -215,10 +216,10 @@ def test_same_round_on_other_data_is_another_release(
     """The data changed between an interruption and the resume: other noise, and it is counted."""
     settings = tiny_settings(**{"client.sampling_rate": 0.1})
     whole = make_worker(settings, tmp_path)
-    first = whole.train(params, 1, 3)
+    first = whole.train(SiloTask(params, 1, 3))
     part = Silo("alpha", whole.silo.train.select(range(59), "alpha"), whole.silo.held_out)
     changed = SiloWorker(settings, part, run="run-1", ledger=tmp_path / "ledger.sqlite")
-    second = changed.train(params, 1, 3)
+    second = changed.train(SiloTask(params, 1, 3))
     assert not torch.equal(first.update["prefix"], second.update["prefix"])
     assert len(rows(changed)) == 2
 
@@ -231,9 +232,9 @@ def test_equal_settings_at_another_scale_of_noise_meet_other_noise(
     target = {"privacy.noise_multiplier": None, "privacy.epsilon": 8.0, "privacy.run_epsilon": 7.0}
     settings = tiny_settings(**target)
     first = make_worker(settings, tmp_path)
-    before = first.train(params, 1, 3)
+    before = first.train(SiloTask(params, 1, 3))
     second = make_worker(settings, tmp_path, run="run-2")
-    after = second.train(params, 1, 3)
+    after = second.train(SiloTask(params, 1, 3))
     assert after.noise_multiplier > 1.05 * before.noise_multiplier, (
         "the history asks for more noise"
     )
@@ -250,7 +251,7 @@ def test_key_holds_no_hash_of_the_data_where_noise_is_secret(
     worker = make_worker(tiny_settings(**{"privacy.randomness": "os"}), tmp_path)
     part = Silo("alpha", worker.silo.train.select(range(9), "alpha"), worker.silo.held_out)
     other = SiloWorker(worker.settings, part, run="run-1", ledger=tmp_path / "ledger.sqlite")
-    assert worker.digest(params, 1.0, purpose="train") == other.digest(params, 1.0, purpose="train")
+    assert worker.digest(SiloTask(params), 1.0) == other.digest(SiloTask(params), 1.0)
 
 
 def test_private_evaluation_is_noised_and_recorded(
@@ -294,7 +295,7 @@ def test_raw_evaluation_is_exact_and_recorded_as_no_guarantee(
     assert count == len(worker.held_out_features)
     assert 0 <= correct <= count
     assert not is_private(rows(worker)[0].view("outsider"))
-    worker.train(params, 2, 3)  # the budget of what has a guarantee is untouched
+    worker.train(SiloTask(params, 2, 3))  # the budget of what has a guarantee is untouched
 
 
 def test_no_evaluation_where_the_settings_ask_for_none(
@@ -313,7 +314,7 @@ def test_training_without_privacy_is_recorded_whoever_would_add_the_noise(
 ) -> None:
     changes = {"privacy.mode": "none", "privacy.unit": unit, "privacy.noise_by": noise_by}
     worker = make_worker(tiny_settings(**changes), tmp_path)
-    worker.train(params, 1, 3)
+    worker.train(SiloTask(params, 1, 3))
     (row,) = rows(worker)
     assert not is_private(row.view("outsider"))
 
@@ -323,7 +324,7 @@ def test_noise_by_the_server_leaves_update_and_ledger_bare(
 ) -> None:
     changes = {"privacy.unit": "client", "privacy.noise_by": "server", "privacy.clip": 0.01}
     worker = make_worker(tiny_settings(**changes), tmp_path)
-    update = worker.train(params, 1, 3).update
+    update = worker.train(SiloTask(params, 1, 3)).update
     norm = torch.cat([value.flatten() for value in update.values()]).norm()
     assert float(norm) == pytest.approx(0.01, rel=1e-5)
     assert rows(worker) == []  # the server records, before it adds the noise
@@ -335,7 +336,7 @@ def test_what_is_private_goes_to_the_silos_log_alone(
     settings = tiny_settings()
     log = tmp_path / "logs" / "alpha.jsonl"
     worker = SiloWorker(settings, silo(settings), run="r", ledger=tmp_path / "l.sqlite", log=log)
-    reply = worker.train(params, 1, 3)
+    reply = worker.train(SiloTask(params, 1, 3))
     opened, record = (json.loads(line) for line in log.read_text("utf-8").splitlines())
     assert opened["kind"] == "repeated-records"
     assert record["round"] == 1

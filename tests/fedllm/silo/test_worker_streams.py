@@ -10,6 +10,7 @@ import pytest
 
 from fedllm.data.silos import load_federation
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 
 USES = [(purpose, step) for purpose in ("sample", "noise", "evaluate-noise") for step in range(3)]
@@ -19,7 +20,7 @@ def beginnings(settings: Any, folder: Path) -> dict[tuple[str, int, int], bytes]
     """First bytes of every stream of two rounds, by purpose, step and round."""
     silo = next(s for s in load_federation(settings).silos if s.name == "alpha")
     worker = SiloWorker(settings, silo, run="r", ledger=folder / "ledger.sqlite")
-    digest = worker.digest(initial_params(shared_tunable(settings), settings), 1.0, purpose="train")
+    digest = worker.digest(SiloTask(initial_params(shared_tunable(settings), settings)), 1.0)
     return {
         (purpose, step, server_round): worker.streams(server_round, digest)(purpose, step).bytes(16)
         for server_round in (1, 2)

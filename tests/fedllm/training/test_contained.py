@@ -13,6 +13,7 @@ from torch import Tensor
 from fedllm.data.batches import Feature
 from fedllm.flatness.layer_release import release_scores
 from fedllm.silo.evaluation import correct_answers
+from fedllm.silo.task import SiloTask
 from fedllm.training.batch.contained import Failures, example_rows
 from fedllm.training.black_box.directions import Directions, round_seed
 from fedllm.training.black_box.forward_only import forward_only
@@ -259,7 +260,7 @@ def test_the_row_is_written_and_the_silo_answers(
         return real(mechanism, work)
 
     monkeypatch.setattr(DpSgd, "train", fails_with_data)
-    reply = worker.train(start, 1, 3)
+    reply = worker.train(SiloTask(start, 1, 3))
     assert all(value.abs().max() > 0 for value in reply.update.values())
     assert "patient 7" in own_log.read_text()
     calls = iter([True, False, False])
@@ -269,7 +270,7 @@ def test_the_row_is_written_and_the_silo_answers(
 
     monkeypatch.setattr(DpSgd, "train", fails_after_the_first_call)
     with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
-        worker.train(start, 2, 3)
+        worker.train(SiloTask(start, 2, 3))
     assert "division" not in str(raised.value)
     assert len(worker.ledger.entries(party=silo.name)) == 2
 
@@ -286,7 +287,7 @@ def test_what_raises_without_data_is_refused_before_the_row(
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     monkeypatch.setattr(DpSgd, "train", lambda *a, **k: 1 / 0)
     with pytest.raises(TaskFailed, match="its own log has the reason") as raised:
-        worker.train(initial_params(worker.tunable, settings), 1, 3)
+        worker.train(SiloTask(initial_params(worker.tunable, settings), 1, 3))
     assert "division" not in str(raised.value)
     assert worker.ledger.entries() == []
 
@@ -300,4 +301,4 @@ def test_a_log_that_cannot_be_written_costs_nothing(tiny_settings: Make, tmp_pat
     (tmp_path / "file").write_text("in the way")
     own_log = tmp_path / "file" / "alpha.jsonl"
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite", log=own_log)
-    assert worker.train(initial_params(worker.tunable, settings), 1, 3).update
+    assert worker.train(SiloTask(initial_params(worker.tunable, settings), 1, 3)).update

@@ -20,6 +20,7 @@ from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.settings.io import SettingsError
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training import gradients
 from fedllm.training.batch.contained import Failures
 from fedllm.training.batch.fixed_shape import FixedShape
@@ -220,7 +221,7 @@ def test_the_row_holds_the_truncated_event(tiny_settings: Make, tmp_path: Path) 
     settings = tiny_settings(**FIXED | {"privacy.epsilon": 8.0, "privacy.noise_multiplier": None})
     silo = load_federation(settings).silos[0]
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
-    reply = worker.train(initial_params(worker.tunable, settings), 1, 3)
+    reply = worker.train(SiloTask(initial_params(worker.tunable, settings), 1, 3))
     size = len(silo.train)
     event = dp.TruncatedSubsampledGaussianDpEvent(size, 8 / size, 12, reply.noise_multiplier)
     (entry,) = worker.ledger.entries(party=silo.name)
@@ -235,7 +236,7 @@ def test_the_row_holds_the_truncated_event(tiny_settings: Make, tmp_path: Path) 
     )
     assert view.events[silo.name] == Counter({event: 2})
     for server_round in (2, 3):
-        worker.train(initial_params(worker.tunable, settings), server_round, 3)
+        worker.train(SiloTask(initial_params(worker.tunable, settings), server_round, 3))
     spent = worker.account(3).epsilon()
     assert 8.0 * 0.99 <= spent <= 8.0
 

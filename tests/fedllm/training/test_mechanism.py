@@ -17,6 +17,7 @@ from torch import Tensor
 from fedllm.budget.account import SiloAccount
 from fedllm.data.silos import load_federation
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training import mechanism as mechanisms
 from fedllm.training.mechanism import Kind, make_mechanism, register_mechanism
 from fedllm.training.noise import Noise, RoundCost
@@ -136,7 +137,7 @@ def test_a_mechanism_from_outside_trains_and_its_events_are_in_the_ledger(
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite")
     params = initial_params(shared_tunable(settings), settings)
     for server_round in (1, 2):
-        reply = worker.train(params, server_round, 3)
+        reply = worker.train(SiloTask(params, server_round, 3))
         assert all(set(value.unique().tolist()) <= {-1.0, 1.0} for value in reply.update.values())
         (*_, entry) = worker.ledger.entries(party=silo.name)
         assert multiset(entry.views["server"]) == Counter({pure_dp(0.25): server_round})

@@ -14,6 +14,7 @@ from scipy import stats
 
 from fedllm.data.silos import load_federation
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.events.multiset import multiset
 
@@ -40,7 +41,7 @@ def test_steps_rate_and_noise_are_the_recorded_ones(
     log = tmp_path / "alpha.jsonl"
     worker = SiloWorker(settings, silo, run="r", ledger=tmp_path / "ledger.sqlite", log=log)
     params = initial_params(shared_tunable(settings), settings)
-    updates = [worker.train(params, r, ROUNDS).update for r in range(1, ROUNDS + 1)]
+    updates = [worker.train(SiloTask(params, r, ROUNDS)).update for r in range(1, ROUNDS + 1)]
     for adversary in ("server", "outsider"):
         spent = worker.ledger.spent(adversary, party="alpha")
         assert spent == sum(

@@ -97,9 +97,9 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-along-other-directions",
-        "fedllm/silo/silo.py",
-        "            directions=directions,\n            clip=clip,\n",
-        "            clip=clip,\n",
+        "fedllm/budget/fingerprint.py",
+        "for key in sorted(value)]",
+        'for key in sorted(value) if key != "directions"]',
         "A server that announces another seed for a repeated round sees two values with one noise.",
         (f"{_RUNS}::test_other_directions_are_another_release",),
     ),

@@ -67,9 +67,9 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-of-each-step-under-one-key",
-        "fedllm/silo/silo.py",
-        "            candidates=tuple(candidates),\n",
-        "",
+        "fedllm/budget/fingerprint.py",
+        "for key in sorted(value)]",
+        'for key in sorted(value) if key != "candidates"]',
         "A greedy search's releases are counted once, and the same noise meets several values.",
         (_ROW,),
     ),
