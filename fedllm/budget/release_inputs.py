@@ -73,9 +73,9 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
     }
 
 
-def machine() -> str:
+def machine(backbone: Backbone | Any) -> str:
     """Return what changes roundings beside the device: versions, instructions, threads, precisions."""
-    require_full_precision()  # what is computed has no reduced precision, whatever the process was set to
+    require_full_precision(backbone.onednn)  # as for all that is computed, whatever was set before
     found = {
         **_versions(),
         "threads": torch.get_num_threads(),

@@ -40,6 +40,7 @@ from fedllm.models.parts.weight_files import (
     require_whole_files,
     weight_files,
 )
+from fedllm.models.precision import allows_onednn
 from fedllm.models.rotary import separate_tables
 from fedllm.models.weights import is_exact, load_weights, loaded_digest, stored_dtype
 
@@ -82,6 +83,11 @@ class Backbone:
     device: torch.device
     reload: Callable[[], PreTrainedModel] | None = None
     max_positions: int | None = None
+
+    @cached_property
+    def onednn(self) -> bool:
+        """False where products are computed without oneDNN; see :func:`fedllm.models.precision.allows_onednn`."""
+        return allows_onednn(self.model, self.dtype, self.device)
 
     @cached_property
     def weights_digest(self) -> str:

@@ -208,7 +208,7 @@ class SiloInRun:
             **self._fixed,
             task=task.fingerprint(),
             silo=self.silo.name,
-            machine=machine(),
+            machine=machine(self.tunable.backbone),
             planned_rounds=0 if account is None else account.rounds,
             sampling_rate=0.0 if account is None else account.sampling_rate,
             noise_multiplier=float(noise_multiplier),

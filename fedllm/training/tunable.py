@@ -34,6 +34,7 @@ class Remote:
     name: str
     kind: str = "endpoint"
     max_positions: int | None = None
+    onednn: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
@@ -55,7 +56,7 @@ class Tunable:
     def with_prefix(self, params: Mapping[str, Tensor]) -> Iterator[None]:
         """Put the prefix of ``params`` (one for each example of the batch, or one for all with a
         leading dimension of 1) in front of every chosen layer; products of matrices in full precision."""
-        require_full_precision()
+        require_full_precision(self.backbone.onednn)
         if self.spec is None:
             yield
             return

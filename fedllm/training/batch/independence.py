@@ -5,9 +5,8 @@ batch statistics, experts with a capacity, quantisation or scaling by a batch-wi
 by the longest sequence, dropout. Their code does not say so in one place; so it is measured, on examples of public
 random tokens: one alone, among others of its bucket, and after others.
 
-Known difference: in bfloat16 on a CPU, where products underflow (gradients of 1e-33), oneDNN's kernel for another batch
-size rounds otherwise: by 9e-38 at most in what was found, by nothing with `torch.backends.mkldnn` off. Clipping only
-scales down, and the noisy sum is rounded to a grid of 2^-16 of its noise.
+Rounding is measured too, and a few units of it are let through: kernels that are chosen by the number of rows round
+differently. Where such a choice is known it is taken away (:mod:`fedllm.models.precision`, :mod:`fedllm.data.shapes`).
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from server.extensions.central_noise import SumInputs
+from simulations.attacks.batch_mates.architectures import tiny_tunable
 
 Make = Callable[..., Any]
 
@@ -256,14 +258,23 @@ def test_a_round_at_another_clipping_norm_is_another_release(
 
 def test_threads_change_bits_and_so_the_release(tiny_settings: Make) -> None:
     """Not on every machine and shape; the name of a release need not know where they do."""
-    before = machine()
+    backbone = tiny_tunable("bert")[1].backbone
+    before = machine(backbone)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(threads + 1)
-        assert machine() != before
+        assert machine(backbone) != before
     finally:
         torch.set_num_threads(threads)
-    assert machine() == before
+    assert machine(backbone) == before
+
+
+def test_the_machine_tells_the_kernels_of_the_model_and_not_of_the_one_before() -> None:
+    small, plain = (
+        tiny_tunable("bert", dtype)[1].backbone for dtype in (torch.bfloat16, torch.float32)
+    )
+    told = [json.loads(machine(backbone))["mkldnn"] for backbone in (small, plain, small)]
+    assert told == [False, True, False]
 
 
 def test_digests_of_data_and_tensors_know_every_field_and_bit() -> None:

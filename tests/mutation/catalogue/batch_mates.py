@@ -93,9 +93,28 @@ MUTATIONS = (
     Mutation(
         "tf32-left-on",
         "fedllm/training/tunable.py",
-        "        require_full_precision()\n",
+        "        require_full_precision(self.backbone.onednn)\n",
         "",
         "A library has turned TF32 on: gradients are rounded a thousand times more coarsely.",
         (f"{_MATES}::test_full_precision_inside_whatever_was_set_before",),
+    ),
+    Mutation(
+        "onednn-by-number-of-examples",
+        "fedllm/models/precision.py",
+        "return all(size > _ONEDNN_ABOVE for size in matrices)",
+        "return True",
+        "A small bfloat16 product of one example is computed by another kernel than that of several.",
+        (_BITS, f"{_MATES}::test_onednn_where_no_product_is_below_its_limit"),
+    ),
+    Mutation(
+        "onednn-as-left-by-the-model-before",
+        "fedllm/budget/release_inputs.py",
+        "require_full_precision(backbone.onednn)",
+        "require_full_precision()",
+        "A release is named for kernels that do not compute it: the same noise meets two roundings.",
+        (
+            "tests/fedllm/budget/test_release_inputs.py::"
+            "test_the_machine_tells_the_kernels_of_the_model_and_not_of_the_one_before",
+        ),
     ),
 )
