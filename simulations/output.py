@@ -1,4 +1,4 @@
-"""What the command line's modules share: common options, errors on one line, JSON, tables."""
+"""Shared parts of the command line: common options, one-line errors, JSON, tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from fedllm.files.durable import plain
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a setting: section.key=value. May be repeated."),
@@ -32,7 +32,7 @@ _WIDEST = 1000
 
 
 class _OneLine(click.Command):
-    """Errors about input are one line on stderr, and exit status 2."""
+    """Print errors about input as one line on stderr and exit with status 2."""
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         """Parse the options."""
@@ -42,7 +42,7 @@ class _OneLine(click.Command):
             _fail(error)
 
     def get_help(self, ctx: click.Context) -> str:
-        """The help text, without the backslashes that Typer writes where rich is installed."""
+        """Return the help text without the backslashes that Typer writes if rich is installed."""
         return super().get_help(ctx).replace("\\[", "[")
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,7 +64,7 @@ class OneLineErrors(_OneLine, TyperCommand):
 
 
 class OneLineGroup(_OneLine, TyperGroup):
-    """The same for a group of commands."""
+    """A command group whose errors about input are one line on stderr and exit status 2."""
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -79,21 +79,21 @@ def _fail(error: Exception) -> NoReturn:
 
 
 def require(option: str, value: float, good: bool, expected: str) -> None:
-    """Raise ValueError with one message that names the option, its value and what is expected."""
+    """Raise ValueError that names the option, its value and the expected range."""
     if not good:
         raise ValueError(f"Expected {option} to be {expected}, got {option}={value}")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print JSON; what is infinite is "Infinity"."""
+    """Print JSON; infinite numbers become "Infinity"."""
     typer.echo(json.dumps(plain(dict(value)), ensure_ascii=False, indent=2, allow_nan=False))
 
 
 def print_parts(*parts: Table | str) -> None:
-    """Print tables, and texts each on a line of its own (wrapped by the terminal only).
+    """Print tables and texts, each on its own line; only the terminal wraps them.
 
-    A table is as wide as the terminal, or wider where a word (a digest, a path) would be split else: what is copied
-    or searched for stays whole.
+    A table is as wide as the terminal, or wider if a word (a digest, a path) would be split, so that words can be
+    copied and searched.
     """
     console = Console()
     for part in parts:
@@ -104,7 +104,7 @@ def print_parts(*parts: Table | str) -> None:
 
 
 def _wide_enough(table: Table, console: Console) -> Console:
-    """The console, or a wider one, on which no word of the table is split."""
+    """Return the console, or a wider one on which no word of the table is split."""
     words = {
         word
         for column in table.columns
@@ -123,7 +123,7 @@ def _wide_enough(table: Table, console: Console) -> Console:
 
 
 def make_table(*columns: str) -> Table:
-    """A table in which nothing is cut off."""
+    """Make a table that folds long cells instead of cutting them off."""
     table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -131,7 +131,7 @@ def make_table(*columns: str) -> Table:
 
 
 def rounded(value: float, digits: int, towards: Callable[[Any], int]) -> str:
-    """A value to some significant digits, rounded up or down."""
+    """Round a value up or down to some significant digits."""
     if value == 0 or not math.isfinite(value):
         return "∞" if value == math.inf else f"{value:g}"
     places = digits - 1 - math.floor(math.log10(abs(value)))
@@ -140,7 +140,7 @@ def rounded(value: float, digits: int, towards: Callable[[Any], int]) -> str:
 
 
 def epsilon_text(epsilon: float) -> str:
-    """Rounded up, so that the printed number holds as well."""
+    """Format epsilon, rounded up so that the printed number is still a bound."""
     from fedllm.report.guarantee import shown
 
     return rounded(epsilon, 6, math.ceil) if 1e4 < epsilon < math.inf else shown(epsilon)

@@ -1,4 +1,4 @@
-"""Settings of the codec: how updates are encoded in both directions."""
+"""Settings of section ``[codec]``: encoding of updates and of the server's parameters."""
 
 from __future__ import annotations
 
@@ -18,47 +18,46 @@ class CodecSettings(Section):
     name: Literal["none", "fp16", "int8", "top-k", "random-projection", "linear", "autoencoder"] = (
         Field(
             "none",
-            description="`none` sends float32; `fp16` and `int8` every coordinate in fewer bits; `top-k` the "
-            "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are "
-            "fitted to a prior.",
+            description="Codec. `none` sends float32; `fp16` and `int8` send every coordinate in fewer bits; `top-k` sends the "
+        "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are fitted to a "
+        "prior.",
         )
     )
     ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         32.0,
-        description="How many times shorter the code is than the update (`top-k`: in bytes, its "
-        "indices included). Not for `none`, `fp16`, `int8`.",
+        description="Compression ratio: size of the update divided by the size of the code (for `top-k` in bytes, "
+        "including its indices). Not used by `none`, `fp16` and `int8`.",
     )
     prior: Literal["layerwise", "factored", "coordinate", "low-rank"] = Field(
         "factored",
-        description="What the clients' statistics tell: mean and variance of each layer (the paper); "
-        "second moments by head and position and by head and dimension; of each coordinate; "
-        "coordinates and leading directions.",
+        description="Statistics that form the prior. `layerwise`: mean and variance of each layer (the paper). `factored`: "
+        "second moments by head and position, and by head and dimension. `coordinate`: second moments of each "
+        "coordinate. `low-rank`: those of each coordinate and the leading directions.",
     )
     prior_source: Literal["private", "public"] = Field(
         "private",
-        description="`private`: statistics that the clients release under differential privacy, as "
-        "events in the ledger. `public`: the server's own gradients on the text of [public] (where that "
-        "is none: on its evaluation examples) with labels drawn at random, free.",
+        description="Source of the statistics. `private`: released by the clients under differential privacy, as events in "
+        "the ledger. `public`: the server's own gradients with random labels on the text of [public] (or, "
+        "without it, on its evaluation examples); this costs no privacy.",
     )
-    rank: NonNegativeInt = Field(8, description="`low-rank`: directions at most.")
+    rank: NonNegativeInt = Field(8, description="`low-rank`: maximum number of directions.")
     statistics_noise: PositiveFloat = Field(
         4.0,
-        description="Noise multiplier of each client's release of statistics (over its sensitivity "
-        "to one record or none in its place).",
+        description="Noise multiplier of each client's release of statistics, relative to its zero-out sensitivity.",
     )
     noise: Literal["before-encoding", "in-code"] = Field(
         "before-encoding",
-        description="Where the privacy noise is added: to all coordinates of the update (the paper), or to "
-        "the code, which has fewer. `in-code` needs a codec with a known Lipschitz constant. With "
-        "privacy.noise_by=server the server adds it: to the sum of the decoded updates, or of the codes.",
+        description="Where the privacy noise is added: to all coordinates of the update (the paper), or to the shorter "
+        "code. `in-code` requires a codec with a known Lipschitz constant. With privacy.noise_by=server, the "
+        "server adds the noise to the sum of the decoded updates, or of the codes.",
     )
     bits: Literal[32, 16, 8, 4] = Field(
-        32, description="Bits of a number of the code; 8 and 4 by unbiased stochastic rounding."
+        32, description="Bits per number of the code; 8 and 4 use unbiased stochastic rounding."
     )
     downlink: Literal["none", "fp16", "int8"] = Field(
-        "none", description="How the server's parameters travel to the clients."
+        "none", description="Encoding of the parameters that the server sends to the clients."
     )
-    steps: PositiveInt = Field(400, description="`autoencoder`: training steps at most.")
+    steps: PositiveInt = Field(400, description="`autoencoder`: maximum number of training steps.")
     width: PositiveInt = Field(64, description="`autoencoder`: channels of the residual blocks.")
 
     @model_validator(mode="after")
@@ -78,20 +77,20 @@ class CodecSettings(Section):
 
     @property
     def active(self) -> bool:
-        """Whether updates travel as codes at all."""
+        """True if updates are sent as codes."""
         return self.name != "none" or self.bits != 32
 
     @property
     def keeps_all(self) -> bool:
-        """Whether every coordinate is sent, and only its number format is shorter."""
+        """True if every coordinate is sent, in a shorter number format."""
         return self.name in ("none", "fp16", "int8")
 
     @property
     def asks_silos(self) -> bool:
-        """Whether the silos release statistics before training."""
+        """True if the silos release statistics before training."""
         return self.needs_prior and self.prior_source == "private"
 
     @property
     def needs_prior(self) -> bool:
-        """Whether the codec is fitted to a prior."""
+        """True if the codec is fitted to a prior."""
         return self.name in LEARNED

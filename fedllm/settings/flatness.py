@@ -1,8 +1,8 @@
 """The settings of Privacy-Flat (arXiv 2403.04124): flatness within a layer, across layers, across models.
 
-Each of the three is off unless named, works alone and with the others, and defaults to a form that
-keeps the guarantee. The paper's own forms that break it are there under their names, and a run that uses
-one has events without a guarantee in its ledger, and a report that says so first.
+Each of the three is off by default, works alone and with the others, and defaults to a form that
+keeps the guarantee. The paper's own forms, which break it, are available for comparison. A run that uses
+one has events without a guarantee in its ledger, and its report states this first.
 """
 
 from __future__ import annotations
@@ -21,114 +21,116 @@ class AwpSettings(Section):
 
     form: Literal["none", "per-example", "batch"] = Field(
         "none",
-        description="Where the perturbation of the prefix comes from, at which the gradient is taken: "
-        "`per-example` each example's own gradient (two passes; guarantee unchanged); `batch` this batch's "
-        "raw gradient, as the paper writes it: no guarantee.",
+        description="Gradient that gives the adversarial perturbation of the prefix. `per-example`: each example's own "
+        "gradient (two passes; the guarantee is unchanged). `batch`: the batch's raw gradient, as in the "
+        "paper; this has no guarantee.",
     )
     gamma: PositiveFloat = Field(
         0.002,
-        description="Norm of a layer's perturbation over the norm of that layer's prefix. A prefix made "
-        "of a phrase is large, and `per-example` drowns it at 0.01 already.",
+        description="Norm of a layer's perturbation, relative to the norm of that layer's prefix. Phrase-initialised "
+        "prefixes are large; `per-example` fails on them from 0.01.",
     )
     rounds: PositiveInt | None = Field(
-        None, description="Only in so many first rounds (the paper's awp_rounds); empty: in all."
+        None, description="Number of first rounds with the perturbation (the paper's awp_rounds); empty: all rounds."
     )
-    head: bool = Field(False, description="Perturb the head's matrix too, as one more layer.")
+    head: bool = Field(False, description="Also perturb the matrix of the head, as one more layer.")
 
 
 class LayersSettings(Section):
-    """Across layers: keep the prefix where its removal makes the loss sharper (Privacy-Flat's sparse prefix)."""
+    """Across layers: keep the prefix on the layers where removing it makes the loss sharper (Privacy-Flat)."""
 
     form: Literal["none", "public", "private", "private-top-k", "paper"] = Field(
         "none",
-        description="Whose loss the layers are judged by: `public` text at the server (free); `private`: each "
-        "silo's bounded, noised scores (an event in the ledger); `private-top-k`: each silo's noisy choice "
-        "of layers; `paper`: the silos' raw scores, no guarantee.",
+        description="Loss that scores the layers. `public`: the server's public text (free). `private`: bounded, noised "
+        "scores of each silo (an event in the ledger). `private-top-k`: a noisy choice of layers by each silo. "
+        "`paper`: the silos' raw scores; this has no guarantee.",
     )
-    keep: PositiveInt = Field(3, description="Layers that keep their prefix.")
+    keep: PositiveInt = Field(3, description="Number of layers that keep their prefix.")
     measure: Literal["ascent", "example-ascent", "random"] = Field(
         "ascent",
-        description="Sharpness by one ascent step along the mean loss's gradient (the private forms: "
-        "each example's own), by one along each example's own gradient in every form, or as the mean "
-        "over `directions` random ones (which needs no gradient).",
+        description="Sharpness measure. `ascent`: one ascent step along the gradient of the mean loss (in the private "
+        "forms, along each example's own gradient). `example-ascent`: one step along each example's own "
+        "gradient in every form. `random`: mean over `directions` random directions, without gradients.",
     )
     directions: PositiveInt = Field(4, description="`random`: number of directions.")
     radius: PositiveFloat = Field(
         0.002,
-        description="Norm of the perturbation over the norm of the prefix of all layers to choose from. "
-        "A prefix made of a phrase is large: 0.05 leaves what is flat or sharp far behind. Random "
-        "directions see the curvature alone, and want about a hundred times more.",
+        description="Norm of the perturbation, relative to the norm of the prefix of all candidate layers. "
+        "Phrase-initialised prefixes are large: 0.05 is too far to separate flat from sharp layers. Random "
+        "directions measure only curvature and need a radius about 100 times larger.",
     )
     examples: PositiveInt = Field(
         64,
-        description="Examples of a measurement: of the public text (first by hash), or the expected "
-        "size of a silo's Poisson sample, and the divisor of its sum.",
+        description="Number of examples per measurement: of the public text (selected by hash), or the expected size of a "
+        "silo's Poisson sample and the divisor of its sum.",
     )
     search: Literal["one-shot", "greedy"] = Field(
         "one-shot",
-        description="Drop all layers after one measurement, or one at a time with a new one each.",
+        description="`one-shot` drops all layers after one measurement; `greedy` drops one layer at a time and measures "
+        "again.",
     )
     after: NonNegativeInt = Field(
-        0, description="Warm-up rounds before the choice; 0 chooses before training."
+        0, description="Number of warm-up rounds before the choice; 0 chooses before training."
     )
     bound: PositiveFloat | None = Field(
         None,
-        description="Private forms: bound of an example's differences from their mean over the layers "
-        "(`private`: of their root mean square; `private-top-k`: of each). Empty: every example's "
-        "differences are scaled to the same size, so that there is no bound to choose.",
+        description="Private forms: bound on the differences of an example's scores from their mean over the layers "
+        "(`private`: on their root mean square; `private-top-k`: on each). Empty: every example's differences "
+        "are normalised to the same size, so that no bound is needed.",
     )
     noise: PositiveFloat = Field(
         2.0,
-        description="`private`: noise multiplier of a release of scores, over the L2 sensitivity of the "
-        "whole vector of scores.",
+        description="`private`: noise multiplier of a release of scores, relative to the L2 sensitivity of the vector of "
+        "all scores.",
     )
     epsilon: PositiveFloat = Field(
-        0.5, description="`private-top-k`: epsilon (pure) of one noisy choice by a silo."
+        0.5, description="`private-top-k`: epsilon (pure DP) of one noisy choice by a silo."
     )
     releases: PositiveInt | None = Field(
         None,
-        description="Releases by each silo: 1, or with `greedy` one for each layer that is dropped. "
-        "The run fills it in, from the number of layers.",
+        description="Number of releases by each silo: 1, or with `greedy` one per dropped layer. The run computes it from "
+        "the number of layers.",
     )
 
     @property
     def asks_silos(self) -> bool:
-        """Whether the silos release anything for the choice."""
+        """True if the silos release anything for the choice."""
         return self.form not in ("none", "public")
 
 
 class TeacherSettings(Section):
-    """Across models: the server pulls the private model towards a flatter one after each aggregation."""
+    """Across models: after each aggregation the server steps the private model towards a flatter one."""
 
     kind: Literal["none", "ema", "public", "nonprivate"] = Field(
         "none",
-        description="`ema`: moving average of the private models already released (free); `public`: trained "
-        "by the server on the data of [public]; `nonprivate`: a duplicate that the silos train without noise, "
-        "as the paper writes it: no guarantee.",
+        description="Teacher model. `ema`: moving average of the private models already released (free). `public`: trained "
+        "by the server on the data of [public]. `nonprivate`: a duplicate that the silos train without noise, "
+        "as in the paper; this has no guarantee.",
     )
     strength: Strength = Field(
-        0.1, description="Lambda of lambda/2 |w - w'|^2, the closeness of weights; 0 leaves it out."
+        0.1, description="Weight lambda of the term lambda/2 |w - w'|^2 that keeps the weights close; 0 omits the term."
     )
-    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="`ema`: decay a round.")
-    steps: PositiveInt = Field(1, description="Steps on the server after each aggregation.")
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="`ema`: decay per round.")
+    steps: PositiveInt = Field(1, description="Number of steps on the server after each aggregation.")
     learning_rate: PositiveFloat = Field(
         1.0,
-        description="Of these steps. Closeness alone moves by the share learning_rate x strength.",
+        description="Learning rate of these steps. Without distillation, a step moves the weights by the share "
+        "learning_rate x strength.",
     )
     distillation: Strength = Field(
         0.0,
-        description="Weight of the Kullback-Leibler divergence between the teacher's and the model's "
-        "outputs on the text of [public] (labels unused); 0 leaves it out.",
+        description="Weight of the Kullback-Leibler divergence between the outputs of the teacher and of the model on the "
+        "text of [public] (labels unused); 0 omits the term.",
     )
     temperature: PositiveFloat = Field(1.0, description="Softmax temperature of the distillation.")
     batch_size: PositiveInt = Field(
-        64, description="Public examples of a step (distillation, training of the teacher)."
+        64, description="Number of public examples per step (distillation, training of the teacher)."
     )
-    public_steps: PositiveInt = Field(200, description="`public`: training steps of the teacher.")
+    public_steps: PositiveInt = Field(200, description="`public`: number of training steps of the teacher.")
     public_learning_rate: PositiveFloat = Field(
-        5e-3, description="`public`: Adam's learning rate in these steps."
+        5e-3, description="`public`: Adam's learning rate for the teacher's training."
     )
-    start: NonNegativeInt = Field(0, description="Rounds without the teacher at the beginning.")
+    start: NonNegativeInt = Field(0, description="Number of first rounds without the teacher.")
 
     @model_validator(mode="after")
     def _check(self) -> TeacherSettings:
@@ -146,30 +148,31 @@ class TeacherSettings(Section):
 
 
 class PublicSettings(Section):
-    """Public text at the server: of no silo, and not what the model is judged by."""
+    """Public text at the server. It belongs to no silo and is not used for evaluation."""
 
     source: Literal["none", "tweets", "files", "hub"] = Field(
-        "none", description="As data.source; `none`: there is no public text."
+        "none", description="Source of the public text, as in data.source; `none`: no public text."
     )
     path: str | None = Field(
         None,
-        description="Hub data set id, or the file (JSONL, JSONL.gz, CSV); `~`, $VARIABLES and relative paths as in data.path.",
+        description="Hub data set id, or the file (JSONL, JSONL.gz, CSV). `~`, $VARIABLES and relative paths work as in "
+        "data.path.",
     )
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
     split: str = Field("train", description="Split name on the hub.")
     encoding: str = Field("utf-8", description="Text encoding of the file.")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        None, description="Of a CSV, TSV or TXT file; empty: found from the header."
+        None, description="Column delimiter of a CSV, TSV or TXT file; empty: detected from the header."
     )
-    limit: PositiveInt | None = Field(2000, description="Examples used, first by hash of the text.")
+    limit: PositiveInt | None = Field(2000, description="Maximum number of examples, selected by a hash of the text.")
     text: tuple[str, ...] | None = Field(
-        None, description="Columns with the input, where they are named otherwise than task.text."
+        None, description="Columns with the input; empty: those of task.text."
     )
     target: str | None = Field(
-        None, description="Column with the class or text to write, where it is not task.target."
+        None, description="Column with the class or target text; empty: that of task.target."
     )
     labels: dict[str, str] = Field(
         {},
-        description='The class of the task that each class of the public data stands for, such as {positive = "1"}; '
-        "examples of other classes are left out. Empty: the same names.",
+        description='Map from the classes of the public data to those of the task, such as {positive = "1"}; examples of '
+        "other classes are dropped. Empty: the names are equal.",
     )

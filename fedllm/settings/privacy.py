@@ -17,115 +17,116 @@ Colluding = Annotated[
 class SiloSettings(Section):
     """One silo's own values; what is empty is the run's (``privacy.*``, ``client.*``)."""
 
-    epsilon: PositiveFloat | None = Field(None, description="Instead of privacy.epsilon.")
-    run_epsilon: PositiveFloat | None = Field(None, description="Instead of privacy.run_epsilon.")
+    epsilon: PositiveFloat | None = Field(None, description="Replaces privacy.epsilon for this silo.")
+    run_epsilon: PositiveFloat | None = Field(None, description="Replaces privacy.run_epsilon for this silo.")
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Instead of privacy.delta."
+        None, description="Replaces privacy.delta for this silo."
     )
     batch_size: PositiveInt | None = Field(
-        None, description="Expected batch size and divisor, instead of client.batch_size."
+        None, description="Expected batch size and divisor; replaces client.batch_size for this silo."
     )
-    sampling_rate: Rate | None = Field(None, description="Instead of client.sampling_rate.")
+    sampling_rate: Rate | None = Field(None, description="Replaces client.sampling_rate for this silo.")
 
 
 class PrivacySettings(Section):
-    """The guarantee, and the mechanism that gives it."""
+    """The privacy guarantee and the mechanism that provides it."""
 
     mode: Literal["dp", "none"] = Field(
         "dp",
-        description="`none` trains without clipping or noise: for comparison; the report's "
-        "first line says that there is no guarantee.",
+        description="`dp` trains with differential privacy. `none` trains without clipping and noise, for comparison; the "
+        "report's first line then states that there is no guarantee.",
     )
     unit: Literal["example", "client"] = Field(
         "example",
-        description="What one record is: one example (local DP-SGD; holds against the "
-        "server), or all of a silo's data (the update is clipped).",
+        description="Privacy unit: one example (local DP-SGD; holds against the server), or all data of one silo (the "
+        "update is clipped).",
     )
     epsilon: PositiveFloat | None = Field(
         3.0,
-        description="Bound on each silo's epsilon over all runs on its ledger, this one included; "
-        "the noise is calibrated to use it up.",
+        description="Upper bound of each silo's epsilon over all runs on its ledger, including this run. The noise is "
+        "calibrated to use it up.",
     )
     run_epsilon: PositiveFloat | None = Field(
         None,
-        description="Bound on each silo's epsilon in this run alone, beside `epsilon`; the noise is "
-        "calibrated to the tighter of the two, and a step that would exceed either is not taken.",
+        description="Upper bound of each silo's epsilon in this run alone, in addition to `epsilon`. The noise is "
+        "calibrated to the tighter bound, and a step that would exceed either is not taken. Empty: no such "
+        "bound.",
     )
     delta: Annotated[float, Field(gt=0, lt=1)] = Field(1e-5, description="Delta of both bounds.")
     noise_multiplier: PositiveFloat | None = Field(
         None,
-        description="Noise over sensitivity, given by hand instead of calibrated from epsilon; "
-        "with epsilon the budget still stops the run. Mechanism lmo: of the Gaussian noise with "
-        "the same guarantee.",
+        description="Noise multiplier (standard deviation over sensitivity), given by hand instead of calibrated from "
+        "epsilon. If epsilon is set too, the budget still stops the run. Mechanism lmo: the multiplier of the "
+        "Gaussian noise with the same guarantee.",
     )
     spare_rounds: Annotated[int, Field(ge=0, le=1000)] = Field(
         0,
-        description="Rounds (and evaluations by the silos) that a run's plan holds beside server.rounds, for rounds "
-        "that are repeated after a crash with fresh noise. They are part of the plan's cost, used or not; with 0 "
-        "a repeated round takes the place of the last one.",
+        description="Extra rounds (and evaluations by the silos) in a run's plan, in addition to server.rounds, for rounds "
+        "that are repeated with fresh noise after a crash. Their cost is part of the plan, used or not. With "
+        "0, a repeated round takes the place of the last one.",
     )
     mechanism: Literal["gaussian", "lmo"] = Field(
         "gaussian",
-        description="Noise on the vectors that training releases. `lmo`: that of `noise`, scaled to the "
-        "same proven guarantee on vectors as Gaussian noise of the noise multiplier: for comparison, "
-        "its standard deviation is then 1.8 times as large or more.",
+        description="Noise of the vectors that training releases. `lmo` uses the noise in `noise`, scaled to the same "
+        "proven guarantee as Gaussian noise; it is for comparison, because its standard deviation is then at "
+        "least 1.8 times as large.",
     )
     noise: str | None = Field(
         None,
-        description="Mechanism lmo: JSON file with the noise (parameters of LMO-DP, or what `fedllm "
-        "noise-search` wrote), relative to the settings file; or the JSON itself.",
+        description="Mechanism lmo: JSON file with the noise (parameters of LMO-DP, or the output of `fedllm "
+        "noise-search`), relative to the settings file; or the JSON text itself.",
     )
     noise_scale: PositiveFloat | None = Field(
         None,
-        description="Mechanism lmo: the file's noise times this, in units of the clipping norm, instead "
-        "of calibrated: 1 is the paper's use of a parameter file, whatever it truly costs.",
+        description="Mechanism lmo: factor on the file's noise, in units of the clipping norm, instead of calibration. 1 "
+        "uses a parameter file as the paper does; the ledger records its true cost.",
     )
     clip: PositiveFloat = Field(
         0.5,
-        description="L2 clipping norm, of an example's gradient "
-        "(unit example) or of a silo's update (unit client).",
+        description="L2 clipping norm of an example's gradient (unit example) or of a silo's update (unit client).",
     )
     prefix_scale: PositiveFloat = Field(
         1.0,
-        description="Unit example: the prefix's gradient is multiplied by this before clipping "
-        "and divided after the noise: below 1 the head gets more of the clipping norm and the prefix "
-        "more of the noise. The guarantee is the same.",
+        description="Unit example: factor on the prefix's gradient before clipping; it is divided out after the noise. "
+        "Below 1, the head gets more of the clipping norm and the prefix more of the noise. The guarantee does "
+        "not change.",
     )
     noise_by: Literal["client", "server"] = Field(
         "client",
-        description="Unit client: who adds the noise. `client` holds against the server; "
-        "`server` needs a trusted server and holds against outsiders only. Unit example: client.",
+        description="Unit client: party that adds the noise. `client` (local DP) protects against the server; `server` "
+        "(central DP) requires a trusted server and protects against outsiders only. Unit example: always "
+        "`client`.",
     )
     relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
         "zero-out",
-        description="Neighbouring relation of the guarantee. `zero-out`: one example (or all data of one silo) "
-        "replaced by an empty one, the number of examples (or who takes part) being public. "
-        "`add-or-remove-one`: one example more or less, at the same epsilon, where nobody learns how many "
-        "there are: unit example with data.sizes=private. `replace-one`: replaced by any other; unit client.",
+        description="Neighbouring relation of the guarantee. `zero-out`: one example (or all data of one silo) is replaced "
+        "by an empty one; the number of examples (or the set of participants) is public. `add-or-remove-one`: "
+        "one example is added or removed, at the same epsilon; requires unit example and data.sizes=private. "
+        "`replace-one`: one silo's data are replaced by any other; requires unit client.",
     )
     accountant: Literal["pld", "rdp"] = Field(
         "pld", description="Accountant that calibrates the noise and stops the run."
     )
     ledger: str | None = Field(
         None,
-        description="Path of a ledger shared by several runs on the same data, which then "
-        "compose. Empty: a ledger in the run folder.",
+        description="Path of a ledger shared by several runs on the same data, whose costs then compose. Empty: a new "
+        "ledger in the run folder.",
     )
     randomness: Literal["seeded", "os"] = Field(
         "os",
-        description="`os`: noise and sampling from AES-256-CTR under keys from the operating system. "
-        "`seeded`: from `seed`, reproducible; the guarantee then holds only against who does not "
-        "know the seed, and the report says so.",
+        description="Source of noise and sampling. `os`: AES-256-CTR under keys from the operating system. `seeded`: "
+        "reproducible from `seed`; the guarantee then holds only against an adversary who does not know the "
+        "seed, and the report states this.",
     )
     colluding: Literal["others"] | Colluding = Field(
         "others",
-        description="Numbers m of silos that may collude with the server against another one: the "
-        "ledger and the report state the guarantee for each. `others`: all but the one.",
+        description="Numbers m of silos that may collude with the server against another silo; the ledger and the report "
+        "state the guarantee for each. `others`: all other silos.",
     )
     silos: dict[str, SiloSettings] = Field(
         {},
-        description="A silo's own epsilon, run_epsilon, delta, batch_size, sampling_rate, by name: "
-        'a table [privacy.silos."NAME"] each. Each silo is calibrated, and stops, by itself.',
+        description="Per-silo values of epsilon, run_epsilon, delta, batch_size and sampling_rate: one table "
+        '[privacy.silos."NAME"] per silo. Each silo is calibrated, and stops, separately.',
     )
 
     def _check_mechanism(self) -> None:

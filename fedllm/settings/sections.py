@@ -1,4 +1,4 @@
-"""Settings sections without a file of their own: model, task, data, client, evaluation, outputs."""
+"""Settings of the smaller sections: model, prefix, task, data, client, evaluation, simulation, output."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ class ModelSettings(Section):
     name: str = Field(
         "minilm",
         min_length=1,
-        description="Hugging Face model id, a model folder, a .gguf file, or one of the embedded "
-        "names `minilm` (encoder, 22 M) and `smollm2` (decoder, 135 M).",
+        description="Model: a Hugging Face id, a model folder, a .gguf file, or an embedded name: `minilm` (encoder, 22 M "
+        "parameters) or `smollm2` (decoder, 135 M).",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Number format of the backbone; `auto` is bfloat16 (or float16) on a GPU and "
-        "float32 on a CPU. Prefixes, heads, clipping and noise are float32 always.",
+        description="Number format of the backbone. `auto` is bfloat16 (or float16) on a GPU and float32 on a CPU. "
+        "Prefixes, heads, clipping and noise always use float32.",
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     access: Literal["white-box", "black-box"] = Field(
         "white-box",
-        description="`white-box`: gradients of the model are available; `black-box`: only its outputs "
-        "are, and it is trained by steps along random directions ([zeroth_order]).",
+        description="Access to the model. `white-box` uses its gradients; `black-box` uses only its outputs and trains by "
+        "steps along random directions ([zeroth_order]).",
     )
-    revision: str | None = Field(None, description="Revision on the Hugging Face hub.")
+    revision: str | None = Field(None, description="Revision on the Hugging Face hub; empty: the default branch.")
     gguf_file: str | None = Field(
-        None, description="Name of the GGUF file inside a hub repository."
+        None, description="Name of the GGUF file in a hub repository."
     )
 
 
@@ -39,51 +39,50 @@ class PrefixSettings(Section):
     """The trained prefix: keys and values in front of every chosen attention layer."""
 
     length: NonNegativeInt = Field(
-        8, description="Virtual positions a layer; 0 trains the head alone (classification)."
+        8, description="Number of virtual positions per layer; 0 trains only the head (classification)."
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
-        description="`all`, or a list of layer numbers that carry a prefix; negative counts "
-        "from the top.",
+        description="Layers that carry a prefix: `all`, or a list of layer numbers; negative numbers count from the top.",
     )
     init: Literal["phrase", "random"] = Field(
-        "phrase", description="Start from the activations of `phrase`, or from Gaussian noise."
+        "phrase", description="Initial value: `phrase` uses the activations of the setting `phrase`, `random` uses Gaussian noise."
     )
     phrase: str = Field(
         "Classify the sentiment of this text as negative, neutral or positive:",
-        description="Text whose keys and values start the prefix. It must not hold private data.",
+        description="Text whose keys and values initialise the prefix. It must not contain private data.",
     )
-    init_std: PositiveFloat = Field(0.02, description='Standard deviation of `init = "random"`.')
+    init_std: PositiveFloat = Field(0.02, description='Standard deviation of the noise of `init = "random"`.')
 
 
 class TaskSettings(Section):
-    """What is learned and how an example is written for the model."""
+    """The task, and the format of an example for the model."""
 
     kind: Literal["classification", "generation"] = Field(
-        "classification", description="Classify a text, or write a text for an input."
+        "classification", description="Task: `classification` assigns a class to a text, `generation` writes a text for an input."
     )
     text: tuple[str, ...] = Field(
         ("text",),
         min_length=1,
-        description="Columns with the input (two for sentence pairs). Encoders read the second and later ones as "
-        "one second text, the tokenizer's separator between them.",
+        description="Columns with the input (two for sentence pairs). Encoders join the second and later columns into one "
+        "second text, with the tokenizer's separator in between.",
     )
-    target: str = Field("label", description="Column with the class, or with the text to write.")
+    target: str = Field("label", description="Column with the class, or with the target text.")
     labels: tuple[str, ...] | None = Field(
         None,
-        description="Classes in order, as the data writes them. Data-independent: they must "
-        "be named, not collected from private data. Unused for generation.",
+        description="Ordered class names, as written in the data. They must not be collected from private data. Unused for "
+        "generation.",
     )
     label_words: tuple[str, ...] | None = Field(
-        None, description="Decoders: the word that stands for each class (first token counts)."
+        None, description="Decoders: the word that stands for each class; only its first token counts."
     )
     prompt: str | None = Field(
         None,
-        description="Decoders: the input's wording, with {column} for each text column. "
-        "The label word or the target text follows it.",
+        description="Decoders: prompt template with {column} for each text column. The label word or the target text "
+        "follows it.",
     )
-    pooling: Literal["mean", "cls"] = Field("mean", description="Encoders: what the head reads.")
-    max_length: PositiveInt = Field(64, description="Tokens kept of an input (and of a target).")
+    pooling: Literal["mean", "cls"] = Field("mean", description="Encoders: hidden state that the head reads, the mean over tokens or the first token (`cls`).")
+    max_length: PositiveInt = Field(64, description="Maximum number of tokens of an input, and of a target text; longer ones are truncated.")
 
     @model_validator(mode="after")
     def _check(self) -> TaskSettings:
@@ -104,110 +103,113 @@ class TaskSettings(Section):
 
 
 class DataSettings(Section):
-    """Where the text comes from and how it is divided among the silos (simulation)."""
+    """The data set, and its division into silos (simulation)."""
 
     source: Literal["tweets", "files", "hub"] = Field(
         "tweets",
-        description="`tweets` (embedded), `files` (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet), "
-        "`hub` (datasets).",
+        description="Data source: `tweets` (embedded), `files` (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet) "
+        "or `hub` (Hugging Face datasets).",
     )
     path: str | None = Field(
         None,
-        description="Hub data set id, or a folder that `train` and `validation` are relative "
-        "to; `~` and $VARIABLES are expanded; a relative path is relative to the settings file.",
+        description="Hub data set id, or the folder that contains the files `train` and `validation`. `~` and $VARIABLES "
+        "are expanded; a relative path is relative to the settings file.",
     )
     subset: str | None = Field(None, description="Configuration name of a hub data set.")
     train: str = Field(
         "train",
-        description="File name, or split name on the hub. A folder: one file a silo, named as the silo.",
+        description="Training data: a file name, or a split name on the hub. A folder holds one file per silo; the file "
+        "name is the silo's name.",
     )
     validation: str | None = Field(
         None,
-        description="File or split with the server's own evaluation data (never a silo's). "
-        "Empty: `holdout` is cut off before the silos are made.",
+        description="File or split with the server's own evaluation data, never a silo's. Empty: the server evaluates on "
+        "the share `holdout`, which is removed before the silos are made.",
     )
     encoding: str = Field(
-        "utf-8", description="Text encoding of the files; UTF-16 is known by its mark."
+        "utf-8", description="Text encoding of the files; UTF-16 is detected by its byte-order mark."
     )
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None,
-        description="Character between the columns of CSV, TSV and TXT files; empty: found from the header.",
+        description="Column delimiter of CSV, TSV and TXT files; empty: detected from the header.",
     )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1,
-        description="Share of the examples kept from all silos for the server's evaluation, "
-        "chosen by a hash of each example's text alone. Used where `validation` is not given.",
+        description="Share of the examples withheld from all silos for the server's evaluation, selected by a hash of each "
+        "example's text. Used if `validation` is empty.",
     )
     limit: PositiveInt | None = Field(
         None,
-        description="Use only so many training examples, chosen by a hash of their text, for quick tries.",
+        description="Maximum number of training examples, selected by a hash of their text, for quick trials. Empty: all.",
     )
     partition: Literal["natural", "hash", "iid", "dirichlet", "pathological"] = Field(
         "natural",
-        description="How the training data becomes silos. With `natural` (by a column) and `hash` (of the text) "
-        "a record's silo depends on the record alone; otherwise one record moves others.",
+        description="Method that divides the training data into silos. With `natural` (by a column) and `hash` (of the "
+        "text), a record's silo depends on the record alone; with the others, changing one record can move "
+        "other records.",
     )
     silos: PositiveInt | None = Field(
         None,
-        description="Number of silos; with `natural` the largest ones are kept (all if empty).",
+        description="Number of silos. With `natural`, the largest ones are kept; empty: all.",
     )
-    silo_column: str = Field("organisation", description="`natural`: one silo per value of this.")
+    silo_column: str = Field("organisation", description="`natural`: column whose values define the silos.")
     silo_names: tuple[str, ...] | None = Field(
-        None, description="`natural`: only these values, in this order."
+        None, description="`natural`: values to use as silos, in this order; empty: all values."
     )
-    min_size: PositiveInt = Field(32, description="Silos with fewer examples are left out.")
-    alpha: PositiveFloat = Field(0.5, description="`dirichlet`: concentration; small is uneven.")
-    classes_per_silo: PositiveInt = Field(2, description="`pathological`: classes in a silo.")
+    min_size: PositiveInt = Field(32, description="Minimum number of examples of a silo; smaller silos are dropped.")
+    alpha: PositiveFloat = Field(0.5, description="`dirichlet`: concentration parameter; smaller values give more uneven silos.")
+    classes_per_silo: PositiveInt = Field(2, description="`pathological`: number of classes per silo.")
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What is done with rows that are no records, and with records that cannot be used (no text, "
-        "half a character, an unknown class, no token, ...), all found when the data are opened: `refuse` to take "
-        "part, or `drop` them and say how many in the silo's own log. A silo with its own config decides there.",
+        description="Handling of rows that are not records and of unusable records (no text, half a character, an unknown "
+        "class, no token, ...), checked when the data are opened. `refuse`: the silo does not take part. "
+        "`drop`: the rows are dropped and counted in the silo's own log. A silo with its own config sets this "
+        "itself.",
     )
     sizes: Literal["public", "private"] = Field(
         "public",
-        description="Whether a silo's number of examples is public knowledge. `private` "
-        "withholds it from the server and needs client.sampling_rate.",
+        description="Visibility of each silo's number of examples. `private` withholds it from the server and requires "
+        "client.sampling_rate.",
     )
 
 
 class ClientSettings(Section):
     """Local training at a silo."""
 
-    local_steps: PositiveInt = Field(1, description="Gradient steps a round.")
+    local_steps: PositiveInt = Field(1, description="Gradient steps per round.")
     batch_size: PositiveInt | None = Field(
         64,
-        description="Expected size of a Poisson batch; the sampling rate is this over the "
-        "silo's number of examples. The divisor of the gradient sum, whatever the batch drawn.",
+        description="Expected size of a Poisson batch. The sampling rate is this number divided by the silo's number of "
+        "examples. The gradient sum is divided by it, whatever the size of the drawn batch.",
     )
     sampling_rate: Rate | None = Field(
         None,
-        description="Sampling rate of each example instead; `batch_size` is then only the "
-        "divisor, and nothing depends on the silo's number of examples.",
+        description="Sampling rate of each example, given directly. `batch_size` is then only the divisor, and nothing "
+        "depends on the silo's number of examples.",
     )
     optimizer: Literal["sgd", "adam"] = Field(
         "sgd",
-        description="Local optimiser. With one local step, `sgd` and rate 1 the client sends "
-        "its gradient (FedSGD), and the server's optimiser does the work.",
+        description="Local optimiser. With one local step, `sgd` and learning rate 1, the client sends its gradient "
+        "(FedSGD) and the server's optimiser takes the step.",
     )
     learning_rate: PositiveFloat = Field(1.0, description="Local learning rate.")
     max_tokens: PositiveInt = Field(
         4096,
-        description="Tokens of a physical micro-batch (memory); does not change the result. On other devices than "
-        "the CPU micro-batches have a fixed shape of at most 2048 tokens.",
+        description="Maximum tokens per micro-batch, to limit memory; the result does not depend on it. Except on the CPU, "
+        "micro-batches have a fixed shape of at most 2048 tokens.",
     )
     parameter_norm: PositiveFloat = Field(
         1e4,
-        description="A silo refuses parameters with a tensor whose norm is more than this times the initial one "
-        "(which counts as at least 1).",
+        description="Maximum norm of each received tensor, relative to its initial norm (or to 1, if that is larger). A "
+        "silo refuses larger ones.",
     )
 
     max_batch: PositiveInt | None = Field(
         None,
-        description="Fixed shapes: a step's Poisson sample is cut to so many examples, chosen at random, each is "
-        "padded to the task's longest, and the batch is filled up, so that a step's work does not depend on the "
-        "data. Well above batch_size it costs hardly any privacy, and the time of max_batch full examples a step. "
-        "Empty: no fixed shapes.",
+        description="Size of fixed-shape batches. A step's Poisson sample is truncated at random to this many examples, "
+        "each is padded to the task's maximum length, and the batch is filled up, so that the work of a step "
+        "does not depend on the data. A value well above batch_size costs hardly any privacy, but each step "
+        "takes the time of max_batch full examples. Empty: no fixed shapes.",
     )
 
     @model_validator(mode="after")
@@ -220,32 +222,31 @@ class ClientSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """How the model is judged while it trains."""
+    """Evaluation of the model during training."""
 
     every: PositiveInt = Field(5, description="Rounds between evaluations by the server.")
     max_examples: PositiveInt | None = Field(
         1000,
-        description="Evaluate on so many of the server's examples (first by hash); empty: all.",
+        description="Maximum number of the server's evaluation examples, selected by hash; empty: all.",
     )
     generate: NonNegativeInt = Field(
         32,
-        description="Generation: number of texts written for BLEU and ROUGE-L in the last "
-        "evaluation (slow); 0 reports perplexity alone.",
+        description="Generation: number of texts generated for BLEU and ROUGE-L in the last evaluation (slow); 0 reports "
+        "perplexity only.",
     )
-    max_new_tokens: PositiveInt = Field(48, description="Generation: tokens written at most.")
+    max_new_tokens: PositiveInt = Field(48, description="Generation: maximum number of generated tokens per text.")
     clients: Literal["off", "private", "raw"] = Field(
         "off",
-        description="Evaluation by the silos on held-out examples of their own: `private` "
-        "adds noise to the counts, as an event in the ledger; `raw` sends them as they are, which has "
-        "no guarantee and is reported so.",
+        description="Evaluation by the silos on their own held-out examples. `private` adds noise to the counts, as an "
+        "event in the ledger. `raw` sends exact counts: this has no guarantee, and the report states it.",
     )
     clients_holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of a silo's examples kept for `clients`, by hash of the text."
+        0.0, description="Share of a silo's examples held out for `clients`, selected by a hash of the text."
     )
     clients_noise: PositiveFloat = Field(
         20.0,
-        description="`private`: noise multiplier of each release of the pair (correct, number); each "
-        "of the two gets discrete Gaussian noise with sigma = sqrt(2) times this.",
+        description="`private`: noise multiplier of each release of the pair (correct, total). Each count gets discrete "
+        "Gaussian noise with sigma = sqrt(2) times this value.",
     )
 
     @model_validator(mode="after")
@@ -261,20 +262,20 @@ class SimulationSettings(Section):
     """Resources of a simulation on one machine (Ray)."""
 
     workers: PositiveInt | None = Field(
-        None, description="Worker processes; empty: one per CPU core (or one per GPU share)."
+        None, description="Number of worker processes; empty: one per CPU core (or per GPU share)."
     )
     threads: PositiveInt = Field(
         1,
-        description="CPU threads of each worker. Part of reproducibility: the order of "
-        "floating-point sums depends on it; the number of workers changes nothing.",
+        description="CPU threads per worker. The order of floating-point sums, and so reproducibility, depends on it; the "
+        "number of workers changes nothing.",
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs of each worker; 0.25 puts four on one GPU."
+        0.0, description="GPUs per worker; 0.25 puts four workers on one GPU."
     )
 
 
 class OutputSettings(Section):
-    """What a run leaves behind."""
+    """Files written by a run."""
 
-    folder: str = Field("runs", description="Run folders are made below this folder.")
-    tensorboard: bool = Field(True, description="Write TensorBoard events too.")
+    folder: str = Field("runs", description="Folder in which run folders are created.")
+    tensorboard: bool = Field(True, description="Write TensorBoard events in addition to metrics.jsonl.")

@@ -1,4 +1,4 @@
-"""The tree of an experiment's settings, before its sections are checked against one another."""
+"""The tree of an experiment's settings, before checks across sections."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ from fedllm.settings.zeroth_order import EndpointSettings, ZerothOrderSettings
 
 
 class SettingsTree(Section):
-    """The sections of one experiment, each checked by itself; :class:`fedllm.settings.experiment.Settings` fits together."""
+    """The sections of one experiment, each checked by itself; :class:`fedllm.settings.experiment.Settings` adds
+    checks across them."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = Field(
-        "experiment", description="Short name; part of the run folder's name."
+        "experiment", description="Short name of the experiment; part of the run folder's name."
     )
     seed: Annotated[int, Field(ge=0)] = Field(
         0,
-        description='Seed of partitions, initialisation, and (privacy.randomness = "seeded") of '
-        "sampling and noise. Any size: 128 bits of it are used.",
+        description='Seed of partitions and initialisation, and with privacy.randomness = "seeded" of sampling and noise. '
+        "A non-negative integer of any size; 128 bits of it are used.",
     )
     model: ModelSettings = ModelSettings()
     prefix: PrefixSettings = PrefixSettings()

@@ -1,4 +1,4 @@
-"""The settings of training through a model's outputs alone (``model.access = "black-box"``)."""
+"""Settings of training through a model's outputs alone (``model.access = "black-box"``)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, 
 
 
 class ZerothOrderSettings(Section):
-    """Steps along random directions: a silo's message is one number for each of them."""
+    """Steps along random directions: a silo sends one scalar estimate per direction."""
 
     directions: PositiveInt = Field(
         8,
-        description="Random directions of a step, and numbers that a silo sends for it. A step costs two "
-        "forward passes over its batch for each.",
+        description="Number of random directions per step, and of scalar estimates that a silo sends. Each direction costs "
+        "two forward passes over the batch.",
     )
     smoothing: PositiveFloat = Field(
         0.01,
-        description="c of the difference quotient (loss(w + c z) - loss(w - c z)) / 2c that privacy.clip "
-        "bounds, in units of `scale`.",
+        description="Step c of the difference quotient (loss(w + c z) - loss(w - c z)) / 2c, in units of `scale`. "
+        "privacy.clip bounds this quotient.",
     )
     scale: Literal["prefix", "one"] = Field(
         "prefix",
-        description="Size of a direction's entries: `prefix` the root mean square of each layer's keys, and "
-        "of its values, in the round's model (which is public), and 1 for a head; `one` 1 for all.",
+        description="Size of a direction's entries. `prefix`: the root mean square of each layer's keys and of its values "
+        "in the round's model (which is public), and 1 for a head. `one`: 1 for all.",
     )
     subspace: NonNegativeInt = Field(
         0,
-        description="Dimension of a random subspace, the same in all rounds, in which the directions lie: "
-        "fewer numbers to find, and fewer that can be reached. 0: all coordinates.",
+        description="Dimension of a fixed random subspace that contains all directions: it has fewer coordinates to "
+        "estimate, and fewer models can be reached. 0: all coordinates.",
     )
 
 
@@ -39,24 +39,26 @@ class EndpointSettings(Section):
 
     url: str = Field(
         "",
-        description="Base address on this machine, such as http://localhost:8080/v1; one elsewhere only by the "
-        "environment variable FEDLLM_ENDPOINT_URL of each silo and of the server, since a silo's texts are "
-        "sent there (a key: FEDLLM_ENDPOINT_KEY). Empty: the model of [model] is used.",
+        description="Base address of the endpoint on this machine, such as http://localhost:8080/v1. An address on another "
+        "machine must be set by the environment variable FEDLLM_ENDPOINT_URL of each silo and of the server, "
+        "because a silo's texts are sent there (key: FEDLLM_ENDPOINT_KEY). Empty: the model of [model] is used.",
     )
     model: str = Field("", description="Name of the model at the endpoint.")
     prompts: tuple[str, ...] = Field(
         (),
-        description="Wordings of the input, each with {column} for each text column; the weights of the prompts "
-        "are trained. Empty: task.prompt alone.",
+        description="Prompt templates, each with {column} for each text column; their weights are trained. Empty: "
+        "task.prompt only.",
     )
     top: PositiveInt = Field(
         20,
-        description="Log-probabilities to ask for: a label word that is not among so many likeliest tokens "
-        "counts as the last of them.",
+        description="Number of log-probabilities to request. A label word outside this many likeliest tokens is scored as "
+        "the last of them.",
     )
-    timeout: PositiveFloat = Field(60.0, description="Seconds to wait for one answer.")
+    timeout: PositiveFloat = Field(
+        60.0, description="Maximum time in seconds to wait for one answer."
+    )
 
     @property
     def active(self) -> bool:
-        """Whether the model is behind an endpoint."""
+        """True if the model is behind an endpoint."""
         return bool(self.url)

@@ -1,4 +1,4 @@
-"""``fedllm export``: the trained adapter, for use outside of fedllm."""
+"""``fedllm export``: export the trained adapter for use outside fedllm."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from simulations.output import RunPath
 
 def export(
     path: RunPath,
-    target: Annotated[Path, typer.Argument(help="Folder to write.", metavar="DIR")],
+    target: Annotated[Path, typer.Argument(help="Output folder.", metavar="DIR")],
 ) -> None:
-    """Write the trained adapter with a model card that states the guarantee."""
+    """Export the trained adapter with a model card that states the privacy guarantee."""
     from fedllm.adapter.export import export_adapter
     from fedllm.run.folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""The command ``fedllm landscape``: sharpness and loss landscapes of checkpoints, tabulated and drawn."""
+"""``fedllm landscape``: measure, tabulate and draw sharpness and loss landscapes of checkpoints."""
 
 from __future__ import annotations
 
@@ -28,61 +28,74 @@ def landscape(
         ),
     ],
     checkpoint: Annotated[
-        int | None, typer.Option(help="Round of the runs' checkpoints; by default the last.")
+        int | None, typer.Option(help="Round of the checkpoints; default: the last.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="Name of a run in tables and figures; one for each.")
+        list[str] | None,
+        typer.Option(help="Name of a run in tables and figures. Give one per run."),
     ] = None,
-    grid: Annotated[int, typer.Option(help="Points of an axis, odd.")] = 11,
+    grid: Annotated[int, typer.Option(help="Points per axis, an odd number.")] = 11,
     span: Annotated[
-        float, typer.Option(help="Axes go from -SPAN to SPAN; 1 moves each vector by its own norm.")
+        float,
+        typer.Option(
+            help="Range of the axes, from -SPAN to SPAN; 1 moves each vector by its own norm."
+        ),
     ] = 1.0,
-    examples: Annotated[int, typer.Option(help="Examples to measure on, at most.")] = 128,
+    examples: Annotated[int, typer.Option(help="Maximum number of examples to measure on.")] = 128,
     two_d: Annotated[
-        bool, typer.Option("--two-d/--one-d", help="Measure a plane too, or curves alone.")
+        bool,
+        typer.Option(
+            "--two-d/--one-d", help="Measure a plane in addition to curves, or curves only."
+        ),
     ] = True,
     second: Annotated[
         Literal["random", "sharpest"],
         typer.Option(
-            help="The plane's second direction: shared by all, or each checkpoint's sharpest one."
+            help="Second direction of the plane: a random one shared by all runs, or each checkpoint's "
+            "sharpest one."
         ),
     ] = "random",
     sharpness: Annotated[
         bool,
         typer.Option(
             "--sharpness/--no-sharpness",
-            help="Eigenvalue, trace, m-sharpness and the sharpest direction (needs gradients).",
+            help="Measure the top eigenvalue, the trace, m-sharpness and the sharpest direction (requires "
+            "gradients).",
         ),
     ] = True,
     data: Annotated[
         Literal["evaluation", "public", "silos"],
         typer.Option(
-            help="Held-out examples of all the runs; the text of [public]; or the silos' own, with a label."
+            help="Examples to measure on: held out by all runs; the text of [public]; or the silos' own, "
+            "labelled as private."
         ),
     ] = "evaluation",
     tensors: Annotated[
-        Literal["prefix", "all"], typer.Option(help="What moves: the prefix, or the head too.")
+        Literal["prefix", "all"],
+        typer.Option(help="Tensors to perturb: the prefix, or the prefix and the head."),
     ] = "prefix",
-    m: Annotated[int, typer.Option("--m", help="Examples of a group of m-sharpness.")] = 16,
-    rho: Annotated[float, typer.Option(help="m-sharpness: radius, L2 norm in the weights.")] = 0.05,
+    m: Annotated[int, typer.Option("--m", help="m-sharpness: examples per group.")] = 16,
+    rho: Annotated[
+        float, typer.Option(help="m-sharpness: radius, as an L2 norm of the weights.")
+    ] = 0.05,
     radius: Annotated[
-        float, typer.Option(help="m-sharpness: radius over the norm of the prefix.")
+        float, typer.Option(help="m-sharpness: radius relative to the norm of the prefix.")
     ] = 0.05,
     products: Annotated[
-        int, typer.Option(help="Hessian-vector products of a power iteration, at most.")
+        int, typer.Option(help="Maximum number of Hessian-vector products per power iteration.")
     ] = 40,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write; by default `landscape` in the first run.")
+        Path | None, typer.Option(help="Output folder; default: `landscape` in the first run.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of directions and probes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the directions and probes.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, ...; by default the run's.")
+        str | None, typer.Option(help="Device: cpu, cuda, ...; default: the run's.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sharpness and loss landscape of trained models, on one scale.
+    """Measure sharpness and loss landscapes of trained models on one scale.
 
-    Ctrl-C keeps what was measured; the same command goes on from there.
+    Ctrl-C keeps finished measurements; the same command resumes.
     """
     from simulations.landscape.landscape import Plan
 
@@ -186,7 +199,7 @@ def _measure(
 
 
 def _lines(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
-    """The table: a name and one cell a checkpoint for each figure."""
+    """Return the rows of the table: a name and one cell per checkpoint."""
     plan, rows = result["plan"], result["rows"]
     lines = [
         ("round", [str(row["round"]) for row in rows]),
@@ -234,7 +247,7 @@ def _with_error(value: float, error: float) -> str:
 
 
 def _layers(layers: list[int]) -> str:
-    """Layer numbers, ranges shortened: 0-2, 5."""
+    """Format layer numbers with ranges: 0-2, 5."""
     parts: list[list[int]] = []
     for layer in layers:
         if parts and layer == parts[-1][-1] + 1:
@@ -251,7 +264,7 @@ def _sentences(result: dict[str, Any]) -> list[str]:
         said.append(f"PRIVATE DATA: {result['private']}.")
     what = "the prefix" if plan["tensors"] == "prefix" else "prefix and head"
     said.append(
-        f"Measured on {result['examples']} examples: {result['data']}. What moves: {what}; model "
+        f"Measured on {result['examples']} examples: {result['data']}. Perturbed: {what}; model "
         f"{result['model']} in float32."
     )
     if plan["sharpness"]:

@@ -1,4 +1,4 @@
-"""Groups of commands that import a command's file when it is called, not before."""
+"""Command groups that import a command's file only when it is called."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 from simulations.output import OneLineErrors, OneLineGroup
 
 Table = Mapping[str, tuple[str, str]]
-"""By a command's name: its place, as ``module:function`` (or ``module:group``), and its first line of help."""
+"""Import path (``module:function`` or ``module:group``) and first help line, by a command's name."""
 _OPTIONS: Mapping[str, Any] = {
     "add_completion": False,
     "suggest_commands": False,
@@ -22,7 +22,7 @@ _OPTIONS: Mapping[str, Any] = {
 
 
 class LazyGroup(OneLineGroup):
-    """A group that knows its commands' names and first lines, and imports the one that is called."""
+    """A group that knows its commands' names and first help lines, and imports the one that is called."""
 
     table: ClassVar[Table]
 
@@ -32,11 +32,11 @@ class LazyGroup(OneLineGroup):
             self.commands[name] = click.Command(name, help=line)  # for lists and suggestions
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import a command; return None where the table has none of that name."""
+        """Import a command; return None if the table does not have it."""
         return load_command(self.table, cmd_name) if cmd_name in self.table else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the list of commands for the help text without importing any."""
+        """Write the list of commands for the help text without importing them."""
         room = formatter.width - 6 - max(map(len, self.commands))  # the margins that click leaves
         rows = [(name, command.get_short_help_str(room)) for name, command in self.commands.items()]
         with formatter.section("Commands"):
@@ -44,7 +44,7 @@ class LazyGroup(OneLineGroup):
 
 
 def load_command(table: Table, name: str) -> click.Command:
-    """Import the file of a command, or of a group, and make the command of it."""
+    """Import the file of a command or group and build the command."""
     module, _, attribute = table[name][0].partition(":")
     found = getattr(import_module(module), attribute)
     if not isinstance(found, typer.Typer):
@@ -54,7 +54,7 @@ def load_command(table: Table, name: str) -> click.Command:
 
 
 def lazy_group(name: str, help: str, commands: Table) -> typer.Typer:
-    """Make a group of the commands of a table.
+    """Make a group from a table of commands.
 
     Example:
         ``lazy_group("tool", "Tools.", {"hello": ("tools.hello:hello", "Greet somebody.")})`` is a command ``tool``
@@ -65,7 +65,7 @@ def lazy_group(name: str, help: str, commands: Table) -> typer.Typer:
         table = commands
 
     app = typer.Typer(name=name, help=help, no_args_is_help=True, cls=Group, **_OPTIONS)
-    app.callback()(_nothing)  # what tells Typer that this is a group
+    app.callback()(_nothing)  # makes Typer treat this as a group
     return app
 
 

@@ -7,71 +7,74 @@ from simulations.cli.lazy import Table, lazy_group
 COMMANDS: Table = {
     "run": (
         "simulations.cli.run:run",
-        "Simulate an experiment on this machine; prints a table and the path of the report.",
+        "Simulate an experiment on this machine; print a table and the path of the report.",
     ),
     "resume": (
         "simulations.cli.resume:resume",
-        "Go on with an interrupted run, to the same end as without the interruption.",
+        "Resume an interrupted run; the result equals that of an uninterrupted run.",
     ),
-    "predict": ("simulations.cli.predict:predict", "Use a trained model."),
+    "predict": (
+        "simulations.cli.predict:predict",
+        "Predict classes or generate texts with a trained model.",
+    ),
     "export": (
         "simulations.cli.export:export",
-        "Write the trained adapter with a model card that states the guarantee.",
+        "Export the trained adapter with a model card that states the privacy guarantee.",
     ),
     "settings": (
         "simulations.cli.settings:settings",
-        "Print all settings with what each means.",
+        "Print every setting with its value and meaning.",
     ),
     "report": (
         "simulations.cli.report.report:report",
-        "Make report.html and report.json again, from the ledger and the metrics.",
+        "Rebuild report.html and report.json from the ledger and the metrics.",
     ),
     "sign": (
         "simulations.cli.report.sign:sign",
-        "Sign a run's report and the state of its ledger, or the silos' extracts; writes report.sig.json.",
+        "Sign a run's report and its ledger's head (or the silos' extracts); write report.sig.json.",
     ),
     "verify": (
         "simulations.cli.report.verify:verify",
-        "Verify a run's report: its signature, and its ledger or the silos' signed extracts; exit status 1 if it fails.",
+        "Verify a run's signature against its report and its ledger or signed extracts; exit 1 on failure.",
     ),
     "keygen": (
         "simulations.cli.report.keygen:keygen",
-        "Make a key pair to sign reports with: KEY.pem (keep it secret) and KEY.pub.pem (publish it).",
+        "Generate a key pair for signing reports: KEY.pem (secret) and KEY.pub.pem (to publish).",
     ),
     "calibrate": (
         "simulations.cli.accounting.calibrate:calibrate",
-        "Find the noise (or steps, sampling rate, delta) of DP-SGD that keeps to a target epsilon.",
+        "Find the noise (or steps, sampling rate, delta) of DP-SGD that meets a target epsilon.",
     ),
     "account": (
         "simulations.cli.accounting.account:account",
-        "What a planned schedule, or all that a ledger holds, costs by every accountant.",
+        "Compute epsilon of a planned schedule or of a ledger with every accountant.",
     ),
     "lmo-check": (
         "simulations.cli.accounting.lmo_check:lmo_check",
-        "Show epsilon of one release with LMO noise: as its authors' accounting claims, and truly.",
+        "Compare the claimed and the true epsilon of one release with LMO noise.",
     ),
     "landscape": (
         "simulations.cli.landscape:landscape",
-        "Sharpness and loss landscape of trained models, on one scale.",
+        "Measure sharpness and loss landscapes of trained models on one scale.",
     ),
     "sweep": (
         "simulations.cli.sweep:sweep",
-        "Run arms of an experiment over epsilon, seeds and data sets, and compare them in one table.",
+        "Run an experiment's arms over epsilons, seeds and data sets, and compare them in one table.",
     ),
     "noise-search": (
         "simulations.cli.accounting.noise_search:noise_search",
-        "Find the noise that disturbs least at a target: Gaussian, Laplace, staircase, and more.",
+        "Find the lowest-variance noise distribution that meets a privacy target.",
     ),
     "ledger": (
         "simulations.cli.ledger:group",
-        "Look at a ledger of privacy events, or go on deliberately with one that was restored or moved.",
+        "Verify or print a ledger of privacy events, or adopt one that was restored or moved.",
     ),
     "deploy": (
         "simulations.cli.deploy:group",
-        "Run federations on real machines: server, nodes, certificates, runs.",
+        "Run a federation on real machines: server, nodes, certificates, runs.",
     ),
 }
-"""Every command: where it is, and the first line of its help (a test compares it with the docstring)."""
+"""Import path and first help line of every command; a test compares the line with the docstring."""
 
 app = lazy_group(
     "fedllm", "Federated, differentially private prefix-tuning of language models.", COMMANDS
@@ -79,7 +82,7 @@ app = lazy_group(
 
 
 def main() -> None:
-    """Run the command; errors about input are one line on stderr and exit status 2."""
+    """Run the command; print an input error as one line on stderr and exit with status 2."""
     app()
 
 

@@ -1,4 +1,4 @@
-"""``fedllm predict``: classes or texts by a trained model."""
+"""``fedllm predict``: predict classes or generate texts with a trained model."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from simulations.output import AsJson
 
 def predict(
     path: Annotated[Path, typer.Argument(help="A run folder or an exported adapter.")],
-    texts: Annotated[list[str], typer.Argument(help="Texts; `-` reads one a line from stdin.")],
+    texts: Annotated[
+        list[str], typer.Argument(help="Input texts; `-` reads one text per line from stdin.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Use a trained model."""
+    """Predict classes or generate texts with a trained model."""
     import fedllm
 
     if texts == ["-"]:

@@ -6,7 +6,7 @@ from simulations.output import AsJson, RunPath
 
 
 def resume(path: RunPath, as_json: AsJson = False) -> None:
-    """Go on with an interrupted run, to the same end as without the interruption."""
+    """Resume an interrupted run; the result equals that of an uninterrupted run."""
     import fedllm
     from simulations.cli.training import finish, view
 

@@ -13,10 +13,15 @@ from simulations.output import AsJson, Overrides
 def run(
     experiment: Annotated[Path, typer.Argument(help="The experiment's TOML file.")],
     overrides: Overrides = None,
-    folder: Annotated[Path | None, typer.Option("--run", help="Folder of the run.")] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--run", help="Run folder to create; default: a new folder below output.folder."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Simulate an experiment on this machine; prints a table and the path of the report."""
+    """Simulate an experiment on this machine; print a table and the path of the report."""
     import fedllm
     from simulations.cli.training import finish, view
 

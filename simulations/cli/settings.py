@@ -1,4 +1,4 @@
-"""``fedllm settings``: all settings of an experiment, documented."""
+"""``fedllm settings``: print the documented settings of an experiment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from simulations.output import Overrides
 
 
 def settings(
-    experiment: Annotated[Path | None, typer.Argument(help="A TOML file; empty: defaults.")] = None,
+    experiment: Annotated[
+        Path | None,
+        typer.Argument(help="The experiment's TOML file; default: the built-in defaults."),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Print all settings with what each means."""
+    """Print every setting with its value and meaning."""
     from fedllm.settings.experiment import Settings
     from fedllm.settings.io import load_settings, to_toml
 

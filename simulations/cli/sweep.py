@@ -25,23 +25,29 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(help="The sweep's TOML file.", metavar="FILE")],
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="This arm alone. May be repeated.")
+        list[str] | None, typer.Option("--only", help="Run this arm only. May be repeated.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the runs and the rounds left of each; run none.")
+        bool,
+        typer.Option(
+            "--dry-run", help="List the runs and their remaining rounds without running them."
+        ),
     ] = False,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Runs at the same time; by default one a core.")
+        int | None, typer.Option(min=1, help="Number of parallel runs; default: one per core.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--folder", help="Folder of runs and results.")
+        Path | None,
+        typer.Option(
+            "--folder", help="Folder for runs and results; default: named by the sweep's file."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run arms of an experiment over epsilon, seeds and data sets, and compare them in one table.
+    """Run an experiment's arms over epsilons, seeds and data sets, and compare them in one table.
 
-    Goes on where it was stopped: runs that are done are kept, others resume from their last round, and
-    a changed file repeats only what it changes. Exit status 1 where a run failed, 130 after Ctrl-C.
+    A stopped sweep resumes: finished runs are kept, others resume after their last round, and
+    a changed file repeats only the runs it changes. Exit status 1 if a run failed, 130 after Ctrl-C.
     """
     from simulations.sweep.execute import clear_half_made, execute, worker_count
     from simulations.sweep.locks import locked
@@ -81,7 +87,7 @@ def sweep(
     for title, why in outcome.failed.items():
         typer.echo(f"fedllm: failed: {title}: {why}", err=True)
     if outcome.interrupted:
-        typer.echo(f"fedllm: interrupted; `fedllm sweep {file}` goes on", err=True)
+        typer.echo(f"fedllm: interrupted; `fedllm sweep {file}` resumes it", err=True)
         raise typer.Exit(130)
     if outcome.failed:
         raise typer.Exit(1)

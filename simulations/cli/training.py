@@ -1,4 +1,4 @@
-"""What ``fedllm run`` and ``fedllm resume`` share: the live view, and the tables at the end."""
+"""Output shared by ``fedllm run`` and ``fedllm resume``: the live view and the final tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def view(as_json: bool) -> Watch:
-    """Return what shows a run while it trains: its folder, then the live view."""
+    """Return the callback that shows a run while it trains: its folder, then the live view."""
     from simulations.live import LiveView
 
     def watch(folder: RunFolder) -> list[LiveView]:
@@ -27,7 +27,7 @@ def view(as_json: bool) -> Watch:
 
 
 def finish(folder: RunFolder, as_json: bool) -> None:
-    """Print the results of a run that has ended and raise the exit status."""
+    """Print the results of a finished run and raise its exit status."""
     from simulations.runner import succeeded
 
     console, state = Console(stderr=as_json), folder.state()
@@ -41,26 +41,26 @@ def finish(folder: RunFolder, as_json: bool) -> None:
     if status == "stopped":
         typer.echo(f"fedllm: the run stopped before its last round: {state['message']}", err=True)
     if status == "interrupted":
-        console.print(f"interrupted after round {state['round']}; go on with:")
+        console.print(f"interrupted after round {state['round']}; resume with:")
         console.print(f"  fedllm resume {folder.path}", highlight=False, soft_wrap=True)
         raise typer.Exit(130)
     if not succeeded(status):
         typer.echo(f"fedllm: the run {status}: {state['message']}", err=True)
         typer.echo(
-            f"  fedllm resume {folder.path}   goes on after the last finished round", err=True
+            f"  fedllm resume {folder.path}   resumes after the last finished round", err=True
         )
         raise typer.Exit(1)
 
 
 def summary(folder: RunFolder, console: Console) -> None:
-    """The last evaluation and what each silo spent, as tables, and where the report is."""
+    """Print the last evaluation, each silo's spending and the path of the report."""
     from fedllm.report.plan_figures import SO_FAR
     from simulations.live import epsilon_label, target_text
     from simulations.plans.epsilons import planned_epsilons
 
     found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     records = folder.metrics()
-    table = Table(title="Model, judged on the server's own examples")
+    table = Table(title="Model, evaluated on the server's examples")
     shown = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
     columns = [
         name

@@ -91,8 +91,8 @@ def test_a_server_that_is_not_there_and_a_bad_file_are_findings(tmp_path: Path) 
     (tmp_path / "silo.toml").write_text("nam = 1\n", encoding="utf-8")
     found = findings("--folder", str(tmp_path), code=1)
     assert not found["server"][0]
-    assert not found["silo's own file"][0]
-    assert "did you mean name" in found["silo's own file"][1]
+    assert not found["silo config"][0]
+    assert "did you mean name" in found["silo config"][1]
     assert found["port"][0]
 
 

@@ -262,7 +262,7 @@ def test_ctrl_c_keeps_what_is_done_and_a_failed_cell_stops_no_other(
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 130, output
-    assert "goes on" in output
+    assert "resumes it" in output
     assert RunFolder.open(path).state()["status"] in ("interrupted", "finished")
     assert (sweep.folder / JSON).exists()
     process = command(file)

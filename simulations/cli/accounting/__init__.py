@@ -1,1 +1,1 @@
-"""Commands that account for privacy. Numbers come from :mod:`privacy`; here options are checked and results printed."""
+"""Accounting commands: check options, print results. The numbers come from :mod:`privacy`."""

@@ -1,4 +1,4 @@
-"""``fedllm account``: what a schedule or a ledger costs, by every accountant."""
+"""``fedllm account``: compute epsilon of a schedule or a ledger with every accountant."""
 
 from __future__ import annotations
 
@@ -51,28 +51,33 @@ def account(
     noise_multiplier: Noise = None,
     sample_rate: Rate = None,
     steps: Steps = None,
-    ledger: Annotated[Path | None, typer.Option(help="A ledger, in place of a schedule.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Ledger to account for, instead of a schedule.")
+    ] = None,
     party: Annotated[
-        str | None, typer.Option(help="One party of the ledger; else the largest epsilon of all.")
+        str | None,
+        typer.Option(
+            help="One party of the ledger; default: the largest epsilon over all parties."
+        ),
     ] = None,
     unit: Annotated[
-        UnitName | None, typer.Option(help="Privacy unit; else the ledger's, or example.")
+        UnitName | None, typer.Option(help="Privacy unit; default: the ledger's, or example.")
     ] = None,
     relation: Annotated[
         RelationName | None,
-        typer.Option(help="Neighbouring relation; else the ledger's, or zero-out."),
+        typer.Option(help="Neighbouring relation; default: the ledger's, or zero-out."),
     ] = None,
     adversary: Opponent = "server",
     copies: Copies = 1,
     parties: Annotated[
         str | None,
         typer.Option(
-            help="Parties of the ledger, by commas, that hold the same record: the sum of their events."
+            help="Comma-separated parties of the ledger that hold the same record; their events are composed."
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a planned schedule, or all that a ledger holds, costs by every accountant."""
+    """Compute epsilon of a planned schedule or of a ledger with every accountant."""
     schedule = {
         "--noise-multiplier": checked_noise(noise_multiplier),
         "--sample-rate": checked_rate(sample_rate),
@@ -130,7 +135,7 @@ def account(
 
 
 def _print_account(found: Mapping[str, Any]) -> None:
-    """All figures of a schedule or of a ledger, each with all that it needs to mean something."""
+    """Print all figures of a schedule or a ledger with their unit, relation and adversary."""
     named = (
         f"delta = {found['delta']:g}; unit: {found['unit']}; relation: {found['relation']}; "
         f"adversary: {found['adversary']}"

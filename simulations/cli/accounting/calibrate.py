@@ -39,14 +39,14 @@ from simulations.output import (
 
 
 class AccountantName(StrEnum):
-    """Accountants to calibrate by: bounds only."""
+    """Accountants available for calibration: upper bounds only."""
 
     PLD = "pld"
     RDP = "rdp"
 
 
 class Unknown(StrEnum):
-    """What calibration can solve for."""
+    """Parameters that calibration can solve for."""
 
     NOISE_MULTIPLIER = "noise-multiplier"
     STEPS = "steps"
@@ -58,7 +58,7 @@ def calibrate(
     ctx: typer.Context,
     experiment: Annotated[
         Path | None,
-        typer.Argument(help="An experiment's TOML file, in place of --epsilon and a schedule."),
+        typer.Argument(help="An experiment's TOML file, instead of --epsilon and a schedule."),
     ] = None,
     epsilon: Annotated[float | None, typer.Option(help="Target epsilon.")] = None,
     delta: Delta = None,
@@ -66,28 +66,28 @@ def calibrate(
     steps: Steps = None,
     noise_multiplier: Noise = None,
     solve_for: Annotated[
-        Unknown, typer.Option(help="What to find; the others are given.")
+        Unknown, typer.Option(help="Parameter to solve for; the others must be given.")
     ] = Unknown.NOISE_MULTIPLIER,
     relation: Annotated[
         RelationName,
         typer.Option(
-            help="Neighbouring relation; add-or-remove-one needs a secret number of records."
+            help="Neighbouring relation; add-or-remove-one requires that the number of records stays secret."
         ),
     ] = RelationName.ZERO_OUT,
     accountant: Annotated[
-        AccountantName, typer.Option(help="Who measures epsilon.")
+        AccountantName, typer.Option(help="Accountant used to compute epsilon.")
     ] = AccountantName.PLD,
     unit: Annotated[
-        UnitName, typer.Option(help="What is sampled and protected.")
+        UnitName, typer.Option(help="Privacy unit: what is sampled and protected.")
     ] = UnitName.EXAMPLE,
     adversary: Opponent = "server",
     copies: Copies = 1,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise (or steps, sampling rate, delta) of DP-SGD that keeps to a target epsilon.
+    """Find the noise (or steps, sampling rate, delta) of DP-SGD that meets a target epsilon.
 
-    Of an experiment: each silo's own noise, before any training (the model is not loaded).
+    With an experiment, print each silo's calibrated noise before any training; the model is not loaded.
     """
     if experiment is not None:
         calibrate_experiment(ctx, experiment, overrides or [], as_json)

@@ -1,4 +1,4 @@
-"""``fedllm calibrate EXPERIMENT``: what an experiment plans for each silo, printed."""
+"""``fedllm calibrate EXPERIMENT``: print an experiment's plan for each silo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHOWN = {"pld": "PLD", "rdp": "RDP"}
 def calibrate_experiment(
     ctx: typer.Context, experiment: Path, overrides: list[str], as_json: bool
 ) -> None:
-    """``fedllm calibrate EXPERIMENT``: refuse options that the experiment's settings replace.
+    """Print the plan of an experiment; refuse options that its settings replace.
 
     Raises:
         ValueError: such an option, or what :func:`~simulations.plans.experiment.plan_experiment` raises.
@@ -33,7 +33,7 @@ def calibrate_experiment(
         if stray and ctx.get_parameter_source(name) is not default:
             option = f"--{name.replace('_', '-')}"
             raise ValueError(
-                f"Expected {option} without an experiment: its settings say all, see --set; "
+                f"Expected {option} without an experiment (override its settings with --set); "
                 f"got {option} with {experiment}"
             )
     import fedllm
@@ -50,7 +50,7 @@ def calibrate_experiment(
 
 
 def _print_plan(found: Mapping[str, Any], settings: Settings) -> None:
-    """Each silo in one row."""
+    """Print one row per silo."""
     from simulations.live import epsilon_label, target_text
 
     epsilons = f"epsilon by {', '.join(_SHOWN.values())}"
@@ -77,14 +77,14 @@ def _print_plan(found: Mapping[str, Any], settings: Settings) -> None:
         )
         if silo["filter"] is not None:
             notes.append(
-                f"{name}: beside the runs on its ledger the budget is kept by {silo['filter']}; the epsilons in "
+                f"{name}: together with the other runs on its ledger, {silo['filter']} enforces the budget; the epsilons in "
                 "the table would hold only if all runs had been fixed beforehand"
             )
         notes += [f"NO GUARANTEE: {reason}" for reason in silo["figures"].get("no_guarantee", [])]
     if found["drawn"]:
         notes.append(
-            "Which silos take part is drawn anew at each run's start (server.sampling=poisson): the "
-            "steps, and what is calibrated for them, are those of one draw"
+            "The participating silos are drawn at the start of each run (server.sampling=poisson): the "
+            "printed steps and noise are those of one draw"
         )
     notes += [f"Warning: {sentence}" for sentence in found["warnings"]]
     label = epsilon_label(settings, len(found["silos"])).removesuffix(

@@ -1,4 +1,4 @@
-"""``fedllm lmo-check``: what LMO-DP's accounting claims of a parameter file, and the truth."""
+"""``fedllm lmo-check``: compare LMO-DP's claimed epsilon with the true one."""
 
 from __future__ import annotations
 
@@ -29,27 +29,26 @@ def lmo_check(
             metavar="PARAMETERS",
         ),
     ],
-    dimension: Annotated[
-        int, typer.Option(help="Coordinates of the vector that gets the noise.")
-    ] = 1,
+    dimension: Annotated[int, typer.Option(help="Number of coordinates of the noised vector.")] = 1,
     delta: Annotated[float, typer.Option(help="Delta, above 0 and below 1.")] = 1e-5,
     epsilon: Annotated[
         float | None,
         typer.Option(
-            help="Of a training, as claimed: prints the privacy.noise_scale that the authors accept."
+            help="Claimed epsilon of a training: also print the privacy.noise_scale that the authors accept "
+            "for it."
         ),
     ] = None,
     sample_rate: Annotated[
-        float, typer.Option(help="Of each record in a step of the training.")
+        float, typer.Option(help="Probability of each record to be in a training step (Poisson).")
     ] = 1.0,
-    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 1,
+    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Show epsilon of one release with LMO noise: as its authors' accounting claims, and truly.
+    """Compare the claimed and the true epsilon of one release with LMO noise.
 
-    Sensitivity 1 in L2 norm, no sampling. The authors' figure is that of one number whatever the
-    dimension, at an order where its formula does not hold. With --epsilon also the least noise that they
-    accept for a training of --steps steps at --sample-rate, and what such a training costs.
+    The sensitivity is 1 in L2 norm, without sampling. The authors' figure is that of one number for every
+    dimension, at an order where its formula does not hold. --epsilon adds the smallest noise that they
+    accept for --steps training steps at --sample-rate, and the true cost of such a training.
     """
     require("--dimension", dimension, dimension >= 1, "a whole number >= 1")
     require("--delta", delta, 0 < delta < 1, "above 0 and below 1")

@@ -1,4 +1,4 @@
-"""``fedllm noise-search``: the best noise on one number for a target, found offline."""
+"""``fedllm noise-search``: find the lowest-variance noise for one number at a privacy target."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ObjectiveName(StrEnum):
-    """Objectives, as options."""
+    """Names of the objectives, as options."""
 
     STD = "std"
     MEAN_ABS = "mean-abs"
@@ -35,35 +35,38 @@ class ObjectiveName(StrEnum):
 
 
 def noise_search(
-    epsilon: Annotated[float, typer.Option(help="Target epsilon of all steps together.")],
+    epsilon: Annotated[float, typer.Option(help="Target epsilon over all steps.")],
     delta: Annotated[float, typer.Option(help="Target delta, from 1e-13 to below 1.")],
-    steps: Annotated[int, typer.Option(help="How many numbers are released, one a step.")] = 1,
+    steps: Annotated[int, typer.Option(help="Number of releases, one per step.")] = 1,
     sample_rate: Annotated[
         float, typer.Option(help="Probability of each record to be in a step (Poisson).")
     ] = 1.0,
     sensitivity_dimension: Annotated[
         int,
         typer.Option(
-            help="1: numbers. More: vectors, clipped in L2 norm, with noise on each entry."
+            help="1: single numbers; above 1: vectors, clipped in L2 norm, with noise on each entry."
         ),
     ] = 1,
     objective: Annotated[
-        ObjectiveName, typer.Option(help="Least std, least E|x|, or largest P(|x| < gamma).")
+        ObjectiveName, typer.Option(help="Minimise std or E|x|, or maximise P(|x| < gamma).")
     ] = ObjectiveName.STD,
     gamma: Annotated[
         float | None,
-        typer.Option(help="For usefulness: in units of the sensitivity; else the Gaussian's std."),
+        typer.Option(
+            help="Objective usefulness: gamma, in units of the sensitivity; default: the Gaussian's "
+            "std."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="JSON file for the winner; else in the cache."),
+        typer.Option(help="JSON file for the best distribution; default: a file in the cache."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the noise that disturbs least at a target: Gaussian, Laplace, staircase, and more.
+    """Find the lowest-variance noise distribution that meets a privacy target.
 
-    Every candidate is accounted exactly (PLD, zero-out). The answer is kept: the same question is
-    answered at once.
+    The families are Gaussian, Laplace, staircase and more. Every candidate is accounted exactly (PLD, zero-out).
+    Answers are cached.
     """
     _check(epsilon, delta, steps, sample_rate, sensitivity_dimension, gamma)
     if output is not None and output.suffix != ".json":
@@ -103,7 +106,7 @@ def _check(
 
 
 def _answer(question: NoiseQuestion, cache: Path) -> dict[str, Any]:
-    """The figures of the answer: those of before, else searched for, with the winner's file made."""
+    """Return the cached answer, or search for it and write the winner's file."""
     from fedllm.files.durable import json_bytes, plain, write_bytes
     from privacy.result_cache import cache_file, read_result, write_result
 
@@ -123,7 +126,7 @@ def _answer(question: NoiseQuestion, cache: Path) -> dict[str, Any]:
 
 
 def _deliver(question: NoiseQuestion, cache: Path, output: Path | None) -> Path:
-    """Where the winner is: in the cache, or copied to where it is wanted."""
+    """Return the path of the winner: in the cache, or copied to the requested path."""
     from fedllm.files.durable import write_bytes
     from privacy.result_cache import cache_file
 
@@ -137,7 +140,7 @@ def _deliver(question: NoiseQuestion, cache: Path, output: Path | None) -> Path:
 
 @contextmanager
 def _progress() -> Iterator[Report]:
-    """A bar on stderr, where that is a terminal; gone when done."""
+    """Show a progress bar on stderr, if that is a terminal."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -154,7 +157,7 @@ def _progress() -> Iterator[Report]:
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    """Every family's best beside the Gaussian, the winner in a sentence, its file."""
+    """Print every family's best next to the Gaussian, the winner and its file."""
     question = found["question"]
     useful = question["objective"] == "usefulness"
     judged = [f"P(|x| < {question['gamma']:.4g})"] if useful else []
@@ -193,7 +196,7 @@ def _title(question: Mapping[str, Any]) -> str:
 
 
 def _verdict(found: Mapping[str, Any]) -> list[str]:
-    """Who wins, and for vectors by how much and what is not known."""
+    """Name the winner and, for vectors, its margin and the undecided families."""
     name, question = found["family"], found["question"]
     others = {b["family"]: b["ratio_std"] for b in found["families"] if b["floor"]}
     if name != "gaussian":
@@ -205,17 +208,17 @@ def _verdict(found: Mapping[str, Any]) -> list[str]:
         factors = ", ".join(f"{family} at least {ratio:.3f}" for family, ratio in others.items())
         said = [f"Gaussian noise wins; std of the others, as a factor of its: {factors}"]
     else:
-        said = ["Gaussian noise wins: no other family does better by 0.1 %"]
+        said = ["Gaussian noise wins: no other family is better by 0.1 %"]
     if found["undecided"]:
         said.append(
-            f"Not decided: {', '.join(found['undecided'])} may need less, but nothing proves that so little "
-            "is enough against every change; not offered"
+            f"Not decided: {', '.join(found['undecided'])} may need less noise, but no proof shows that this "
+            "suffices for every change, so they are not offered"
         )
     return said
 
 
 def _parameters(best: Mapping[str, Any]) -> str:
-    """What matters of the parameters: of the mixture only the terms in use."""
+    """Format the parameters; of the mixture, only the terms in use."""
     values = dict(best["parameters"])
     if best["family"] == "lmo":
         if values["uniform_low"] == values["uniform_high"] and not (values["a1"] or values["a3"]):

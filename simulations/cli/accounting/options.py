@@ -1,4 +1,4 @@
-"""Options of the accounting commands: their names, their limits."""
+"""Options of the accounting commands, with their ranges."""
 
 from __future__ import annotations
 
@@ -29,20 +29,28 @@ class UnitName(StrEnum):
     CLIENT = "client"
 
 
-Delta = Annotated[float | None, typer.Option(help="Delta, above 0 and below 1; else the ledger's.")]
-Rate = Annotated[float | None, typer.Option(help="Probability of each record to be in a step.")]
+Delta = Annotated[
+    float | None, typer.Option(help="Delta, above 0 and below 1; default: the ledger's.")
+]
+Rate = Annotated[
+    float | None, typer.Option(help="Sampling rate: probability of each record to be in a step.")
+]
 Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
 Noise = Annotated[
-    float | None, typer.Option(help="Standard deviation of the noise over the clipping norm.")
+    float | None,
+    typer.Option(help="Noise multiplier: standard deviation of the noise over the clipping norm."),
 ]
 Copies = Annotated[
     int,
     typer.Option(
-        help="How often a record is in one party's data: the cost of all its copies together."
+        help="Number of copies of a record in one party's data; epsilon covers all of them together."
     ),
 ]
 Opponent = Annotated[
-    str, typer.Option(help="Against whom: outsider, server (sees every message), or colluding:m.")
+    str,
+    typer.Option(
+        help="Adversary: outsider, server (sees every message), or colluding:m (with m silos)."
+    ),
 ]
 
 

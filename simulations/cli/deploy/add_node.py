@@ -1,4 +1,4 @@
-"""``fedllm deploy add-node``: add a node, or give one a new key."""
+"""``fedllm deploy add-node``: add a node, or replace its key."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ def add_node(
     folder: FolderOption = None,
     public_key: Annotated[
         Path | None,
-        typer.Option(help="Key made on the node (ssh-keygen -t ecdsa -b 384); else one is made."),
+        typer.Option(
+            help="Public key generated on the node (ssh-keygen -t ecdsa -b 384); default: generate a "
+            "key pair here."
+        ),
     ] = None,
 ) -> None:
-    """Add a node, or give one a new key (its old one is refused from then on)."""
+    """Add a node, or replace a node's key (the old key is then refused)."""
     from server.deployment import setup
     from server.deployment.folder import Folder, find_folder
 

@@ -1,4 +1,4 @@
-"""``fedllm deploy app``: the code that runs ship, and its SHA-256."""
+"""``fedllm deploy app``: print the SHA-256 of the code that runs ship."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from simulations.cli.deploy.options import FolderOption
 def app(
     folder: FolderOption = None,
     update: Annotated[
-        bool, typer.Option("--update", help="Make it anew of what is installed here.")
+        bool, typer.Option("--update", help="Rebuild the app from the installed code first.")
     ] = False,
 ) -> None:
-    """Print the SHA-256 of the app that runs ship, by which nodes approve it."""
+    """Print the SHA-256 of the app that runs ship; nodes approve the app by this hash."""
     from server.deployment import setup
     from server.deployment.app_bundle import bundle, bundle_hash, make_app
     from server.deployment.folder import Folder, find_folder

@@ -1,4 +1,4 @@
-"""``fedllm deploy init``: make a deployment's folder."""
+"""``fedllm deploy init``: create a deployment folder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from simulations.cli.deploy.options import write_silo
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="New folder, on the server's machine.")],
+    folder: Annotated[Path, typer.Argument(help="New folder on the server's machine.")],
     server: Annotated[
         list[str],
         typer.Option(
-            "--server", help="Name or address by which nodes reach the server. May be repeated."
+            "--server",
+            help="Host name or address at which nodes reach the server. May be repeated.",
         ),
     ],
     nodes: Annotated[
@@ -25,17 +26,18 @@ def init(
     port: Annotated[int, typer.Option(help="Public port for nodes.")] = 8443,
     superlink_port: Annotated[int, typer.Option(help="Loopback port of the SuperLink.")] = 8000,
     operator_port: Annotated[
-        int, typer.Option(help="Public port for the operator's certificate; 0: none.")
+        int,
+        typer.Option(help="Public port for the operator (client certificate required); 0: none."),
     ] = 0,
     programs_folder: Annotated[
-        str, typer.Option("--programs", help="Unit files: folder with fedllm's programs.")
+        str, typer.Option("--programs", help="Unit files: folder of fedllm's programs.")
     ] = "/opt/fedllm/bin",
     target: Annotated[
-        str, typer.Option(help="Unit files: where a machine's part of the deployment lies.")
+        str, typer.Option(help="Unit files: path of the deployment's files on each machine.")
     ] = "/srv/fedllm",
-    user: Annotated[str, typer.Option(help="Unit files: who runs the services.")] = "fedllm",
+    user: Annotated[str, typer.Option(help="Unit files: user that runs the services.")] = "fedllm",
 ) -> None:
-    """Make a deployment: certificates, a key for each node, the app, unit files."""
+    """Create a deployment: certificates, a key per node, the app, unit files."""
     from server.deployment import setup
     from server.deployment.folder import Deployment, Folder, Machines, Ports
 

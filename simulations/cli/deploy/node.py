@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 def node(
     folder: FolderOption = None,
     port: Annotated[
-        int | None, typer.Option(help="Another loopback port than node.toml's.")
+        int | None, typer.Option(help="Loopback port; default: the port in node.toml.")
     ] = None,
 ) -> None:
-    """Run a node (SuperNode) until interrupted, on the silo's machine."""
+    """Run a node (SuperNode) on the silo's machine until interrupted."""
     from client.config import load_silo
     from client.executor.approval import read_approved
     from server.deployment import certificates, processes, programs
@@ -55,7 +55,7 @@ def node(
 
 
 def _wait_for_server(home: Path, settings: NodeFile, stop: threading.Event) -> None:
-    """Wait for the server to listen; what waiting does not mend raises."""
+    """Wait for the server to listen; raise errors that waiting cannot fix."""
     from server.deployment.node import Unreachable, check_server
 
     said = ""

@@ -1,4 +1,4 @@
-"""Options that the commands of ``fedllm deploy`` share, and how they log and write a silo's file."""
+"""Shared options of ``fedllm deploy``, logging, and the template of a silo config."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ if TYPE_CHECKING:
 FolderOption = Annotated[
     Path | None,
     typer.Option(
-        "--folder", "-C", help="The deployment's folder; else $FEDLLM_DEPLOYMENT, else here."
+        "--folder",
+        "-C",
+        help="Deployment folder; default: $FEDLLM_DEPLOYMENT, or the current folder.",
     ),
 ]
-NodeName = Annotated[str, typer.Argument(metavar="NAME", help="The node's name.")]
+NodeName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the node.")]
 
 
 def log(line: str) -> None:
-    """Print a line with the time on stderr."""
+    """Print a line with a timestamp on stderr."""
     typer.echo(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}", err=True)
 
 
 def write_silo(home: Folder, name: str) -> None:
-    """Write the template of a silo's own file; its people fill it in on their machine."""
+    """Write the template of a silo config; the silo completes it on its machine."""
     from client.config import template
     from fedllm.files.durable import write_text
 
@@ -42,4 +44,4 @@ def register_now(home: Folder, deployment: Deployment) -> None:
             for change in link.agree(setup.node_keys(home, deployment)):
                 typer.echo(change)
     except control.ServerAway:
-        typer.echo("the SuperLink is not running here; it is told at its next start")
+        typer.echo("the SuperLink is not running here; nodes are registered at its next start")

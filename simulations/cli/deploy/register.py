@@ -1,4 +1,4 @@
-"""``fedllm deploy register``: tell a running SuperLink which nodes there are."""
+"""``fedllm deploy register``: register the nodes with a running SuperLink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def register(
     folder: FolderOption = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the SuperLink.")] = 60,
 ) -> None:
-    """Tell a running SuperLink which nodes there are (`deploy server` does so itself)."""
+    """Register the nodes with a running SuperLink (`deploy server` does this at start)."""
     from server.deployment import control, setup
     from server.deployment.folder import Folder, find_folder
 

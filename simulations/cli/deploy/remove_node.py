@@ -1,4 +1,4 @@
-"""``fedllm deploy remove-node``: take a node out."""
+"""``fedllm deploy remove-node``: remove a node."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from simulations.cli.deploy.options import FolderOption, NodeName, register_now
 
 
 def remove_node(name: NodeName, folder: FolderOption = None) -> None:
-    """Take a node out; the server refuses its key from then on."""
+    """Remove a node; the server then refuses its key."""
     from server.deployment import setup
     from server.deployment.folder import Folder, find_folder
 

@@ -1,4 +1,4 @@
-"""``fedllm deploy renew``: make a new certificate."""
+"""``fedllm deploy renew``: renew a certificate."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from simulations.cli.deploy.options import FolderOption
 
 
 def renew(
-    what: Annotated[str, typer.Argument(help="`server` or `operator`.")],
+    what: Annotated[str, typer.Argument(help="Certificate to renew: `server` or `operator`.")],
     folder: FolderOption = None,
-    days: Annotated[float, typer.Option(help="Days that it is valid.")] = 365,
+    days: Annotated[float, typer.Option(help="Validity in days.")] = 365,
 ) -> None:
-    """Make a new key and certificate for the server or the operator."""
+    """Renew the key and certificate of the server or the operator."""
     from server.deployment import setup
     from server.deployment.folder import DeploymentError, Folder, find_folder
 

@@ -1,4 +1,4 @@
-"""``fedllm deploy write``: write the files that follow from deployment.toml."""
+"""``fedllm deploy write``: rewrite the files generated from deployment.toml."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from simulations.cli.deploy.options import FolderOption
 
 
 def write(folder: FolderOption = None) -> None:
-    """Write nginx.conf and the unit files anew, after a change of deployment.toml."""
+    """Rewrite nginx.conf and the unit files after a change of deployment.toml."""
     from server.deployment import setup
     from server.deployment.folder import Folder, find_folder
 

@@ -12,25 +12,29 @@ from simulations.output import AsJson, LedgerPath, print_json
 
 def adopt(
     path: LedgerPath,
-    because: Annotated[str, typer.Option(help="Why, in a few words; it is recorded.")],
+    because: Annotated[
+        str, typer.Option(help="Reason, in a few words; it is recorded in the ledger.")
+    ],
     kept: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A file with a head of this ledger elsewhere, such as in a silo's state folder."
+            help="A file outside the ledger that holds a head of it, such as in a silo's state folder. May be "
+            "repeated."
         ),
     ] = None,
     head: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="ROWS:HASH", help="A head that the server knows, and this ledger lacks."
+            metavar="ROWS:HASH",
+            help="A head that the server knows and this ledger lacks. May be repeated.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a ledger that is refused as restored, copied, moved or lost; a row of it says why.
+    """Accept a ledger that is refused as restored, copied, moved or lost; record the reason in a row.
 
-    What was released before and is not in this file is counted nowhere from now on: put back the file that was
-    used last, if there is one.
+    Releases that are missing from this file are no longer counted anywhere: if the file that was used last still
+    exists, restore it instead.
     """
     from privacy.ledger.ledger import Adoption, Head, adopt_ledger
 
@@ -39,4 +43,4 @@ def adopt(
     if as_json:
         print_json({"ledger": str(path), "rows": found.rows, "hash": found.hash})
     else:
-        typer.echo(f"{path}: adopted, row {found.rows} says why; it goes on from there")
+        typer.echo(f"{path}: adopted; row {found.rows} records the reason")

@@ -14,12 +14,12 @@ from simulations.output import AsJson, LedgerPath, make_table, print_json, print
 
 def show(
     path: LedgerPath,
-    party: Annotated[str | None, typer.Option(help="One party only.")] = None,
-    run: Annotated[str | None, typer.Option(help="One run only.")] = None,
-    limit: Annotated[int, typer.Option(help="Only the last rows; 0 for all.")] = 100,
+    party: Annotated[str | None, typer.Option(help="Print this party's rows only.")] = None,
+    run: Annotated[str | None, typer.Option(help="Print this run's rows only.")] = None,
+    limit: Annotated[int, typer.Option(help="Number of last rows to print; 0 prints all.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """Print the rows of a ledger, and whether its chain is whole (``ledger verify`` says what is not)."""
+    """Print the rows of a ledger and any break of its chain (``ledger verify`` lists all problems)."""
     require("--limit", limit, limit >= 0, "a whole number >= 0")
     from fedllm.report.accounting import describe_event
     from privacy.events.serialization import event_to_json

@@ -1,4 +1,4 @@
-"""``fedllm ledger verify``: recompute a ledger's chain."""
+"""``fedllm ledger verify``: verify a ledger's hash chain."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from simulations.output import AsJson, LedgerPath, print_json
 def verify(
     path: LedgerPath,
     kept_head: Annotated[
-        str | None, typer.Option(help="ROWS:HASH of a head that was kept elsewhere.")
+        str | None, typer.Option(help="Head of the ledger, recorded elsewhere, as ROWS:HASH.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute the chain of a ledger; exit status 1 where a row is missing or was edited."""
+    """Verify the hash chain of a ledger; exit 1 if a row is missing or was edited."""
     number, colon, digest = (kept_head or "").partition(":")
     if kept_head is not None and not (colon and number.isdecimal() and len(digest) == 64):
         raise ValueError(f"Expected --kept-head ROWS:HASH (64 hex digits), got {kept_head}")

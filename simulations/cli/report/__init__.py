@@ -1,1 +1,1 @@
-"""Commands for a run's report: make it, sign it, verify it, and make the keys."""
+"""Commands for a run's report: build, sign, verify, generate keys."""

@@ -1,4 +1,4 @@
-"""``fedllm keygen``: make a key pair to sign reports with."""
+"""``fedllm keygen``: generate a key pair for signing reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from simulations.output import AsJson, print_json
 
 
 def keygen(
-    path: Annotated[Path, typer.Argument(help="File of the new private key.", metavar="KEY.pem")],
+    path: Annotated[Path, typer.Argument(help="Path of the new private key.", metavar="KEY.pem")],
     as_json: AsJson = False,
 ) -> None:
-    """Make a key pair to sign reports with: KEY.pem (keep it secret) and KEY.pub.pem (publish it)."""
+    """Generate a key pair for signing reports: KEY.pem (secret) and KEY.pub.pem (to publish)."""
     from fedllm.report.signature import generate_key
 
     public, digest = generate_key(path)

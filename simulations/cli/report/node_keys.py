@@ -1,4 +1,4 @@
-"""The option ``--node-keys``: whose extracts of a deployed run are trusted."""
+"""The option ``--node-keys``: node keys whose extracts of a deployed run are trusted."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
 NodeKeys = Annotated[
     list[Path] | None,
     typer.Option(
-        help="Of a deployed run: the registered node keys, as a deployment's folder, a folder of NAME.pub, or such a "
-        "file; repeatable. Without: those of the deployment's folder that the run folder lies in."
+        help="Registered node keys of a deployed run: a deployment folder, a folder of NAME.pub files, or one "
+        "such file. May be repeated. Default: the keys of the deployment folder that contains the run "
+        "folder."
     ),
 ]
 
 
 def trusted_keys(path: Path, node_keys: list[Path] | None) -> Trusted:
-    """Return the given node keys, or those of the deployment's folder that the run folder lies in."""
+    """Return the given node keys, or those of the deployment folder that contains the run folder."""
     from fedllm.report.extract.check import deployment_of, trusted_of
 
     return trusted_of(deployment_of(path), node_keys or [])

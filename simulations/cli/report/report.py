@@ -1,4 +1,4 @@
-"""``fedllm report``: make a run's report again."""
+"""``fedllm report``: rebuild a run's report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from simulations.output import AsJson
 def report(
     path: Annotated[Path | None, typer.Argument(help="A run folder.", metavar="RUN")] = None,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of report.json, and no more.")
+        bool, typer.Option("--schema", help="Print the JSON Schema of report.json and exit.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make report.html and report.json again, from the ledger and the metrics.
+    """Rebuild report.html and report.json from the ledger and the metrics.
 
-    Of a damaged run, too: what is missing is said on stderr and at the report's top, and the exit
+    A damaged run is reported too: missing parts are listed on stderr and at the top of the report, and the exit
     status is 1.
     """
     if schema:

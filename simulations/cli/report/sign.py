@@ -13,13 +13,15 @@ from simulations.output import AsJson, RunPath, print_json
 
 def sign(
     path: RunPath,
-    key: Annotated[Path, typer.Option(help="The private key, PEM (see fedllm keygen).")],
-    name: Annotated[str, typer.Option(help="Who signs.")] = "",
-    role: Annotated[str, typer.Option(help="As what, such as data-protection officer.")] = "",
+    key: Annotated[Path, typer.Option(help="The signer's private key, PEM (see fedllm keygen).")],
+    name: Annotated[str, typer.Option(help="Name of the signer.")] = "",
+    role: Annotated[
+        str, typer.Option(help="Role of the signer, such as data-protection officer.")
+    ] = "",
     node_keys: NodeKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a run's report and the state of its ledger, or the silos' extracts; writes report.sig.json."""
+    """Sign a run's report and its ledger's head (or the silos' extracts); write report.sig.json."""
     from fedllm.report.signature import SIGNATURE, fingerprint, load_private_key, sign_report
 
     private = load_private_key(key)

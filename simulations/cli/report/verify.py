@@ -14,16 +14,19 @@ from simulations.output import AsJson, RunPath, print_json
 def verify(
     path: RunPath,
     public_key: Annotated[
-        Path | None, typer.Option(help="The signer's public key, PEM, from a trusted source.")
+        Path | None,
+        typer.Option(help="The signer's public key, PEM, obtained from a trusted source."),
     ] = None,
     ledger: Annotated[
         Path | None,
-        typer.Option(help="The ledger, if it was moved; of a deployed run, one silo's own."),
+        typer.Option(
+            help="Path of the ledger if it was moved; for a deployed run, one silo's ledger."
+        ),
     ] = None,
     node_keys: NodeKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Verify a run's report: its signature, and its ledger or the silos' signed extracts; exit status 1 if it fails."""
+    """Verify a run's signature against its report and its ledger or signed extracts; exit 1 on failure."""
     from fedllm.report.signature import load_public_key, verify_report
 
     trusted = None if public_key is None else load_public_key(public_key)

@@ -1,4 +1,4 @@
-"""``fedllm deploy logs``: a run's log, or a server program's."""
+"""``fedllm deploy logs``: print the log of a run or of a server program."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ LOGS = ("superlink", "superexec", "proxy", "proxy-access", "proxy-error")
 
 def logs(
     run: Annotated[
-        str | None, typer.Argument(metavar="RUN", help="A run; else the last one.")
+        str | None,
+        typer.Argument(
+            metavar="RUN", help="Name, folder or Flower id of the run; default: the last run."
+        ),
     ] = None,
     folder: FolderOption = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on until the run is over.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Follow the log until the run ends.")
+    ] = False,
     of: Annotated[
-        str | None, typer.Option("--of", help=f"A program's log instead: {', '.join(LOGS)}.")
+        str | None, typer.Option("--of", help=f"Print a program's log instead: {', '.join(LOGS)}.")
     ] = None,
-    lines: Annotated[int, typer.Option(help="--of: number of last lines.")] = 50,
+    lines: Annotated[int, typer.Option(help="With --of: number of last lines to print.")] = 50,
 ) -> None:
-    """Print a run's log, or a server program's."""
+    """Print the log of a run or of a server program."""
     from server.deployment import control
     from simulations.cli.deploy.operator.shared import find_run, home_folder
 

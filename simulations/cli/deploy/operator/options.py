@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 RunName = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run's name or folder, or Flower's id of it.")
+    str, typer.Argument(metavar="RUN", help="Name, folder or Flower id of the run.")
 ]
-Detach = Annotated[bool, typer.Option("--detach", help="Return at once; do not follow the run.")]
+Detach = Annotated[
+    bool, typer.Option("--detach", help="Return immediately; do not follow the run.")
+]

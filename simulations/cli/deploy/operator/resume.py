@@ -1,4 +1,4 @@
-"""``fedllm deploy resume``: continue a run after its last finished round."""
+"""``fedllm deploy resume``: resume a run after its last finished round."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 def resume(
     run: RunName,
     folder: FolderOption = None,
-    without: Annotated[str, typer.Option(help="Silos to go on without, separated by commas.")] = "",
+    without: Annotated[
+        str, typer.Option(help="Comma-separated silos to leave out of the resumed run.")
+    ] = "",
     detach: Detach = False,
 ) -> None:
-    """Go on with a run that failed or was stopped, after its last finished round."""
+    """Resume a failed or stopped run after its last finished round."""
     from server.deployment import control
     from server.deployment.app_bundle import bundle
     from server.deployment.folder import DeploymentError
@@ -41,7 +43,7 @@ def resume(
 
 
 def _to_resume(link: Control, home: Path, run: str) -> tuple[str, list[str]]:
-    """Return the run's folder, as the server app is told it, and the names of its silos."""
+    """Return the run's folder, as the server app expects it, and the names of its silos."""
     from fedllm.run.folder import RunFolder, RunFolderError
     from server.deployment.folder import DEPLOYMENT, DeploymentError
     from simulations.cli.deploy.operator.shared import folder_name, name_of

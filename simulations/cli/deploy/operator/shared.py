@@ -1,4 +1,4 @@
-"""What the commands about a deployment's runs share: finding a run, starting it, following it."""
+"""Helpers of the commands about a deployment's runs: find, start and follow a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.deployment.folder import OPERATOR, DeploymentError, find_folder
 
 
 def start(link: Control, home: Path, code: bytes, config: dict[str, str], detach: bool) -> None:
-    """Start a run and, unless detached, follow it to its end; the exit status tells how it ended."""
+    """Start a run and, unless detached, follow it to its end; exit 1 if it fails."""
     run_id = link.start(code, config)
     typer.echo(f"run {Path(config['run-folder']).name}, Flower's id {run_id}")
     typer.echo(f"app {bundle_hash(code)}; waits for {config['silos'].replace(',', ', ')}")
@@ -26,7 +26,7 @@ def start(link: Control, home: Path, code: bytes, config: dict[str, str], detach
         for piece in _followed(link, run_id):
             typer.echo(piece, nl=False)
     except KeyboardInterrupt:
-        typer.echo(f"the run goes on; `fedllm deploy stop {run_id}` stops it", err=True)
+        typer.echo(f"the run continues; `fedllm deploy stop {run_id}` stops it", err=True)
         raise typer.Exit(130) from None
     found = link.runs(run_id)[0]
     row = run_row(found, local_runs(home))
@@ -34,12 +34,12 @@ def start(link: Control, home: Path, code: bytes, config: dict[str, str], detach
     if found.status != COMPLETED:
         if not row["message"]:
             typer.echo(f"fedllm: {found.details}", err=True)
-        typer.echo(f"  fedllm deploy resume {row['run']}   goes on", err=True)
+        typer.echo(f"  fedllm deploy resume {row['run']}   resumes it", err=True)
         raise typer.Exit(1)
 
 
 def _followed(link: Control, run_id: int) -> Iterator[str]:
-    """The log until the run is over, also across a restart of the SuperLink."""
+    """Yield the log until the run ends, also across a restart of the SuperLink."""
     shown, lost_since = 0, 0.0
     while True:
         try:
@@ -60,13 +60,13 @@ def _followed(link: Control, run_id: int) -> Iterator[str]:
 
 
 def folder_name(runs: list[RunState], run: str) -> str:
-    """Return the folder of the run with this id of Flower's, or what was given."""
+    """Return the folder of the run with this Flower id, or the given name."""
     by_id = [r.folder for r in runs if str(r.run_id) == run and r.folder]
     return by_id[0] if by_id else run
 
 
 def find_run(link: Control, run: str | None) -> RunState:
-    """Return the run that is named, or the last one."""
+    """Return the named run, or the last one."""
     runs = link.runs()
     if run is None:
         if not runs:
@@ -80,7 +80,7 @@ def find_run(link: Control, run: str | None) -> RunState:
 
 
 def name_of(run: RunState) -> str:
-    """Return a run's name: that of its folder, or Flower's id."""
+    """Return a run's name: its folder's, or Flower's id."""
     return Path(run.folder).name or str(run.run_id)
 
 
@@ -96,7 +96,7 @@ def local_runs(home: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_row(run: RunState, local: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what is shown of a run."""
+    """Return the displayed fields of a run."""
     state = local.get(Path(run.folder).name, {})
     return {
         "run": name_of(run),

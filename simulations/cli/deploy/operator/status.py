@@ -1,4 +1,4 @@
-"""``fedllm deploy status``: nodes, runs, and what needs attention."""
+"""``fedllm deploy status``: show nodes, runs and warnings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simulations.output import AsJson, print_json
 
 
 def status(folder: FolderOption = None, as_json: AsJson = False) -> None:
-    """Show the nodes, the runs, and what needs attention."""
+    """Show nodes, runs and warnings."""
     from server.deployment import control
     from simulations.cli.deploy.operator.shared import home_folder, local_runs, run_row
 

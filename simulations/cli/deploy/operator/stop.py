@@ -9,7 +9,7 @@ from simulations.cli.deploy.options import FolderOption
 
 
 def stop(run: RunName, folder: FolderOption = None) -> None:
-    """Stop a run; `resume` goes on after its last finished round."""
+    """Stop a run; `resume` continues after its last finished round."""
     from server.deployment import control
     from server.deployment.folder import DeploymentError
     from simulations.cli.deploy.operator.shared import find_run, home_folder, name_of

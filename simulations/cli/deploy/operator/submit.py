@@ -18,11 +18,11 @@ def submit(
     overrides: Overrides = None,
     folder: FolderOption = None,
     silos: Annotated[
-        str, typer.Option(help="Silos to wait for, separated by commas; else all nodes.")
+        str, typer.Option(help="Comma-separated silos to wait for; default: all nodes.")
     ] = "",
     detach: Detach = False,
 ) -> None:
-    """Start an experiment on the nodes and follow it; the exit status tells how it ended."""
+    """Start an experiment on the nodes and follow its log; exit 1 if the run fails."""
     from fedllm.settings.io import load_settings, to_json
     from server.deployment import control
     from server.deployment.app_bundle import bundle

@@ -1,4 +1,4 @@
-"""``fedllm deploy approve``: the bundles of code that may run on a silo's data."""
+"""``fedllm deploy approve``: manage the list of code bundles approved for a silo's data."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ def approve(
         str | None,
         typer.Argument(
             metavar="[BUNDLE|HASH]",
-            help="A bundle (.fab), an app's folder, or a SHA-256 that you were told and trust. "
-            "Without: what is installed here, as `deploy init` ships it.",
+            help="A bundle (.fab), an app folder, or a SHA-256 from a trusted source. Default: the installed "
+            "code, as `deploy init` ships it.",
         ),
     ] = None,
     silo: SiloOption = None,
-    note: Annotated[str, typer.Option(help="A few words for the list.")] = "",
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask where the code differs.")] = False,
+    note: Annotated[str, typer.Option(help="Note to store with the approval.")] = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Approve without confirmation if the code differs.")
+    ] = False,
     revoke: Annotated[
-        str | None, typer.Option(metavar="HASH", help="Take a bundle off the list instead.")
+        str | None, typer.Option(metavar="HASH", help="Remove a bundle from the list instead.")
     ] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Show the list instead.")] = False,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Print the list of approved bundles instead.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Allow a bundle of code to run on this silo's data; tell how it differs from what is installed."""
+    """Approve a code bundle to run on this silo's data; print how it differs from the installed code."""
     from client.config import ENVIRONMENT, load_silo
     from client.executor import approval
 
@@ -53,7 +57,7 @@ def approve(
 
 
 def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
-    """Digest and name of what is to be approved; asks where its code is not the installed one's."""
+    """Return the digest and name of a bundle; ask for confirmation if its code differs from the installed code."""
     from client.executor import approval
 
     data = _bytes_of(bundle)
@@ -62,9 +66,9 @@ def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
     found = approval.differences(data)
     name = approval.app_name(data)
     if not found:
-        typer.echo(f"{name}: its code is what is installed here", err=True)
+        typer.echo(f"{name}: its code equals the installed code", err=True)
     else:
-        typer.echo(f"{name}: its code differs from what is installed here:", err=True)
+        typer.echo(f"{name}: its code differs from the installed code:", err=True)
         for line in found:
             typer.echo(f"  {line}", err=True)
         if not yes and not typer.confirm("Run this code on the silo's data?", err=True):
@@ -73,7 +77,7 @@ def _look_at(bundle: str | None, yes: bool) -> tuple[str, str]:
 
 
 def _bytes_of(bundle: str | None) -> bytes | None:
-    """The bundle's bytes; None where only a digest is given."""
+    """Return the bundle's bytes, or None if only a digest is given."""
     from server.deployment.app_bundle import bundle as bundle_of
     from server.deployment.app_bundle import make_app
 

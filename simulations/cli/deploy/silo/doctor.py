@@ -1,4 +1,4 @@
-"""``fedllm deploy doctor``: what a node's machine has and lacks."""
+"""``fedllm deploy doctor``: check a node's machine."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ def doctor(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder", "-C", help="The node's folder (node.toml); else here, if it is one."
+            "--folder",
+            "-C",
+            help="The node's folder (with node.toml); default: the current folder if it has one.",
         ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what this machine has for a node, and what is missing; exit status 1 where something is."""
+    """Check a node's machine for everything it needs; exit 1 if something is missing."""
     from client.config import ENVIRONMENT
     from simulations.cli.deploy.silo.examine import examine
 

@@ -1,4 +1,4 @@
-"""What a silo's machine has, and what it lacks, before its node joins a federation."""
+"""Checks of a silo's machine before its node joins a federation."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ from server.deployment.processes import require_free_port
 from server.deployment.programs import silo_path
 
 LEAST_DISK = 2 * 2**30
-"""Bytes free where the ledger and the caches are."""
+"""Minimum free bytes on the disks of the ledger and the caches."""
 MOST_SKEW = 60.0
-"""Seconds between this clock and the server's: each request is signed with its time."""
+"""Maximum difference in seconds between this clock and the server's; each request is signed with its time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        what: its name.
-        good: whether it is as it must be.
-        text: what was found, and where it is not good what to do.
+        what: name of the check.
+        good: True if the check passed.
+        text: the result and, if the check failed, the remedy.
     """
 
     what: str
@@ -58,7 +58,7 @@ class Finding:
 
 
 def examine(silo_file: Path | None, node_folder: Path | None) -> list[Finding]:
-    """Look at everything; a part that cannot be looked at is a finding, never an exception.
+    """Run all checks; a check that cannot run is a failed finding, never an exception.
 
     Args:
         silo_file: the silo config; None takes the one that the node's folder names.
@@ -71,9 +71,9 @@ def examine(silo_file: Path | None, node_folder: Path | None) -> list[Finding]:
     if silo_file is not None:
         try:
             silo = load_silo(silo_file)
-            found.append(Finding("silo's own file", True, f"{silo.name}: {silo_file}"))
+            found.append(Finding("silo config", True, f"{silo.name}: {silo_file}"))
         except ValueError as error:
-            found.append(Finding("silo's own file", False, str(error)))
+            found.append(Finding("silo config", False, str(error)))
     if silo is not None:
         found += _silo(silo)
     if node_folder is not None:
@@ -116,7 +116,7 @@ def _versions() -> tuple[bool, str]:
 
 
 def _gpus() -> list[Finding]:
-    """GPUs as the driver and as PyTorch see them."""
+    """Report the GPUs that the driver and PyTorch see."""
     driver = ""
     program = shutil.which("nvidia-smi")
     if program is not None:
@@ -145,16 +145,16 @@ def _device(silo: SiloFile) -> tuple[bool, str]:
 
 
 def _model(silo: SiloFile) -> tuple[bool, str]:
-    """Load the silo's own copy of the model and compare its digest, or that of each embedded model allowed."""
+    """Load the silo's copy of the model and compare its digest, or that of each embedded model allowed."""
     names = [silo.model.path]
     if silo.model.path is None:
         names = [name for name in EMBEDDED_NAMES if name in silo.limits.models]
-    told, good = [], True
+    shown, good = [], True
     for name in filter(None, names):
         digest = load_backbone(name, device="cpu").weights_digest
         good = good and silo.model.sha256 in (None, digest)
-        told.append(f"{name}: SHA-256 of its weights {digest}")
-    text = "; ".join(told) or "none here"
+        shown.append(f"{name}: SHA-256 of its weights {digest}")
+    text = "; ".join(shown) or "none here"
     if silo.model.path is None:
         text = f"allowed: {', '.join(silo.limits.models)}; here: {text}"
     return (
@@ -206,7 +206,7 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
     if plans:
         text += f"; {plans_text(plans)}"
     if place.kind == "unknown":
-        text += f"; whether file system {place.type} is on this machine alone is not known"
+        text += f"; it is unknown if file system {place.type} is local to this machine"
     if report.adoptions:
         text += f"; {report.adoptions[-1]}"
     return spent <= budget.epsilon, text
@@ -215,7 +215,10 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
 def _approved(silo: SiloFile) -> tuple[bool, str]:
     entries = read_approved(silo.approved)
     if not entries:
-        return False, f"none in {silo.approved}, so nothing runs: `fedllm deploy approve`"
+        return (
+            False,
+            f"none in {silo.approved}, so nothing runs; approve one with `fedllm deploy approve`",
+        )
     return True, ", ".join(f"{_short(key)} {entry.app}".strip() for key, entry in entries.items())
 
 
@@ -239,7 +242,7 @@ def _server(folder: Path) -> tuple[bool, str]:
 
 
 def _clock(folder: Path) -> tuple[bool, str]:
-    """This clock against the Date that the server's door answers with."""
+    """Compare this clock with the Date header of the server's answer."""
     host, port = split_address(load_node(folder).server)
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     connection = http.client.HTTPSConnection(host, port, timeout=10, context=context)
@@ -249,7 +252,7 @@ def _clock(folder: Path) -> tuple[bool, str]:
     finally:
         connection.close()
     if date is None:
-        return True, "the server does not say its time"
+        return True, "the server does not send its time"
     skew = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
     text = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} the server"
     return abs(skew) <= MOST_SKEW, text if abs(skew) <= MOST_SKEW else f"{text}: set it by NTP"

@@ -1,4 +1,4 @@
-"""Options that a silo's commands share."""
+"""Shared options of a silo's commands."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ import typer
 
 SiloOption = Annotated[
     Path | None,
-    typer.Option("--silo", help="The silo's own file; else $FEDLLM_SILO, else ./silo.toml."),
+    typer.Option("--silo", help="The silo config; default: $FEDLLM_SILO, or ./silo.toml."),
 ]
