@@ -180,7 +180,7 @@ def test_a_ledger_put_back_is_adopted_as_the_refusal_says(
     words = shlex.split(str(refused.value).split("records: fedllm ", 1)[1])
     done = call(*words[:-1], "the backup of Monday")
     assert (done.exit_code, done.stderr) == (0, "")
-    assert "adopted, row 3 says why" in done.stdout
+    assert "adopted; row 3 records the reason" in done.stdout
     whole = call_json("ledger", "verify", path)
     assert whole["ok"] is True
     assert "because: the backup of Monday; rows up to number 3" in whole["adoptions"][0]
