@@ -19,8 +19,8 @@ class CodecSettings(Section):
         Field(
             "none",
             description="Codec. `none` sends float32; `fp16` and `int8` send every coordinate in fewer bits; `top-k` sends the "
-        "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are fitted to a "
-        "prior.",
+            "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are fitted to a "
+            "prior.",
         )
     )
     ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(

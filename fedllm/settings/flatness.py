@@ -31,7 +31,8 @@ class AwpSettings(Section):
         "prefixes are large; `per-example` fails on them from 0.01.",
     )
     rounds: PositiveInt | None = Field(
-        None, description="Number of first rounds with the perturbation (the paper's awp_rounds); empty: all rounds."
+        None,
+        description="Number of first rounds with the perturbation (the paper's awp_rounds); empty: all rounds.",
     )
     head: bool = Field(False, description="Also perturb the matrix of the head, as one more layer.")
 
@@ -108,10 +109,13 @@ class TeacherSettings(Section):
         "as in the paper; this has no guarantee.",
     )
     strength: Strength = Field(
-        0.1, description="Weight lambda of the term lambda/2 |w - w'|^2 that keeps the weights close; 0 omits the term."
+        0.1,
+        description="Weight lambda of the term lambda/2 |w - w'|^2 that keeps the weights close; 0 omits the term.",
     )
     decay: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="`ema`: decay per round.")
-    steps: PositiveInt = Field(1, description="Number of steps on the server after each aggregation.")
+    steps: PositiveInt = Field(
+        1, description="Number of steps on the server after each aggregation."
+    )
     learning_rate: PositiveFloat = Field(
         1.0,
         description="Learning rate of these steps. Without distillation, a step moves the weights by the share "
@@ -124,9 +128,12 @@ class TeacherSettings(Section):
     )
     temperature: PositiveFloat = Field(1.0, description="Softmax temperature of the distillation.")
     batch_size: PositiveInt = Field(
-        64, description="Number of public examples per step (distillation, training of the teacher)."
+        64,
+        description="Number of public examples per step (distillation, training of the teacher).",
     )
-    public_steps: PositiveInt = Field(200, description="`public`: number of training steps of the teacher.")
+    public_steps: PositiveInt = Field(
+        200, description="`public`: number of training steps of the teacher."
+    )
     public_learning_rate: PositiveFloat = Field(
         5e-3, description="`public`: Adam's learning rate for the teacher's training."
     )
@@ -162,9 +169,12 @@ class PublicSettings(Section):
     split: str = Field("train", description="Split name on the hub.")
     encoding: str = Field("utf-8", description="Text encoding of the file.")
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        None, description="Column delimiter of a CSV, TSV or TXT file; empty: detected from the header."
+        None,
+        description="Column delimiter of a CSV, TSV or TXT file; empty: detected from the header.",
     )
-    limit: PositiveInt | None = Field(2000, description="Maximum number of examples, selected by a hash of the text.")
+    limit: PositiveInt | None = Field(
+        2000, description="Maximum number of examples, selected by a hash of the text."
+    )
     text: tuple[str, ...] | None = Field(
         None, description="Columns with the input; empty: those of task.text."
     )

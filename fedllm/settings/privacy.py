@@ -17,15 +17,22 @@ Colluding = Annotated[
 class SiloSettings(Section):
     """One silo's own values; what is empty is the run's (``privacy.*``, ``client.*``)."""
 
-    epsilon: PositiveFloat | None = Field(None, description="Replaces privacy.epsilon for this silo.")
-    run_epsilon: PositiveFloat | None = Field(None, description="Replaces privacy.run_epsilon for this silo.")
+    epsilon: PositiveFloat | None = Field(
+        None, description="Replaces privacy.epsilon for this silo."
+    )
+    run_epsilon: PositiveFloat | None = Field(
+        None, description="Replaces privacy.run_epsilon for this silo."
+    )
     delta: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="Replaces privacy.delta for this silo."
     )
     batch_size: PositiveInt | None = Field(
-        None, description="Expected batch size and divisor; replaces client.batch_size for this silo."
+        None,
+        description="Expected batch size and divisor; replaces client.batch_size for this silo.",
     )
-    sampling_rate: Rate | None = Field(None, description="Replaces client.sampling_rate for this silo.")
+    sampling_rate: Rate | None = Field(
+        None, description="Replaces client.sampling_rate for this silo."
+    )
 
 
 class PrivacySettings(Section):

@@ -29,37 +29,42 @@ class ModelSettings(Section):
         description="Access to the model. `white-box` uses its gradients; `black-box` uses only its outputs and trains by "
         "steps along random directions ([zeroth_order]).",
     )
-    revision: str | None = Field(None, description="Revision on the Hugging Face hub; empty: the default branch.")
-    gguf_file: str | None = Field(
-        None, description="Name of the GGUF file in a hub repository."
+    revision: str | None = Field(
+        None, description="Revision on the Hugging Face hub; empty: the default branch."
     )
+    gguf_file: str | None = Field(None, description="Name of the GGUF file in a hub repository.")
 
 
 class PrefixSettings(Section):
     """The trained prefix: keys and values in front of every chosen attention layer."""
 
     length: NonNegativeInt = Field(
-        8, description="Number of virtual positions per layer; 0 trains only the head (classification)."
+        8,
+        description="Number of virtual positions per layer; 0 trains only the head (classification).",
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
         description="Layers that carry a prefix: `all`, or a list of layer numbers; negative numbers count from the top.",
     )
     init: Literal["phrase", "random"] = Field(
-        "phrase", description="Initial value: `phrase` uses the activations of the setting `phrase`, `random` uses Gaussian noise."
+        "phrase",
+        description="Initial value: `phrase` uses the activations of the setting `phrase`, `random` uses Gaussian noise.",
     )
     phrase: str = Field(
         "Classify the sentiment of this text as negative, neutral or positive:",
         description="Text whose keys and values initialise the prefix. It must not contain private data.",
     )
-    init_std: PositiveFloat = Field(0.02, description='Standard deviation of the noise of `init = "random"`.')
+    init_std: PositiveFloat = Field(
+        0.02, description='Standard deviation of the noise of `init = "random"`.'
+    )
 
 
 class TaskSettings(Section):
     """The task, and the format of an example for the model."""
 
     kind: Literal["classification", "generation"] = Field(
-        "classification", description="Task: `classification` assigns a class to a text, `generation` writes a text for an input."
+        "classification",
+        description="Task: `classification` assigns a class to a text, `generation` writes a text for an input.",
     )
     text: tuple[str, ...] = Field(
         ("text",),
@@ -74,15 +79,22 @@ class TaskSettings(Section):
         "generation.",
     )
     label_words: tuple[str, ...] | None = Field(
-        None, description="Decoders: the word that stands for each class; only its first token counts."
+        None,
+        description="Decoders: the word that stands for each class; only its first token counts.",
     )
     prompt: str | None = Field(
         None,
         description="Decoders: prompt template with {column} for each text column. The label word or the target text "
         "follows it.",
     )
-    pooling: Literal["mean", "cls"] = Field("mean", description="Encoders: hidden state that the head reads, the mean over tokens or the first token (`cls`).")
-    max_length: PositiveInt = Field(64, description="Maximum number of tokens of an input, and of a target text; longer ones are truncated.")
+    pooling: Literal["mean", "cls"] = Field(
+        "mean",
+        description="Encoders: hidden state that the head reads, the mean over tokens or the first token (`cls`).",
+    )
+    max_length: PositiveInt = Field(
+        64,
+        description="Maximum number of tokens of an input, and of a target text; longer ones are truncated.",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TaskSettings:
@@ -127,7 +139,8 @@ class DataSettings(Section):
         "the share `holdout`, which is removed before the silos are made.",
     )
     encoding: str = Field(
-        "utf-8", description="Text encoding of the files; UTF-16 is detected by its byte-order mark."
+        "utf-8",
+        description="Text encoding of the files; UTF-16 is detected by its byte-order mark.",
     )
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None,
@@ -152,13 +165,22 @@ class DataSettings(Section):
         None,
         description="Number of silos. With `natural`, the largest ones are kept; empty: all.",
     )
-    silo_column: str = Field("organisation", description="`natural`: column whose values define the silos.")
+    silo_column: str = Field(
+        "organisation", description="`natural`: column whose values define the silos."
+    )
     silo_names: tuple[str, ...] | None = Field(
         None, description="`natural`: values to use as silos, in this order; empty: all values."
     )
-    min_size: PositiveInt = Field(32, description="Minimum number of examples of a silo; smaller silos are dropped.")
-    alpha: PositiveFloat = Field(0.5, description="`dirichlet`: concentration parameter; smaller values give more uneven silos.")
-    classes_per_silo: PositiveInt = Field(2, description="`pathological`: number of classes per silo.")
+    min_size: PositiveInt = Field(
+        32, description="Minimum number of examples of a silo; smaller silos are dropped."
+    )
+    alpha: PositiveFloat = Field(
+        0.5,
+        description="`dirichlet`: concentration parameter; smaller values give more uneven silos.",
+    )
+    classes_per_silo: PositiveInt = Field(
+        2, description="`pathological`: number of classes per silo."
+    )
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
         description="Handling of rows that are not records and of unusable records (no text, half a character, an unknown "
@@ -234,14 +256,17 @@ class EvaluationSettings(Section):
         description="Generation: number of texts generated for BLEU and ROUGE-L in the last evaluation (slow); 0 reports "
         "perplexity only.",
     )
-    max_new_tokens: PositiveInt = Field(48, description="Generation: maximum number of generated tokens per text.")
+    max_new_tokens: PositiveInt = Field(
+        48, description="Generation: maximum number of generated tokens per text."
+    )
     clients: Literal["off", "private", "raw"] = Field(
         "off",
         description="Evaluation by the silos on their own held-out examples. `private` adds noise to the counts, as an "
         "event in the ledger. `raw` sends exact counts: this has no guarantee, and the report states it.",
     )
     clients_holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0, description="Share of a silo's examples held out for `clients`, selected by a hash of the text."
+        0.0,
+        description="Share of a silo's examples held out for `clients`, selected by a hash of the text.",
     )
     clients_noise: PositiveFloat = Field(
         20.0,
@@ -278,4 +303,6 @@ class OutputSettings(Section):
     """Files written by a run."""
 
     folder: str = Field("runs", description="Folder in which run folders are created.")
-    tensorboard: bool = Field(True, description="Write TensorBoard events in addition to metrics.jsonl.")
+    tensorboard: bool = Field(
+        True, description="Write TensorBoard events in addition to metrics.jsonl."
+    )

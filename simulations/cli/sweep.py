@@ -39,7 +39,8 @@ def sweep(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder", help="Folder for runs and results; default: the sweep's `folder`, or runs/sweep-NAME."
+            "--folder",
+            help="Folder for runs and results; default: the sweep's `folder`, or runs/sweep-NAME.",
         ),
     ] = None,
     as_json: AsJson = False,

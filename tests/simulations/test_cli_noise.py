@@ -62,7 +62,7 @@ def test_what_is_said_of_vectors() -> None:
         "Gaussian noise wins; std of the others, as a factor of its: laplace at least 1.410"
     ]
     unclear = cli_noise._verdict({**found, "undecided": ["laplace"]})
-    assert unclear[-1].startswith("Not decided: laplace may need less, but nothing proves")
+    assert unclear[-1].startswith("Not decided: laplace may need less noise, but no proof")
 
 
 @pytest.mark.parametrize(
