@@ -100,3 +100,18 @@ def test_who_does_not_vouch_is_named_and_a_silo_that_dies_leaves_its_last_word(
     held = report["silos"][0]["adversaries"]["server"]["held"]
     assert held["accountant"] == "filter"
     assert "as the silo states" in held["note"]
+
+
+def test_a_silo_with_a_ledger_of_its_own_refuses_noise_by_the_server(
+    start_run: Start, in_process: Federate, tmp_path: Path
+) -> None:
+    """So what a silo told and its rows, which a report compares, are both in the server's view."""
+    run = start_run("central", **OS, **{"privacy.unit": "client", "privacy.noise_by": "server"})
+    silos = ("alpha", "beta", "gamma", "delta")
+    files = write_silos(run, tmp_path / "silos", **dict.fromkeys(silos, {"budget.unit": "client"}))
+    keys, memory = write_keys(files), tmp_path / "memory"
+    assert in_process(run, silo_files=files, node_keys=keys, memory=memory) == "failed"
+    for silo in silos:
+        why = f"refused by the silo {silo}: Expected privacy.noise_by=client"
+        assert why in run.state()["message"]
+    assert not any((file.parent / "ledger.sqlite").exists() for file in files)

@@ -5,6 +5,10 @@ the run, R, and the run's plan, P; a silo that keeps its events sends neither. M
 does: each mechanism at most as often, with at most as much noise (:func:`privacy.run_plan.outside`), and at most as
 many releases without a guarantee.
 
+T is in the server's view of a run whose silos add the noise. A silo with a ledger of its own takes part in no other run
+(:meth:`fedllm.budget.local_policy.OwnBounds.check_kind`). With noise by the server T would be in the outsider's view,
+and no extract would cover it.
+
 * The silo answered when the run had ended. T must be within R. Where events are kept, the epsilon that the silo
   states must be at least what T costs.
 * It did not answer: its last extract may be of before some of its releases. Where T is within R, none is missing that

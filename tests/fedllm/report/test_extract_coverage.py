@@ -192,6 +192,24 @@ def test_less_noise_told_than_vouched_for_is_found(tmp_path: Path) -> None:
     assert "leaves out releases" in why(report(run), "B")
 
 
+@pytest.mark.parametrize("rows", [True, False])
+def test_noise_that_the_server_adds_is_never_vouched_for(tmp_path: Path, rows: bool) -> None:
+    """What the server told is in the outsider's view then; the server itself sees updates without noise."""
+    run, _ = deployed(tmp_path, {"A": 0.1})
+    central = dp_sgd(SILOS["B"], NOISE, 1)
+    silo = Silo(tmp_path / "central", "B")
+    if rows:
+        views = {"server": no_guarantee("without noise"), "outsider": central}
+        for round_ in range(1, ROUNDS + 1):
+            silo.enter(run, round_, central, views=views)
+    silo.put(run, silo.signed(silo.extract(run)))
+    index = read_index(run.path)
+    told = ((event_to_json(central), ROUNDS),)
+    index["B"] = replace(index["A"], key=silo.key.public, told=told)
+    write_index(run.path, index)
+    assert "leaves out releases" in why(report(run), "B")
+
+
 @pytest.mark.parametrize("told", ["none", "no number", "infinite"])
 def test_this_run_alone_is_never_stated_as_the_whole_ledger(tmp_path: Path, told: str) -> None:
     """A silo with other runs on its ledger withholds what all cost; the events that it sent are of this run."""
