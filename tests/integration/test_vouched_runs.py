@@ -108,7 +108,9 @@ def test_a_silo_with_a_ledger_of_its_own_refuses_noise_by_the_server(
     """So what a silo told and its rows, which a report compares, are both in the server's view."""
     run = start_run("central", **OS, **{"privacy.unit": "client", "privacy.noise_by": "server"})
     silos = ("alpha", "beta", "gamma", "delta")
-    files = write_silos(run, tmp_path / "silos", **dict.fromkeys(silos, {"budget.unit": "client"}))
+    files = write_silos(
+        run, tmp_path / "silos", **{name: {"budget.unit": "client"} for name in silos}
+    )
     keys, memory = write_keys(files), tmp_path / "memory"
     assert in_process(run, silo_files=files, node_keys=keys, memory=memory) == "failed"
     for silo in silos:
