@@ -224,10 +224,13 @@ def _data(silo: SiloFile, own: Settings) -> Iterator[str]:
             f"Expected {len(silo.data.text)} columns in task.text (data.text of the silo's file), got "
             f"{len(own.task.text)}"
         )
-    if own.task.kind == "classification":
-        unknown = [label for label in silo.data.labels if label not in (own.task.labels or ())]
+    if own.task.has_classes:
+        unknown = [label for label in silo.data.labels if label not in own.task.classes]
         if not silo.data.labels:
-            yield "Expected task.kind=generation (no data.labels in the silo's file), got classification"
+            yield (
+                "Expected a task without classes, such as task.kind=generation (no data.labels in the silo's "
+                f"file), got task.kind={own.task.kind}"
+            )
         if unknown:
             yield (
                 "Expected every class of data.labels of the silo's file in task.labels, got none named "

@@ -227,10 +227,8 @@ def _why_not_peft(settings: Settings, params: Mapping[str, Tensor]) -> str:
 
 
 def _classes(settings: Settings) -> str:
-    task = settings.task
-    if task.kind != "classification" or not task.labels:
-        return ""
-    return " into " + ", ".join(f"`{label}`" for label in task.labels)
+    classes = settings.task.classes
+    return " into " + ", ".join(f"`{label}`" for label in classes) if classes else ""
 
 
 def _tags(settings: Settings, peft: bool) -> list[str]:

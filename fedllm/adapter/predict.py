@@ -99,7 +99,7 @@ class Predictor:
     def _record(self, text: str | Mapping[str, Any]) -> dict[str, Any]:
         task = self.settings.task
         # A target is read with every record; this one influences nothing that is returned.
-        target = task.labels[0] if task.kind == "classification" and task.labels else ""
+        target = task.classes[0] if task.classes else ""
         if isinstance(text, str):
             if len(task.text) != 1:
                 raise PredictError(

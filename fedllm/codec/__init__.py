@@ -10,9 +10,17 @@ from fedllm.codec.linear import Linear
 from fedllm.codec.prior import Prior
 from fedllm.codec.quantise import Int8, Quantised
 from fedllm.codec.random_projection import RandomProjection
-from fedllm.codec.registry import codec_from_state, codec_names, register_codec
+from fedllm.codec.registry import (
+    CodecKind,
+    add_class,
+    codec_from_state,
+    codec_names,
+    register_codec,
+    registered_kind,
+)
 from fedllm.codec.top_k import TopK
 from fedllm.settings.codec import CodecSettings
+from fedllm.settings.kinds import CODECS, CodecFacts
 
 for _class in (
     Identity,
@@ -24,14 +32,14 @@ for _class in (
     Autoencoder,
     Quantised,
 ):
-    register_codec(_class)
+    add_class(_class)
 
 
 def make_codec(settings: CodecSettings, layout: Layout, prior: Prior | None, seed: int) -> Codec:
     """The codec that the settings name, for vectors of this layout.
 
     Args:
-        prior: for ``linear`` and ``autoencoder``; unused by the others.
+        prior: for the kinds that are fitted to one; unused by the others.
         seed: of random rows, ties, initial weights and synthetic gradients; public.
 
     Raises:
@@ -49,6 +57,9 @@ def make_codec(settings: CodecSettings, layout: Layout, prior: Prior | None, see
 
 
 def _make(settings: CodecSettings, d: int, prior: Prior | None, seed: int) -> Codec:
+    kind = registered_kind(CODECS.check(settings.name))
+    if kind is not None:
+        return kind.make(settings, d, prior if settings.needs_prior else None, seed)
     if settings.name == "none":
         return Identity(d)
     if settings.name == "fp16":
@@ -68,6 +79,8 @@ def _make(settings: CodecSettings, d: int, prior: Prior | None, seed: int) -> Co
 __all__ = [
     "Code",
     "Codec",
+    "CodecFacts",
+    "CodecKind",
     "CodecSettings",
     "Layout",
     "Prior",

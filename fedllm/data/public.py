@@ -67,7 +67,7 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     With ``data.source = "tweets"`` and ``data.silo_names``, public tweets are those about others.
 
     Args:
-        labelled: read the classes. Without (classification alone), every text is kept whatever its
+        labelled: read the classes. Without (tasks with classes alone), every text is kept whatever its
             class, a class is not needed, and each record carries the first class as a filler that
             nothing may be learnt from.
 
@@ -78,7 +78,7 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     public, task = settings.public, settings.task
     if public.source == "none":
         raise DataError("Expected public.source: text that the server has, got public.source=none")
-    labelled = labelled or task.kind == "generation"
+    labelled = labelled or not task.has_classes
     found = _read(settings)
     records, others = _as_task(found, settings, labelled)
     require_text(TextDataset(records, found.name, task.text), task.text)
@@ -132,7 +132,7 @@ def _as_task(found: TextDataset, settings: Settings, labelled: bool) -> tuple[li
         )
     target = public.target or ("label" if tweets else task.target)
     require_columns(found, (*columns, target) if labelled else columns)
-    classes = None if task.kind == "generation" else task.labels
+    classes = task.classes or None
     filler = classes[0] if classes else ""
     records: list[Record] = []
     others: Counter[str] = Counter()

@@ -38,8 +38,7 @@ class _Columns:
 
     @classmethod
     def of(cls, task: TaskSettings) -> _Columns:
-        labels = task.labels if task.kind == "classification" else None
-        return cls(task.text, task.target, tuple(labels or ()))
+        return cls(task.text, task.target, task.classes)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -20,12 +20,18 @@ unchanged, by the same proof: w' is a function of public values.
 ``nonprivate``: a duplicate that the silos train without clipping and noise. Guarantee: none, formally, as
 the paper's authors say: w' depends on the silos' data in an unbounded way, and so does the pulled model.
 Each round that trains it adds a row without a guarantee to the ledger.
+
+A teacher of another package (:func:`register_teacher`): a subclass of :class:`Teacher`, which is given the released
+models, the settings and public text alone. Guarantee: unchanged, by the proof of ``ema``, as long as it reads nothing
+else; that is its author's word, and the report says so.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +41,7 @@ from fedllm.flatness.distillation import Distillation
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import TeacherSettings
+from fedllm.settings.kinds import TEACHERS, TeacherFacts
 from fedllm.training.tunable import Tunable
 
 Tensors = Mapping[str, Tensor]
@@ -163,6 +170,86 @@ class EmaTeacher(Teacher):
 
     def load_state(self, state: Tensors) -> None:
         self.weights = {name: state[name].clone() for name in self.weights}
+
+
+class Make(Protocol):
+    """Makes a teacher from the model that the run begins with (``public``: from the trained teacher's weights)."""
+
+    def __call__(
+        self,
+        settings: TeacherSettings,
+        weights: Tensors,
+        *,
+        device: torch.device,
+        distillation: Distillation | None,
+    ) -> Teacher: ...
+
+
+@dataclass(frozen=True)
+class TeacherKind:
+    """A kind of teacher of another package.
+
+    Attributes:
+        name: the value of ``teacher.kind``.
+        make: makes it; a subclass of :class:`Teacher` will do.
+        sentence: for the report: where its weights come from, which is nothing but released models, public text
+            and settings.
+    """
+
+    name: str
+    make: Make
+    sentence: str
+
+
+_MAKERS: dict[str, Make] = {"ema": EmaTeacher, "public": Teacher, "nonprivate": Teacher}
+
+
+def register_teacher(kind: TeacherKind) -> Callable[[], None]:
+    """Add a kind of teacher to this process.
+
+    Returns:
+        A function that takes it away again.
+
+    Raises:
+        ValueError: there is one of that name, or there are no words for the report.
+    """
+    if not kind.sentence.strip():
+        raise ValueError(
+            f"Expected a sentence that says where the weights of the teacher {kind.name!r} come from, got none"
+        )
+    TEACHERS.add(kind.name, TeacherFacts(sentence=kind.sentence))
+    _MAKERS[kind.name] = kind.make
+
+    def forget() -> None:
+        TEACHERS.remove(kind.name)
+        _MAKERS.pop(kind.name, None)
+
+    return forget
+
+
+def make_teacher(
+    settings: TeacherSettings,
+    weights: Tensors,
+    *,
+    device: torch.device,
+    distillation: Distillation | None,
+) -> Teacher:
+    """The teacher that the settings ask for.
+
+    Args:
+        weights: of the model that the run begins with; ``public``: of the trained teacher.
+        device: the backbone's.
+        distillation: see :func:`make_distillation`.
+
+    Raises:
+        ValueError: ``teacher.kind`` is none.
+    """
+    make = _MAKERS.get(settings.kind)
+    if make is None:
+        raise ValueError(
+            f"Expected teacher.kind among {', '.join(_MAKERS)} to make a teacher, got {settings.kind!r}"
+        )
+    return make(settings, weights, device=device, distillation=distillation)
 
 
 def distance(first: Tensors, second: Tensors) -> float:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from fedllm.settings.kinds import CODECS
 from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
-
-LEARNED = ("linear", "autoencoder")
-"""Codecs that are fitted to a prior."""
 
 
 class CodecSettings(Section):
     """Encoding of the updates (DR-Encoder, arXiv 2412.17053)."""
 
-    name: Literal["none", "fp16", "int8", "top-k", "random-projection", "linear", "autoencoder"] = (
-        Field(
-            "none",
-            description="Codec. `none` sends float32; `fp16` and `int8` send every coordinate in fewer bits; `top-k` sends the "
-            "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are fitted to a "
-            "prior.",
-        )
+    name: Annotated[str, AfterValidator(CODECS.check)] = Field(
+        "none",
+        description="Codec. `none` sends float32; `fp16` and `int8` send every coordinate in fewer bits; `top-k` sends the "
+        "largest coordinates; `random-projection` needs no prior; `linear` and `autoencoder` are fitted to a "
+        "prior. Another package may register more.",
     )
     ratio: Annotated[float, Field(ge=1, allow_inf_nan=False)] = Field(
         32.0,
@@ -62,13 +58,13 @@ class CodecSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> CodecSettings:
-        if self.noise == "in-code" and self.name in ("autoencoder", "top-k"):
+        if self.noise == "in-code" and not CODECS[self.name].lipschitz:
             raise ValueError(
                 "Expected codec.noise=before-encoding for a codec without a known Lipschitz constant "
                 "(the noise that a code needs is then unknown), got codec.noise=in-code with "
                 f"codec.name={self.name}"
             )
-        if self.bits != 32 and self.name in ("fp16", "int8", "top-k"):
+        if self.bits != 32 and CODECS[self.name].own_format:
             raise ValueError(
                 f"Expected codec.bits=32 for codec.name={self.name} (it has its own number format), "
                 f"got codec.bits={self.bits}"
@@ -83,7 +79,7 @@ class CodecSettings(Section):
     @property
     def keeps_all(self) -> bool:
         """True if every coordinate is sent, in a shorter number format."""
-        return self.name in ("none", "fp16", "int8")
+        return CODECS[self.name].keeps_all
 
     @property
     def asks_silos(self) -> bool:
@@ -93,4 +89,4 @@ class CodecSettings(Section):
     @property
     def needs_prior(self) -> bool:
         """True if the codec is fitted to a prior."""
-        return self.name in LEARNED
+        return CODECS[self.name].prior

@@ -18,6 +18,7 @@ from fedllm.settings.checks.sections import (
     check_relation,
     check_server,
 )
+from fedllm.settings.kinds import TASKS
 from fedllm.settings.tree import SettingsTree
 
 
@@ -39,9 +40,9 @@ class Settings(SettingsTree):
             )
         if self.data.source != "tweets" and self.data.path is None:
             raise ValueError(f"Expected data.path for data.source={self.data.source}, got none")
-        if self.task.kind == "generation" and self.evaluation.clients != "off":
+        if self.evaluation.clients != "off" and not TASKS[self.task.kind].accuracy:
             raise ValueError(
-                "Expected evaluation.clients=off for task.kind=generation (the silos' evaluation "
+                f"Expected evaluation.clients=off for task.kind={self.task.kind} (the silos' evaluation "
                 f"counts correct answers), got evaluation.clients={self.evaluation.clients}"
             )
         if self.privacy.unit == "client" and self.evaluation.clients == "private":

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from fedllm.settings.kinds import TEACHERS
 from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, Section
 
 Strength = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -102,11 +103,11 @@ class LayersSettings(Section):
 class TeacherSettings(Section):
     """Across models: after each aggregation the server steps the private model towards a flatter one."""
 
-    kind: Literal["none", "ema", "public", "nonprivate"] = Field(
+    kind: Annotated[str, AfterValidator(TEACHERS.check)] = Field(
         "none",
         description="Teacher model. `ema`: moving average of the private models already released (free). `public`: trained "
         "by the server on the data of [public]. `nonprivate`: a duplicate that the silos train without noise, "
-        "as in the paper; this has no guarantee.",
+        "as in the paper; this has no guarantee. Another package may register more.",
     )
     strength: Strength = Field(
         0.1,

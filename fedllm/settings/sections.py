@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from fedllm.settings.kinds import TASKS
 from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, Rate, Section
 
 
@@ -62,9 +63,10 @@ class PrefixSettings(Section):
 class TaskSettings(Section):
     """The task, and the format of an example for the model."""
 
-    kind: Literal["classification", "generation"] = Field(
+    kind: Annotated[str, AfterValidator(TASKS.check)] = Field(
         "classification",
-        description="Task: `classification` assigns a class to a text, `generation` writes a text for an input.",
+        description="Task: `classification` assigns a class to a text, `generation` writes a text for an input. Another "
+        "package may register more.",
     )
     text: tuple[str, ...] = Field(
         ("text",),
@@ -98,10 +100,10 @@ class TaskSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TaskSettings:
-        if self.kind == "classification":
+        if self.has_classes:
             if not self.labels or len(self.labels) < 2:
                 raise ValueError(
-                    f"Expected task.labels with at least 2 classes for task.kind=classification, "
+                    f"Expected task.labels with at least 2 classes for task.kind={self.kind}, "
                     f"got task.labels={self.labels}"
                 )
             if len(set(self.labels)) != len(self.labels):
@@ -112,6 +114,16 @@ class TaskSettings(Section):
                     f"got task.label_words={self.label_words}"
                 )
         return self
+
+    @property
+    def has_classes(self) -> bool:
+        """True if the target is one of ``labels``; else it is a text."""
+        return TASKS[self.kind].classes
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the target; empty where it is a text."""
+        return self.labels or () if self.has_classes else ()
 
 
 class DataSettings(Section):

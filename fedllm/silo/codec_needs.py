@@ -14,12 +14,11 @@ from typing import Any
 
 from fedllm.codec.autoencoder import CHANNELS
 from fedllm.codec.base import compressed_dimension
+from fedllm.codec.registry import Form, registered_kind
 from fedllm.codec.top_k import TopK
 from fedllm.files.bounded_json import shortened
 from fedllm.settings.codec import CodecSettings
 
-Form = tuple[tuple[int, ...], str]
-"""Shape, and number format as numpy writes it (``<f4``)."""
 MOST_BYTES = 256 * 2**20
 """Bytes of a codec's tensors at most, whatever the settings."""
 _FLOAT, _INT = "<f4", "<i4"
@@ -78,6 +77,11 @@ def _needs(
     meta: Mapping[str, Any], forms: Mapping[str, Form], settings: CodecSettings, d: int
 ) -> dict[str, Form]:
     """The tensors of the codec, whose description is checked on the way."""
+    outside = registered_kind(settings.name)
+    if outside is not None:
+        described, needed = outside.form(settings, d)
+        _same(f"a codec {settings.name}", meta, described)
+        return dict(needed)
     plain = {"name": settings.name, "dimension": d}
     if settings.keeps_all:
         _same(f"a codec {settings.name}", meta, plain)

@@ -66,8 +66,7 @@ def _opened(
     dataset: TextDataset, settings: Settings, task: Task
 ) -> tuple[TextDataset, list[Feature]]:
     named, rule = settings.task, settings.data.bad_rows
-    labels = (named.labels or ()) if named.kind == "classification" else ()
-    dataset = checked(dataset, named.text, named.target, labels, rule)
+    dataset = checked(dataset, named.text, named.target, named.classes, rule)
     try:
         features = task.features(dataset.records)
         bounds = (task.longest, task.vocabulary)

@@ -26,11 +26,6 @@ class Generation(Task):
 
     def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
         super().__init__(settings, backbone, prefix_length)
-        if backbone.kind != "decoder":
-            raise ValueError(
-                "Expected a decoder (causal language model) for task.kind=generation, got "
-                f"model.name={backbone.name!r}, which is an {backbone.kind}"
-            )
         if backbone.tokenizer.eos_token_id is None:
             raise ValueError(
                 "Expected an end token (eos_token) in the tokenizer for task.kind=generation, which ends each "

@@ -83,7 +83,10 @@ class Mechanism(Protocol):
         ...
 
     def release_noise(self) -> Noise | None:
-        """The noise of one release; None without."""
+        """The noise of one release of clipped vectors; None without, or for another kind of release.
+
+        Without it the server knows no bound on an honest update but ``server.max_update_norm``.
+        """
         ...
 
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
@@ -246,8 +249,11 @@ KINDS: list[Kind] = [
 """All kinds; the last one that applies is taken."""
 
 
-def register_mechanism(kind: Kind) -> None:
-    """Add a kind of mechanism, which comes before those there are.
+def register_mechanism(kind: Kind) -> Callable[[], None]:
+    """Add a kind of mechanism to this process, which comes before those there are.
+
+    Returns:
+        A function that takes it away again.
 
     Raises:
         ValueError: there is one of that name.
@@ -255,6 +261,7 @@ def register_mechanism(kind: Kind) -> None:
     if kind.name in [known.name for known in KINDS]:
         raise ValueError(f"Expected a new name for a mechanism, got {kind.name!r}")
     KINDS.append(kind)
+    return lambda: KINDS.remove(kind)
 
 
 def make_mechanism(

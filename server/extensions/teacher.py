@@ -1,6 +1,7 @@
 """The teacher on the server (:mod:`fedllm.flatness.teacher`): made before the first round, it pulls after each.
 
-Guarantee: with the teachers ``ema`` and ``public`` unchanged, by post-processing; see there. With
+Guarantee: with the teachers ``ema`` and ``public`` unchanged, by post-processing; see there. With one of another package
+unchanged as long as it keeps to what it is given. With
 ``nonprivate`` there is none: the silos send a duplicate's updates as they are, each after its own ledger
 has taken a row without a guarantee.
 """
@@ -23,7 +24,7 @@ from fedllm.data.formats.records import DataError
 from fedllm.data.public import load_public
 from fedllm.data.silos import evaluation_set
 from fedllm.flatness.public_teacher import TeacherError, public_teacher
-from fedllm.flatness.teacher import EmaTeacher, Teacher, cut, make_distillation
+from fedllm.flatness.teacher import Teacher, cut, make_distillation, make_teacher
 from fedllm.run.folder import RunFolder
 from server.aggregation import Contribution, MeanUpdate, check_update
 from server.extensions.base import Asking, Extras, RoundExtension, ServerRun, Tensors
@@ -53,8 +54,8 @@ class TeacherPull(RoundExtension):
         self.folder = folder
 
     def before_run(self, grid: Grid) -> None:
-        """Make the teacher; see :func:`make_teacher`."""
-        self.teacher = make_teacher(self.folder, self.run)
+        """Make the teacher; see :func:`teacher_of_run`."""
+        self.teacher = teacher_of_run(self.folder, self.run)
 
     def after_move(
         self,
@@ -158,7 +159,7 @@ class DuplicateTeacher(TeacherPull):
         self.optimizer.load_state(moments)
 
 
-def make_teacher(folder: RunFolder, run: ServerRun) -> Teacher:
+def teacher_of_run(folder: RunFolder, run: ServerRun) -> Teacher:
     """The teacher that the settings ask for. A ``public`` one is trained here, or read from the run folder.
 
     Progress is emitted: ``kind`` "teacher", ``step``, ``of``, ``loss``.
@@ -177,8 +178,8 @@ def make_teacher(folder: RunFolder, run: ServerRun) -> Teacher:
             weights = _trained(folder, run)
     except (DataError, TeacherError) as error:
         raise RunStopped(f"No teacher: {error}") from None
-    kind = EmaTeacher if teacher.kind == "ema" else Teacher
-    return kind(teacher, weights, device=tunable.backbone.device, distillation=distillation)
+    device = tunable.backbone.device
+    return make_teacher(teacher, weights, device=device, distillation=distillation)
 
 
 def _trained(folder: RunFolder, run: ServerRun) -> dict[str, Tensor]:

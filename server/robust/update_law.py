@@ -53,6 +53,7 @@ from torch import Tensor
 from fedllm.budget.account import sampling_rate
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
+from fedllm.settings.kinds import CODECS
 from fedllm.training.adaptive_clip import is_adaptive
 from fedllm.training.encoding import Encoding, gradient_scales
 from fedllm.training.mechanism import Mechanism, make_mechanism
@@ -85,8 +86,8 @@ def why_no_law(settings: Settings, examples: int | None) -> str | None:
         examples: its public number of examples; None where it is private.
     """
     privacy, client, codec = settings.privacy, settings.client, settings.codec
-    if codec.name == "autoencoder":
-        return "codec.name=autoencoder has no known Lipschitz constant"
+    if not CODECS[codec.name].bounded:
+        return f"codec.name={codec.name} may lengthen an update by no known factor"
     by_adam = client.optimizer == "adam" and settings.model.access == "white-box"
     if privacy.mode == "none" and not by_adam:
         return "privacy.mode=none clips nothing"
@@ -142,17 +143,18 @@ class UpdateLaw:
         examples = self.sizes.get(silo)
         if why_no_law(settings, examples) is not None:
             return None
+        mechanism = self._mechanism(settings, noise_multiplier)
+        if _is_unknown(mechanism):
+            return None
         exponent = math.log(self.replies / FALSE_REFUSALS)
         if settings.model.access == "black-box":
-            mechanism = self._mechanism(settings, noise_multiplier)
             return self._numbers(settings, mechanism, examples, exponent) * (1 + _SLACK)
         scales = gradient_scales(settings.privacy.prefix_scale, self.params)
         if settings.privacy.mode == "dp" and settings.privacy.unit == "client":
-            length = self._client(self._mechanism(settings, noise_multiplier), exponent)
+            length = self._client(mechanism, exponent)
         elif settings.client.optimizer == "adam":
             length = _adam(settings, self.params, scales)
         else:
-            mechanism = self._mechanism(settings, noise_multiplier)
             length = self._steps(settings, mechanism, examples, exponent)
         largest = math.sqrt(
             sum(float((p.double() * scales[n]).square().sum()) for n, p in self.params.items())
@@ -307,6 +309,11 @@ class UpdateLaw:
         return length * (1 + _ROUNDING.get(bits, 0.0)) + least
 
 
+def _is_unknown(mechanism: Mechanism) -> bool:
+    """Whether a mechanism of another package releases something else than clipped vectors with noise."""
+    return mechanism.private and mechanism.release_noise() is None
+
+
 def _divisor(settings: Settings) -> float:
     """Of each gradient sum; also the records expected in a batch, where no rate is set."""
     return float(settings.client.batch_size or 1)
@@ -400,6 +407,8 @@ def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[
         sizes: public number of examples of each silo, None where private.
     """
     reasons = {why_no_law(settings.for_silo(name), size) for name, size in sizes.items()}
+    if _is_unknown(make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0)):
+        reasons = {"its mechanism is one of another package"}
     found = [
         f"an honest update has no known bound on its norm ({reason}): the limit is server.max_update_norm="
         f"{settings.server.max_update_norm:g}"

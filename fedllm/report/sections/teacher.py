@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from fedllm.report.record import RunRecord
 from fedllm.report.schema_base import Part, Real
 from fedllm.report.sections.training import number
 from fedllm.run.folder import RunFolderError, read_json_file
+from fedllm.settings.kinds import TEACHERS
 
 DESCRIPTION, MEMBERSHIP = "teacher.json", "membership.json"
 _SENTENCES = {
@@ -44,7 +45,7 @@ class PublicTeacherPart(Part):
 class TeacherPart(Part):
     """The teacher that pulled the model on the server after each aggregation."""
 
-    kind: Literal["ema", "public", "nonprivate"]
+    kind: str = Field(description="`ema`, `public`, `nonprivate`, or a kind of another package.")
     guarantee: bool = Field(description="Whether the guarantee is the one without it.")
     sentence: str
     strength: float
@@ -88,7 +89,7 @@ def teacher(run: RunRecord) -> dict[str, Any] | None:
     return {
         "kind": section.kind,
         "guarantee": section.kind != "nonprivate",
-        "sentence": _SENTENCES[section.kind],
+        "sentence": _SENTENCES.get(section.kind) or _outside(section.kind),
         "strength": section.strength,
         "steps": section.steps,
         "learning_rate": section.learning_rate,
@@ -102,6 +103,15 @@ def teacher(run: RunRecord) -> dict[str, Any] | None:
         "last_divergence": divergences[-1] if divergences else None,
         "public": _public(run) if section.kind == "public" else None,
     }
+
+
+def _outside(kind: str) -> str:
+    """What is said of a teacher of another package."""
+    return (
+        "After each aggregation the server pulled the model towards a teacher of another package, given the models "
+        "that this run had released, public text and settings: post-processing, with the guarantee of a run without "
+        f"it, as long as it reads nothing else. Its author's words: {TEACHERS[kind].sentence}"
+    )
 
 
 def teacher_defects(run: RunRecord) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fedllm.settings.kinds import TEACHERS
 from fedllm.settings.tree import SettingsTree
 
 
@@ -53,7 +54,7 @@ def check_flatness(settings: SettingsTree) -> None:
         _check_perturbation(settings)
     needs_public = {
         "layers.form=public": settings.layers.form == "public",
-        "teacher.kind=public": settings.teacher.kind == "public",
+        f"teacher.kind={settings.teacher.kind}": TEACHERS[settings.teacher.kind].public,
         "teacher.distillation > 0": settings.teacher.kind != "none"
         and settings.teacher.distillation > 0,
     }
@@ -118,9 +119,9 @@ def _check_public(settings: SettingsTree) -> None:
             f"Expected as many public.text columns as task.text ({', '.join(task.text)}), got "
             f"public.text={', '.join(public.text)}"
         )
-    if task.kind == "generation" and public.labels:
+    if not task.has_classes and public.labels:
         raise ValueError(
-            "Expected no public.labels for task.kind=generation (there are no classes), got "
+            f"Expected no public.labels for task.kind={task.kind} (there are no classes), got "
             f"{', '.join(public.labels)}"
         )
     unknown = sorted(set(public.labels.values()) - set(task.labels or ()))
@@ -153,7 +154,7 @@ def _check_without_gradients(settings: SettingsTree) -> None:
             "one ascent step is a gradient; layers.measure=random needs losses alone",
         ),
         f"teacher.kind={settings.teacher.kind}": (
-            settings.teacher.kind in ("public", "nonprivate"),
+            TEACHERS[settings.teacher.kind].gradients,
             "this teacher is trained by gradients; teacher.kind=ema needs none",
         ),
         "teacher.distillation > 0": (

@@ -109,10 +109,10 @@ def _random_feature(tunable: Tunable, length: int, rng: torch.Generator) -> Feat
     ids = torch.randint(0, size, (length,), generator=rng).tolist()
     pad = tunable.backbone.tokenizer.pad_token_id
     ids = [i if i != pad else (i + 1) % size for i in ids]
-    labels = tunable.task.settings.labels
-    if tunable.task.settings.kind == "generation":
+    classes = tunable.task.settings.classes
+    if not classes:
         return Feature(ids, target_mask=[0] + [1] * (length - 1))
-    return Feature(ids, target=length % len(labels or (0,)))
+    return Feature(ids, target=length % len(classes))
 
 
 def _gradients(

@@ -24,7 +24,7 @@ def public_feature(tunable: Tunable) -> Feature:
     """An example that is a function of task and model alone: one word, of the first class."""
     task = tunable.task.settings
     record = dict.fromkeys(task.text, WORD)
-    record[task.target] = (task.labels or (WORD,))[0] if task.kind == "classification" else WORD
+    record[task.target] = (task.classes or (WORD,))[0]
     (feature,) = tunable.task.features([record])
     return feature
 
