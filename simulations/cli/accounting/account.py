@@ -21,11 +21,6 @@ from simulations.cli.accounting.options import (
     RelationName,
     Steps,
     UnitName,
-    checked_copies,
-    checked_delta,
-    checked_noise,
-    checked_rate,
-    checked_steps,
 )
 from simulations.output import (
     AsJson,
@@ -79,12 +74,12 @@ def account(
 ) -> None:
     """Compute epsilon of a planned schedule or of a ledger with every accountant."""
     schedule = {
-        "--noise-multiplier": checked_noise(noise_multiplier),
-        "--sample-rate": checked_rate(sample_rate),
-        "--steps": checked_steps(steps),
+        "--noise-multiplier": noise_multiplier,
+        "--sample-rate": sample_rate,
+        "--steps": steps,
     }
     given = [name for name, value in schedule.items() if value is not None]
-    if checked_delta(delta) is None and ledger is None:
+    if delta is None and ledger is None:
         raise ValueError("Expected --delta above 0 and below 1, got none")
     if ledger is not None and given:
         raise ValueError(f"Expected --ledger or a schedule, got --ledger with {', '.join(given)}")
@@ -98,7 +93,6 @@ def account(
             f"Expected --parties with --ledger and without --party, got --parties={parties}"
         )
     together = [] if parties is None else [name.strip() for name in parties.split(",")]
-    checked_copies(copies)
     from privacy.guarantee import Adversary, Relation, Unit
     from simulations.plans.accounting_figures import account_ledger, account_schedule, quiet
 

@@ -20,11 +20,6 @@ from simulations.cli.accounting.options import (
     RelationName,
     Steps,
     UnitName,
-    checked_copies,
-    checked_delta,
-    checked_noise,
-    checked_rate,
-    checked_steps,
 )
 from simulations.output import (
     AsJson,
@@ -97,10 +92,10 @@ def calibrate(
     if epsilon is None:
         raise ValueError("Expected --epsilon, or an experiment's TOML file; got neither")
     given = {
-        Unknown.NOISE_MULTIPLIER: checked_noise(noise_multiplier),
-        Unknown.STEPS: checked_steps(steps),
-        Unknown.SAMPLE_RATE: checked_rate(sample_rate),
-        Unknown.DELTA: checked_delta(delta),
+        Unknown.NOISE_MULTIPLIER: noise_multiplier,
+        Unknown.STEPS: steps,
+        Unknown.SAMPLE_RATE: sample_rate,
+        Unknown.DELTA: delta,
     }
     if given.pop(solve_for) is not None:
         raise ValueError(
@@ -123,7 +118,7 @@ def calibrate(
             epsilon=epsilon,
             relation=str(relation),
             accountant=str(accountant),
-            copies=checked_copies(copies),
+            copies=copies,
             **known,
         )
     result = {

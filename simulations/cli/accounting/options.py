@@ -29,21 +29,68 @@ class UnitName(StrEnum):
     CLIENT = "client"
 
 
+def _checked_delta(delta: float | None) -> float | None:
+    """Return delta after a check of its range."""
+    if delta is not None:
+        require("--delta", delta, 0 < delta < 1, "a number above 0 and below 1")
+    return delta
+
+
+def _checked_rate(rate: float | None) -> float | None:
+    """Return the sampling rate after a check of its range."""
+    if rate is not None:
+        require("--sample-rate", rate, 0 < rate <= 1, "a number above 0 and at most 1")
+    return rate
+
+
+def _checked_steps(steps: int | None) -> int | None:
+    """Return the number of steps after a check of its range."""
+    if steps is not None:
+        require("--steps", steps, steps >= 1, "a whole number >= 1")
+    return steps
+
+
+def _checked_copies(copies: int) -> int:
+    """Return the number of copies after a check of its range."""
+    from privacy.copies import MOST
+
+    require("--copies", copies, 1 <= copies <= MOST, f"a whole number from 1 to {MOST}")
+    return copies
+
+
+def _checked_noise(noise: float | None) -> float | None:
+    """Return the noise multiplier after a check of its range."""
+    if noise is not None:
+        good = noise > 0 and math.isfinite(noise)
+        require("--noise-multiplier", noise, good, "a finite number > 0")
+    return noise
+
+
 Delta = Annotated[
-    float | None, typer.Option(help="Delta, above 0 and below 1; default: the ledger's.")
+    float | None,
+    typer.Option(
+        callback=_checked_delta, help="Delta, above 0 and below 1; default: the ledger's."
+    ),
 ]
 Rate = Annotated[
-    float | None, typer.Option(help="Sampling rate: probability of each record to be in a step.")
+    float | None,
+    typer.Option(
+        callback=_checked_rate, help="Sampling rate: probability of each record to be in a step."
+    ),
 ]
-Steps = Annotated[int | None, typer.Option(help="Number of DP-SGD steps.")]
+Steps = Annotated[int | None, typer.Option(callback=_checked_steps, help="Number of DP-SGD steps.")]
 Noise = Annotated[
     float | None,
-    typer.Option(help="Noise multiplier: standard deviation of the noise over the clipping norm."),
+    typer.Option(
+        callback=_checked_noise,
+        help="Noise multiplier: standard deviation of the noise over the clipping norm.",
+    ),
 ]
 Copies = Annotated[
     int,
     typer.Option(
-        help="Number of copies of a record in one party's data; epsilon covers all of them together."
+        callback=_checked_copies,
+        help="Number of copies of a record in one party's data; epsilon covers all of them together.",
     ),
 ]
 Opponent = Annotated[
@@ -52,40 +99,3 @@ Opponent = Annotated[
         help="Adversary: outsider, server (sees every message), or colluding:m (with m silos)."
     ),
 ]
-
-
-def checked_delta(delta: float | None) -> float | None:
-    """Return delta after a check of its range."""
-    if delta is not None:
-        require("--delta", delta, 0 < delta < 1, "a number above 0 and below 1")
-    return delta
-
-
-def checked_rate(rate: float | None) -> float | None:
-    """Return the sampling rate after a check of its range."""
-    if rate is not None:
-        require("--sample-rate", rate, 0 < rate <= 1, "a number above 0 and at most 1")
-    return rate
-
-
-def checked_steps(steps: int | None) -> int | None:
-    """Return the number of steps after a check of its range."""
-    if steps is not None:
-        require("--steps", steps, steps >= 1, "a whole number >= 1")
-    return steps
-
-
-def checked_copies(copies: int) -> int:
-    """Return the number of copies after a check of its range."""
-    from privacy.copies import MOST
-
-    require("--copies", copies, 1 <= copies <= MOST, f"a whole number from 1 to {MOST}")
-    return copies
-
-
-def checked_noise(noise: float | None) -> float | None:
-    """Return the noise multiplier after a check of its range."""
-    if noise is not None:
-        good = noise > 0 and math.isfinite(noise)
-        require("--noise-multiplier", noise, good, "a finite number > 0")
-    return noise
