@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from deployments import ROOT, Federation
+from deployments import Federation
 from faulty_nodes import assert_same_model, write_experiment
+from whole_runs import run_by_command
 
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import load_settings
@@ -33,16 +32,7 @@ def test_deployment_and_simulation_give_the_same_prefix_and_the_same_releases(
     path = write_experiment(tmp_path / "experiment.toml", tiny_tree(**changes))
     deployed = federation.submit(path)
     assert federation.wait_until_over(deployed) == "finished", deployed.state()["message"]
-    words = [sys.executable, "-m", "simulations.cli.main", "run", str(path)]
-    done = subprocess.run(
-        [*words, "--run", str(tmp_path / "simulated")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    simulated = RunFolder.open(tmp_path / "simulated")
+    simulated = run_by_command(path, tmp_path / "simulated")
     alone = RunFolder.create(load_settings(path), tmp_path / "alone")
     assert federate(alone) == "finished"
     for other in (simulated, alone):

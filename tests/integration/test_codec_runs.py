@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +11,16 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from torch import Tensor
+from whole_runs import final, rounds, rows, run_by_command, same_bits
 
 from fedllm import messages as names
 from fedllm.codec.store import _loaded
 from fedllm.report import build
-from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import to_toml
 from privacy.events.constructors import dp_sgd, gaussian
 from privacy.events.multiset import is_private
 from privacy.guarantee import SERVER
-from privacy.ledger.ledger import Ledger
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -43,25 +39,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         _loaded.clear()
         yield
         _loaded.clear()
-
-
-def final(run: RunFolder) -> dict[str, Tensor]:
-    checkpoint = latest_checkpoint(run.checkpoints_path)
-    assert checkpoint is not None
-    return checkpoint.params
-
-
-def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
-
-
-def rows(run: RunFolder) -> list[Any]:
-    with Ledger(run.ledger_path, read_only=True) as ledger:
-        return list(ledger.entries())
-
-
-def rounds(run: RunFolder) -> list[dict[str, Any]]:
-    return [m for m in run.metrics() if m["kind"] == "round"]
 
 
 def silo_of(reply: Message) -> str:
@@ -446,17 +423,7 @@ def test_flowers_engine_gives_the_same_bits(
     assert in_process(here) == "finished"
     experiment = tmp_path / "experiment.toml"
     experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
-    words = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
-    done = subprocess.run(
-        [*words, "--run", str(tmp_path / "engine")],
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"FEDLLM_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    there = RunFolder.open(tmp_path / "engine")
+    there = run_by_command(experiment, tmp_path / "engine")
     assert same_bits(final(here), final(there))
     assert here.read_json("codec.json") == there.read_json("codec.json")
     assert [r["bytes_up"] for r in rounds(here)] == [r["bytes_up"] for r in rounds(there)]

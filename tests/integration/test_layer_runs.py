@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message
-from torch import Tensor
+from whole_runs import final, rounds, rows, same_bits
 
 from fedllm import messages as names
 from fedllm.adapter.predict import Predictor
 from fedllm.flatness.layer_choice import Choice
 from fedllm.report import build
-from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError
 from privacy.accountants import make_accountant
 from privacy.events.constructors import pure_dp
 from privacy.events.multiset import is_private
 from privacy.guarantee import SERVER
-from privacy.ledger.ledger import Ledger, composed
+from privacy.ledger.ledger import composed
 from tests.support.deep import LAYERS, deep_settings
 
 Start = Callable[..., RunFolder]
@@ -39,25 +38,6 @@ def make(tmp_path_factory: pytest.TempPathFactory, word_files: Path) -> Any:
 @pytest.fixture
 def start(make: Any, tmp_path: Path) -> Start:
     return lambda name, **changes: RunFolder.create(make(**changes), tmp_path / name)
-
-
-def final(run: RunFolder) -> dict[str, Tensor]:
-    checkpoint = latest_checkpoint(run.checkpoints_path)
-    assert checkpoint is not None
-    return checkpoint.params
-
-
-def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
-
-
-def rows(run: RunFolder, purpose: str = "") -> list[Any]:
-    with Ledger(run.ledger_path, read_only=True) as ledger:
-        return [row for row in ledger.entries() if purpose in ("", row.purpose)]
-
-
-def rounds(run: RunFolder) -> list[dict[str, Any]]:
-    return [m for m in run.metrics() if m["kind"] == "round"]
 
 
 def choice_of(run: RunFolder) -> Choice:

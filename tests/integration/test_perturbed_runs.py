@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import html
 import math
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from dp_accounting import dp_event as dp
 from flwr.app import Message
-from torch import Tensor
+from whole_runs import final, rows, run_by_command, same_bits
 
 from fedllm import messages as names
 from fedllm.budget.plan import warnings
 from fedllm.report import build
 from fedllm.report.page.render import render
-from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import to_toml
 from fedllm.training.perturbation import UNBOUNDED_ASCENT
@@ -38,21 +33,6 @@ FORMS = ("per-example", "batch")
 SILOS = 4
 CHANGES = {"server.rounds": 3, "awp.gamma": 0.5, "awp.rounds": 2}
 IN_CODE = {"codec.name": "random-projection", "codec.ratio": 4, "codec.noise": "in-code"}
-
-
-def entries(run: RunFolder) -> list[Any]:
-    with Ledger(run.ledger_path, read_only=True) as ledger:
-        return list(ledger.entries())
-
-
-def final(run: RunFolder) -> dict[str, Tensor]:
-    checkpoint = latest_checkpoint(run.checkpoints_path)
-    assert checkpoint is not None
-    return checkpoint.params
-
-
-def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def leaves(event: Any) -> list[Any]:
@@ -73,7 +53,7 @@ def test_rows_and_report_say_what_each_form_guarantees(
     changes = CHANGES | {"awp.form": form} | (IN_CODE if codec == "in-code" else {})
     run = start_run("run", **changes)
     assert in_process(run) == "finished", run.state()["message"]
-    found = entries(run)
+    found = rows(run)
     assert len(found) == 3 * SILOS
     for row in found:
         rate, noise = row.details["sampling_rate"], row.details["noise_multiplier"]
@@ -122,7 +102,7 @@ def test_at_client_level_every_form_keeps_the_guarantee(
 ) -> None:
     run = start_run("run", **CHANGES, **{"awp.form": form, "privacy.unit": "client"})
     assert in_process(run) == "finished"
-    assert all(leaves(row.view(SERVER)) == [gaussian(0.8)] for row in entries(run))
+    assert all(leaves(row.view(SERVER)) == [gaussian(0.8)] for row in rows(run))
     report = build(run)
     assert report["guarantee"]["level"] == "conditional"
     assert report["guarantee"]["epsilon"] < math.inf
@@ -133,7 +113,7 @@ def test_noise_by_the_server(start_run: Start, in_process: Federate) -> None:
     changes = {"privacy.unit": "client", "privacy.noise_by": "server", "awp.form": "per-example"}
     run = start_run("run", **CHANGES, **changes)
     assert in_process(run) == "finished"
-    assert all(leaves(row.view(OUTSIDER)) == [gaussian(0.8)] for row in entries(run))
+    assert all(leaves(row.view(OUTSIDER)) == [gaussian(0.8)] for row in rows(run))
     assert build(run)["guarantee"]["level"] == "outsider-only"
 
 
@@ -144,7 +124,7 @@ def test_a_target_is_used_up_and_not_exceeded(start_run: Start, in_process: Fede
     for form in ("none", "per-example", "batch"):
         run = start_run(form, **CHANGES, **target, **{"awp.form": form})
         assert in_process(run) == "finished"
-        found = entries(run)
+        found = rows(run)
         assert len(found) == 3 * SILOS
         noise[form] = {row.party: row.details["noise_multiplier"] for row in found}
         with Ledger(run.ledger_path, read_only=True) as ledger:
@@ -182,7 +162,7 @@ def test_a_resumed_run_gives_the_same_bits(
     assert in_process(cut, tamper, stop) == "interrupted"
     assert in_process(RunFolder.open(cut.path)) == "finished"
     assert same_bits(final(whole), final(cut))
-    keys = [{(r.party, r.key) for r in entries(run)} for run in (whole, cut)]
+    keys = [{(r.party, r.key) for r in rows(run)} for run in (whole, cut)]
     assert keys[0] == keys[1]
 
 
@@ -196,17 +176,7 @@ def test_flowers_engine_with_two_workers_gives_the_same_bits(
     assert in_process(here) == "finished"
     experiment = tmp_path / "experiment.toml"
     experiment.write_text(to_toml(tiny_settings(**changes)), encoding="utf-8")
-    words = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
-    done = subprocess.run(
-        [*words, "--run", str(tmp_path / "engine")],
-        cwd=Path(__file__).resolve().parents[2],
-        env=os.environ | {"FEDLLM_CACHE": str(tmp_path / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    there = RunFolder.open(tmp_path / "engine")
+    there = run_by_command(experiment, tmp_path / "engine")
     assert same_bits(final(here), final(there))
-    keys = [{(r.party, r.key) for r in entries(run)} for run in (here, there)]
+    keys = [{(r.party, r.key) for r in rows(run)} for run in (here, there)]
     assert keys[0] == keys[1]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Message
 from safetensors.torch import load_file
-from torch import Tensor
+from whole_runs import same_bits
 
 from fedllm import messages as names
 from fedllm.data.silos import load_federation
@@ -57,10 +57,6 @@ def recorded_updates() -> tuple[dict[int, list[Contribution]], Callable[..., Mes
         return reply
 
     return found, tamper
-
-
-def same_bits(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
-    return sorted(first) == sorted(second) and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def events(run: RunFolder) -> Counter[Any]:

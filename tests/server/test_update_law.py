@@ -33,6 +33,7 @@ from privacy.randomness import generator
 from server.aggregation import Contribution
 from server.robust.update_law import UpdateLaw, adam_travel, limit_warnings, why_no_law
 from tests.support.local_training import train_forward_only, train_locally
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 LAPLACE = json.dumps({"family": "laplace", "parameters": {"scale": 1.0}})
@@ -89,9 +90,7 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(2)
-    start = initial_params(tunable, tiny_settings())
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, tiny_settings()))
 
 
 def encoding_of(settings: Settings, params: Mapping[str, Tensor]) -> Encoding | None:

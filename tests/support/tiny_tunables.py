@@ -37,6 +37,12 @@ def random_params(tunable: Tunable, seed: int = 1) -> dict[str, Tensor]:
     return {name: torch.randn(shapes[name], generator=rng) * 0.3 for name in sorted(shapes)}
 
 
+def shaken(tensors: Mapping[str, Tensor], seed: int = 2, size: float = 0.3) -> dict[str, Tensor]:
+    """The tensors plus normal noise: no initial zeros, under which a prefix has no gradient."""
+    rng = torch.Generator().manual_seed(seed)
+    return {n: v + size * torch.randn(v.shape, generator=rng) for n, v in tensors.items()}
+
+
 def alone(tunable: Tunable, params: Mapping[str, Tensor], feature: Feature) -> dict[str, Tensor]:
     """Ordinary autograd of one example, without any expansion to a batch of several."""
     leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}

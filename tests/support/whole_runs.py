@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
-from privacy.ledger.ledger import Ledger
+from privacy.ledger.ledger import Ledger, LedgerEntry
 from server.aggregation import Contribution, mean_update
 from server.optimizers import ServerOptimizer
 
@@ -47,6 +51,12 @@ def spent(run: RunFolder) -> dict[str, Counter[Any]]:
         }
 
 
+def rows(run: RunFolder, purpose: str = "") -> list[LedgerEntry]:
+    """The rows of the run's ledger; of one purpose, where it is given."""
+    with Ledger(run.ledger_path, read_only=True) as ledger:
+        return [row for row in ledger.entries() if purpose in ("", row.purpose)]
+
+
 def rounds(run: RunFolder) -> list[dict[str, Any]]:
     return [m for m in run.metrics() if m["kind"] == "round"]
 
@@ -73,6 +83,20 @@ def loop(run: RunFolder, folder: Any, absent: Mapping[int, set[str]] | None = No
             update, std = mean_update(replies, params, len(replies))
             params = optimizer.step(params, update, std, server_round)
     return params
+
+
+def run_by_command(experiment: Path, folder: Path) -> RunFolder:
+    """The finished run folder of ``fedllm run`` in a process of its own, on Flower's engine."""
+    done = subprocess.run(
+        [sys.executable, "-m", "simulations.cli.main", "run", experiment, "--run", folder],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"FEDLLM_CACHE": str(folder.with_name("cache"))},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return RunFolder.open(folder)
 
 
 def config(task: Message) -> Any:

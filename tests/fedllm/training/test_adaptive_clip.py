@@ -23,6 +23,7 @@ from privacy.events.multiset import multiset
 from privacy.mechanisms.clipping import ClippedSum
 from privacy.randomness import generator
 from tests.support.local_training import train_locally, training_events
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 ADAPTIVE = {"clipping.form": "adaptive", "clipping.count_share": 0.2}
@@ -46,9 +47,7 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(2)
-    start = initial_params(tunable, tiny_settings())
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, tiny_settings()))
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])

@@ -27,6 +27,7 @@ from simulations.attacks.batch_mates import attack as batch_mates
 from simulations.attacks.batch_mates import padding as padding_poison
 from simulations.attacks.batch_mates import rounding as batch_rounding
 from simulations.attacks.batch_mates.architectures import random_records, tiny_tunable
+from tests.support.tiny_tunables import shaken
 
 CASES = [
     ("bert", torch.float32, "classification"),
@@ -46,9 +47,7 @@ LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
 
 
 def params_at(tunable: Tunable, settings: Any, size: float, seed: int) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    start = initial_params(tunable, settings)
-    return {n: v + size * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, settings), seed, size)
 
 
 def gradients(tunable: Tunable, params: dict[str, Tensor], features: list[Any]) -> list[Tensor]:

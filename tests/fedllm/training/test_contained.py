@@ -24,6 +24,7 @@ from fedllm.training.steps import LocalResult, LocalWork
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
 from tests.support.local_training import train_forward_only, train_locally
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 POISON = {
@@ -49,9 +50,7 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(2)
-    start = initial_params(tunable, tiny_settings())
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, tiny_settings()))
 
 
 def among(features: list[Feature], poison: Feature) -> list[Feature]:

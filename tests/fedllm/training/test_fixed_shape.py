@@ -30,6 +30,7 @@ from privacy.events.multiset import multiset
 from privacy.randomness import generator
 from server.spending import SpendingView
 from tests.support.local_training import train_locally, training_events
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 FIXED: dict[str, Any] = {"client.max_batch": 12, "privacy.accountant": "pld"}
@@ -48,9 +49,7 @@ def settings_of(kind: str, tiny_settings: Make, decoder_folder: Path, **changes:
 
 
 def params_of(tunable: Tunable, settings: Any) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(2)
-    start = initial_params(tunable, settings)
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, settings))
 
 
 class Shapes(TorchDispatchMode):

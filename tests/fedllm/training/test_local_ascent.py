@@ -21,6 +21,7 @@ from privacy.mechanisms.gaussian import add_gaussian
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
 from tests.support.local_training import train_locally
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 NOISE, RATE, GAMMA = 0.02, 0.5, 1.0
@@ -50,11 +51,6 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
     return shaken(initial_params(tunable, tiny_settings()), 2)
-
-
-def shaken(tensors: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in sorted(tensors.items())}
 
 
 def streams(*labels: str | int) -> Any:

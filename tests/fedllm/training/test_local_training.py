@@ -17,6 +17,7 @@ from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
 from tests.support.local_training import train_locally
+from tests.support.tiny_tunables import shaken
 
 Make = Callable[..., Any]
 
@@ -34,9 +35,7 @@ def features(tunable: Tunable, word_records: Any) -> list[Feature]:
 @pytest.fixture(scope="module")
 def params(tunable: Tunable, tiny_settings: Make) -> dict[str, Tensor]:
     """Not the initial ones: with a head of zeros the prefix has no gradient."""
-    rng = torch.Generator().manual_seed(2)
-    start = initial_params(tunable, tiny_settings())
-    return {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
+    return shaken(initial_params(tunable, tiny_settings()))
 
 
 def seeded(*labels: str | int) -> Any:
