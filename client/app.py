@@ -103,7 +103,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query("statistics")
 def statistics(message: Message, context: Context) -> Message:
-    """The silo's noisy statistics before training, for the codec's prior."""
+    """Return the silo's noisy statistics before training, for the codec's prior."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         released, rate = worker.statistics(_params(message, worker), fields.planned_rounds)
@@ -119,7 +119,7 @@ def statistics(message: Message, context: Context) -> Message:
 
 @app.query("scores")
 def scores(message: Message, context: Context) -> Message:
-    """The silo's noisy scores of the layers that carry a prefix, for the choice among them."""
+    """Return the silo's noisy scores of the layers that carry a prefix, for the choice among them."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         released, rate = worker.scores(
@@ -155,7 +155,7 @@ def codec(message: Message, context: Context) -> Message:
 
 @app.query("extract")
 def extract(message: Message, context: Context) -> Message:
-    """A signed extract of the silo's ledger, as it is now."""
+    """Return a signed extract of the silo's ledger, as it is now."""
     info: dict[str, Any] = {
         names.SILO: _own_name(context),
         names.STATUS: names.OK,
@@ -203,7 +203,7 @@ def _answer(
 
 
 def _reply(message: Message, context: Context, content: RecordDict) -> Message:
-    """The reply; of a silo with its own config with the signed extract of its ledger."""
+    """Return the reply; of a silo with its own config with the signed extract of its ledger."""
     try:
         own = silo_file_of(context.node_config)
     except SiloFileError:
@@ -242,14 +242,14 @@ def _params(message: Message, worker: SiloWorker) -> dict[str, Tensor]:
 
 
 def _duplicate(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None:
-    """The non-private teacher's parameters, where the task brings them."""
+    """Return the non-private teacher's parameters, where the task brings them."""
     if names.DUPLICATE not in message.content.array_records:
         return None
     return read_params(_arrays(message, names.DUPLICATE), worker.initial, "none", "a duplicate")
 
 
 def _refusal(error: Exception, context: Context) -> dict[str, str]:
-    """Status and reason of a task that raised; the error itself stays in the silo's own log."""
+    """Return the status and reason of a task that raised; the error itself stays in the silo's own log."""
     if isinstance(error, CodecMissing):
         return {names.STATUS: names.NEEDS_CODEC, names.REASON: _told(error, context)}
     if isinstance(error, BudgetExceeded | LimitRefused):
@@ -264,7 +264,7 @@ def _refusal(error: Exception, context: Context) -> dict[str, str]:
 
 
 def _told(error: Exception, context: Context) -> str:
-    """An error's message in one line; of a silo with its own config without paths of its machine."""
+    """Return an error's message in one line; of a silo with its own config without paths of its machine."""
     text = str(error)
     if _has_own_file(context):
         try:
@@ -276,7 +276,7 @@ def _told(error: Exception, context: Context) -> str:
 
 
 def _own_name(context: Context) -> str:
-    """The silo's name by its own file; empty where there is none that can be read."""
+    """Return the silo's name by its own file; empty where there is none that can be read."""
     try:
         own = silo_file_of(context.node_config)
     except SiloFileError:

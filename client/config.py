@@ -338,7 +338,7 @@ def _parsed(text: str, source: str, folder: Path) -> SiloFile:
 
 
 def silo_file_of(node_config: Mapping[str, Any]) -> SiloFile | None:
-    """The silo's file of this node; None where the node has none (simulation).
+    """Return the silo's file of this node; None if the node has none (simulation).
 
     Raises:
         SiloFileError: as :func:`load_silo`.
@@ -348,7 +348,7 @@ def silo_file_of(node_config: Mapping[str, Any]) -> SiloFile | None:
 
 
 def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
-    """A silo's file to begin with: every key with what it means, as TOML."""
+    """Return a silo's file to begin with: every key with what it means, as TOML."""
     tree = {
         "name": name,
         "data": {"path": "records.jsonl", "labels": ("negative", "neutral", "positive")},

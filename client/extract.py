@@ -64,7 +64,8 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
 
 
 def _due(own: SiloFile, run: str, message: Message, content: RecordDict) -> bool:
-    """Whether an extract goes with this reply: always with a run's first and last, and where the silo may leave."""
+    """Return True if an extract goes with this reply: always with a run's first and last, and where the silo may
+    leave."""
     info: Any = content.config_records.get(names.INFO, {})
     if message.metadata.message_type == names.ASK_EXTRACT or info.get(names.STATUS) != names.OK:
         return True
@@ -108,7 +109,7 @@ def _signed(own: SiloFile, message: Message, config: Any) -> ConfigRecord:
 
 
 def _delta(message: Message) -> float | None:
-    """The delta that the run's report states, where the task tells it and it is one."""
+    """Return the delta that the run's report states, where the task tells it and it is one."""
     brought: Any = message.content.config_records.get(names.LEDGER, {})
     delta = brought.get(names.DELTA)
     return delta if isinstance(delta, float) and 0 < delta < 1 else None

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 def silo_of(settings: Settings, context: Context) -> Silo | None:
-    """The node's silo, or None for a node beyond the number of silos.
+    """Return the node's silo, or None for a node beyond the number of silos.
 
     Raises:
         DataError: the data cannot be read or divided.
@@ -55,7 +55,7 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
 
 
 def own_silo(own: SiloFile, settings: Settings) -> Silo:
-    """The silo of a silo config, with the experiment's names for its columns.
+    """Return the silo of a silo config, with the experiment's names for its columns.
 
     Raises:
         DataError: as :func:`fedllm.data.silos.load_silo_file`.
@@ -86,7 +86,7 @@ def _load(own: SiloFile, version: Any) -> Silo:
 
 
 def open_silo(fields: TaskFields, context: Context) -> SiloWorker:
-    """The worker of this node's silo for a task.
+    """Return the worker of this node's silo for a task.
 
     Raises:
         NotTakingPart: the silo's data cannot be read.
@@ -127,7 +127,8 @@ def _open_own(own: SiloFile, fields: TaskFields) -> SiloWorker:
 
 
 def admitted(own: SiloFile, fields: TaskFields) -> Settings:
-    """The settings of a task on the silo's own terms, once they keep to its limits and fit its model; reads no data.
+    """Return the settings of a task on the silo's own terms, once they keep to its limits and fit its model; reads no
+    data.
 
     Raises:
         LimitRefused: the silo's own limits do not allow the task.
@@ -171,7 +172,7 @@ def use_folders(own: SiloFile) -> None:
 
 
 def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
-    """Whether the silo's copy of the frozen model has the weights that it must have; loads it.
+    """Check that the silo's copy of the frozen model has the weights that it must have; loads it.
 
     Args:
         server: SHA-256 of the server's weights; empty where it sent none.
@@ -203,7 +204,7 @@ def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
 
 
 def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Texts and numbers that the node tells about itself; sizes only where they are public.
+    """Return texts and numbers that the node tells about itself; sizes only where they are public.
 
     A silo with its own config loads its model here, before the first round, and compares it.
 
@@ -230,7 +231,7 @@ def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any],
 
 
 def _opened(settings: Settings, context: Context) -> tuple[Silo | None, int]:
-    """The node's silo, and the number of its training examples that can be used; None and 0 for no silo.
+    """Return the node's silo, and the number of its training examples that can be used; None and 0 for no silo.
 
     Raises:
         NotTakingPart: its data cannot be read or used; why is in the process's log.

@@ -16,7 +16,7 @@ _ABSOLUTE = re.compile(
 
 
 def without_places(text: str, own: SiloFile | None = None) -> str:
-    """A message with each path of this machine replaced by :data:`PLACE`.
+    """Return a message with each path of this machine replaced by :data:`PLACE`.
 
     A folder's or a file's name may tell of patients, people or the network's layout; the silo's own log has
     the whole message.

@@ -61,7 +61,7 @@ class TaskFields:
 
 
 def read_fields(message: Message, kind: str) -> TaskFields:
-    """The fields of a task of this kind.
+    """Return the fields of a task of this kind.
 
     Args:
         kind: the task's kind, a key of :data:`KINDS`.
@@ -91,7 +91,7 @@ def read_fields(message: Message, kind: str) -> TaskFields:
 
 
 def is_run_id(value: Any) -> bool:
-    """Whether this is a run's id as a task may name it."""
+    """Return True if this is a run's id as a task may name it."""
     return type(value) is str and _RUN_ID.fullmatch(value) is not None
 
 

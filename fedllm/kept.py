@@ -31,7 +31,7 @@ class Kept(Generic[Key, Value]):
         self._lock = threading.RLock()
 
     def get(self, key: Key, make: Callable[[], Value]) -> Value:
-        """The value of a key, made by one thread at a time where it is not here."""
+        """Return the value of a key, made by one thread at a time where it is not here."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -57,7 +57,7 @@ class Kept(Generic[Key, Value]):
             return True
 
     def holds(self, value: object) -> bool:
-        """Whether this very value is here."""
+        """Return True if this very value is here."""
         with self._lock:
             return any(value is kept for kept in self._values.values())
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def accuracy(predicted: Sequence[int], expected: Sequence[int]) -> float:
-    """Share of class indices that agree, in [0, 1]. Raises ValueError for unequal lengths or none."""
+    """Return the share of class indices that agree, in [0, 1]. Raises ValueError for unequal lengths or none."""
     _check_pairs("predicted", predicted, "expected", expected)
     return sum(p == e for p, e in zip(predicted, expected, strict=True)) / len(expected)
 
@@ -73,7 +73,7 @@ def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) 
 
 
 def rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean ROUGE-L F1 in [0, 1] by rouge-score (Lin 2004), without stemming.
+    """Return the mean ROUGE-L F1 in [0, 1] by rouge-score (Lin 2004), without stemming.
 
     An example counts with its best reference. Sentence-level ROUGE-L over the whole text, not
     ROUGE-Lsum. rouge-score keeps only a-z and 0-9: other scripts score 0.

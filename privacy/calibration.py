@@ -57,7 +57,7 @@ def _check(epsilon: float, delta: float, tolerance: float = 1e-3) -> None:
 
 
 def _schedule(rate: float, noise: float, steps: int, copies: int) -> Counter[DpEvent]:
-    """The events of DP-SGD for a record that is in the data so many times."""
+    """Return the events of DP-SGD for a record that is in the data so many times."""
     return events_of_copies(multiset(dp_sgd(rate, noise, steps)), copies)
 
 

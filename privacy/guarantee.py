@@ -58,11 +58,11 @@ class Relation(StrEnum):
 
     @property
     def doubles(self) -> bool:
-        """Whether a contribution of norm at most C moves a sum by up to 2 C, and not C."""
+        """True if a contribution of norm at most C moves a sum by up to 2 C, and not C."""
         return self is Relation.REPLACE_ONE
 
     def implies(self, other: Relation) -> bool:
-        """Whether a proof for this relation is one for the other, with the same epsilon.
+        """Return True if a proof for this relation is one for the other, with the same epsilon.
 
         Add-or-remove-one implies zero-out (see the module; of truncated samples with an epsilon of its own, which
         an accountant gives that is asked for zero-out). Nothing else is implied here.
@@ -116,7 +116,7 @@ class Adversary(str):
         return 0 if self == "outsider" else 1 + self.colluders
 
     def describe(self) -> str:
-        """The adversary in words."""
+        """Return the adversary in words."""
         if self == "outsider":
             return "an outsider who sees only the released final model"
         if self == "server":

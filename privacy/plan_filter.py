@@ -106,7 +106,7 @@ class Terms:
         return asdict(self)
 
     def describe(self) -> str:
-        """The filter in words."""
+        """Return the filter in words."""
         if self.kind == "gdp":
             return "a filter on the sum of squared mu of the later plans"
         return f"a filter on the Renyi divergence of order {self.order:g}"
@@ -211,7 +211,7 @@ def equivalent_epsilon(
 
 
 def _room(order: float, epsilon: float, delta: float) -> float:
-    """The largest divergence of an order that converts to (epsilon, delta); may be negative."""
+    """Return the largest divergence of an order that converts to (epsilon, delta); may be negative."""
     if delta <= 0:
         return -math.inf
     return epsilon - math.log1p(-1 / order) + (math.log(delta) + math.log(order)) / (order - 1)
@@ -263,7 +263,7 @@ def gaussian_terms(
 
 
 def _composed_delta(parts: Sequence[tuple[Array, Array, float]], m: float, epsilon: float) -> float:
-    """Delta at epsilon of a plan's loss distributions, each composed with an m-GDP mechanism.
+    """Return delta at epsilon of a plan's loss distributions, each composed with an m-GDP mechanism.
 
     With L the plan's loss it is the mean of delta_m(epsilon - L), exact at every atom.
     """
@@ -279,7 +279,7 @@ def _composed_delta(parts: Sequence[tuple[Array, Array, float]], m: float, epsil
 
 @lru_cache(maxsize=16)
 def _atoms(items: _Items, relation: Relation) -> tuple[tuple[Array, Array, float], ...]:
-    """(losses, masses, infinite mass and round-off) of each direction, on a coarser grid; rounded up."""
+    """Return (losses, masses, infinite mass and round-off) of each direction, on a coarser grid; rounded up."""
     if not items:
         return ((np.zeros(1), np.ones(1), 0.0),)
     pair = PldAccountant(relation).composed(Counter(dict(items)))

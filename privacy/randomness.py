@@ -36,15 +36,15 @@ class RandomSource(Protocol):
     """What noise and sampling draw from: numpy's `Generator` and `SecretSource` are such sources."""
 
     def bytes(self, length: int) -> builtins.bytes:
-        """Uniform bytes."""
+        """Return uniform bytes."""
         ...
 
     def random(self, size: Size) -> npt.NDArray[np.float64]:
-        """Uniform multiples of 2^-53 in [0, 1), float64."""
+        """Return uniform multiples of 2^-53 in [0, 1), float64."""
         ...
 
     def standard_normal(self, size: Size) -> npt.NDArray[np.float64]:
-        """Independent N(0, 1) samples, float64."""
+        """Return independent N(0, 1) samples, float64."""
         ...
 
 
@@ -58,20 +58,20 @@ class SecretSource:
         self._stream = KeyStream()
 
     def bytes(self, length: int) -> builtins.bytes:
-        """Uniform bytes."""
+        """Return uniform bytes."""
         out = np.empty(length, dtype=np.uint8)
         self._stream.fill(out)
         return out.tobytes()
 
     def random(self, size: Size) -> npt.NDArray[np.float64]:
-        """Uniform multiples of 2^-53 in [0, 1), float64, of shape `size`."""
+        """Return uniform multiples of 2^-53 in [0, 1), float64, of shape `size`."""
         count = size if isinstance(size, int) else math.prod(size)
         out = (self._words(count) >> np.uint64(11)).astype(np.float64)
         out *= 2.0**-53
         return out.reshape(size)
 
     def standard_normal(self, size: Size) -> npt.NDArray[np.float64]:
-        """Independent N(0, 1) samples, float64, of shape `size`.
+        """Return independent N(0, 1) samples, float64, of shape `size`.
 
         By Box and Muller (1958): sqrt(-2 ln u) * (cos, sin)(2 pi v). u is (w + 1/2) / 2^64 for a
         uniform 64-bit word w, so at least 2^-65 and never 0: no sample is beyond 9.5, and the mass
@@ -89,7 +89,7 @@ class SecretSource:
     def _normal_pairs(
         self, count: int, second: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """The first numbers of `count` pairs, and the other ones of the first `second` pairs."""
+        """Return the first numbers of `count` pairs, and the other ones of the first `second` pairs."""
         u = self._words(count).astype(np.float64)
         u += 0.5
         u *= 2.0**-64
@@ -100,7 +100,7 @@ class SecretSource:
         return angle.cos_().mul_(radius).numpy(), sine.numpy()
 
     def _words(self, count: int) -> npt.NDArray[np.uint64]:
-        """Uniform 64-bit words."""
+        """Return uniform 64-bit words."""
         words = np.empty(count, dtype=np.uint64)
         self._stream.fill(words.view(np.uint8))
         return words

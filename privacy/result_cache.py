@@ -16,7 +16,7 @@ from typing import Any
 
 
 def cache_file(folder: Path, kind: str, key: Mapping[str, Any]) -> Path:
-    """The file of one question: its name holds the question's digest.
+    """Return the file of one question: its name holds the question's digest.
 
     Args:
       folder: The cache's folder.
@@ -28,7 +28,7 @@ def cache_file(folder: Path, kind: str, key: Mapping[str, Any]) -> Path:
 
 
 def read_result(folder: Path | None, kind: str, key: Mapping[str, Any]) -> Any:
-    """The stored answer to this very question, or None; never an error."""
+    """Return the stored answer to this very question, or None; never an error."""
     if folder is None:
         return None
     try:

@@ -60,7 +60,7 @@ class MeanUpdate:
 def check_update(
     update: Mapping[str, Tensor], params: Mapping[str, Tensor], max_norm: float
 ) -> dict[str, Tensor]:
-    """The update, if it fits the parameters.
+    """Return the update, if it fits the parameters.
 
     Raises:
         UpdateRefused: a tensor is missing or unknown, of another shape or dtype, not finite, or the
@@ -88,7 +88,7 @@ def check_update(
 def check_noise_std(
     metrics: Mapping[str, Any], prefix: str, params: Mapping[str, Tensor], most: float
 ) -> dict[str, float] | None:
-    """The noise's standard deviation by tensor, as a silo tells it; None where it tells none.
+    """Return the noise's standard deviation by tensor, as a silo tells it; None if it tells none.
 
     Raises:
         UpdateRefused: a number that no usable update has (negative, not finite, above ``most``).
@@ -105,7 +105,7 @@ def check_noise_std(
 
 
 def check_below(metrics: Mapping[str, Any], key: str, adaptive: bool) -> float | None:
-    """A silo's share of norms at most the clipping norm; None where the clipping norm is fixed.
+    """Return a silo's share of norms at most the clipping norm; None if the clipping norm is fixed.
 
     Raises:
         UpdateRefused: it is missing, or no finite number.
@@ -123,7 +123,7 @@ def check_below(metrics: Mapping[str, Any], key: str, adaptive: bool) -> float |
 def mean_update(
     contributions: Sequence[Contribution], params: Mapping[str, Tensor], divisor: float
 ) -> tuple[dict[str, Tensor], dict[str, float] | None]:
-    """Sum of the updates over ``divisor``, and the noise's standard deviation in the result.
+    """Return the sum of the updates over ``divisor``, and the noise's standard deviation in the result.
 
     Each silo has weight 1: weights by number of examples would depend on private data, and noise
     that was scaled for equal weights would no longer cover the largest. Sums run in the order of the
@@ -153,13 +153,13 @@ def mean_update(
 
 
 def clip_update(update: Mapping[str, Tensor], clip: float) -> dict[str, Tensor]:
-    """The server's own clipping of a client-level update, so that the sensitivity of the sum does not
-    hang on a client's word. Non-finite updates become zero."""
+    """Return the server's own clipping of a client-level update, so that the sensitivity of the sum does not hang on
+    a client's word. Non-finite updates become zero."""
     flat = torch.cat([update[name].reshape(-1) for name in sorted(update)])
     flat, _, _ = clip_vector(flat, clip)
     return dict(zip(sorted(update), split_like(flat, update), strict=True))
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all the tensors."""
+    """Return the bytes of all the tensors."""
     return sum(value.numel() * value.element_size() for value in tensors.values())

@@ -65,7 +65,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def extracts_of(run: RunFolder, folder: Path) -> Extracts | None:
-    """The extracts of the silos' ledgers, by the node keys that are registered in the deployment's folder.
+    """Return the extracts of the silos' ledgers, by the node keys that are registered in the deployment's folder.
 
     Returns:
         None where ``folder`` is none of a deployment: then the report has no account of the silos' own ledgers.
@@ -114,7 +114,7 @@ def _log_to_stdout() -> None:
 
 
 def settings_of(config: object) -> Settings:
-    """Settings that a Flower run configuration names.
+    """Return the settings that a Flower run configuration names.
 
     Raises:
         SettingsError: neither ``settings`` nor ``experiment``, or what they hold is not valid.

@@ -200,7 +200,7 @@ class Extracts:
         write_index(self.run.path, self.silos)
 
     def _remembered(self, memory: Path) -> dict[str, Kept]:
-        """The kept heads that are still of the registered keys: after a new key a silo's memory begins anew."""
+        """Return the kept heads that are still of the registered keys: after a new key a silo's memory begins anew."""
         found = {}
         for silo, kept in read_kept(memory).items():
             try:
@@ -213,7 +213,7 @@ class Extracts:
 
 
 def _signed(brought: Any, text: str, signature: str, longest: int) -> Signed:
-    """The text and signature of a record.
+    """Return the text and signature of a record.
 
     Raises:
         ExtractError: one is missing, no text, or too long.

@@ -53,7 +53,7 @@ def resolved(uv: str, root: Path) -> str:
 
 
 def entry(requirements: str, name: str) -> str:
-    """The lines of one package.
+    """Return the lines of one package.
 
     Raises:
         ValueError: there is none.

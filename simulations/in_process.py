@@ -78,11 +78,11 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes."""
+        """Return all nodes."""
         return list(self.contexts)
 
     def get_nodes(self) -> list[NodeInfo]:
-        """All nodes, with the names that they are registered under."""
+        """Return all nodes, with the names that they are registered under."""
         found = [(node, self.names.get(node, "")) for node in self.contexts]
         keys = {name: f"key of {name}".encode() for _, name in found if name}
         return [
@@ -109,7 +109,7 @@ class LocalGrid(Grid):
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The replies that are there."""
+        """Return the replies that are there."""
         return [self.replies.pop(name) for name in message_ids if name in self.replies]
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
@@ -118,7 +118,7 @@ class LocalGrid(Grid):
 
 
 def over_the_wire(message: Message, message_id: str) -> Message:
-    """The message as it arrives: through protobuf's bytes, with the id that an engine gives."""
+    """Return the message as it arrives: through protobuf's bytes, with the id that an engine gives."""
     message.metadata.__dict__["_message_id"] = message_id
     data = serde.message_to_proto(message).SerializeToString()
     return serde.message_from_proto(ProtoMessage.FromString(data))

@@ -96,7 +96,7 @@ class LiveView:
             self.live.update(self.render())
 
     def render(self) -> Group:
-        """The view as it stands."""
+        """Return the view as it stands."""
         title = f"epsilon: {epsilon_label(self.settings, len(self.sizes))}"
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for title in ("silo", "examples", "released so far", ""):
@@ -159,7 +159,7 @@ def epsilon_label(settings: Settings, silos: int) -> str:
 
 
 def target_text(target: Mapping[str, Any], settings: Settings) -> str:
-    """A silo's own bounds, and its delta where it is not the run's; ``-`` where it has none."""
+    """Return a silo's own bounds, and its delta where it is not the run's; ``-`` where it has none."""
     whole, run = target.get("target_epsilon"), target.get("target_run_epsilon")
     texts = [] if whole is None else [f"{whole:g}"]
     texts += [] if run is None else [f"{run:g} in this run"]

@@ -110,7 +110,7 @@ def require_own_engine() -> None:
 
 
 def backend_config(settings: Settings, nodes: int) -> Any:
-    """Flower's configuration of the Ray engine: one CPU slot is one worker process."""
+    """Return Flower's configuration of the Ray engine: one CPU slot is one worker process."""
     simulation = settings.simulation
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = simulation.workers or max(1, (cores or 1) // simulation.threads)
@@ -147,5 +147,5 @@ def _quiet() -> None:
 
 
 def succeeded(status: str) -> bool:
-    """Whether the run came to its end: all rounds, or as many as the budget allowed."""
+    """Return True if the run came to its end: all rounds, or as many as the budget allowed."""
     return status in (FINISHED, STOPPED)

@@ -46,7 +46,7 @@ class Approval:
 
 
 def read_approved(path: str | Path) -> dict[str, Approval]:
-    """The approved bundles by digest; none where there is no such file.
+    """Return the approved bundles by digest; none where there is no such file.
 
     Raises:
         ApprovalError: the file is no such list. Nothing is approved then.
@@ -68,7 +68,7 @@ def read_approved(path: str | Path) -> dict[str, Approval]:
 
 
 def is_approved(path: str | Path, bundle: bytes) -> bool:
-    """Whether these very bytes are approved; what anybody says of their digest is not asked.
+    """Return True if these very bytes are approved; what anybody says of their digest is not asked.
 
     Raises:
         ApprovalError: as :func:`read_approved`.
@@ -109,7 +109,7 @@ def revoke(path: str | Path, sha256: str) -> None:
 
 
 def digest_of(bundle: bytes) -> str:
-    """Hexadecimal SHA-256, by which Flower names a bundle too."""
+    """Return hexadecimal SHA-256, by which Flower names a bundle too."""
     return hashlib.sha256(bundle).hexdigest()
 
 

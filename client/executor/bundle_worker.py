@@ -66,7 +66,7 @@ class _SourceLoader(SourceFileLoader):
     """Compiles a module's source at each start: compiled code, which nobody has read, is not looked at."""
 
     def get_code(self, fullname: str) -> CodeType:
-        """The module's code, from its source."""
+        """Return the module's code, from its source."""
         path = self.get_filename(fullname)
         return self.source_to_code(self.get_data(path), path)
 
@@ -87,7 +87,7 @@ def _import_from_source(folder: Path) -> None:
 
 
 def load_app(folder: Path) -> Any:
-    """The ClientApp that the bundle in a folder names, from its own files.
+    """Return the ClientApp that the bundle in a folder names, from its own files.
 
     Raises:
         ImportError: it was imported from elsewhere.

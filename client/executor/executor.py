@@ -64,7 +64,7 @@ class Address:
     secret: bytes | None = None
 
     def client(self, token: str | None = None) -> RuntimeHttpClient:
-        """A connection: for taking tasks, or with a task's token for that task."""
+        """Return a connection: for taking tasks, or with a task's token for that task."""
         name = "SuperExec" if token is None else "flwr-clientapp"
         interceptors: list[Any] = [RuntimeVersionHttpInterceptor(component_name=name)]
         if token is not None:
@@ -206,7 +206,8 @@ class Executor:
             self._used = time.monotonic()
 
     def _most_bytes(self) -> int:
-        """Bytes of a task at most; where the silo's file is not valid, no task is run, and the default holds."""
+        """Return the bytes of a task at most; where the silo's file is not valid, no task is run, and the default
+        holds."""
         try:
             return load_silo(self.silo_file).limits.task_bytes
         except SiloFileError:
@@ -250,7 +251,7 @@ class Executor:
     def answer(
         self, message: Message, context: Context, bundle: bytes, task_id: int
     ) -> tuple[Message, Context]:
-        """The reply to a task that came with a bundle, and the app's state after it.
+        """Return the reply to a task that came with a bundle, and the app's state after it.
 
         Guarantee: nothing of a bundle is unpacked, read or imported by this function unless the SHA-256
         of its bytes is approved; the reply then says so, and what would approve it.

@@ -45,7 +45,7 @@ def pull_input(
     *,
     most: int = 1 << 32,
 ) -> tuple[Message, Context, bytes]:
-    """The message of a task, the app's state and the app's bundle.
+    """Return the message of a task, the app's state and the app's bundle.
 
     Waits as long as the SuperNode takes to fetch the message: how long is a matter of its size and the
     connection, so no time is set.

@@ -85,13 +85,13 @@ class WorkerProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it can take a task."""
+        """True if it can take a task."""
         return self._process.poll() is None
 
     def answer(
         self, message: Message, context: Context, task_id: int, seconds: float
     ) -> tuple[Message, Context]:
-        """The app's reply to a task, or an error in its place; the app's state after it.
+        """Return the app's reply to a task, or an error in its place; the app's state after it.
 
         An error says what kind it is and no more: what an exception says may quote the silo's data, and is in
         the process's own output. After a process that ended, or did not answer in time and was ended, the
@@ -171,7 +171,7 @@ def remove_left_behind() -> list[Path]:
 
 
 def _locked_folder() -> tuple[Path, int]:
-    """A new folder that only this user can read, and the descriptor of its lock."""
+    """Return a new folder that only this user can read, and the descriptor of its lock."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         # Until it is locked, another executor may take it for left behind.

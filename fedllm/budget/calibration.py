@@ -45,7 +45,7 @@ class TrainingPlan:
     beside: Counter[DpEvent]
 
     def noise_multiplier(self, bounds: Iterable[Bound], admitted: Admitted) -> float:
-        """Noise standard deviation over sensitivity.
+        """Return the noise standard deviation over sensitivity.
 
         Args:
             bounds: that the run must keep to.
@@ -60,7 +60,7 @@ class TrainingPlan:
         return max(self._calibrate(bound, *admitted(bound)) for bound in finite)
 
     def _calibrate(self, bound: Bound, plans: list[Counter[DpEvent]], terms: Terms | None) -> float:
-        """The noise multiplier with which the planned run uses up what is left of a budget."""
+        """Return the noise multiplier with which the planned run uses up what is left of a budget."""
         budget = bound.budget
         spent = budget.held_epsilon(plans, terms)
         if plans and spent > (1 - LEAST_LEFT) * budget.epsilon:

@@ -52,7 +52,7 @@ class OwnBounds:
     parameter_norm: float = 1e4
 
     def bound(self) -> Bound:
-        """The budget as one of the bounds that each release is held against."""
+        """Return the budget as one of the bounds that each release is held against."""
         budget = Budget(
             self.epsilon,
             self.delta,
@@ -64,7 +64,7 @@ class OwnBounds:
         return Bound("budget.epsilon of the silo's own file", scope, budget, False, own=True)
 
     def check_kind(self, settings: Settings) -> None:
-        """Whether the silo's budget can be held for these settings at all.
+        """Check that the silo's budget can be held for these settings at all.
 
         Raises:
             LimitRefused: another unit than the budget's, a public number of examples where the
@@ -89,7 +89,7 @@ class OwnBounds:
             )
 
     def check_mechanism(self, sampling_rate: float, noise_multiplier: float, private: bool) -> None:
-        """Whether the mechanism as calibrated keeps to the bounds.
+        """Check that the mechanism as calibrated keeps to the bounds.
 
         Args:
             private: False without noise, which the budget itself refuses where it is finite.
@@ -110,7 +110,7 @@ class OwnBounds:
             )
 
     def check_rounds(self, recorded: int) -> None:
-        """Whether one more round of training may be recorded in a run.
+        """Check that one more round of training may be recorded in a run.
 
         Args:
             recorded: rounds of the run in the ledger.

@@ -17,7 +17,7 @@ _MISMATCH = 2.0
 
 
 def for_silos(settings: Settings, names: Sequence[str]) -> Settings:
-    """The settings of a run with these silos: checked, and ``privacy.colluding`` as numbers.
+    """Return the settings of a run with these silos: checked, and ``privacy.colluding`` as numbers.
 
     Args:
         names: all silos of the run.
@@ -52,7 +52,7 @@ def for_silos(settings: Settings, names: Sequence[str]) -> Settings:
 
 
 def colluding_numbers(privacy: PrivacySettings, silos: int) -> tuple[int, ...]:
-    """The numbers of colluding silos that ``privacy.colluding`` names in a run with so many silos."""
+    """Return the numbers of colluding silos that ``privacy.colluding`` names in a run with so many silos."""
     if privacy.colluding == "others":
         return (silos - 1,) if silos > 1 else ()
     return tuple(sorted(set(privacy.colluding)))

@@ -22,14 +22,14 @@ OLDER_ROWS = (
 
 
 def recorded_relation(row: LedgerEntry) -> Relation | None:
-    """The relation that a row names; None where it names none that is known."""
+    """Return the relation that a row names; None if it names none that is known."""
     value = row.details.get("relation")
     return Relation(str(value)) if value in set(Relation) else None
 
 
 def proven_relation(row: LedgerEntry) -> Relation | None:
-    """The relation that a row's events are proven for: that which it names, but zero-out for
-    add-or-remove-one where it does not say that the number of records was private."""
+    """Return the relation that a row's events are proven for: that which it names, but zero-out for add-or-remove-one
+    where it does not say that the number of records was private."""
     relation = recorded_relation(row)
     if relation is Relation.ADD_OR_REMOVE_ONE and row.details.get(SIZES) != "private":
         return Relation.ZERO_OUT
@@ -37,7 +37,7 @@ def proven_relation(row: LedgerEntry) -> Relation | None:
 
 
 def composes(row: LedgerEntry, relation: Relation) -> bool:
-    """Whether a row counts under a relation: it is proven for it, or for one that implies it."""
+    """Return True if a row counts under a relation: it is proven for it, or for one that implies it."""
     proven = proven_relation(row)
     return proven is None or proven.implies(relation)
 

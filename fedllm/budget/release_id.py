@@ -21,7 +21,7 @@ from fedllm.settings.experiment import Settings
 
 
 def params_digest(params: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values, to the last bit."""
+    """Return SHA-256 over names, types, shapes and values, to the last bit."""
     digest = hashlib.sha256()
     for name in sorted(params):
         value = params[name].detach().cpu().contiguous()
@@ -31,7 +31,7 @@ def params_digest(params: Mapping[str, Tensor]) -> str:
 
 
 def release_key(settings: Settings, purpose: str, server_round: int, digest: str) -> str:
-    """Name of one release within (run, silo).
+    """Return the name of one release within (run, silo).
 
     With seeded randomness the same round at the same ``digest`` (of all that the value depends on) gives the
     same noisy value, so a repetition (after a crash) has the same key and is not counted twice. With the
@@ -42,7 +42,7 @@ def release_key(settings: Settings, purpose: str, server_round: int, digest: str
 
 
 def settings_digest(settings: Settings) -> str:
-    """SHA-256 of what the value of a release depends on: not of names, places or resources."""
+    """Return SHA-256 of what the value of a release depends on: not of names, places or resources."""
     without: dict[str, Any] = {
         "name": True,
         "simulation": True,
@@ -61,7 +61,7 @@ def settings_digest(settings: Settings) -> str:
 
 
 def features_digest(features: Sequence[Feature]) -> str:
-    """SHA-256 of a silo's tokenised examples, with all their fields."""
+    """Return SHA-256 of a silo's tokenised examples, with all their fields."""
     digest = hashlib.sha256()
     for feature in features:
         row = dataclasses.asdict(feature)

@@ -10,7 +10,7 @@ from privacy.randomness import generator
 
 
 def participation(settings: Settings, names: Sequence[str]) -> list[list[str]]:
-    """The silos of each round, sorted by name, one list a round.
+    """Return the silos of each round, sorted by name, one list a round.
 
     With ``server.sampling = "fixed"`` each round has ``max(1, round(fraction * n))`` silos, dealt so
     that nobody waits twice while another has not had its turn; the number of rounds of a silo is
@@ -48,21 +48,21 @@ def participation(settings: Settings, names: Sequence[str]) -> list[list[str]]:
 
 
 def planned_rounds(schedule: Sequence[Sequence[str]], name: str) -> int:
-    """Number of rounds in which ``name`` takes part."""
+    """Return the number of rounds in which ``name`` takes part."""
     return sum(name in chosen for chosen in schedule)
 
 
 def is_evaluation_round(settings: Settings, server_round: int) -> bool:
-    """Whether the model is judged after this round: every ``evaluation.every``, and the last one."""
+    """Return True if the model is judged after this round: every ``evaluation.every``, and the last one."""
     return server_round % settings.evaluation.every == 0 or server_round == settings.server.rounds
 
 
 def evaluation_rounds(settings: Settings) -> int:
-    """Number of evaluations after training rounds in the whole run."""
+    """Return the number of evaluations after training rounds in the whole run."""
     rounds = settings.server.rounds
     return sum(is_evaluation_round(settings, r) for r in range(1, rounds + 1))
 
 
 def planned_evaluation_rounds(settings: Settings) -> int:
-    """Number of evaluations that a run's plan holds: one each, and the spare ones."""
+    """Return the number of evaluations that a run's plan holds: one each, and the spare ones."""
     return evaluation_rounds(settings) + settings.privacy.spare_rounds

@@ -82,12 +82,12 @@ class Network(nn.Module):
         self.log_spread = nn.Parameter(torch.full((shape.channels, 1), -4.0))
 
     def encode(self, grouped: Tensor) -> Tensor:
-        """[batch, groups, n] -> [batch, channels, groups]."""
+        """Return [batch, groups, n] -> [batch, channels, groups]."""
         z = torch.einsum("bgn,gnc->bcg", grouped, self.first)
         return self.encoding(z)
 
     def decode(self, z: Tensor) -> Tensor:
-        """[batch, channels, groups] -> [batch, groups, n]."""
+        """Return [batch, channels, groups] -> [batch, groups, n]."""
         return torch.einsum("bcg,gcn->bgn", self.decoding(z), self.last)
 
 
@@ -145,7 +145,7 @@ def _order(shape: Shape) -> Tensor:
 
 
 def _grouped(vectors: Tensor, order: Tensor, shape: Shape) -> Tensor:
-    """[batch, d] in the network's order, as [batch, groups, n] with zeros at the end."""
+    """Return [batch, d] in the network's order, as [batch, groups, n] with zeros at the end."""
     missing = shape.groups * shape.group_size - shape.dimension
     ordered = nn.functional.pad(vectors[:, order.to(vectors.device)], (0, missing))
     return ordered.reshape(len(vectors), shape.groups, shape.group_size)
@@ -163,7 +163,7 @@ def train_autoencoder(
     kl_weight: float = 1e-5,
     progress: Callable[[int, float], None] = lambda step, error: None,
 ) -> Autoencoder:
-    """An autoencoder for a prior; deterministic for a seed, a torch version and a number of threads.
+    """Return an autoencoder for a prior; deterministic for a seed, a torch version and a number of threads.
 
     Fresh synthetic gradients at each step, in units of the prior's root mean square; Adam with a
     cosine schedule; loss = relative squared error + kl_weight * KL(N(code, spread^2) || N(0, 1)), with

@@ -68,19 +68,19 @@ class Codec(ABC):
 
     @abstractmethod
     def state(self) -> State:
-        """All that :meth:`from_state` needs; the JSON part holds ``name``."""
+        """Return all that :meth:`from_state` needs; the JSON part holds ``name``."""
 
     @classmethod
     @abstractmethod
     def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codec:
-        """The codec that :meth:`state` described.
+        """Return the codec that :meth:`state` described.
 
         Raises:
             ValueError: the state is not one of this codec.
         """
 
     def encode(self, vector: Tensor, rng: RandomSource) -> Code:
-        """The message for a vector [d].
+        """Return the message for a vector [d].
 
         Args:
             rng: for stochastic rounding; most codecs draw nothing.
@@ -91,7 +91,7 @@ class Codec(ABC):
         return self.encode_code(self.project(self._checked(vector, self.dimension)), rng)
 
     def encode_code(self, code: Tensor, rng: RandomSource) -> Code:
-        """The message for a continuous code [k], which may carry noise.
+        """Return the message for a continuous code [k], which may carry noise.
 
         Raises:
             ValueError: another shape, or entries that are not finite.
@@ -99,7 +99,7 @@ class Codec(ABC):
         return Code({"code": self._checked(code, self.code_dimension)})
 
     def decode(self, code: Code) -> Tensor:
-        """The vector [d], float32 on the CPU, of a message from anybody.
+        """Return the vector [d], float32 on the CPU, of a message from anybody.
 
         Raises:
             ValueError: the message is not one that this codec makes.
@@ -107,7 +107,7 @@ class Codec(ABC):
         return self.reconstruct(self.decode_code(code))
 
     def decode_code(self, code: Code) -> Tensor:
-        """The continuous code [k], float32 on the CPU, of a message from anybody.
+        """Return the continuous code [k], float32 on the CPU, of a message from anybody.
 
         Raises:
             ValueError: the message is not one that this codec makes.
@@ -115,7 +115,7 @@ class Codec(ABC):
         return self.check(code)["code"]
 
     def code_spec(self) -> Spec:
-        """The tensors of every message of this codec."""
+        """Return the tensors of every message of this codec."""
         return {"code": ((self.code_dimension,), torch.float32)}
 
     @property
@@ -131,7 +131,7 @@ class Codec(ABC):
         return state_digest(*self.state())
 
     def check(self, code: Code) -> dict[str, Tensor]:
-        """The tensors of a message, on the CPU, after checking names, shapes, dtypes and finiteness.
+        """Return the tensors of a message, on the CPU, after checking names, shapes, dtypes and finiteness.
 
         Raises:
             ValueError: the message does not fit :meth:`code_spec`.
@@ -169,7 +169,7 @@ def _words(spec: Spec) -> str:
 
 
 def state_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of named tensors and JSON values, in an unambiguous order."""
+    """Return SHA-256 (hex) of named tensors and JSON values, in an unambiguous order."""
     digest = hashlib.sha256(json.dumps(meta, sort_keys=True, allow_nan=False).encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

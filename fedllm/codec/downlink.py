@@ -24,7 +24,7 @@ VALUES, SCALES = "values.", "scales."
 def encode_params(
     params: Mapping[str, Tensor], how: Downlink, rng: RandomSource
 ) -> dict[str, Tensor]:
-    """The tensors that travel.
+    """Return the tensors that travel.
 
     Args:
         rng: for the stochastic rounding of ``int8``; need not be secret.
@@ -45,7 +45,7 @@ def encode_params(
 
 
 def decode_params(tensors: Mapping[str, Tensor], how: Downlink) -> dict[str, Tensor]:
-    """The parameters, float32, from what :func:`encode_params` gave.
+    """Return the parameters, float32, from what :func:`encode_params` gave.
 
     Raises:
         ValueError: a tensor is missing, or holds no floating-point numbers where it should.

@@ -75,11 +75,11 @@ class Layout:
 
     @classmethod
     def of(cls, params: Mapping[str, Tensor]) -> Layout:
-        """The layout of these tensors."""
+        """Return the layout of these tensors."""
         return cls({name: tuple(value.shape) for name, value in params.items()})
 
     def flatten(self, params: Mapping[str, Tensor]) -> Tensor:
-        """The tensors as one float32 vector [d].
+        """Return the tensors as one float32 vector [d].
 
         Raises:
             ValueError: other names or shapes than the layout's.
@@ -90,7 +90,7 @@ class Layout:
         return torch.cat([params[name].detach().reshape(-1).float() for name in self.shapes])
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """The vector [d] as named tensors (views).
+        """Return the vector [d] as named tensors (views).
 
         Raises:
             ValueError: another shape.
@@ -134,12 +134,12 @@ class Layout:
         return torch.cat(labels), offset
 
     def to_json(self) -> dict[str, Any]:
-        """Shapes by name."""
+        """Return shapes by name."""
         return {name: list(shape) for name, shape in self.shapes.items()}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Layout:
-        """The layout that :meth:`to_json` wrote."""
+        """Return the layout that :meth:`to_json` wrote."""
         return cls(tree)
 
     def __eq__(self, other: object) -> bool:

@@ -71,7 +71,7 @@ class Linear(Codec):
 
     @classmethod
     def from_prior(cls, prior: Prior, code_dimension: int, seed: int) -> Linear:
-        """The best code of ``code_dimension`` rows for a prior, of those of this shape.
+        """Return the best code of ``code_dimension`` rows for a prior, of those of this shape.
 
         *Which rows.* For g with second moments E[g g^T] the orthonormal P of k rows that loses least,
         E||g - P^T P g||^2, spans the leading k eigenvectors (Eckart and Young 1936). In a basis

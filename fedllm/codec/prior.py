@@ -92,12 +92,12 @@ class Prior:
         }
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The prior as tensors and JSON values."""
+        """Return the prior as tensors and JSON values."""
         return self._tensors(), {"kind": self.kind}
 
     @classmethod
     def from_state(cls, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Prior:
-        """The prior that :meth:`state` described; ValueError where it is none."""
+        """Return the prior that :meth:`state` described; ValueError where it is none."""
         return cls(kind=str(meta["kind"]), **tensors)
 
     @property
@@ -114,7 +114,7 @@ def prior_from_releases(
     divisor: float = 1.0,
     rank: int = 8,
 ) -> Prior:
-    """The prior of released statistics, one row for each client.
+    """Return the prior of released statistics, one row for each client.
 
     Noise makes estimates of small second moments useless, and its size is known: they are shrunk
     towards their block's mean as far as the noise explains their spread (James and Stein 1961), and
@@ -175,7 +175,7 @@ def prior_from_releases(
 
 
 def prior_from_gradients(kind: Kind, layout: Layout, gradients: Tensor, *, rank: int = 8) -> Prior:
-    """The prior of gradients [n, d] as they are, without noise.
+    """Return the prior of gradients [n, d] as they are, without noise.
 
     Free for gradients of public text. Gradients of private data have no guarantee this way.
 
@@ -197,7 +197,7 @@ def prior_from_gradients(kind: Kind, layout: Layout, gradients: Tensor, *, rank:
 def chance_of_noise(
     releases: Tensor, *, noise_multiplier: float, divisor: float = 1.0
 ) -> float | None:
-    """The probability that noise alone gives statistics as large as these: near 0 where they tell something.
+    """Return the probability that noise alone gives statistics as large as these: near 0 where they tell something.
 
     The mean of the releases [n, size] is then Gaussian of a known size, and its square norm chi-square.
     Post-processing of what was released.
@@ -217,7 +217,7 @@ def chance_of_noise(
 
 
 def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions [r, d] of noisy rows [n, d], and the signal's energy in each, [r].
+    """Return orthonormal directions [r, d] of noisy rows [n, d], and the signal's energy in each, [r].
 
     r <= min(rank, n/2) (more would fit the rows and leave nothing for what is beside them): directions
     whose energy lies above what noise of this standard deviation alone would
@@ -239,7 +239,7 @@ def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, T
 
 
 def _shrunk(moments: Tensor, block_of: Tensor, noise: float) -> Tensor:
-    """Sums of squares, >= 0, drawn towards their block's mean as far as the noise asks for it.
+    """Return the sums of squares, >= 0, drawn towards their block's mean as far as the noise asks for it.
 
     Args:
         moments: float64 [n]; block_of: number of the block of each, int64 [n].

@@ -105,7 +105,7 @@ class Int8(Quantised):
 
 
 def quantise(code: Tensor, bits: int, rng: RandomSource) -> dict[str, Tensor]:
-    """A float32 vector [k] as ``values`` and ``scales``; its expectation decodes to the vector.
+    """Return a float32 vector [k] as ``values`` and ``scales``; its expectation decodes to the vector.
 
     ``values`` are int8 [k], or for 4 bits uint8 [k/2], two numbers each, the first one low.
     """
@@ -129,7 +129,7 @@ def quantise(code: Tensor, bits: int, rng: RandomSource) -> dict[str, Tensor]:
 
 
 def dequantise(values: Tensor, scales: Tensor, size: int, bits: int) -> Tensor:
-    """The float32 vector [size] that ``values`` and ``scales`` stand for.
+    """Return the float32 vector [size] that ``values`` and ``scales`` stand for.
 
     Raises:
         ValueError: a level that :func:`quantise` does not use (-128, or -8 in 4 bits).

@@ -90,12 +90,12 @@ class RandomProjection(Codec):
 
 
 def powers_of_two(number: int) -> list[int]:
-    """The binary digits of a number, largest first: 36864 = 32768 + 4096."""
+    """Return the binary digits of a number, largest first: 36864 = 32768 + 4096."""
     return [1 << n for n in reversed(range(number.bit_length())) if number >> n & 1]
 
 
 def hadamard(vectors: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard transform over the last axis, whose size is a power of two."""
+    """Return the orthonormal Walsh-Hadamard transform over the last axis, whose size is a power of two."""
     size = vectors.shape[-1]
     result = vectors.reshape(-1, size)
     width = 1

@@ -145,7 +145,7 @@ class Statistics:
         return self.of_sums(scaled, scaled.square())
 
     def total(self, vectors: Tensor) -> Tensor:
-        """Sum of :meth:`of` over the rows of [n, d]; add up micro-batches, then :meth:`release`."""
+        """Return the sum of :meth:`of` over the rows of [n, d]; add up micro-batches, then :meth:`release`."""
         sums = torch.zeros(2, self.layout.dimension, dtype=torch.float64)
         for vector in vectors:
             scaled = clip_vector(vector.cpu(), self.clip)[0].double() / self.clip
@@ -154,7 +154,7 @@ class Statistics:
         return self.of_sums(sums[0], sums[1])
 
     def of_sums(self, first: Tensor, squares: Tensor) -> Tensor:
-        """The sum of f over records from sums of a and of a * a, [d] each: f is linear in them.
+        """Return the sum of f over records from sums of a and of a * a, [d] each: f is linear in them.
 
         The caller has clipped each record: ||a|| <= 1.
         """
@@ -172,7 +172,7 @@ class Statistics:
         return torch.cat(parts)
 
     def sensitivity(self, relation: Relation = Relation.ZERO_OUT) -> float:
-        """Proven bound of the L2 change of the sum of f over records that differ in one.
+        """Return proven bound of the L2 change of the sum of f over records that differ in one.
 
         Zero-out and add-or-remove-one: a record against f = 0.
         """
@@ -183,7 +183,7 @@ class Statistics:
     def release(
         self, total: Tensor, noise_multiplier: float, rng: RandomSource, *, divisor: float = 1.0
     ) -> Tensor:
-        """The noisy statistic, float64 [size]; its event is :meth:`event`.
+        """Return the noisy statistic, float64 [size]; its event is :meth:`event`.
 
         Noise has the standard deviation ``noise_multiplier / divisor`` in every entry.
 
@@ -203,11 +203,11 @@ class Statistics:
         return add_gaussian(total.double(), self.sensitivity(), noise_multiplier, rng) / divisor
 
     def mu(self, noise_multiplier: float, relation: Relation = Relation.ZERO_OUT) -> float:
-        """The exact Gaussian-DP parameter of one :meth:`release`, without sampling."""
+        """Return the exact Gaussian-DP parameter of one :meth:`release`, without sampling."""
         return self.sensitivity(relation) / noise_multiplier
 
     def event(self, noise_multiplier: float) -> DpEvent:
-        """The ledger's event of one :meth:`release`, valid under each relation.
+        """Return the ledger's event of one :meth:`release`, valid under each relation.
 
         Under zero-out and add-or-remove-one it is exact. Accountants double the sensitivity under replace-one,
         where this statistic's is at most 1.633 times (x and y) or 1.414 times (y alone): the bound is
@@ -216,7 +216,7 @@ class Statistics:
         return events.gaussian(noise_multiplier)
 
     def unscale(self, release: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """First moments x C and the partitions' sums of squares y C^2, in the gradient's units."""
+        """Return the first moments x C and the partitions' sums of squares y C^2, in the gradient's units."""
         first = self.first_moments(release[None])[0]
         counts = [count for _, count in self.partitions]
         seconds = release[self.first_size :].double() * self.second_weight * self.clip**2

@@ -42,7 +42,7 @@ def write_codec(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, An
 
 
 def read_codec(path: Path, version: str) -> Codec:
-    """The codec in a file.
+    """Return the codec in a file.
 
     Raises:
         ValueError: there is none, or it is not the one of this version (a changed file).
@@ -59,7 +59,7 @@ def read_codec(path: Path, version: str) -> Codec:
 def checked_codec(
     tensors: Mapping[str, Tensor], meta: Mapping[str, Any], version: str, source: str
 ) -> Codec:
-    """The codec with this state, after comparing the state with its hash.
+    """Return the codec with this state, after comparing the state with its hash.
 
     Raises:
         ValueError: another hash, or no state of a codec.
@@ -113,7 +113,7 @@ def _remove_unused(used: Path) -> None:
 
 
 def codec_from_store(version: str) -> Codec:
-    """The codec of a version that was kept before.
+    """Return the codec of a version that was kept before.
 
     Raises:
         CodecMissing: it was not, or its file is damaged.

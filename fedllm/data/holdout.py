@@ -26,7 +26,7 @@ _UNIT = 2.0**-53
 
 
 def text_hash(record: Record, columns: Sequence[str], seed: int) -> float:
-    """A number in [0, 1) made from the normalised text of ``columns`` and ``seed`` alone.
+    """Return a number in [0, 1) made from the normalised text of ``columns`` and ``seed`` alone.
 
     Keyed BLAKE2b (RFC 7693), 53 bits. Values that are not strings are hashed as JSON. 128 bits of
     the seed are used.

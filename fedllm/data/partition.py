@@ -296,7 +296,7 @@ def _named(prefix: str, pieces: Sequence[Sequence[int]]) -> list[Partition]:
 
 
 def _values(dataset: TextDataset, column: str) -> list[str]:
-    """The column as strings; raises DataError for a missing column or value."""
+    """Return the column as strings; raises DataError for a missing column or value."""
     require_columns(dataset, (column,))
     values = dataset.column(column)
     for row, value in enumerate(values):

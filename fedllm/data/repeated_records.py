@@ -14,7 +14,7 @@ from fedllm.data.silos import Silo
 
 
 def repeats(silo: Silo, columns: Sequence[str]) -> dict[str, Any]:
-    """A silo's training records that are equal in all columns, as its log tells of them.
+    """Return a silo's training records that are equal in all columns, as its log tells of them.
 
     Args:
         columns: texts and target; compared after normalising.

@@ -81,7 +81,7 @@ def usable_rows(
     fault: Callable[[Record], str | None],
     rule: BadRows,
 ) -> TextDataset:
-    """The rows without a fault; the data set itself where all are.
+    """Return the rows without a fault; the data set itself where all are.
 
     Args:
         fault: of one record, or None; a function of this record alone.
@@ -118,6 +118,6 @@ def checked(
     labels: Sequence[str],
     rule: BadRows,
 ) -> TextDataset:
-    """The rows that :func:`row_fault` finds no fault with; see :func:`usable_rows`."""
+    """Return the rows that :func:`row_fault` finds no fault with; see :func:`usable_rows`."""
     require_columns(dataset, (*text, target))
     return usable_rows(dataset, lambda r: row_fault(r, text, target, labels), rule)

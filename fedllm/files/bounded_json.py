@@ -42,7 +42,7 @@ class Bounds:
 
 
 def read_bounded(text: str, what: str, bounds: Bounds = Bounds()) -> Any:
-    """The value of a text of JSON.
+    """Return the value of a text of JSON.
 
     Args:
         what: it is, for messages ("settings").
@@ -72,7 +72,7 @@ def read_bounded(text: str, what: str, bounds: Bounds = Bounds()) -> Any:
 
 
 def shortened(text: object, most: int = SHOWN) -> str:
-    """A value as a message quotes it: the first characters, and how many there were.
+    """Return a value as a message quotes it: the first characters, and how many there were.
 
     >>> shortened("a" * 100, 4)
     "'aaaa'... (100 characters)"

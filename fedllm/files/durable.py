@@ -33,14 +33,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def json_bytes(value: Any) -> bytes:
-    """Readable JSON with sorted keys; non-finite numbers as by :func:`plain`."""
+    """Return readable JSON with sorted keys; non-finite numbers as by :func:`plain`."""
     text = json.dumps(plain(value), indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     return (text + "\n").encode("utf-8")
 
 
 def plain(value: Any) -> Any:
-    """``value`` with what JSON has no word for: infinite and undefined numbers become the texts
-    "Infinity", "-Infinity" and "NaN" (as in protobuf's JSON mapping), tuples become lists."""
+    """Return ``value`` with what JSON has no word for: infinite and undefined numbers become the texts "Infinity",
+    "-Infinity" and "NaN" (as in protobuf's JSON mapping), tuples become lists."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):

@@ -55,7 +55,7 @@ class Distillation:
     seed: int
 
     def batch(self, server_round: int, step: int) -> list[Feature]:
-        """The public examples of a step."""
+        """Return the public examples of a step."""
         size = min(self.batch_size, len(self.features))
         rng = generator(self.seed, "distillation", server_round, step)
         drawn = sorted(rng.choice(len(self.features), size=size, replace=False).tolist())
@@ -64,7 +64,7 @@ class Distillation:
     def gradient(
         self, params: Mapping[str, Tensor], teacher: Mapping[str, Tensor], batch: Sequence[Feature]
     ) -> tuple[dict[str, Tensor], float]:
-        """Gradient of the mean divergence with respect to ``params``, and the mean itself.
+        """Return the gradient of the mean divergence with respect to ``params``, and the mean itself.
 
         Args:
             params, teacher: trainable tensors, float32, on the backbone's device.

@@ -46,7 +46,7 @@ def duplicate_update(
     sampling_rate: float,
     streams: Streams,
 ) -> dict[str, Tensor]:
-    """New minus old weights of the duplicate after one round of plain local training; raw.
+    """Return new minus old weights of the duplicate after one round of plain local training; raw.
 
     As many steps as the model's, on Poisson batches of the same rate and with the same divisor, but
     drawn by themselves; no perturbation of the weights.

@@ -77,7 +77,7 @@ def release_scores(
     sampling_rate: float,
     streams: Streams,
 ) -> Tensor:
-    """A silo's scores (``private-top-k``: votes) of the candidates as they leave it, float64 [candidates].
+    """Return a silo's scores (``private-top-k``: votes) of the candidates as they leave it, float64 [candidates].
 
     Without privacy (``privacy.mode = "none"``) there is no noise.
 
@@ -138,12 +138,12 @@ def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSour
 
 
 def _scaled(rows: Tensor, sizes: Tensor) -> Tensor:
-    """Each row over its size; a row of zeros stays."""
+    """Return each row over its size; a row of zeros stays."""
     return rows / torch.where(sizes > 0, sizes, 1.0)[:, None]
 
 
 def relative(sharpness: Tensor) -> Tensor:
-    """Each row minus its own mean; a row with an entry that is not finite counts as 0."""
+    """Return each row minus its own mean; a row with an entry that is not finite counts as 0."""
     finite = sharpness.isfinite().all(dim=1, keepdim=True)
     known = torch.where(finite, sharpness, 0.0)
     return known - known.mean(dim=1, keepdim=True)
@@ -155,7 +155,7 @@ def score_sensitivity(settings: Settings, candidates: int) -> float:
 
 
 def score_noise_std(settings: Settings, candidates: int) -> float:
-    """Standard deviation of the noise in each score that a silo releases (public); 0 without noise."""
+    """Return the standard deviation of the noise in each score that a silo releases (public); 0 without noise."""
     layers = settings.layers
     if layers.form != "private" or settings.privacy.mode == "none":
         return 0.0

@@ -170,7 +170,7 @@ def make_backbone(
     name: str,
     reload: Callable[[], PreTrainedModel] | None = None,
 ) -> Backbone:
-    """A Backbone around a model that is already in memory, on its device and in its dtype.
+    """Return a Backbone around a model that is already in memory, on its device and in its dtype.
 
     Freezes the model, installs prefix attention and gives the tokenizer a padding token.
 
@@ -260,12 +260,12 @@ def still_kept(backbone: object) -> bool:
 
 
 def was_given_up(backbone: object) -> bool:
-    """Whether a backbone of :func:`shared_backbone` is no longer kept for others."""
+    """Return True if a backbone of :func:`shared_backbone` is no longer kept for others."""
     return isinstance(backbone, Backbone) and not _shared.holds(backbone)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
-    """The torch device meant by ``device`` ("auto": cuda, else mps, else cpu)."""
+    """Return the torch device meant by ``device`` ("auto": cuda, else mps, else cpu)."""
     if device != "auto":
         try:
             found = torch.device(device)
@@ -284,7 +284,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The torch dtype meant by ``dtype`` on ``device``."""
+    """Return the torch dtype meant by ``dtype`` on ``device``."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":

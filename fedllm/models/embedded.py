@@ -34,7 +34,7 @@ _CONVERTER_VERSION = 1  # part of the cache key: raise it when the conversion ch
 
 
 def embedded_file(name: str) -> Path:
-    """The weights file of an embedded model, found without importing its package.
+    """Return the weights file of an embedded model, found without importing its package.
 
     Raises:
         ModelError: the package is not installed (the message has the pip command) or incomplete.
@@ -56,18 +56,18 @@ def embedded_file(name: str) -> Path:
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """``cache_dir``, else the environment variable FEDLLM_CACHE, else ``~/.cache/fedllm``."""
+    """Return ``cache_dir``, else the environment variable FEDLLM_CACHE, else ``~/.cache/fedllm``."""
     return Path(cache_dir or os.environ.get("FEDLLM_CACHE") or "~/.cache/fedllm").expanduser()
 
 
 def file_sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+    """Return hexadecimal SHA-256 of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def convert_gguf(path: str | Path, cache_dir: str | Path | None = None) -> tuple[Path, str]:
-    """A folder with the safetensors weights (float32) and tokenizer of a GGUF file.
+    """Return a folder with the safetensors weights (float32) and tokenizer of a GGUF file.
 
     Converts at the first call and reuses the folder later; its name holds the file's digest.
     Several processes may call it at once: one converts (file lock), and the folder appears only

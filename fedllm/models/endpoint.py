@@ -162,7 +162,7 @@ class CompletionEndpoint:
 
 
 def top_tokens(told: Any, url: str = "the endpoint") -> dict[str, float]:
-    """The likeliest next tokens of an answer and their log-probabilities, in either form that servers use:
+    """Return the likeliest next tokens of an answer and their log-probabilities, in either form that servers use:
     ``logprobs.top_logprobs[0]`` as a table, or ``logprobs.content[0].top_logprobs`` as a list.
 
     Raises:
@@ -187,7 +187,7 @@ def top_tokens(told: Any, url: str = "the endpoint") -> dict[str, float]:
 
 
 def _plain(token: str) -> str:
-    """A token with the space that some tokenizers write as a sign of their own."""
+    """Return a token with the space that some tokenizers write as a sign of their own."""
     return token.replace("\u0120", " ").replace("\u2581", " ")
 
 

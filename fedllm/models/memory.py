@@ -17,7 +17,7 @@ class DeviceMemoryError(ValueError):
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process can still take on a device, what PyTorch holds unused included.
+    """Return the bytes that this process can still take on a device, what PyTorch holds unused included.
 
     For the CPU the smaller of the machine's available memory and what the process's control group
     leaves; where neither can be read (not Linux), 2**62.
@@ -54,7 +54,7 @@ def limit_device(device: torch.device, gibibytes: float) -> None:
 
 
 def weights_bytes(files: Sequence[Path], dtype: torch.dtype) -> int | None:
-    """Bytes of a model's weights in a number format, from the heads of its safetensors files; None where
+    """Return the bytes of a model's weights in a number format, from the heads of its safetensors files; None if
     there are others."""
     total = 0
     for file in files:

@@ -15,7 +15,7 @@ from torch import nn
 
 
 def rotary_limit(model: nn.Module) -> int | None:
-    """The number of positions up to which no table depends on the length; None for no such table."""
+    """Return the number of positions up to which no table depends on the length; None for no such table."""
     limits = [limit for _, _, limit in _tables(model)]
     return min(limits, default=None)
 
@@ -43,7 +43,7 @@ def reset_rotary(model: nn.Module) -> None:
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[Any, str, int]]:
-    """Each table that depends on the length: its module, the prefix of its attributes, and its limit."""
+    """Yield each table that depends on the length: its module, the prefix of its attributes, and its limit."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         for layer, kind in kinds.items() if isinstance(kinds, dict) else [("", kinds)]:

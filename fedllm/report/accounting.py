@@ -90,7 +90,7 @@ class SiloAccounting:
     other_rows: int = 0
 
     def headline(self, adversary: str) -> Figure:
-        """The figure to state: the first of ``HEADLINE`` that could account for every event."""
+        """Return the figure to state: the first of ``HEADLINE`` that could account for every event."""
         by_name = {figure.accountant: figure for figure in self.figures[adversary]}
         for name in HEADLINE:
             if name in by_name and by_name[name].epsilon is not None and by_name[name].bound:
@@ -99,7 +99,7 @@ class SiloAccounting:
         return Figure("none", math.inf, True, note=notes or "no accountant could account for it")
 
     def stated(self, adversary: str) -> Figure:
-        """The figure of the guarantee: the plan's, or over several runs the budget that a filter held."""
+        """Return the figure of the guarantee: the plan's, or over several runs the budget that a filter held."""
         figure = self.headline(adversary)
         held = self.held.get(adversary)
         if held is None or figure.epsilon is None or math.isinf(figure.epsilon_or_inf):
@@ -117,7 +117,7 @@ class Accounts:
         self._known: dict[tuple[str, frozenset[tuple[DpEvent, int]]], Figure] = {}
 
     def figure(self, name: str, events: Multiset) -> Figure | None:
-        """The accountant's figure; None where there is no such accountant for the relation."""
+        """Return the accountant's figure; None if there is no such accountant for the relation."""
         if name not in self._made:
             try:
                 self._made[name] = make_accountant(name, self.relation)
@@ -213,7 +213,7 @@ def adversaries_in(entries: Iterable[LedgerEntry]) -> list[str]:
 
 
 def composed_or_why(rows: Sequence[LedgerEntry], adversary: str) -> tuple[Multiset, list[str]]:
-    """The events in an adversary's view, and why some rows have none that could be counted."""
+    """Return the events in an adversary's view, and why some rows have none that could be counted."""
     try:
         return composed(rows, adversary), []
     except LedgerError:
@@ -233,7 +233,7 @@ def epsilon_by_round(
     accounts: Accounts,
     points: int,
 ) -> list[tuple[int, float]]:
-    """Epsilon of what was released by the end of some rounds, by the headline accountant, other runs included.
+    """Return epsilon of what was released by the end of some rounds, by the headline accountant, other runs included.
 
     Returns:
         (round, epsilon) at up to ``points`` rounds, the first and the last among them, after
@@ -255,8 +255,8 @@ def epsilon_by_round(
 
 
 def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
-    """(sampling rate, noise multiplier, number) of the Gaussian mechanisms, from the server's view,
-    or the outsider's where the server sees the values without noise."""
+    """Return (sampling rate, noise multiplier, number) of the Gaussian mechanisms, from the server's view, or the
+    outsider's where the server sees the values without noise."""
     found: Counter[tuple[float, float]] = Counter()
     for row in rows:
         events = composed([row], SERVER)
@@ -286,7 +286,7 @@ def no_guarantee_reasons(events: Mapping[DpEvent, int]) -> list[str]:
 
 
 def describe_event(event: DpEvent) -> str:
-    """An event in words, with its parameters."""
+    """Return an event in words, with its parameters."""
     if isinstance(event, dp.NonPrivateDpEvent):
         reason = getattr(event, "reason", "") or "no reason recorded"
         return f"released without privacy: {reason}"

@@ -150,7 +150,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
 
 
 def public_settings(settings: Settings) -> dict[str, Any]:
-    """The settings as they may be printed: without a seed that would tell the noise."""
+    """Return the settings as they may be printed: without a seed that would tell the noise."""
     plain = settings.model_dump(mode="json")
     if settings.privacy.mode == "dp" and settings.privacy.randomness == "seeded":
         plain["seed"] = WITHHELD
@@ -220,7 +220,7 @@ def _assumed(run: RunRecord, seeded: bool, runs: int, silos_adopted: bool) -> li
 
 
 def _unrecorded(run: RunRecord) -> list[str]:
-    """Rounds with more updates than the ledger has training rows for."""
+    """Return the rounds with more updates than the ledger has training rows for."""
     recorded: Counter[int] = Counter()
     for entry in run.own:
         if entry.purpose == "train":

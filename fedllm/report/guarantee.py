@@ -206,7 +206,7 @@ def headline(
 
 
 def shown(epsilon: float | None) -> str:
-    """Epsilon as printed: rounded up to 3 decimals, so that the printed number holds as well."""
+    """Return epsilon as printed: rounded up to 3 decimals, so that the printed number holds as well."""
     if epsilon is None:
         return "n/a"
     return round_up(epsilon, 3)
@@ -216,7 +216,7 @@ _WRITTEN_OUT = 1e12
 
 
 def round_up(value: float, decimals: int) -> str:
-    """A number printed with so many decimals, never below its value (as Python writes it).
+    """Return a number printed with so many decimals, never below its value (as Python writes it).
 
     Of a larger one than anybody reads the first four digits and the power of ten are printed.
     """
@@ -229,7 +229,7 @@ def round_up(value: float, decimals: int) -> str:
 
 
 def accountant_title(name: str) -> str:
-    """An accountant's name as written in text."""
+    """Return an accountant's name as written in text."""
     return _NAMES.get(name, name)
 
 
@@ -275,7 +275,7 @@ def _worst(silos: Sequence[SiloAccounting], adversary: str) -> Figure:
 
 
 def _conditions(silos: Sequence[SiloAccounting], adversary: str) -> list[str]:
-    """The conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.held`."""
+    """Return the conditions under which alone the silos' finite figures hold; see :mod:`fedllm.report.held`."""
     held = [
         silo.held[adversary]
         for silo in silos

@@ -68,7 +68,7 @@ def held_by_plan(
     relation: Relation,
     delta: float,
 ) -> Figure | None:
-    """The figure of one run that released other than its plan; None where it released just that.
+    """Return the figure of one run that released other than its plan; None if it released just that.
 
     Args:
         headline: the figure of what was released.
@@ -92,7 +92,7 @@ def held_by_plan(
 def _held(
     found: Sequence[Commitment], runs: int, adversary: str, relation: Relation, delta: float
 ) -> Figure:
-    """The smallest budget that all plans keep to, of those that the last plan was asked for under."""
+    """Return the smallest budget that all plans keep to, of those that the last plan was asked for under."""
     old = "; ".join(c.run for c in found if c.plan is None)
     note = f" Runs before plans were kept, which no filter held: {old}." if old else ""
     last = found[-1].plan

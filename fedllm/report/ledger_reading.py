@@ -18,7 +18,7 @@ from privacy.ledger.ledger import Ledger, LedgerEntry, LedgerError, VerifyReport
 def read_ledger(
     path: Path, kept_head: tuple[int, str] | None = None
 ) -> tuple[list[LedgerEntry], VerifyReport | None, str | None]:
-    """All rows of a ledger up to the head that was verified, the verification, and what is wrong.
+    """Return all rows of a ledger up to the head that was verified, the verification, and what is wrong.
 
     Args:
         kept_head: a head (id, hash) that must still be in the ledger.

@@ -204,7 +204,7 @@ def _identify(run: RunRecord) -> None:
 
 
 def _unbegun(run: RunRecord) -> bool:
-    """Whether the run wrote no more yet than its settings and state."""
+    """Return True if the run wrote no more yet than its settings and state."""
     return run.state["status"] == "created" and not run.state["round"] and not run.entries
 
 

@@ -99,6 +99,6 @@ class Report(Part):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of ``report.json``."""
+    """Return the JSON Schema of ``report.json``."""
     schema = Report.model_json_schema(by_alias=True)
     return {"$schema": DIALECT, "$id": SCHEMA_ID, **schema}

@@ -138,7 +138,7 @@ def load_public_key(path: Path) -> Ed25519PublicKey:
 
 
 def fingerprint(key: Ed25519PublicKey) -> str:
-    """SHA-256 of the raw public key, as hex digits."""
+    """Return SHA-256 of the raw public key, as hex digits."""
     return sha256(key.public_bytes_raw()).hexdigest()
 
 
@@ -307,7 +307,7 @@ def _extract_checks(
 
 
 def ledger_path(folder: Path) -> Path:
-    """The ledger of a run folder: as its settings say, or the one within where they are lost."""
+    """Return the ledger of a run folder: as its settings say, or the one within where they are lost."""
     try:
         return ledger_of(read_settings(folder), folder)
     except RunFolderError:
@@ -337,7 +337,7 @@ def _file_check(path: Path, digest: str) -> Check:
 
 
 def _ledger_check(path: Path, head: tuple[int, str]) -> tuple[Check, int]:
-    """Whether the ledger is whole and goes on from the signed head; how many rows were added."""
+    """Return True if the ledger is whole and goes on from the signed head; how many rows were added."""
     _, found, problem = read_ledger(path, head)
     if found is None:
         return Check("ledger", False, f"NO LEDGER: {path.name}: {problem}."), 0

@@ -57,7 +57,7 @@ def vouch(
 
 
 def _drawn_from(run: RunRecord) -> list[str]:
-    """The silos that the run was begun with; none where that is lost."""
+    """Return the silos that the run was begun with; none where that is lost."""
     try:
         names = read_json_file(run.path / SCHEDULE)["silos"]
     except (RunFolderError, KeyError, TypeError):
@@ -106,7 +106,7 @@ def vouched_headline(statement: Headline, found: Vouching) -> Headline:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as text, the first few of many."""
+    """Return names as text, the first few of many."""
     shown = ", ".join(names[:SHOWN])
     return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
 

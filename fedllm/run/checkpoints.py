@@ -143,7 +143,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint of the highest round that is whole; a warning names each that is not."""
+    """Return the checkpoint of the highest round that is whole; a warning names each that is not."""
     for path in reversed(_paths(folder)):
         try:
             return load_checkpoint(path)

@@ -28,7 +28,7 @@ PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """The environment as plain values; what cannot be found out is None.
+    """Return the environment as plain values; what cannot be found out is None.
 
     Keys: ``python``, ``platform``, ``cpu``, ``cores``, ``memory_bytes``, ``gpus`` (list of names),
     ``packages`` (name to version, None where not installed), ``git`` (``revision`` and ``dirty``, or

@@ -118,8 +118,8 @@ class RunFolder:
     # Parts
 
     def settings(self) -> Settings:
-        """The settings that the run goes on with: those that it was started with, and once layers were
-        chosen (``layers.json``), only these under ``prefix.layers``.
+        """Return the settings that the run goes on with: those that it was started with, and once layers were chosen
+        (``layers.json``), only these under ``prefix.layers``.
 
         Raises:
             RunFolderError: ``layers.json`` is damaged.
@@ -141,13 +141,13 @@ class RunFolder:
             )
 
     def settings_of(self, params: Mapping[str, Tensor]) -> Settings:
-        """The settings of a checkpoint with these parameters: one of before the choice of layers has
-        the prefix that the run was started with."""
+        """Return the settings of a checkpoint with these parameters: one of before the choice of layers has the
+        prefix that the run was started with."""
         choice = self.choice()
         return self._settings if choice is None else choice.settings_of(self._settings, params)
 
     def choice(self) -> Choice | None:
-        """The choice of layers, finished or not; None where none was begun.
+        """Return the choice of layers, finished or not; None if none was begun.
 
         Raises:
             RunFolderError: ``layers.json`` is damaged.
@@ -180,7 +180,7 @@ class RunFolder:
         return self.path / "adapter"
 
     def silo_log_path(self, silo: str) -> Path:
-        """A silo's own log in a simulation; private to it. Characters unfit for a name become _."""
+        """Return a silo's own log in a simulation; private to it. Characters unfit for a name become _."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in silo).strip(".") or "_"
         return self.path / "silo-logs" / f"{safe}.jsonl"
 
@@ -244,14 +244,14 @@ class RunFolder:
                 os.close(handle)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All records in order. A line that a crash cut short is left out; other damage warns."""
+        """Return all records in order. A line that a crash cut short is left out; other damage warns."""
         records, problems = self.read_metrics()
         for problem in problems:
             warnings.warn(f"{self.path / METRICS}: {problem}", stacklevel=2)
         return records
 
     def read_metrics(self) -> tuple[list[dict[str, Any]], list[str]]:
-        """The records that can be read, and one sentence about each line that cannot."""
+        """Return the records that can be read, and one sentence about each line that cannot."""
         return read_metrics_file(self.path / METRICS)
 
     def truncate_metrics(self, after_round: int) -> int:
@@ -292,7 +292,7 @@ class RunFolder:
 
 
 def read_metrics_file(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The records of a metrics file that can be read, and one sentence about each line that cannot.
+    """Return the records of a metrics file that can be read, and one sentence about each line that cannot.
 
     A line that a crash cut short is left out; no file is no record.
     """
@@ -318,7 +318,7 @@ def read_metrics_file(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def read_json_file(path: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         RunFolderError: it is missing or damaged.
@@ -330,7 +330,7 @@ def read_json_file(path: Path) -> Any:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings of a run folder.
+    """Return the settings of a run folder.
 
     Raises:
         RunFolderError: they are missing or damaged.
@@ -345,7 +345,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def read_removed(folder: Path) -> dict[str, Any]:
-    """The settings of a run that this version has no longer, by dotted key; none where they cannot be read."""
+    """Return the settings of a run that this version has no longer, by dotted key; none where they cannot be read."""
     try:
         return removed_of(tomllib.loads((folder / SETTINGS).read_text(encoding="utf-8")))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError):
@@ -353,8 +353,8 @@ def read_removed(folder: Path) -> dict[str, Any]:
 
 
 def _with_chosen_numbers(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings with the noise that a run of an earlier version chose for single numbers, where it did: those of
-    the run that names it in ``privacy.noise``, whose releases are the same.
+    """Return the settings with the noise that a run of an earlier version chose for single numbers, where it did:
+    those of the run that names it in ``privacy.noise``, whose releases are the same.
 
     Raises:
         RunFolderError: ``numbers.json`` is damaged.
@@ -377,7 +377,7 @@ def _with_chosen_numbers(tree: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def ledger_of(settings: Settings, folder: Path) -> Path:
-    """The privacy ledger of a run: ``privacy.ledger`` where several share one, else in its folder."""
+    """Return the privacy ledger of a run: ``privacy.ledger`` where several share one, else in its folder."""
     shared = settings.privacy.ledger
     return _expand(shared) if shared else folder / LEDGER
 

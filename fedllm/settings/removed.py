@@ -74,7 +74,7 @@ def without_removed(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _found(tree: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The names in `REMOVED` that a tree holds, with their values."""
+    """Yield the names in `REMOVED` that a tree holds, with their values."""
     for name in REMOVED:
         dotted, sign, value = name.partition("=")
         section, _, key = dotted.partition(".")

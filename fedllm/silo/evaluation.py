@@ -24,7 +24,7 @@ def correct_answers(
     max_tokens: int,
     failures: Failures | None,
 ) -> int:
-    """Number of features that the model classifies correctly; with ``failures`` one that raises is not.
+    """Return the number of features that the model classifies correctly; with ``failures`` one that raises is not.
 
     Args:
         failures: as for :func:`fedllm.training.batch.contained.example_rows`.

@@ -39,7 +39,7 @@ def shared_worker(
     own: OwnBounds | None = None,
     heads: tuple[Path, ...] = (),
 ) -> SiloWorker:
-    """The worker of this silo in this run, made once while it is kept.
+    """Return the worker of this silo in this run, made once while it is kept.
 
     Of a silo at most :data:`MOST_RUNS` are kept (a run with other settings is another), and none whose model the
     process does not keep (:func:`fedllm.models.backbone.shared_backbone`). One that is given up while it works finishes its task:
@@ -66,7 +66,7 @@ def shared_worker(
 
 
 def shared_ledger(path: Path, kept: tuple[Path, ...] = ()) -> Ledger:
-    """The open ledger of this file: one in a process, however many silos share it."""
+    """Return the open ledger of this file: one in a process, however many silos share it."""
     with _lock:
         if path.exists():
             found = _ledgers.get(_file_key(path))
@@ -83,7 +83,7 @@ def _file_key(path: Path) -> tuple[int, ...]:
 
 
 def cores() -> int:
-    """Number of CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     able = hasattr(os, "sched_getaffinity")
     return len(os.sched_getaffinity(0)) if able else os.cpu_count() or 1
 

@@ -28,7 +28,7 @@ class Classification(Task):
 
     @abstractmethod
     def logits(self, params: Params, batch: Batch) -> Tensor:
-        """Scores of the classes, (B, C) float32; ``params`` and ``batch`` as in :meth:`losses`."""
+        """Return the scores of the classes, (B, C) float32; ``params`` and ``batch`` as in :meth:`losses`."""
 
     def losses(self, params: Params, batch: Batch) -> Tensor:
         return torch.nn.functional.cross_entropy(

@@ -55,7 +55,7 @@ class LabelWordClassification(Classification):
         return {}
 
     def logits(self, params: Params, batch: Batch) -> Tensor:
-        """Scores of the label words, (B, C)."""
+        """Return the scores of the label words, (B, C)."""
         out = self.run(batch, use_cache=False, logits_to_keep=1).logits
         return out[:, -1, self.word_ids].float()
 
@@ -81,7 +81,7 @@ def longest_prompt(task: Task) -> int:
 
 
 def _wording(task: Task) -> int:
-    """Tokens of the prompt's own words."""
+    """Return the tokens of the prompt's own words."""
     settings, tokenizer = task.settings, task.backbone.tokenizer
     return sum(
         len(tokenizer(piece, add_special_tokens=False)["input_ids"])
@@ -95,7 +95,7 @@ def _prompt(settings: TaskSettings) -> str:
 
 
 def prompt_tokens(task: Task, records: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """The prompt with its columns filled in, as tokens, one list a record of at most :func:`longest_prompt`;
+    """Return the prompt with its columns filled in, as tokens, one list a record of at most :func:`longest_prompt`;
     no end token behind it.
 
     The columns are cut, not the wording: each to its equal share of what ``task.max_length`` leaves. Where a

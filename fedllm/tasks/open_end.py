@@ -21,7 +21,7 @@ def open_ended(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
 
 
 def end_tokens(tokenizer: Any) -> int:
-    """Number of tokens that a tokenizer puts behind every text."""
+    """Return the number of tokens that a tokenizer puts behind every text."""
     bare = list(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
     whole = list(tokenizer(_PROBE)["input_ids"])
     if not bare:
@@ -33,7 +33,7 @@ def end_tokens(tokenizer: Any) -> int:
 
 
 def label_word_ids(tokenizer: Any, words: Sequence[str]) -> list[int]:
-    """The first token of each label word.
+    """Return the first token of each label word.
 
     Raises:
         ModelError: a word without a token, or one that the tokenizer does not know.

@@ -31,7 +31,7 @@ def encoded_texts(tokenizer: Any, columns: Sequence[Sequence[str]], max_length: 
 
 
 def _fitting(tokenizer: Any, row: Sequence[str], max_length: int) -> list[str]:
-    """The texts of one record, the longest cut until all fit together."""
+    """Return the texts of one record, the longest cut until all fit together."""
     ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in row]
     room = max_length - tokenizer.num_special_tokens_to_add(pair=True) - max(0, len(row) - 2)
     most = max(map(len, ids))
@@ -44,7 +44,7 @@ def _fitting(tokenizer: Any, row: Sequence[str], max_length: int) -> list[str]:
 
 
 def reads_segments(model: Any) -> bool:
-    """Whether a model tells the first text from the second: it takes ``token_type_ids``, and more than one."""
+    """Return True if a model tells the first text from the second: it takes ``token_type_ids``, and more than one."""
     if "token_type_ids" not in inspect.signature(model.forward).parameters:
         return False
     kinds = getattr(model.config, "type_vocab_size", None)

@@ -43,7 +43,7 @@ class SumNoise:
 
     @classmethod
     def of(cls, settings: Settings, noise_multiplier: float) -> SumNoise:
-        """Share ``noise_multiplier`` out to sum and count as the settings ask for.
+        """Return the share ``noise_multiplier`` out to sum and count as the settings ask for.
 
         Raises:
             ValueError: as :meth:`Noise.of`, or no such noise multiplier.
@@ -56,12 +56,12 @@ class SumNoise:
         return cls(Noise.of(settings, parts.vector), parts.count)
 
     def events(self) -> tuple[DpEvent, ...]:
-        """The events of one clipped sum, with the count of the same records where there is one."""
+        """Return the events of one clipped sum, with the count of the same records where there is one."""
         sums = self.vector.event()
         return (sums,) if self.count is None else (sums, gaussian(self.count))
 
     def add_to_count(self, count: float, rng: RandomSource) -> float:
-        """A centred count with its noise.
+        """Return a centred count with its noise.
 
         Raises:
             ValueError: no count is released, or without noise.
@@ -69,7 +69,7 @@ class SumNoise:
         return noisy_count(count, self.count or 0.0, rng)
 
     def at_clip(self, own: float, clip: float | None) -> float:
-        """The clipping norm of a round.
+        """Return the clipping norm of a round.
 
         Args:
             own: ``privacy.clip``.
@@ -93,12 +93,12 @@ class SumNoise:
 
 
 def is_adaptive(settings: Settings) -> bool:
-    """Whether the clipping norm follows the norms."""
+    """Return True if the clipping norm follows the norms."""
     return settings.clipping.form == "adaptive" and settings.privacy.mode == "dp"
 
 
 def bounded_share(share: float) -> float:
-    """A noisy share, or a hostile silo's, cut to [0, 1]: no silo moves the mean of n by more than 1/n.
+    """Return a noisy share, or a hostile silo's, cut to [0, 1]: no silo moves the mean of n by more than 1/n.
 
     A share near 0 or 1 that its noise carries outside is moved inwards, on average by less than half of its noise's
     standard deviation.
@@ -109,7 +109,7 @@ def bounded_share(share: float) -> float:
 def next_clip(
     settings: Settings, clip: float, shares: Sequence[float]
 ) -> tuple[float, dict[str, float]]:
-    """The clipping norm after a round with ``clip``, and what the round's record tells of it.
+    """Return the clipping norm after a round with ``clip``, and what the round's record tells of it.
 
     Args:
         shares: noisy share of norms at most ``clip``, of each release that arrived; none leaves it.

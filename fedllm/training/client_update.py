@@ -68,7 +68,7 @@ class ClientUpdate:
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> ClientUpdate:
-        """The mechanism of these settings."""
+        """Return the mechanism of these settings."""
         return cls(
             plan=StepPlan.of(settings),
             sampling_rate=sampling_rate,
@@ -81,18 +81,18 @@ class ClientUpdate:
         )
 
     def at_clip(self, clip: float | None) -> ClientUpdate:
-        """The mechanism of a round whose task brings ``clip``; see :meth:`SumNoise.at_clip`."""
+        """Return the mechanism of a round whose task brings ``clip``; see :meth:`SumNoise.at_clip`."""
         return replace(self, clip=self.noise.at_clip(self.clip, clip))
 
     def at_silo(self) -> ClientUpdate:
-        """The silo's part: without noise where the server adds it."""
+        """Return the silo's part: without noise where the server adds it."""
         if self.noise_by == "client":
             return self
         bare = SumNoise(self.noise.vector.of_multiplier(0.0), self.noise.count)
         return replace(self, noise_multiplier=0.0, noise=bare)
 
     def unsampled(self) -> ClientUpdate:
-        """The mechanism without amplification by the draw of the silos."""
+        """Return the mechanism without amplification by the draw of the silos."""
         return replace(self, fraction=1.0)
 
     # -- what a round costs ----------------------------------------------------------------------
@@ -113,12 +113,12 @@ class ClientUpdate:
         return RoundCost(self.fraction, 1)
 
     def release_noise(self) -> Noise:
-        """The noise of the update, or of the sum over the silos."""
+        """Return the noise of the update, or of the sum over the silos."""
         return self.noise.vector
 
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
-        """Standard deviation of the noise in each entry of the update, by tensor; None where it is not known (a
-        codec that leaves out coordinates) or not finite."""
+        """Return the standard deviation of the noise in each entry of the update, by tensor; None if it is not known
+        (a codec that leaves out coordinates) or not finite."""
         if not self.keeps_all:
             return None
         std = self.noise.vector.std * self.clip
@@ -155,7 +155,7 @@ class ClientUpdate:
     def _release(
         self, update: Mapping[str, Tensor], streams: Streams
     ) -> tuple[dict[str, Tensor], int, int, float | None]:
-        """The clipped (and noisy) update, what was done to it (0 or 1), and its share as in
+        """Return the clipped (and noisy) update, what was done to it (0 or 1), and its share as in
         :class:`LocalResult`."""
         flat = torch.cat([update[name].reshape(-1) for name in sorted(update)])
         flat, clipped, nonfinite = clip_vector(flat, self.clip)
@@ -174,5 +174,5 @@ class ClientUpdate:
         return self.noise.vector.add(total, self.clip, rng)
 
     def noisy_share(self, count: float, expected: float, rng: RandomSource) -> float:
-        """The noisy share of a centred count over the silos; its event is in those of the round."""
+        """Return the noisy share of a centred count over the silos; its event is in those of the round."""
         return share_below(self.noise.add_to_count(count, rng), expected)

@@ -80,14 +80,14 @@ class Estimates:
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, *, alone: bool = False) -> Estimates:
-        """The estimates of these settings."""
+        """Return the estimates of these settings."""
         how = settings.zeroth_order
         return cls(StepPlan.of(settings), how.directions, how.smoothing, sampling_rate, alone)
 
     def walk(
         self, model: ForwardOnly, work: LocalWork, release: Release, failures: Failures | None
     ) -> Tensor:
-        """The numbers of all local steps, (steps, K) float32; each step's move the weights for the next.
+        """Return the numbers of all local steps, (steps, K) float32; each step's move the weights for the next.
 
         Args:
             release: makes of the rows of each draw their sum.
@@ -192,7 +192,7 @@ class ZerothOrder:
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> ZerothOrder:
-        """The mechanism of these settings."""
+        """Return the mechanism of these settings."""
         noise = Noise.of(settings, noise_multiplier)
         return cls(
             estimates=Estimates.of(settings, sampling_rate, alone=noise.alone),
@@ -214,7 +214,7 @@ class ZerothOrder:
         return self.estimates.sampling_rate
 
     def at_clip(self, clip: float | None) -> ZerothOrder:
-        """The mechanism of a round whose task brings ``clip``.
+        """Return the mechanism of a round whose task brings ``clip``.
 
         Raises:
             ValueError: one comes; the norm is fixed here.
@@ -226,13 +226,13 @@ class ZerothOrder:
         return self
 
     def at_silo(self) -> ZerothOrder:
-        """The silo's part: without noise where the server adds it."""
+        """Return the silo's part: without noise where the server adds it."""
         if self.noise_by == "client":
             return self
         return replace(self, noise=self.noise.of_multiplier(0.0))
 
     def unsampled(self) -> ZerothOrder:
-        """The mechanism without amplification by the draw of the silos."""
+        """Return the mechanism without amplification by the draw of the silos."""
         return replace(self, fraction=1.0)
 
     # -- what a round costs ----------------------------------------------------------------------
@@ -253,19 +253,19 @@ class ZerothOrder:
         return steps if self.unit == "example" else 1
 
     def events(self, server_round: int) -> Counter[DpEvent]:
-        """The events of one round: a vector a step (unit client: a round), or one a number."""
+        """Return the events of one round: a vector a step (unit client: a round), or one a number."""
         event = self.noise.event()
         if self._rate < 1:
             event = poisson_sampled(self._rate, (event,))
         return multiset({event: self._releases})
 
     def cost(self) -> RoundCost:
-        """A sampled mechanism for each event."""
+        """Return a sampled mechanism for each event."""
         unit = self.noise.unit if self.noise.alone else None
         return RoundCost(self._rate, self._releases, noise=unit)
 
     def release_noise(self) -> Noise:
-        """The noise of each number."""
+        """Return the noise of each number."""
         return self.noise
 
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
@@ -323,7 +323,7 @@ class ZerothOrder:
 
 
 def plain_sum(tally: Tally) -> Release:
-    """The bare sum of rows, which are counted in ``tally``: private."""
+    """Return the bare sum of rows, which are counted in ``tally``: private."""
 
     def sums(rows: Tensor, _: int) -> Tensor:
         tally.examples += len(rows)
@@ -333,7 +333,7 @@ def plain_sum(tally: Tally) -> Release:
 
 
 def clip_numbers(numbers: Tensor, clip: float, *, each: bool) -> tuple[Tensor, bool, bool]:
-    """A silo's numbers at unit client, clipped: as one vector to L2 norm ``clip``, or each to [-clip, clip].
+    """Return a silo's numbers at unit client, clipped: as one vector to L2 norm ``clip``, or each to [-clip, clip].
 
     Guarantee: the silo contributes at most ``clip`` to what the noise covers, whatever it sends.
 

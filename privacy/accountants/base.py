@@ -17,7 +17,7 @@ from privacy.guarantee import Relation
 
 
 def _flat(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
-    """The multiset of base events, in the form that accountants know them by."""
+    """Return the multiset of base events, in the form that accountants know them by."""
     result: Counter[DpEvent] = Counter()
     for event, count in multiset(events).items():
         result[as_accounted(event)] += count
@@ -52,14 +52,14 @@ class Accountant(abc.ABC):
 
     @abc.abstractmethod
     def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
-        """Epsilon of a supported, private, non-empty multiset; 0 <= delta < 1."""
+        """Return epsilon of a supported, private, non-empty multiset; 0 <= delta < 1."""
 
     @abc.abstractmethod
     def _delta(self, events: Counter[DpEvent], epsilon: float) -> float:
-        """Delta of a supported, private, non-empty multiset; epsilon >= 0, finite."""
+        """Return delta of a supported, private, non-empty multiset; epsilon >= 0, finite."""
 
     def _mu(self, events: Counter[DpEvent]) -> float | None:
-        """Mu of a supported, private, non-empty multiset, if the accountant has one."""
+        """Return mu of a supported, private, non-empty multiset, if the accountant has one."""
         return None
 
     def why_unsupported(self, events: Mapping[DpEvent, int]) -> str | None:
@@ -79,7 +79,7 @@ class Accountant(abc.ABC):
         return None
 
     def supports(self, events: Mapping[DpEvent, int]) -> bool:
-        """Whether every event can be represented. A release without privacy always can."""
+        """Return True if every event can be represented. A release without privacy always can."""
         return self.why_unsupported(events) is None
 
     def _prepared(self, events: Mapping[DpEvent, int]) -> Counter[DpEvent]:

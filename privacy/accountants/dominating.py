@@ -98,6 +98,6 @@ def _dominating(items: frozenset[tuple[DpEvent, int]], relation: Relation, floor
 
 
 def _rounded_up(value: float) -> str:
-    """Two digits, never below the value."""
+    """Return two digits, never below the value."""
     text = f"{value:.1e}"
     return text if float(text) >= value else f"{value * 1.1:.1e}"

@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 
 def log_gaussian_delta(mu: float, epsilon: Array) -> Array:
-    """Log of delta of mu-GDP at each epsilon, vectorised."""
+    """Return log of delta of mu-GDP at each epsilon, vectorised."""
     upper = scipy.special.log_ndtr(-epsilon / mu + mu / 2)
     lower = epsilon + scipy.special.log_ndtr(-epsilon / mu - mu / 2)
     with np.errstate(divide="ignore"):
@@ -84,7 +84,7 @@ def _smallest(epsilons: Array, log_deltas: Array) -> float:
 
 
 def _covers(mu: float, epsilons: Array, deltas: Array) -> bool:
-    """Whether the Gaussian curve is above the curve through these points, linear in exp(eps)."""
+    """Return True if the Gaussian curve is above the curve through these points, linear in exp(eps)."""
     gaussian = np.exp(log_gaussian_delta(mu, epsilons))
     if bool(np.any(gaussian < deltas)):
         return False

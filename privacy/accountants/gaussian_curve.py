@@ -23,7 +23,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def _log_delta(mu: float, epsilon: float) -> float:
-    """Log of delta, without cancellation of the exponents (log difference)."""
+    """Return log of delta, without cancellation of the exponents (log difference)."""
     upper = float(scipy.special.log_ndtr(-epsilon / mu + mu / 2))
     lower = epsilon + float(scipy.special.log_ndtr(-epsilon / mu - mu / 2))
     if lower >= upper:

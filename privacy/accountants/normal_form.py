@@ -10,7 +10,7 @@ from privacy.events.kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent, noise_o
 
 
 def as_accounted(event: DpEvent) -> DpEvent:
-    """The event that stands for this one; the same event where none does.
+    """Return the event that stands for this one; the same event where none does.
 
     * One number with Gaussian or Laplace noise: dp_accounting's own event.
     * A vector of one coordinate: one number.

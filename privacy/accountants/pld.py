@@ -163,7 +163,7 @@ def _compose_at(counts: dict[DpEvent, int], relation: Relation, interval: float)
 
 
 def _scalar(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] | None:
-    """(noise, sampling rate, shift) of an event that is one number with noise, sampled or not."""
+    """Return (noise, sampling rate, shift) of an event that is one number with noise, sampled or not."""
     rate, inner = 1.0, event
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate, inner = event.sampling_probability, event.event
@@ -173,7 +173,7 @@ def _scalar(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] |
 
 
 def _laplace(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] | None:
-    """The same of dp_accounting's own Laplace event; None where it is so large as to be nothing."""
+    """Return the same of dp_accounting's own Laplace event; None if it is so large as to be nothing."""
     rate, inner = 1.0, event
     if isinstance(event, dp.PoissonSampledDpEvent):
         rate, inner = event.sampling_probability, event.event
@@ -183,7 +183,7 @@ def _laplace(event: DpEvent, replace: bool) -> tuple[ScalarNoise, float, float] 
 
 
 def _spread(event: DpEvent, replace: bool) -> float | None:
-    """Approximate standard deviation of the loss, where it may be small."""
+    """Return the approximate standard deviation of the loss, where it may be small."""
     factor = 2.0 if replace else 1.0
     if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[0]
@@ -205,7 +205,7 @@ def _spread(event: DpEvent, replace: bool) -> float | None:
 
 
 def _reach(event: DpEvent, replace: bool) -> float | None:
-    """The largest finite loss of an event that `_spread` knows."""
+    """Return the largest finite loss of an event that `_spread` knows."""
     if (scalar := _scalar(event, replace) or _laplace(event, replace)) is not None:
         return scalar_spread(*scalar)[1]
     if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
@@ -231,13 +231,13 @@ def _mixture(event: dp.MixtureOfGaussiansDpEvent) -> Mixture:
 
 
 def _untruncated(event: dp.TruncatedSubsampledGaussianDpEvent) -> DpEvent:
-    """The same with no bound on the sample."""
+    """Return the same with no bound on the sample."""
     rate = event.sampling_probability
     return dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(event.noise_multiplier))
 
 
 def _pure_loss(event: DpEvent) -> float:
-    """Largest loss of a mechanism of pure privacy, without replacement; 0 for others."""
+    """Return the largest loss of a mechanism of pure privacy, without replacement; 0 for others."""
     if isinstance(event, dp.PoissonSampledDpEvent):
         event = event.event
     if isinstance(event, dp.LaplaceDpEvent):
@@ -319,7 +319,7 @@ def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
 
 
 def pure_losses(epsilon: float, interval: float) -> LossDistribution:
-    """The loss of randomised response with the losses +-epsilon, both directions alike.
+    """Return the loss of randomised response with the losses +-epsilon, both directions alike.
 
     Epsilon is rounded up to a multiple of the interval: the pair of the larger epsilon dominates that of
     the smaller one, being the dominating pair of everything that is as private (see `PureDpEvent`).

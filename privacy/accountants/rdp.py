@@ -140,7 +140,7 @@ def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
 
 
 def _pure(epsilon: float) -> npt.NDArray[np.float64]:
-    """Divergences of randomised response with the losses +-epsilon, which dominates pure privacy:
+    """Return the divergences of randomised response with the losses +-epsilon, which dominates pure privacy:
     log(cosh((order - 1/2) epsilon) / cosh(epsilon / 2)) / (order - 1), raised by round-off."""
     orders = np.asarray(ORDERS, dtype=np.float64)
     arguments = (orders - 0.5) * epsilon
@@ -151,7 +151,7 @@ def _pure(epsilon: float) -> npt.NDArray[np.float64]:
 
 
 def _halved(event: DpEvent) -> DpEvent:
-    """The same event with half the noise multiplier, for the doubled sensitivity."""
+    """Return the same event with half the noise multiplier, for the doubled sensitivity."""
     if isinstance(event, dp.GaussianDpEvent):
         return dp.GaussianDpEvent(event.noise_multiplier / 2)
     if isinstance(event, dp.LaplaceDpEvent):

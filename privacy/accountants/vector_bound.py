@@ -60,7 +60,7 @@ _DIGITS = 12
 
 
 def spread_shift(noise: ScalarNoise, dimension: int) -> LossDistribution:
-    """The loss of a change by 1 / sqrt(dimension) in each of `dimension` coordinates.
+    """Return the loss of a change by 1 / sqrt(dimension) in each of `dimension` coordinates.
 
     Pessimistic for that change, which is not proven to be the worst one: see `gaussian_bound`.
 
@@ -86,7 +86,7 @@ def spread_shift(noise: ScalarNoise, dimension: int) -> LossDistribution:
 
 
 def worst_equal_split(noise: ScalarNoise, dimension: int, delta: float) -> tuple[float, int]:
-    """(epsilon, m): the most that a change spread equally over m of the coordinates costs.
+    """Return (epsilon, m): the most that a change spread equally over m of the coordinates costs.
 
     m runs over the powers of two up to 16384 below the dimension, and the dimension; above 16384 the
     limit stands for it. The cost of the worst change is at least this; it is at most that of
@@ -101,7 +101,7 @@ def worst_equal_split(noise: ScalarNoise, dimension: int, delta: float) -> tuple
 
 
 def limit_mu(noise: ScalarNoise) -> float:
-    """mu of the spread shift as the dimension grows: sqrt(I), per unit of the L2 bound."""
+    """Return mu of the spread shift as the dimension grows: sqrt(I), per unit of the L2 bound."""
     return math.sqrt(fisher_information(noise))
 
 
@@ -117,7 +117,7 @@ def why_no_bound(noise: ScalarNoise) -> str | None:
 
 
 def gaussian_bound(noise: ScalarNoise) -> float:
-    """mu such that a vector with this noise on each coordinate is mu-GDP for a change of L2 norm 1.
+    """Return mu such that a vector with this noise on each coordinate is mu-GDP for a change of L2 norm 1.
 
     Within 1 % of the least mu that a bound by single coordinates can give. That is at least sqrt(pi / 2)
     E[u] for a scale mixture of Laplace noise (u the inverse scale), at most 1.2534 times the limit
@@ -176,7 +176,7 @@ def _largest_quotient(noise: ScalarNoise, sharpest: float, smallest: float, mu: 
 
 
 def _small_changes(noise: ScalarNoise, sharpest: float, change: float) -> float:
-    """The least mu that bounds mu(s) / s for s <= `change`."""
+    """Return the least mu that bounds mu(s) / s for s <= `change`."""
     edges = np.linspace(0, sharpest, 4001)
     needed = _mean_excess(noise, sharpest, edges) + change * math.exp(
         float(noise.log_density(0.0))
@@ -202,7 +202,7 @@ def _small_changes(noise: ScalarNoise, sharpest: float, change: float) -> float:
 
 
 def _mean_excess(noise: ScalarNoise, sharpest: float, levels: Array) -> Array:
-    """An upper bound of E[(psi(|x|) - e)+; x < 0] at each level e, by cells of x.
+    """Return an upper bound of E[(psi(|x|) - e)+; x < 0] at each level e, by cells of x.
 
     In a cell psi is at most its value at the end nearer to 0.
     """

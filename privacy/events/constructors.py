@@ -24,7 +24,7 @@ from privacy.mechanisms.scalar_noise import ScalarNoise
 
 
 def gaussian(noise_multiplier: float, count: int = 1) -> DpEvent:
-    """The event of `count` Gaussian mechanisms; noise_multiplier is std / sensitivity, > 0."""
+    """Return the event of `count` Gaussian mechanisms; noise_multiplier is std / sensitivity, > 0."""
     if not (math.isfinite(noise_multiplier) and noise_multiplier > 0):
         raise ValueError(
             f"Expected a finite noise_multiplier > 0, got noise_multiplier={noise_multiplier} "
@@ -34,7 +34,7 @@ def gaussian(noise_multiplier: float, count: int = 1) -> DpEvent:
 
 
 def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpEvent:
-    """The event of `count` whole numbers with discrete Gaussian noise, each of its own sensitivity.
+    """Return the event of `count` whole numbers with discrete Gaussian noise, each of its own sensitivity.
 
     Args:
       sigma: The parameter of the noise, finite and > 0.
@@ -52,7 +52,8 @@ def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpE
 
 
 def pure_dp(epsilon: float) -> DpEvent:
-    """The event of a mechanism that is (epsilon, 0)-DP under zero-out and add-or-remove-one, such as a noisy choice.
+    """Return the event of a mechanism that is (epsilon, 0)-DP under zero-out and add-or-remove-one, such as a noisy
+    choice.
 
     Raises:
       ValueError: epsilon is not finite and > 0.
@@ -63,7 +64,7 @@ def pure_dp(epsilon: float) -> DpEvent:
 
 
 def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0) -> DpEvent:
-    """The event of `count` real numbers, each with fresh additive noise of a family.
+    """Return the event of `count` real numbers, each with fresh additive noise of a family.
 
     Args:
       noise: The noise in units of the sensitivity (the most that one record contributes).
@@ -78,7 +79,7 @@ def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0)
 
 
 def vector_noise(noise: ScalarNoise, dimension: int, count: int = 1, rate: float = 1.0) -> DpEvent:
-    """The event of `count` vectors with independent scalar noise on each coordinate.
+    """Return the event of `count` vectors with independent scalar noise on each coordinate.
 
     Args:
       noise: In units of the L2 norm that one record contributes at most.
@@ -106,7 +107,7 @@ def _repeated(event: DpEvent, count: int, sampling_rate: float = 1.0) -> DpEvent
 
 
 def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent:
-    """The event of `steps` DP-SGD steps: Poisson sampling, then the Gaussian mechanism.
+    """Return the event of `steps` DP-SGD steps: Poisson sampling, then the Gaussian mechanism.
 
     Args:
       sampling_rate: Probability that an example is in a step's sample, 0 < rate <= 1. At rate 1 it
@@ -130,7 +131,7 @@ def dp_sgd(sampling_rate: float, noise_multiplier: float, steps: int) -> DpEvent
 def truncated_sgd(
     size: int, sampling_rate: float, most: int, noise_multiplier: float, steps: int = 1
 ) -> DpEvent:
-    """The event of `steps` Gaussian mechanisms, each on a Poisson sample that is cut to `most` records.
+    """Return the event of `steps` Gaussian mechanisms, each on a Poisson sample that is cut to `most` records.
 
     Args:
       size: Number of records, >= 1; public.
@@ -154,7 +155,7 @@ def truncated_sgd(
 
 
 def poisson_sampled(sampling_rate: float, events: Iterable[DpEvent]) -> DpEvent:
-    """The event of several mechanisms on *one* Poisson sample, each of which may know the ones before.
+    """Return the event of several mechanisms on *one* Poisson sample, each of which may know the ones before.
 
     Where all are Gaussian, `privacy.events.multiset.multiset` accounts for them exactly as one: adaptively
     composed Gaussian mechanisms of multipliers s_i on the same data are dominated by the Gaussian
@@ -179,7 +180,7 @@ def poisson_sampled(sampling_rate: float, events: Iterable[DpEvent]) -> DpEvent:
 
 
 def no_guarantee(reason: str) -> DpEvent:
-    """The event of a release without privacy; epsilon is then infinite. The reason is recorded."""
+    """Return the event of a release without privacy; epsilon is then infinite. The reason is recorded."""
     if not reason:
         raise ValueError("Expected a reason for a release without privacy, got an empty one")
     return NoGuaranteeDpEvent(reason)

@@ -112,10 +112,10 @@ def _noise(family: str, parameters: Parameters) -> ScalarNoise:
 
 
 def noise_of(event: ScalarNoiseDpEvent | VectorNoiseDpEvent) -> ScalarNoise:
-    """The noise that an event names, in units of its sensitivity."""
+    """Return the noise that an event names, in units of its sensitivity."""
     return _noise(event.family, event.parameters)
 
 
 def pairs(noise: ScalarNoise) -> Parameters:
-    """The parameters of noise as an event holds them."""
+    """Return the parameters of noise as an event holds them."""
     return tuple(sorted(noise.parameters.items()))

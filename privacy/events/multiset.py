@@ -38,7 +38,7 @@ _COMPOSITIONS = (dp.ComposedDpEvent, dp.SelfComposedDpEvent)
 
 
 def _as_one(event: DpEvent) -> DpEvent:
-    """A composition of Gaussian mechanisms as the one that costs as much; others as they are."""
+    """Return a composition of Gaussian mechanisms as the one that costs as much; others as they are."""
     parts: Counter[DpEvent] = Counter()
     _add(event, 1, parts)
     if parts.total() == 1:
@@ -80,7 +80,7 @@ def multiset(
 
 
 def is_private(event: DpEvent) -> bool:
-    """Whether an event gives any guarantee at all (no noise is no guarantee)."""
+    """Return True if an event gives any guarantee at all (no noise is no guarantee)."""
     if isinstance(event, dp.NonPrivateDpEvent):
         return False
     if isinstance(event, (dp.GaussianDpEvent, dp.LaplaceDpEvent)):

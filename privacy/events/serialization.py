@@ -36,7 +36,7 @@ def _probability(value: Any) -> float:
 
 
 def _number(value: Any) -> float:
-    """A finite number >= 0; numpy scalars and ints become float."""
+    """Return a finite number >= 0; numpy scalars and ints become float."""
     if isinstance(value, (bool, str)):
         raise ValueError("expected a number")
     number = float(value)
@@ -77,7 +77,7 @@ def _text(value: Any) -> str:
 
 
 def _pairs(value: Any) -> tuple[tuple[str, float], ...]:
-    """Pairs (name, number) sorted by name; a name once."""
+    """Return pairs (name, number) sorted by name; a name once."""
     listed = isinstance(value, (list, tuple))
     if not listed or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in value):
         raise ValueError("expected pairs of a name and a number")

@@ -15,7 +15,7 @@ MOST_COLLUDING = 64
 
 
 def same_for_all(event: DpEvent) -> dict[str, DpEvent]:
-    """Views of a release that is private before it leaves its owner (local DP-SGD).
+    """Return the views of a release that is private before it leaves its owner (local DP-SGD).
 
     The outsider sees less than the server and colluders learn no more about an honest party than
     the server does; the event bounds them all. A colluding adversary without a view of its own in
@@ -46,7 +46,7 @@ def distributed_gaussian(
     secure_aggregation: bool,
     colluding: Iterable[int] = (),
 ) -> dict[str, DpEvent]:
-    """Views of a sum to which each of n clients adds its share of the noise.
+    """Return the views of a sum to which each of n clients adds its share of the noise.
 
     Each client adds noise of standard deviation noise_multiplier / sqrt(n) (times the sensitivity),
     so that the sum carries noise_multiplier. m colluding clients know and subtract their own noise:
@@ -82,7 +82,7 @@ def distributed_gaussian(
 def server_gaussian(
     noise_multiplier: float, *, reason: str, colluding: Iterable[int] = ()
 ) -> dict[str, DpEvent]:
-    """Views of a sum to which the server adds the noise: nothing protects against the server.
+    """Return the views of a sum to which the server adds the noise: nothing protects against the server.
 
     Args:
       noise_multiplier: Of the sum, > 0.

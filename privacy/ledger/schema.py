@@ -160,7 +160,7 @@ def check_schema(path: Path, connection: sqlite3.Connection) -> None:
 
 @cache
 def _objects() -> frozenset[tuple[str, str, str | None]]:
-    """(type, name, SQL) of each object of a ledger."""
+    """Return (type, name, SQL) of each object of a ledger."""
     db = sqlite3.connect(":memory:")
     try:
         db.executescript(SCHEMA)

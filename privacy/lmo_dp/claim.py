@@ -49,7 +49,7 @@ class Claim:
 
 
 def claimed_epsilon(noise: LmoNoise, delta: float, count: int = 1) -> Claim:
-    """Epsilon as the published accounting has it, and as it is where that holds.
+    """Return epsilon as the published accounting has it, and as it is where that holds.
 
     Args:
       noise: In units of the sensitivity of a number, or, as the paper uses it, of the norm of a vector.
@@ -98,7 +98,7 @@ def published_divergence(noise: LmoNoise, orders: Array) -> Array:
 
 
 def _extrapolated(noise: LmoNoise, t: Array) -> tuple[Array, Array]:
-    """(ln |M(t)|, sign) of M's closed form, t > 0; not a number at a pole, or at a root of a negative."""
+    """Return (ln |M(t)|, sign) of M's closed form, t > 0; not a number at a pole, or at a root of a negative."""
     gamma = 1 - noise.a1 * noise.gamma_scale * t
     exponential = 1 - noise.a3 / noise.exponential_rate * t
     whole = noise.gamma_shape == round(noise.gamma_shape)
@@ -117,6 +117,6 @@ def _extrapolated(noise: LmoNoise, t: Array) -> tuple[Array, Array]:
 
 
 def _converted(orders: Array, divergence: Array, delta: float) -> Array:
-    """Epsilon by the conversion that Opacus uses (Balle et al. 2020, arXiv 1905.09982, theorem 21)."""
+    """Return epsilon by the conversion that Opacus uses (Balle et al. 2020, arXiv 1905.09982, theorem 21)."""
     converted = divergence - (math.log(delta) + np.log(orders)) / (orders - 1)
     return np.asarray(np.maximum(converted + np.log1p(-1 / orders), 0.0))

@@ -56,7 +56,7 @@ def published_scale(
     rate: float,
     steps: int,
 ) -> float:
-    """The factor of the least noise that the published code accepts for a training.
+    """Return the factor of the least noise that the published code accepts for a training.
 
     Of all scales at which `published_epsilon` is at most epsilon, the smallest: the claim is no monotone
     function of the scale, since it uses orders where its formula has none.

@@ -42,7 +42,7 @@ class Split:
 
 
 def split(noise_multiplier: float, share: float) -> Split:
-    """The multipliers of sum and count that are one mechanism of `noise_multiplier` together.
+    """Return the multipliers of sum and count that are one mechanism of `noise_multiplier` together.
 
     Args:
       noise_multiplier: Of both together, finite and > 0.
@@ -61,7 +61,7 @@ def split(noise_multiplier: float, share: float) -> Split:
 
 
 def centred_count(norms: torch.Tensor, clip: float) -> float:
-    """Sum of b_i - 1/2 over the records; one whose norm is no number counts as too long. Private.
+    """Return the sum of b_i - 1/2 over the records; one whose norm is no number counts as too long. Private.
 
     Args:
       norms: [B] before clipping, B may be 0.
@@ -72,7 +72,7 @@ def centred_count(norms: torch.Tensor, clip: float) -> float:
 
 
 def noisy_count(count: float, multiplier: float, rng: RandomSource) -> float:
-    """A centred count with Gaussian noise of standard deviation multiplier / 2.
+    """Return a centred count with Gaussian noise of standard deviation multiplier / 2.
 
     Guarantee: its event is `gaussian(multiplier)`, alone; see the module for what it is beside a sum.
 
@@ -86,7 +86,7 @@ def noisy_count(count: float, multiplier: float, rng: RandomSource) -> float:
 
 
 def share_below(count: float, expected: float) -> float:
-    """The noisy share b of a noisy centred count, beyond 0 or 1 where the noise is large; post-processing.
+    """Return the noisy share b of a noisy centred count, beyond 0 or 1 where the noise is large; post-processing.
 
     Args:
       expected: The expected number of records in the count, > 0, public.
@@ -97,7 +97,7 @@ def share_below(count: float, expected: float) -> float:
 
 
 def moved_clip(clip: float, below: float, quantile: float, rate: float) -> float:
-    """The next clipping norm; post-processing.
+    """Return the next clipping norm; post-processing.
 
     Args:
       clip: The one that `below` is about.

@@ -27,7 +27,7 @@ _SMALLEST_SIGMA, _LARGEST_SIGMA = Fraction(1, 2**20), Fraction(2**40)
 
 
 def _uniform(bound: int, size: int, rng: RandomSource) -> Integers:
-    """Uniform integers from 0 to bound - 1, by rejection; int64 where bound fits, else objects."""
+    """Return uniform integers from 0 to bound - 1, by rejection; int64 where bound fits, else objects."""
     bits = (bound - 1).bit_length()
     words = max(1, -(-bits // 64))
     result: Integers = np.zeros(size, dtype=np.int64 if bits <= _SAFE_BITS else object)
@@ -54,7 +54,7 @@ def uniform_below(bound: int, rng: RandomSource) -> int:
 
 
 def bernoulli_exp(exponent: Fraction, rng: RandomSource) -> bool:
-    """True with probability exp(-exponent), exactly; exponent >= 0 (algorithm 1)."""
+    """Return True with probability exp(-exponent), exactly; exponent >= 0 (algorithm 1)."""
     numerator = np.array([exponent.numerator], dtype=object)
     return bool(_bernoulli_exp_any(numerator, exponent.denominator, rng)[0])
 
@@ -62,7 +62,7 @@ def bernoulli_exp(exponent: Fraction, rng: RandomSource) -> bool:
 def _bernoulli_exp(
     numerators: Integers, denominator: int, rng: RandomSource
 ) -> npt.NDArray[np.bool]:
-    """True with probability exp(-n / denominator), each 0 <= n <= denominator (algorithm 1)."""
+    """Return True with probability exp(-n / denominator), each 0 <= n <= denominator (algorithm 1)."""
     result = np.zeros(numerators.size, dtype=bool)
     active = np.arange(numerators.size)
     k = 1
@@ -78,7 +78,7 @@ def _bernoulli_exp(
 def _bernoulli_exp_any(
     numerators: Integers, denominator: int, rng: RandomSource
 ) -> npt.NDArray[np.bool]:
-    """True with probability exp(-n / denominator), each n >= 0 (algorithm 1, second part)."""
+    """Return True with probability exp(-n / denominator), each n >= 0 (algorithm 1, second part)."""
     whole, rest = numerators // denominator, numerators % denominator
     alive = _bernoulli_exp(rest, denominator, rng)
     while True:
@@ -90,7 +90,7 @@ def _bernoulli_exp_any(
 
 
 def _discrete_laplace(scale: int, size: int, rng: RandomSource) -> Integers:
-    """Integers with P[x] proportional to exp(-|x| / scale), a whole scale >= 1 (algorithm 2)."""
+    """Return the integers with P[x] proportional to exp(-|x| / scale), a whole scale >= 1 (algorithm 2)."""
     found: list[Integers] = []
     missing = size
     while missing:

@@ -55,7 +55,7 @@ _EVENTS = 3.0  # that a bound on scalar noise is a union of
 
 
 def largest_sample(mean: float, exponent: float) -> float:
-    """A number of records that a sample exceeds with probability at most exp(-exponent).
+    """Return a number of records that a sample exceeds with probability at most exp(-exponent).
 
     Args:
       mean: Expected size of a sample into which each record comes by itself, finite and > 0.
@@ -77,7 +77,7 @@ class NoiseLength(abc.ABC):
 
     @abc.abstractmethod
     def bound(self, length: float, exponent: float) -> float:
-        """A bound on ||v + noise|| that holds for every fixed v with ||v|| <= length, but with probability
+        """Return a bound on ||v + noise|| that holds for every fixed v with ||v|| <= length, but with probability
         exp(-exponent).
 
         Raises:
@@ -132,7 +132,7 @@ class ScalarLength(NoiseLength):
 
 
 def walk(noise: NoiseLength, length: float, steps: int, exponent: float) -> float:
-    """A bound on the length of `steps` noisy sums added up, each of norm at most `length` before its noise.
+    """Return a bound on the length of `steps` noisy sums added up, each of norm at most `length` before its noise.
 
     A sum may depend on the noise of the sums before it.
 
@@ -147,14 +147,14 @@ def walk(noise: NoiseLength, length: float, steps: int, exponent: float) -> floa
 
 
 def side_by_side(noise: NoiseLength, length: float, steps: int, exponent: float) -> float:
-    """A bound on the length of `steps` noisy vectors written one after the other, as for `walk`."""
+    """Return a bound on the length of `steps` noisy vectors written one after the other, as for `walk`."""
     _require_positive("steps", steps)
     return math.sqrt(steps) * noise.bound(length, exponent + math.log(steps))
 
 
 @lru_cache(maxsize=256)
 def _cut_sums(noise: ScalarNoise, dimension: int, y: float) -> tuple[float, float]:
-    """The bounds of sum w_i^2, and of sum v_i w_i for a unit vector v."""
+    """Return the bounds of sum w_i^2, and of sum v_i w_i for a unit vector v."""
     largest = _cut(noise, y + math.log(dimension))
     start = min(noise.width * 1e-3, largest / 2)
     grid = np.concatenate([[0.0], np.geomspace(start, largest, _POINTS)])

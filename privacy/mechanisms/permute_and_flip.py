@@ -102,7 +102,7 @@ def noisy_top(
 
 
 def amplified(epsilon: float, rate: float) -> float:
-    """The epsilon of a choice on a Poisson sample that costs `epsilon` in all: log(1 + (e^eps - 1) / rate).
+    """Return the epsilon of a choice on a Poisson sample that costs `epsilon` in all: log(1 + (e^eps - 1) / rate).
 
     Guarantee: a mechanism that is eps'-DP under zero-out or add-or-remove-one is log(1 + rate (e^eps' - 1))-DP on a
     Poisson sample. Proof: with the record in the data the output has the distribution (1 - rate) P +

@@ -47,7 +47,7 @@ def poisson_sample(n: int, rate: float, rng: RandomSource) -> npt.NDArray[np.int
 def truncated_poisson_sample(
     n: int, rate: float, most: int, rng: RandomSource
 ) -> npt.NDArray[np.int64]:
-    """A Poisson sample of at most `most` records; of a larger one a uniformly random subset is kept.
+    """Return a Poisson sample of at most `most` records; of a larger one a uniformly random subset is kept.
 
     The random numbers drawn are the same in number whatever is sampled. Each record has a random key, and
     the smallest keys are kept; keys are 53 bits, so that two of n are equal with probability below n^2 2^-54,

@@ -48,7 +48,7 @@ class SearchSpace:
         return (self.cost or self.make)(shape, amount)
 
     def clipped(self, shape: Sequence[float]) -> Shape:
-        """The nearest shape within the bounds."""
+        """Return the nearest shape within the bounds."""
         limits = zip(shape, self.low, self.high, strict=True)
         return tuple(min(max(float(value), low), high) for value, low, high in limits)
 
@@ -113,7 +113,7 @@ _LOG_K = (math.log(0.25), math.log(64.0))
 
 
 def search_spaces(dimension: int) -> list[SearchSpace]:
-    """The families from the simplest to the richest: ties go to the simpler.
+    """Return the families from the simplest to the richest: ties go to the simpler.
 
     Of vectors the staircase's steps are as wide as the change of an entry that is spread over all.
     """

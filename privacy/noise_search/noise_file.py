@@ -9,7 +9,7 @@ from privacy.mechanisms.scalar_noise import ScalarNoise, noise_from_dict
 
 
 def read_noise(path: str | Path) -> ScalarNoise:
-    """The noise that a file of `fedllm noise-search` names, for a number of sensitivity 1.
+    """Return the noise that a file of `fedllm noise-search` names, for a number of sensitivity 1.
 
     The file is JSON with the keys family and parameters; what else it holds (the question, figures) is for
     people. The noise is good for any use: what that costs is accounted from its density, not from the file.

@@ -66,5 +66,5 @@ class NoiseQuestion:
         return {**asdict(self), "objective": str(self.objective)}
 
     def key(self, **more: Any) -> dict[str, Any]:
-        """The question as a cache's key."""
+        """Return the question as a cache's key."""
         return {"format": SEARCH_FORMAT, **self.to_dict(), **more}

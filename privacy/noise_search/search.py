@@ -144,7 +144,7 @@ def _kept(
     cache_dir: Path | None,
     tell: Callable[[float], None],
 ) -> Candidate:
-    """The best of one family, from the cache if it is there."""
+    """Return the best of one family, from the cache if it is there."""
     asked = question
     if question.objective is not Objective.USEFULNESS or space.family == "gaussian":
         asked = replace(question, gamma=0.0)  # it changes nothing
@@ -169,7 +169,7 @@ def objective_value(noise: ScalarNoise, question: NoiseQuestion) -> float:
 
 
 def composed_loss(noise: ScalarNoise, question: NoiseQuestion) -> tuple[LossDistribution, ...]:
-    """The loss of all steps, one distribution a direction.
+    """Return the loss of all steps, one distribution a direction.
 
     Of numbers (and of Gaussian noise, whatever the dimension) an upper bound, fine enough to search by; of
     vectors that of the change spread over most entries.
@@ -197,7 +197,7 @@ def _spread(
 
 
 def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """Epsilon of all steps: of numbers an upper bound, of vectors a floor (`vectors`)."""
+    """Return epsilon of all steps: of numbers an upper bound, of vectors a floor (`vectors`)."""
     if question.dimension == 1 or noise.family == "gaussian":
         losses = composed_loss(noise, question)
     else:
@@ -207,7 +207,7 @@ def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
 
 
 def accounted_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """Epsilon of all steps as the ledger's headline accountant has it, for a number of sensitivity 1."""
+    """Return epsilon of all steps as the ledger's headline accountant has it, for a number of sensitivity 1."""
     events = multiset({scalar_noise(noise, question.steps, question.sampling_rate): 1})
     return make_accountant("pld").epsilon(events, question.delta)
 
@@ -244,7 +244,7 @@ class _Search:
         return Candidate(noise, epsilon, value, len(self.known), self.floor)
 
     def value(self, shape: Shape) -> float:
-        """The objective of a shape in the least amount that keeps to the target."""
+        """Return the objective of a shape in the least amount that keeps to the target."""
         shape = self.space.clipped(shape)
         if shape not in self.known:
             unit = self.space.make(shape, 1.0)
@@ -264,7 +264,7 @@ class _Search:
     def _least_amount(
         self, shape: Shape, near: float, cost: Callable[[ScalarNoise], float], tolerance: float
     ) -> tuple[float, float]:
-        """(amount, epsilon) with epsilon within the tolerance of the target, never above it."""
+        """Return (amount, epsilon) with epsilon within the tolerance of the target, never above it."""
 
         @cache
         def of(amount: float) -> float:
@@ -293,7 +293,7 @@ class _Search:
         return accounted_epsilon(noise, self.question)
 
     def _starts(self) -> list[Shape]:
-        """The grid's best shape and, of those that are not beside it, the second."""
+        """Return the grid's best shape and, of those that are not beside it, the second."""
         if not self.space.low:
             return []
         order = sorted(self.known, key=lambda s: (self.known[s][0], s))
@@ -336,7 +336,7 @@ class _Search:
 
 
 def figures(search: NoiseSearch) -> dict[str, Any]:
-    """The answer as JSON's types: the winner, the Gaussian, and every family's best.
+    """Return the answer as JSON's types: the winner, the Gaussian, and every family's best.
 
     Returns:
       `family`, `parameters`, `std`, `mean_abs` of the winner; `gaussian_std` and the winner's ratios to

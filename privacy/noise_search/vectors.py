@@ -32,7 +32,7 @@ def splits(dimension: int) -> tuple[int, ...]:
 def spread_losses(
     noise: ScalarNoise, entries: int, rate: float, steps: int, resolution: float
 ) -> tuple[LossDistribution, ...]:
-    """The loss of all steps of a change by 1 / sqrt(entries) in as many entries.
+    """Return the loss of all steps of a change by 1 / sqrt(entries) in as many entries.
 
     Args:
       noise: The noise of each entry, in units of the bound on the change's L2 norm.
@@ -65,7 +65,7 @@ def _composed(part: LossDistribution, count: int) -> LossDistribution:
 def _sampled(
     loss: LossDistribution, rate: float, resolution: float
 ) -> tuple[LossDistribution, LossDistribution]:
-    """Both directions of a symmetric pair (the loss of Q against P is that of P against Q), sampled.
+    """Return both directions of a symmetric pair (the loss of Q against P is that of P against Q), sampled.
 
     The mass of Q at a loss is then the mass of P at minus that loss: taken from there, since exp(-loss)
     would magnify round-off.
@@ -94,7 +94,7 @@ def _sampled(
 def _on_grid(
     losses: np.ndarray, masses: np.ndarray, interval: float, infinity: float
 ) -> LossDistribution:
-    """Each mass on the two multiples of the interval around its loss, both members' masses kept."""
+    """Return each mass on the two multiples of the interval around its loss, both members' masses kept."""
     below = np.floor(losses / interval)
     upper = masses * -np.expm1(below * interval - losses) / -math.expm1(-interval)
     index = below.astype(np.int64)

@@ -62,7 +62,7 @@ def make_app(folder: Path) -> str:
 
 
 def bundle(folder: Path) -> bytes:
-    """The bundle (FAB) that Flower makes of the app: a function of the files alone.
+    """Return the bundle (FAB) that Flower makes of the app: a function of the files alone.
 
     Raises:
         DeploymentError: there is no app in ``folder``.
@@ -77,7 +77,7 @@ def bundle(folder: Path) -> bytes:
 
 
 def bundle_hash(data: bytes) -> str:
-    """Hexadecimal SHA-256 of a bundle, by which Flower and the nodes know it."""
+    """Return hexadecimal SHA-256 of a bundle, by which Flower and the nodes know it."""
     return hashlib.sha256(data).hexdigest()
 
 

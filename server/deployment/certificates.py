@@ -139,7 +139,7 @@ def make_node_key(private: Path, public: Path) -> None:
 
 
 def read_node_key(path: Path) -> bytes:
-    """A node's public key as Flower registers it.
+    """Return a node's public key as Flower registers it.
 
     Raises:
         DeploymentError: the file is no OpenSSH public key on a NIST curve.
@@ -173,7 +173,7 @@ def validity(certificate: Path) -> Validity:
 
 
 def serial(certificate: Path) -> str:
-    """A certificate's serial number as nginx writes it: hexadecimal, whole bytes.
+    """Return a certificate's serial number as nginx writes it: hexadecimal, whole bytes.
 
     Raises:
         DeploymentError: it cannot be read.

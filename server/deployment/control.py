@@ -72,7 +72,7 @@ class RunState:
 
     @property
     def over(self) -> bool:
-        """Whether it has ended, in whatever way."""
+        """True if it has ended, in whatever way."""
         return self.status.startswith(FINISHED)
 
 
@@ -129,7 +129,7 @@ class Control:
     # Nodes
 
     def nodes(self) -> list[NodeState]:
-        """The registered nodes, by name.
+        """Return the registered nodes, by name.
 
         Raises:
             DeploymentError: the SuperLink cannot be reached, or refuses.
@@ -214,7 +214,7 @@ class Control:
     # Runs
 
     def start(self, app: bytes, config: Mapping[str, str]) -> int:
-        """Start a run.
+        """Return the start a run.
 
         Args:
             app: the bundle that it ships.
@@ -252,7 +252,7 @@ class Control:
             self._client.StopRun(StopRunRequest(run_id=run_id))
 
     def runs(self, run_id: int | None = None) -> list[RunState]:
-        """The runs that the SuperLink knows (or one of them), oldest first.
+        """Return the runs that the SuperLink knows (or one of them), oldest first.
 
         Raises:
             DeploymentError: as :meth:`nodes`.
@@ -265,7 +265,7 @@ class Control:
         return sorted(states, key=lambda run: run.started)
 
     def log(self, run_id: int, *, follow: bool) -> Iterator[str]:
-        """A run's log, a piece at a time; ``follow`` goes on until the run is over.
+        """Yield a run's log, a piece at a time; ``follow`` goes on until the run is over.
 
         Raises:
             DeploymentError: as :meth:`nodes`.
@@ -299,7 +299,7 @@ class Control:
 
 
 def connect(folder: Path) -> Control:
-    """The control interface as a deployment's folder, or the operator's part of it, reaches it.
+    """Return the control interface as a deployment's folder, or the operator's part of it, reaches it.
 
     Raises:
         DeploymentError: ``folder`` is neither.

@@ -176,7 +176,7 @@ def check_name(name: str) -> None:
 
 
 def is_address(host: str) -> bool:
-    """Whether ``host`` is an IP address rather than a name."""
+    """Return True if ``host`` is an IP address rather than a name."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
@@ -185,7 +185,7 @@ def is_address(host: str) -> bool:
 
 
 def join_address(host: str, port: int) -> str:
-    """``host:port``, with brackets around an IPv6 address."""
+    """Return ``host:port``, with brackets around an IPv6 address."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -279,7 +279,7 @@ class Folder:
         return self.path / "for-nodes" / node
 
     def load(self) -> Deployment:
-        """The deployment that the folder describes.
+        """Return the deployment that the folder describes.
 
         Raises:
             DeploymentError: there is none, or it is not valid.
@@ -295,8 +295,7 @@ _HEAD = "# A federation: who is in it and where. Every `fedllm deploy` command r
 
 
 def find_folder(given: Path | None, file: str = DEPLOYMENT) -> Path:
-    """The folder that an option, the environment variable FEDLLM_DEPLOYMENT or the working directory
-    names.
+    """Return the folder that an option, the environment variable FEDLLM_DEPLOYMENT or the working directory names.
 
     Raises:
         DeploymentError: none of them has ``file``.
@@ -319,7 +318,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def read(path: Path, kind: type[_Model], what: str) -> _Model:
-    """A TOML file as a checked value.
+    """Return a TOML file as a checked value.
 
     Raises:
         DeploymentError: it is missing, no TOML, or not valid; the message names the key.

@@ -68,7 +68,7 @@ _OWN: dict[str, tuple[str, ...]] = {
 
 
 def hardening(service: str, folder: str) -> tuple[str, ...]:
-    """Lines of the ``[Service]`` section of one program's unit.
+    """Return the lines of the ``[Service]`` section of one program's unit.
 
     Args:
         folder: the deployment's or the node's, which alone may be written.

@@ -124,7 +124,7 @@ class Supervisor:
                 self.start(program)
 
     def _next_pause(self, program: Program, ran: float) -> float:
-        """Seconds until the next start of a program that ended after ``ran`` seconds."""
+        """Return seconds until the next start of a program that ended after ``ran`` seconds."""
         last = self._pause.get(program.name)
         pause = program.restart_after
         if last is not None and ran < STEADY:
@@ -171,7 +171,7 @@ def require_free_port(port: int, what: str, host: str = "127.0.0.1") -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty, without a full stop."""
+    """Return the last line that is not empty, without a full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].rstrip(".") if lines else "it wrote nothing"
 

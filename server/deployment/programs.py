@@ -40,7 +40,7 @@ class Program:
     restart_at_most: float = 5.0
 
     def line(self) -> str:
-        """The command as one types it."""
+        """Return the command as one types it."""
         settings = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
         return " ".join([*settings, shlex.join(self.command)])
 
@@ -100,7 +100,7 @@ def server_programs(folder: Folder, deployment: Deployment) -> list[Program]:
 
 
 def node_programs(folder: Path, node: NodeFile) -> list[Program]:
-    """A node's SuperNode, and the silo's executor, which runs the app in the place of Flower's own.
+    """Return a node's SuperNode, and the silo's executor, which runs the app in the place of Flower's own.
 
     The two share a secret, so that no other user of the machine takes the silo's tasks.
 
@@ -134,12 +134,12 @@ def node_programs(folder: Path, node: NodeFile) -> list[Program]:
 
 
 def silo_path(folder: Path, node: NodeFile) -> Path:
-    """Path of a node's silo config."""
+    """Return the path of a node's silo config."""
     return (folder / Path(node.silo).expanduser()).absolute()
 
 
 def node_config(folder: Path, node: NodeFile) -> str:
-    """Flower's node configuration: the silo config and what node.toml adds, paths made absolute."""
+    """Return Flower's node configuration: the silo config and what node.toml adds, paths made absolute."""
     entries: dict[str, str | int | float | bool] = {"silo-file": node.silo, **node.config}
     written = []
     for key, value in entries.items():
@@ -155,7 +155,7 @@ def node_config(folder: Path, node: NodeFile) -> str:
 
 
 def find_program(name: str, how: str = "install the wheel of fedllm again") -> str:
-    """Path of a program: beside this Python first, then on PATH (and in /usr/sbin).
+    """Return the path of a program: beside this Python first, then on PATH (and in /usr/sbin).
 
     Raises:
         DeploymentError: it is not installed.

@@ -176,7 +176,7 @@ OPERATOR_REFUSAL = "Refused: this door serves the operator (POST /v1/control/...
 
 
 def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
-    """The configuration of nginx for a deployment; paths are relative to its folder (``nginx -p``).
+    """Return the configuration of nginx for a deployment; paths are relative to its folder (``nginx -p``).
 
     Args:
         operator_serial: serial number of the operator's certificate, hexadecimal; needed with
@@ -207,7 +207,8 @@ def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
 
 
 def most_memory(deployment: Deployment) -> int:
-    """Bytes of requests that callers without a valid signature can have in SuperLink's memory at once, all together."""
+    """Return the bytes of requests that callers without a valid signature can have in SuperLink's memory at once, all
+    together."""
     return deployment.doors.pushes * _PIECE + 2 * _CONNECTIONS * _OTHER
 
 

@@ -115,7 +115,7 @@ def remove_node(folder: Folder, deployment: Deployment, name: str) -> Deployment
 
 
 def node_keys(folder: Folder, deployment: Deployment) -> dict[str, bytes]:
-    """The public key of each node, as Flower registers it.
+    """Return the public key of each node, as Flower registers it.
 
     Raises:
         DeploymentError: one is missing or cannot be used.

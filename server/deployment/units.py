@@ -13,7 +13,7 @@ _RESTART = {"superlink": 2, "superexec": 2, "proxy": 2}
 
 
 def server_units(folder: Folder, deployment: Deployment) -> dict[str, str]:
-    """File name to text: what starts the server's three programs on its machine.
+    """Return the file name to text: what starts the server's three programs on its machine.
 
     Raises:
         DeploymentError: a program is not installed here (its options are those of the installed one).
@@ -32,7 +32,7 @@ def server_units(folder: Folder, deployment: Deployment) -> dict[str, str]:
 
 
 def node_units(name: str, deployment: Deployment) -> dict[str, str]:
-    """File name to text: what starts a node on its machine."""
+    """Return the file name to text: what starts a node on its machine."""
     machines = deployment.machines
     values = {
         "name": name,
@@ -53,7 +53,7 @@ def node_units(name: str, deployment: Deployment) -> dict[str, str]:
 
 
 def _moved(program: Program, folder: Folder, deployment: Deployment) -> list[str]:
-    """A program's command with the paths of the machine that it is for."""
+    """Return a program's command with the paths of the machine that it is for."""
     target, programs = deployment.machines.folder, deployment.machines.programs
     first, *rest = program.command
     name = PurePosixPath(first).name

@@ -133,7 +133,7 @@ class TrustedNoise:
         params: Mapping[str, Tensor],
         like: Mapping[str, Tensor] | None = None,
     ) -> tuple[list[str], dict[str, Tensor] | None, dict[str, float] | None]:
-        """The noisy mean of updates of norm at most ``clip`` each, and whom it is counted for.
+        """Return the noisy mean of updates of norm at most ``clip`` each, and whom it is counted for.
 
         A silo whose budget does not allow the round leaves, and its update is left out. All are asked
         and recorded together, or none: the sum, and so the release, depends on who leaves.
@@ -170,7 +170,7 @@ class TrustedNoise:
         return [], None, None
 
     def _draw_name(self) -> str:
-        """The end of the key of a release of a Poisson sample: which draw it is of; empty for none."""
+        """Return the end of the key of a release of a Poisson sample: which draw it is of; empty for none."""
         if not draws_afresh(self.settings):
             return ""
         if not self.draws.draw:
@@ -203,7 +203,7 @@ class TrustedNoise:
     def release_statistics(
         self, received: Mapping[str, Tensor], size: int, params: Mapping[str, Tensor]
     ) -> tuple[list[str], Tensor | None]:
-        """The noisy mean of the silos' statistics, and whom it is counted for: all that were asked.
+        """Return the noisy mean of the silos' statistics, and whom it is counted for: all that were asked.
 
         Each is clipped to norm 1 here, whatever the silo says. Noise of standard deviation
         ``codec.statistics_noise`` is added to the sum, once; the divisor is the number of silos in the
@@ -283,7 +283,7 @@ class TrustedNoise:
         return mechanism.at_clip(self.clip if is_adaptive(self.settings) else None)
 
     def _count(self, staying: Sequence[Contribution]) -> float:
-        """The centred count of the silos' bits, each bounded here, whatever the silo says; private."""
+        """Return the centred count of the silos' bits, each bounded here, whatever the silo says; private."""
         if not is_adaptive(self.settings):
             return 0.0
         told = [c.shares[BELOW] for c in staying if BELOW in c.shares]
@@ -291,7 +291,7 @@ class TrustedNoise:
         return sum(bits) - SENSITIVITY * len(bits)
 
     def _noisy_share(self, server_round: int, digest: str, count: float) -> float | None:
-        """The noisy share of a centred count; its event is in the row of the round."""
+        """Return the noisy share of a centred count; its event is in the row of the round."""
         if not is_adaptive(self.settings):
             return None
         rng = self._stream("trusted-count", server_round, digest)
@@ -331,7 +331,7 @@ class CentralNoise(RoundExtension):
     def combine(
         self, server_round: int, accepted: Sequence[Contribution], like: Tensors
     ) -> MeanUpdate:
-        """The noisy mean. Silos whose budget allows no other round leave the run, and are not in it."""
+        """Return the noisy mean. Silos whose budget allows no other round leave the run, and are not in it."""
         run, trusted = self.run, self.trusted
         trusted.left.update(run.left)
         trusted.clip = run.clip

@@ -83,5 +83,5 @@ class AccompaniedGrid(Grid):
 
 
 def connection_of(grid: Grid) -> Grid:
-    """Flower's connection itself, without a companion."""
+    """Return Flower's connection itself, without a companion."""
     return grid.inner if isinstance(grid, AccompaniedGrid) else grid

@@ -143,7 +143,7 @@ def _find_by_name(
 
 
 def _answered(found: Found, named: bool) -> set[str]:
-    """The silos that have spoken. A node without a registered name speaks for none where it fails."""
+    """Return the silos that have spoken. A node without a registered name speaks for none where it fails."""
     items = [*found.left, *((*found.failed, *found.refused) if named else ())]
     return set(found.nodes) | {item["silo"] for item in items}
 
@@ -210,7 +210,7 @@ def wait_for_nodes(
     stop: threading.Event,
     settle: float = 3.0,
 ) -> list[Identity]:
-    """The connected nodes, by id.
+    """Return the connected nodes, by id.
 
     With ``count``: once there are that many. Without: once there is one and no other has come for
     ``settle`` seconds (Flower starts the ServerApp before all nodes are registered). After

@@ -57,7 +57,7 @@ def exchange(
     failures: Callable[[], int] | None = None,
     grace: float = GRACE,
 ) -> list[Message | None]:
-    """The reply to each message, or None where none came within ``timeout`` seconds.
+    """Return the reply to each message, or None where none came within ``timeout`` seconds.
 
     A SuperLink that dies while it hands a task out has it noted as delivered, and the node never gets it.
     An answer that it was being sent it forgets, and says so by an error. So after the SuperLink was away, tasks
@@ -161,7 +161,7 @@ def _push(
 
 
 def _again(message: Message) -> Message:
-    """The same task as a message of its own."""
+    """Return the same task as a message of its own."""
     told = message.metadata
     return Message(
         message.content,

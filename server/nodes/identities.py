@@ -45,7 +45,7 @@ class Identity:
 
 
 def connected(grid: Grid) -> list[Identity]:
-    """The nodes that are connected now, by id, with what is known of them.
+    """Return the nodes that are connected now, by id, with what is known of them.
 
     A node without a registered name is left out where others have one: it may not speak for anybody. So are two
     of one name, of which neither is sure.

@@ -67,7 +67,7 @@ class Answers:
         self._done: queue.SimpleQueue[tuple[str, Message]] = queue.SimpleQueue()
 
     def pull(self, waiting: Collection[str]) -> list[tuple[str, Message]]:
-        """The answers that are there by now, each with the id of the task that it answers.
+        """Return the answers that are there by now, each with the id of the task that it answers.
 
         Args:
             waiting: ids of the tasks without an answer.
@@ -115,7 +115,7 @@ class Answers:
         self._done.put((told.reply_to_message_id, reply))
 
     def _built(self, grid: HttpGrid, row: MessageRow, tree: ObjectTree) -> Message:
-        """The answer, with the SuperLink's word on whose it is."""
+        """Return the answer, with the SuperLink's word on whose it is."""
         objects = [item.object_id for item in iterate_object_tree(tree)]
         if len(objects) > MOST_OBJECTS:
             raise AnswerTooLarge(f"Expected at most {MOST_OBJECTS} objects, got {len(objects)}")
@@ -152,7 +152,7 @@ class Answers:
 
 
 def built_bytes(contents: Mapping[str, bytes]) -> int:
-    """Bytes of all arrays of an answer once they are put together of their pieces.
+    """Return the bytes of all arrays of an answer once they are put together of their pieces.
 
     Raises:
         Exception: of several kinds, where the contents are no objects of Flower's.

@@ -26,15 +26,15 @@ class EvaluationReply:
 
 
 def least_count(settings: Settings) -> float:
-    """The least that an honest silo's count is: 0 without noise; else 40 standard deviations below (a chance of
-    less than 1e-300)."""
+    """Return the least that an honest silo's count is: 0 without noise; else 40 standard deviations below (a chance
+    of less than 1e-300)."""
     if settings.evaluation.clients != "private" or settings.privacy.mode != "dp":
         return 0.0
     return -40 * evaluation_sigma(settings)
 
 
 def read_evaluation(content: RecordDict, least: float) -> EvaluationReply:
-    """The typed value of a reply whose envelope says ``ok``.
+    """Return the typed value of a reply whose envelope says ``ok``.
 
     Args:
         least: that a count may be: 0 without noise, and beyond that what its noise may reach.

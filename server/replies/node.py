@@ -30,7 +30,7 @@ class NodeReply:
 
 
 def read_node(content: RecordDict) -> NodeReply:
-    """The typed value of a node's description, or of its refusal to take part.
+    """Return the typed value of a node's description, or of its refusal to take part.
 
     Raises:
         ReplyRefused: it is done and names no silo, a number of examples is senseless, or there is anything

@@ -14,7 +14,7 @@ class ReplyRefused(ValueError):
 
 
 def one_line(text: str, most: int = LONGEST_REASON) -> str:
-    """A stranger's text as one printable line of at most ``most`` characters, escapes counted.
+    """Return a stranger's text as one printable line of at most ``most`` characters, escapes counted.
 
     Control characters (of a terminal too), lone surrogates and the like become escapes, white space a blank.
 
@@ -27,7 +27,7 @@ def one_line(text: str, most: int = LONGEST_REASON) -> str:
 
 
 def shown(value: Any) -> str:
-    """A stranger's value in a message: its beginning alone, whatever its size."""
+    """Return a stranger's value in a message: its beginning alone, whatever its size."""
     if isinstance(value, str | bytes):
         part = repr(value[:_LONGEST_VALUE])
         more = len(value) - _LONGEST_VALUE

@@ -25,7 +25,7 @@ class ReleasedReply:
 
 
 def read_released(content: RecordDict, record: str, size: int, largest: float) -> ReleasedReply:
-    """The typed value of a reply whose envelope says ``ok``.
+    """Return the typed value of a reply whose envelope says ``ok``.
 
     Args:
         record: of the reply, and its one tensor.

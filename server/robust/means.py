@@ -77,7 +77,7 @@ def combine(
 
 
 def combine_shares(server: ServerSettings, shares: Sequence[float]) -> list[float]:
-    """The silos' shares of norms below the clipping norm as one, the same way; each is cut to [0, 1] before.
+    """Return the silos' shares of norms below the clipping norm as one, the same way; each is cut to [0, 1] before.
 
     A share is noisy and may lie outside by chance; the cut moves its mean inwards by less than its noise there.
     """
@@ -98,7 +98,8 @@ def trimmed(server: ServerSettings, silos: int) -> int:
 
 
 def rank_variance(stds: Sequence[float], cut: int) -> float:
-    """Variance of what is left of independent N(0, std^2) after cutting so many at each end; see the module.
+    """Return the variance of what is left of independent N(0, std^2) after cutting so many at each end; see the
+    module.
 
     Args:
         stds: of the silos, each >= 0.
@@ -157,7 +158,7 @@ def equal_variance(silos: int, cut: int) -> float:
 
 
 def _asymptotic(sigma: np.ndarray, cut: int) -> float:
-    """The module's formula for these standard deviations, ascending, not all 0."""
+    """Return the module's formula for these standard deviations, ascending, not all 0."""
     share = cut / len(sigma)
     positive = sigma[sigma > 0]
 
@@ -180,7 +181,7 @@ def _asymptotic(sigma: np.ndarray, cut: int) -> float:
 
 
 def _trimmed_mean(values: Sequence[Tensor], cut: int) -> Tensor:
-    """Mean without the ``cut`` smallest and largest of each coordinate, float32 [d]."""
+    """Return the mean without the ``cut`` smallest and largest of each coordinate, float32 [d]."""
     flat = [value.reshape(-1) for value in values]
     step = max(1, _CHUNK // len(flat))
     parts = []
@@ -214,7 +215,7 @@ def _noise(
     params: Mapping[str, Tensor],
     deviation: Callable[[Sequence[float]], float],
 ) -> dict[str, float] | None:
-    """``deviation`` of the silos' noise in each tensor; None where one of them is not known."""
+    """Return ``deviation`` of the silos' noise in each tensor; None if one of them is not known."""
     known = [c.noise_std for c in ordered if c.noise_std is not None]
     if len(known) < len(ordered):
         return None

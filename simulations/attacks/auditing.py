@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 
 def lira_scores(included: npt.NDArray[np.bool_], losses: Array) -> Array:
-    """Log likelihood ratio of each text's logit score in each run, the other runs as shadow models.
+    """Return log likelihood ratio of each text's logit score in each run, the other runs as shadow models.
 
     The score is log(p / (1 - p)) of the text's own label, Gaussian with a mean of its own with and
     without the text and variances that all texts share. (runs, m); zero where a text has no shadow
@@ -45,7 +45,7 @@ def lira_scores(included: npt.NDArray[np.bool_], losses: Array) -> Array:
 
 
 def area_under_curve(members: Array, others: Array) -> tuple[float, float]:
-    """AUC (ties count half) of scores that are larger for members, with DeLong's standard error.
+    """Return AUC (ties count half) of scores that are larger for members, with DeLong's standard error.
 
     DeLong, DeLong and Clarke-Pearson 1988, "Comparing the areas under two or more correlated receiver
     operating characteristic curves".
@@ -85,7 +85,7 @@ def true_positive_rate(
 
 
 def threshold_of(others: Array, rate: float) -> float:
-    """The smallest threshold that at most a share ``rate`` of the others lies above."""
+    """Return the smallest threshold that at most a share ``rate`` of the others lies above."""
     allowed = math.floor(rate * len(others) + 1e-9)
     return float(np.sort(others)[::-1][allowed]) if allowed < len(others) else -math.inf
 
@@ -105,7 +105,7 @@ def audited_epsilon(
     confidence: float = 0.95,
     shares: Sequence[float] = (0.1, 0.3, 1.0),
 ) -> float:
-    """Lower confidence bound of epsilon from guesses about many examples at once.
+    """Return the lower confidence bound of epsilon from guesses about many examples at once.
 
     Steinke, Nasr and Jagielski 2023, "Privacy auditing with one (1) training run", theorem 5.2: each
     of m examples was included by a fair coin of its own; the auditor guesses ``in`` for the highest
@@ -164,7 +164,7 @@ def audit_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float
 
 
 def greatest_rates(events: Mapping[DpEvent, int], rates: Array) -> Array:
-    """Proven maximum of the TPR at each FPR, whatever the attack, from the run's events.
+    """Return proven maximum of the TPR at each FPR, whatever the attack, from the run's events.
 
     (epsilon, delta)-DP gives TPR <= e^epsilon FPR + delta and TPR <= 1 - e^-epsilon (1 - delta - FPR)
     (Kairouz et al. 2015); the minimum over the whole curve delta(epsilon) of the PLD accountant, whose
@@ -180,7 +180,7 @@ def greatest_rates(events: Mapping[DpEvent, int], rates: Array) -> Array:
 
 
 def greatest_area(events: Mapping[DpEvent, int]) -> float:
-    """Proven maximum of the AUC: the area under :func:`greatest_rates`, rounded up."""
+    """Return proven maximum of the AUC: the area under :func:`greatest_rates`, rounded up."""
     rates = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 400)])
     heights = greatest_rates(events, rates)
     # upper sums: the curve rises, so each strip is at most as high as at its right end

@@ -67,7 +67,7 @@ class RealGradients(Prior):
         return cls("real", mean, variance, torch.zeros(0, d), torch.zeros(0), gradients)
 
     def sample(self, count: int, rng: RandomSource) -> Tensor:
-        """``count`` of the gradients, drawn with replacement."""
+        """Return ``count`` of the gradients, drawn with replacement."""
         return self.gradients[torch.from_numpy(rng.random(count) * len(self.gradients)).long()]
 
 
@@ -103,14 +103,14 @@ def make_source(
 
 
 def reconstruction_errors(codec: Autoencoder, gradients: Tensor) -> np.ndarray:
-    """Relative squared error of each gradient (n, d) after encoding and decoding."""
+    """Return the relative squared error of each gradient (n, d) after encoding and decoding."""
     decoded = codec.reconstruct(codec.project(gradients))
     sizes = gradients.square().sum(1).clamp(min=1e-30)
     return ((decoded - gradients).square().sum(1) / sizes).double().numpy()
 
 
 def invert(codec: Autoencoder, directions: int, rounds: int, rng: RandomSource) -> Tensor:
-    """Orthonormal rows (directions, d): what the training of the codec added, most first.
+    """Return orthonormal rows (directions, d): what the training of the codec added, most first.
 
     Subspace iteration on the difference between the codec and itself before training, whose weights
     follow from the public seed. Needs nothing but the codec.
@@ -127,7 +127,7 @@ def invert(codec: Autoencoder, directions: int, rounds: int, rng: RandomSource) 
 
 
 def distances(directions: Tensor, gradients: Tensor) -> np.ndarray:
-    """Share of each gradient's squared norm outside the span of orthonormal rows."""
+    """Return the share of each gradient's squared norm outside the span of orthonormal rows."""
     inside = (gradients @ directions.T).square().sum(1)
     return (1 - inside / gradients.square().sum(1).clamp(min=1e-30)).double().numpy()
 
@@ -135,7 +135,7 @@ def distances(directions: Tensor, gradients: Tensor) -> np.ndarray:
 def attack(
     codec: Autoencoder, train: Tensor, held_out: Tensor, *, directions: int, rounds: int, seed: int
 ) -> dict[str, Any]:
-    """Both attacks on one codec; ``train`` and ``held_out`` hold equally many gradients."""
+    """Return both attacks on one codec; ``train`` and ``held_out`` hold equally many gradients."""
     errors = reconstruction_errors(codec, train), reconstruction_errors(codec, held_out)
     found = invert(codec, directions, rounds, generator(seed, "autoencoder-inversion"))
     to_train, to_held_out = distances(found, train), distances(found, held_out)
@@ -164,7 +164,7 @@ def measure(
     data: str,
     model: str = "minilm",
 ) -> dict[str, Any]:
-    """All figures of the command, as plain values."""
+    """Return all figures of the command, as plain values."""
     found: dict[tuple[str, float | None], list[dict[str, Any]]] = {key: [] for key in sources}
     for seed in seeds:
         scene = make_scene(
@@ -221,7 +221,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """The figures as a table and sentences."""
+    """Return the figures as a table and sentences."""
     table = make_table(
         "autoencoder trained on",
         "error, training %",

@@ -115,7 +115,7 @@ def _row(
 def identify_texts(
     scene: Scene, protection: Protection, pools: Sequence[Sequence[Feature]], draws: int, seed: int
 ) -> list[float]:
-    """Share of draws in which each text of each pool is named as the sender's."""
+    """Return the share of draws in which each text of each pool is named as the sender's."""
     shares: list[float] = []
     for number, pool in enumerate(pools):
         gradients = scene.gradients(pool)
@@ -145,7 +145,7 @@ def measure(
     model: str = "minilm",
     at_hand: int = TEXTS_AT_HAND,
 ) -> dict[str, Any]:
-    """All figures of the command, as plain values."""
+    """Return all figures of the command, as plain values."""
     scene = make_scene(
         texts=at_hand, prefix_length=prefix_length, seed=seed, data=data, model=model
     )
@@ -202,7 +202,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """The figures as tables and sentences."""
+    """Return the figures as tables and sentences."""
     main = make_table(
         "message",
         "tokens found %",

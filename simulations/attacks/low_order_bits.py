@@ -49,7 +49,7 @@ def naive(sums: Values, std: float) -> Values:
 
 
 def four_draws(sums: Values, std: float, *, dtype: torch.dtype) -> Values:
-    """The sum of four draws, made and added in float64, not rounded to a grid."""
+    """Return the sum of four draws, made and added in float64, not rounded to a grid."""
     noisy = torch.from_numpy(sums + gaussian(sums.shape, std, generator(None)))
     return noisy.to(dtype).double().numpy()
 
@@ -146,7 +146,7 @@ def _release(mechanism: str, sums: Values, std: float) -> Values:
 
 
 def _patterns(values: Values) -> npt.NDArray[np.int64]:
-    """A number for (sign, binade, lowest set bit) of each value; a zero has the lowest of both."""
+    """Return a number for (sign, binade, lowest set bit) of each value; a zero has the lowest of both."""
     fraction, exponent = np.frexp(values)
     mantissa = np.abs(np.ldexp(fraction, 53)).astype(np.int64)
     lowest_bit = np.where(mantissa == 0, 1, mantissa & -mantissa).astype(np.float64)
@@ -160,7 +160,7 @@ def _patterns(values: Values) -> npt.NDArray[np.int64]:
 
 
 def report(found: Sequence[Found], options: argparse.Namespace) -> str:
-    """The advantages as text."""
+    """Return the advantages as text."""
     rows = [
         [
             f.mechanism,
@@ -181,7 +181,7 @@ def report(found: Sequence[Found], options: argparse.Namespace) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(
         prog="python -m simulations.attacks.low_order_bits", description=__doc__
     )

@@ -66,7 +66,7 @@ class Run:
         return multiset(dp_sgd(self.rate, self.noise, self.steps))
 
     def log_ratios(self, present: bool, count: int, steps: int, rng: np.random.Generator) -> Array:
-        """Log likelihood ratios, present over absent, of some steps' outputs: [count]."""
+        """Return log likelihood ratios, present over absent, of some steps' outputs: [count]."""
         total = np.zeros(count)
         for _ in range(steps):
             values = rng.normal(0.0, self.noise, count)
@@ -92,7 +92,7 @@ class Rule:
         self.least_noise = lru_cache(maxsize=None)(self._least_noise)
 
     def terms(self, first: Run) -> Terms | None:
-        """The filter that is kept for a first plan; None for the budget's own choice."""
+        """Return the filter that is kept for a first plan; None for the budget's own choice."""
         if self.name == "gdp":
             return gaussian_terms(first.events, EPSILON, DELTA, RELATION)
         if self.name == "renyi":
@@ -110,7 +110,7 @@ class Rule:
         return True
 
     def _least_noise(self, runs: tuple[Run, ...], rate: float, steps: int) -> Run:
-        """A run of this shape with as little noise as is admitted after `runs`."""
+        """Return a run of this shape with as little noise as is admitted after `runs`."""
         plans = [run.events for run in runs]
         if self.name == "joint":
             noise = calibrate_noise_multiplier(
@@ -147,7 +147,7 @@ def _value_curve(run: Run, present: bool) -> tuple[Array, Array]:
 
 
 def _worst(runs: Sequence[Run], ratios: Array, present: bool) -> npt.NDArray[np.intp]:
-    """The run that adds most from each log ratio on."""
+    """Return the run that adds most from each log ratio on."""
     sign = 1.0 if present else -1.0
     values = [np.interp(sign * ratios, *_value_curve(run, present)) for run in runs]
     return np.argmax(values, axis=0)
@@ -159,7 +159,7 @@ direction of its second argument."""
 
 
 def second_run(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Array:
-    """The second run has the shape that is worst given the first one's output."""
+    """Return the second run has the shape that is worst given the first one's output."""
     first = Run(1.0, 3.0, 1)
     assert rule.admits((first,))
     total = first.log_ratios(present, count, 1, rng)
@@ -168,7 +168,7 @@ def second_run(rule: Rule, present: bool, count: int, rng: np.random.Generator) 
 
 
 def _played(menu: Sequence[Run], ratios: Array, present: bool, rng: np.random.Generator) -> Array:
-    """The further log ratios where each transcript goes on with what is worst for it."""
+    """Return the further log ratios where each transcript goes on with what is worst for it."""
     gained = np.zeros(ratios.size)
     choice = _worst(menu, ratios, present)
     for number, run in enumerate(menu):
@@ -224,8 +224,8 @@ def _rests(rule: Rule, runs: tuple[Run, ...]) -> Iterator[Run]:
 
 
 def interleaved(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Array:
-    """The second run is planned and made between the two halves of the first; the second half is left out where
-    the ratio is high already."""
+    """Return the second run is planned and made between the two halves of the first; the second half is left out
+    where the ratio is high already."""
     first, sign = Run(0.5, 2.5, 4), 1.0 if present else -1.0
     assert rule.admits((first,))
     total = first.log_ratios(present, count, 2, rng)
@@ -256,7 +256,7 @@ class Estimate:
 
     @property
     def holds(self) -> bool:
-        """Whether the stated delta is not exceeded, within the error."""
+        """True if the stated delta is not exceeded, within the error."""
         return self.delta <= DELTA + ERRORS * self.error
 
 

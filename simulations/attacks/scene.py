@@ -47,7 +47,7 @@ class Scene:
         return sum(value.numel() for value in self.params.values())
 
     def gradients(self, features: Sequence[Feature]) -> Tensor:
-        """The gradient of each text's own loss, float32 (n, d), tensors in the order of their names."""
+        """Return the gradient of each text's own loss, float32 (n, d), tensors in the order of their names."""
         if not features:
             return torch.zeros(0, self.dimension)
         rows: list[Tensor] = [torch.empty(0)] * len(features)
@@ -59,13 +59,13 @@ class Scene:
         return torch.stack(rows)
 
     def prefix_of(self, flat: Tensor) -> Tensor:
-        """The prefix's part of one flat vector: (layers, 2, heads, positions, head size)."""
+        """Return the prefix's part of one flat vector: (layers, 2, heads, positions, head size)."""
         pieces = split_like(flat, self.params)
         return pieces[sorted(self.params).index(PREFIX)]
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Tensors with a leading dimension n as (n, d), in the order of their names."""
+    """Return the tensors with a leading dimension n as (n, d), in the order of their names."""
     return torch.cat([tensors[name].flatten(1) for name in sorted(tensors)], dim=1)
 
 
@@ -121,14 +121,14 @@ def make_scene(
 
 
 def with_client(settings: Settings, **changes: object) -> Settings:
-    """The same settings with keys of ``client`` changed, checked again."""
+    """Return the same settings with keys of ``client`` changed, checked again."""
     tree = settings.model_dump()
     tree["client"] |= changes
     return Settings.model_validate(tree)
 
 
 def load_distinct(count: int, data: str, seed: int) -> tuple[list[dict[str, str]], str]:
-    """``count`` records whose texts differ, even where case and white space are ignored.
+    """Return ``count`` records whose texts differ, even where case and white space are ignored.
 
     Raises:
         DataError: the data has fewer (the message of :func:`workload.load_texts`).

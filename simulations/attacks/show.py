@@ -21,14 +21,14 @@ _ENDINGS = (".png", ".svg", ".pdf")
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error (0 for one value)."""
+    """Return the mean and its standard error (0 for one value)."""
     array = np.asarray(values, dtype=float)
     error = array.std(ddof=1) / np.sqrt(len(array)) if len(array) > 1 else 0.0
     return float(array.mean()), float(error)
 
 
 def share(value: tuple[float, float] | Sequence[float]) -> str:
-    """A share and its standard error, in percent."""
+    """Return a share and its standard error, in percent."""
     return f"{100 * value[0]:.1f} ± {100 * value[1]:.1f}"
 
 

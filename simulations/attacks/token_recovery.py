@@ -54,7 +54,7 @@ def layer0_queries(scene: Scene, position: int) -> Tensor:
 
 
 def key_span(scene: Scene, message: Tensor, length: int) -> Tensor:
-    """Orthonormal rows (heads, rank, head size) of the gradient of layer 0's keys.
+    """Return orthonormal rows (heads, rank, head size) of the gradient of layer 0's keys.
 
     Directions that the rounding may have made are zero rows. ``length`` bounds the rank: a text of so
     many tokens has no more queries.
@@ -139,7 +139,7 @@ def refine(
 
 
 def recovery(guess: Sequence[int], truth: Sequence[int]) -> tuple[float, float, float]:
-    """Share of the true tokens found anywhere (each counted once), found in place, and all in place."""
+    """Return the share of the true tokens found anywhere (each counted once), found in place, and all in place."""
     left = list(guess)
     anywhere = 0
     for token in truth:
@@ -151,7 +151,7 @@ def recovery(guess: Sequence[int], truth: Sequence[int]) -> tuple[float, float, 
 
 
 def identify(messages: Tensor, visible: Tensor) -> np.ndarray:
-    """Index of the candidate closest to each message: maximum likelihood under Gaussian noise.
+    """Return the index of the candidate closest to each message: maximum likelihood under Gaussian noise.
 
     Args:
         messages: (n, d).

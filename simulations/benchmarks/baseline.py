@@ -76,13 +76,13 @@ class ClientRound:
 
 
 def missing() -> str | None:
-    """The package that is missing for this baseline, or None."""
+    """Return the package that is missing for this baseline, or None."""
     absent = [name for name in ("peft", "opacus") if find_spec(name) is None]
     return ", ".join(absent) or None
 
 
 def load_tokenizer(choice: Choice) -> Any:
-    """The model's tokenizer; decoders pad on the left, with some existing token."""
+    """Return the model's tokenizer; decoders pad on the left, with some existing token."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(choice.folder)
@@ -93,7 +93,7 @@ def load_tokenizer(choice: Choice) -> Any:
 
 
 def load_model(choice: Choice) -> nn.Module:
-    """The model with a PEFT prefix, in training mode without dropout."""
+    """Return the model with a PEFT prefix, in training mode without dropout."""
     from peft import PrefixTuningConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -119,14 +119,14 @@ def load_model(choice: Choice) -> nn.Module:
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters that PEFT left unfrozen."""
+    """Return the parameters that PEFT left unfrozen."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def mean_loss(
     model: nn.Module, ids: Tensor, mask: Tensor, targets: Tensor, words: Tensor | None
 ) -> Tensor:
-    """Mean cross-entropy over label words (decoder) or over the classification layer's outputs."""
+    """Return the mean cross-entropy over label words (decoder) or over the classification layer's outputs."""
     if words is None:
         logits = model(input_ids=ids, attention_mask=mask).logits
     else:
@@ -136,7 +136,7 @@ def mean_loss(
 
 
 def word_ids(choice: Choice, tokenizer: Any) -> Tensor | None:
-    """First tokens of the label words, for decoders."""
+    """Return the first tokens of the label words, for decoders."""
     if choice.kind != "decoder":
         return None
     first = [tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in LABEL_WORDS]

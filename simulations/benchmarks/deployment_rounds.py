@@ -179,7 +179,7 @@ def read_times(times: Path) -> list[dict[str, Any]]:
 
 
 def split(server: list[dict[str, Any]], silos: Mapping[str, list[dict[str, Any]]]) -> Split:
-    """The parts of each round, as means over the silos.
+    """Return the parts of each round, as means over the silos.
 
     Args:
         server: times of the server's processes.
@@ -210,7 +210,8 @@ def split(server: list[dict[str, Any]], silos: Mapping[str, list[dict[str, Any]]
 
 
 def covered(records: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds in which at least one of what is recorded went on: parts of a message are fetched side by side."""
+    """Return the seconds in which at least one of what is recorded went on: parts of a message are fetched side by
+    side."""
     total, until = 0.0, float("-inf")
     for began, ended in sorted((r["began"], r["ended"]) for r in records):
         total += max(0.0, ended - max(began, until))
@@ -219,7 +220,7 @@ def covered(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def write_experiment(folder: Path, rounds: int, silos: list[str]) -> Path:
-    """The tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` beside."""
+    """Return the tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` beside."""
     import tomli_w
 
     from simulations.benchmarks.support import tiny
@@ -242,7 +243,7 @@ def write_experiment(folder: Path, rounds: int, silos: list[str]) -> Path:
 
 
 def in_deployment(folder: Path, experiment: Path, silos: list[str]) -> Split:
-    """The split of the rounds over nodes on this machine."""
+    """Return the split of the rounds over nodes on this machine."""
     from simulations.benchmarks.local_federation import LocalFederation, make_folder
 
     class Clocked(LocalFederation):
@@ -257,7 +258,7 @@ def in_deployment(folder: Path, experiment: Path, silos: list[str]) -> Split:
 
 
 def in_simulation(folder: Path, experiment: Path) -> Split:
-    """The split of the rounds on Flower's simulation engine."""
+    """Return the split of the rounds on Flower's simulation engine."""
     command = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
     subprocess.run(
         [*command, "--run", str(folder / "run")],
@@ -301,7 +302,7 @@ def measure(folder: Path, rounds: int, nodes: int) -> dict[str, Split]:
 
 
 def summary(found: Split) -> dict[str, dict[str, float]]:
-    """Seconds by part in the first round, and medians over the later ones."""
+    """Return seconds by part in the first round, and medians over the later ones."""
     names = ("whole", *PARTS)
     later = [parts for number, parts in found.items() if number > 1]
     result = {"first round": {name: found[1][name] for name in names}}

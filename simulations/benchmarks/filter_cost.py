@@ -47,7 +47,7 @@ class Cost:
 
 
 def least_noise(rule: str, epsilon: float, rate: float, steps: int, runs: int) -> float:
-    """The least noise multiplier, within 0.1 % of what it costs, of so many equal runs."""
+    """Return the least noise multiplier, within 0.1 % of what it costs, of so many equal runs."""
     joint = calibrate_noise_multiplier(
         epsilon=epsilon, delta=DELTA, sampling_rate=rate, steps=steps * runs
     ).noise_multiplier
@@ -73,7 +73,7 @@ def least_noise(rule: str, epsilon: float, rate: float, steps: int, runs: int) -
 
 
 def costs() -> list[Cost]:
-    """All rows of the table."""
+    """Return all rows of the table."""
     return [
         Cost(
             epsilon,

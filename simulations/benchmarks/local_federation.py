@@ -92,7 +92,7 @@ def processes_of(folder: Path, program: str = "") -> list[int]:
 
 
 def make_folder(path: Path, *nodes: str, hosts: Sequence[str] = ("127.0.0.1",)) -> Folder:
-    """A deployment on this machine, on ports that nobody uses.
+    """Return a deployment on this machine, on ports that nobody uses.
 
     Raises:
         DeploymentError: nginx or Flower is not installed.
@@ -105,7 +105,7 @@ def make_folder(path: Path, *nodes: str, hosts: Sequence[str] = ("127.0.0.1",)) 
 
 
 def states_of(folder: Path) -> dict[str, str]:
-    """Status of each node, as an operator's folder gets it; empty where the server does not answer now."""
+    """Return the status of each node, as an operator's folder gets it; empty where the server does not answer now."""
     try:
         with connect(folder) as link:
             return {node.name: node.status for node in link.nodes()}
@@ -163,11 +163,11 @@ class LocalFederation:
         return {}
 
     def command(self, name: str, *words: str) -> list[str]:
-        """``fedllm deploy ...`` as this participant types it."""
+        """Return ``fedllm deploy ...`` as this participant types it."""
         return [sys.executable, "-m", "simulations.cli.main", "deploy", *words]
 
     def begin(self, name: str, *words: str) -> subprocess.Popen[bytes]:
-        """Start a command; its output goes to a file."""
+        """Return the start a command; its output goes to a file."""
         self.outputs[name] = self.folder.path.parent / f"{name}.out"
         with open(self.outputs[name], "ab") as output:
             process = subprocess.Popen(
@@ -202,7 +202,7 @@ class LocalFederation:
         self.begin(name, "node", "--folder", str(self.folder.node(name)))
 
     def submit(self, experiment: Path, *words: str) -> RunFolder:
-        """Start an experiment and return its run folder, once that is there."""
+        """Return the start an experiment and return its run folder, once that is there."""
         known = set(self.folder.runs.glob("*"))
         done = self.call("submit", str(experiment), "--detach", *words)
         if done.returncode:
@@ -245,16 +245,16 @@ class LocalFederation:
         return self.outputs[name].read_text(encoding="utf-8")
 
     def log(self, name: str) -> str:
-        """The log of one of the server's programs."""
+        """Return the log of one of the server's programs."""
         path = self.folder.logs / f"{name}.log"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
     def ledger(self, name: str) -> Path:
-        """A silo's ledger."""
+        """Return a silo's ledger."""
         return Path(load_silo(self.folder.node(name) / "silo.toml").ledger)
 
     def node_states(self) -> dict[str, str]:
-        """Status of each node, as the server sees it; empty where it does not answer now."""
+        """Return the status of each node, as the server sees it; empty where it does not answer now."""
         return states_of(self.folder.path)
 
     def wait_until_online(self, *nodes: str) -> None:
@@ -278,7 +278,7 @@ class LocalFederation:
         wait_for(reached, f"round {server_round}", seconds)
 
     def wait_until_over(self, run: RunFolder, seconds: float = PATIENCE) -> str:
-        """The run's status at its end."""
+        """Return the run's status at its end."""
         wait_for(lambda: run.state()["status"] in OVER, "the run to be over", seconds)
         return str(run.state()["status"])
 

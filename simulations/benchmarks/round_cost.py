@@ -35,7 +35,7 @@ GOAL = 1.15
 
 
 def experiment(silos: int, steps: int, rounds: int, batch: int, model: str) -> Settings:
-    """The measured experiment: embedded tweets, dealt at random over ``silos``."""
+    """Return the measured experiment: embedded tweets, dealt at random over ``silos``."""
     return parse_settings(
         {
             "name": "federation-tax",
@@ -76,7 +76,7 @@ def bare_worker(text: str, places: Sequence[int], rounds: int, barrier: Any, out
 
 
 def bare_rounds(settings: Settings, workers: int, rounds: int) -> list[float]:
-    """Seconds of each round of the bare loops: the slowest process counts."""
+    """Return the seconds of each round of the bare loops: the slowest process counts."""
     context = multiprocessing.get_context("spawn")
     barrier, out = context.Barrier(workers), context.Queue()
     count = settings.data.silos or 1
@@ -96,7 +96,7 @@ def bare_rounds(settings: Settings, workers: int, rounds: int) -> list[float]:
 
 
 def federated_rounds(settings: Settings) -> list[float]:
-    """Seconds of each training round on the real engine, from the first message to the new model."""
+    """Return the seconds of each training round on the real engine, from the first message to the new model."""
     from simulations.runner import simulate
 
     with tempfile.TemporaryDirectory() as folder:

@@ -90,7 +90,7 @@ VARIANTS = {
 
 
 def measure_memory(model: str, name: str, options: argparse.Namespace) -> timing.PeakMemory:
-    """Peak memory of a few steps; to be called in a fresh process."""
+    """Return the peak memory of a few steps; to be called in a fresh process."""
     bench = Bench(model, options)
     step = bench.alone(name)
     for tensor in step.model.parameters():
@@ -103,7 +103,7 @@ def measure_memory(model: str, name: str, options: argparse.Namespace) -> timing
 
 
 def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model, as plain values."""
+    """Return all figures of one model, as plain values."""
     variant, bench = VARIANTS[options.variant], Bench(model, options)
     absent = assembly.missing() if set(BASELINE) & set(variant.steps) else None
     pairs = [pair for pair in variant.pairs if not (absent and set(pair) & set(BASELINE))]
@@ -157,7 +157,7 @@ def _memory_in_child(model: str, name: str, options: argparse.Namespace) -> timi
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures of one model as text."""
+    """Return the figures of one model as text."""
     variant = VARIANTS[result["variant"]]
     lines = [
         f"{result['model']}, {result['data']}: {result['batch_size']} examples a step, "
@@ -206,7 +206,7 @@ def _mib(count: int) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(
         prog="python -m simulations.benchmarks.step_cost",
         description=__doc__,

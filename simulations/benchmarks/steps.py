@@ -75,7 +75,7 @@ class Bench:
         self.records, self.origin = workload.load_texts(self.batch_size, options.data)
 
     def steps(self, names: Sequence[str]) -> dict[str, Step]:
-        """The steps by name; the baseline's have models of their own, ours share one."""
+        """Return the steps by name; the baseline's have models of their own, ours share one."""
         scene = self.scene()
         return {name: MAKERS[name](scene) for name in names}
 
@@ -92,7 +92,7 @@ class Bench:
         return MAKERS[name](scene)
 
     def scene(self) -> Scene:
-        """The model, loaded anew, with its batch."""
+        """Return the model, loaded anew, with its batch."""
         backbone = load_backbone(self.source.folder, device=self.device)
         settings = self.settings(backbone.kind, True)
         tunable = make_tunable(settings, backbone)
@@ -127,11 +127,11 @@ class Scene:
         self.params = {name: value.to(self.bench.device) for name, value in started.items()}
 
     def changed(self, **sections: Mapping[str, Any]) -> Settings:
-        """The settings with other sections."""
+        """Return the settings with other sections."""
         return Settings.model_validate(self.settings.model_dump() | sections)
 
     def step(self, call: Callable[[], Any], count: int = 1) -> Step:
-        """A step of this model."""
+        """Return a step of this model."""
         return Step(call, self.tunable.backbone.model, count)
 
 
@@ -143,7 +143,7 @@ def our_step(scene: Scene, settings: Settings, *, seed: int | None = 0) -> Step:
 def _train(
     scene: Scene, settings: Settings, seed: int | None, directions: Directions | None = None
 ) -> Step:
-    """A round of training with the mechanism of the settings."""
+    """Return a round of training with the mechanism of the settings."""
     noise = float(settings.privacy.noise_multiplier or 0.0)
     mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise)
     streams = partial(generator, seed)
@@ -152,12 +152,12 @@ def _train(
 
 
 def plain_step(scene: Scene) -> Step:
-    """The step without privacy."""
+    """Return the step without privacy."""
     return our_step(scene, scene.bench.settings(scene.tunable.backbone.kind, False))
 
 
 def perturbed_step(form: str, scene: Scene) -> Step:
-    """The private step with a form of ``awp``."""
+    """Return the private step with a form of ``awp``."""
     return our_step(scene, scene.changed(awp={"form": form}))
 
 
@@ -171,7 +171,7 @@ def forward_step(scene: Scene) -> Step:
 
 
 def noise_alone(seed: int | None, scene: Scene) -> Step:
-    """Noise for a sum as long as what is trained, from a source that is made anew; no seed: secret."""
+    """Return the noise for a sum as long as what is trained, from a source that is made anew; no seed: secret."""
     privacy = scene.settings.privacy
     total = torch.zeros(sum(v.numel() for v in scene.params.values()), device=scene.bench.device)
     multiplier = float(privacy.noise_multiplier or 0.0)
@@ -192,14 +192,14 @@ def refills(make: Callable[[], Cipher[Any]], scene: Scene) -> Step:
 
 
 def duplicate(scene: Scene) -> Step:
-    """A silo's step on the duplicate that it trains without privacy."""
+    """Return a silo's step on the duplicate that it trains without privacy."""
     streams = partial(generator, 0)
     call = partial(duplicate_update, scene.tunable, scene.params, scene.features, scene.settings)
     return scene.step(partial(call, sampling_rate=1.0, streams=streams))
 
 
 def pull(weight: float, scene: Scene) -> Step:
-    """A pull on the server by a moving average, with a step of distillation where it has a weight."""
+    """Return a pull on the server by a moving average, with a step of distillation where it has a weight."""
     tokens, batch = scene.settings.client.max_tokens, scene.bench.batch_size
     teacher = EmaTeacher(
         TeacherSettings(kind="ema", distillation=weight),
@@ -211,7 +211,7 @@ def pull(weight: float, scene: Scene) -> Step:
 
 
 def teacher_training(scene: Scene) -> Step:
-    """A public teacher's training before the first round."""
+    """Return a public teacher's training before the first round."""
     section = TeacherSettings(public_steps=TEACHER_STEPS, batch_size=scene.bench.batch_size)
     settings = scene.settings.model_copy(update={"teacher": section})
 
@@ -226,7 +226,7 @@ def teacher_training(scene: Scene) -> Step:
 
 
 def assembly_step(private: bool, scene: Scene) -> Step:
-    """The baseline's step, with a model of its own."""
+    """Return the baseline's step, with a model of its own."""
     bench, settings, backbone = scene.bench, scene.settings, scene.tunable.backbone
     choice = assembly.Choice(
         folder=bench.source.folder,

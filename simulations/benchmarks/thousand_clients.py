@@ -64,7 +64,7 @@ def record(ledger: Ledger, clients: int, server_round: int) -> None:
 
 
 def epsilons(ledger: Ledger) -> dict[str, float]:
-    """Epsilon of each party; equal histories are accounted once."""
+    """Return epsilon of each party; equal histories are accounted once."""
     accountant = make_accountant("pld")
     known: dict[Any, float] = {}
     result = {}
@@ -81,14 +81,14 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def wall_and_cpu(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds until it is done, and those that this process computed."""
+    """Return seconds until it is done, and those that this process computed."""
     began, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - began, time.process_time() - cpu
 
 
 def measure_rounds(path: Path, clients: int, rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds (by the clock, of computing) of each part, by round; the first round warms up and is left out."""
+    """Return seconds (by the clock, of computing) of each part, by round; the first round warms up and is left out."""
     settings = parse_settings(
         {
             "name": "thousand-clients",
@@ -132,7 +132,7 @@ def measure_rounds(path: Path, clients: int, rounds: int) -> dict[str, list[tupl
 
 
 def measure_large(path: Path, rows: int) -> dict[str, float]:
-    """Seconds to use a ledger of many rows."""
+    """Return seconds to use a ledger of many rows."""
     with Ledger(path) as ledger:
         for number in range(rows // 1000):
             ledger.extend(entries(1000, number))
@@ -150,7 +150,7 @@ def measure_large(path: Path, rows: int) -> dict[str, float]:
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
+    """Return the first quartile, median, third quartile."""
     first, middle, third = statistics.quantiles(values, n=4, method="inclusive")
     return first, middle, third
 

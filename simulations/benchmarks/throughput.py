@@ -75,7 +75,7 @@ class Federation:
         self.rate = min(1.0, self.batch_size / options.examples)
 
     def settings(self, kind: str) -> Settings:
-        """Settings of our side."""
+        """Return the settings of our side."""
         return workload.settings_for(
             self.source,
             kind,
@@ -89,7 +89,7 @@ class Federation:
         )
 
     def choice(self, settings: Settings, kind: str) -> assembly.Choice:
-        """The same for the assembly."""
+        """Return the same for the assembly."""
         return assembly.Choice(
             folder=self.source.folder,
             kind=kind,
@@ -121,7 +121,7 @@ class Side:
         return {"examples": sum(self.examples) / seconds, "tokens": sum(self.tokens) / seconds}
 
     def figures(self) -> dict[str, Any]:
-        """All measurements as plain values."""
+        """Return all measurements as plain values."""
         each = [n / s for n, s in zip(self.examples, self.train, strict=True)]
         return {
             "load": self.load,
@@ -154,7 +154,7 @@ def our_client(
 
 
 def measure(model: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All figures of one model, as plain values."""
+    """Return all figures of one model, as plain values."""
     federation = Federation(model, options)
     device = federation.device
     absent = assembly.missing()
@@ -262,7 +262,7 @@ def _result(
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures of one model as text."""
+    """Return the figures of one model as text."""
     lines = [
         f"{result['model']}, {result['data']}: {result['clients']} clients of "
         f"{result['examples_each']} examples, {result['rounds']} round(s) of "
@@ -297,7 +297,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(
         prog="python -m simulations.benchmarks.throughput",
         description=__doc__,

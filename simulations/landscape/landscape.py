@@ -112,7 +112,7 @@ class Plan:
         return [self.span * step / half for step in range(-half, half + 1)]
 
     def steps(self, examples: int) -> int:
-        """Number of calls of ``advance`` that one checkpoint takes at most."""
+        """Return the number of calls of ``advance`` that one checkpoint takes at most."""
         total = self.grid + (self.grid**2 if self.two_d else 0)
         if self.sharpness:
             total += 2 * self.products + self.probes + 2 * (examples // self.group) + self.grid
@@ -135,7 +135,7 @@ def random_direction(
     seed: int,
     axis: int,
 ) -> Tensor:
-    """A shared random direction in filter-normalised coordinates, (d,): each filter has norm 1.
+    """Return a shared random direction in filter-normalised coordinates, (d,): each filter has norm 1.
 
     Each layer's part (and each other tensor's) is drawn by a stream of its own, so that checkpoints
     with a layer in common get the same numbers there.
@@ -184,7 +184,7 @@ class Grids:
                 self.values = {}  # made anew: it is a cache
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The value under ``name``, computed where it is not there yet."""
+        """Return the value under ``name``, computed where it is not there yet."""
         if name not in self.values:
             self.values[name] = compute()
             self.fresh += 1
@@ -311,7 +311,7 @@ def _sharpness(
     store: Grids,
     advance: Advance,
 ) -> tuple[dict[str, Any], Tensor]:
-    """The numbers, and the sharpest direction in filter-normalised coordinates (norm 1)."""
+    """Return the numbers, and the sharpest direction in filter-normalised coordinates (norm 1)."""
     tokens = plan.max_tokens or tokens_that_fit(tunable.backbone)
     groups = [
         make_objective(tunable, params, features[i : i + plan.group], over=names, max_tokens=tokens)
@@ -384,7 +384,7 @@ def _key(
     names: Sequence[str],
     layers: Sequence[int],
 ) -> str:
-    """Digest of everything that the values depend on, but the grid: a finer grid reuses the points."""
+    """Return the digest of everything that the values depend on, but the grid: a finer grid reuses the points."""
     digest = hashlib.sha256()
     measured = asdict(plan)
     for unused in ("grid", "span", "two_d", "second", "sharpness"):

@@ -66,7 +66,7 @@ class Objective:
         return int((self.scales > 0).sum())
 
     def rescaled(self, scales: Tensor | None) -> Objective:
-        """The same loss and point in other coordinates."""
+        """Return the same loss and point in other coordinates."""
         return Objective(self.parts, self.point, scales)
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ def make_objective(
     over: Sequence[str],
     max_tokens: int = 2048,
 ) -> Objective:
-    """The mean loss of ``features`` as a function of the tensors ``over``, the others held fixed.
+    """Return the mean loss of ``features`` as a function of the tensors ``over``, the others held fixed.
 
     Flat coordinates are the tensors' values in the order of ``over``, as :func:`flatten` gives them.
 
@@ -182,7 +182,7 @@ def _losses_of(
 
 
 def flatten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """The values of the named tensors as one vector (d,), in the order of ``names``."""
+    """Return the values of the named tensors as one vector (d,), in the order of ``names``."""
     return torch.cat([tensors[name].reshape(-1) for name in names])
 
 
@@ -200,7 +200,7 @@ def filter_norms(params: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 
 def filter_count(params: Mapping[str, Tensor], names: Sequence[str]) -> int:
-    """Number of filters that are not all zero (those that filter normalisation can move)."""
+    """Return the number of filters that are not all zero (those that filter normalisation can move)."""
     return sum(
         int((params[name].norm(dim=-1) > 0).sum()) for name in names if params[name].ndim > 1
     )

@@ -53,7 +53,7 @@ def top_eigenvalue(
     seed: int = 0,
     advance: Advance = _nothing,
 ) -> Eigenvalue:
-    """The algebraically largest eigenvalue, by power iteration.
+    """Return the algebraically largest eigenvalue, by power iteration.
 
     Power iteration finds the eigenvalue of largest size. Where that one is negative (a point that is
     no minimum), it is subtracted from the matrix, which makes all eigenvalues >= 0 and the wanted one the
@@ -117,7 +117,7 @@ def hutchinson_trace(
     seed: int = 0,
     advance: Advance = _nothing,
 ) -> tuple[float, float]:
-    """The trace and its standard error: the mean of z' H z over random signs z (Hutchinson 1989).
+    """Return the trace and its standard error: the mean of z' H z over random signs z (Hutchinson 1989).
 
     Args:
         like: as in :func:`top_eigenvalue`.
@@ -142,7 +142,7 @@ def hutchinson_trace(
 def m_sharpness(
     groups: Sequence[Objective], radius: float, advance: Advance = _nothing
 ) -> tuple[float, float]:
-    """Mean over groups of m examples of the loss's rise by one ascent step, and its standard error.
+    """Return the mean over groups of m examples of the loss's rise by one ascent step, and its standard error.
 
     For each group: L(u*) - L(0) with u* = radius * g / |g|, g the group's own gradient (Foret et al. 2021,
     "Sharpness-aware minimization", equation 2 and section 4.2: m-sharpness). One step approaches the

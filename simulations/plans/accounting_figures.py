@@ -69,7 +69,7 @@ def account_schedule(
     adversary: Adversary,
     copies: int = 1,
 ) -> Figures:
-    """Figures of a planned DP-SGD schedule, under the accountants' names with underscores.
+    """Return the figures of a planned DP-SGD schedule, under the accountants' names with underscores.
 
     Args:
         copies: how often a record is in the data; the figures are of the removal of all of them.
@@ -108,7 +108,7 @@ def verify_ledger(path: Path, kept_head: tuple[int, str] | None = None) -> Verif
 
 
 def chain(found: VerifyReport) -> dict[str, Any]:
-    """A verification as JSON."""
+    """Return a verification as JSON."""
     return {
         "ok": found.ok,
         "rows": found.rows,
@@ -138,7 +138,7 @@ def account_ledger(
     together: Sequence[str] = (),
     copies: int = 1,
 ) -> Figures:
-    """Figures of each party, by all that the ledger holds about it; the whole is the largest.
+    """Return the figures of each party, by all that the ledger holds about it; the whole is the largest.
 
     Rows of the party "server" concern all parties and are counted for each. A ledger whose chain
     is broken gives no guarantee: every epsilon is then infinite.
@@ -218,7 +218,7 @@ def _plans(
 
 
 def _relations(rows: Sequence[LedgerEntry]) -> set[str]:
-    """The relations that rows are proven for; zero-out alone where all of them imply it."""
+    """Return the relations that rows are proven for; zero-out alone where all of them imply it."""
     found = {proven for row in rows if (proven := proven_relation(row)) is not None}
     if len(found) > 1 and all(proven.implies(Relation.ZERO_OUT) for proven in found):
         return {Relation.ZERO_OUT.value}
@@ -226,7 +226,7 @@ def _relations(rows: Sequence[LedgerEntry]) -> set[str]:
 
 
 def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]]:
-    """The rows that count for each party, or for one."""
+    """Return the rows that count for each party, or for one."""
     found: dict[str, list[LedgerEntry]] = defaultdict(list)
     with Ledger(path, read_only=True) as ledger:
         for entry in ledger.entries():
@@ -242,7 +242,7 @@ def _rows_by_party(path: Path, party: str | None) -> dict[str, list[LedgerEntry]
 
 
 def _rows_together(path: Path, parties: Sequence[str]) -> list[LedgerEntry]:
-    """The rows of several parties that hold the same record, and those that concern all, once."""
+    """Return the rows of several parties that hold the same record, and those that concern all, once."""
     found: list[LedgerEntry] = []
     for name in dict.fromkeys(parties):
         alone = _rows_by_party(path, name)[name]
@@ -252,7 +252,7 @@ def _rows_together(path: Path, parties: Sequence[str]) -> list[LedgerEntry]:
 
 
 def _recorded_delta(rows: Sequence[LedgerEntry]) -> float:
-    """The smallest delta that the runs recorded: epsilon there holds at the larger ones too."""
+    """Return the smallest delta that the runs recorded: epsilon there holds at the larger ones too."""
     found = [float(str(r.details["delta"])) for r in rows if r.details.get("delta") is not None]
     if not found:
         raise ValueError("Expected --delta above 0 and below 1 (the ledger records none), got none")
@@ -280,7 +280,7 @@ def _account_rows(
     memory: dict[frozenset[tuple[DpEvent, int]], Figures],
     copies: int = 1,
 ) -> Figures:
-    """Figures of one party; equal multisets of events are accounted once."""
+    """Return the figures of one party; equal multisets of events are accounted once."""
     reasons = set()
     for row in rows:
         if row.unit is not unit or not composes(row, relation):
@@ -299,14 +299,14 @@ def _account_rows(
 
 
 def figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figures:
-    """Every accountant's answer under its JSON name; infinite where an event has no guarantee, with
-    the reasons under ``no_guarantee``."""
+    """Return every accountant's answer under its JSON name; infinite where an event has no guarantee, with the
+    reasons under ``no_guarantee``."""
     lost = no_guarantee_reasons(events)
     return _nothing(relation, lost) if lost else _figures(events, relation, delta)
 
 
 def _figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figures:
-    """Every accountant's answer under its JSON name; why, where it cannot give one."""
+    """Return every accountant's answer under its JSON name; why, where it cannot give one."""
     found: Figures = {}
     for name, key in _KEYS.items():
         accountant = make_accountant(name, relation)

@@ -99,7 +99,7 @@ Lines = queue.Queue[tuple[Worker, Mapping[str, Any] | None]]
 
 
 def is_done(sweep: Sweep, cell: Cell) -> bool:
-    """Whether the trial's run came to its end, and was judged."""
+    """Return True if the trial's run came to its end, and was judged."""
     path = sweep.run_path(cell)
     if not path.exists():
         return False
@@ -109,7 +109,7 @@ def is_done(sweep: Sweep, cell: Cell) -> bool:
 
 
 def rounds_done(sweep: Sweep, cell: Cell) -> int:
-    """Rounds that the trial's last checkpoint has behind it."""
+    """Return the rounds that the trial's last checkpoint has behind it."""
     path = sweep.run_path(cell)
     return int(RunFolder.open(path).state()["round"]) if path.exists() else 0
 
@@ -217,7 +217,7 @@ def _end(pool: Sequence[Worker]) -> None:
 
 
 def _prepare(sweep: Sweep, cell: Cell) -> tuple[Path, Path]:
-    """The trial's run folder, made where there is none, and its log."""
+    """Return the trial's run folder, made where there is none, and its log."""
     path = sweep.run_path(cell)
     if not path.exists():
         _create(cell, path)
@@ -227,7 +227,7 @@ def _prepare(sweep: Sweep, cell: Cell) -> tuple[Path, Path]:
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """The environment of a worker: its threads, this fedllm, nothing told to anybody."""
+    """Return the environment of a worker: its threads, this fedllm, nothing told to anybody."""
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return os.environ | {

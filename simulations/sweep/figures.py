@@ -15,8 +15,8 @@ Row = Mapping[str, Any]
 
 
 def over_epsilon(rows: Sequence[Row], arms: Sequence[str], metric: str, name: str) -> str | None:
-    """The metric's mean over epsilon, one line an arm, bars of one standard deviation over seeds; arms
-    without privacy as level lines. None with nothing to draw.
+    """Return the metric's mean over epsilon, one line an arm, bars of one standard deviation over seeds; arms without
+    privacy as level lines. None with nothing to draw.
 
     Args:
         rows: of one data set.
@@ -78,7 +78,7 @@ def over_epsilon(rows: Sequence[Row], arms: Sequence[str], metric: str, name: st
 
 
 def gap_bars(rows: Sequence[Row], metric: str, name: str) -> str | None:
-    """Share of the gap between baseline and reference that each arm closes; None with nothing to draw.
+    """Return the share of the gap between baseline and reference that each arm closes; None with nothing to draw.
 
     Arms whose gap lies within the noise are left out: a share of nothing says nothing.
     """

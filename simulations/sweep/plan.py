@@ -132,7 +132,7 @@ class Sweep:
         return self.folder / "cells"
 
     def run_path(self, cell: Cell) -> Path:
-        """The trial's run folder, there or not: the one that was made with the same settings."""
+        """Return the trial's run folder, there or not: the one that was made with the same settings."""
         number = 1
         while True:
             path = self.runs_folder / (cell.key if number == 1 else f"{cell.key}-{number}")
@@ -245,7 +245,7 @@ def _read(file: Path) -> SweepFile:
 
 
 def _base(found: SweepFile, file: Path) -> tuple[Tree, Path]:
-    """The base's tree, and the folder that its relative paths start from."""
+    """Return the base's tree, and the folder that its relative paths start from."""
     if not isinstance(found.base, str):
         return dict(found.base), file.resolve().parent
     path = (file.resolve().parent / Path(found.base).expanduser()).resolve()

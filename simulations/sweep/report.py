@@ -96,7 +96,7 @@ def write_results(sweep: Sweep, content: Mapping[str, Any]) -> Path:
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """The table and its explanations as Markdown."""
+    """Return the table and its explanations as Markdown."""
     parts = [f"# Sweep: {content['name']}", f"{content['done']} of {content['of']} runs done."]
     for title, items in (
         ("Arms without a guarantee:", words.broken(content["table"])),
@@ -120,7 +120,7 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def html(content: Mapping[str, Any]) -> str:
-    """The page: tables, figures, explanations; nothing is loaded from elsewhere."""
+    """Return the page: tables, figures, explanations; nothing is loaded from elsewhere."""
     environment = jinja2.Environment(
         loader=jinja2.DictLoader({HTML: _PAGE}),
         autoescape=True,
@@ -152,7 +152,7 @@ def html(content: Mapping[str, Any]) -> str:
 
 
 def figures(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The drawings of each data set that has something to draw: ``id``, ``svg``, ``caption``."""
+    """Return the drawings of each data set that has something to draw: ``id``, ``svg``, ``caption``."""
     found = []
     for place, dataset in enumerate(content["datasets"]):
         rows = [row for row in content["table"] if row["dataset"] == dataset]
@@ -175,7 +175,7 @@ def figures(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _style(content: Mapping[str, Any]) -> str:
-    """The reports' style sheet, with what stands at the edges of printed pages."""
+    """Return the reports' style sheet, with what stands at the edges of printed pages."""
     edges = {
         "header": f"Sweep: {content['name']}",
         "moment": content["made"],
@@ -188,5 +188,5 @@ def _style(content: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that stays within one cell of a Markdown table."""
+    """Return the text that stays within one cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")

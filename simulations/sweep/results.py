@@ -196,7 +196,7 @@ def _row(
 def _ratio(
     cells: Sequence[Mapping[str, Any]], mine: Mapping[int, int], base: Mapping[int, int]
 ) -> float | None:
-    """Median processor seconds of a round, over the baseline's."""
+    """Return the median processor seconds of a round, over the baseline's."""
 
     def median(places: Mapping[int, int]) -> float | None:
         found = sorted(

@@ -52,7 +52,7 @@ class Comparison:
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Mean and spread.
+    """Return the mean and spread.
 
     Raises:
         ValueError: no values.
@@ -68,7 +68,7 @@ def summary(values: Iterable[float]) -> Summary:
 
 
 def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Comparison | None:
-    """The paired t-test over the keys that both have (seeds); None where they have none in common.
+    """Return the paired t-test over the keys that both have (seeds); None if they have none in common.
 
     It tells whether the difference is larger than what training by another seed (partition, sampling,
     noise) brings, on these evaluation examples. Few seeds tell little: the differences are taken to be
@@ -81,7 +81,7 @@ def paired(arm: Mapping[int, float], baseline: Mapping[int, float]) -> Compariso
 def paired_examples(
     arm: Mapping[int, Answers], baseline: Mapping[int, Answers]
 ) -> Comparison | None:
-    """The paired t-test over evaluation examples, of the share of seeds that got each right.
+    """Return the paired t-test over evaluation examples, of the share of seeds that got each right.
 
     An example counts once however many seeds judged it: answers to one example by models of several
     seeds are not independent. It tells whether these models would differ on other examples of the same
@@ -111,7 +111,7 @@ def holm(values: Sequence[float | None]) -> list[float | None]:
 
 
 def gap_closed(arm: float, baseline: float, reference: float) -> float | None:
-    """(arm - baseline) / (reference - baseline); None where there is no gap."""
+    """Return (arm - baseline) / (reference - baseline); None if there is no gap."""
     gap = reference - baseline
     return None if gap == 0 else (arm - baseline) / gap
 

@@ -28,7 +28,7 @@ COLUMNS = (
 
 
 def number(value: float | None, metric: str, sign: bool = False) -> str:
-    """A metric's value, or a difference of two (with its sign)."""
+    """Return a metric's value, or a difference of two (with its sign)."""
     if value is None:
         return "–"
     scale, digits = (100, 2) if metric in SHARES else (1, 4)
@@ -36,14 +36,14 @@ def number(value: float | None, metric: str, sign: bool = False) -> str:
 
 
 def p_value(value: float | None) -> str:
-    """A p-value."""
+    """Return a p-value."""
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def row_texts(row: Mapping[str, Any], metric: str) -> dict[str, tuple[str, str]]:
-    """The table's texts of one row, by the keys of ``COLUMNS``: what is read first, and details."""
+    """Return the table's texts of one row, by the keys of ``COLUMNS``: what is read first, and details."""
     found = dict.fromkeys((key for key, _ in COLUMNS), ("–", ""))
     missing = row["planned"] - len(row["seeds"])
     found["arm"] = row["arm"], ""
@@ -76,7 +76,7 @@ def _test_texts(test: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def gap_known(row: Mapping[str, Any]) -> bool:
-    """Whether the gap to the reference is larger than what seeds alone bring: two standard errors."""
+    """Return True if the gap to the reference is larger than what seeds alone bring: two standard errors."""
     gap = row["gap"]
     return (
         row["gap_closed"] is not None
@@ -87,7 +87,7 @@ def gap_known(row: Mapping[str, Any]) -> bool:
 
 
 def breaks_guarantee(row: Mapping[str, Any]) -> bool:
-    """Whether the arm was to be private, and its ledger says that there is no guarantee."""
+    """Return True if the arm was to be private, and its ledger says that there is no guarantee."""
     found = row["guarantee"]
     return found is not None and not row["no_privacy"] and math.isinf(found["epsilon"])
 
@@ -176,7 +176,7 @@ def heading(dataset: str, epsilon: float | None) -> str:
 
 
 def blocks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """The table's rows by data set and epsilon, each with its heading."""
+    """Return the table's rows by data set and epsilon, each with its heading."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(heading(row["dataset"], row["epsilon"]), []).append(row)

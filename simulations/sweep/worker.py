@@ -88,7 +88,7 @@ def run_cell(run: RunFolder, telling: Telling, stop: threading.Event) -> str:
 
 
 def answers(run: RunFolder) -> list[list[Any]] | None:
-    """(key, right or not) of each of the server's evaluation examples, by the run's last model.
+    """Return (key, right or not) of each of the server's evaluation examples, by the run's last model.
 
     The key is a function of the example's text alone, the same in every run. None where the task has no
     right answers.

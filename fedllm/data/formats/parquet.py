@@ -44,7 +44,7 @@ class _Unreadable:
 
 
 def _values(column: Any) -> list[Any]:
-    """A column's values; one by one where they cannot be read together."""
+    """Return a column's values; one by one where they cannot be read together."""
     try:
         values: list[Any] = column.to_pylist()
     except Exception:  # pyarrow's own kinds, and Python's of what a value becomes

@@ -49,12 +49,12 @@ class TextDataset:
         return self.records[index]
 
     def select(self, indices: Iterable[int], name: str | None = None) -> TextDataset:
-        """The examples at ``indices``, in that order, as a data set that shares the records."""
+        """Return the examples at ``indices``, in that order, as a data set that shares the records."""
         chosen = [self.records[index] for index in indices]
         return replace(self, records=chosen, name=name or self.name)
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column; raises DataError where there is no such column."""
+        """Return the values of one column; raises DataError where there is no such column."""
         require_columns(self, (name,))
         return [record[name] for record in self.records]
 
@@ -83,6 +83,6 @@ def require_text(dataset: TextDataset, columns: Sequence[str]) -> None:
 
 
 def normalise_text(text: str) -> str:
-    """Text for comparing and hashing: NFKC, case folded, each run of white space one space."""
+    """Return the text for comparing and hashing: NFKC, case folded, each run of white space one space."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())

@@ -88,7 +88,7 @@ def load_file(
 
 
 def ending_of(file: Path) -> tuple[str | None, bool]:
-    """The ending of :data:`ENDINGS` that a file has (None for none), and whether ``.gz`` is behind it."""
+    """Return the ending of :data:`ENDINGS` that a file has (None for none), and whether ``.gz`` is behind it."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     packed = bool(suffixes) and suffixes[-1] == ".gz"
     ending = (suffixes[:-1] if packed else suffixes)[-1:]
@@ -140,7 +140,7 @@ def load_folder(
 
 
 def read_bytes(file: Path, *, packed: bool) -> bytes:
-    """The whole (unpacked) file; raises DataError where it is missing, damaged or cut short."""
+    """Return the whole (unpacked) file; raises DataError where it is missing, damaged or cut short."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -200,7 +200,7 @@ def array_rows(text: str, name: str) -> Iterator[tuple[int, Record | RowError]]:
 
 
 def _integer(digits: str) -> int | float:
-    """An integer; infinity where it has too many digits, so that one such value is one row's fault."""
+    """Return an integer; infinity where it has too many digits, so that one such value is one row's fault."""
     return int(digits) if len(digits) < 1000 else float("inf")
 
 
@@ -215,7 +215,7 @@ def _object(value: Any, name: str, unit: str, number: int, written: str) -> Reco
 def _kept(
     rows: Iterable[tuple[int, Record | RowError]], name: str, rule: BadRows, limit: int | None
 ) -> tuple[list[Record], list[str]]:
-    """The records, and the lines that hold none."""
+    """Return the records, and the lines that hold none."""
     records: list[Record] = []
     faults: list[str] = []
     for line, row in rows:
@@ -237,7 +237,7 @@ def _kept(
 def _dataset(
     records: list[Record], name: str, columns: Sequence[str] | None, left_out: Sequence[str]
 ) -> TextDataset:
-    """The records with the wanted columns, None where one has no such key."""
+    """Return the records with the wanted columns, None where one has no such key."""
     if not records:
         raise DataError(f"Expected at least one example in {name}, got none")
     present = dict.fromkeys(key for record in records for key in record)

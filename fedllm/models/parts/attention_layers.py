@@ -64,7 +64,7 @@ def number_layers(name: str, calls: Sequence[AttentionCall]) -> bool:
 
 
 def common_geometry(name: str, calls: Sequence[AttentionCall]) -> AttentionGeometry:
-    """The shape that all layers have.
+    """Return the shape that all layers have.
 
     Raises:
         ValueError: they differ.

@@ -17,7 +17,7 @@ _OTHER_INPUTS = {"vision_config": "images", "audio_config": "sound"}
 
 
 def kind_of(config: PreTrainedConfig) -> Kind:
-    """Whether a configuration describes a decoder (causal language model) or an encoder."""
+    """Return True if a configuration describes a decoder (causal language model) or an encoder."""
     architectures = getattr(config, "architectures", None) or []
     if getattr(config, "is_decoder", False):
         return "decoder"

@@ -16,7 +16,7 @@ _POINTER_SIZE = 1024
 
 
 def weight_files(source: str, revision: str | None) -> tuple[Path, ...]:
-    """The local files that hold the weights (safetensors first, then PyTorch's own)."""
+    """Return the local files that hold the weights (safetensors first, then PyTorch's own)."""
     if Path(source).is_dir():
         folder = Path(source)
     else:

@@ -36,7 +36,7 @@ class Trusted:
 
 
 def deployment_of(run: Path) -> Path | None:
-    """The deployment's folder that a run folder lies in (``DEPLOYMENT/runs/NAME``); None elsewhere."""
+    """Return the deployment's folder that a run folder lies in (``DEPLOYMENT/runs/NAME``); None elsewhere."""
     place = run.resolve().parent.parent
     return place if (place / "deployment.toml").is_file() and (place / "nodes").is_dir() else None
 
@@ -181,7 +181,8 @@ def _check_report(
 
 
 def _check_ledger(path: Path, report: Mapping[str, Any], run: str) -> Check:
-    """Whether a silo's own ledger goes on from the head that the silo vouched for, without rows of this run since."""
+    """Return True if a silo's own ledger goes on from the head that the silo vouched for, without rows of this run
+    since."""
     entries, found, problem = read_ledger(path)
     if found is None or problem or not found.ok:
         listed = "; ".join(
@@ -219,7 +220,7 @@ def signed_extracts(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_signed(folder: Path, signed: Mapping[str, Any]) -> list[Check]:
-    """Whether the files of the extracts are still those that were signed."""
+    """Return True if the files of the extracts are still those that were signed."""
     checks = []
     for name, item in signed.items():
         if item is None:

@@ -160,7 +160,7 @@ class _Account:
                 ) from None
 
     def silo(self) -> SiloAccounting:
-        """The account that the report states."""
+        """Return the account that the report states."""
         extract, again = self.extract, self.again
         silo = SiloAccounting(
             extract.silo,
@@ -204,7 +204,7 @@ class _Account:
     def _larger(
         self, name: str, claimed: Figure | None, again: Figure | None, adversary: str
     ) -> Figure:
-        """The larger of two figures, and a disagreement where they should be the same, or it is the events'.
+        """Return the larger of two figures, and a disagreement where they should be the same, or it is the events'.
 
         Of a ledger with other runs the events here are a part: what they cost is never stated as the cost of all.
         """
@@ -228,7 +228,7 @@ class _Account:
         return again if theirs >= mine else self._claimed(name, claimed)
 
     def _claimed(self, name: str, claimed: Figure | None) -> Figure:
-        """The silo's own figure; its words stay out."""
+        """Return the silo's own figure; its words stay out."""
         bound = KNOWN[name].is_bound
         if claimed is None:
             return Figure(name, None, bound)
@@ -293,12 +293,12 @@ class _Account:
             ) from None
 
     def planned(self, adversary: str) -> Multiset | None:
-        """The events with a guarantee that the run's plan holds; None without a plan."""
+        """Return the events with a guarantee that the run's plan holds; None without a plan."""
         plan = plan_of(self.extract)
         return None if plan is None else _private(plan.events(adversary))
 
     def released(self, adversary: str) -> Multiset | None:
-        """The events of the run's rows; None where the silo keeps them."""
+        """Return the events of the run's rows; None if the silo keeps them."""
         return None if self.again is None else composed(self.entries, adversary)
 
 

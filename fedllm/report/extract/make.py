@@ -104,7 +104,7 @@ def make_extract(
 
 
 def _readable(extract: Extract) -> bool:
-    """Whether the limits of an extract have room for its events."""
+    """Return True if the limits of an extract have room for its events."""
     try:
         read = parse(Extract, text_of(extract))
         views_of(read)

@@ -71,7 +71,7 @@ def write_kept(folder: Path, kept: Kept) -> None:
 
 
 def read_kept(folder: Path) -> dict[str, Kept]:
-    """All heads in a folder, by silo; a file that is damaged is left out. Signatures are not verified."""
+    """Return all heads in a folder, by silo; a file that is damaged is left out. Signatures are not verified."""
     found = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
         try:

@@ -120,7 +120,7 @@ def entries_of(extract: Extract, first_id: int = 1) -> list[LedgerEntry]:
 
 
 def plan_of(extract: Extract) -> RunPlan | None:
-    """The run's plan; None where the extract has none.
+    """Return the run's plan; None if the extract has none.
 
     Raises:
         ExtractError: it cannot be read, or plans more, or rarer, uses of mechanisms than any run has.
@@ -165,7 +165,7 @@ def _check_mechanisms(events: Collection[DpEvent]) -> None:
 
 
 def _rates(event: Any) -> Iterator[float]:
-    """The sampling rates in an event, nested ones included."""
+    """Yield the sampling rates in an event, nested ones included."""
     if isinstance(event, tuple | list):
         for part in event:
             yield from _rates(part)

@@ -201,7 +201,7 @@ class Extract(_Part):
 
     @property
     def shared(self) -> bool:
-        """Whether other runs are on the ledger: then this run's events are a part of what ``account`` is about."""
+        """True if other runs are on the ledger: then this run's events are a part of what ``account`` is about."""
         return bool(self.other_runs or self.rows_of_other_runs)
 
     @model_validator(mode="after")

@@ -87,7 +87,8 @@ class ExtractsFound:
 
 
 def path_of(folder: Path, silo: str) -> Path:
-    """File of a silo's extract in a folder: by the silo's name, or by its hash where that is no plain file name."""
+    """Return the file of a silo's extract in a folder: by the silo's name, or by its hash where that is no plain file
+    name."""
     plain = _PLAIN.match(silo) is not None
     name = silo if plain else "~" + sha256(silo.encode("utf-8", "surrogatepass")).hexdigest()
     return folder / f"{name}.json"

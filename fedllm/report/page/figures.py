@@ -28,7 +28,7 @@ _SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
 def epsilon_curves(
     curves: Mapping[str, Sequence[Point]], target: float | None, accountant: str
 ) -> str | None:
-    """Epsilon of what was released by round, one line a silo, with the target; None with nothing finite."""
+    """Return epsilon of what was released by round, one line a silo, with the target; None with nothing finite."""
     finite = {
         silo: [(r, e) for r, e in points if math.isfinite(e)] for silo, points in curves.items()
     }
@@ -60,7 +60,7 @@ def epsilon_curves(
 
 
 def delta_curve(curves: Mapping[str, Any], epsilon: float, delta: float, accountant: str) -> str:
-    """Delta at every epsilon, the dominating mu's curve above it, and the point that is stated."""
+    """Return delta at every epsilon, the dominating mu's curve above it, and the point that is stated."""
     points = [(e, d) for e, d, _ in curves["epsilon_delta"] if d > 0]
     gaussian = [(e, g) for e, _, g in curves["epsilon_delta"] if g is not None and g > 0]
 
@@ -124,12 +124,12 @@ def trade_off_curve(curves: Mapping[str, Any], accountant: str) -> str:
 
 
 def losses(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-    """Loss by round; None with nothing to draw."""
+    """Return the loss by round; None with nothing to draw."""
     return _metrics(evaluations, {"loss": "loss"}, "loss", "loss")
 
 
 def scores(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
-    """Accuracy and macro-F1 by round; None with nothing to draw."""
+    """Return the accuracy and macro-F1 by round; None with nothing to draw."""
     return _metrics(evaluations, _SCORES, "scores", "share")
 
 
@@ -154,7 +154,7 @@ def clipping(rounds: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def traffic(rounds: Sequence[Mapping[str, Any]]) -> str | None:
-    """Bytes sent down and up by round; None with nothing to draw."""
+    """Return bytes sent down and up by round; None with nothing to draw."""
     lines = {
         "to silos": [(r["round"], r["bytes_down"]) for r in rounds if r.get("bytes_down")],
         "from silos": [(r["round"], r["bytes_up"]) for r in rounds if r.get("bytes_up")],

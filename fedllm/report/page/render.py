@@ -89,7 +89,7 @@ def write_report(run: RunFolder | str | Path) -> Path:
 
 
 def render(content: Mapping[str, Any], digest: str) -> str:
-    """The page for :func:`fedllm.report.build`'s content.
+    """Return the page for :func:`fedllm.report.build`'s content.
 
     Args:
         digest: the SHA-256 of ``report.json``, as hex digits.
@@ -152,7 +152,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
 
 
 def _style(content: Mapping[str, Any]) -> str:
-    """The style sheet with what stands at the edges of printed pages."""
+    """Return the style sheet with what stands at the edges of printed pages."""
     run = content["run"]
     edges = {
         "header": f"Privacy report: {run['name']}",
@@ -173,14 +173,14 @@ def _tone(guarantee: Mapping[str, Any]) -> str:
 
 
 def _figure(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The headline figure of the silo whose curve is drawn."""
+    """Return the headline figure of the silo whose curve is drawn."""
     silo = next(silo for silo in content["silos"] if silo["silo"] == curves["silo"])
     found: Mapping[str, Any] = silo["adversaries"][curves["adversary"]]["headline"]
     return found
 
 
 def _environment(found: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The machine and the packages, as far as they are known."""
+    """Return the machine and the packages, as far as they are known."""
     if not found:
         return {"machine": None, "packages": {}}
     git, memory = found.get("git"), found.get("memory_bytes")

@@ -156,6 +156,6 @@ def by_round(axes: Axes) -> None:
 
 
 def safe(text: str, longest: int = 16) -> str:
-    """Text that matplotlib takes literally: no mathematics between dollar signs, and not too long."""
+    """Return the text that matplotlib takes literally: no mathematics between dollar signs, and not too long."""
     short = text if len(text) <= longest else text[: longest - 1] + "…"
     return short.replace("$", r"\$")

@@ -25,7 +25,7 @@ SETTINGS_LOST = [
 
 
 def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
-    """(title, text) of each assumption.
+    """Return (title, text) of each assumption.
 
     Args:
         seeded: whether any noise in the ledger came from a seed.
@@ -199,7 +199,7 @@ def _side_channels(settings: Settings) -> Item:
 
 
 def _clip(settings: Settings) -> str:
-    """The clipping norm in words."""
+    """Return the clipping norm in words."""
     first = f"{settings.privacy.clip:g}"
     if settings.clipping.form == "fixed":
         return first
@@ -211,7 +211,7 @@ def _clip(settings: Settings) -> str:
 
 
 def not_covered(settings: Settings) -> list[Item]:
-    """(title, text) of what no number in the report speaks about."""
+    """Return (title, text) of what no number in the report speaks about."""
     evaluation, data = settings.evaluation, settings.data
     items: list[Item] = []
     if data.validation is not None:

@@ -11,7 +11,7 @@ ADOPTED = (
 
 
 def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, str]]:
-    """(title, text) of what a report assumes where the ledger was adopted; else nothing.
+    """Return (title, text) of what a report assumes where the ledger was adopted; else nothing.
 
     Args:
         silos: whether a silo states that its own was.

@@ -113,7 +113,7 @@ def black_box(
     accounts: Accounts,
     training: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    """The section; None where the model was trained by gradients, or the settings are lost.
+    """Return the section; None if the model was trained by gradients, or the settings are lost.
 
     Args:
         training: of :func:`fedllm.report.sections.training.summarise`, for the bytes.
@@ -183,8 +183,8 @@ def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:
 def _noise(
     run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
 ) -> dict[str, Any] | None:
-    """The noise on the numbers of the silo that got the least of it, beside Gaussian noise that costs as much in
-    its place; None where nothing was released with noise."""
+    """Return the noise on the numbers of the silo that got the least of it, beside Gaussian noise that costs as much
+    in its place; None if nothing was released with noise."""
     found: list[tuple[float, int, float, str, DpEvent, ScalarNoise]] = []
     for silo in accounted:
         rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
@@ -227,7 +227,7 @@ def _noise(
 
 
 def _noise_of(event: DpEvent) -> ScalarNoise | None:
-    """The noise on each number, in units of the clipping norm."""
+    """Return the noise on each number, in units of the clipping norm."""
     if isinstance(event, ScalarNoiseDpEvent):
         return noise_of(event)
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:

@@ -60,7 +60,7 @@ def copies_of_a_record(
 def copies_cost(
     events: Mapping[DpEvent, int], relation: Relation, delta: float
 ) -> list[dict[str, Any]]:
-    """Epsilon by PLD for each number of copies; null, with why, where nothing is proven."""
+    """Return epsilon by PLD for each number of copies; null, with why, where nothing is proven."""
     accountant = make_accountant("pld", relation)
     found: list[dict[str, Any]] = []
     for number in NUMBERS:

@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 def privacy_curves(
     events: Mapping[DpEvent, int], accountant_name: str, relation: Relation
 ) -> dict[str, Any] | None:
-    """Delta at each epsilon, the trade-off function, and the dominating mu's curves beside them.
+    """Return delta at each epsilon, the trade-off function, and the dominating mu's curves beside them.
 
     Args:
         events: the events of one silo in one adversary's view, each with a guarantee.
@@ -75,7 +75,7 @@ def privacy_curves(
 def least_missed(
     events: Mapping[DpEvent, int], accountant_name: str, relation: Relation, alarms: float
 ) -> float:
-    """The least rate of missed detections of any test with this rate of false alarms, or less."""
+    """Return the least rate of missed detections of any test with this rate of false alarms, or less."""
     accountant = make_accountant(accountant_name, relation)
     end = accountant.epsilon(events, SMALLEST_DELTA)
     end = end if math.isfinite(end) else 2 * accountant.epsilon(events, 1e-5)
@@ -87,12 +87,12 @@ def least_missed(
 
 
 def missed_at(epsilon: float, delta: float, alarms: float) -> float:
-    """The least share that a test misses at a rate of false alarms, by one (epsilon, delta) alone."""
+    """Return the least share that a test misses at a rate of false alarms, by one (epsilon, delta) alone."""
     return float(trade_off(np.array([epsilon]), np.array([delta]), np.array([alarms]))[0])
 
 
 def trade_off(epsilons: Array, deltas: Array, alphas: Array) -> Array:
-    """The trade-off function that a curve of delta implies: never above the true one.
+    """Return the trade-off function that a curve of delta implies: never above the true one.
 
     f(alpha) = max over epsilon of max(0, 1 - delta - e^epsilon alpha, e^-epsilon (1 - delta - alpha))
     (Dong, Roth and Su 2022, proposition 2.5), over the epsilons given: leaving some out only lowers it.
@@ -103,14 +103,14 @@ def trade_off(epsilons: Array, deltas: Array, alphas: Array) -> Array:
 
 
 def gaussian_trade_off(mu: float, alphas: Array) -> Array:
-    """The trade-off function of mu-GDP: Phi(Phi^-1(1 - alpha) - mu)."""
+    """Return the trade-off function of mu-GDP: Phi(Phi^-1(1 - alpha) - mu)."""
     return np.asarray(ndtr(ndtri(1.0 - alphas) - mu))
 
 
 def _dominating(
     events: Mapping[DpEvent, int], accountant: Accountant, relation: Relation
 ) -> tuple[float | None, float]:
-    """The dominating mu, if it can be had, and the delta above which it holds."""
+    """Return the dominating mu, if it can be had, and the delta above which it holds."""
     dominating = DominatingGdpAccountant(relation)
     if not dominating.supports(events):
         return None, SMALLEST_DELTA

@@ -70,7 +70,7 @@ class EncodingPart(Part):
 def encoding(
     run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
 ) -> dict[str, Any] | None:
-    """The section; None where the run has no codec, or its settings are lost."""
+    """Return the section; None if the run has no codec, or its settings are lost."""
     if run.settings is None or not run.settings.codec.active:
         return None
     codec = run.settings.codec
@@ -104,7 +104,7 @@ def encoding(
 
 
 def unrecorded_statistics(run: RunRecord) -> list[str]:
-    """Silos whose statistics made the codec, and of which the ledger has no row."""
+    """Return silos whose statistics made the codec, and of which the ledger has no row."""
     asked = (_described(run) or {}).get("statistics")
     recorded = {row.party for row in run.own if row.purpose == "statistics"}
     missing = sorted(set(asked) - recorded) if isinstance(asked, dict) else []
@@ -165,8 +165,8 @@ def mu_by_purpose(
 def _mu(
     rows: Sequence[LedgerEntry], adversary: str, accounts: Accounts, lost: bool
 ) -> dict[str, Any]:
-    """mu of the rows' events: exact where all are unsampled Gaussians (the root of the sum of squares),
-    else the dominating one, which is a bound."""
+    """Return mu of the rows' events: exact where all are unsampled Gaussians (the root of the sum of squares), else
+    the dominating one, which is a bound."""
     if not rows:
         return {"mu": 0.0, "accountant": _EXACT, "exact": True}
     if not lost:

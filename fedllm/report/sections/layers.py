@@ -57,7 +57,7 @@ class LayersPart(Part):
 def layers(
     run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
 ) -> dict[str, Any] | None:
-    """The section; None where the run chooses no layers, or its settings are lost."""
+    """Return the section; None if the run chooses no layers, or its settings are lost."""
     if run.settings is None or run.settings.layers.form == "none":
         return None
     chosen, told = run.settings.layers, _told(run)
@@ -93,7 +93,7 @@ def layers(
 
 
 def unrecorded_scores(run: RunRecord) -> list[str]:
-    """Silos whose scores chose the layers, and of which the ledger has too few rows."""
+    """Return silos whose scores chose the layers, and of which the ledger has too few rows."""
     told = _told(run)
     recorded = Counter(row.party for row in run.own if row.purpose == PURPOSE)
     used = Counter(silo for step in (told.steps if told else ()) for silo in step.sampling_rates)
@@ -108,7 +108,7 @@ def unrecorded_scores(run: RunRecord) -> list[str]:
 
 
 def _margin(step: Step) -> float:
-    """The lowest score that was kept minus the highest that was dropped."""
+    """Return the lowest score that was kept minus the highest that was dropped."""
     scores = dict(zip(step.candidates, step.mean, strict=True))
     dropped = [scores.pop(layer) for layer in step.dropped]
     return min(scores.values()) - max(dropped)

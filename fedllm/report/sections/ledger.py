@@ -74,7 +74,7 @@ class VouchingPart(Part):
 
 
 def ledger_part(run: RunRecord, runs: Sequence[str]) -> dict[str, Any]:
-    """The ledger that is here; of a deployed run, whose ledgers are with the silos, the rows that they sent."""
+    """Return the ledger that is here; of a deployed run, whose ledgers are with the silos, the rows that they sent."""
     head = run.verification.head if run.verification else None
     extracts = run.extracts is not None
     return {

@@ -81,8 +81,8 @@ def unproven(run: RunRecord) -> str | None:
 def lmo(
     run: RunRecord, accounted: Sequence[SiloAccounting], relation: Relation, delta: float
 ) -> dict[str, Any] | None:
-    """The section, of the silo with the most steps of the least noise; None where no vector of this run
-    was released with LMO noise."""
+    """Return the section, of the silo with the most steps of the least noise; None if no vector of this run was
+    released with LMO noise."""
     found = []
     for silo in accounted:
         rows = [row for row in run.own if row.party in (silo.name, EVERYBODY)]
@@ -101,7 +101,7 @@ def lmo(
     accountant = make_accountant("pld", relation)
 
     def training(mu: float) -> float:
-        """Epsilon of all steps with sampling, where a step costs mu at most."""
+        """Return epsilon of all steps with sampling, where a step costs mu at most."""
         events = dp_sgd(rate, factor / mu, steps)
         return accountant.epsilon({events: 1}, delta)
 

@@ -16,7 +16,7 @@ _BY_EXAMPLE = {
 
 
 def perturbation(settings: Settings | None) -> dict[str, Any] | None:
-    """The perturbation of the local training; None where there is none, or the settings are lost."""
+    """Return the perturbation of the local training; None if there is none, or the settings are lost."""
     if settings is None or settings.awp.form == "none":
         return None
     awp = settings.awp

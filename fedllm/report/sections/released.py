@@ -33,7 +33,7 @@ class ReleasePart(Part):
 
 
 def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, Any]]:
-    """Every kind of released quantity: purpose, adversary's event in words, silos and number."""
+    """Return every kind of released quantity: purpose, adversary's event in words, silos and number."""
     adversaries = adversaries_in(entries)
     parties: dict[tuple[str, str, str], set[str]] = defaultdict(set)
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -89,7 +89,7 @@ def _mechanism(event: DpEvent) -> str:
 
 
 def _parameters(event: DpEvent) -> dict[str, float]:
-    """The parameters that :func:`_mechanism` leaves out, by name."""
+    """Return the parameters that :func:`_mechanism` leaves out, by name."""
     if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
         return {
             "sampling rate": float(event.sampling_probability),

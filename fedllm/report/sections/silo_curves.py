@@ -73,7 +73,7 @@ def epsilon_by_round(
     unit: Unit,
     accounts: Accounts,
 ) -> dict[str, Any]:
-    """Epsilon by round of some silos: those with the largest epsilon, and the smallest."""
+    """Return epsilon by round of some silos: those with the largest epsilon, and the smallest."""
     adversary = drawn_adversary(statement)
     usable = [s for s in accounted if s.rows and not s.reasons[adversary] and run.whole(s.name)]
     usable.sort(key=lambda silo: -(silo.headline(adversary).epsilon or 0.0))
@@ -106,7 +106,7 @@ def curves_of_the_largest(
     unit: Unit,
     relation: Relation,
 ) -> dict[str, Any] | None:
-    """The whole curve of the silo with the largest epsilon; None where there is none to draw."""
+    """Return the whole curve of the silo with the largest epsilon; None if there is none to draw."""
     adversary = drawn_adversary(statement)
     worst = largest(run, accounted, adversary)
     if worst is None or worst.stated(adversary).accountant in (FILTER, PLAN):
@@ -132,7 +132,7 @@ def curves_of_the_largest(
 def largest(
     run: RunRecord, accounted: Sequence[SiloAccounting], adversary: str
 ) -> SiloAccounting | None:
-    """The silo with the largest epsilon; None where none has a finite one above 0, or not all its rows are here."""
+    """Return the silo with the largest epsilon; None if none has a finite one above 0, or not all its rows are here."""
     able = [silo for silo in accounted if silo.rows and not silo.reasons[adversary]]
     able = [silo for silo in able if 0 < silo.headline(adversary).epsilon_or_inf < math.inf]
     worst = max(able, key=lambda silo: silo.headline(adversary).epsilon_or_inf, default=None)
@@ -140,7 +140,7 @@ def largest(
 
 
 def events_of(run: RunRecord, silo: str, unit: Unit, adversary: str) -> Multiset:
-    """The events of the rows that count for a silo."""
+    """Return the events of the rows that count for a silo."""
     parties = (silo, accounting.EVERYBODY)
     rows = [row for row in run.entries if row.party in parties and row.unit is unit]
     return composed(rows, adversary)

@@ -183,7 +183,7 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _explained(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """Each reason for no guarantee once, with the silos that it concerns."""
+    """Return each reason for no guarantee once, with the silos that it concerns."""
     silos: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for reason in row["reasons"]:

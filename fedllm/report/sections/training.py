@@ -23,7 +23,7 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 
 
 def participants_are_secret(settings: Settings | None) -> bool:
-    """Whether amplification rests on nobody knowing which silos took part in a round.
+    """Return True if amplification rests on nobody knowing which silos took part in a round.
 
     Then numbers that tell how many silos answered (replies, bytes, failures) are not shown; nor where
     the settings are lost (None), and nothing tells.
@@ -97,7 +97,7 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
 
 
 def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(title, printed value) of the metrics that a record holds."""
+    """Return (title, printed value) of the metrics that a record holds."""
     return [
         (title, pattern.format(evaluation[key]))
         for key, title, pattern in METRICS
@@ -152,7 +152,7 @@ def _last(records: Iterable[Mapping[str, Any]], key: str) -> dict[str, Mapping[s
 
 
 def number(value: Any) -> float:
-    """A value of a record as a number; 0 for what is none."""
+    """Return a value of a record as a number; 0 for what is none."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else 0.0
 
 

@@ -6,7 +6,7 @@ from fedllm.settings.tree import SettingsTree
 
 
 def check_fixed_shape(settings: SettingsTree) -> None:
-    """Whether a step of fixed shape is one truncated, sampled Gaussian mechanism, and nothing else leaves.
+    """Check that a step of fixed shape is one truncated, sampled Gaussian mechanism, and nothing else leaves.
 
     Raises:
         ValueError: it is not, or it is not proven; the message names both settings.
@@ -105,7 +105,7 @@ def check_fixed_shape(settings: SettingsTree) -> None:
 
 
 def records_of(settings: SettingsTree, sampling_rate: float) -> int:
-    """Number of a silo's examples, by its sampling rate batch_size / n; exact for a rate below 1.
+    """Return the number of a silo's examples, by its sampling rate batch_size / n; exact for a rate below 1.
 
     Args:
         settings: the silo's own (``Settings.for_silo``).

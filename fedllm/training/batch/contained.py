@@ -65,7 +65,7 @@ def example_rows(
     failures: Failures | None,
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """Rows of ``features``, in order; with ``failures`` a zero row for each example that raises alone.
+    """Return the rows of ``features``, in order; with ``failures`` a zero row for each example that raises alone.
 
     Args:
         compute: gives the rows of any part of ``features``.

@@ -23,7 +23,7 @@ NUMBERS = "numbers"
 
 
 def round_seed(seed: int, run: str, server_round: int) -> str:
-    """The public seed of a round's directions, 32 hexadecimal digits: what the server announces.
+    """Return the public seed of a round's directions, 32 hexadecimal digits: what the server announces.
 
     A hash, so that it tells nothing of the seed that other streams of the run are drawn from.
     """
@@ -77,7 +77,7 @@ class Directions:
             self._signs = _signs(fixed.bytes(-(-self.size // 8)), self.size)
 
     def direction(self, step: int, number: int) -> dict[str, Tensor]:
-        """The direction z of a local step, float32 on the CPU, by tensor.
+        """Return the direction z of a local step, float32 on the CPU, by tensor.
 
         Raises:
             ValueError: no such direction.
@@ -113,7 +113,7 @@ class Directions:
         return total
 
     def update(self, numbers: Tensor) -> dict[str, Tensor]:
-        """The update of a round that a silo's numbers (or their mean over silos: it is linear) stand for.
+        """Return the update of a round that a silo's numbers (or their mean over silos: it is linear) stand for.
 
         Args:
             numbers: (local steps, K).

@@ -28,11 +28,11 @@ class ForwardOnly(Protocol):
         ...
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> Iterator[Any]:
-        """The examples in micro-batches, each example once; each is what :meth:`losses` takes."""
+        """Yield the examples in micro-batches, each example once; each is what :meth:`losses` takes."""
         ...
 
     def losses(self, params: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """Loss of each example of a micro-batch at ``params``, (B,) float32, on the CPU or :attr:`device`.
+        """Return the loss of each example of a micro-batch at ``params``, (B,) float32, on the CPU or :attr:`device`.
 
         Each depends on its own example and ``params`` alone: per-example clipping stands on that.
         """
@@ -79,7 +79,7 @@ class HttpForwardOnly:
         self.task = task
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> Iterator[AnsweredBatch]:
-        """All examples at once, with their answers.
+        """Yield all examples at once, with their answers.
 
         Raises:
             EndpointError: the endpoint gives no usable answer.

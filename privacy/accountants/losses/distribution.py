@@ -121,12 +121,12 @@ class LossDistribution:
 
 
 def no_guarantee(interval: float) -> LossDistribution:
-    """All mass at an infinite loss."""
+    """Return all mass at an infinite loss."""
     return LossDistribution(interval, start=0, probs=np.zeros(1), infinity=1.0, error=0.0)
 
 
 def _log_mgf(part: LossDistribution, order: float) -> float:
-    """Log of E[exp(order * loss)] over the finite losses; computed once for each order."""
+    """Return log of E[exp(order * loss)] over the finite losses; computed once for each order."""
     known = part._log_mgfs
     if order not in known:
         losses, log_probs = part._logarithms
@@ -137,7 +137,7 @@ def _log_mgf(part: LossDistribution, order: float) -> float:
 
 
 def _range(parts: Sequence[tuple[LossDistribution, int]]) -> tuple[int, int]:
-    """Indices outside of which the composed mass is at most TAIL_MASS, by Chernoff bounds."""
+    """Return indices outside of which the composed mass is at most TAIL_MASS, by Chernoff bounds."""
     interval = parts[0][0].interval
     low = sum(count * part.start for part, count in parts)
     high = sum(count * (part.start + part.probs.size - 1) for part, count in parts)
@@ -150,7 +150,7 @@ def _range(parts: Sequence[tuple[LossDistribution, int]]) -> tuple[int, int]:
     best = math.sqrt(2 * needed / variance)  # for a Gaussian of the same variance
 
     def reach(sign: float, place: int) -> float:
-        """Distance of the Chernoff bound from zero, in intervals; unimodal in the order.
+        """Return the distance of the Chernoff bound from zero, in intervals; unimodal in the order.
 
         Orders lie on a grid, so that those of earlier compositions are known.
         """

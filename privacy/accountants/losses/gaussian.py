@@ -43,7 +43,7 @@ LARGEST_DISCRETE_SIGMA = 2e5
 
 
 def largest_loss(noise: float, rate: float, replace: bool) -> float:
-    """The largest finite loss of `gaussian_losses`, in either direction."""
+    """Return the largest finite loss of `gaussian_losses`, in either direction."""
     edge = np.array([1 + REACH * noise])
     return float(loss_at(edge, noise, rate, replace)[0])
 
@@ -72,12 +72,12 @@ def gaussian_losses(
 
 
 def _lowest(noise: float, rate: float) -> float:
-    """The loss, direction remove, below which N(0, s^2) has less than 1e-23."""
+    """Return the loss, direction remove, below which N(0, s^2) has less than 1e-23."""
     return float(loss_at(np.array([-REACH * noise]), noise, rate, False)[0])
 
 
 def loss_at(x: Array, noise: float, rate: float, replace: bool = False) -> Array:
-    """ln(P/Q) at output x, direction remove; rises with x."""
+    """Return ln(P/Q) at output x, direction remove; rises with x."""
     scale = 2 * noise**2
     q = math.log(rate)
     rest = math.log1p(-rate) if rate < 1 else -math.inf
@@ -87,7 +87,7 @@ def loss_at(x: Array, noise: float, rate: float, replace: bool = False) -> Array
 
 
 def output_at(losses: Array, noise: float, rate: float, replace: bool = False) -> Array:
-    """The output x at which ln(P/Q), direction remove, is each loss; -inf where it is always more.
+    """Return the output x at which ln(P/Q), direction remove, is each loss; -inf where it is always more.
 
     Replace-one: with y = exp(x/s^2) and c = exp(-1/(2 s^2)), e^eps ((1-q) + q c/y) = (1-q) + q c y
     is a quadratic in y; its root is ln y = eps/2 + asinh((1-q) sinh(eps/2) / (q c)).
@@ -112,7 +112,7 @@ def output_at(losses: Array, noise: float, rate: float, replace: bool = False) -
 
 
 def log_masses(edges: Array, shift: float, noise: float) -> Array:
-    """Log of the mass of N(shift, s^2) between neighbouring edges, ascending."""
+    """Return log of the mass of N(shift, s^2) between neighbouring edges, ascending."""
     z = (edges - shift) / noise
     low, high = z[:-1], z[1:]
     right = low > 0  # by symmetry, on the side where the mass is small
@@ -124,7 +124,7 @@ def log_masses(edges: Array, shift: float, noise: float) -> Array:
 
 
 def times(log_mass: Array, epsilon: Array, offset: float) -> Array:
-    """(exp(epsilon) - 1 + offset) * mass, without overflow or cancellation."""
+    """Return (exp(epsilon) - 1 + offset) * mass, without overflow or cancellation."""
     mass = np.exp(log_mass)
     with np.errstate(over="ignore"):
         small = (np.expm1(np.minimum(epsilon, 30.0)) + offset) * mass

@@ -54,7 +54,7 @@ class Mixture:
         self._all = np.array([*self.shifts, *([0.0] if self.moved < 1 else [])])
 
     def loss(self, x: Array) -> Array:
-        """ln(P/Q) at outputs [n]."""
+        """Return ln(P/Q) at outputs [n]."""
         return np.asarray(logsumexp(self._terms(x), axis=0))
 
     def _terms(self, x: Array) -> Array:
@@ -62,7 +62,7 @@ class Mixture:
         return np.asarray(self._logs[:, None] + (2 * x - shift) * shift / (2 * self.noise**2))
 
     def output(self, losses: Array) -> Array:
-        """The output at which the loss is each of ascending values; -inf where it is always more.
+        """Return the output at which the loss is each of ascending values; -inf where it is always more.
 
         Raises:
           ArithmeticError: An output was not found.
@@ -95,15 +95,15 @@ class Mixture:
         return found
 
     def _from_knots(self, goal: Array, low: float, high: float) -> Array:
-        """A start near the roots by interpolation: a chord of a convex function lies above it, so its
-        root lies left of the true one, from where one step goes to the right of it."""
+        """Return a start near the roots by interpolation: a chord of a convex function lies above it, so its root
+        lies left of the true one, from where one step goes to the right of it."""
         knots = np.linspace(low - REACH * self.noise, high, _KNOTS)
         values = self.loss(knots)
         rising = np.concatenate([[True], np.diff(values) > 0])
         return np.asarray(np.interp(goal, values[rising], knots[rising]))
 
     def top(self) -> float:
-        """An output beyond which the mixture has less than 1e-24 of its mass."""
+        """Return an output beyond which the mixture has less than 1e-24 of its mass."""
         low, high = 0.0, float(self.shifts.max()) + 2 * REACH * self.noise
         for _ in range(60):
             middle = (low + high) / 2
@@ -111,18 +111,18 @@ class Mixture:
         return high
 
     def above(self, x: float) -> float:
-        """Mass of the mixture beyond an output."""
+        """Return the mass of the mixture beyond an output."""
         return float(self.weights @ ndtr((self.shifts - x) / self.noise)) + (
             (1 - self.moved) * float(ndtr(-x / self.noise))
         )
 
     def spread(self) -> float:
-        """Approximate standard deviation of the loss: the root of the chi-squared divergence."""
+        """Return the approximate standard deviation of the loss: the root of the chi-squared divergence."""
         exponents = np.minimum(np.outer(self.shifts, self.shifts) / self.noise**2, 100.0)
         return math.sqrt(float(self.weights @ np.expm1(exponents) @ self.weights))
 
     def largest_loss(self) -> float:
-        """The largest finite loss of `mixture_losses`, in either direction."""
+        """Return the largest finite loss of `mixture_losses`, in either direction."""
         ends = self.loss(np.array([self.top(), -REACH * self.noise]))
         return float(max(ends[0], -ends[1]))
 
@@ -166,7 +166,7 @@ def mixture_losses(mixture: Mixture, interval: float) -> tuple[LossDistribution,
 
 
 def _shifted(mixture: Mixture, edges: Array) -> Array:
-    """Mass between neighbouring edges of what is shifted."""
+    """Return the mass between neighbouring edges of what is shifted."""
     total = np.zeros(len(edges) - 1)
     for shift, weight in zip(mixture.shifts, mixture.weights, strict=True):
         total += weight * np.exp(log_masses(edges, float(shift), mixture.noise))

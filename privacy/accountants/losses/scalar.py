@@ -80,7 +80,7 @@ def scalar_losses(
 
 @lru_cache(maxsize=256)
 def scalar_spread(noise: ScalarNoise, rate: float, shift: float) -> tuple[float, float]:
-    """(approximate standard deviation, largest finite value) of the loss, to choose an interval."""
+    """Return (approximate standard deviation, largest finite value) of the loss, to choose an interval."""
     scaled = noise.scaled(1 / shift)
     cells = _cells(scaled, _edges(scaled))
     low, high = cells.low[1:-1], cells.high[1:-1]
@@ -108,7 +108,7 @@ def _mixed(losses: Array, rate: float) -> Array:
 
 
 def _farthest(noise: ScalarNoise) -> float:
-    """The last edge: 1 + where the tail is below `_TAIL`, or where no tail that is needed goes on."""
+    """Return the last edge: 1 + where the tail is below `_TAIL`, or where no tail that is needed goes on."""
     target = math.log(_TAIL)
     high = noise.width
     while float(noise.log_survival(high)) > target and high < _FARTHEST * noise.width:
@@ -121,7 +121,7 @@ def _farthest(noise: ScalarNoise) -> float:
 
 
 def _edges(noise: ScalarNoise) -> Array:
-    """Edges that are finest at the kinks of f and of its shift, symmetric about 1/2."""
+    """Return the edges that are finest at the kinks of f and of its shift, symmetric about 1/2."""
     end = _farthest(noise)
     breaks = noise.breaks(end)
     octaves = math.log2(end / noise.width) + 40
@@ -135,7 +135,7 @@ def _edges(noise: ScalarNoise) -> Array:
 
 
 def _losses(noise: ScalarNoise, edges: Array) -> tuple[Array, Array]:
-    """(least, largest) loss in each inner cell."""
+    """Return (least, largest) loss in each inner cell."""
     if noise.shape == "steps":
         middle = (edges[:-1] + edges[1:]) / 2
         found = noise.log_density(middle - 1) - noise.log_density(middle)
@@ -166,7 +166,7 @@ def _refined(noise: ScalarNoise, rate: float, interval: float) -> _Cells:
 
 
 def _masses(noise: ScalarNoise, edges: Array) -> tuple[Array, Array]:
-    """(masses of f between the edges and in both tails, their errors); 0 is an edge or outside."""
+    """Return (masses of f between the edges and in both tails, their errors); 0 is an edge or outside."""
     tail = noise.survival(np.abs(edges))
     right = edges[:-1] >= 0
     inner = np.where(right, tail[:-1] - tail[1:], tail[1:] - tail[:-1])
@@ -251,7 +251,7 @@ def _connected(
 
 
 def _merged(mass: Array, other: Array, low: Array, interval: float) -> LossDistribution:
-    """A lower bound: each cell is one outcome, its loss rounded down."""
+    """Return a lower bound: each cell is one outcome, its loss rounded down."""
     kept = (mass > 0) & (other > 0) & np.isfinite(low)
     with np.errstate(divide="ignore"):
         place = np.floor(np.log(mass[kept]) / interval - np.log(other[kept]) / interval)

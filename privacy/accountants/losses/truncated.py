@@ -38,7 +38,7 @@ from privacy.accountants.losses.gaussian import gaussian_losses
 
 
 def kept_probabilities(size: int, rate: float, most: int) -> list[tuple[float, float]]:
-    """(weight, p) of each case in which x may be kept, by the module's names; the rest has a loss of 0.
+    """Return (weight, p) of each case in which x may be kept, by the module's names; the rest has a loss of 0.
 
     Args:
       size: n, the number of records, >= 1.
@@ -56,7 +56,7 @@ def kept_probabilities(size: int, rate: float, most: int) -> list[tuple[float, f
 
 
 def largest_kept(size: int, rate: float, most: int) -> float:
-    """The largest p of all cases; 0 where x is never kept."""
+    """Return the largest p of all cases; 0 where x is never kept."""
     return max((p for _, p in kept_probabilities(size, rate, most)), default=0.0)
 
 
@@ -81,7 +81,7 @@ def truncated_losses(
 
 
 def _mixture(parts: Sequence[tuple[float, LossDistribution]]) -> LossDistribution:
-    """The mixture with these weights, all on the same interval."""
+    """Return the mixture with these weights, all on the same interval."""
     start = min(part.start for _, part in parts)
     end = max(part.start + part.probs.size for _, part in parts)
     probs = np.zeros(end - start)

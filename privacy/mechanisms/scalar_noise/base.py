@@ -58,14 +58,14 @@ class ScalarNoise(abc.ABC):
 
     @abc.abstractmethod
     def log_density(self, x: npt.ArrayLike) -> Array:
-        """Log of the density at each x; symmetric. At a jump, the value on the side of 0."""
+        """Return log of the density at each x; symmetric. At a jump, the value on the side of 0."""
 
     @abc.abstractmethod
     def survival(self, x: npt.ArrayLike) -> Array:
         """P(X > x) at each x of either sign; small values keep their relative accuracy."""
 
     def log_survival(self, x: npt.ArrayLike) -> Array:
-        """Log of `survival`; families whose survival underflows where it matters compute it apart."""
+        """Return log of `survival`; families whose survival underflows where it matters compute it apart."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self.survival(x)))
 
@@ -86,7 +86,7 @@ class ScalarNoise(abc.ABC):
 
     @abc.abstractmethod
     def scaled(self, factor: float) -> Self:
-        """The noise of factor * X, factor > 0: for a number of sensitivity `factor`."""
+        """Return the noise of factor * X, factor > 0: for a number of sensitivity `factor`."""
 
     @abc.abstractmethod
     def sample(self, shape: int | Sequence[int], source: RandomSource) -> Array:
@@ -101,7 +101,7 @@ class ScalarNoise(abc.ABC):
         """
 
     def breaks(self, largest: float) -> Array:
-        """The points 0 <= x <= largest where the density is not smooth, ascending."""
+        """Return the points 0 <= x <= largest where the density is not smooth, ascending."""
         return np.zeros(1) if largest >= 0 else np.zeros(0)
 
     @property

@@ -14,7 +14,7 @@ from privacy.randomness import RandomSource
 
 
 def standard_laplace(shape: int | Sequence[int], source: RandomSource) -> Array:
-    """Independent Laplace samples of scale 1: N1 N2 + N3 N4 of four independent normals.
+    """Return independent Laplace samples of scale 1: N1 N2 + N3 N4 of four independent normals.
 
     The characteristic function of a product of two is (1 + t^2)^(-1/2). Four draws a sample, so that the
     sampler cannot be inverted to find the noiseless value (compare `privacy.noise`).

@@ -48,7 +48,7 @@ _TERMS = {
 
 
 def _uniforms(shape: int | Sequence[int], source: RandomSource) -> Array:
-    """Uniform in (0, 1), never 0 or 1."""
+    """Return uniform in (0, 1), never 0 or 1."""
     return np.asarray(source.random(shape) + 2.0**-54, dtype=np.float64)
 
 
@@ -120,7 +120,7 @@ class LmoNoise(ScalarNoise):
         return min(gamma, self.exponential_rate / self.a3 if self.a3 else math.inf)
 
     def log_mgf(self, t: npt.ArrayLike) -> Array:
-        """ln M(t) = ln E exp(t u); infinite where it does not exist."""
+        """Return ln M(t) = ln E exp(t u); infinite where it does not exist."""
         t = np.asarray(t, dtype=np.float64)
         total = np.zeros(t.shape)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -136,7 +136,7 @@ class LmoNoise(ScalarNoise):
         return np.where(t < self.largest_order, total, np.inf)
 
     def mean_inverse_scale(self, t: npt.ArrayLike) -> Array:
-        """(ln M)'(t) = E[u exp(t u)] / M(t), for t below `largest_order`: at 0, E[u]."""
+        """Return (ln M)'(t) = E[u exp(t u)] / M(t), for t below `largest_order`: at 0, E[u]."""
         t = np.asarray(t, dtype=np.float64)
         total = np.zeros(t.shape)
         if self.a1:
@@ -153,7 +153,7 @@ class LmoNoise(ScalarNoise):
         return np.asarray(total)
 
     def _normal(self, t: Array) -> tuple[Array, Array]:
-        """(ln M, (ln M)') of the truncated normal."""
+        """Return (ln M, (ln M)') of the truncated normal."""
         m, s = self.normal_mean, self.normal_std
         log_mgf, mean = tilted_normal((self.normal_low - m) / s, (self.normal_high - m) / s, s * t)
         return self.normal_low * t + log_mgf, self.normal_low + s * mean
@@ -322,7 +322,7 @@ def _inverse_moment(noise: LmoNoise, n: int) -> float:
 
 
 def _log_mean_exp(width: Array) -> Array:
-    """ln of the mean of exp over [0, width], of either sign: ln(expm1(w) / w)."""
+    """Return ln of the mean of exp over [0, width], of either sign: ln(expm1(w) / w)."""
     size = np.maximum(np.abs(width), 1e-12)
     # For w < 0: (1 - exp(-|w|)) / |w|; for w > 0 exp(w) times that.
     negative = np.log(-np.expm1(-size)) - np.log(size)
@@ -330,7 +330,7 @@ def _log_mean_exp(width: Array) -> Array:
 
 
 def _tilted_mean(width: Array) -> Array:
-    """The mean of v in [0, 1] under a density proportional to exp(width v): 1/(1-exp(-w)) - 1/w."""
+    """Return the mean of v in [0, 1] under a density proportional to exp(width v): 1/(1-exp(-w)) - 1/w."""
     size = np.abs(width)
     small = size < 1e-2
     safe = np.where(small, 1.0, size)

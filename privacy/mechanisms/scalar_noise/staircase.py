@@ -53,7 +53,7 @@ class StaircaseNoise(ScalarNoise):
         return math.log(-math.expm1(-self.epsilon)) - math.log(area)
 
     def _step(self, size: Array) -> Array:
-        """The step that |x| is on, 0 the top; an edge, as `breaks` has it, belongs to the upper step."""
+        """Return the step that |x| is on, 0 the top; an edge, as `breaks` has it, belongs to the upper step."""
         step = np.maximum(np.ceil(size / self.period - self.gamma), 0.0)
         step = np.where(size <= (step - 1 + self.gamma) * self.period, step - 1, step)
         return np.where(size > (step + self.gamma) * self.period, step + 1, np.maximum(step, 0.0))
@@ -74,7 +74,7 @@ class StaircaseNoise(ScalarNoise):
         return np.where(np.asarray(x) >= 0, right, np.log1p(-np.exp(right)))
 
     def _log_tail(self, size: Array) -> Array:
-        """Log of P(X > |x|): the rest of its step, and all steps after it (a geometric series)."""
+        """Return log of P(X > |x|): the rest of its step, and all steps after it (a geometric series)."""
         step = self._step(size)
         rest = (step + self.gamma) * self.period - size + self.period / math.expm1(self.epsilon)
         return np.asarray(self._log_top - self.epsilon * step + np.log(rest))

@@ -14,7 +14,7 @@ _ASYMPTOTIC = 100.0
 
 
 def tilted_normal(low: float, high: float, tilt: Array) -> tuple[Array, Array]:
-    """ln E exp(tilt y), and the tilted mean E[y exp(tilt y)] / E exp(tilt y), of y = z - low >= 0.
+    """Return ln E exp(tilt y), and the tilted mean E[y exp(tilt y)] / E exp(tilt y), of y = z - low >= 0.
 
     Args:
       low, high: z is N(0, 1) given low <= z <= high.
@@ -44,7 +44,7 @@ def tilted_normal(low: float, high: float, tilt: Array) -> tuple[Array, Array]:
 
 
 def _from_near_end(low: float, high: float, tilt: Array) -> tuple[Array, Array]:
-    """The same where low - tilt >= 2, the mass not divided by the untilted one.
+    """Return the same where low - tilt >= 2, the mass not divided by the untilted one.
 
     With a = low - tilt, b = high - tilt, Mills' ratio R, and E = phi(b) / phi(a), the tilted mass is
     phi(low) (R(a) - E R(b)); with g(a) = 1 / R(a) - a the tilted mean is (R(a) g(a) - E R(b) (g(b) + b -
@@ -60,12 +60,12 @@ def _from_near_end(low: float, high: float, tilt: Array) -> tuple[Array, Array]:
 
 
 def _mills(x: Array) -> Array:
-    """(1 - Phi(x)) / phi(x)."""
+    """Return (1 - Phi(x)) / phi(x)."""
     return np.asarray(math.sqrt(math.pi / 2) * erfcx(x / math.sqrt(2)))
 
 
 def _excess(x: Array) -> Array:
-    """Mean of z - x given z > x: 1 / R(x) - x, x > 0."""
+    """Return the mean of z - x given z > x: 1 / R(x) - x, x > 0."""
     safe = np.minimum(x, _ASYMPTOTIC)
     far = np.clip(x, _ASYMPTOTIC, 1e150)
     square = 1 / far**2
@@ -74,7 +74,7 @@ def _excess(x: Array) -> Array:
 
 
 def _log_interval(low: Array, high: Array) -> Array:
-    """ln of the mass of N(0, 1) between low and high, from the side where it is accurate."""
+    """Return ln of the mass of N(0, 1) between low and high, from the side where it is accurate."""
     flip = low > 0
     lower, upper = np.where(flip, -high, low), np.where(flip, -low, high)
     top = log_ndtr(upper)
@@ -82,7 +82,7 @@ def _log_interval(low: Array, high: Array) -> Array:
 
 
 def truncated_quantile(low: float, high: float, probability: Array) -> Array:
-    """Samples of N(0, 1) given low <= z <= high, from uniform 0 < probability < 1.
+    """Return the samples of N(0, 1) given low <= z <= high, from uniform 0 < probability < 1.
 
     The quantile of that probability, or, for low > 0, of one minus it (distributed the same): on the
     side where the tail is accurate.

@@ -64,7 +64,7 @@ class Movement:
 def attack(
     architecture: str, dtype: str, batches: int, *, task: str = "classification", unchecked: bool
 ) -> Movement:
-    """The largest movements that ``batches`` hostile batches cause."""
+    """Return the largest movements that ``batches`` hostile batches cause."""
     settings, tunable = tiny_tunable(architecture, getattr(torch, dtype), task)
     start = initial_params(tunable, settings)
     draw = random.Random(f"{architecture} {dtype} {task}")
@@ -123,7 +123,7 @@ def answers_moved(
 
 
 def any_records(draw: random.Random) -> list[dict[str, str]]:
-    """Texts of random words."""
+    """Return the texts of random words."""
     return random_records(hostile_lengths(draw), draw.randrange(2**30))
 
 
@@ -138,7 +138,7 @@ def alike_records(draw: random.Random) -> list[dict[str, str]]:
 
 
 def hostile_lengths(draw: random.Random) -> list[int]:
-    """Words of a batch's texts: alike but for one, or any."""
+    """Return the words of a batch's texts: alike but for one, or any."""
     count = draw.randrange(3, 20)
     if draw.random() < 0.5:
         usual = draw.choice(SHORT)
@@ -152,7 +152,7 @@ def hostile_params(
     number: int,
     unchecked: bool,
 ) -> tuple[str, dict[str, Tensor]]:
-    """A kind of parameters and one draw of it; within the silo's limits unless ``unchecked``."""
+    """Return a kind of parameters and one draw of it; within the silo's limits unless ``unchecked``."""
     rng = torch.Generator().manual_seed(draw.randrange(2**62))
     moved = {n: v + 0.3 * torch.randn(v.shape, generator=rng) for n, v in start.items()}
     kind = ("plain", "huge", "poison", "boundary")[number % 4]
@@ -171,7 +171,7 @@ def poisoned(
     draw: random.Random,
     unchecked: bool,
 ) -> dict[str, Tensor]:
-    """``params`` with a slot for the padding; among several, one at which examples have no finite gradient."""
+    """Return ``params`` with a slot for the padding; among several, one at which examples have no finite gradient."""
     found = dict(params)
     for _ in range(4):
         size = 3e38 if unchecked else 10 ** draw.uniform(2, 4)
@@ -188,7 +188,7 @@ def poisoned(
 def within(
     params: Mapping[str, Tensor], start: Mapping[str, Tensor], unchecked: bool
 ) -> dict[str, Tensor]:
-    """Parameters scaled down to the silo's limit where they are beyond it, unless ``unchecked``."""
+    """Return parameters scaled down to the silo's limit where they are beyond it, unless ``unchecked``."""
     if unchecked:
         return dict(params)
     bounds = {n: LIMIT * max(1.0, float(v.norm())) for n, v in start.items()}
@@ -202,7 +202,7 @@ def on_the_boundary(
     draw: random.Random,
     unchecked: bool,
 ) -> dict[str, Tensor]:
-    """A huge head at whose decision boundary most of the examples lie: rounding alone decides their gradients.
+    """Return a huge head at whose decision boundary most of the examples lie: rounding alone decides their gradients.
 
     The adversary knows the examples, as differential privacy allows it to. At a head of zeros an example's gradient
     is a multiple of its features, so that a head orthogonal to them is found by projection.

@@ -55,7 +55,7 @@ class Rounding:
 def clipped_rows(
     tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature], max_tokens: int
 ) -> list[Tensor]:
-    """Each example's gradient over the clipping norm, clipped to norm 1, in the silo's own micro-batches."""
+    """Return each example's gradient over the clipping norm, clipped to norm 1, in the silo's own micro-batches."""
     rows = [torch.empty(0)] * len(features)
     for group in tunable.task.batches(features, max_tokens):
         batch = tunable.task.collate([features[i] for i in group])
@@ -69,7 +69,7 @@ def clipped_rows(
 
 
 def real_tunable(name: str, dtype: str) -> tuple[Settings, Tunable]:
-    """An embedded model (or a folder) with a prefix, to classify texts of two classes."""
+    """Return an embedded model (or a folder) with a prefix, to classify texts of two classes."""
     source = workload.model_source(name)
     backbone = load_backbone(source.folder, device="cpu", dtype=dtype)
     settings = workload.settings_for(

@@ -24,12 +24,12 @@ _DRAWS = 2000
 
 
 def flipped(feature: Feature, classes: int) -> Feature:
-    """The same text with another label."""
+    """Return the same text with another label."""
     return replace(feature, target=(int(feature.target or 0) + 1) % classes)
 
 
 def losses(tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature]) -> Tensor:
-    """Loss of each text, (n,) float64."""
+    """Return the loss of each text, (n,) float64."""
     found = torch.zeros(len(features), dtype=torch.float64)
     with torch.no_grad():
         for group in tunable.task.batches(features, MICRO_BATCH):
@@ -39,7 +39,7 @@ def losses(tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Fe
 
 
 def attack(included: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
-    """AUC as mean and standard error over runs, and TPR at fixed FPR over all runs together."""
+    """Return AUC as mean and standard error over runs, and TPR at fixed FPR over all runs together."""
     return {
         "auc": show.mean_and_error(areas(included, scores)),
         "tpr": {
@@ -58,7 +58,7 @@ def roc(scores: np.ndarray, included: np.ndarray) -> list[list[float]]:
 
 
 def areas(included: npt.NDArray[np.bool_], scores: np.ndarray) -> list[float]:
-    """AUC of each run: its members against its other texts; (runs, m) each, larger for members."""
+    """Return AUC of each run: its members against its other texts; (runs, m) each, larger for members."""
     return [
         auditing.area_under_curve(s[chosen], s[~chosen])[0]
         for s, chosen in zip(scores, included, strict=True)
@@ -66,7 +66,7 @@ def areas(included: npt.NDArray[np.bool_], scores: np.ndarray) -> list[float]:
 
 
 def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
-    """Mean over runs and Student's interval for it.
+    """Return the mean over runs and Student's interval for it.
 
     Raises:
         ValueError: fewer than two runs.
@@ -79,7 +79,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, 
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]:
-    """Mean difference of two rows of the same runs (texts, coins), its interval, and p of a paired t-test."""
+    """Return the mean difference of two rows of the same runs (texts, coins), its interval, and p of a paired t-test."""
     differences = [a - b for a, b in zip(values, others, strict=True)]
     mean, low, high = interval(differences)
     # no difference in any run: nothing speaks against equality

@@ -63,7 +63,7 @@ class Experiment:
     seed: int = 0
 
     def tree(self, folder: Path, run: int) -> dict[str, Any]:
-        """Plain settings of one run on the files in ``folder``."""
+        """Return plain settings of one run on the files in ``folder``."""
         batch = max(1, round(self.texts / 2 / self.silos * self.sampling_rate))
         return {
             "name": "membership",
@@ -131,7 +131,7 @@ class Texts:
 
 
 def load(experiment: Experiment) -> Texts:
-    """The shortest third of three times as many distinct texts; the first half's labels are flipped.
+    """Return the shortest third of three times as many distinct texts; the first half's labels are flipped.
 
     The server's own texts are as short as the candidates, and keep their labels.
 
@@ -150,7 +150,7 @@ def load(experiment: Experiment) -> Texts:
 
 
 def coins(experiment: Experiment, runs: int) -> npt.NDArray[np.bool_]:
-    """(runs, texts): who is in. Run r has the same coins however many runs there are, and in every row."""
+    """Return (runs, texts): who is in. Run r has the same coins however many runs there are, and in every row."""
     rows = [
         generator(experiment.seed, "flat-membership-coins", run).random(experiment.texts) < 0.5
         for run in range(runs)
@@ -159,7 +159,7 @@ def coins(experiment: Experiment, runs: int) -> npt.NDArray[np.bool_]:
 
 
 def settings_of(experiment: Experiment, row: Row, folder: Path, run: int) -> Settings:
-    """The settings of one run of a row.
+    """Return the settings of one run of a row.
 
     Raises:
         SettingsError: overrides that do not fit; the setting is named.
@@ -231,7 +231,7 @@ def _train(
 
 
 def candidate_losses(run: RunFolder, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Loss of each record under the released model of a finished run, (n,) float64.
+    """Return the loss of each record under the released model of a finished run, (n,) float64.
 
     Raises:
         ValueError: the run has no checkpoint.

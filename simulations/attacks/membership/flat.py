@@ -70,7 +70,7 @@ BASE = "DP"
 def measure(
     experiment: Experiment, rows: Sequence[Row], runs: int, cache: Path, advance: Any = lambda: None
 ) -> dict[str, Any]:
-    """All figures of the command, as plain values.
+    """Return all figures of the command, as plain values.
 
     Raises:
         SettingsError: a row's overrides do not fit.
@@ -140,7 +140,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """The figures as tables and sentences."""
+    """Return the figures as tables and sentences."""
     found: list[Any] = [
         f"{result['data']}, {result['model']}, {result['silos']} silos, {result['runs']} runs of "
         f"{result['rounds']} rounds at sampling rate {result['sampling_rate']:g}, each on about half of "

@@ -67,7 +67,7 @@ class Training:
     model: str = "minilm"
 
     def settings(self, private: bool, members: int) -> Settings:
-        """Settings of one local round, ``members`` being the expected number of texts."""
+        """Return the settings of one local round, ``members`` being the expected number of texts."""
         source = workload.model_source(self.model)
         settings = workload.settings_for(
             source,
@@ -158,7 +158,7 @@ def measure(
     seed: int,
     data: str,
 ) -> dict[str, Any]:
-    """All figures of the command, as plain values."""
+    """Return all figures of the command, as plain values."""
     tunable = make_tunable(training.settings(False, texts // 2))
     records, origin = load_distinct(3 * texts, data, seed)
     natural = sorted(tunable.task.features(records), key=len)[:texts]  # short ones: they cost less
@@ -228,7 +228,7 @@ def measure(
 
 
 def tables(result: dict[str, Any]) -> list[Any]:
-    """The figures as tables and sentences."""
+    """Return the figures as tables and sentences."""
     parts: list[Any] = [
         f"{result['data']}, {result['model']}, prefix of {result['prefix_length']}, "
         f"{result['runs']} runs of {result['steps']} steps at sampling rate "

@@ -96,7 +96,7 @@ def _of_silos(federation: Federation) -> list[Record]:
 
 
 def measure_run(run: RunFolder, texts: int = 500) -> dict[str, Any]:
-    """The attack on a finished run, as plain values; what ``membership.json`` holds.
+    """Return the attack on a finished run, as plain values; what ``membership.json`` holds.
 
     Args:
         texts: members, and others, at most.

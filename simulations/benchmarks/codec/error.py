@@ -75,7 +75,7 @@ class Line:
 def make_prior(
     kind: Kind, source: str, data: Gradients, *, mu: float, group: int, rank: int, rng: RandomSource
 ) -> Prior:
-    """The prior of one kind from one source."""
+    """Return the prior of one kind from one source."""
     given = {"exact": data.fit, "public": data.public, "random-labels": data.random_labels}
     if source in given:
         return prior_from_gradients(kind, data.layout, given[source], rank=rank)
@@ -95,7 +95,7 @@ def make_prior(
 
 
 def measure(codec: Codec, gradients: Tensor, rng: RandomSource) -> dict[str, Any]:
-    """Errors of a codec on gradients [n, d], through the wire, and CPU seconds for one."""
+    """Return the errors of a codec on gradients [n, d], through the wire, and CPU seconds for one."""
     started = time.process_time()
     messages = [codec.encode(row, rng) for row in gradients]
     decoded = torch.stack([codec.decode(message) for message in messages])
@@ -113,7 +113,7 @@ def measure(codec: Codec, gradients: Tensor, rng: RandomSource) -> dict[str, Any
 def figures(
     data: Gradients, local: float, options: argparse.Namespace, progress: Progress
 ) -> list[Line]:
-    """All lines; ``local`` are the CPU seconds of one client's gradient."""
+    """Return all lines; ``local`` are the CPU seconds of one client's gradient."""
     kinds = get_args(Kind)
     learned = [
         (name, kind, source)
@@ -162,7 +162,7 @@ def figures(
 
 
 def report(data: Gradients, lines: Sequence[Line], options: argparse.Namespace) -> str:
-    """The figures as text."""
+    """Return the figures as text."""
     d = data.layout.dimension
     rows = []
     for line in lines:
@@ -213,7 +213,7 @@ def mean_share(gradients: Tensor) -> float:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Command line."""
+    """Return the command line."""
     made = argparse.ArgumentParser(
         prog="python -m simulations.benchmarks.codec.error",
         description=__doc__,

@@ -80,7 +80,7 @@ class Gradients:
 
 
 def collect(request: Request, tick: Tick = lambda what: None) -> Gradients:
-    """The gradients for ``request``, from the cache where they are there.
+    """Return the gradients for ``request``, from the cache where they are there.
 
     Args:
         tick: called after each group of examples, with a word on what is being done.
@@ -192,7 +192,7 @@ def _train(
     request: Request,
     tick: Tick,
 ) -> dict[str, Tensor]:
-    """Plain Adam from the initial parameters, one group of examples a step."""
+    """Return plain Adam from the initial parameters, one group of examples a step."""
     device = tunable.backbone.device
     start = initial_params(tunable, settings)
     params = {name: value.to(device).clone() for name, value in sorted(start.items())}

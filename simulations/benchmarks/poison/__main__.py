@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def largest_share(classes: Tensor) -> float:
-    """Accuracy of always naming the largest of the classes [n]."""
+    """Return the accuracy of always naming the largest of the classes [n]."""
     return float(torch.bincount(classes.long()).max()) / len(classes)
 
 

@@ -37,14 +37,14 @@ class Hostile:
     noise_ratio: float
 
     def claimed(self, noise_multiplier: float) -> float:
-        """The noise that it says it used."""
+        """Return the noise that it says it used."""
         loud = self.attack == LOUD
         return noise_multiplier * (
             0.98 * self.noise_ratio if loud else 1.0
         )  # silos differ a little
 
     def sends(self, honest: Contribution, limit: float) -> Contribution:
-        """The update in the place of its honest one.
+        """Return the update in the place of its honest one.
 
         Args:
             limit: the longest that passes with the noise that it claims.
@@ -61,7 +61,7 @@ class Hostile:
 
 
 def flipped(classes: Tensor, count: int) -> Tensor:
-    """Labels in the opposite order: the first class for the last."""
+    """Return the labels in the opposite order: the first class for the last."""
     return count - 1 - classes
 
 

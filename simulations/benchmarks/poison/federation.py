@@ -39,7 +39,7 @@ class Outcome:
 
 
 def gradients(params: Mapping[str, Tensor], x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    """Gradient of each example's cross-entropy, by name, (B, ...)."""
+    """Return the gradient of each example's cross-entropy, by name, (B, ...)."""
     scores = torch.softmax(x @ params[WEIGHT].T + params[BIAS], dim=1)
     error = scores - torch.nn.functional.one_hot(y, scores.shape[1])
     return {BIAS: error, WEIGHT: error[:, :, None] * x[:, None, :]}
@@ -54,7 +54,7 @@ def train(
     law: bool,
     seed: int,
 ) -> Outcome:
-    """All rounds.
+    """Return all rounds.
 
     Args:
         noise: noise multiplier of each silo.
@@ -119,7 +119,7 @@ def _local(
     noise: float,
     *labels: str | int,
 ) -> Contribution:
-    """An honest silo's round, with one local step of SGD."""
+    """Return an honest silo's round, with one local step of SGD."""
     rate, clip = sampling_rate(settings, len(x)), settings.privacy.clip
     drawn = torch.from_numpy(poisson_sample(len(x), rate, generator(0, *labels, "sample")))
     rows = gradients(params, x[drawn], y[drawn])

@@ -60,7 +60,7 @@ class PeakMemory:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Median and quartiles. Raises ValueError for no values."""
+    """Return the median and quartiles. Raises ValueError for no values."""
     if not values:
         raise ValueError("Expected at least one measurement, got none")
     if len(values) == 1:
@@ -92,7 +92,7 @@ def interleave(
     device: torch.device,
     warmup: int = 1,
 ) -> dict[str, Seconds]:
-    """Seconds of each call, the variants in turn: A B C, C B A, A B C, ...
+    """Return the seconds of each call, the variants in turn: A B C, C B A, A B C, ...
 
     Args:
         variants: what to call, by name.
@@ -160,7 +160,7 @@ def start_peak(device: torch.device) -> tuple[int, str]:
 
 
 def read_peak(started: tuple[int, str], device: torch.device) -> PeakMemory:
-    """Peak memory since :func:`start_peak`."""
+    """Return the peak memory since :func:`start_peak`."""
     before, kind = started
     if kind == "device":
         return PeakMemory(before, torch.cuda.max_memory_allocated(device), kind)
@@ -236,7 +236,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def verdict(value: float, goal: float, *, at_most: bool) -> str:
-    """The goal, and whether the value meets it."""
+    """Return the goal, and whether the value meets it."""
     met = value <= goal if at_most else value >= goal
     return f"goal {'<=' if at_most else '>='} {goal:g}: {'met' if met else 'NOT met'}"
 

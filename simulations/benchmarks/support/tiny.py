@@ -60,7 +60,7 @@ def save_decoder(folder: Path, layers: int = 2) -> None:
 
 
 def make_records(count: int, seed: int, silo: str = "") -> list[dict[str, Any]]:
-    """Texts of 2 to 9 words; the label tells whether more than half of them are above w31."""
+    """Return the texts of 2 to 9 words; the label tells whether more than half of them are above w31."""
     rng = np.random.default_rng(seed)
     records = []
     for _ in range(count):
@@ -84,7 +84,7 @@ def save_words(folder: Path) -> None:
 
 
 def tree(encoder: Path, words: Path, **changes: Any) -> dict[str, Any]:
-    """Plain settings of a small seeded experiment; ``changes`` as ``{"section.key": value}``."""
+    """Return plain settings of a small seeded experiment; ``changes`` as ``{"section.key": value}``."""
     plain: dict[str, Any] = {
         "name": "tiny",
         "seed": 7,

@@ -36,7 +36,7 @@ class ModelSource:
 
 
 def model_source(name: str) -> ModelSource:
-    """Folder of an embedded model, or of its stand-in; other names as they are."""
+    """Return the folder of an embedded model, or of its stand-in; other names as they are."""
     if name not in ("minilm", "smollm2"):
         return ModelSource(name, name)
     try:
@@ -48,7 +48,7 @@ def model_source(name: str) -> ModelSource:
 
 
 def stand_in(name: str) -> Path:
-    """Folder of a model with random weights in the shape of ``minilm`` or ``smollm2``, made once."""
+    """Return the folder of a model with random weights in the shape of ``minilm`` or ``smollm2``, made once."""
     from transformers import AutoModel, AutoModelForCausalLM, BertConfig, LlamaConfig
 
     folder = cache_folder() / f"stand-in-{name}"
@@ -72,7 +72,7 @@ def stand_in(name: str) -> Path:
 
 
 def stand_in_tokenizer(encoder: bool, words: int = 4000) -> Any:
-    """A tokenizer of whole words: the labels and the first ``words`` of :func:`random_texts`."""
+    """Return a tokenizer of whole words: the labels and the first ``words`` of :func:`random_texts`."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -97,13 +97,13 @@ def _word(index: int) -> str:
 
 
 def data_folder() -> Path:
-    """Folder with ``sst2/``: the variable FEDLLM_TEST_DATA, else ``../shared/data``."""
+    """Return the folder with ``sst2/``: the variable FEDLLM_TEST_DATA, else ``../shared/data``."""
     default = Path(__file__).resolve().parents[4] / "shared" / "data"
     return Path(os.environ.get("FEDLLM_TEST_DATA") or default)
 
 
 def load_texts(count: int, data: str = "auto", seed: int = 0) -> tuple[list[dict[str, str]], str]:
-    """``count`` examples ``{"text", "label"}`` in random order, and a word on where they are from.
+    """Return ``count`` examples ``{"text", "label"}`` in random order, and a word on where they are from.
 
     Args:
         data: "sst2", "tweets", "random", or "auto" for the first of these that is at hand.
@@ -141,7 +141,7 @@ def _some(
 
 
 def random_texts(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Random words; lengths log-normal, median 7, mean 10, at most 50 (as SST-2's training set)."""
+    """Return random words; lengths log-normal, median 7, mean 10, at most 50 (as SST-2's training set)."""
     rng = random.Random(seed)
     records = []
     for _ in range(count):
@@ -163,7 +163,7 @@ def settings_for(
     max_length: int = MAX_LENGTH,
     device: str = "auto",
 ) -> Settings:
-    """Settings of one local round at example level (or without privacy) on two classes."""
+    """Return the settings of one local round at example level (or without privacy) on two classes."""
     tree: dict[str, Any] = {
         "name": "benchmark",
         "model": {"name": source.folder, "device": device},

@@ -196,7 +196,7 @@ def _title(question: Mapping[str, Any]) -> str:
 
 
 def _verdict(found: Mapping[str, Any]) -> list[str]:
-    """Name the winner and, for vectors, its margin and the undecided families."""
+    """Return the name the winner and, for vectors, its margin and the undecided families."""
     name, question = found["family"], found["question"]
     others = {b["family"]: b["ratio_std"] for b in found["families"] if b["floor"]}
     if name != "gaussian":
