@@ -49,7 +49,7 @@ PUBLIC = (SettingsError, TaskRefused, ModelError, LedgerError, DeviceMemoryError
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One round of local training; replies with the released update, or with why there is none."""
+    """Run one round of local training; reply with the released update, or with the reason for having none."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         version = fields.codec_version
@@ -89,7 +89,7 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Evaluation on the silo's own held-out examples, with noise unless the settings say `raw`."""
+    """Evaluate on the silo's own held-out examples, with noise unless the settings are `raw`."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
         correct, count = worker.evaluate(
@@ -170,7 +170,7 @@ def extract(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """What this node is: silo, versions, device, and its number of examples where that is public."""
+    """Describe this node: silo, versions, device, and its number of examples if that is public."""
     try:
         info, metrics = describe_node(read_fields(message, QUERY), context)
     except Exception as error:
@@ -217,7 +217,7 @@ def _reply(message: Message, context: Context, content: RecordDict) -> Message:
 def _work_or_last_answer(
     message: Message, context: Context, worker: SiloWorker, work: Callable[[], RecordDict]
 ) -> RecordDict:
-    """What the work gives; at a silo with its own config what it gave, where the last task comes again."""
+    """Return the result of the work; for a silo config, repeat the last answer if the last task comes again."""
     if not _has_own_file(context):  # simulation, where nothing is lost on the way
         return work()
     silo, task = str(worker.ledger.path), task_key(message)

@@ -29,7 +29,7 @@ NODE_KEY = "silo-file"
 
 
 class SiloFileError(ValueError):
-    """A silo config is missing, or says what is not accepted; the message may quote it."""
+    """A silo config is missing or invalid; the message may quote it."""
 
 
 Quantity = Literal["update", "size", "evaluation", "statistics", "layer-scores", "duplicate"]
@@ -37,7 +37,7 @@ QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
 class OwnData(Section):
-    """Where the silo's examples are, and what they hold."""
+    """Location and format of the silo's examples."""
 
     path: str = Field(
         description="File (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet); relative to this file; `~` and "
@@ -76,7 +76,7 @@ class OwnData(Section):
 
 
 class OwnBudget(Section):
-    """What the silo may ever spend, over all runs and whatever their settings."""
+    """The silo's total budget over all runs, regardless of their settings."""
 
     epsilon: Annotated[float, Field(gt=0)] = Field(
         description="Bound on epsilon of all rows in the ledger; `inf` for none (and for comparison runs "
@@ -96,7 +96,7 @@ class OwnBudget(Section):
 
 
 class Limits(Section):
-    """What an experiment may ask of the silo. What is beyond is refused, and the server told why."""
+    """Limits on an experiment's requests. A request beyond them is refused, and the server gets the reason."""
 
     rounds: PositiveInt = Field(200, description="Rounds of one run at most.")
     local_steps: PositiveInt = Field(16, description="Gradient steps a round at most.")
@@ -285,7 +285,7 @@ class SiloFile(Section):
         return (Path(self.state) / f"ledger-{name}.head",)
 
     def own_bounds(self) -> OwnBounds:
-        """Budget and limits as the silo's account holds them."""
+        """Return budget and limits in the form that the silo's account enforces."""
         budget, limits = self.budget, self.limits
         return OwnBounds(
             epsilon=budget.epsilon,
@@ -393,7 +393,7 @@ def _absolute(path: str, folder: Path) -> str:
 
 
 def _sentence(problem: Any) -> str:
-    """What is wrong, with the key's name first, and the nearest known key where it is unknown."""
+    """Describe the fault, with the key's name first, and the nearest known key if it is unknown."""
     parts = [str(part) for part in problem["loc"]]
     key = ".".join(part for part in parts if not part.isdigit())
     if problem["type"] == "extra_forbidden":

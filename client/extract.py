@@ -117,7 +117,7 @@ def _delta(message: Message) -> float | None:
 
 @lru_cache(maxsize=8)
 def _key(path: str, version: int) -> SigningKey:
-    """Once for the same file on disk."""
+    """Load the key, once for the same file on disk."""
     return load_signing_key(Path(path))
 
 

@@ -69,7 +69,7 @@ def own_silo(own: SiloFile, settings: Settings) -> Silo:
 
 @lru_cache(maxsize=2)
 def _load(own: SiloFile, version: Any) -> Silo:
-    """Once for the same file on disk."""
+    """Load the silo's data, once for the same file on disk."""
     data = own.data
     return load_silo_file(
         data.path,
@@ -150,7 +150,7 @@ def admitted(own: SiloFile, fields: TaskFields) -> Settings:
 
 
 def _read(read: Callable[[], T], own: SiloFile | None = None) -> T:
-    """What ``read`` gives.
+    """Return the result of ``read``.
 
     Raises:
         NotTakingPart: it raises; why is in the process's log, and in that of the silo config.

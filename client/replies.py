@@ -18,7 +18,7 @@ _last: dict[str, tuple[str, RecordDict]] = {}
 
 
 def task_key(message: Message) -> str:
-    """What a task asks for: its kind, and the hash of its settings, round and tensors.
+    """Return a task's identity: its kind, and the hash of its settings, round and tensors.
 
     The head of the silo's ledger that comes along is no part of that: it is another after each reply.
     """
@@ -27,7 +27,7 @@ def task_key(message: Message) -> str:
 
 
 def answer_of(silo: str, task: str) -> RecordDict | None:
-    """What the silo answered last, if it was this task."""
+    """Return the silo's last answer, if it was to this task."""
     known, content = _last.get(silo, ("", None))
     return content if known == task else None
 

@@ -96,7 +96,7 @@ def is_run_id(value: Any) -> bool:
 
 
 def _check_companion(content: Any) -> None:
-    """What goes along with any task: the last signed head of the silo's ledger, and the report's delta."""
+    """Check the fields that accompany any task: the last signed head of the silo's ledger, and the report's delta."""
     if names.LEDGER not in content:
         return
     companion = content.config_records.get(names.LEDGER)

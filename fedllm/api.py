@@ -33,7 +33,7 @@ class Watcher(Protocol):
         """Take one record."""
 
     def close(self) -> None:
-        """The run has ended."""
+        """End the display when the run has ended."""
 
 
 Watch = Callable[["RunFolder"], Sequence[Watcher]]
@@ -153,7 +153,7 @@ def run(
 
 
 def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFolder:
-    """Continue an interrupted run; it ends as it would have without the interruption.
+    """Resume an interrupted run; the result equals that of an uninterrupted run.
 
     Args:
         path: the run's folder.

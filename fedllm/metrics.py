@@ -16,7 +16,7 @@ def accuracy(predicted: Sequence[int], expected: Sequence[int]) -> float:
 def macro_f1(
     predicted: Sequence[int], expected: Sequence[int], n_classes: int | None = None
 ) -> float:
-    """Unweighted mean of the classes' F1, in [0, 1].
+    """Return the unweighted mean of the classes' F1, in [0, 1].
 
     F1 of a class is 2 TP / (2 TP + FP + FN), and 0 where that is 0 / 0. With ``n_classes`` the mean
     is over classes 0 .. n_classes - 1, so that runs with the same classes compare; without it, over
@@ -41,7 +41,7 @@ def macro_f1(
 
 
 def perplexity(sum_nll: float, n_tokens: int) -> float:
-    """exp(sum_nll / n_tokens): ``sum_nll`` in nats over ``n_tokens`` predicted tokens.
+    """Return exp(sum_nll / n_tokens): ``sum_nll`` in nats over ``n_tokens`` predicted tokens.
 
     Sum over the whole data before calling: a mean of batches' perplexities is something else.
     Infinite where the exponential overflows; NaN stays NaN. Raises ValueError for n_tokens < 1.
@@ -55,7 +55,7 @@ def perplexity(sum_nll: float, n_tokens: int) -> float:
 
 
 def corpus_bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Corpus BLEU in [0, 100] by sacrebleu (Post 2018): 13a tokens, exponential smoothing.
+    """Return corpus BLEU in [0, 100] by sacrebleu (Post 2018): 13a tokens, exponential smoothing.
 
     ``references[i]`` are the one or more references of ``hypotheses[i]``; their number may differ.
     Raises ValueError for unequal lengths, none, or an example without a reference.

@@ -42,7 +42,7 @@ class OutsidePlan(BudgetExceeded):
 
 
 class Budget:
-    """An (epsilon, delta) that one party's ledger must keep to. Holds no spend of its own.
+    """An (epsilon, delta) that one party's ledger must not exceed. It stores no spending.
 
     What was spent is read from the ledger by the caller, so that a restart neither resets it nor
     counts it twice.

@@ -37,7 +37,7 @@ _SOLVER_STEPS = 60
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found, and what it truly costs by the accountant: epsilon <= the target."""
+    """The solved parameters and their true cost by the accountant: epsilon <= the target."""
 
     noise_multiplier: float
     epsilon: float

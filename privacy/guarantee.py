@@ -29,14 +29,14 @@ import dp_accounting
 
 
 class Unit(StrEnum):
-    """Whose presence is protected: one training record, or all records of one silo."""
+    """Privacy unit: the protected entity, one training record or all records of one silo."""
 
     EXAMPLE = "example"
     CLIENT = "client"
 
 
 class Relation(StrEnum):
-    """What makes two data sets neighbours: the module says what the null record is.
+    """Neighbouring relation of data sets; the module defines the null record.
 
     * zero-out: one record is replaced by the null record; the number of records is the same, and public.
     * add-or-remove-one: one data set has one record more. Only where nobody learns the number of records.
@@ -70,7 +70,7 @@ class Relation(StrEnum):
         return self is other or (self is Relation.ADD_OR_REMOVE_ONE and other is Relation.ZERO_OUT)
 
     def describe(self, unit: Unit, party: str = "client") -> str:
-        """What may differ between two neighbours, in words; `party` is what a client is called."""
+        """Describe the difference between two neighbours in words; `party` names a client."""
         subject, null, number = (
             ("one training example", "an empty one", "the number of examples")
             if unit is Unit.EXAMPLE
@@ -85,7 +85,7 @@ class Relation(StrEnum):
 
 
 class Adversary(str):
-    """Who sees what: "outsider", "server" or "colluding:m".
+    """Adversary and its view: "outsider", "server" or "colluding:m".
 
     An outsider sees only the released final model; the server sees every message; colluding:m sees
     every message and controls m >= 1 of the clients. A string, so that it serves as a key;
@@ -131,7 +131,7 @@ SERVER = Adversary("server")
 
 @dataclass(frozen=True)
 class Guarantee:
-    """One privacy number with everything it needs to mean something.
+    """One privacy number with its unit, relation, adversary, delta and accountant.
 
     Attributes:
       epsilon: >= 0, may be infinite.

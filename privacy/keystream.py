@@ -30,7 +30,7 @@ _SLACK = 15  # `update_into` asks for room for a block more
 
 
 class KeyStream:
-    """One stream of secret bytes, which no other object and no other process shares.
+    """A stream of secret bytes, never shared with another object or process.
 
     Its 256-bit key is from ``os.urandom``. After a fork both processes go on with different streams:
     the child forgets all and takes a new key. It cannot be pickled or copied. Threads may share it.
@@ -63,7 +63,7 @@ class KeyStream:
                 done += count
 
     def _refill(self) -> None:
-        """Overwrite the buffer, and in it the key, with the next key and what it is to hand out."""
+        """Overwrite the buffer and its key with the next key and the next output bytes."""
         key = self._buffer[:_KEY].tobytes()
         cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
         cipher.update_into(_ZEROS, self._buffer.data)

@@ -76,7 +76,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Terms:
-    """What later plans may use up: fixed with the first plan.
+    """The limit on later plans, fixed with the first plan.
 
     Attributes:
       kind: "gdp" or "renyi".
@@ -102,7 +102,7 @@ class Terms:
             raise ValueError(f"Expected 0 <= reserve < 1, got reserve={self.reserve}")
 
     def to_plain(self) -> dict[str, Any]:
-        """For a ledger's row."""
+        """Return the terms for a ledger's row."""
         return asdict(self)
 
     def describe(self) -> str:

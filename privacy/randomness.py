@@ -33,7 +33,7 @@ _PAIRS = 1 << 14  # normals are made in chunks that stay in the cache, and below
 
 
 class RandomSource(Protocol):
-    """What noise and sampling draw from: numpy's `Generator` and `SecretSource` are such sources."""
+    """Source of randomness for noise and sampling, such as numpy's `Generator` or `SecretSource`."""
 
     def bytes(self, length: int) -> builtins.bytes:
         """Return uniform bytes."""
@@ -49,7 +49,7 @@ class RandomSource(Protocol):
 
 
 class SecretSource:
-    """Random numbers from a keystream of its own: nobody can foresee or reproduce them.
+    """Random numbers from a private keystream: nobody can predict or reproduce them.
 
     Not picklable; safe after a fork and between threads (see `KeyStream`).
     """
@@ -89,7 +89,7 @@ class SecretSource:
     def _normal_pairs(
         self, count: int, second: int
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Return the first numbers of `count` pairs, and the other ones of the first `second` pairs."""
+        """Return the first numbers of `count` pairs, and the second ones of the first `second` pairs."""
         u = self._words(count).astype(np.float64)
         u += 0.5
         u *= 2.0**-64

@@ -44,7 +44,7 @@ class Contribution:
 
 @dataclass(frozen=True)
 class MeanUpdate:
-    """What a round comes to.
+    """The aggregated update of a round.
 
     Attributes:
         update: of the model; None where nothing was released.

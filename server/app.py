@@ -104,7 +104,7 @@ def _sole_use(folder: Path) -> Iterator[None]:
 
 
 def _log_to_stdout() -> None:
-    """Flower keeps what a server app prints as the run's log."""
+    """Log to stdout, which Flower keeps as the run's log."""
     if not log.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -13,7 +13,7 @@ from server.strategy import PrefixStrategy
 
 
 class ServerEvaluator:
-    """Evaluates the released model on the server's examples, and tells what the silos have spent.
+    """Evaluates the released model on the server's examples, and reports the silos' spending.
 
     Args:
         settings: of the run.
@@ -46,7 +46,7 @@ class ServerEvaluator:
         self.strategy.emit(record)
 
     def try_evaluate(self, server_round: int) -> None:
-        """Evaluate; an error is a warning and a missing number, since the round is paid for and saved."""
+        """Evaluate; log an error as a warning and a missing number, since the round is paid for and saved."""
         try:
             self.evaluate(server_round)
         except Exception as error:

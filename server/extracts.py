@@ -192,7 +192,7 @@ class Extracts:
         self.brought.add(silo)
 
     def _distrust(self, silo: str, problem: str) -> None:
-        """From now on the silo does not vouch in this run: what came once that cannot be, is not made good later."""
+        """Stop accepting this silo's extracts in this run: an impossible extract cannot be corrected later."""
         if self.silos[silo].problem:
             return
         log.warning("the silo %s does not vouch for its ledger: %s", silo, problem)

@@ -27,7 +27,7 @@ PACKAGE = "xllamacpp"
 
 
 def why_not() -> str:
-    """Why no such server can be started here; empty where one can."""
+    """Return the reason why no such server can be started here; empty if one can."""
     if importlib.util.find_spec(PACKAGE) is None:
         return f"no package {PACKAGE} with llama.cpp's server: pip install {PACKAGE}"
     try:
@@ -39,7 +39,7 @@ def why_not() -> str:
 
 @contextmanager
 def completion_server(threads: int = 1, wait: float = 120.0) -> Iterator[str]:
-    """A server with ``smollm2`` in a process of its own, ended afterwards; its base address.
+    """Run a server with ``smollm2`` in a separate process during the context; yield its base address.
 
     Raises:
         RuntimeError: it cannot be started; the message has its last words.

@@ -30,7 +30,7 @@ _BUILD_HEAD = (
 
 
 def resolved(uv: str, root: Path) -> str:
-    """What uv finds, as requirements with hashes.
+    """Return uv's resolution, as requirements with hashes.
 
     Raises:
         subprocess.CalledProcessError: it finds no versions that fit; it has said why.

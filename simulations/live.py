@@ -141,7 +141,7 @@ class LiveView:
 
 
 def epsilon_label(settings: Settings, silos: int) -> str:
-    """What an epsilon of this run means: delta, unit, relation, adversary, accountant."""
+    """Describe an epsilon of this run: delta, unit, relation, adversary, accountant."""
     privacy = settings.privacy
     if privacy.mode == "none":
         return "privacy.mode=none: no guarantee"
@@ -169,7 +169,7 @@ def target_text(target: Mapping[str, Any], settings: Settings) -> str:
 
 
 def describe_layers(record: Mapping[str, Any]) -> str:
-    """One line about the choice of layers: that it begins, or which it is."""
+    """Describe the choice of layers in one line: its start or its result."""
     of = ", ".join(map(str, record["of"]))
     if record["kept"] is None:
         return f"measuring the sharpness without each of the layers {of} ({record['form']})"
@@ -178,7 +178,7 @@ def describe_layers(record: Mapping[str, Any]) -> str:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """One evaluation in one line."""
+    """Describe one evaluation in one line."""
     shown = ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
     numbers = "  ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
     where = "" if record["where"] == "server" else " (by the silos)"

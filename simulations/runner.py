@@ -127,7 +127,7 @@ def backend_config(settings: Settings, nodes: int) -> Any:
 
 
 def _quiet() -> None:
-    """Flower's and Ray's own output would tear the live view; their errors still come through."""
+    """Silence Flower's and Ray's output, which would break the live view; their errors are still shown."""
     for name, value in {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",

@@ -114,7 +114,7 @@ def digest_of(bundle: bytes) -> str:
 
 
 def app_name(bundle: bytes) -> str:
-    """What a bundle says that it is: ``publisher/name version``. Reads one file in it, runs nothing.
+    """Return a bundle's declared name: ``publisher/name version``. Reads one file in it, runs nothing.
 
     Raises:
         ApprovalError: it is no Flower app bundle.
@@ -128,7 +128,7 @@ def app_name(bundle: bytes) -> str:
 
 
 def differences(bundle: bytes) -> list[str]:
-    """How a bundle differs from the packages installed here, one line a file, whatever its kind; runs nothing.
+    """Return the differences of a bundle from the packages installed here, one line a file of any kind; run nothing.
 
     Raises:
         ApprovalError: it is no bundle, or holds a file that none may hold.

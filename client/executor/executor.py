@@ -51,7 +51,7 @@ _ACQUIRE = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 @dataclass(frozen=True)
 class Address:
-    """Where the SuperNode's runtime interface is.
+    """Address of the SuperNode's runtime interface.
 
     Attributes:
         address: ``host:port``, on this machine.
@@ -156,7 +156,7 @@ class Executor:
             self._end_worker()
 
     def _take(self) -> tuple[str, int] | None:
-        """Token and number of the oldest task that waits at the SuperNode, which is then this process's."""
+        """Take the oldest waiting task at the SuperNode; return its token and number."""
         assert self._tasks is not None
         request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
         found = self._tasks.AcquireTask(request)
@@ -214,7 +214,7 @@ class Executor:
             return Limits().task_bytes
 
     def _moved_on(self, over: threading.Event) -> str | None:
-        """Why the message of a task is waited for no longer; None: it may still come.
+        """Return the reason to stop waiting for the message of a task, or None to keep waiting.
 
         A SuperNode works on one message at a time. If there is another task, it has given this one's
         message up. The other one is kept, and is the next.
@@ -230,7 +230,7 @@ class Executor:
         return None if self._next is None else "the SuperNode has gone on to another task"
 
     def _beat(self, client: RuntimeHttpClient, over: threading.Event) -> bool:
-        """Tell the SuperNode that a task is being worked on; a task that is over there is ended here."""
+        """Send the SuperNode a heartbeat for the current task; end a task that is over there."""
         try:
             goes_on = client.SendTaskHeartbeat(SendTaskHeartbeatRequest()).success
         except httpx.TransportError:

@@ -1,4 +1,4 @@
-"""What a task works on, fetched from a silo's SuperNode, and given up when the SuperNode has gone on.
+"""Fetch a task's input from a silo's SuperNode; give up when the SuperNode has dropped the task.
 
 A SuperNode makes a task known before it has the task's message. Where the message's run ends meanwhile
 (its server app was killed, say), Flower's SuperNode forgets about the message and takes the next one, but

@@ -31,7 +31,7 @@ from client.executor import bundle_worker
 from client.executor.bundle_contents import read_bundle
 
 PREFIX = "fedllm-bundle-"
-"""Of the folders that bundles are unpacked into, below the folder for temporary files."""
+"""Name prefix of the folders for unpacked bundles, below the folder for temporary files."""
 
 
 class WorkerProcess:
@@ -80,7 +80,7 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the process."""
+        """Process id."""
         return self._process.pid
 
     @property

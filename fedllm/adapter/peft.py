@@ -44,7 +44,7 @@ def save_peft_adapter(
     *,
     revision: str | None = None,
 ) -> None:
-    """Writes a causal LM's prefix as a PEFT adapter for ``peft.PeftModel.from_pretrained``.
+    """Write a causal LM's prefix as a PEFT adapter for ``peft.PeftModel.from_pretrained``.
 
     Args:
         prefix: ``spec.shape``; written in float32.
@@ -86,7 +86,7 @@ def save_peft_adapter(
 
 
 def load_peft_adapter(folder: str | Path) -> tuple[Tensor, PrefixSpec]:
-    """Reads a PEFT prefix adapter: the prefix in float32 and its spec (all layers).
+    """Read a PEFT prefix adapter: the prefix in float32 and its spec (all layers).
 
     Raises:
         AdapterError: files missing or damaged, another PEFT type or task, or shapes that disagree.
@@ -118,7 +118,7 @@ def load_peft_adapter(folder: str | Path) -> tuple[Tensor, PrefixSpec]:
 
 
 def save_adapter(folder: str | Path, params: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes trained parameters in the native format.
+    """Write trained parameters in the native format.
 
     Args:
         params: tensors by name; written in float32.
@@ -139,7 +139,7 @@ def save_adapter(folder: str | Path, params: Mapping[str, Tensor], meta: Mapping
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads the native format: parameters sorted by name, and the metadata.
+    """Read the native format: parameters sorted by name, and the metadata.
 
     Raises:
         AdapterError: files missing, damaged, of another format or newer version, or a pair that
@@ -174,7 +174,7 @@ def _json(value: Any) -> bytes:
 
 
 def _write(path: Path, data: bytes) -> str:
-    """Writes by a temporary file, flush, fsync and rename; returns the file's SHA-256."""
+    """Write by a temporary file, flush, fsync and rename; return the file's SHA-256."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as stream:

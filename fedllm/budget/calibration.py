@@ -22,7 +22,7 @@ from privacy.calibration_filter import calibrate_later_plan
 from privacy.plan_filter import Terms
 
 Admitted = Callable[[Bound], tuple[list[Counter[DpEvent]], Terms | None]]
-"""What a bound counts of other runs, in the order of admission, and the filter that was recorded for it."""
+"""Other runs that a bound counts, in the order of admission, and the filter that was recorded for it."""
 
 LEAST_LEFT = 0.01
 """Share of a budget that other runs must have left: for less, the noise would drown everything."""
@@ -30,7 +30,7 @@ LEAST_LEFT = 0.01
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """What noise is calibrated for.
+    """The training that noise is calibrated for.
 
     Attributes:
         party: the silo's name, for messages.

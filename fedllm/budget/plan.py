@@ -1,4 +1,4 @@
-"""What can be said of a run once its silos are known, and before any of them trains."""
+"""Check a run's plan once its silos are known, before any of them trains."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def colluding_numbers(privacy: PrivacySettings, silos: int) -> tuple[int, ...]:
 
 
 def warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """What is allowed and yet hardly meant, one sentence each.
+    """Return a sentence for each setting that is allowed but probably unintended.
 
     Args:
         sizes: number of training examples of each silo, None where it is not public.

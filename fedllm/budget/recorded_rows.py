@@ -1,4 +1,4 @@
-"""What a ledger's rows are proven for, and whether a run's rows compose with them.
+"""Check which relation a ledger's rows are proven for, and if a run's rows compose with them.
 
 A row names the relation that its run stated, and since zero-out exists also whether the number of examples
 was public. Rows of earlier versions name add-or-remove-one without that: the number of examples was public
@@ -43,7 +43,7 @@ def composes(row: LedgerEntry, relation: Relation) -> bool:
 
 
 def notes_on(rows: Iterable[LedgerEntry]) -> list[str]:
-    """What a reader must know of the relations that rows name; empty where there is nothing."""
+    """Return notes on the relations that rows name; empty if there are none."""
     older = any(recorded_relation(row) is not proven_relation(row) for row in rows)
     return [OLDER_ROWS] if older else []
 

@@ -60,11 +60,11 @@ class Codec(ABC):
 
     @abstractmethod
     def project(self, vectors: Tensor) -> Tensor:
-        """Continuous codes [..., k] of float32 vectors [..., d], on the same device."""
+        """Return continuous codes [..., k] of float32 vectors [..., d], on the same device."""
 
     @abstractmethod
     def reconstruct(self, codes: Tensor) -> Tensor:
-        """Vectors [..., d] from continuous codes [..., k], on the same device."""
+        """Return vectors [..., d] from continuous codes [..., k], on the same device."""
 
     @abstractmethod
     def state(self) -> State:
@@ -181,7 +181,7 @@ def state_digest(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> str:
 
 
 def compressed_dimension(dimension: int, ratio: float) -> int:
-    """Dimension of a code that is ``ratio`` times shorter, rounded down.
+    """Return the dimension of a code that is ``ratio`` times shorter, rounded down.
 
     Raises:
         ValueError: a ratio below 1, or one that leaves no dimension.

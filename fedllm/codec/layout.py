@@ -1,4 +1,4 @@
-"""How the trainable tensors lie in one flat vector: the order, the blocks, the axes of a block."""
+"""Layout of the trainable tensors in one flat vector: the order, the blocks, the axes of a block."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIX_DIMENSIONS = 5  # layers, 2, heads, positions, head_dim
 
 @dataclass(frozen=True)
 class Block:
-    """A stretch of the flat vector with statistics of its own.
+    """A section of the flat vector with separate statistics.
 
     Attributes:
         name: "prefix.3.value", or the tensor's own name.
@@ -110,7 +110,7 @@ class Layout:
         return torch.repeat_interleave(torch.arange(len(self.blocks)), sizes)
 
     def partition(self, axes: Sequence[int]) -> tuple[Tensor, int]:
-        """Coordinates that share block and place along ``axes`` of the block, as one group each.
+        """Group the coordinates that share block and position along ``axes`` of the block.
 
         Args:
             axes: numbers of the axes that tell groups apart; none groups by block alone. An axis

@@ -161,8 +161,8 @@ def _ascending(places: Tensor, dimension: int) -> bool:
 
 
 def _support(basis: Tensor, values: Tensor, chosen: Tensor) -> Tensor:
-    """Coordinates, ascending, that hold all but ``_NEGLIGIBLE`` of the energy of ``values``-weighted
-    directions [r, d]; those in ``chosen`` are not needed."""
+    """Return the coordinates, ascending, that hold all but ``_NEGLIGIBLE`` of the energy of ``values``-weighted
+    directions [r, d], except those in ``chosen``."""
     energy = (values[:, None] * basis.square()).sum(0)
     energy[chosen] = 0.0
     order = energy.argsort(descending=True, stable=True)

@@ -66,7 +66,7 @@ class Prior:
 
     @property
     def second_moments(self) -> Tensor:
-        """E[g_i^2] beside the basis, [d]: what keeping coordinate i is worth."""
+        """E[g_i^2] outside the basis, [d]: the gain of keeping coordinate i."""
         return self.variance + self.mean.square()
 
     @property
@@ -75,7 +75,7 @@ class Prior:
         return float(self.second_moments.sum(dtype=torch.float64) + self.basis_variance.sum())
 
     def sample(self, count: int, rng: np.random.Generator) -> Tensor:
-        """Synthetic gradients, float32 [count, d]."""
+        """Draw synthetic gradients, float32 [count, d]."""
         drawn = torch.from_numpy(rng.standard_normal((count, self.dimension), dtype=np.float32))
         drawn.mul_(self.variance.sqrt()).add_(self.mean)
         if rank := self.basis.shape[0]:
@@ -259,7 +259,7 @@ def _shrunk(moments: Tensor, block_of: Tensor, noise: float) -> Tensor:
 def _independent_within_heads(
     statistics: Statistics, seconds: list[Tensor], noise: float
 ) -> Tensor:
-    """v[h, p, j] = (sum over j)[h, p] * (sum over p)[h, j] / (sum over both)[h] in each block.
+    """Return v[h, p, j] = (sum over j)[h, p] * (sum over p)[h, j] / (sum over both)[h] in each block.
 
     The maximum-entropy table with these two marginals. The energies by head are both marginals' mean.
     """

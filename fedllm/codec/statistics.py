@@ -1,4 +1,4 @@
-"""What a client releases about its gradients before training, under differential privacy.
+"""Statistics of gradients that a client releases before training, under differential privacy.
 
 **The statistic of one vector.** Let a = g/C with ||a|| <= 1 after clipping g to C, cut into blocks
 a_l of size d_l. A *partition* sums the squares of a over groups of coordinates. The parts are
@@ -76,7 +76,7 @@ _FACTORS = ((0, 1), (0, 2))  # axes of a block: (head, position); (head, head di
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistic of one kind of prior for one layout; see the module for what is proven.
+    """The statistic of one kind of prior for one layout; the module has the proofs.
 
     Attributes:
         kind: of the prior.
@@ -130,7 +130,7 @@ class Statistics:
         return self.first_size + sum(count for _, count in self.partitions)
 
     def of(self, vector: Tensor) -> Tensor:
-        """f(clip(vector) / C), float64 [size]: norm at most 1. Private until :meth:`release`.
+        """Return f(clip(vector) / C), float64 [size]: norm at most 1. Private until :meth:`release`.
 
         A vector [d] with an entry that is not finite counts as zero.
 
@@ -223,5 +223,5 @@ class Statistics:
         return first, list(seconds.split(counts))
 
     def first_moments(self, releases: Tensor) -> Tensor:
-        """x C of each release [n, size]: [n, first_size], float64."""
+        """Return x C of each release [n, size]: [n, first_size], float64."""
         return releases[:, : self.first_size].double() * self.first_weight * self.clip

@@ -25,7 +25,8 @@ _KEPT = 4
 MOST_STORED = 16
 """Codecs in a machine's cache at most."""
 LARGEST_NORM = 1e5
-"""Of a codec's tensor: far above what is made here, and what no product of a codec's tensors makes infinite."""
+"""Largest norm of a codec's tensor: far above any fitted codec, and small enough that no product of tensors
+overflows."""
 _loaded: dict[str, Codec] = {}
 _lock = threading.Lock()
 

@@ -38,7 +38,7 @@ class TopK(Codec):
 
     @classmethod
     def of_ratio(cls, dimension: int, ratio: float) -> TopK:
-        """As many coordinates as fit into 1/ratio of the bytes of the float32 vector."""
+        """Keep as many coordinates as fit into 1/ratio of the bytes of the float32 vector."""
         entry = 6 if dimension <= _SHORT else 8
         return cls(dimension, max(1, int(4 * dimension / ratio / entry)))
 

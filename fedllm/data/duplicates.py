@@ -74,7 +74,7 @@ def record_keys(
     columns: Sequence[str],
     normalise: Callable[[str], str] = normalise_text,
 ) -> list[tuple[str, ...]]:
-    """What each record is compared by: its ``columns`` after ``normalise``. Raises DataError for a missing
+    """Return each record's key for comparison: its ``columns`` after ``normalise``. Raises DataError for a missing
     column."""
     require_columns(dataset, columns)
     return [

@@ -15,7 +15,7 @@ _TRUTH = ("true", "false")
 
 
 def class_text(value: Any) -> str | None:
-    """How a class is written that a file holds as text, whole number, or truth value; None for anything else.
+    """Return a class, stored as text, whole number or truth value, as text; None for anything else.
 
     ``1.0``, which ``1`` becomes in a data frame with gaps, is ``"1"``; ``true`` is ``"true"``.
     """
@@ -65,7 +65,7 @@ def label_index(
     column: str,
     labels: Sequence[str | int] | None,
 ) -> tuple[list[int], list[str]]:
-    """Class index of every record, and the classes as strings in index order.
+    """Return the class index of every record, and the classes as strings in index order.
 
     Values are compared with ``labels`` as :func:`class_place` does: ``1``, ``"1"`` and ``1.0`` are the same
     class. The index of a value is its place in ``labels``, whatever the data holds. With ``labels=None`` the

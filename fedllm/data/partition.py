@@ -27,7 +27,7 @@ MERGED = "merged"
 
 @dataclass(frozen=True)
 class Partition:
-    """One silo: its name and the places of its examples in the data set, ascending."""
+    """One silo: its name and the ascending indices of its examples in the data set."""
 
     name: str
     indices: tuple[int, ...]

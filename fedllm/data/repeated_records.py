@@ -40,7 +40,7 @@ def _meaning(copies: int) -> str:
 
 
 def warnings_of_repeats(silos: Sequence[Silo], columns: Sequence[str]) -> list[str]:
-    """What whoever holds the data of all silos must know: one sentence a kind of repeat."""
+    """Return warnings about repeats over the data of all silos: one sentence per kind of repeat."""
     counts = {silo.name: count_duplicates(silo.train, columns) for silo in silos}
     found = []
     within = {name: count for name, count in counts.items() if count.groups}

@@ -19,7 +19,7 @@ log = logging.getLogger("fedllm.silo")
 
 
 def text_fault(value: Any) -> str | None:
-    """What is wrong with a text; None for nothing."""
+    """Return the fault of a text, or None."""
     if value is None:
         return "no text (null)"
     if not isinstance(value, str):
@@ -34,7 +34,7 @@ def text_fault(value: Any) -> str | None:
 
 
 def label_fault(value: Any, labels: Sequence[str]) -> str | None:
-    """What is wrong with a class; None for nothing."""
+    """Return the fault of a class, or None."""
     if class_text(value) is None:
         return "no class (null)" if value is None else f"{type(value).__name__} in place of a class"
     if class_place(value, labels) is None:
@@ -43,7 +43,7 @@ def label_fault(value: Any, labels: Sequence[str]) -> str | None:
 
 
 def target_fault(value: Any) -> str | None:
-    """What is wrong with a text to write, or a list of texts of which any will do; None for nothing."""
+    """Return the fault of a target text, or of a list of alternative texts; None if there is none."""
     if not isinstance(value, list | tuple):
         return text_fault(value)
     faults = [text_fault(each) for each in value] or ["no text"]
@@ -53,7 +53,7 @@ def target_fault(value: Any) -> str | None:
 def row_fault(
     record: Record, text: Sequence[str], target: str, labels: Sequence[str]
 ) -> str | None:
-    """What is wrong with a record, its column named; None for nothing.
+    """Return the fault of a record with its column's name, or None.
 
     Args:
         text, target: columns.
@@ -72,7 +72,7 @@ def row_fault(
 
 
 def division_fault(value: Any) -> str | None:
-    """What is wrong with a value by which a record's silo is found; None for nothing."""
+    """Return the fault of a value that assigns a record to a silo, or None."""
     return "no silo (null)" if class_text(value) is None else text_fault(class_text(value))
 
 

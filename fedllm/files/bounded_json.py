@@ -24,7 +24,7 @@ class TooLarge(ValueError):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a text of JSON may hold.
+    """Size limits of a JSON text.
 
     Attributes:
         length: characters of the whole.
@@ -86,7 +86,7 @@ def shortened(text: object, most: int = SHOWN) -> str:
 
 
 def _depth(text: str) -> int:
-    """How deep brackets nest outside of quoted texts; one pass."""
+    """Return the nesting depth of brackets outside of quoted texts, in one pass."""
     depth = deepest = 0
     quoted, skipped = False, -1
     for found in _MARKS.finditer(text):
@@ -128,7 +128,7 @@ def _not_finite(name: str) -> Any:
 
 
 def _problems(value: Any, bounds: Bounds) -> Iterator[str]:
-    """What is too large in a value; nothing recurses."""
+    """Yield each part of a value that is too large, without recursion."""
     waiting = [value]
     while waiting:
         part = waiting.pop()

@@ -28,7 +28,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_bytes` of UTF-8 text."""
+    """Write UTF-8 text by :func:`write_bytes`."""
     write_bytes(path, text.encode("utf-8"))
 
 

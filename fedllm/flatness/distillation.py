@@ -19,7 +19,7 @@ from privacy.randomness import generator
 
 
 def divergences(scores: Tensor, teacher: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """Kullback-Leibler divergence of the model from the teacher for each example, (B,).
+    """Return the Kullback-Leibler divergence of the model from the teacher for each example, (B,).
 
     ``T^2 sum_n weight_n KL(softmax(teacher_n / T) || softmax(scores_n / T))``; the factor ``T^2`` keeps the
     gradient's size whatever the temperature T (Hinton, Vinyals and Dean 2015, arXiv 1503.02531).

@@ -26,12 +26,12 @@ RAW_DUPLICATE = (
     "teacher.kind=nonprivate: the silos train a duplicate of the model without clipping and noise, send its "
     "updates as they are, and the model is pulled towards it"
 )
-"""Why a run with the paper's own teacher has no guarantee."""
+"""Reason why a run with the paper's own teacher has no guarantee."""
 
 
 def duplicate_events(settings: Settings) -> Counter[DpEvent]:
-    """What a round of training releases beside the model's update, with ``teacher.kind = "nonprivate"``:
-    the raw update of a duplicate. One event without a guarantee; else none."""
+    """Return a round's additional release with ``teacher.kind = "nonprivate"``: the raw update of a duplicate, one
+    event without a guarantee; otherwise none."""
     if settings.teacher.kind != "nonprivate":
         return Counter()
     return multiset({no_guarantee(RAW_DUPLICATE): 1})

@@ -1,4 +1,4 @@
-"""What a silo releases for the choice of layers: its scores, under differential privacy.
+"""A silo's release for the choice of layers: its scores, under differential privacy.
 
 Scores are those of :mod:`fedllm.flatness.layer_scores`, of L candidates. The caller must have recorded
 the event (:func:`fedllm.budget.limits.score_events`) before. Only the order of the scores matters, so the
@@ -117,7 +117,7 @@ def release_scores(
 
 
 def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSource) -> Tensor:
-    """1 for each candidate that the silo would keep, else 0."""
+    """Return 1 for each candidate that the silo would keep, else 0."""
     layers = settings.layers
     if settings.privacy.unit == "client":
         differences = differences.sum(0, keepdim=True) / max(1, len(differences))
@@ -150,7 +150,7 @@ def relative(sharpness: Tensor) -> Tensor:
 
 
 def score_sensitivity(settings: Settings, candidates: int) -> float:
-    """B sqrt(L): the L2 norm of one record's vector of scores at most."""
+    """Return B sqrt(L), the maximum L2 norm of one record's vector of scores."""
     return (settings.layers.bound or 1.0) * math.sqrt(candidates)
 
 

@@ -118,7 +118,7 @@ def load_backbone(
     gguf_file: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> Backbone:
-    """Loads a model, freezes it and prepares it for prefixes.
+    """Load a model, freeze it and prepare it for prefixes.
 
     Args:
         name: a hub id, a local folder, a ``.gguf`` file, or an embedded name ("minilm", "smollm2").
@@ -249,7 +249,7 @@ _shared = Kept[tuple[Any, ...], Backbone](MOST_MODELS)
 
 
 def shared_backbone(name: str, **options: Any) -> Backbone:
-    """:func:`load_backbone`, for the same arguments once (thread safe), while it is kept."""
+    """Return :func:`load_backbone`'s result, loaded once per arguments (thread safe) while it is kept."""
     key = (name, *sorted((k, str(v)) for k, v in options.items()))
     return _shared.get(key, lambda: load_backbone(name, **options))
 
@@ -326,7 +326,7 @@ def _source(
 
 @contextmanager
 def _hub_errors(name: str) -> Iterator[None]:
-    """Turns what transformers and the hub raise into one error that names the setting."""
+    """Turn errors of transformers and the hub into one error that names the setting."""
     try:
         yield
     except ModelError:
@@ -359,7 +359,7 @@ def _weights(
 
 
 def _set_pad_token(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
-    """Padding is masked, so any existing token serves; none is added, no embedding is resized.
+    """Set a pad token: padding is masked, so any existing token serves; no embedding is resized.
 
     A padding token that the model has no embedding for is replaced.
     """

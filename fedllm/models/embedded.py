@@ -109,7 +109,7 @@ def convert_gguf(path: str | Path, cache_dir: str | Path | None = None) -> tuple
 
 @contextmanager
 def quiet_loading() -> Iterator[None]:
-    """No progress bars of transformers while weights load."""
+    """Hide the progress bars of transformers while weights load."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -32,7 +32,7 @@ class EndpointError(ModelError):
 
 
 def endpoint_url(named: str) -> str:
-    """Where this process sends its prompts.
+    """Return the address to which this process sends its prompts.
 
     The environment variable ``FEDLLM_ENDPOINT_URL`` decides. Without it, ``named`` (of the settings, which the
     server sends) is taken where it is on this machine: a server must not choose whom a silo shows its texts to.
@@ -109,7 +109,7 @@ class CompletionEndpoint:
     def word_log_probabilities(
         self, prompts: Sequence[str], words: Sequence[str]
     ) -> list[list[float]]:
-        """Log-probability of each word as the next token after each prompt, (prompts, words).
+        """Return the log-probability of each word as the next token after each prompt, (prompts, words).
 
         A word is told by its first token, as the endpoint writes it. One that is not among the ``top``
         likeliest tokens counts as the least likely of those: its probability is at most that.
@@ -192,7 +192,7 @@ def _plain(token: str) -> str:
 
 
 def of_words(found: Mapping[str, float], words: Sequence[str]) -> list[float]:
-    """Log-probability of each word's first token, see :meth:`CompletionEndpoint.word_log_probabilities`.
+    """Return the log-probability of each word's first token, see :meth:`CompletionEndpoint.word_log_probabilities`.
 
     Raises:
         EndpointError: two words begin with the same token.

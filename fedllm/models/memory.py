@@ -13,7 +13,7 @@ RESERVE = 256 * 2**20
 
 
 class DeviceMemoryError(ValueError):
-    """A model, or training it, does not fit what is free; the message has both, and what would help."""
+    """A model, or its training, does not fit into free memory; the message has both sizes and a remedy."""
 
 
 def free_bytes(device: torch.device) -> int:
@@ -100,7 +100,7 @@ def _available() -> int:
 
 
 def _left_in_group() -> int:
-    """Of the control group that the process is in, version 2."""
+    """Return the free bytes of the process's control group, version 2."""
     try:
         place = Path("/proc/self/cgroup").read_text(encoding="utf-8").strip().rpartition(":")[2]
         folder = Path("/sys/fs/cgroup") / place.lstrip("/")

@@ -46,7 +46,7 @@ Multiset = Counter[DpEvent]
 
 @dataclass(frozen=True)
 class Figure:
-    """One accountant's answer for one silo and one adversary.
+    """One accountant's result for one silo and one adversary.
 
     Attributes:
         epsilon: None where the accountant cannot represent an event; ``note`` then says which.
@@ -68,7 +68,7 @@ class Figure:
 
 @dataclass
 class SiloAccounting:
-    """What one silo's data was used for, in all runs of the ledger, and what that costs.
+    """The uses of one silo's data in all runs of the ledger, and their cost.
 
     Attributes:
         figures: adversary -> one figure an accountant, in the order of ``ACCOUNTANTS``.
@@ -205,7 +205,7 @@ def account_silos(
 
 
 def adversaries_in(entries: Iterable[LedgerEntry]) -> list[str]:
-    """Adversaries to report, strongest last: outsider, server, and any that a row has a view for."""
+    """Return the adversaries to report, strongest last: outsider, server, and any that a row has a view for."""
     found = {OUTSIDER, SERVER}
     for entry in entries:
         found.update(Adversary(name) for name in entry.views)
@@ -276,7 +276,7 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
 
 
 def no_guarantee_reasons(events: Mapping[DpEvent, int]) -> list[str]:
-    """Why a multiset of events gives no guarantee; empty where each event gives one."""
+    """Return the reasons why a multiset of events gives no guarantee; empty if each event gives one."""
     reasons = []
     for event in events:
         if not is_private(event):

@@ -43,13 +43,13 @@ from privacy.guarantee import Relation, Unit
 from privacy.ledger.ledger import LedgerEntry
 
 DELTA = 1e-5
-"""Where neither the settings nor the ledger tell delta."""
+"""Delta if neither the settings nor the ledger state one."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
 WITHHELD = "withheld: whoever knows it can compute the noise"
 
 
 def build(source: RunFolder | str | Path) -> dict[str, Any]:
-    """Everything that the report states, as plain values, as :mod:`fedllm.report.schema` describes it.
+    """Build all content of the report as plain values, as :mod:`fedllm.report.schema` describes it.
 
     Epsilons are computed from the ledger here. A file of the run that is missing or damaged is named
     under ``problems``, and the rest is reported; a ledger that is missing or damaged, or holds less
@@ -158,7 +158,7 @@ def public_settings(settings: Settings) -> dict[str, Any]:
 
 
 def _terms(run: RunRecord) -> tuple[Unit, Relation, float]:
-    """Unit, relation and delta: of the settings, or where they are lost, of the ledger's rows."""
+    """Return unit, relation and delta from the settings or, if they are lost, from the ledger's rows."""
     if run.settings is not None:
         privacy = run.settings.privacy
         return Unit(privacy.unit), Relation(privacy.relation), privacy.delta
@@ -173,7 +173,7 @@ def _terms(run: RunRecord) -> tuple[Unit, Relation, float]:
 
 
 def _lost(run: RunRecord) -> list[str]:
-    """What is missing without which no epsilon can be stated."""
+    """Return the missing parts without which no epsilon can be stated."""
     lost = []
     begun = run.state["status"] != "created" or bool(run.state["round"]) or bool(run.metrics)
     if run.ledger_problem and (begun or run.ledger_path.exists()):
@@ -192,7 +192,7 @@ def _lost(run: RunRecord) -> list[str]:
 
 
 def _defects(run: RunRecord) -> list[str]:
-    """Why there can be no guarantee, whatever the events of the ledger cost."""
+    """Return the reasons that rule out a guarantee, independent of the cost of the ledger's events."""
     defects = []
     if run.settings is not None and run.settings.privacy.mode == "none":
         defects.append(NO_MECHANISM)

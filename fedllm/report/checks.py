@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was verified.
+    """The result of one verification.
 
     Attributes:
         name: "signature-file", "key", "signature", "report.json", "report.html", "ledger", "extracts", or

@@ -249,7 +249,7 @@ def _statement(
 
 
 def _by(figure: Figure) -> str:
-    """By what the figure is known, and under which condition."""
+    """Return the accountant or proof of the figure, and its condition."""
     kind = "an upper bound" if figure.bound else "AN APPROXIMATION, NO BOUND"
     if figure.accountant in ("filter", "plan"):
         return f"{figure.note.rstrip('.')}, {kind}"
@@ -258,7 +258,7 @@ def _by(figure: Figure) -> str:
 
 
 def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Sequence[str]) -> str:
-    """One sentence about an adversary that sees more than the server."""
+    """Return one sentence about an adversary that sees more than the server."""
     whom = adversary.describe()
     if math.isinf(figure.epsilon_or_inf):
         return f"NO GUARANTEE against {whom}. {_listed(reasons or [figure.note])}"

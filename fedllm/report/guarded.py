@@ -8,7 +8,7 @@ from typing import TypeVar
 
 Value = TypeVar("Value")
 FAILURES = (ArithmeticError, ValueError, MemoryError, RecursionError)
-"""What accountants and special functions raise on parameters far outside of what any mechanism has."""
+"""Exceptions of accountants and special functions for parameters far outside of any mechanism's range."""
 
 log = logging.getLogger("fedllm")
 

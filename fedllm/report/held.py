@@ -1,4 +1,4 @@
-"""What a ledger's plans guarantee: of one run its plan, of several the budget that a filter kept.
+"""Guarantee of a ledger's plans: for one run its plan, for several the budget that a filter enforced.
 
 Epsilon read at a moment that depends on what was released (an odometer) is no guarantee, and neither is tight
 composition of runs if a later one was chosen after an earlier one's output. A plan was fixed before its first release,
@@ -31,7 +31,7 @@ PLAN = "plan"
 def add_held(
     silos: Sequence[SiloAccounting], ledger: Path, unit: Unit, relation: Relation, delta: float
 ) -> None:
-    """As :func:`add_held_of`, with the file of a ledger that was verified."""
+    """Add the enforced bounds like :func:`add_held_of`, from the file of a verified ledger."""
     with Ledger(ledger, read_only=True) as opened:
         add_held_of(silos, opened, unit, relation, delta)
 

@@ -43,8 +43,8 @@ def read_ledger(
 
 
 def mechanisms_by_rate(rows: Iterable[LedgerEntry]) -> Counter[tuple[DpEvent, float]]:
-    """How often each mechanism was used, by event without its sampling and sampling rate: as the server sees
-    it, or the outsider where the server sees the values without noise."""
+    """Count the uses of each mechanism, by event without its sampling and by sampling rate: as the server sees it, or
+    the outsider if the server sees the values without noise."""
     found: Counter[tuple[DpEvent, float]] = Counter()
     for row in rows:
         events = composed([row], SERVER)

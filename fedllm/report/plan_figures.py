@@ -13,7 +13,7 @@ from privacy.ledger.ledger import Ledger
 from privacy.run_plan import RunPlan
 
 SO_FAR = "released so far; a guarantee only if where it stopped did not depend on the outputs"
-"""What an epsilon of a ledger's releases is (:mod:`fedllm.report.held` has why)."""
+"""Meaning of an epsilon of a ledger's releases (:mod:`fedllm.report.held` has the reason)."""
 _SHOWN = 3
 
 

@@ -1,4 +1,4 @@
-"""What can be read of a run for its report: everything that is there, and what is not, in words."""
+"""Read a run's files for its report; describe missing parts in words."""
 
 from __future__ import annotations
 

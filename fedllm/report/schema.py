@@ -28,7 +28,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 class RunPart(Part):
-    """Which run, and how far it came. Null: not known, since the file is lost."""
+    """The run and its progress. Null: unknown, because the file is lost."""
 
     folder: str
     name: str
@@ -49,7 +49,7 @@ class StepPart(TitledPart):
 
 
 class TargetPart(Part):
-    """What the settings aimed at."""
+    """The targets of the settings."""
 
     epsilon: Real | None
     delta: float | None

@@ -49,7 +49,7 @@ class SignatureError(ValueError):
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify_report` found.
+    """Result of :func:`verify_report`.
 
     Attributes:
         ok: every check holds.
@@ -195,7 +195,7 @@ def sign_report(
 
 
 def _stood_on(folder: Path, report: Mapping[str, Any], trusted: Trusted) -> dict[str, Any]:
-    """What the statement says of what the report was made from: the ledger's head, or the extracts.
+    """Return the statement's record of the report's sources: the ledger's head, or the extracts.
 
     Raises:
         SignatureError: it is not there, or no longer that.
@@ -232,7 +232,7 @@ def verify_report(
     ledger: Path | None = None,
     trusted: Trusted | None = None,
 ) -> Verification:
-    """Tell whether the report, the ledger and the signature of a run folder are what was signed.
+    """Verify a run's signature against its report and ledger.
 
     Args:
         public_key: the signer's, from a source that is trusted; None takes the one in the signature
@@ -293,7 +293,7 @@ def verify_report(
 def _extract_checks(
     folder: Path, ledger: Path | None, trusted: Trusted | None
 ) -> tuple[list[Check], list[str]]:
-    """Checks of a deployed run's extracts, and notes; none for another run, or without a report."""
+    """Return checks of a deployed run's extracts, and notes; none for another run, or without a report."""
     if not (folder / INDEX).exists():
         return [], []
     try:

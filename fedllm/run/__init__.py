@@ -1,4 +1,4 @@
-"""What a run leaves behind: its folder, its checkpoints, its environment.
+"""Files of a run: its folder, its checkpoints, its environment.
 
 Called, the package runs an experiment: ``fedllm.run(settings)`` is :func:`fedllm.api.run`.
 """

@@ -39,7 +39,7 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds.
+    """Content of a checkpoint.
 
     Attributes:
         path: its folder.
@@ -153,7 +153,7 @@ def latest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def keep(folder: Path, n: int) -> list[Path]:
-    """Delete all but the ``n`` checkpoints of the highest rounds, and what crashes left behind.
+    """Delete all but the ``n`` checkpoints of the highest rounds, and remains of crashes.
 
     Returns:
         The folders deleted.
@@ -198,7 +198,7 @@ def _put(partial: Path, target: Path) -> None:
 
 
 def _paths(folder: Path) -> list[Path]:
-    """Checkpoint folders by round; for one round, the one set aside comes before the one in place."""
+    """Return checkpoint folders by round; for one round, the one set aside precedes the one in place."""
     if not folder.is_dir():
         return []
     found = [

@@ -47,7 +47,7 @@ def describe() -> dict[str, Any]:
 
 
 def git_revision(folder: Path | None = None) -> dict[str, Any] | None:
-    """Revision of the checkout that holds this source, and whether tracked files differ from it.
+    """Return the revision of the checkout that holds this source, and if tracked files differ from it.
 
     None where the source is not under git (an installed package, also one inside a checkout's
     untracked environment folder).

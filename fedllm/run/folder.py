@@ -38,7 +38,7 @@ STATE = "state.json"
 METRICS = "metrics.jsonl"
 LEDGER = "ledger.sqlite"
 NUMBERS = "numbers.json"
-"""Of a run of an earlier version: the noise that it chose for the numbers of a black-box step."""
+"""File of a run of an earlier version: the noise that it chose for the scalar estimates of a black-box step."""
 SCHEDULE = "schedule.json"
 """The silos that the run was begun with, and who is drawn in which round."""
 STATUSES = ("created", "running", "interrupted", "finished", "stopped", "failed")
@@ -118,8 +118,8 @@ class RunFolder:
     # Parts
 
     def settings(self) -> Settings:
-        """Return the settings that the run goes on with: those that it was started with, and once layers were chosen
-        (``layers.json``), only these under ``prefix.layers``.
+        """Return the run's current settings: the initial ones and, once layers were chosen (``layers.json``), only
+        these layers under ``prefix.layers``.
 
         Raises:
             RunFolderError: ``layers.json`` is damaged.
@@ -187,7 +187,7 @@ class RunFolder:
     # State
 
     def state(self) -> dict[str, Any]:
-        """Contents of ``state.json``: run_id, status, round, rounds, message, created, updated, ...
+        """Return the contents of ``state.json``: run_id, status, round, rounds, message, created, updated, ...
 
         Raises:
             RunFolderError: the file is missing or damaged.
@@ -216,7 +216,7 @@ class RunFolder:
     # Metrics
 
     def append_metrics(self, record: Mapping[str, Any]) -> None:
-        """Append one record as a JSON line, in one write; ``time`` is added where it is not given.
+        """Append one record as a JSON line, in one write; add ``time`` if it is not given.
 
         Raises:
             RunFolderError: no ``kind``, no whole ``round`` >= 0, or a value that JSON cannot hold.

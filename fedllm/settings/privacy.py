@@ -15,7 +15,7 @@ Colluding = Annotated[
 
 
 class SiloSettings(Section):
-    """One silo's own values; what is empty is the run's (``privacy.*``, ``client.*``)."""
+    """Overrides for one silo; empty values are the run's (``privacy.*``, ``client.*``)."""
 
     epsilon: PositiveFloat | None = Field(
         None, description="Replaces privacy.epsilon for this silo."

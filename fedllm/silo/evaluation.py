@@ -48,7 +48,7 @@ def released_counts(
     settings: Settings,
     streams: Streams,
 ) -> tuple[int, int]:
-    """Correct answers and number of the features as they leave; one that raises is incorrect."""
+    """Return the released counts of correct answers and of examples; an example that raises counts as incorrect."""
     private = settings.privacy.mode == "dp"
     failures = Failures() if private else None
     correct = correct_answers(tunable, params, features, settings.client.max_tokens, failures)

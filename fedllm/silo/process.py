@@ -1,4 +1,4 @@
-"""What a process has once, whichever tasks it is given: the silos' workers, their open ledgers, its threads.
+"""State of a process across tasks: the silos' workers, their open ledgers, its threads.
 
 A silo's data are tokenised, and its noise calibrated, once in a process; the frozen model is shared by all silos
 (:func:`fedllm.training.tunable.shared_tunable`).

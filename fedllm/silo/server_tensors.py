@@ -1,4 +1,4 @@
-"""What a silo refuses of the tensors that a server sends, before it spends anything or reads any data.
+"""Check the tensors that a server sends, before spending anything or reading any data.
 
 A server may send any parameters. Parameters that are not finite, or huge, turn a model into something else: states
 overflow, and rounding is as large as the clipping norm. So each tensor must have the name, shape and kind of the

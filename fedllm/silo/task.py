@@ -1,4 +1,4 @@
-"""What a server asks a silo for, as one typed value: everything that the answer depends on and the server decides."""
+"""A server's request to a silo as one typed value: every input of the answer that the server decides."""
 
 from __future__ import annotations
 

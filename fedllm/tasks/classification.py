@@ -16,7 +16,7 @@ from fedllm.tasks.base import Params, Task, expand_params, mean_of, required
 
 
 class Classification(Task):
-    """One class for each example.
+    """A task with one class for each example.
 
     Attributes:
         labels: names of the classes, by index.
@@ -40,7 +40,7 @@ class Classification(Task):
         return scores, torch.ones(scores.shape[:2], device=scores.device)
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
-        """Loss, accuracy and macro-F1 over batches."""
+        """Compute loss, accuracy and macro-F1 over batches."""
         truth: list[int] = []
         predicted: list[int] = []
         loss = 0.0

@@ -75,8 +75,8 @@ def check_prompt(prompt: str, columns: Sequence[str]) -> None:
 
 
 def longest_prompt(task: Task) -> int:
-    """Most tokens that :func:`prompt_tokens` gives: ``task.max_length``, or what the wording alone takes with
-    one token for each column, where that is more. A function of the settings and the tokenizer."""
+    """Return the maximum number of tokens that :func:`prompt_tokens` gives: ``task.max_length``, or the length of the
+    template with one token per column if that is larger. It depends only on the settings and the tokenizer."""
     return max(task.settings.max_length, _wording(task) + len(task.settings.text) + 1)
 
 

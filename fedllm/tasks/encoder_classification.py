@@ -55,7 +55,7 @@ class HeadClassification(Classification):
         return {"head.weight": torch.zeros(classes, hidden), "head.bias": torch.zeros(classes)}
 
     def logits(self, params: Params, batch: Batch) -> Tensor:
-        """Class scores, (B, C)."""
+        """Return class scores, (B, C)."""
         hidden = self.run(batch).last_hidden_state.float()
         if self.settings.pooling == "cls":
             pooled = hidden[:, 0]

@@ -66,7 +66,7 @@ class EndpointClassification(Classification):
             check_prompt(prompt, settings.text)
 
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
-        """Prompts with the texts filled in; nothing is asked yet. The ids are the first prompt's bytes."""
+        """Fill the prompts with the texts, without a request. The ids are the first prompt's bytes."""
         columns = {
             column: [
                 " ".join(str(value).split()[: self.settings.max_length])
@@ -121,11 +121,11 @@ class EndpointClassification(Classification):
         )
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> list[list[int]]:
-        """One batch: nothing is computed here that would not fit."""
+        """Return one batch: nothing is computed here that would not fit."""
         return [list(range(len(features)))] if features else []
 
     def logits(self, params: Params, batch: Batch) -> Tensor:
-        """Log-probabilities of the classes, (B, C)."""
+        """Return log-probabilities of the classes, (B, C)."""
         answers = required(getattr(batch, "answers", None), "answers of an endpoint")
         scaled = params[SCALE].unsqueeze(-1) * answers + params[BIAS]
         each = scaled.log_softmax(-1) + params[MIXTURE].log_softmax(-1).unsqueeze(-1)

@@ -11,7 +11,7 @@ _PROBE = "the"
 
 
 def open_ended(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, with what the tokenizer puts in front of it and without what it puts behind.
+    """Return token ids of each text, with the tokenizer's tokens before it and without those after it.
 
     A label word or an answer follows; behind an end token the model would be asked for the next text.
     """

@@ -45,7 +45,7 @@ def check_positions(settings: Settings, backbone: Backbone, task: Task, prefix: 
 
 
 def _window(backbone: Backbone) -> int | None:
-    """Sliding window of the model's attention; None where no layer has one."""
+    """Return the sliding window of the model's attention, or None if no layer has one."""
     config: Any = backbone.model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
     layers = getattr(config, "layer_types", None)

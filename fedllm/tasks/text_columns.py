@@ -13,7 +13,7 @@ from typing import Any
 
 
 def encoded_texts(tokenizer: Any, columns: Sequence[Sequence[str]], max_length: int) -> Any:
-    """What the tokenizer gives for each record's columns, cut to ``max_length`` tokens.
+    """Tokenize each record's columns, truncated to ``max_length`` tokens.
 
     Args:
         columns: one sequence a column, each with a text a record.

@@ -29,7 +29,7 @@ from privacy.randomness import RandomSource
 
 @dataclass(frozen=True)
 class SumNoise:
-    """The noise of a clipped sum, and with adaptive clipping of the count of the same records beside it.
+    """The noise of a clipped sum and, with adaptive clipping, of the count of the same records.
 
     Both together are one mechanism of the noise multiplier that the round is calibrated to.
 

@@ -98,7 +98,7 @@ class ClientUpdate:
     # -- what a round costs ----------------------------------------------------------------------
 
     def events(self, server_round: int) -> Counter[DpEvent]:
-        """One event a round, whatever happens within the local steps.
+        """Return one event a round, independent of the local steps.
 
         Its noise is over the clipping norm: that replacing a client moves its update by twice this norm is the
         accountants' part, which know the relation.
@@ -109,7 +109,7 @@ class ClientUpdate:
         return multiset(together(events))
 
     def cost(self) -> RoundCost:
-        """One mechanism a round."""
+        """Return the cost of one mechanism a round."""
         return RoundCost(self.fraction, 1)
 
     def release_noise(self) -> Noise:

@@ -62,7 +62,7 @@ Release = Callable[[Tensor, int], Tensor]
 
 @dataclass(frozen=True)
 class Estimates:
-    """How the numbers of a round are estimated, whatever is released of them.
+    """Computes the scalar estimates of a round, independent of their release.
 
     Attributes:
         plan: of the local steps.
@@ -120,7 +120,7 @@ class Estimates:
         release: Release,
         failures: Failures | None,
     ) -> Tensor:
-        """One step's numbers (K,)."""
+        """Return one step's scalar estimates (K,)."""
         every = range(directions.count)
         groups = [[k] for k in every] if self.alone else [list(every)]
         numbers = torch.zeros(directions.count)
@@ -141,8 +141,8 @@ class Estimates:
         chosen: Sequence[int],
         failures: Failures | None,
     ) -> Tensor:
-        """g_ik of the batch along the chosen directions, (B, len(chosen)) float32 on the CPU, rows in the order of
-        the micro-batches; with ``failures`` a row of zeros for an example that raises."""
+        """Return g_ik of the batch along the chosen directions, (B, len(chosen)) float32 on the CPU, rows in the
+        order of the micro-batches; with ``failures`` a row of zeros for an example that raises."""
         c = self.smoothing
         device = model.device
 
@@ -170,7 +170,8 @@ class Estimates:
 
 @dataclass(frozen=True)
 class ZerothOrder:
-    """The mechanism of the numbers along random directions: one vector, or each number with noise of its own.
+    """The mechanism of scalar estimates along random directions: one noisy vector, or independent noise on each
+    number.
 
     Attributes:
         estimates: how the numbers are found.
@@ -205,7 +206,7 @@ class ZerothOrder:
 
     @property
     def noise_multiplier(self) -> float:
-        """Of a vector, or of each number."""
+        """Noise multiplier of a vector, or of each number."""
         return self.noise.multiplier
 
     @property
@@ -269,7 +270,7 @@ class ZerothOrder:
         return self.noise
 
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
-        """None: the noise is on numbers, and not on the update's entries."""
+        """Return None: the noise is on scalar estimates, not on the update's entries."""
         return None
 
     # -- the release -----------------------------------------------------------------------------
@@ -314,7 +315,7 @@ class ZerothOrder:
         return self.noise.add(total, self.clip, rng)
 
     def noisy_share(self, count: float, expected: float, rng: RandomSource) -> float:
-        """No count is released here.
+        """Refuse: no count is released here.
 
         Raises:
             ValueError: always.

@@ -14,7 +14,7 @@ from privacy.guarantee import Relation
 
 
 class _GdpAccountant(Accountant):
-    """What the two GDP accountants share: epsilon and delta from mu."""
+    """Base of the two GDP accountants: compute epsilon and delta from mu."""
 
     def _epsilon(self, events: Counter[DpEvent], delta: float) -> float:
         mu = self._mu(events)
@@ -83,5 +83,5 @@ class CltGdpAccountant(_GdpAccountant):
 
 
 def _sensitivity(relation: Relation) -> float:
-    """L2 sensitivity of a sum of vectors, in units of the clipping norm."""
+    """Return the L2 sensitivity of a sum of vectors, in units of the clipping norm."""
     return 2.0 if relation.doubles else 1.0

@@ -40,7 +40,7 @@ def as_accounted(event: DpEvent) -> DpEvent:
 
 
 def why_unsupported(event: DpEvent) -> str | None:
-    """Why no accountant can represent an event with a vector in it, or None."""
+    """Return the reason why no accountant can represent an event with a vector in it, or None."""
     if isinstance(event, dp.PoissonSampledDpEvent | dp.SelfComposedDpEvent):
         return why_unsupported(event.event)
     if isinstance(event, dp.ComposedDpEvent):

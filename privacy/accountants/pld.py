@@ -130,7 +130,7 @@ def _epsilon(items: _Items, relation: Relation, delta: float) -> float:
 
 @lru_cache(maxsize=8)
 def _composed(items: _Items, relation: Relation) -> _Pair:
-    """Compose; the Gaussians among the events are one Gaussian, exactly."""
+    """Compose events; the Gaussians among them are combined exactly into one Gaussian."""
     counts: dict[DpEvent, int] = {}
     precision = 0.0
     for event, count in items:
@@ -270,7 +270,7 @@ def _interval(counts: dict[DpEvent, int], relation: Relation) -> float:
 
 @lru_cache(maxsize=64)
 def _base(event: DpEvent, relation: Relation, interval: float) -> _Pair:
-    """One event's loss distributions: ours for Gaussians, else by dp_accounting's factories."""
+    """Return one event's loss distributions: ours for Gaussians, otherwise dp_accounting's."""
     replace = relation.doubles
     if (scalar := _scalar(event, replace)) is not None:
         return scalar_losses(*scalar, interval)
@@ -336,7 +336,7 @@ def pure_losses(epsilon: float, interval: float) -> LossDistribution:
 def _dp_accounting_pld(
     event: DpEvent, relation: dp_accounting.NeighboringRelation, interval: float
 ) -> Any:
-    """One event's privacy loss distribution, by dp_accounting's factories.
+    """Return one event's privacy loss distribution from dp_accounting's factories.
 
     Not through dp_accounting's PLDAccountant, which (0.6.0) counts repeated randomised response
     once.

@@ -114,7 +114,7 @@ def _usable(divergences: npt.NDArray[np.float64]) -> tuple[list[float], list[flo
 
 @lru_cache(maxsize=4096)
 def _single(event: DpEvent, relation: Relation) -> npt.NDArray[np.float64]:
-    """One event's divergences; where round-off makes one non-positive, infinite.
+    """Return one event's divergences; infinite if round-off makes one non-positive.
 
     A sampled event's are raised by what round-off may hide, `_ROUND_OFF` / (order - 1).
 

@@ -106,7 +106,7 @@ def limit_mu(noise: ScalarNoise) -> float:
 
 
 def why_no_bound(noise: ScalarNoise) -> str | None:
-    """Why `gaussian_bound` does not know noise of a family, or None if it does."""
+    """Return the reason why `gaussian_bound` does not support noise of a family, or None if it does."""
     if noise.family == "gaussian":
         return None
     if noise.shape != "log-convex":
@@ -158,7 +158,7 @@ def _unit_bound(family: type[ScalarNoise], parameters: tuple[tuple[str, float], 
 
 
 def _largest_quotient(noise: ScalarNoise, sharpest: float, smallest: float, mu: float) -> float:
-    """`mu` if it bounds mu(s) / s for all s >= `smallest`, else a larger candidate."""
+    """Return `mu` if it bounds mu(s) / s for all s >= `smallest`, else a larger candidate."""
     change = 1.0
     while -2 * float(ndtri(1 / (1 + math.exp(min(change * sharpest, 700.0))))) > mu * change:
         change *= 1.5

@@ -96,7 +96,7 @@ def vector_noise(noise: ScalarNoise, dimension: int, count: int = 1, rate: float
 
 
 def _repeated(event: DpEvent, count: int, sampling_rate: float = 1.0) -> DpEvent:
-    """`count` of an event, each on a Poisson sample of its own."""
+    """Return `count` copies of an event, each on an independent Poisson sample."""
     if not 0 < sampling_rate <= 1:
         raise ValueError(f"Expected 0 < sampling_rate <= 1, got sampling_rate={sampling_rate}")
     if isinstance(count, bool) or count != int(count) or count < 0:

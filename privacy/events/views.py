@@ -26,7 +26,7 @@ def same_for_all(event: DpEvent) -> dict[str, DpEvent]:
 
 
 def with_colluders(event: DpEvent, colluding: Iterable[int]) -> dict[str, DpEvent]:
-    """As `same_for_all`, and the same event for each number m of colluding clients.
+    """Return `same_for_all`'s views, and the same event for each number m of colluding clients.
 
     Raises:
       ValueError: More than MOST_COLLUDING numbers.

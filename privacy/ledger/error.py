@@ -8,4 +8,4 @@ class LedgerError(ValueError):
 
 
 class LedgerRolledBack(LedgerError):
-    """A head that was kept outside of a ledger tells of rows that the ledger lacks."""
+    """A ledger lacks rows that a head kept outside of it proves."""

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 2
 EARLIER_VERSION = 1
 """The same tables in WAL mode, without a head: read, and brought to this version when opened for writing."""
 MOST_BYTES = 4 << 30
-"""Of a ledger's file: some millions of rows."""
+"""Maximum size of a ledger's file: some millions of rows."""
 MOST_VALUE = 2 << 20
 """Bytes of one value, or of one row, at most; an entry holds far fewer (`privacy.ledger.entry`)."""
 _MAGIC = b"SQLite format 3\x00"
@@ -71,7 +71,7 @@ CREATE TRIGGER head_forward BEFORE UPDATE ON head
 
 @dataclass(frozen=True)
 class Header:
-    """What the first bytes of a ledger's file tell.
+    """Fields from the first bytes of a ledger's file.
 
     Attributes:
       version: Of the schema.

@@ -59,7 +59,7 @@ def copied(path: Path, timeout: float) -> tuple[sqlite3.Connection, Callable[[],
 
 
 def _state(path: Path) -> list[tuple[int, int, int] | None]:
-    """What changes whenever one of the files does; see `_SETTLED`."""
+    """Return a value that changes whenever one of the files does; see `_SETTLED`."""
     found: list[tuple[int, int, int] | None] = []
     for file in (path, *beside(path)):
         try:

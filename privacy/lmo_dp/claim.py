@@ -24,12 +24,12 @@ from privacy.mechanisms.scalar_noise.lmo import LmoNoise
 
 Array = npt.NDArray[np.float64]
 LARGEST_ORDER = 128
-"""The orders are whole, from 2 to this: with them the figures of the authors' parameter files come out."""
+"""Largest order: integers from 2 to this reproduce the figures of the authors' parameter files."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the published accounting says of some releases.
+    """The epsilon that the published accounting claims for some releases.
 
     Attributes:
       epsilon: The smallest over all orders, extrapolated where M does not exist.
@@ -49,7 +49,7 @@ class Claim:
 
 
 def claimed_epsilon(noise: LmoNoise, delta: float, count: int = 1) -> Claim:
-    """Return epsilon as the published accounting has it, and as it is where that holds.
+    """Return epsilon by the published accounting, and by the same formula restricted to valid orders.
 
     Args:
       noise: In units of the sensitivity of a number, or, as the paper uses it, of the norm of a vector.
@@ -84,7 +84,7 @@ def claimed_epsilon(noise: LmoNoise, delta: float, count: int = 1) -> Claim:
 
 
 def published_divergence(noise: LmoNoise, orders: Array) -> Array:
-    """RDP(alpha) by the paper's formula at each order > 1; not a number where the formula has none.
+    """Return RDP(alpha) by the paper's formula at each order > 1; NaN where the formula is undefined.
 
     At orders where M does not exist its closed form is evaluated as the authors do.
     """

@@ -18,7 +18,8 @@ from privacy.mechanisms.scalar_noise.lmo import LmoNoise
 
 @dataclass(frozen=True)
 class LmoFigures:
-    """One release without sampling: a vector of `dimension` coordinates, L2 norm of a change 1.
+    """Claimed and true figures of one unsampled release: a vector of `dimension` coordinates that changes by L2 norm
+    1.
 
     Attributes:
       dimension, delta: What was asked.
@@ -58,7 +59,7 @@ class LmoFigures:
 
 
 def lmo_figures(noise: LmoNoise, dimension: int, delta: float) -> LmoFigures:
-    """Compute them all.
+    """Compute the claimed and true figures of one release.
 
     Args:
       noise: Of each coordinate, in units of the L2 sensitivity.
@@ -117,7 +118,7 @@ class LmoTraining:
 def lmo_training(
     noise: LmoNoise, *, epsilon: float, delta: float, rate: float, steps: int
 ) -> LmoTraining:
-    """Compute them.
+    """Compute the noise that the published accounting accepts for a training, and its true cost.
 
     Args:
       noise, delta, rate, steps: As for `published_epsilon`.
@@ -143,7 +144,7 @@ def lmo_training(
 
 
 def _gaussian_std(epsilon: float, delta: float) -> float:
-    """Of Gaussian noise that costs epsilon at sensitivity 1."""
+    """Return the standard deviation of Gaussian noise that costs epsilon at sensitivity 1."""
     if not 0 < epsilon < math.inf:
         return 0.0 if epsilon else math.inf
     low, high = 1e-6, 1.0

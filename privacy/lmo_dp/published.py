@@ -28,7 +28,7 @@ _BISECTIONS = 40
 
 
 def published_epsilon(noise: LmoNoise, delta: float, rate: float, steps: int) -> float:
-    """What the published code says that `steps` sampled releases cost; no bound.
+    """Return the epsilon that the published code states for `steps` sampled releases; not a bound.
 
     Args:
       noise: In units of the clipping norm.

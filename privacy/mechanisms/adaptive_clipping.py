@@ -28,14 +28,14 @@ from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import RandomSource
 
 SENSITIVITY = 0.5
-"""Of the count, to a record or none in its place."""
+"""Sensitivity of the count to replacing a record by none."""
 SMALLEST, LARGEST = 1e-6, 1e6
 """The clipping norm stays between these."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Noise multipliers (standard deviation over sensitivity) of the sum and of the count beside it."""
+    """Noise multipliers (standard deviation over sensitivity) of the sum and of its count."""
 
     vector: float
     count: float

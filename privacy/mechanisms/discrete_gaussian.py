@@ -27,7 +27,7 @@ _SMALLEST_SIGMA, _LARGEST_SIGMA = Fraction(1, 2**20), Fraction(2**40)
 
 
 def _uniform(bound: int, size: int, rng: RandomSource) -> Integers:
-    """Return uniform integers from 0 to bound - 1, by rejection; int64 where bound fits, else objects."""
+    """Draw uniform integers from 0 to bound - 1 by rejection; int64 if bound fits, else objects."""
     bits = (bound - 1).bit_length()
     words = max(1, -(-bits // 64))
     result: Integers = np.zeros(size, dtype=np.int64 if bits <= _SAFE_BITS else object)
@@ -49,7 +49,7 @@ def _uniform(bound: int, size: int, rng: RandomSource) -> Integers:
 
 
 def uniform_below(bound: int, rng: RandomSource) -> int:
-    """One uniform whole number from 0 to bound - 1; bound >= 1."""
+    """Draw one uniform integer from 0 to bound - 1; bound >= 1."""
     return int(_uniform(bound, 1, rng)[0])
 
 
@@ -112,7 +112,7 @@ def _discrete_laplace(scale: int, size: int, rng: RandomSource) -> Integers:
 
 
 def _variance(sigma: float | int | Fraction) -> Fraction:
-    """sigma^2 as an exact fraction: a float is the fraction that it stands for.
+    """Return sigma^2 as an exact fraction of the float's exact value.
 
     Raises:
       ValueError: sigma is not a finite number from 2^-20 to 2^40.

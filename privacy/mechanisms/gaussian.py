@@ -61,7 +61,7 @@ def gaussian(size: int | Sequence[int], std: float, rng: RandomSource) -> npt.ND
 
 
 def grid_spacing(std: float) -> float:
-    """Spacing of the grid that noisy values are rounded to: a power of two, public like `std`.
+    """Return the spacing of the grid for noisy values: a power of two, public like `std`.
 
     2^(floor(log2 std) - 16), between 2^-17 and 2^-16 of std, so that float32 holds every multiple up to
     128 std exactly, and the rounding adds less than 2^-35 of the noise's variance.

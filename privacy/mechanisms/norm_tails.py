@@ -174,7 +174,7 @@ def _cut_sums(noise: ScalarNoise, dimension: int, y: float) -> tuple[float, floa
 
 
 def _cut(noise: ScalarNoise, exponent: float) -> float:
-    """a with P(|z| > a) <= exp(-exponent)."""
+    """Return a with P(|z| > a) <= exp(-exponent)."""
     target = -exponent - math.log(2.0)  # survival is one-sided
     high = noise.width
     while float(noise.log_survival(high)) > target:

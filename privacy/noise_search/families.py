@@ -44,7 +44,7 @@ class SearchSpace:
     accounted_as: str = "itself"
 
     def accounted(self, shape: Shape, amount: float) -> ScalarNoise:
-        """What is accounted in place of `make(shape, amount)`."""
+        """Return the noise that is accounted instead of `make(shape, amount)`."""
         return (self.cost or self.make)(shape, amount)
 
     def clipped(self, shape: Sequence[float]) -> Shape:
@@ -62,18 +62,18 @@ def _laplace(shape: Shape, amount: float) -> ScalarNoise:
 
 
 def _exponential_power(shape: Shape, amount: float) -> ScalarNoise:
-    """The shape is ln beta."""
+    """Make exponential-power noise; the shape is ln beta."""
     unit = ExponentialPowerNoise(math.exp(shape[0]), 1.0)
     return unit.scaled(amount / unit.mean_abs)
 
 
 def _staircase(shape: Shape, amount: float, period: float = 1.0) -> ScalarNoise:
-    """The shape is gamma; the amount of noise is the inverse of the step's loss."""
+    """Make staircase noise; the shape is gamma, the amount of noise the inverse of the step's loss."""
     return StaircaseNoise(period / amount, shape[0], period)
 
 
 def _lmo(shape: Shape, amount: float) -> ScalarNoise:
-    """The shape is (gamma term, normal term, exponential term, ln k, spread), the mean of u before scaling 1.
+    """Make LMO noise; the shape is (gamma term, normal term, exponential term, ln k, spread), with mean of u 1.
 
     The terms' shares of E[u], the rest being the uniform term's. Uniform and truncated normal are on (1 -
     spread, 1 + spread), the normal with mean 1 and half the spread for its standard deviation; without
@@ -122,7 +122,7 @@ def search_spaces(dimension: int) -> list[SearchSpace]:
 
 
 def pure_laplace_space(dimension: int) -> SearchSpace:
-    """Laplace noise on each entry of a vector, accounted by pure privacy.
+    """Return the search space of Laplace noise on each entry of a vector, accounted by pure DP.
 
     Guarantee: a change v of L2 norm 1 has an L1 norm of at most sqrt(dimension), so one release is (e,
     0)-DP with e = sqrt(dimension) / scale, and no such mechanism costs more than randomised response

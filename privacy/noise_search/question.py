@@ -12,7 +12,7 @@ SMALLEST_DELTA = 1e-13  # below, floating point is most of what the accountant a
 
 
 class Objective(StrEnum):
-    """What the search minimises; `usefulness` is the probability that |noise| is below `gamma`."""
+    """Objective of the search; `usefulness` is the probability that |noise| is below `gamma`."""
 
     STD = "std"
     MEAN_ABS = "mean-abs"
@@ -21,7 +21,7 @@ class Objective(StrEnum):
 
 @dataclass(frozen=True)
 class NoiseQuestion:
-    """What the noise is for: numbers, or vectors, that a record changes by at most 1 (in L2 norm).
+    """The use of the noise: numbers, or vectors, that a record changes by at most 1 (in L2 norm).
 
     Attributes:
       epsilon, delta: The target of all steps together, under zero-out.
@@ -62,7 +62,7 @@ class NoiseQuestion:
             raise ValueError(f"Expected a finite gamma >= 0, got gamma={self.gamma}")
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types."""
+        """Return the question in JSON types."""
         return {**asdict(self), "objective": str(self.objective)}
 
     def key(self, **more: Any) -> dict[str, Any]:

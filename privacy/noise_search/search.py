@@ -76,19 +76,19 @@ class NoiseSearch:
 
     @property
     def winner(self) -> Candidate:
-        """The best with a guarantee; where families are within 0.1 % of it, the simplest of these."""
+        """The best noise with a guarantee; of families within 0.1 % of it, the simplest."""
         offered = [c for c in (*self.candidates.values(), self.proven) if c and not c.floor]
         best = min(candidate.value for candidate in offered)
         return next(c for c in offered if c.value <= best * (1 + _TIE))
 
     @property
     def gaussian(self) -> Candidate:
-        """The Gaussian that keeps to the same target."""
+        """The Gaussian that meets the same target."""
         return self.candidates["gaussian"]
 
     @property
     def undecided(self) -> list[str]:
-        """Families that may do better than the winner, but come without a guarantee for vectors."""
+        """Families that may be better than the winner, but have no guarantee for vectors."""
         limit = self.winner.value * (1 - _TIE)
         return [f for f, c in self.candidates.items() if c.floor and c.value < limit]
 
@@ -160,7 +160,7 @@ def _kept(
 
 
 def objective_value(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """What the search makes least, of one noise."""
+    """Return the minimised objective of one noise."""
     if question.objective is Objective.STD:
         return noise.std
     if question.objective is Objective.MEAN_ABS:
@@ -197,7 +197,7 @@ def _spread(
 
 
 def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """Return epsilon of all steps: of numbers an upper bound, of vectors a floor (`vectors`)."""
+    """Return epsilon of all steps: for numbers an upper bound, for vectors a lower bound (`vectors`)."""
     if question.dimension == 1 or noise.family == "gaussian":
         losses = composed_loss(noise, question)
     else:
@@ -207,7 +207,7 @@ def quick_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
 
 
 def accounted_epsilon(noise: ScalarNoise, question: NoiseQuestion) -> float:
-    """Return epsilon of all steps as the ledger's headline accountant has it, for a number of sensitivity 1."""
+    """Return epsilon of all steps by the ledger's headline accountant, for a number of sensitivity 1."""
     events = multiset({scalar_noise(noise, question.steps, question.sampling_rate): 1})
     return make_accountant("pld").epsilon(events, question.delta)
 

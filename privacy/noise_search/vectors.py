@@ -1,4 +1,4 @@
-"""What a vector with independent noise on each entry costs at least: changes that are spread equally.
+"""Lower bound on the cost of a vector with independent noise on each entry: changes that are spread equally.
 
 A record may change m of the entries by 1 / sqrt(m) each. What that costs is computed exactly, by
 composition over the m entries, then sampled, then composed over the steps. The worst change of L2 norm 1
@@ -25,7 +25,7 @@ _MOST_CELLS = 400_000
 
 
 def splits(dimension: int) -> tuple[int, ...]:
-    """Over how many entries changes are spread: one, and all (at most 4096)."""
+    """Return the numbers of entries over which changes are spread: one, and all (at most 4096)."""
     return tuple(sorted({1, min(dimension, MOST_ENTRIES)}))
 
 

@@ -33,7 +33,7 @@ LOOPBACK = ("localhost", "127.0.0.1")
 
 @dataclass(frozen=True)
 class Validity:
-    """When a certificate is valid (UTC)."""
+    """Validity period of a certificate (UTC)."""
 
     since: datetime
     until: datetime
@@ -163,7 +163,7 @@ def make_secret(path: Path) -> None:
 
 
 def validity(certificate: Path) -> Validity:
-    """When a certificate is valid.
+    """Return a certificate's period of validity.
 
     Raises:
         DeploymentError: it cannot be read.
@@ -183,7 +183,7 @@ def serial(certificate: Path) -> str:
 
 
 def check(authority: Path, certificate: Path, hosts: Sequence[str] = ()) -> list[str]:
-    """What an operator should know before a certificate is used.
+    """Return warnings for the operator about a certificate, before its use.
 
     Returns:
         Warnings: it ends soon.

@@ -82,7 +82,7 @@ class Doors(_Section):
 
 
 class Machines(_Section):
-    """Where things are on the machines; written into the unit files.
+    """Paths on the machines; written into the unit files.
 
     Attributes:
         programs: folder with ``fedllm`` and Flower's programs (a virtual environment's ``bin``).
@@ -96,7 +96,7 @@ class Machines(_Section):
 
 
 class Deployment(_Section):
-    """Who is in a federation and how it is reached (``deployment.toml``).
+    """Members of a federation and addresses of its server (``deployment.toml``).
 
     Attributes:
         name: of the federation.
@@ -137,7 +137,7 @@ class Deployment(_Section):
 
 
 class NodeFile(_Section):
-    """What a node is (``node.toml``, on the node's machine).
+    """Configuration of a node (``node.toml``, on the node's machine).
 
     Attributes:
         name: the node's, and its silo's.
@@ -162,7 +162,7 @@ class NodeFile(_Section):
 
 
 class OperatorFile(_Section):
-    """Where the operator's own port is (``operator.toml``, on the operator's machine)."""
+    """Address of the operator's port (``operator.toml``, on the operator's machine)."""
 
     server: str
 
@@ -190,7 +190,7 @@ def join_address(host: str, port: int) -> str:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port``.
+    """Split ``host:port`` into host and port.
 
     Raises:
         DeploymentError: it is not of this form.

@@ -1,4 +1,4 @@
-"""What the services may not do on their machines, as lines of a systemd unit.
+"""Restrictions of the services on their machines, as lines of a systemd unit.
 
 Each of the four programs gets what all of them can do without, and beyond it what it itself can. What is left open is
 left open for a reason: Flower and PyTorch need writable and executable memory at once (foreign functions, kernels made

@@ -21,7 +21,7 @@ _REFUSED = re.compile(r"\[code: \d+\]")
 
 
 def load_node(folder: Path) -> NodeFile:
-    """What ``node.toml`` says, with the files that must be beside it.
+    """Read ``node.toml`` and check the files that must accompany it.
 
     Raises:
         DeploymentError: it is missing or not valid, a key is missing, or others may read the key.
@@ -77,7 +77,7 @@ def check_server(folder: Path, node: NodeFile, timeout: float = 10.0) -> None:
 
 
 def why_it_ended(program: Program, text: str, status: int) -> str:
-    """Why a SuperNode ended, from what it wrote last and its exit status."""
+    """Explain the end of a SuperNode, from its last output and its exit status."""
     if status == CONNECTION_LOST:
         return last_line(text)
     lowered = text.lower()

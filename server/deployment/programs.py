@@ -46,8 +46,8 @@ class Program:
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """What keeps Flower's programs to this machine: no telemetry, no look for updates, nothing
-    installed at run time, files below ``home``."""
+    """Return the environment that confines Flower's programs to this machine: no telemetry, no update checks, no
+    run-time installation, files below ``home``."""
     return {
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -57,7 +57,7 @@ def flower_environment(home: Path) -> dict[str, str]:
 
 
 def server_programs(folder: Folder, deployment: Deployment) -> list[Program]:
-    """SuperLink, SuperExec (which starts the server app) and nginx, in the order of their start.
+    """Return SuperLink, SuperExec (which starts the server app) and nginx, in the order of their start.
 
     SuperExec is a process of its own (``--isolation process``) and the database is a file, so that a
     run outlives a restart of the SuperLink.
@@ -167,5 +167,5 @@ def find_program(name: str, how: str = "install the wheel of fedllm again") -> s
 
 
 def search_path() -> str:
-    """PATH with the folder of this Python first: Flower's programs start each other by name."""
+    """Return PATH with the folder of this Python first: Flower's programs start each other by name."""
     return f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

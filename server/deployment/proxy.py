@@ -213,7 +213,7 @@ def most_memory(deployment: Deployment) -> int:
 
 
 def _listen(deployment: Deployment, port: int) -> str:
-    """IPv4 always; IPv6 where the server has such an address (not every machine does IPv6)."""
+    """Return the listen directives: IPv4 always, IPv6 if the server has such an address (some machines lack IPv6)."""
     lines = [f"listen {port} ssl;"]
     if any(":" in host for host in deployment.hosts):
         lines.append(f"listen [::]:{port} ssl;")

@@ -126,7 +126,7 @@ def node_keys(folder: Folder, deployment: Deployment) -> dict[str, bytes]:
 def renew_server(
     folder: Folder, deployment: Deployment, days: float = certificates.CERTIFICATE_DAYS
 ) -> None:
-    """A new key and certificate for the server, with all of its ``hosts``; used from its next start on.
+    """Make a new key and certificate for the server, with all of its ``hosts``; used from its next start on.
 
     Raises:
         DeploymentError: as :func:`certificates.make_certificate`.
@@ -145,8 +145,8 @@ def renew_server(
 def renew_operator(
     folder: Folder, deployment: Deployment, days: float = certificates.CERTIFICATE_DAYS
 ) -> None:
-    """The operator's part of the folder, with a new key and certificate. nginx refuses the old one from
-    its next start with the written configuration on.
+    """Make the operator's part of the folder, with a new key and certificate. nginx refuses the old one after its
+    next start with the written configuration.
 
     Raises:
         DeploymentError: the operator has no port (``ports.operator = 0``), or as
@@ -175,7 +175,7 @@ def renew_operator(
 
 
 def copy_app(folder: Folder) -> None:
-    """The operator's part ships the same app."""
+    """Copy the app to the operator's part of the folder."""
     shutil.rmtree(folder.operator / "app", ignore_errors=True)
     shutil.copytree(folder.app, folder.operator / "app")
 

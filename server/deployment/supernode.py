@@ -25,7 +25,7 @@ LOST = "the SuperNode ends, it has lost its connection"
 
 
 class Pauses:
-    """What Flower's SuperNode sleeps between two looks, in the place of its module's ``time``.
+    """Pauses of Flower's SuperNode between two polls; replaces its module's ``time``.
 
     Between two looks for a message (Flower: 3 s): a tenth of the time since the last message was
     answered, at least ``shortest``. So a message waits for at most a tenth longer than the node
@@ -61,7 +61,7 @@ class Pauses:
 
 
 class _LastError(logging.Handler):
-    """What was logged last as an error."""
+    """The last message logged as an error."""
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)

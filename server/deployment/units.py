@@ -62,8 +62,8 @@ def _moved(program: Program, folder: Folder, deployment: Deployment) -> list[str
 
 
 def _caches(folder: str) -> str:
-    """Where models and the like are kept: in the folder, for nothing else can be written (``cache`` of a silo's
-    own file goes before it)."""
+    """Return the paths of model caches: in the folder, the only writable place (``cache`` of a silo config takes
+    precedence)."""
     return f'Environment="FEDLLM_CACHE={folder}/state/cache" "HF_HOME={folder}/state/cache/hub"'
 
 

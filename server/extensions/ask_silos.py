@@ -28,7 +28,7 @@ def ask_silos(
     what: str,
     check: Callable[[Tensor], None] = lambda released: None,
 ) -> dict[str, tuple[Tensor, float]]:
-    """What each silo released, float64 [size], and its sampling rate, by name.
+    """Request one release from every silo; return each value, float64 [size], and sampling rate by name.
 
     Args:
         chosen, tasks: the silos, and the task of each.
@@ -63,6 +63,6 @@ def ask_silos(
 
 
 def nobody(run: ServerRun, what: str) -> RunStopped:
-    """No silo released anything; with why those left that did."""
+    """Return the error for a request that no silo answered, with the reasons."""
     reasons = "; ".join(f"{name}: {reason}" for name, reason in run.left.items())
     return RunStopped(f"No silo released {what}; left: {reasons}")

@@ -44,9 +44,9 @@ Clip = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 @dataclass(frozen=True, kw_only=True)
 class SumInputs(Fingerprinted):
-    """All that the value of one noisy sum depends on. A repeated round with the replies of other silos is
-    another release, with other noise and another key; so is the same sum with noise of another size, which equal
-    settings find beside another history.
+    """All inputs of the value of one noisy sum. A repeated round with other replies is another release, with other
+    noise and another key; so is the same sum with noise of another size, which equal settings reach with another
+    history.
 
     Attributes:
         purpose, server_round, settings, params: which release; digests of settings and parameters.
@@ -235,7 +235,7 @@ class TrustedNoise:
         return [], None
 
     def _stream(self, *labels: str | int) -> RandomSource:
-        """Secret noise; with seeded randomness a function of the labels."""
+        """Return the noise stream: secret or, with seeded randomness, a function of the labels."""
         seeded = self.settings.privacy.randomness == "seeded"
         return generator(self.settings.seed, *labels) if seeded else generator(None)
 
@@ -276,7 +276,7 @@ class TrustedNoise:
         return mean, dict.fromkeys(mean, std)
 
     def _mechanism(self) -> Mechanism:
-        """Of the sum over the silos, at the round's clipping norm."""
+        """Return the mechanism of the sum over the silos, at the round's clipping norm."""
         mechanism = make_mechanism(
             self.settings, sampling_rate=1.0, noise_multiplier=self.noise_multiplier
         )

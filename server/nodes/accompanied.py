@@ -53,32 +53,32 @@ class AccompaniedGrid(Grid):
         return ids
 
     def set_run(self, run: Any) -> None:
-        """As the connection."""
+        """Delegate to the connection."""
         self.inner.set_run(run)
 
     @property
     def run(self) -> Any:
-        """As the connection."""
+        """The connection's run."""
         return self.inner.run
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """As the connection."""
+        """Delegate to the connection."""
         return self.inner.create_message(*args, **kwargs)
 
     def get_node_ids(self) -> Iterable[int]:
-        """As the connection."""
+        """Delegate to the connection."""
         return self.inner.get_node_ids()
 
     def get_nodes(self) -> Iterable[Any]:
-        """As the connection."""
+        """Delegate to the connection."""
         return self.inner.get_nodes()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Not used: :class:`server.nodes.pull.Answers` fetches replies."""
+        """Refuse: :class:`server.nodes.pull.Answers` fetches replies."""
         raise NotImplementedError
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        """Not used."""
+        """Refuse: not used."""
         raise NotImplementedError
 
 

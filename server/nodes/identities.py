@@ -40,7 +40,7 @@ class Identity:
 
     @property
     def shown(self) -> str:
-        """Who it is, in messages."""
+        """The node's name in messages."""
         return self.name or f"node {self.node_id}"
 
 

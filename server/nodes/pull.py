@@ -41,9 +41,9 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 log = logging.getLogger("fedllm")
 MOST_BYTES = 2**30
-"""Of one answer, as it is fetched and as it is built (a piece of an array may be named in it many times)."""
+"""Maximum bytes of one answer, as fetched and as built (an answer may name a piece of an array many times)."""
 MOST_OBJECTS = 10_000
-"""Of one answer: records, arrays and pieces of 5 MiB."""
+"""Maximum objects of one answer: records, arrays and pieces of 5 MiB."""
 _PATIENCE = 0.2
 """Seconds that a look waits for answers that are being fetched."""
 

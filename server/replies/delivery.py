@@ -10,7 +10,7 @@ from server.replies.refusal import LONGEST_REASON, ReplyRefused, one_line
 
 
 def read_delivery(content: RecordDict) -> str | None:
-    """Why a silo does not have the codec, in its words; None where it has it.
+    """Return the silo's reason for not having the codec, or None if it has it.
 
     Raises:
         ReplyRefused: it says neither, or anything else.

@@ -18,7 +18,7 @@ DESCRIPTION = ("version", "device", "tasks", "units")
 
 @dataclass(frozen=True)
 class NodeReply:
-    """What a node is, by its own word.
+    """A node's description of itself.
 
     Attributes:
         envelope: with the name of its silo.

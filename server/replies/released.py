@@ -18,7 +18,7 @@ from server.replies.training import SMALLEST_RATE
 
 @dataclass(frozen=True)
 class ReleasedReply:
-    """What a silo released, float64 [size], finite, and the rate at which it samples its examples."""
+    """A silo's release, float64 [size], finite, and the rate at which it samples its examples."""
 
     released: Tensor
     sampling_rate: float

@@ -18,7 +18,7 @@ class Unusable(Protocol):
 def tell_unusable(
     emit: Callable[[Mapping[str, Any]], None], server_round: int, what: str, found: Unusable
 ) -> None:
-    """Emit a record of the kind ``replies`` where there is anything to tell.
+    """Emit a record of kind ``replies`` if any reply was unusable.
 
     Args:
         what: was asked, in messages: "the delivery of the codec".

@@ -52,7 +52,7 @@ Combined = tuple[dict[str, Tensor], dict[str, float] | None]
 def combine(
     server: ServerSettings, contributions: Sequence[Contribution], params: Mapping[str, Tensor]
 ) -> Combined:
-    """One update as ``server.aggregation`` says, for silos that add their own noise.
+    """Combine the updates of silos that add their own noise, by ``server.aggregation``.
 
     The order of the contributions changes nothing.
 
@@ -88,7 +88,7 @@ def combine_shares(server: ServerSettings, shares: Sequence[float]) -> list[floa
 
 
 def trimmed(server: ServerSettings, silos: int) -> int:
-    """How many of so many values are left out at each end."""
+    """Return the number of values dropped at each end."""
     most = max(0, (silos - 1) // 2)
     if server.aggregation == "median":
         return most
@@ -116,7 +116,7 @@ def rank_variance(stds: Sequence[float], cut: int) -> float:
 
 @lru_cache(maxsize=4096)
 def equal_variance(silos: int, cut: int) -> float:
-    """Exactly (by quadrature) the same variance for noise N(0, 1) of every silo.
+    """Return the exact variance (by quadrature) if every silo has noise N(0, 1).
 
     Given the largest value a that is cut below and the smallest b that is cut above, the m = n - 2k kept ones are
     independent normals in (a, b): the variance is E[v(a, b) / m + mu(a, b)^2], mu and v theirs, over the joint density

@@ -66,7 +66,7 @@ def area_under_curve(members: Array, others: Array) -> tuple[float, float]:
 def true_positive_rate(
     members: Array, others: Array, rate: float, confidence: float = 0.95
 ) -> dict[str, float]:
-    """TPR at the threshold that lets at most a share ``rate`` of the others through.
+    """Return the TPR at the threshold with a false positive rate of at most ``rate``.
 
     Returns:
         ``tpr``, its Clopper-Pearson interval ``low`` and ``high`` at that threshold, and the ``fpr``
@@ -91,7 +91,7 @@ def threshold_of(others: Array, rate: float) -> float:
 
 
 def clopper_pearson(hits: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided interval for a probability (Clopper and Pearson 1934)."""
+    """Return the two-sided interval for a probability (Clopper and Pearson 1934)."""
     tail = (1 - confidence) / 2
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, trials - hits + 1))
     high = 1.0 if hits == trials else float(beta.ppf(1 - tail, hits + 1, trials - hits))

@@ -60,7 +60,7 @@ class RealGradients(Prior):
 
     @classmethod
     def of(cls, gradients: Tensor) -> RealGradients:
-        """Around gradients (n, d)."""
+        """Make the source from gradients (n, d)."""
         d = gradients.shape[1]
         mean = gradients.mean(0)
         variance = (gradients.square().mean(0) - mean.square()).clamp(min=0)
@@ -74,7 +74,7 @@ class RealGradients(Prior):
 def make_source(
     name: str, layout: Layout, gradients: Tensor, epsilon: float | None, rng: RandomSource
 ) -> Prior:
-    """What an autoencoder is trained on.
+    """Return the training data of an autoencoder.
 
     Args:
         name: of :data:`SOURCES`.
@@ -257,7 +257,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
-    """Distances of inverted gradients, and the AUC of the reconstruction error."""
+    """Draw distances of inverted gradients, and the AUC of the reconstruction error."""
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     for number, row in enumerate(result["rows"]):
         colour = show.COLOURS[number % len(show.COLOURS)]

@@ -49,7 +49,7 @@ MEASURES = ("anywhere", "in_place", "whole")
 
 
 def texts_of_length(scene: Scene, length: int, count: int, least: int = 2) -> list[Feature]:
-    """At most ``count`` texts of exactly ``length`` tokens.
+    """Return at most ``count`` texts of exactly ``length`` tokens.
 
     Raises:
         ValueError: there are fewer than ``least``.
@@ -246,7 +246,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
-    """Bars of token recovery beside chance, and of identification beside its theoretical upper bound."""
+    """Draw bars of token recovery next to chance, and of identification next to its theoretical upper bound."""
     rows = result["rows"][::-1]
     places = np.arange(len(rows))
     left, right = figure.subplots(1, 2, sharey=True)

@@ -44,7 +44,7 @@ _LOWEST = (-80, 5)  # of the lowest set bit, relative to the same
 
 
 def naive(sums: Values, std: float) -> Values:
-    """value + std * z in float64, z from numpy's default generator."""
+    """Return value + std * z in float64, z from numpy's default generator."""
     return sums + std * np.random.default_rng().standard_normal(sums.shape)
 
 
@@ -55,7 +55,7 @@ def four_draws(sums: Values, std: float, *, dtype: torch.dtype) -> Values:
 
 
 def opacus(sums: Values, std: float, *, secure: bool) -> Values:
-    """Opacus' own noise in float32; in secure mode, the sum of four draws."""
+    """Return Opacus' own noise in float32; in secure mode, the sum of four draws."""
     try:
         from opacus.optimizers.optimizer import _generate_noise
     except ModuleNotFoundError:
@@ -67,7 +67,7 @@ def opacus(sums: Values, std: float, *, secure: bool) -> Values:
 
 
 def ours(sums: Values, std: float, *, dtype: torch.dtype) -> Values:
-    """`privacy.mechanisms.gaussian.add_gaussian`: four draws, rounded to the grid."""
+    """Return `privacy.mechanisms.gaussian.add_gaussian`: four draws, rounded to the grid."""
     values = torch.from_numpy(sums).to(dtype)
     return add_gaussian(values, 1.0, std, generator(None)).double().numpy()
 
@@ -85,7 +85,7 @@ MECHANISMS: dict[str, Release] = {
 
 @dataclass(frozen=True)
 class Found:
-    """What the attack reached.
+    """Result of the attack.
 
     Attributes:
         advantage: measured; error: its standard error.

@@ -134,7 +134,7 @@ class Rule:
 
 @lru_cache(maxsize=256)
 def _value_curve(run: Run, present: bool) -> tuple[Array, Array]:
-    """What a run adds to the estimate, by the log ratio (of the direction) that it starts from."""
+    """Return a run's contribution to the estimate, by its initial log ratio."""
     pair = PldAccountant(RELATION).composed(run.events)
     part = pair[0 if present else -1]
     width = max(1, part.losses.size // 2000)
@@ -178,7 +178,7 @@ def _played(menu: Sequence[Run], ratios: Array, present: bool, rng: np.random.Ge
 
 
 def stop_when_lucky(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Array:
-    """Small runs one after the other, until the ratio is high or the budget refuses."""
+    """Play small runs one after the other, until the ratio is high or the budget refuses."""
     small, sign = Run(1.0, 8.0, 1), 1.0 if present else -1.0
     total, playing = np.zeros(count), np.ones(count, dtype=bool)
     runs: tuple[Run, ...] = (small,)
@@ -190,7 +190,7 @@ def stop_when_lucky(rule: Rule, present: bool, count: int, rng: np.random.Genera
 
 
 def split(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Array:
-    """Many small runs, each of them chosen after the ones before, and at last all that is left."""
+    """Play many small runs, each chosen after the previous ones, and finally the rest of the budget."""
     first = Run(1.0, 5.0, 1)
     menu = (Run(1.0, 6.0, 1), Run(0.1, 1.0, 1))
     total = first.log_ratios(present, count, 1, rng)
@@ -215,7 +215,7 @@ def split(rule: Rule, present: bool, count: int, rng: np.random.Generator) -> Ar
 
 
 def _rests(rule: Rule, runs: tuple[Run, ...]) -> Iterator[Run]:
-    """One run of each shape that uses up what is left, where anything is."""
+    """Yield one run of each shape that uses up the rest of the budget, if any."""
     for shape in SHAPES:
         try:
             yield rule.least_noise(runs, *shape)
@@ -247,7 +247,7 @@ RULES = ("chosen", "gdp", "renyi", "joint")
 
 @dataclass(frozen=True)
 class Estimate:
-    """What an adversary reached against a rule: delta at the stated epsilon, the larger of both directions."""
+    """Success of an adversary against a rule: delta at the stated epsilon, the larger of both directions."""
 
     adversary: str
     rule: str
@@ -278,7 +278,7 @@ def estimate(adversary: str, rule: str, trials: int, seed: int = 0) -> Estimate:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Play all adversaries against all rules; exit code 1 where a filter is exceeded."""
+    """Play all adversaries against all rules; exit code 1 if a filter is exceeded."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
     parser.add_argument("--trials", type=int, default=1_000_000)
     parser.add_argument("--json", nargs="?", const="-", help="print, or write, the figures as JSON")

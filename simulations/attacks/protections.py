@@ -26,7 +26,7 @@ DELTA = 1e-5
 
 @dataclass(frozen=True)
 class Protection:
-    """What happens to a client's gradient before it leaves.
+    """Processing of a client's gradient before it leaves.
 
     The client holds one text; its message is its gradient, one local step. Unit client.
 
@@ -58,14 +58,14 @@ class Protection:
             )
 
     def visible(self, gradients: Tensor) -> Tensor:
-        """What the server would decode without noise and rounding, (n, d)."""
+        """Return the gradient that the server would decode without noise and rounding, (n, d)."""
         values = self._clipped(gradients)
         if self.codec is None:
             return values
         return self.codec.reconstruct(self.codec.project(values))
 
     def send(self, gradients: Tensor, rng: np.random.Generator) -> Tensor:
-        """What the server decodes, (n, d): each row a message of its own."""
+        """Return the gradient that the server decodes, (n, d): each row a separate message."""
         values = self._clipped(gradients)
         sensitivity = float(self.clip or 1.0)
         if self.codec is None:
@@ -117,7 +117,7 @@ def protections(
     layout: Layout | None = None,
     public: Tensor | None = None,
 ) -> list[Protection]:
-    """None, clipping, codes without noise, noise, and noise in the code.
+    """Return the protections: none, clipping, codes without noise, noise, and noise in the code.
 
     Args:
         dimension: d, the length of a gradient.

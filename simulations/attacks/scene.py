@@ -1,4 +1,4 @@
-"""What an attacked client has and what its adversary knows: model, texts, parameters, gradients."""
+"""The attacked client and its adversary's knowledge: model, texts, parameters, gradients."""
 
 from __future__ import annotations
 

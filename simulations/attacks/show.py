@@ -1,4 +1,4 @@
-"""What the commands share: tables with standard errors, and figures."""
+"""Shared output of the commands: tables with standard errors, and figures."""
 
 from __future__ import annotations
 

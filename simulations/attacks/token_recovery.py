@@ -29,7 +29,7 @@ NOISE_FLOOR = 1e-6
 """Singular values below this share of the largest are rounding."""
 
 Visible = Callable[[Tensor], Tensor]
-"""What of gradients (n, d) gets through without noise, (n, d): clipping and coding."""
+"""Map from gradients (n, d) to their visible part without noise, (n, d): clipping and coding."""
 
 
 def layer0_queries(scene: Scene, position: int) -> Tensor:
@@ -69,7 +69,7 @@ def key_span(scene: Scene, message: Tensor, length: int) -> Tensor:
 def rank_tokens(
     scene: Scene, messages: Sequence[Tensor], lengths: Sequence[int], width: int, seed: int = 0
 ) -> list[Tensor]:
-    """For each message the ``width`` tokens that lie closest to the span, at every position.
+    """Return, for each message and position, the ``width`` tokens closest to the span.
 
     Returns:
         One tensor (length - 2, width) of token ids for each message, best first; the first and last
@@ -103,7 +103,7 @@ def refine(
     sweeps: int,
     tolerance: float = 1e-3,
 ) -> tuple[list[int], float]:
-    """Coordinate search: each position in turn takes the token of the shortlist that explains most.
+    """Search by coordinates: each position in turn takes the shortlist's token that explains most.
 
     Args:
         message: what the server holds, (d,).

@@ -48,7 +48,7 @@ Encoded = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """What both sides have in common."""
+    """Parameters that both sides share."""
 
     folder: str
     kind: str
@@ -146,7 +146,7 @@ def word_ids(choice: Choice, tokenizer: Any) -> Tensor | None:
 def encode(
     choice: Choice, tokenizer: Any, records: Sequence[Mapping[str, str]], padding: Padding
 ) -> list[Encoded]:
-    """One (ids, mask, class) an example, padded already for ``max_length``."""
+    """Return one (ids, mask, class) per example, already padded to ``max_length``."""
     decoder = choice.kind == "decoder"
     texts = [PROMPT.format(text=r["text"]) if decoder else r["text"] for r in records]
     classes = [LABELS.index(r["label"]) for r in records]
@@ -162,7 +162,7 @@ def encode(
 
 
 def pad_to_longest(tokenizer: Any, examples: Sequence[Encoded]) -> Encoded:
-    """Collate function for unpadded examples (what ``DataCollatorWithPadding`` does)."""
+    """Collate unpadded examples (as ``DataCollatorWithPadding`` does)."""
     unpadded = {
         "input_ids": [ids for ids, _, _ in examples],
         "attention_mask": [mask for _, mask, _ in examples],
@@ -180,7 +180,7 @@ def peft_step(
     features: list[Feature],
     max_tokens: int,
 ) -> Callable[[], None]:
-    """One non-private step of PEFT's prefix on the same micro-batches."""
+    """Return one non-private step of PEFT's prefix on the same micro-batches."""
     optimizer = torch.optim.SGD(trainable(model), lr=choice.learning_rate)
 
     def step() -> None:
@@ -203,7 +203,7 @@ def opacus_step(
     features: list[Feature],
     max_tokens: int,
 ) -> Callable[[], None]:
-    """One private step by Opacus on the same micro-batches (as its BatchMemoryManager does)."""
+    """Return one private step by Opacus on the same micro-batches (as its BatchMemoryManager does)."""
     from opacus import GradSampleModule
     from opacus.optimizers import DPOptimizer
 
@@ -235,7 +235,7 @@ def train_client(
     padding: Padding,
     adapter: Mapping[str, Tensor] | None = None,
 ) -> ClientRound:
-    """One client's round, from loading the model to the adapter's tensors.
+    """Run one client's round, from loading the model to the adapter's tensors.
 
     Args:
         records: the client's examples, ``{"text", "label"}``.

@@ -86,7 +86,7 @@ def after_import(name: str, change: Callable[[Any], None]) -> None:
 
 
 def put_clocks() -> None:
-    """Have this process append JSON lines to a file of its own in the folder :data:`TIMES`.
+    """Make this process append JSON lines to its own file in the folder :data:`TIMES`.
 
     Each says what went on, from when to when (seconds since 1970, of this machine's clock), and in which round.
     """
@@ -164,7 +164,7 @@ def put_clocks() -> None:
 
 
 def clocked(times: Path) -> dict[str, str]:
-    """Environment of a process that writes its times into a folder, which is made."""
+    """Make the folder for times, and return the environment of a process that writes into it."""
     start = times / "start"
     start.mkdir(parents=True, exist_ok=True)
     (start / "sitecustomize.py").write_text(START, encoding="utf-8")
@@ -173,7 +173,7 @@ def clocked(times: Path) -> dict[str, str]:
 
 
 def read_times(times: Path) -> list[dict[str, Any]]:
-    """What the processes of a participant wrote."""
+    """Read the times of a participant's processes."""
     lines = [line for file in times.glob("*.jsonl") for line in file.read_text().splitlines()]
     return [json.loads(line) for line in lines]
 
@@ -286,7 +286,7 @@ def in_simulation(folder: Path, experiment: Path) -> Split:
 
 
 def measure(folder: Path, rounds: int, nodes: int) -> dict[str, Split]:
-    """Both, in ``folder``.
+    """Measure deployment and simulation in ``folder``.
 
     Raises:
         RuntimeError: a run failed.
@@ -314,7 +314,7 @@ def summary(found: Split) -> dict[str, dict[str, float]]:
 
 
 def main() -> int:
-    """Measure, and print a table or JSON; the exit status."""
+    """Measure, and print a table or JSON; return the exit status."""
     from rich.console import Console
     from rich.table import Table
 

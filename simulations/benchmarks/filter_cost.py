@@ -1,4 +1,4 @@
-"""What a filter costs: the noise of 1, 2 and 5 equal runs on one ledger.
+"""Compute the cost of a filter: the noise of 1, 2 and 5 equal runs on one ledger.
 
     python -m simulations.benchmarks.filter_cost [--json [OUT]]
 
@@ -55,7 +55,7 @@ def least_noise(rule: str, epsilon: float, rate: float, steps: int, runs: int) -
         return joint
 
     def excess(noise: float) -> float:
-        """At most 1 where the runs are admitted."""
+        """Return a value that is at most 1 if the runs are admitted."""
         plan = multiset(dp_sgd(rate, noise, steps))
         alone = make_accountant("pld").epsilon(plan, DELTA) / epsilon
         terms: Terms | None

@@ -47,7 +47,7 @@ OVER = ("finished", "stopped", "failed", "interrupted")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
+    """Return unused ports."""
     probes = [socket.socket() for _ in range(count)]
     try:
         for probe in probes:
@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(done: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """What ``done`` returns once that is true.
+    """Wait until ``done`` returns a true value, and return it.
 
     Raises:
         AssertionError: it was not within ``seconds``.
@@ -73,7 +73,7 @@ def wait_for(done: Callable[[], Any], what: str, seconds: float = PATIENCE) -> A
 
 
 def processes_of(folder: Path, program: str = "") -> list[int]:
-    """Ids of the processes whose command or environment names a folder (or something in it), oldest first.
+    """Return ids of the processes whose command or environment names a folder (or something in it), oldest first.
 
     Args:
         program: only those whose command has this text.
@@ -144,7 +144,7 @@ class LocalFederation:
     # What people do
 
     def edit_node(self, name: str, port: int) -> None:
-        """What a silo's people write into node.toml and silo.toml, and the app they approve."""
+        """Fill in node.toml and silo.toml, and approve the app, as a silo's staff does."""
         part = self.folder.node(name)
         path = part / NODE
         text = path.read_text(encoding="utf-8").replace("port = 9094", f"port = {port}")
@@ -153,13 +153,13 @@ class LocalFederation:
         approve(part / "approved.json", bundle_hash(bundle(self.folder.app)))
 
     def write_silo(self, name: str, **changes: Any) -> None:
-        """The silo config; ``changes`` of its first level."""
+        """Write the silo config with ``changes`` of its top level."""
         data = {"path": "data.jsonl", "labels": list(self.labels)}
         tree = SILO | {"name": name, "data": data} | changes
         (self.folder.node(name) / "silo.toml").write_text(tomli_w.dumps(tree), encoding="utf-8")
 
     def environment(self, name: str) -> Mapping[str, str]:
-        """What a process of this name finds in its environment beside what is there."""
+        """Return the additional environment of a process of this name."""
         return {}
 
     def command(self, name: str, *words: str) -> list[str]:
@@ -241,7 +241,7 @@ class LocalFederation:
     # What is to be seen
 
     def said(self, name: str) -> str:
-        """What a process wrote."""
+        """Return the output of a process."""
         return self.outputs[name].read_text(encoding="utf-8")
 
     def log(self, name: str) -> str:
@@ -294,7 +294,7 @@ class LocalFederation:
                 os.kill(pid, number)
 
     def kill_node(self, name: str) -> None:
-        """What a power cut does to a node."""
+        """Kill a node as a power failure does."""
         self.signal_node(name, signal.SIGKILL)
         self.processes.pop(name).wait(60)
         wait_for(lambda: not processes_of(self.folder.node(name)), f"{name} to be gone")

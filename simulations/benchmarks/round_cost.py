@@ -108,7 +108,7 @@ def federated_rounds(settings: Settings) -> list[float]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--silos", type=int, default=32)
     parser.add_argument("--steps", type=int, default=4)

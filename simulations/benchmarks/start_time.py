@@ -1,4 +1,4 @@
-"""How long a command of ``fedllm`` takes to start: the CPU time of its ``--help``.
+"""Measure the start time of ``fedllm`` commands: the CPU time of their ``--help``.
 
     python -m simulations.benchmarks.start_time [--repeats 5] [--json OUT]
 

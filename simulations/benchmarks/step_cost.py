@@ -1,4 +1,4 @@
-"""What one training step costs: time, and peak memory where it counts, against another step on the same batch.
+"""Measure time and peak memory of one training step relative to another step on the same batch.
 
     python -m simulations.benchmarks.step_cost [--variant NAME] [--model minilm --model smollm2] [--json OUT]
 
@@ -44,7 +44,7 @@ MEMORY_STEPS = 3
 
 @dataclass(frozen=True)
 class Variant:
-    """Which steps are compared.
+    """The compared steps.
 
     Attributes:
         pairs: steps whose ratio is told; the first pair has the goals.

@@ -58,7 +58,7 @@ class Step:
 
 
 def sizes(model: str, device: torch.device) -> tuple[int, int]:
-    """Batch size and micro-batch tokens for a model on a device."""
+    """Return batch size and micro-batch tokens for a model on a device."""
     return SIZES.get((model, "cpu" if device.type == "cpu" else "cuda"), (32, 1024))
 
 
@@ -80,7 +80,7 @@ class Bench:
         return {name: MAKERS[name](scene) for name in names}
 
     def alone(self, name: str) -> Step:
-        """One step with no other model in memory (for its peak memory).
+        """Return one step with no other model in memory (for its peak memory).
 
         For the baseline our model makes the batch, so that it is the same one, and is let go.
         """
@@ -99,7 +99,7 @@ class Bench:
         return Scene(self, tunable, tunable.task.features(self.records), settings)
 
     def settings(self, kind: str, private: bool) -> Settings:
-        """One local step on the whole batch, with privacy or without."""
+        """Return the settings of one local step on the whole batch, with privacy or without."""
         return workload.settings_for(
             self.source,
             kind,
@@ -136,7 +136,7 @@ class Scene:
 
 
 def our_step(scene: Scene, settings: Settings, *, seed: int | None = 0) -> Step:
-    """One local step of ours on the whole batch (sampling rate 1); no seed: secret noise."""
+    """Return one local step of ours on the whole batch (sampling rate 1); no seed: secret noise."""
     return _train(scene, settings, seed)
 
 
@@ -162,7 +162,7 @@ def perturbed_step(form: str, scene: Scene) -> Step:
 
 
 def forward_step(scene: Scene) -> Step:
-    """One step through outputs alone."""
+    """Return one black-box step."""
     settings = scene.changed(
         model=scene.settings.model.model_dump() | {"access": "black-box"},
         zeroth_order={"directions": DIRECTIONS},
@@ -181,7 +181,7 @@ def noise_alone(seed: int | None, scene: Scene) -> Step:
 
 
 def refills(make: Callable[[], Cipher[Any]], scene: Scene) -> Step:
-    """Refills by a cipher, each under a new key."""
+    """Return a step that refills by a cipher, each time under a new key."""
     zeros, out = bytes(REFILL), bytearray(REFILL + 15)
 
     def call() -> None:
@@ -270,4 +270,4 @@ MAKERS: dict[str, Callable[[Scene], Step]] = {
     "training step": teacher_training,
     "black-box": forward_step,
 }
-"""What makes a step, by its name."""
+"""Makers of steps, by name."""

@@ -1,4 +1,4 @@
-"""What the accounting of one more round costs in a run with 1,000 clients, and a ledger of 100,000 rows.
+"""Measure the accounting of one more round in a run with 1,000 clients, and of a ledger of 100,000 rows.
 
     python -m simulations.benchmarks.thousand_clients [--clients 1000] [--rounds 30] [--rows 100000]
         [--json [OUT]]
@@ -43,7 +43,7 @@ RATE, NOISE, DELTA, STEPS = 0.01, 1.0, 1e-5, 4
 
 
 def entries(clients: int, server_round: int) -> Iterator[LedgerEntry]:
-    """What the clients of a round put into the ledger."""
+    """Yield the ledger entries of the clients of a round."""
     event = dp_sgd(RATE, NOISE, STEPS)
     for client in range(clients):
         yield LedgerEntry(
@@ -76,7 +76,7 @@ def epsilons(ledger: Ledger) -> dict[str, float]:
 
 
 def seconds(work: Callable[[], Any]) -> float:
-    """How long it takes."""
+    """Return the duration of a call in seconds."""
     return wall_and_cpu(work)[0]
 
 
@@ -156,7 +156,7 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Measure, print, and write JSON where asked."""
+    """Measure, print, and optionally write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=30)

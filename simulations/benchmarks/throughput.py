@@ -116,7 +116,7 @@ class Side:
         self.tokens: list[int] = []
 
     def rates(self, *, load: bool) -> dict[str, float]:
-        """Examples/s over all clients, with and without loading (and tokenising) in the clock."""
+        """Return examples/s over all clients, with and without loading (and tokenising) in the measured time."""
         seconds = sum(self.train) + ((sum(self.load) + sum(self.tokenise)) if load else 0.0)
         return {"examples": sum(self.examples) / seconds, "tokens": sum(self.tokens) / seconds}
 
@@ -143,7 +143,7 @@ def our_client(
     rate: float,
     labels: tuple[int, int],
 ) -> int:
-    """One client's local steps by our code; the number of examples that were drawn."""
+    """Run one client's local steps by our code; return the number of drawn examples."""
     noise = float(settings.privacy.noise_multiplier or 0.0)
     mechanism = make_mechanism(settings, sampling_rate=rate, noise_multiplier=noise)
 
@@ -208,7 +208,7 @@ def _padded_tokens(
     number: int,
     turn: int,
 ) -> int:
-    """Tokens, padding included, of the micro-batches that our side has just trained on."""
+    """Return the tokens, padding included, of the micro-batches that our side last trained on."""
     total, seen = 0, 0
     for step in range(federation.local_steps):
         rng = generator(0, "sample", step, number, turn)

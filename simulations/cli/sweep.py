@@ -1,4 +1,4 @@
-"""``fedllm sweep``: an experiment's arms over epsilon, seeds and data sets, each cell a run of its own."""
+"""``fedllm sweep``: run an experiment's arms over epsilons, seeds and data sets, one run per trial."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def sweep(
 
 
 class SweepView:
-    """A progress bar over all rounds of all cells, and a line a cell."""
+    """A progress bar over all rounds of all trials, and a line per trial."""
 
     def __init__(self, plan: Sweep, console: Console, workers: int) -> None:
         from simulations.sweep.execute import is_done
@@ -123,17 +123,17 @@ class SweepView:
         self.progress.start()
 
     def started(self, cell: Cell, first_round: int) -> None:
-        """A worker has begun."""
+        """Show that a trial's worker has started."""
         self._move(cell, first_round)
         again = f", from round {first_round}" if first_round else ""
         self._say(f"started   {cell.title}{again}")
 
     def moved(self, cell: Cell, done: int) -> None:
-        """A cell has finished a round."""
+        """Show that a trial has finished a round."""
         self._move(cell, done)
 
     def ended(self, cell: Cell, status: str, message: str) -> None:
-        """A cell's worker has ended."""
+        """Show that a trial's worker has ended."""
         if status in ("finished", "stopped"):
             self.done += 1
         elif status == "failed":
@@ -144,7 +144,7 @@ class SweepView:
         self.progress.update(self.task, description=f"{self.done}/{len(self.plan.chosen)} runs")
 
     def close(self) -> None:
-        """No cell is under way any more."""
+        """Close the display."""
         self.progress.stop()
 
     def _move(self, cell: Cell, done: int) -> None:
@@ -159,7 +159,7 @@ class SweepView:
 
 @contextmanager
 def _interrupts(console: Console) -> Iterator[tuple[threading.Event, threading.Event]]:
-    """Two events: the first Ctrl-C (or SIGTERM) sets one, the second the other."""
+    """Yield two events: the first Ctrl-C (or SIGTERM) sets one, the second the other."""
     stop, give_up = threading.Event(), threading.Event()
 
     first = [0.0]
@@ -182,7 +182,7 @@ def _interrupts(console: Console) -> Iterator[tuple[threading.Event, threading.E
 
 
 def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
-    """The runs, and what is done of each."""
+    """Print the runs and their remaining rounds."""
     from simulations.sweep.execute import is_done, rounds_done
 
     todo = {
@@ -224,7 +224,7 @@ def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
 
 
 def _print_table(content: Mapping[str, Any], console: Console) -> None:
-    """The table on a terminal: what a reader looks for first; the files have the rest."""
+    """Print the main columns of the table on the terminal; the files have the rest."""
     from simulations.sweep import words
 
     metric = content["metric"]

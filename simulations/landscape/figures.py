@@ -64,7 +64,7 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _curves(figure: Figure, rows: Sequence[dict[str, Any]], kinds: Sequence[str]) -> None:
-    """Above: the loss; below: how far it rises over the checkpoint's own."""
+    """Draw the loss above, and below its increase over the checkpoint's own loss."""
     axes = figure.subplots(2, len(kinds), sharex=True, sharey="row", squeeze=False)
     titles = {
         "random": "A random direction, shared by all",

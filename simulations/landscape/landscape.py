@@ -51,7 +51,7 @@ Advance = Callable[[], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, the same for every checkpoint.
+    """Parameters of the measurement, the same for every checkpoint.
 
     Attributes:
         grid: points of an axis, odd (the middle one is the checkpoint).
@@ -120,7 +120,7 @@ class Plan:
 
 
 def tokens_that_fit(backbone: Backbone) -> int:
-    """Padded tokens of a micro-batch whose graph of second derivatives takes about a gigabyte.
+    """Return the padded tokens of a micro-batch whose graph of second derivatives takes about a gigabyte.
 
     A token's graph grows with layers and hidden size; MiniLM bears 2,048 tokens, SmolLM2-135M 273.
     """
@@ -162,8 +162,7 @@ def random_direction(
 
 
 class Grids:
-    """Values that are expensive, in a JSON file that grows as they are found: what is there is not
-    computed again.
+    """Expensive values in a JSON file that grows as they are found; existing values are not computed again.
 
     Args:
         path: the file; its folder is made.
@@ -207,7 +206,7 @@ def measure(
     cache: Path,
     advance: Advance = lambda: None,
 ) -> dict[str, Any]:
-    """Landscape and sharpness of one checkpoint.
+    """Measure landscape and sharpness of one checkpoint.
 
     Interrupted, it goes on where it stopped: what was found is in a file below ``cache`` that is named
     after everything the values depend on.

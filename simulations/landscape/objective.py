@@ -71,13 +71,13 @@ class Objective:
 
     @torch.no_grad()
     def value(self, shift: Tensor | None = None) -> float:
-        """L(w0 + scales * shift); at w0 without a shift."""
+        """Return L(w0 + scales * shift); at w0 without a shift."""
         where = self.point if shift is None else self.point + self.scales * shift
         total = sum(float(part.losses(where).double().sum()) for part in self.parts)
         return total / self.examples
 
     def gradient(self) -> Tensor:
-        """dL/du at u = 0, (d,)."""
+        """Return dL/du at u = 0, (d,)."""
         total = torch.zeros_like(self.point)
         for part in self.parts:
             w = self.point.clone().requires_grad_(True)
@@ -86,7 +86,7 @@ class Objective:
 
     @contextmanager
     def hessian(self, keep_tokens: int = 4096) -> Iterator[Callable[[Tensor], Tensor]]:
-        """Within the scope, a function u -> H u, H the Hessian of L with respect to u at u = 0.
+        """Yield, within the scope, a function u -> H u, H the Hessian of L with respect to u at u = 0.
 
         Double backward (Pearlmutter 1994): the gradient of the inner product of gradient and vector. The
         graphs of the gradients of the first ``keep_tokens`` tokens stay in memory, since building one
@@ -187,7 +187,7 @@ def flatten(tensors: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
 
 
 def filter_norms(params: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
-    """For each coordinate the norm of the filter it belongs to, (d,); 0 for what is in no filter."""
+    """Return for each coordinate the norm of its filter, (d,); 0 outside of filters."""
     return flatten(
         {
             name: params[name].norm(dim=-1, keepdim=True).expand_as(params[name])

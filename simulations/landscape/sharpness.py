@@ -1,4 +1,4 @@
-"""How sharp the minimum is that a model sits in: eigenvalue, trace, and the rise within a radius.
+"""Measure the sharpness of a model's minimum: eigenvalue, trace, and the increase within a radius.
 
 All of it reads the loss of examples, and nothing here adds noise: on private examples the numbers are
 not covered by any guarantee. Callers measure on public or held-out text, or label what they print
@@ -85,7 +85,7 @@ def top_eigenvalue(
 def _power(
     product: Product, start: Tensor, shift: float, limit: int, tolerance: float, advance: Advance
 ) -> Eigenvalue:
-    """Power iteration on H - shift I; value, residual and vector are those of H."""
+    """Run power iteration on H - shift I; value, residual and vector are those of H."""
     vector = start / start.norm()
     value = residual = 0.0
     spent = 0

@@ -1,1 +1,1 @@
-"""What experiments and ledgers plan and cost, as the commands print it."""
+"""Plans and costs of experiments and ledgers, as the commands print them."""

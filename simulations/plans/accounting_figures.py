@@ -1,4 +1,4 @@
-"""What a schedule or a ledger costs by every accountant, as the plain tree that is printed as JSON."""
+"""Compute the cost of a schedule or a ledger by every accountant, as the plain tree that is printed as JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _KEYS = {name: name.replace("-", "_") for name in ACCOUNTANTS}
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence what dp_accounting (absl) prints of orders that it tries and drops."""
+    """Silence dp_accounting's (absl) output about orders that it tries and drops."""
     logger = logging.getLogger("absl")
     level = logger.level
     with warnings.catch_warnings():
@@ -49,7 +49,7 @@ def quiet() -> Iterator[None]:
 
 
 def assumes(unit: Unit, relation: Relation, adversary: Adversary) -> str:
-    """What must be true of a planned schedule for its numbers to hold."""
+    """Return the assumptions under which a planned schedule's numbers hold."""
     return (
         f"each {unit.value} is in each step's sample independently with the sample rate (Poisson); "
         "its contribution is clipped to the clipping norm; Gaussian noise of noise multiplier x "
@@ -206,7 +206,7 @@ def _plans(
     adversary: Adversary,
     delta: float,
 ) -> dict[str, dict[str, float | None]]:
-    """Party to run to the epsilon of the run's whole plan, by PLD; parties without a plan are left out."""
+    """Map party to run to the epsilon of the run's whole plan, by PLD; parties without a plan are left out."""
     with Ledger(path, read_only=True) as ledger:
         found = {
             name: plan_epsilons(
@@ -260,7 +260,7 @@ def _recorded_delta(rows: Sequence[LedgerEntry]) -> float:
 
 
 def _only(option: str, chosen: str | None, found: set[str], default: str) -> str:
-    """What was chosen, or the one that the ledger holds."""
+    """Return the chosen value, or the only one that the ledger holds."""
     if chosen is not None:
         return chosen
     if len(found) > 1:
@@ -330,7 +330,7 @@ def _figures(events: Counter[DpEvent], relation: Relation, delta: float) -> Figu
 
 
 def _nothing(relation: Relation, reasons: Sequence[str]) -> Figures:
-    """Infinite figures: no accountant can help."""
+    """Return infinite figures: no accountant can help."""
     found: Figures = {}
     for name, key in _KEYS.items():
         accountant = make_accountant(name, relation)
@@ -340,7 +340,7 @@ def _nothing(relation: Relation, reasons: Sequence[str]) -> Figures:
 
 
 def _largest(parties: Mapping[str, Figures]) -> Figures:
-    """Per accountant the largest epsilon and mu, since a record is in one party only.
+    """Return the largest epsilon and mu per accountant, since a record is in one party only.
 
     Where an accountant cannot represent an event of some party, it has no figure for the whole.
     """

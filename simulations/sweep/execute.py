@@ -29,18 +29,18 @@ class View(Protocol):
     """Watches the cells."""
 
     def started(self, cell: Cell, first_round: int) -> None:
-        """A worker has begun."""
+        """Show that a trial's worker has started."""
 
     def moved(self, cell: Cell, done: int) -> None:
-        """A trial has finished a round."""
+        """Show that a trial has finished a round."""
 
     def ended(self, cell: Cell, status: str, message: str) -> None:
-        """A trial's worker has ended."""
+        """Show that a trial's worker has ended."""
 
 
 @dataclass
 class Outcome:
-    """How the trials ended."""
+    """Results of the trials' workers."""
 
     finished: list[Cell] = field(default_factory=list)
     kept: list[Cell] = field(default_factory=list)
@@ -115,7 +115,7 @@ def rounds_done(sweep: Sweep, cell: Cell) -> int:
 
 
 def worker_count(sweep: Sweep, wanted: int | None) -> int:
-    """Workers: one for each core and its share of threads, no more than cells."""
+    """Return the number of workers: one for each core and its share of threads, no more than trials."""
     threads = max((cell.settings.simulation.threads for cell in sweep.chosen), default=1)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

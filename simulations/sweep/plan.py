@@ -44,7 +44,7 @@ METRICS = {
     "loss": False,
     "perplexity": False,
 }
-"""Whether larger is better."""
+"""Metrics; True if larger is better."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _FACTORS = {"epsilon": "epsilon = [...]", "seed": "seeds = [...]"}
 
@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """For people: data set, arm, epsilon and seed."""
+        """A readable title: data set, arm, epsilon and seed."""
         epsilon = "no privacy" if self.epsilon is None else f"epsilon {self.epsilon:g}"
         parts = [self.dataset, self.arm, epsilon, f"seed {self.seed}"]
         return ", ".join(filter(None, parts))
@@ -296,5 +296,5 @@ def _cell(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Pat
 
 
 def _slug(name: str) -> str:
-    """Letters, digits and hyphens of a name."""
+    """Return letters, digits and hyphens of a name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()

@@ -20,7 +20,7 @@ VERSION = 1
 
 
 def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Everything that the sweep states.
+    """Collect all content of the sweep's results.
 
     Keys: ``cells`` (one a run: where it is, its metrics, its guarantee by its own ledger) and ``table``
     (one row an arm, epsilon and data set), with what was compared by which test in ``tests``.
@@ -112,7 +112,7 @@ def _cell(sweep: Sweep, cell: Cell, failure: str | None) -> dict[str, Any]:
 
 
 def _guarantee(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What the run's report states, computed from its ledger."""
+    """Return the guarantee in the run's report, computed from its ledger."""
     keys = ("level", "epsilon", "delta", "unit", "relation", "adversary", "accountant", "bound")
     stated = report["guarantee"]
     found = {key: stated[key] for key in keys}
@@ -129,10 +129,10 @@ def _row(
     epsilon: float | None,
     arm: str,
 ) -> dict[str, Any] | None:
-    """One arm at one epsilon; None where the sweep has no such cell."""
+    """Return one arm at one epsilon, or None if the sweep has no such trial."""
 
     def of(name: str | None) -> dict[int, int]:
-        """Seed -> place, of the trials that an arm is judged by at this epsilon."""
+        """Map seeds to indices of the trials that evaluate an arm at this epsilon."""
         chosen = [
             i
             for i, cell in enumerate(cells)
@@ -211,7 +211,7 @@ def _ratio(
 
 
 def _joined(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """One statement for all seeds: the worst of them."""
+    """Return one guarantee for all seeds: the worst of them."""
     if not guarantees:
         return None
     from fedllm.report.guarantee import STATED
@@ -228,7 +228,7 @@ def _joined(guarantees: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
-    """Holm's correction over all comparisons of the table, for each of the two tests."""
+    """Apply Holm's correction over all comparisons of the table, for each of the two tests."""
     for test in ("over_seeds", "over_examples"):
         compared = [row[test] for row in rows if row[test] is not None]
         for found, p in zip(compared, holm([found["p"] for found in compared]), strict=True):

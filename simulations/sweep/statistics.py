@@ -1,4 +1,4 @@
-"""What a sweep's numbers say: spread, paired tests, and Holm's correction."""
+"""Statistics of a sweep: spread, paired tests, and Holm's correction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Answers = Sequence[tuple[str, bool]]
 
 @dataclass(frozen=True)
 class Summary:
-    """Of one quantity over seeds.
+    """Summary of one quantity over seeds.
 
     Attributes:
         spread: sample standard deviation (n - 1); None for one value.
@@ -100,7 +100,7 @@ def paired_examples(
 
 
 def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down adjusted p-values (Holm 1979); None stays None and is not counted."""
+    """Return Holm's step-down adjusted p-values (Holm 1979); None stays None and is not counted."""
     order = sorted((p, place) for place, p in enumerate(values) if p is not None)
     adjusted: list[float | None] = [None] * len(values)
     largest = 0.0

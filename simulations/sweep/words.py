@@ -93,7 +93,7 @@ def breaks_guarantee(row: Mapping[str, Any]) -> bool:
 
 
 def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
-    """What the ledgers say, epsilon or that there is no guarantee, and on what it depends."""
+    """Return the ledgers' epsilon or the lack of a guarantee, and its conditions."""
     found = row["guarantee"]
     if found is None:
         return "–", ""
@@ -111,7 +111,7 @@ def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def epsilon_meaning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What an epsilon of the table means: one sentence for each kind of guarantee in it."""
+    """Explain the epsilons of the table: one sentence for each kind of guarantee in it."""
     found = []
     for row in rows:
         stated = row["guarantee"]
@@ -130,7 +130,7 @@ def epsilon_meaning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def broken(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for each arm whose ledger holds events without a guarantee."""
+    """Return one sentence for each arm whose ledger holds events without a guarantee."""
     found = [
         f"{row['arm']}: NO GUARANTEE, epsilon is infinite. {'; '.join(row['guarantee']['reasons'])}"
         for row in rows
@@ -140,7 +140,7 @@ def broken(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def explanations(content: Mapping[str, Any]) -> list[str]:
-    """What the columns mean, and what the tests can tell."""
+    """Explain the columns and the power of the tests."""
     found = [
         f"{content['metric']} of the last model on the server's own examples"
         + (", in percent, differences in points" if content["metric"] in SHARES else "")
@@ -170,7 +170,7 @@ def explanations(content: Mapping[str, Any]) -> list[str]:
 
 
 def heading(dataset: str, epsilon: float | None) -> str:
-    """Of one block of the table."""
+    """Return the heading of one block of the table."""
     parts = [dataset, "" if epsilon is None else f"epsilon = {epsilon:g}"]
     return ", ".join(filter(None, parts)) or "All arms"
 
@@ -184,7 +184,7 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[st
 
 
 def unfinished(content: Mapping[str, Any]) -> list[str]:
-    """One sentence for each trial that has no result."""
+    """Return one sentence for each trial without a result."""
     found = []
     for cell in content["cells"]:
         if cell["done"]:
@@ -197,7 +197,7 @@ def unfinished(content: Mapping[str, Any]) -> list[str]:
 
 
 def shortened(content: Mapping[str, Any]) -> list[str]:
-    """One sentence for each run that its budget stopped before the last round."""
+    """Return one sentence for each run that its budget stopped before the last round."""
     return [
         f"{cell['title']}: stopped after {cell['round']} of {cell['rounds']} rounds: {cell['message']}"
         for cell in content["cells"]

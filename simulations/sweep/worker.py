@@ -26,7 +26,7 @@ from fedllm.run.folder import RunFolder
 from simulations.sweep.locks import locked
 
 JUDGED = "cell.json"
-"""What a finished trial adds to its run folder: answers by example, and what a round cost."""
+"""Files that a finished trial adds to its run folder: answers by example, and the cost of a round."""
 ORPHANED = 75
 _DONE = ("finished", "stopped")
 
@@ -43,16 +43,16 @@ class Telling:
         self.begin()
 
     def begin(self) -> None:
-        """Another trial begins."""
+        """Begin another trial."""
         self.seconds: list[float] = []
         self._last: float | None = None
 
     def tell(self, **line: Any) -> None:
-        """One line, in one write."""
+        """Write one line to the parent, in one write."""
         os.write(self.handle, (json.dumps(plain(line)) + "\n").encode())
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A record of the run; see :class:`server.monitoring.Callback`."""
+        """Report a record of the run; see :class:`server.monitoring.Callback`."""
         if record["kind"] == "round":
             now = time.process_time()
             if self._last is not None:
@@ -65,11 +65,11 @@ class Telling:
             print(f"warning: {record['message']}", file=sys.stderr)
 
     def close(self) -> None:
-        """The run is over."""
+        """Note that the run is over."""
 
 
 def run_cell(run: RunFolder, telling: Telling, stop: threading.Event) -> str:
-    """Run, or go on with, a run folder's experiment, and judge it; the run's status."""
+    """Run or resume a run folder's experiment and evaluate it; return the run's status."""
     from simulations.in_process import federate
 
     status = str(run.state()["status"])

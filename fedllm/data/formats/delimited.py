@@ -24,7 +24,7 @@ csv.field_size_limit(2**31 - 1)  # a long text is no fault
 
 @dataclass(frozen=True)
 class Header:
-    """What the first row of a delimited file says of all others.
+    """Format of a delimited file, detected from its first row.
 
     Attributes:
         delimiter: one character.

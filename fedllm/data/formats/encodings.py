@@ -62,7 +62,7 @@ def decode_text(raw: bytes, encoding: str, name: str, *, mark_bad: bool = False)
 
 
 def _unmarked(raw: bytes) -> str | None:
-    """UTF-16 without a mark, by the zero bytes of the first two characters; None for anything else."""
+    """Detect UTF-16 without a mark by the zero bytes of the first two characters; None for anything else."""
     zeros = [byte == 0 for byte in raw[:4]]
     if zeros == [False, True, False, True]:
         return "utf-16-le"
@@ -70,7 +70,7 @@ def _unmarked(raw: bytes) -> str | None:
 
 
 def _advice(raw: bytes) -> str:
-    """Which encoding a file is likely to have: a guess for people, by which nothing is read."""
+    """Return the likely encoding of a file: a hint for people, never used for reading."""
     sample = raw[:_SAMPLE]
     if sample.decode("utf-8", "ignore").encode() != sample:
         bad = sample.decode("utf-8", "surrogateescape")

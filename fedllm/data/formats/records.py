@@ -14,7 +14,7 @@ from typing import Any, Literal
 Record = dict[str, Any]
 
 BadRows = Literal["refuse", "drop"]
-"""What is done where a row cannot be used: the whole data set is refused, or the row is left out."""
+"""Handling of unusable rows: refuse the whole data set, or drop the row."""
 
 
 class DataError(ValueError):
@@ -22,7 +22,7 @@ class DataError(ValueError):
 
 
 class RowError(DataError):
-    """One row of a file that is no record, while the rest can be read."""
+    """One row of a file is not a record, while the rest can be read."""
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def organisation_of(text: str) -> str:
 
 
 def normalise_tweet(text: str) -> str:
-    """Tweet for finding copies: without leading ``RT @name:``, links and quotes at the ends, then
+    """Return a tweet's text for finding copies: without leading ``RT @name:``, links and quotes at the ends, then
     :func:`fedllm.data.formats.records.normalise_text`. Retweets of one tweet become equal."""
     bare = _LINK.sub(" ", _RETWEET.sub("", text))
     return normalise_text(bare.strip(' "“”…')) or normalise_text(text)

@@ -33,7 +33,7 @@ class AttentionGeometry:
 
 @dataclass
 class AttentionCall:
-    """One attention call, seen by a recorder."""
+    """One attention call, captured by a recorder."""
 
     module: nn.Module
     key: Tensor

@@ -22,7 +22,7 @@ _SAME_PARTS = ("guarantee", "silos", "vouching")
 
 @dataclass
 class Trusted:
-    """What a verifier trusts.
+    """Keys and heads that a verifier trusts.
 
     Attributes:
         keys: silo to the node keys that are, or were, registered for it; None takes those in the run folder.
@@ -61,7 +61,7 @@ def read_keys(places: Sequence[Path]) -> dict[str, list[NodeKey]]:
 
 
 def trusted_of(deployment: Path | None, places: Sequence[Path]) -> Trusted:
-    """What to verify against: the keys given, else those of the deployment's folder.
+    """Return the trusted keys: the given ones, or those of the deployment folder.
 
     Raises:
         KeyProblem: a key cannot be read.
@@ -124,7 +124,7 @@ def _keys(index: Mapping[str, Expected], name: str, trusted: Trusted) -> Sequenc
 def _check(
     folder: Path, row: Mapping[str, Any], run: str, keys: Sequence[NodeKey], kept: Kept | None
 ) -> str:
-    """What holds of one silo's extract, in words.
+    """Return the verified statements about one silo's extract, in words.
 
     Raises:
         ExtractError: what does not.
@@ -211,7 +211,8 @@ def _check_ledger(path: Path, report: Mapping[str, Any], run: str) -> Check:
 
 
 def signed_extracts(report: Mapping[str, Any]) -> dict[str, Any]:
-    """What a signer signs of the extracts: each one's digest and head, or null for a silo that does not vouch."""
+    """Return the signed content about the extracts: each one's digest and head, or null for a silo that does not
+    vouch."""
     kept = ("sha256", "rows", "hash", "key")
     return {
         row["silo"]: {name: row[name] for name in kept} if row["vouches"] else None

@@ -46,7 +46,7 @@ TOO_LITTLE = "the silo {silo} states less for the {runs} runs on its ledger than
 
 @dataclass
 class Vouching:
-    """What the extracts of a run come to.
+    """The combined result of a run's extracts.
 
     Attributes:
         silos: the accounts of those that vouch, in order of their names.
@@ -129,7 +129,7 @@ def _entries(extract: Extract, first_id: int, adversaries: Collection[str]) -> l
 
 
 class _Account:
-    """One silo's account: as it states it, and as its events give it."""
+    """One silo's account: its own statement, and the figures computed from its events."""
 
     def __init__(
         self,
@@ -237,7 +237,7 @@ class _Account:
         return Figure(name, claimed.epsilon, bound, claimed.mu, note)
 
     def _none_of_all(self, name: str, why: str) -> Figure:
-        """No number, where a ledger's runs cost more than any that is known."""
+        """Return no number if a ledger's runs cost more than any known number."""
         note = why.format(silo=printable(self.extract.silo), runs=self.extract.other_runs + 1)
         return Figure(name, None, KNOWN[name].is_bound, note=note)
 
@@ -250,7 +250,7 @@ class _Account:
         )
 
     def _held(self, stated: AccountItem, headline: Figure, adversary: str) -> Figure | None:
-        """What holds where it is not the epsilon of what was released; in the server's own words."""
+        """Return the enforced bound, if it is not the epsilon of the releases; in the server's own words."""
         claimed, runs = stated.held, self.extract.other_runs + 1
         at_least = headline.epsilon_or_inf
         if self.extract.shared:
@@ -303,7 +303,7 @@ class _Account:
 
 
 def _of_adversary(extract: Extract, adversary: Adversary) -> AccountItem:
-    """What an extract states against an adversary, or the weakest stronger one."""
+    """Return an extract's statement against an adversary, or the weakest stronger one."""
     able = [name for name in extract.account if Adversary(name).strength >= adversary.strength]
     if not able:
         return AccountItem(figures=(), reasons=(f"nothing is stated against {adversary}",))

@@ -1,4 +1,4 @@
-"""Whether an extract covers what its silo released, as far as the server knows of that.
+"""Check that an extract covers its silo's releases, as far as the server knows them.
 
 The server counts the events that a silo told of with its updates: T, in the server's view. The extract holds the rows of
 the run, R, and the run's plan, P; a silo that keeps its events sends neither. Multisets are compared as a ledger
@@ -51,7 +51,7 @@ UNKNOWN = (
 
 
 class Sent(Protocol):
-    """What an extract holds of its run."""
+    """Content of an extract about its run."""
 
     def planned(self, adversary: str) -> Multiset | None:
         """The events with a guarantee that the run's plan holds; None without a plan."""
@@ -93,7 +93,7 @@ def check_told(expected: Expected, silo: SiloAccounting, sent: Sent, accounts: A
 
 
 def _counts_all(silo: SiloAccounting, adversary: str, sent: Sent) -> bool:
-    """Whether a silo's epsilon counts what its run may still release, and not its rows alone."""
+    """Return True if a silo's epsilon includes future releases of its run, not only its rows."""
     if math.isinf(silo.stated(adversary).epsilon_or_inf):
         return True
     held = silo.held.get(adversary)

@@ -36,7 +36,7 @@ class NodeKey:
 
     @property
     def fingerprint(self) -> str:
-        """As ``ssh-keygen -l`` prints it: ``SHA256:`` and the base64 of the key's SHA-256."""
+        """The fingerprint in the format of ``ssh-keygen -l``: ``SHA256:`` and the base64 of the key's SHA-256."""
         digest = sha256(base64.b64decode(self.line.split()[1])).digest()
         return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 

@@ -1,4 +1,4 @@
-"""What a server remembers of each silo's ledger across runs: the last signed head, returned with each task.
+"""The server's memory of each silo's ledger across runs: the last signed head, returned with each task.
 
 One small file a silo. The head is signed by the silo, so that the silo believes it: a server can neither forge one nor
 make an older one newer.

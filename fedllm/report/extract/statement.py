@@ -1,4 +1,4 @@
-"""What a silo states of its ledger: an extract about one run, and the ledger's head by itself.
+"""A silo's signed statement about its ledger: an extract about one run, and the ledger's head by itself.
 
 Both are texts (canonical JSON) that are signed as they are. A text is parsed only after its signature was verified,
 and even then within limits: a registered node may be hostile.
@@ -53,7 +53,7 @@ class _Part(BaseModel):
 
 
 class FigureItem(_Part):
-    """One accountant's answer; see :class:`fedllm.report.accounting.Figure`."""
+    """One accountant's result; see :class:`fedllm.report.accounting.Figure`."""
 
     accountant: Name
     epsilon: Cost | None
@@ -80,7 +80,7 @@ class FigureItem(_Part):
 
 
 class AccountItem(_Part):
-    """What all of the ledger's rows cost against one adversary.
+    """The cost of all of the ledger's rows against one adversary.
 
     Attributes:
         figures: of what was released so far.
@@ -161,7 +161,7 @@ class Head(_Part):
 
 
 class Extract(_Part):
-    """What a silo states of its ledger for the report of one run.
+    """A silo's statement about its ledger for the report of one run.
 
     Attributes:
         silo, run, made: whose it is, of which run, and when it was made (UTC, the silo's clock).

@@ -34,7 +34,7 @@ class Signed:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the server knows of one silo's extract.
+    """The server's knowledge about one silo's extract.
 
     Attributes:
         key: the node key that was registered for the silo; None where there was none.
@@ -49,7 +49,7 @@ class Expected:
     problem: str = ""
 
     def to_plain(self) -> dict[str, Any]:
-        """For the index."""
+        """Return the values for the index."""
         told = None if self.told is None else [list(pair) for pair in self.told]
         key = None if self.key is None else self.key.line
         return {"key": key, "final": self.final, "told": told, "problem": self.problem}
@@ -57,7 +57,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Found:
-    """One silo's extract as it was found.
+    """One silo's extract as found on disk.
 
     Attributes:
         expected: see there.

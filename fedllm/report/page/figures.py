@@ -89,7 +89,7 @@ def delta_curve(curves: Mapping[str, Any], epsilon: float, delta: float, account
 
 
 def trade_off_curve(curves: Mapping[str, Any], accountant: str) -> str:
-    """Missed detections against false alarms: guessing, the guarantee, and the dominating mu."""
+    """Draw missed detections against false alarms: guessing, the guarantee, and the dominating mu."""
     points = [(a, b) for a, b, _ in curves["trade_off"]]
     gaussian = [(a, g) for a, _, g in curves["trade_off"] if g is not None]
 
@@ -134,7 +134,7 @@ def scores(evaluations: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def clipping(rounds: Sequence[Mapping[str, Any]]) -> str | None:
-    """Clipping norm by round; None where it stayed."""
+    """Draw the clipping norm by round; None if it is fixed."""
     points = [(row["round"], row["clip"]) for row in rounds]
     if not points:
         return None

@@ -47,7 +47,7 @@ _STYLE: Any = {
 def render(
     draw: Callable[[Axes], None], name: str, title: str, size: tuple[float, float] = SIZE
 ) -> str:
-    """SVG text of one drawing.
+    """Return the SVG text of one drawing.
 
     Args:
         draw: draws into the axes.
@@ -150,7 +150,7 @@ def label_at(
 
 
 def by_round(axes: Axes) -> None:
-    """Whole rounds along the horizontal axis."""
+    """Label the horizontal axis with whole rounds."""
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
 

@@ -1,4 +1,4 @@
-"""What the guarantee stands on, and what it does not cover, for one run's settings."""
+"""Assumptions and limits of the guarantee, for one run's settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from privacy.keystream import CIPHER
 Item = tuple[str, str]
 
 ROUNDING_CPU = "no bit of 240 clipped gradients of MiniLM in float32 and 32 in bfloat16 differed alone and among others"
-"""What was measured of clipped gradients alone and among others; docs/results/attacks.md has the table."""
+"""Measured differences between clipped gradients alone and in batches; docs/results/attacks.md has the table."""
 
 SETTINGS_LOST = [
     (
@@ -21,7 +21,7 @@ SETTINGS_LOST = [
         "which source it came is not known; each is an assumption of every epsilon below.",
     )
 ]
-"""What is assumed of a run whose settings are lost."""
+"""Assumption for a run whose settings are lost."""
 
 
 def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
@@ -137,7 +137,7 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
 
 
 def _rounding(settings: Settings) -> str:
-    """What is left of an example's dependence on its batch mates, with its number."""
+    """Describe the remaining dependence of an example on its batch mates, with its number."""
     device = settings.model.device
     text = (
         "The sensitivity takes an example's gradient to be a function of that example. It is computed in shapes that "
@@ -159,7 +159,7 @@ def _rounding(settings: Settings) -> str:
 
 
 def _division(settings: Settings) -> str:
-    """What steps in which one record moves others mean for the guarantee; empty where there are none."""
+    """Describe the effect on the guarantee of partition steps in which one record moves others; empty without them."""
     steps = couplings(settings.data) | minor_couplings(settings.data)
     if not steps:
         return ""
@@ -178,7 +178,7 @@ def _cut(settings: Settings) -> str:
 
 
 def _side_channels(settings: Settings) -> Item:
-    """What the time and size of a reply, and whether there is one, may tell."""
+    """Describe the information in the time, size and presence of a reply."""
     text = (
         "When a reply comes, how long it took, its size and whether there is one are not part of the guarantee. "
         "An example that raises counts as zero and its step releases its noise all the same; a silo answers a "

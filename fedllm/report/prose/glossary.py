@@ -75,7 +75,7 @@ _SUBJECTS = {"example": "one given training example", "client": "the data of one
 
 
 def plain_words(content: Mapping[str, Any]) -> str | None:
-    """What the guarantee means to whoever tests for a record; None where nothing is guaranteed."""
+    """Explain the guarantee for a test of a record; None if there is no guarantee."""
     guarantee, found = content["guarantee"], content["meaning"]
     if found is None:
         return None

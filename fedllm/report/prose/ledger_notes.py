@@ -1,4 +1,4 @@
-"""What a ledger's verification tells beside its problems: that somebody adopted it, that nothing vouches for its end."""
+"""Notes of a ledger's verification that are not problems: adoptions, and a missing head."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, 
 
 
 def told(found: VerifyReport | None) -> list[str]:
-    """What a report notes of its ledger, each as a sentence."""
+    """Return the report's notes on its ledger, one sentence each."""
     lines = [] if found is None else [*found.adoptions, *found.notes]
     return [f"{line[:1].upper()}{line[1:]}." for line in lines]

@@ -1,4 +1,4 @@
-"""How whoever holds the run folder checks the report's numbers and makes them again."""
+"""Steps to check and reproduce the report's numbers from the run folder."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from privacy.guarantee import Relation, Unit
 def reproduction(
     run: RunRecord, unit: Unit, relation: Relation, delta: float
 ) -> list[dict[str, str]]:
-    """Steps, each with a title, what it shows, and the command to run beside the run folder."""
+    """Return steps, each with a title, a purpose, and the command to run next to the run folder."""
     folder = run.path.name
     own = run.settings is None or run.settings.privacy.ledger is None
     ledger = f"{folder}/{run.ledger_path.name}" if own else run.ledger_path.name

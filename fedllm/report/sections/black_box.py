@@ -26,7 +26,7 @@ from privacy.events.multiset import multiset
 from privacy.mechanisms.scalar_noise import GaussianNoise, ScalarNoise
 
 BYTES = 4
-"""Of one number of a silo's message, float32."""
+"""Bytes of one number of a silo's message, float32."""
 DIRECTIONS = (
     "The directions of each round follow from a seed that the server announces, and are public, as are the "
     "model and the smoothing. Nothing of the guarantee rests on their being random: a server that chose "
@@ -41,7 +41,7 @@ ENDPOINT = (
 
 
 class SeenPart(Part):
-    """What one party sees of a silo's data."""
+    """One party's view of a silo's data."""
 
     who: str
     what: str
@@ -88,7 +88,7 @@ class BlackBoxPart(Part):
 
 
 def clipping(settings: Settings) -> str:
-    """What bounds the sensitivity, in words."""
+    """Describe the bound of the sensitivity in words."""
     clip, order = settings.privacy.clip, settings.zeroth_order
     single = noises_numbers(settings)
     several = f"over the {order.directions} directions of a step together"
@@ -155,7 +155,7 @@ def black_box(
 
 
 def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:
-    """Who sees what of a silo's data, and whether epsilon speaks about it."""
+    """Return each party's view of a silo's data, and if epsilon covers it."""
     private = settings.privacy.mode == "dp"
     by_server = settings.privacy.noise_by == "server"
     bare = "without noise" if not private or by_server else "with noise"

@@ -1,4 +1,4 @@
-"""What several copies of one record cost, for the report: from the events of the silo that spent most."""
+"""Report section on the cost of several copies of one record, from the events of the silo that spent most."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBERS = (1, 2, 4)
 
 
 class CopiesCostPart(Part):
-    """What one number of copies costs, by PLD."""
+    """The PLD cost of one number of copies."""
 
     copies: int
     epsilon: Real | None = Field(description="Null: nothing is proven; see note.")
@@ -32,7 +32,7 @@ class CopiesCostPart(Part):
 
 
 class CopiesPart(Part):
-    """What the removal of all copies of one record costs, of the silo with the largest epsilon."""
+    """The cost of removing all copies of one record, for the silo with the largest epsilon."""
 
     silo: str
     adversary: str
@@ -47,7 +47,7 @@ def copies_of_a_record(
     unit: Unit,
     accounts: Accounts,
 ) -> dict[str, Any] | None:
-    """What copies of one record cost at the silo with the largest epsilon."""
+    """Return the cost of copies of one record at the silo with the largest epsilon."""
     adversary = drawn_adversary(statement)
     worst = largest(run, accounted, adversary)
     if worst is None or unit is Unit.CLIENT:

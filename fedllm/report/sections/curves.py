@@ -17,7 +17,7 @@ from privacy.accountants.gaussian_curve import gaussian_delta
 from privacy.guarantee import Relation
 
 SMALLEST_DELTA = 1e-10
-"""Where the drawn curve of delta ends; the dominating mu covers no smaller delta."""
+"""End of the drawn curve of delta; the dominating mu covers no smaller delta."""
 _LARGEST_EPSILON = 500.0
 _FINE, _COARSE = 3000, 120
 _SHOWN = 160

@@ -32,7 +32,7 @@ class MuPart(Part):
 
 
 class MuPartsPart(Part):
-    """What this run spent of one silo, the one with the largest mu, by purpose."""
+    """This run's spending of one silo, the one with the largest mu, by purpose."""
 
     adversary: str
     silo: str
@@ -42,7 +42,7 @@ class MuPartsPart(Part):
 
 
 class EncodingPart(Part):
-    """How updates travel."""
+    """Encoding of the updates."""
 
     codec: str
     bits: int
@@ -131,8 +131,8 @@ def mu_by_purpose(
     accounts: Accounts,
     purposes: Sequence[tuple[str, str]],
 ) -> list[dict[str, Any]]:
-    """For each adversary the silo with the largest mu of this run: mu of its rows of each purpose, and
-    of all its events in this run (``total``); None where there is no guarantee.
+    """Return, for each adversary, the silo with the largest mu of this run: mu of its rows of each purpose, and of
+    all its events in this run (``total``); None without a guarantee.
 
     Args:
         purposes: (key in the result, purpose in the ledger).

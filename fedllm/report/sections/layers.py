@@ -31,7 +31,7 @@ class LayerStepPart(Part):
 
 
 class LayerMuPart(Part):
-    """What this run spent of one silo, the one with the largest mu, by purpose."""
+    """This run's spending of one silo, the one with the largest mu, by purpose."""
 
     adversary: str
     silo: str

@@ -44,7 +44,7 @@ class BudgetPart(Part):
 
 
 class VouchingPart(Part):
-    """What one silo of a deployed run vouches for: a signed extract of its ledger. Null: there is none."""
+    """A signed extract of the ledger of one silo of a deployed run. Null: there is none."""
 
     silo: str
     vouches: bool = Field(description="Whether its extract counts; else nothing is known of it.")
@@ -96,7 +96,7 @@ def ledger_part(run: RunRecord, runs: Sequence[str]) -> dict[str, Any]:
 
 
 def vouching_row(one: Found) -> dict[str, Any]:
-    """What the report tells of an extract, before it is known whether it counts."""
+    """Return the reported fields of an extract, before its acceptance is decided."""
     extract, key = one.extract, one.expected.key
     found: dict[str, Any] = {
         "silo": one.silo,

@@ -45,7 +45,7 @@ class LmoCostPart(Part):
 
 
 class LmoPart(Part):
-    """LMO noise: what is claimed beside what is true, of the silo with the least noise."""
+    """LMO noise: claimed and true cost, for the silo with the least noise."""
 
     silo: str
     parameters: dict[str, float] = Field(description="In units of the clipping norm.")
@@ -64,8 +64,8 @@ class LmoPart(Part):
 
 
 def unproven(run: RunRecord) -> str | None:
-    """What the report says before its statement of a run of an earlier version whose noise was calibrated to a
-    figure that is no bound (``privacy.calibrate_to``); else None."""
+    """Return the report's opening warning for a run of an earlier version whose noise was calibrated to a figure that
+    is not a bound (``privacy.calibrate_to``); else None."""
     figure, settings = str(run.removed.get("privacy.calibrate_to")), run.settings
     if figure not in _NO_BOUND or settings is None or settings.privacy.mode == "none":
         return None

@@ -30,7 +30,7 @@ def perturbation(settings: Settings | None) -> dict[str, Any] | None:
 
 
 def meaning(settings: Settings) -> str:
-    """What the perturbation does to the guarantee, in words."""
+    """Describe the effect of the perturbation on the guarantee."""
     if settings.privacy.mode == "none":
         return "Nothing is guaranteed (privacy.mode = none), in whatever form."
     if settings.privacy.unit == "client":

@@ -75,7 +75,7 @@ def releases(entries: Sequence[LedgerEntry], run: str | None) -> list[dict[str, 
 
 
 def _mechanism(event: DpEvent) -> str:
-    """Like :func:`describe_event`, without the parameters that differ from silo to silo."""
+    """Describe an event like :func:`describe_event`, without the parameters that differ between silos."""
     if isinstance(event, dp.TruncatedSubsampledGaussianDpEvent):
         return f"Poisson sampling cut to {event.truncated_batch_size}, then Gaussian mechanism"
     if isinstance(event, dp.PoissonSampledDpEvent):

@@ -1,4 +1,4 @@
-"""What the report draws and says in plain words: curves of some silos, from their rows.
+"""Curves and plain-language statements of the report for some silos, from their rows.
 
 Of a silo that keeps its events, or whose ledger holds other runs' as well, the rows are not all here: it has figures, but
 no curves.
@@ -59,7 +59,7 @@ class PrivacyCurvesPart(Part):
 
 
 class MeaningPart(Part):
-    """What the guarantee means to whoever tests for a record, in whichever silo."""
+    """Meaning of the guarantee for a test of a record, in any silo."""
 
     adversary: str
     false_alarms: float = Field(description="Rate of false alarms of the test.")
@@ -153,8 +153,8 @@ def in_plain_words(
     unit: Unit,
     relation: Relation,
 ) -> dict[str, Any] | None:
-    """What a test with few false alarms misses at the least, in whichever silo; None where nothing
-    is guaranteed, or there are too many different silos to compute it for each."""
+    """Return the minimum share of records that a test with few false alarms misses, in any silo; None without a
+    guarantee, or with too many different silos to compute it for each."""
     if statement.level not in STATED:
         return None
     adversary = drawn_adversary(statement)

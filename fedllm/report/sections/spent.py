@@ -20,7 +20,7 @@ from privacy.ledger.ledger import composed
 
 
 class FigurePart(Part):
-    """One accountant's answer."""
+    """One accountant's result."""
 
     accountant: str
     epsilon: Real | None = Field(description="Null: the accountant cannot represent an event.")
@@ -51,7 +51,7 @@ class TrainingMechanismPart(Part):
 
 
 class SiloTargetPart(Part):
-    """What a silo's settings aim at."""
+    """The targets of a silo's settings."""
 
     epsilon: Real | None = Field(description="For all runs on the ledger together.")
     run_epsilon: Real | None = Field(description="For this run alone.")
@@ -62,7 +62,7 @@ class SiloTargetPart(Part):
 
 
 class SiloPart(Part):
-    """What one silo's data was used for, and what that costs."""
+    """The uses of one silo's data, and their cost."""
 
     silo: str
     examples: int | None = Field(description="Null where private or not known.")
@@ -76,7 +76,7 @@ class SiloPart(Part):
 
 
 class AccountantPart(Part):
-    """How far an accountant may be trusted."""
+    """Validity of an accountant."""
 
     name: str
     title: str
@@ -112,7 +112,7 @@ def silo_part(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[
 
 
 def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[str, Any]:
-    """What a silo's settings aim at, and its epsilon at its own delta where that is another one."""
+    """Return the targets of a silo's settings, and its epsilon at its own delta if that differs."""
     if run.settings is None:
         return {"epsilon": None, "run_epsilon": None, "delta": None, "spent": None}
     privacy = run.settings.for_silo(silo.name).privacy
@@ -161,7 +161,7 @@ def page_values(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a silo and adversary; adversaries with the same figures share one."""
+    """Return one row per silo and adversary; adversaries with the same figures share one."""
     rows = []
     for silo in content["silos"]:
         groups: dict[str, list[str]] = {}
@@ -201,7 +201,7 @@ def _explained(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 def _columns(content: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Accountants that gave at least one number; PLD and RDP always."""
+    """Return the accountants that gave at least one number; PLD and RDP always."""
     used = {
         figure["accountant"]
         for silo in content["silos"]

@@ -1,4 +1,4 @@
-"""What the training did: evaluations, rounds, traffic and failures, from ``metrics.jsonl``."""
+"""Report section on the training: evaluations, rounds, traffic and failures, from ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def participants_are_secret(settings: Settings | None) -> bool:
 
 
 def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -> dict[str, Any]:
-    """Evaluations in order, one row a round, totals, counted failures, and the perturbation of weights.
+    """Summarise evaluations in order, one row a round, totals, counted failures, and the perturbation of weights.
 
     Where participation must stay secret, times, traffic and replies are left out and ``withheld`` says so.
     """
@@ -125,7 +125,7 @@ def _evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _incidents(rounds: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Failed, refused and departed silos: how often, for which reason; outside of training, with what was asked."""
+    """Count failed, refused and departed silos by reason; outside of training, with the request."""
     counts: Counter[tuple[str, str, str]] = Counter()
     last: dict[tuple[str, str, str], int] = {}
     for record in rounds:

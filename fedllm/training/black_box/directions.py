@@ -101,7 +101,7 @@ class Directions:
         }
 
     def step_update(self, numbers: Tensor, step: int) -> dict[str, Tensor]:
-        """How the weights move in a local step: -lr/K sum_k s_k z_k.
+        """Return the change of the weights in a local step: -lr/K sum_k s_k z_k.
 
         Args:
             numbers: s of the step, (K,).
@@ -133,8 +133,8 @@ class Directions:
 
 
 def _scale(name: str, value: Tensor) -> Tensor:
-    """Of the prefix the root mean square of each layer's keys, and of its values (1 where that is 0); of a
-    head, which starts at zero, 1."""
+    """Return the scale of directions: for the prefix the root mean square of each layer's keys, and of its values (1
+    if that is 0); for a head, which starts at zero, 1."""
     if name != PREFIX:
         return torch.ones(())
     size = value.detach().float().cpu().square().mean(dim=(2, 3, 4), keepdim=True).sqrt()

@@ -24,7 +24,7 @@ class ForwardOnly(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are wanted."""
+        """Device on which the parameters are needed."""
         ...
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> Iterator[Any]:
@@ -51,11 +51,11 @@ class LocalForwardOnly:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """Device of the model."""
         return self.tunable.backbone.device
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> Iterator[Batch]:
-        """Micro-batches of similar length, at most ``max_tokens`` padded tokens each."""
+        """Yield micro-batches of similar length, at most ``max_tokens`` padded tokens each."""
         for group in self.tunable.task.batches(features, max_tokens):
             yield self.tunable.task.collate([features[i] for i in group])
 
@@ -66,8 +66,8 @@ class LocalForwardOnly:
 
 
 class HttpForwardOnly:
-    """A model behind an HTTP endpoint (:mod:`fedllm.models.endpoint`), asked for the examples of a batch that it was not
-    asked for before; see :mod:`fedllm.tasks.endpoint_classification` for what is trained.
+    """A model behind an HTTP endpoint (:mod:`fedllm.models.endpoint`); each example is requested once.
+    :mod:`fedllm.tasks.endpoint_classification` defines the trained parameters.
 
     Args:
         task: with the endpoint.
@@ -94,7 +94,7 @@ class HttpForwardOnly:
 
 
 def forward_only(tunable: Tunable) -> ForwardOnly:
-    """How a tunable model is seen from outside."""
+    """Return a tunable model's view as a black box."""
     if isinstance(tunable.task, EndpointClassification):
         return HttpForwardOnly(tunable.task)
     return LocalForwardOnly(tunable)

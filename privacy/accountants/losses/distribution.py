@@ -81,7 +81,7 @@ class LossDistribution:
 
     @cached_property
     def _log_mgfs(self) -> dict[float, float]:
-        """What `_log_mgf` has found, by order."""
+        """Cache of `_log_mgf`, by order."""
         return {}
 
     def delta(self, epsilon: float | Sequence[float] | Array) -> Array:

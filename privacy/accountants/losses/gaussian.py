@@ -135,7 +135,7 @@ def times(log_mass: Array, epsilon: Array, offset: float) -> Array:
 def _discretised(
     noise: float, rate: float, replace: bool, interval: float, bottom: float, top: float
 ) -> LossDistribution:
-    """Direction remove: P is (1-q) N_0 + q N_1."""
+    """Discretise the loss in direction remove: P is (1-q) N_0 + q N_1."""
     first, last = math.floor(bottom / interval), math.ceil(top / interval)
     grid: Array = np.arange(first, last + 1, dtype=np.float64) * interval
     edges = output_at(grid, noise, rate, replace)
@@ -154,7 +154,7 @@ def _discretised(
 
 
 def _discretised_add(noise: float, rate: float, interval: float, lowest: float) -> LossDistribution:
-    """Direction add: P is N_0, Q the mixture; the loss is minus the other one, and bounded."""
+    """Discretise the loss in direction add: P is N_0, Q the mixture; the loss is minus the other one, and bounded."""
     top = -lowest
     bottom = -float(loss_at(np.array([REACH * noise]), noise, rate, False)[0])
     first, last = math.floor(bottom / interval), math.ceil(top / interval)

@@ -27,7 +27,7 @@ _SOLVED = 1e-11  # relative error of a loss at an edge; a cell's losses are with
 
 
 class Mixture:
-    """Shifts with their weights, beside one Gaussian; shifts with weight 0 are left out.
+    """A mixture of shifted Gaussians, compared with one Gaussian; shifts of weight 0 are dropped.
 
     Args:
       noise: Standard deviation, > 0.

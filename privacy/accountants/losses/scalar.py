@@ -94,7 +94,7 @@ def scalar_spread(noise: ScalarNoise, rate: float, shift: float) -> tuple[float,
 
 
 def _sampled(loss: float, rate: float) -> float:
-    """ln((1-q) + q exp(loss))."""
+    """Return ln((1-q) + q exp(loss))."""
     return float(_mixed(np.array([loss]), rate)[0])
 
 
@@ -145,7 +145,7 @@ def _losses(noise: ScalarNoise, edges: Array) -> tuple[Array, Array]:
 
 
 def _refined(noise: ScalarNoise, rate: float, interval: float) -> _Cells:
-    """Cells within which the (sampled) loss varies by half an interval, where they have mass."""
+    """Return cells within which the (sampled) loss varies by half an interval, wherever they have mass."""
     edges = _edges(noise)
     for _ in range(_REFINEMENTS):
         if noise.shape == "steps":
@@ -194,13 +194,13 @@ def _cells(noise: ScalarNoise, edges: Array) -> _Cells:
 
 
 def _exp_times(exponent: Array, mass: Array) -> Array:
-    """exp(exponent) * mass, without overflow."""
+    """Return exp(exponent) * mass without overflow."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.exp(np.minimum(exponent + np.log(mass), 1.0)))
 
 
 def _remove(cells: _Cells, rate: float, interval: float, optimistic: bool) -> LossDistribution:
-    """P is (1-q) f + q f(. - 1), Q is f."""
+    """Discretise the loss in direction remove: P is (1-q) f + q f(. - 1), Q is f."""
     mass = (1 - rate) * cells.zero + rate * cells.one
     low, high = _mixed(cells.low, rate), _mixed(cells.high, rate)
     if optimistic:
@@ -215,7 +215,7 @@ def _remove(cells: _Cells, rate: float, interval: float, optimistic: bool) -> Lo
 
 
 def _add(cells: _Cells, rate: float, interval: float, optimistic: bool) -> LossDistribution:
-    """P is f, Q the mixture: the loss is minus the other one."""
+    """Discretise the loss in direction add: P is f, Q the mixture; the loss is minus the other one."""
     mixture = (1 - rate) * cells.zero + rate * cells.one
     low, high = -_mixed(cells.high, rate), -_mixed(cells.low, rate)
     if optimistic:

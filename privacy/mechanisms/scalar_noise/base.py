@@ -62,10 +62,10 @@ class ScalarNoise(abc.ABC):
 
     @abc.abstractmethod
     def survival(self, x: npt.ArrayLike) -> Array:
-        """P(X > x) at each x of either sign; small values keep their relative accuracy."""
+        """Return P(X > x) at each x of either sign; small values keep their relative accuracy."""
 
     def log_survival(self, x: npt.ArrayLike) -> Array:
-        """Return log of `survival`; families whose survival underflows where it matters compute it apart."""
+        """Return the log of `survival`; families whose survival underflows compute it separately."""
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(self.survival(x)))
 
@@ -110,11 +110,11 @@ class ScalarNoise(abc.ABC):
         return 0.5 * math.exp(-float(self.log_density(0.0)))
 
     def usefulness(self, gamma: float) -> float:
-        """P(|X| < gamma), gamma >= 0."""
+        """Return P(|X| < gamma), gamma >= 0."""
         return 1.0 - 2.0 * float(self.survival(gamma))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON's types: {"family": ..., "parameters": {...}}; `noise_from_dict` reads it."""
+        """Return {"family": ..., "parameters": {...}} in JSON types; `noise_from_dict` reads it."""
         return {"family": self.family, "parameters": self.parameters}
 
     @classmethod

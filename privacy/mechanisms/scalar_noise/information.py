@@ -16,7 +16,7 @@ _NEAR = 1e-5  # widths: the score is taken as constant below
 
 @lru_cache(maxsize=256)
 def fisher_information(noise: ScalarNoise) -> float:
-    """I = int (f')^2 / f; infinite for a density with jumps. Relative error about 1e-7.
+    """Return I = int (f')^2 / f; infinite for a density with jumps. Relative error about 1e-7.
 
     A vector with independent noise on each of d coordinates, moved by 1 / sqrt(d) in every one, tends to
     Gaussian differential privacy with mu = sqrt(I) (Dong, Roth and Su 2022, "Gaussian differential

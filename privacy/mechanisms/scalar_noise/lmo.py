@@ -189,7 +189,7 @@ class LmoNoise(ScalarNoise):
         return order
 
     def _inverse_moment(self, n: int) -> float:
-        """E[u^-n] = int t^(n-1) M(-t) dt / (n-1)!, n = 1 or 2; infinite where p <= n."""
+        """Return E[u^-n] = int t^(n-1) M(-t) dt / (n-1)!, n = 1 or 2; infinite if p <= n."""
         return _inverse_moment(self, n)
 
     @property
@@ -255,7 +255,7 @@ class LmoNoise(ScalarNoise):
 
 
 def noise_from_json(data: object) -> ScalarNoise:
-    """Read noise from a file's JSON: a flat table of LMO parameters, or of any family with its name.
+    """Read noise from a file's JSON: a flat table of LMO parameters, or any family by its name.
 
     In the latter only the keys family and parameters count; what else is there is for people.
 

@@ -91,7 +91,7 @@ def attack(
 def movement(
     tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature], leave: int
 ) -> float:
-    """How far the clipped sum moves without one example, in clipping norms."""
+    """Return the change of the clipped sum without one example, in clipping norms."""
     rest = [feature for i, feature in enumerate(features) if i != leave]
     full, less = (
         clipped_gradient_sum(
@@ -113,7 +113,7 @@ def movement(
 def answers_moved(
     tunable: Tunable, params: Mapping[str, Tensor], features: Sequence[Feature], leave: int
 ) -> int:
-    """How far the count of right answers moves without one example."""
+    """Return the change of the count of correct answers without one example."""
     rest = [feature for i, feature in enumerate(features) if i != leave]
     full, less = (
         round(tunable.evaluate(params, chosen, MAX_TOKENS)["accuracy"] * len(chosen))
@@ -128,7 +128,7 @@ def any_records(draw: random.Random) -> list[dict[str, str]]:
 
 
 def alike_records(draw: random.Random) -> list[dict[str, str]]:
-    """Eighteen texts of the same few words and one label, and one that is one to three words longer."""
+    """Make eighteen texts of the same few words and one label, and one that is one to three words longer."""
     words = [record["text"] for record in random_records([1] * 3, draw.randrange(2**30))]
     length, label = draw.randrange(2, 14), draw.choice("ab")
     return [

@@ -1,4 +1,4 @@
-"""What rounding is left: how far an example's clipped gradient moves with its batch mates.
+"""Measure remaining rounding: the change of an example's clipped gradient with its batch mates.
 
     python -m simulations.attacks.batch_mates.rounding [--model minilm ...] [--dtype float32 ...] [--batches 100] [--json OUT]
 
@@ -36,7 +36,7 @@ COMPARED = 4
 
 @dataclass(frozen=True)
 class Rounding:
-    """What was found for one model.
+    """The measurement for one model.
 
     Attributes:
         differ: gradients that were not the same bits.

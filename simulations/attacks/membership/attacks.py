@@ -1,4 +1,4 @@
-"""What the membership experiments share: losses of texts, attacks on them, and intervals over runs."""
+"""Shared parts of the membership experiments: losses of texts, attacks on them, intervals over runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def attack(included: np.ndarray, scores: np.ndarray) -> dict[str, Any]:
 
 
 def roc(scores: np.ndarray, included: np.ndarray) -> list[list[float]]:
-    """FPR and TPR of every threshold, for the figure."""
+    """Return FPR and TPR of every threshold, for the figure."""
     order = np.argsort(-scores.ravel())
     member = included.ravel()[order]
     false, hits = np.cumsum(~member) / (~member).sum(), np.cumsum(member) / member.sum()
@@ -90,7 +90,7 @@ def paired(values: Sequence[float], others: Sequence[float]) -> dict[str, float]
 def rate_over_runs(
     included: npt.NDArray[np.bool_], scores: np.ndarray, rate: float, rng: np.random.Generator
 ) -> dict[str, float]:
-    """TPR at a threshold that lets at most a share ``rate`` of the others through, all runs together.
+    """Return the TPR over all runs, at a threshold with a false positive rate of at most ``rate``.
 
     The interval is the bootstrap's over runs (percentiles, 95 %, threshold chosen anew each time): texts of
     one run are not independent, runs are (LiRA's share shadow models, which it ignores).

@@ -42,7 +42,7 @@ _VALIDATION = 32
 
 @dataclass(frozen=True)
 class Experiment:
-    """How the attacked models are trained: the same for all rows but what a row overrides.
+    """Training of the attacked models: the same for all rows except a row's overrides.
 
     Attributes:
         texts: candidates, half of them canaries (their label is flipped); a run has about half of all.
@@ -100,14 +100,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of training: a name, and the settings that it overrides (``section.key=value``)."""
+    """One kind of training: a name, and its overridden settings (``section.key=value``)."""
 
     name: str
     overrides: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Row:
-        """From ``NAME: section.key=value; section.key=value``.
+        """Parse ``NAME: section.key=value; section.key=value``.
 
         Raises:
             ValueError: no name.
@@ -248,7 +248,7 @@ def candidate_losses(run: RunFolder, records: Sequence[Mapping[str, Any]]) -> np
 
 
 def proven_rates(run: RunFolder) -> dict[str, Any] | None:
-    """What the ledger allows any attack on one text at most: AUC, and TPR at each of ``RATES``.
+    """Return the ledger's bounds on any attack on one text: AUC, and TPR at each of ``RATES``.
 
     Of the silo that spent most, by the events that the server sees (the final model tells less), PLD. None
     where an event has no guarantee, or at unit client, where a text is no unit.

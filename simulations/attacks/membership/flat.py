@@ -193,7 +193,7 @@ def _span(values: Sequence[float]) -> str:
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
-    """AUC with its interval and what is proven; ROC of LiRA on the canaries with logarithmic axes."""
+    """Draw AUC with its interval and its bound; ROC of LiRA on the canaries with logarithmic axes."""
     left, right = figure.subplots(1, 2, width_ratios=(1.3, 1))
     rows = result["rows"]
     styles = {

@@ -58,7 +58,7 @@ GROUPS = ("canaries", "texts")
 
 @dataclass(frozen=True)
 class Training:
-    """How the attacked models are trained: the same for all rows but the noise."""
+    """Training of the attacked models: the same for all rows except the noise."""
 
     steps: int = 40
     sampling_rate: float = 0.5
@@ -83,7 +83,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Claim:
-    """One row: what is claimed and what is done.
+    """One row: the claimed and the actual training.
 
     Attributes:
         name: as in the tables.
@@ -99,7 +99,7 @@ class Claim:
 
 
 def claims(epsilons: Sequence[float], broken: float | None, training: Training) -> list[Claim]:
-    """No privacy; each epsilon; and the smallest epsilon with the noise divided by ``broken``."""
+    """Return no privacy; each epsilon; and the smallest epsilon with the noise divided by ``broken``."""
     found = [Claim("none")]
     for epsilon in epsilons:
         noise = calibrate_noise_multiplier(
@@ -283,7 +283,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
 
 
 def draw(figure: Figure, result: dict[str, Any]) -> None:
-    """ROC of LiRA on the canaries, measured and proven, with logarithmic axes."""
+    """Draw ROC of LiRA on the canaries, measured and proven, with logarithmic axes."""
     left, right = figure.subplots(1, 2)
     for number, row in enumerate(result["rows"]):
         colour = show.COLOURS[number % len(show.COLOURS)]

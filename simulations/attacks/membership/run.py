@@ -48,7 +48,7 @@ _FEWEST = 20
 
 
 def groups(settings: Settings) -> tuple[list[Record], list[Record], str]:
-    """Members, others and what the others are.
+    """Return members, non-members and the source of the non-members.
 
     Others are, where there are enough of them: texts of the same source that ``data.limit`` left out;
     the silos' held-out texts; the server's evaluation texts. A text that is in both (after

@@ -1,4 +1,4 @@
-"""What each codec sends, and what it loses on real gradients that it has not seen.
+"""Measure each codec's bytes and its error on held-out real gradients.
 
     FEDLLM_TEST_DATA=../shared/data python -m simulations.benchmarks.codec.error \\
         [--model minilm] [--ratios 16 32 64] [--json OUT]
@@ -208,7 +208,7 @@ def report(data: Gradients, lines: Sequence[Line], options: argparse.Namespace) 
 
 
 def mean_share(gradients: Tensor) -> float:
-    """||mean||^2 / mean ||g||^2."""
+    """Return ||mean||^2 / mean ||g||^2."""
     return float(gradients.mean(0).square().sum() / gradients.square().sum(1).mean())
 
 

@@ -107,12 +107,12 @@ def collect(request: Request, tick: Tick = lambda what: None) -> Gradients:
 
 
 def groups(request: Request) -> int:
-    """How often ``tick`` is called where nothing is cached."""
+    """Return the number of calls of ``tick`` if nothing is cached."""
     return request.steps + request.fit + request.held_out + 3 * request.public
 
 
 def local_seconds(request: Request, clients: int = 3) -> float:
-    """CPU seconds of this process for one client's gradient (least of a few), measured anew.
+    """Measure the CPU seconds of this process for one client's gradient (minimum of a few).
 
     CPU time, for it is hardly moved by other programs on the machine.
     """
@@ -215,8 +215,8 @@ def _clients(
     clip: float,
     tick: Callable[[], None],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """For each group of examples the mean of their prefixes' clipped gradients, [groups, d], and the
-    mean of the squares of these, [groups, d]; the norms of all examples before clipping."""
+    """Return for each group of examples the mean of their prefixes' clipped gradients, [groups, d], and the mean of
+    the squares of these, [groups, d]; the norms of all examples before clipping."""
     means, squares, norms = [], [], []
     for start in range(0, len(features), group):
         chosen = features[start : start + group]

@@ -1,4 +1,4 @@
-"""What hostile silos send in the place of their updates."""
+"""Hostile silos' replacements of their updates."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _length(update: Mapping[str, Tensor]) -> float:
 
 
 def _constant(update: Mapping[str, Tensor], length: float) -> dict[str, Tensor]:
-    """Towards the first class alone: the same in every round, so that Adam adds it up."""
+    """Push towards the first class only: the same in every round, so that Adam adds it up."""
     found = {name: torch.zeros_like(value) for name, value in update.items()}
     for value in found.values():
         value[0] = 1.0

@@ -106,7 +106,7 @@ def train(
 def _noise_std(
     settings: Settings, noise: float, params: Mapping[str, Tensor]
 ) -> dict[str, float] | None:
-    """What the server computes of a silo's noise."""
+    """Return the server's estimate of a silo's noise."""
     mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise)
     return mechanism.noise_std(params)
 

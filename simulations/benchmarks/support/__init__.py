@@ -1,1 +1,1 @@
-"""What benchmarks share: timing, tiny models, workloads."""
+"""Shared parts of the benchmarks: timing, tiny models, workloads."""

@@ -128,7 +128,7 @@ class Timed:
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> Timed:
-    """Call, and wait for the device's queue; garbage is collected before, outside the clock."""
+    """Time a call including the device's queue; garbage is collected before, outside the measurement."""
     gc.collect()
     synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
@@ -202,12 +202,12 @@ def run_child(module: str, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def child_result(value: Any) -> None:
-    """Hand a dataclass to the parent of :func:`run_child`."""
+    """Pass a dataclass to the parent of :func:`run_child`."""
     print(_RESULT + json.dumps(asdict(value)), flush=True)
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to know about the machine."""
+    """Describe the machine for a reader of the figures."""
     load = os.getloadavg() if hasattr(os, "getloadavg") else (float("nan"),)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -221,7 +221,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Plain-text table, the first column to the left, the others to the right."""
+    """Format a plain-text table, the first column left-aligned, the others right-aligned."""
     lines = [list(header), *[list(row) for row in rows]]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     drawn = []

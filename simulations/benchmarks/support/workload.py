@@ -1,4 +1,4 @@
-"""What the benchmarks run on: models, texts and settings, with stand-ins where something is absent.
+"""Workloads of the benchmarks: models, texts and settings, with stand-ins for absent ones.
 
 Time and memory of a step depend on the shapes alone. So where an embedded model's package is not
 installed (a bare GPU machine), a model of the same shape with random weights stands in; where no
@@ -29,7 +29,7 @@ MAX_LENGTH = 64
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A model folder (or hub id) for ``from_pretrained``, and what to tell about it."""
+    """A model folder (or hub id) for ``from_pretrained``, and its description."""
 
     folder: str
     note: str
