@@ -18,10 +18,10 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client.codec_task import keep_codec
-from client.config import SiloFileError, silo_file_of
+from client.config import SiloConfigError, silo_config_of
 from client.extract import add_extract
 from client.node import describe_node, open_silo
-from client.redaction import without_places
+from client.redaction import redact_paths
 from client.replies import answer_of, keep, task_key
 from client.returned_head import require_returned_head
 from client.task_arrays import read_params
@@ -191,7 +191,7 @@ def _answer(
         fields = read_fields(message, kind)
         worker = open_silo(fields, context)
         info[names.SILO] = worker.silo.name
-        own = silo_file_of(context.node_config)
+        own = silo_config_of(context.node_config)
         if own is not None:
             require_returned_head(own, message, worker.ledger)
         content = _work_or_last_answer(message, context, worker, lambda: work(worker, fields))
@@ -205,8 +205,8 @@ def _answer(
 def _reply(message: Message, context: Context, content: RecordDict) -> Message:
     """Return the reply; of a silo with its own config with the signed extract of its ledger."""
     try:
-        own = silo_file_of(context.node_config)
-    except SiloFileError:
+        own = silo_config_of(context.node_config)
+    except SiloConfigError:
         own = None
     if own is not None:
         content = RecordDict(dict(content.items()))  # what is kept to be given again has no extract
@@ -218,7 +218,7 @@ def _work_or_last_answer(
     message: Message, context: Context, worker: SiloWorker, work: Callable[[], RecordDict]
 ) -> RecordDict:
     """Return the result of the work; for a silo config, repeat the last answer if the last task comes again."""
-    if not _has_own_file(context):  # simulation, where nothing is lost on the way
+    if not _has_silo_config(context):  # simulation, where nothing is lost on the way
         return work()
     silo, task = str(worker.ledger.path), task_key(message)
     known = answer_of(silo, task)
@@ -266,26 +266,26 @@ def _refusal(error: Exception, context: Context) -> dict[str, str]:
 def _told(error: Exception, context: Context) -> str:
     """Return an error's message in one line; of a silo with its own config without paths of its machine."""
     text = str(error)
-    if _has_own_file(context):
+    if _has_silo_config(context):
         try:
-            own = silo_file_of(context.node_config)
-        except SiloFileError:
+            own = silo_config_of(context.node_config)
+        except SiloConfigError:
             own = None
-        text = without_places(text, own)
+        text = redact_paths(text, own)
     return " ".join(text.split())[:2000]
 
 
 def _own_name(context: Context) -> str:
     """Return the silo's name by its own file; empty where there is none that can be read."""
     try:
-        own = silo_file_of(context.node_config)
-    except SiloFileError:
+        own = silo_config_of(context.node_config)
+    except SiloConfigError:
         return ""
     return "" if own is None else own.name
 
 
-def _has_own_file(context: Context) -> bool:
+def _has_silo_config(context: Context) -> bool:
     try:
-        return silo_file_of(context.node_config) is not None
-    except SiloFileError:  # there is one, and it is not valid
+        return silo_config_of(context.node_config) is not None
+    except SiloConfigError:  # there is one, and it is not valid
         return True

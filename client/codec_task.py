@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, Context
 
-from client.config import silo_file_of
+from client.config import silo_config_of
 from client.limits import check_codec
 from client.node import admitted
 from client.task_arrays import array_forms, read_arrays
@@ -24,7 +24,7 @@ def keep_codec(record: ArrayRecord, fields: TaskFields, context: Context) -> Non
         LimitRefused, ModelError, DeviceMemoryError: as :func:`client.node.admitted`.
         ValueError: it is not such a codec, or not the one of its version; nothing was kept.
     """
-    own = silo_file_of(context.node_config)
+    own = silo_config_of(context.node_config)
     settings = fields.settings
     if own is not None:
         settings = admitted(own, fields)

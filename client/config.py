@@ -21,14 +21,14 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.settings.section import PositiveInt, Rate, Section
 
 ENVIRONMENT = "FEDLLM_SILO"
 NODE_KEY = "silo-file"
 
 
-class SiloFileError(ValueError):
+class SiloConfigError(ValueError):
     """A silo config is missing or invalid; the message may quote it."""
 
 
@@ -36,7 +36,7 @@ Quantity = Literal["update", "size", "evaluation", "statistics", "layer-scores",
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 
-class OwnData(Section):
+class DataSection(Section):
     """Location and format of the silo's examples."""
 
     path: str = Field(
@@ -75,7 +75,7 @@ class OwnData(Section):
     holdout_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of that hash.")
 
 
-class OwnBudget(Section):
+class BudgetSection(Section):
     """The silo's total budget over all runs, regardless of their settings."""
 
     epsilon: Annotated[float, Field(gt=0)] = Field(
@@ -169,7 +169,7 @@ class Limits(Section):
         return value
 
 
-class OwnModel(Section):
+class ModelSection(Section):
     """The silo's copy of the backbone, and where it computes."""
 
     path: str | None = Field(
@@ -199,7 +199,7 @@ class OwnModel(Section):
     )
 
 
-class SiloFile(Section):
+class SiloConfig(Section):
     """Config of one silo."""
 
     name: Annotated[str, Field(pattern=r"^[^\x00-\x1f/\\]{1,64}$")] = Field(
@@ -235,13 +235,13 @@ class SiloFile(Section):
         description="What the report is told of the ledger, signed: this run's `events` with their cost, which the "
         "server accounts for again; `epsilon` alone; or `none`: then the report states nothing for this silo.",
     )
-    data: OwnData
-    budget: OwnBudget
+    data: DataSection
+    budget: BudgetSection
     limits: Limits = Limits()
-    model: OwnModel = OwnModel()
+    model: ModelSection = ModelSection()
 
     @model_validator(mode="after")
-    def _check(self) -> SiloFile:
+    def _check(self) -> SiloConfig:
         if self.budget.unit == "example" and self.budget.relation == "replace-one":
             raise ValueError(
                 "Expected budget.relation=zero-out for budget.unit=example (amplification by Poisson "
@@ -284,10 +284,10 @@ class SiloFile(Section):
         ]  # a name may hold what no file may
         return (Path(self.state) / f"ledger-{name}.head",)
 
-    def own_bounds(self) -> OwnBounds:
+    def local_policy(self) -> LocalPolicy:
         """Return budget and limits in the form that the silo's account enforces."""
         budget, limits = self.budget, self.limits
-        return OwnBounds(
+        return LocalPolicy(
             epsilon=budget.epsilon,
             delta=budget.delta,
             unit=budget.unit,
@@ -300,31 +300,31 @@ class SiloFile(Section):
         )
 
 
-def load_silo(path: str | Path) -> SiloFile:
+def load_silo(path: str | Path) -> SiloConfig:
     """Read and check a silo's file; its paths become absolute.
 
     Raises:
-        SiloFileError: no such file, no TOML, or a key or value that is not accepted; one line a problem.
+        SiloConfigError: no such file, no TOML, or a key or value that is not accepted; one line a problem.
     """
     file = Path(path).expanduser()
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SiloFileError(f"Expected the silo's own file, got {file}: {error}") from None
+        raise SiloConfigError(f"Expected the silo config, got {file}: {error}") from None
     return _parsed(text, str(file), file.resolve().parent)
 
 
 @lru_cache(maxsize=8)
-def _parsed(text: str, source: str, folder: Path) -> SiloFile:
+def _parsed(text: str, source: str, folder: Path) -> SiloConfig:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SiloFileError(f"{source} is not valid TOML: {error}") from None
+        raise SiloConfigError(f"{source} is not valid TOML: {error}") from None
     try:
-        silo = SiloFile.model_validate(tree)
+        silo = SiloConfig.model_validate(tree)
     except ValidationError as error:
         lines = dict.fromkeys(f"{source}: {_sentence(problem)}" for problem in error.errors())
-        raise SiloFileError("\n".join(lines)) from None
+        raise SiloConfigError("\n".join(lines)) from None
     places: dict[str, Any] = {
         key: None if not value else _absolute(value, folder)
         for key in ("ledger", "state", "log", "cache", "approved", "key")
@@ -337,11 +337,11 @@ def _parsed(text: str, source: str, folder: Path) -> SiloFile:
     return silo.model_copy(update=places | {"data": data, "model": model})
 
 
-def silo_file_of(node_config: Mapping[str, Any]) -> SiloFile | None:
+def silo_config_of(node_config: Mapping[str, Any]) -> SiloConfig | None:
     """Return the silo's file of this node; None if the node has none (simulation).
 
     Raises:
-        SiloFileError: as :func:`load_silo`.
+        SiloConfigError: as :func:`load_silo`.
     """
     place = os.environ.get(ENVIRONMENT) or str(node_config.get(NODE_KEY, ""))
     return load_silo(place) if place else None
@@ -355,7 +355,7 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
         "budget": {"epsilon": epsilon, "delta": delta},
         "limits": {"quantities": ("update", "size")},
     }
-    silo = SiloFile.model_validate(tree)
+    silo = SiloConfig.model_validate(tree)
     lines = [
         "# What this silo brings to a federation, and how far it goes. It stays on this machine; the silo's",
         "# client holds every run against it, and no server can change it.",
@@ -397,7 +397,7 @@ def _sentence(problem: Any) -> str:
     parts = [str(part) for part in problem["loc"]]
     key = ".".join(part for part in parts if not part.isdigit())
     if problem["type"] == "extra_forbidden":
-        model: Any = SiloFile
+        model: Any = SiloConfig
         for part in parts[:-1]:
             model = model.model_fields[part].annotation
         known = list(model.model_fields)

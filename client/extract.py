@@ -19,7 +19,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
 
-from client.config import SiloFile
+from client.config import SiloConfig
 from client.returned_head import require_returned_head
 from client.task_fields import is_run_id
 from fedllm import messages as names
@@ -39,7 +39,7 @@ _made: dict[
 ] = {}  # of each ledger the last: its run, when, seconds that it took
 
 
-def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
+def add_extract(own: SiloConfig, message: Message, content: RecordDict) -> None:
     """Add the signed extract to the content of a reply; nothing where the silo sends none, or it cannot be made."""
     if own.extract == "none":
         return
@@ -63,7 +63,7 @@ def add_extract(own: SiloFile, message: Message, content: RecordDict) -> None:
         log.error("no extract of the ledger is sent: %s", error, exc_info=error)
 
 
-def _due(own: SiloFile, run: str, message: Message, content: RecordDict) -> bool:
+def _due(own: SiloConfig, run: str, message: Message, content: RecordDict) -> bool:
     """Return True if an extract goes with this reply: always with a run's first and last, and where the silo may
     leave."""
     info: Any = content.config_records.get(names.INFO, {})
@@ -73,7 +73,7 @@ def _due(own: SiloFile, run: str, message: Message, content: RecordDict) -> bool
     return last != run or time.monotonic() - when >= SHARE * cost
 
 
-def _signed(own: SiloFile, message: Message, config: Any) -> ConfigRecord:
+def _signed(own: SiloConfig, message: Message, config: Any) -> ConfigRecord:
     """Sign the extract and the head, unless the ledger lacks the head that the server brings back.
 
     Raises:
@@ -93,7 +93,7 @@ def _signed(own: SiloFile, message: Message, config: Any) -> ConfigRecord:
             unit=Unit(settings.privacy.unit),
             relation=Relation(settings.privacy.relation),
             delta=settings.privacy.delta if delta is None else delta,
-            own=own.own_bounds(),
+            own=own.local_policy(),
             events=own.extract == "events",
         )
     )

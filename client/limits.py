@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from client.config import Quantity, SiloFile
+from client.config import Quantity, SiloConfig
 from fedllm.budget.local_policy import LimitRefused
 from fedllm.codec import codec_names
 from fedllm.settings.checks.black_box import noises_numbers
@@ -21,7 +21,7 @@ from fedllm.training.tunable import Tunable, trained_size
 
 
 def check_limits(
-    silo: SiloFile, settings: Settings, *, server_round: int = 0, planned_rounds: int = 0
+    silo: SiloConfig, settings: Settings, *, server_round: int = 0, planned_rounds: int = 0
 ) -> None:
     """Whether an experiment, and a task of it, keeps to the silo's limits.
 
@@ -45,7 +45,7 @@ def check_limits(
         raise LimitRefused(f"refused by the silo {silo.name}: " + "; ".join(problems))
 
 
-def check_codec(silo: SiloFile, meta: Mapping[str, Any]) -> None:
+def check_codec(silo: SiloConfig, meta: Mapping[str, Any]) -> None:
     """Whether a codec that the server sends may be kept at the silo.
 
     Args:
@@ -63,7 +63,7 @@ def check_codec(silo: SiloFile, meta: Mapping[str, Any]) -> None:
             )
 
 
-def check_size(silo: SiloFile, settings: Settings, tunable: Tunable) -> None:
+def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:
     """Whether as much is trained as the silo allows; makes no tensor of that size.
 
     Raises:
@@ -96,7 +96,7 @@ def needed_quantities(settings: Settings) -> dict[Quantity, str]:
     return {quantity: setting for quantity, (needed, setting) in asked.items() if needed}
 
 
-def localised(silo: SiloFile, settings: Settings) -> Settings:
+def localised(silo: SiloConfig, settings: Settings) -> Settings:
     """The settings with the silo's own values for what is the silo's to say: model folder, device, number
     format, threads, memory, columns, holdout, bad rows; no path that a server named is left in them."""
     model: dict[str, Any] = {"device": silo.model.device}
@@ -122,11 +122,11 @@ def localised(silo: SiloFile, settings: Settings) -> Settings:
     )
 
 
-def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
+def _kind(silo: SiloConfig, own: Settings) -> Iterator[str]:
     """What kind of privacy, and against whom."""
     limits, privacy = silo.limits, own.privacy
     try:
-        silo.own_bounds().check_kind(own)
+        silo.local_policy().check_kind(own)
     except LimitRefused as error:
         yield str(error)
     mechanism: str = "none" if privacy.mode == "none" else privacy.mechanism
@@ -135,12 +135,12 @@ def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
         yield _listed("privacy.mechanism", "mechanisms", limits.mechanisms, asked)
     if noises_numbers(own) and silo.budget.accountant != "pld":
         yield (
-            "Expected budget.accountant=pld of the silo's own file for other than Gaussian noise on numbers "
+            "Expected budget.accountant=pld of the silo config for other than Gaussian noise on numbers "
             f"(else privacy.mechanism=gaussian), got budget.accountant={silo.budget.accountant}"
         )
     if own.client.max_batch is not None and silo.budget.accountant != "pld":
         yield (
-            "Expected budget.accountant=pld of the silo's own file for client.max_batch (no other one represents "
+            "Expected budget.accountant=pld of the silo config for client.max_batch (no other one represents "
             f"the truncated sample), got budget.accountant={silo.budget.accountant}"
         )
     if privacy.mode == "dp" and privacy.randomness not in limits.randomness:
@@ -156,7 +156,7 @@ def _kind(silo: SiloFile, own: Settings) -> Iterator[str]:
 
 
 def _amounts(
-    silo: SiloFile, own: Settings, server_round: int, planned_rounds: int
+    silo: SiloConfig, own: Settings, server_round: int, planned_rounds: int
 ) -> Iterator[str]:
     """How much of it."""
     limits = silo.limits
@@ -202,7 +202,7 @@ def _amounts(
             )
 
 
-def _names(silo: SiloFile, own: Settings) -> Iterator[str]:
+def _names(silo: SiloConfig, own: Settings) -> Iterator[str]:
     """Which codec, and which model or endpoint."""
     limits = silo.limits
     if own.codec.name not in limits.codecs:
@@ -217,7 +217,7 @@ def _names(silo: SiloFile, own: Settings) -> Iterator[str]:
         yield _listed("model.name", "models", limits.models, f"model.name={own.model.name}")
 
 
-def _data(silo: SiloFile, own: Settings) -> Iterator[str]:
+def _data(silo: SiloConfig, own: Settings) -> Iterator[str]:
     """Whether the experiment's task is one for the silo's data, as its file describes them."""
     if len(own.task.text) != len(silo.data.text):
         yield (

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from flwr.app import Context
 
-from client.config import SiloFile, silo_file_of
+from client.config import SiloConfig, silo_config_of
 from client.limits import check_limits, check_size, localised
 from client.task_fields import TaskFields
 from fedllm import __version__
@@ -44,17 +44,17 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
 
     Raises:
         DataError: the data cannot be read or divided.
-        SiloFileError: the silo config is not valid.
+        SiloConfigError: the silo config is not valid.
     """
-    own = silo_file_of(context.node_config)
+    own = silo_config_of(context.node_config)
     if own is not None:
-        return own_silo(own, settings)
+        return configured_silo(own, settings)
     silos = load_federation(settings).silos
     place = int(context.node_config.get("partition-id", -1))
     return silos[place] if 0 <= place < len(silos) else None
 
 
-def own_silo(own: SiloFile, settings: Settings) -> Silo:
+def configured_silo(own: SiloConfig, settings: Settings) -> Silo:
     """Return the silo of a silo config, with the experiment's names for its columns.
 
     Raises:
@@ -68,7 +68,7 @@ def own_silo(own: SiloFile, settings: Settings) -> Silo:
 
 
 @lru_cache(maxsize=2)
-def _load(own: SiloFile, version: Any) -> Silo:
+def _load(own: SiloConfig, version: Any) -> Silo:
     """Load the silo's data, once for the same file on disk."""
     data = own.data
     return load_silo_file(
@@ -93,7 +93,7 @@ def open_silo(fields: TaskFields, context: Context) -> SiloWorker:
         LimitRefused: the silo's own limits do not allow the task; nothing was read or recorded.
         ValueError: the node has no silo.
     """
-    own = silo_file_of(context.node_config)
+    own = silo_config_of(context.node_config)
     if own is not None:
         return _open_own(own, fields)
     settings, folder = fields.settings, Path(fields.run_folder)
@@ -110,23 +110,23 @@ def open_silo(fields: TaskFields, context: Context) -> SiloWorker:
     )
 
 
-def _open_own(own: SiloFile, fields: TaskFields) -> SiloWorker:
+def _open_own(own: SiloConfig, fields: TaskFields) -> SiloWorker:
     settings = admitted(own, fields)
     ledger = Path(own.ledger)
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    silo = _read(lambda: own_silo(own, settings), own)
+    silo = _read(lambda: configured_silo(own, settings), own)
     return shared_worker(
         settings,
         silo,
         run=fields.run_id,
         ledger=ledger,
         log=None if own.log is None else Path(own.log),
-        own=own.own_bounds(),
+        own=own.local_policy(),
         heads=own.kept_heads,
     )
 
 
-def admitted(own: SiloFile, fields: TaskFields) -> Settings:
+def admitted(own: SiloConfig, fields: TaskFields) -> Settings:
     """Return the settings of a task on the silo's own terms, once they keep to its limits and fit its model; reads no
     data.
 
@@ -149,7 +149,7 @@ def admitted(own: SiloFile, fields: TaskFields) -> Settings:
     return settings
 
 
-def _read(read: Callable[[], T], own: SiloFile | None = None) -> T:
+def _read(read: Callable[[], T], own: SiloConfig | None = None) -> T:
     """Return the result of ``read``.
 
     Raises:
@@ -164,14 +164,14 @@ def _read(read: Callable[[], T], own: SiloFile | None = None) -> T:
         raise NotTakingPart from error
 
 
-def use_folders(own: SiloFile) -> None:
+def use_folders(own: SiloConfig) -> None:
     """Let this process keep converted models, codecs and the hub's files where the silo says."""
     if own.cache is not None:
         os.environ["FEDLLM_CACHE"] = own.cache
         os.environ.setdefault("HF_HOME", str(Path(own.cache) / "hub"))
 
 
-def check_backbone(own: SiloFile, settings: Settings, server: str) -> None:
+def check_backbone(own: SiloConfig, settings: Settings, server: str) -> None:
     """Check that the silo's copy of the frozen model has the weights that it must have; loads it.
 
     Args:
@@ -212,7 +212,7 @@ def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any],
         NotTakingPart: the silo's data cannot be read or used.
         LimitRefused, ModelError, DeviceMemoryError: as :func:`admitted`.
     """
-    own = silo_file_of(context.node_config)
+    own = silo_config_of(context.node_config)
     settings = fields.settings if own is None else admitted(own, fields)
     silo, examples = _opened(settings, context)
     info: dict[str, Any] = {
@@ -236,7 +236,7 @@ def _opened(settings: Settings, context: Context) -> tuple[Silo | None, int]:
     Raises:
         NotTakingPart: its data cannot be read or used; why is in the process's log.
     """
-    own = silo_file_of(context.node_config)
+    own = silo_config_of(context.node_config)
     silo = _read(lambda: silo_of(settings, context), own)
     if silo is None:
         return None, 0

@@ -6,17 +6,17 @@ import re
 import tempfile
 from pathlib import Path
 
-from client.config import SiloFile
+from client.config import SiloConfig
 
-PLACE = "(path)"
+REDACTED = "(path)"
 # An absolute path, or one below a home folder, that begins a word; the slashes of a URL do not, file: apart.
 _ABSOLUTE = re.compile(
     r"(?:(?<=file://)|(?<![\w./~)-]))~?/(?!/)(?:[^\s'\"`,;:()<>\[\]{}]|:(?=[^\s:]))+"
 )
 
 
-def without_places(text: str, own: SiloFile | None = None) -> str:
-    """Return a message with each path of this machine replaced by :data:`PLACE`.
+def redact_paths(text: str, own: SiloConfig | None = None) -> str:
+    """Return a message with each path of this machine replaced by :data:`REDACTED`.
 
     A folder's or a file's name may tell of patients, people or the network's layout; the silo's own log has
     the whole message.
@@ -37,5 +37,5 @@ def without_places(text: str, own: SiloFile | None = None) -> str:
             places |= {place, str(Path(place).parent)}
     for place in sorted(places, key=len, reverse=True):
         if len(place) > 1:
-            text = re.sub(re.escape(place) + r"(/[^\s'\"`,;:()]*)?", PLACE, text)
-    return _ABSOLUTE.sub(PLACE, text)
+            text = re.sub(re.escape(place) + r"(/[^\s'\"`,;:()]*)?", REDACTED, text)
+    return _ABSOLUTE.sub(REDACTED, text)

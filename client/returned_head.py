@@ -13,7 +13,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from client.config import SiloFile
+from client.config import SiloConfig
 from fedllm import messages as names
 from fedllm.report.extract.keys import HEAD, KeyProblem, load_signing_key
 from fedllm.report.extract.statement import LONGEST_HEAD, ExtractError, parse
@@ -23,7 +23,7 @@ from privacy.ledger.ledger import Head, Ledger
 log = logging.getLogger("fedllm.client")
 
 
-def require_returned_head(own: SiloFile, message: Message, ledger: Ledger) -> None:
+def require_returned_head(own: SiloConfig, message: Message, ledger: Ledger) -> None:
     """Refuse a ledger that lacks a head which the silo signed and the server brings back with a task.
 
     It is asked before a task is carried out, and again before the silo signs the ledger's own head.
@@ -36,7 +36,7 @@ def require_returned_head(own: SiloFile, message: Message, ledger: Ledger) -> No
         ledger.require_contains(head, "the server, by what this silo signed,")
 
 
-def _own_head(own: SiloFile, message: Message) -> Head | None:
+def _own_head(own: SiloConfig, message: Message) -> Head | None:
     brought: Any = message.content.config_records.get(names.LEDGER, {})
     text, signature = brought.get(names.HEAD), brought.get(names.HEAD_SIGNATURE)
     if not (isinstance(text, str) and isinstance(signature, str) and len(text) <= LONGEST_HEAD):

@@ -203,8 +203,8 @@ def _bracket(
     if not cheap.supports(events(1.0)):
         cheap = accountant
 
-    def enough(judge: Accountant, noise: float) -> bool:
-        return judge.epsilon(events(noise), delta) <= goal
+    def enough(by: Accountant, noise: float) -> bool:
+        return by.epsilon(events(noise), delta) <= goal
 
     high = 1.0
     while not enough(cheap, high) and high < _LARGEST_NOISE:

@@ -165,10 +165,10 @@ def _charge(terms: Terms, items: _Items, place: int, relation: Relation) -> floa
     floor = share * 2 * float(scipy.special.ndtr(-math.sqrt(terms.limit) / 2))
     if floor <= 0:
         return math.inf
-    judge = DominatingGdpAccountant(relation, floor)
-    if not judge.supports(events) or judge.floor(events) > floor:
+    dominating = DominatingGdpAccountant(relation, floor)
+    if not dominating.supports(events) or dominating.floor(events) > floor:
         return math.inf
-    mu = judge.mu(events)
+    mu = dominating.mu(events)
     return math.inf if mu is None else mu**2
 
 
@@ -240,8 +240,8 @@ def gaussian_terms(
     """Return the Gaussian filter: the largest m with which plan 1 keeps to the budget, and the reserve."""
     reserve = RESERVE * delta
     nothing = Terms("gdp", 0.0, reserve=reserve)
-    judge = PldAccountant(relation)
-    if delta <= 0 or not judge.supports(first) or not all(map(is_private, first)):
+    accountant = PldAccountant(relation)
+    if delta <= 0 or not accountant.supports(first) or not all(map(is_private, first)):
         return nothing
     parts = _atoms(frozenset(first.items()), relation)
     rest = delta - reserve

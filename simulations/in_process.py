@@ -136,7 +136,7 @@ def federate(
     """Run a run folder's experiment in this process, or go on with it; its status.
 
     Args:
-        silo_files: the silos' own files, a node each; none: the silos of the settings' data.
+        silo_files: silo configs, one node per config; none: the silos of the settings' data.
         node_keys: of each silo, as in a deployment: their signed extracts are verified and kept.
         memory: where the last heads of the silos' ledgers are kept across runs.
     """

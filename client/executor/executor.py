@@ -38,7 +38,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
-from client.config import Limits, SiloFile, SiloFileError, load_silo
+from client.config import Limits, SiloConfig, SiloConfigError, load_silo
 from client.executor.approval import ApprovalError, digest_of, is_approved
 from client.executor.bundle_contents import BundleError
 from client.executor.bundle_worker import LOG_FORMAT
@@ -125,7 +125,7 @@ class Executor:
         """Take and run tasks until ``stop`` is set; a SuperNode that is away is waited for.
 
         Raises:
-            SiloFileError: the silo config is not valid (asked at the start).
+            SiloConfigError: the silo config is not valid (asked at the start).
         """
         load_silo(self.silo_file)
         for folder in remove_left_behind():
@@ -210,7 +210,7 @@ class Executor:
         holds."""
         try:
             return load_silo(self.silo_file).limits.task_bytes
-        except SiloFileError:
+        except SiloConfigError:
             return Limits().task_bytes
 
     def _moved_on(self, over: threading.Event) -> str | None:
@@ -260,7 +260,7 @@ class Executor:
         try:
             silo = load_silo(self.silo_file)
             approved = is_approved(silo.approved, bundle)
-        except (SiloFileError, ApprovalError) as error:
+        except (SiloConfigError, ApprovalError) as error:
             log.error("no task is run: %s", error)
             return _refusal(
                 message, f"{type(error).__name__}; the silo's own log says more"
@@ -302,8 +302,8 @@ class Executor:
         if self.worker is None or time.monotonic() - self._used < 5:
             return
         try:
-            silo: SiloFile | None = load_silo(self.silo_file)
-        except SiloFileError:
+            silo: SiloConfig | None = load_silo(self.silo_file)
+        except SiloConfigError:
             silo = None  # not valid any more: nothing of it may go on
         if silo is None or time.monotonic() - self._used > silo.model.keep:
             log.info("process %d has no task: its memory is given back", self.worker.pid)
@@ -322,7 +322,7 @@ def _refusal(message: Message, reason: str) -> Message:
 def main(arguments: list[str] | None = None) -> None:
     """Run an executor until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m client.executor.executor", description=__doc__)
-    parser.add_argument("--silo", type=Path, required=True, help="the silo's own file")
+    parser.add_argument("--silo", type=Path, required=True, help="the silo config")
     parser.add_argument("--runtime-api-address", default="127.0.0.1:9094", metavar="HOST:PORT")
     secure = parser.add_mutually_exclusive_group(required=True)
     secure.add_argument("--insecure", action="store_true", help="plain HTTP, on this machine")
@@ -343,7 +343,7 @@ def main(arguments: list[str] | None = None) -> None:
         signal.signal(number, lambda *_: executor.interrupt())
     try:
         executor.run()
-    except SiloFileError as error:
+    except SiloConfigError as error:
         raise SystemExit(f"fedllm: {error}") from None
 
 

@@ -86,7 +86,7 @@ def pull_input(
             fetched += len(content)
         if fetched > most:
             raise TaskTooLarge(
-                f"Expected a task of at most {most} bytes (limits.task_bytes of the silo's own file), got more"
+                f"Expected a task of at most {most} bytes (limits.task_bytes of the silo config), got more"
             )
         return content
 

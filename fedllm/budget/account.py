@@ -25,7 +25,7 @@ from fedllm.budget.limits import (
     score_events,
     statistics_events,
 )
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
 from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
@@ -84,7 +84,7 @@ class SiloAccount:
         examples: int,
         rounds: int,
         ledger: Ledger,
-        own: OwnBounds | None = None,
+        own: LocalPolicy | None = None,
     ) -> None:
         self.settings = settings = settings.for_silo(party)
         self.own = own

@@ -23,7 +23,7 @@ class LimitRefused(ValueError):
 
 
 @dataclass(frozen=True)
-class OwnBounds:
+class LocalPolicy:
     """A silo's own budget and the bounds on its mechanism.
 
     Guarantee: with a finite ``epsilon``, all rows that an account with these bounds writes to the
@@ -61,7 +61,7 @@ class OwnBounds:
             self.accountant,
         )
         scope = "all that the silo ever released"
-        return Bound("budget.epsilon of the silo's own file", scope, budget, False, own=True)
+        return Bound("budget.epsilon of the silo config", scope, budget, False, own=True)
 
     def check_kind(self, settings: Settings) -> None:
         """Check that the silo's budget can be held for these settings at all.
@@ -74,12 +74,12 @@ class OwnBounds:
         privacy = settings.privacy
         if Unit(privacy.unit) is not Unit(self.unit):
             raise LimitRefused(
-                f"Expected privacy.unit={self.unit} (budget.unit of the silo's own file), got "
+                f"Expected privacy.unit={self.unit} (budget.unit of the silo config), got "
                 f"privacy.unit={privacy.unit}"
             )
         if self.relation == "add-or-remove-one" and settings.data.sizes != "private":
             raise LimitRefused(
-                "Expected data.sizes=private (budget.relation=add-or-remove-one of the silo's own file, which "
+                "Expected data.sizes=private (budget.relation=add-or-remove-one of the silo config, which "
                 f"needs a secret number of examples), got data.sizes={settings.data.sizes}"
             )
         if privacy.noise_by != "client":
@@ -99,13 +99,13 @@ class OwnBounds:
         """
         if sampling_rate > self.sampling_rate:
             raise LimitRefused(
-                f"Expected a sampling rate <= {self.sampling_rate:g} (limits.sampling_rate of the silo's own "
-                f"file), got {sampling_rate:.6g}: lower client.batch_size or client.sampling_rate"
+                f"Expected a sampling rate <= {self.sampling_rate:g} (limits.sampling_rate of the silo "
+                f"config), got {sampling_rate:.6g}: lower client.batch_size or client.sampling_rate"
             )
         if private and noise_multiplier < self.noise_multiplier:
             raise LimitRefused(
                 f"Expected a noise multiplier >= {self.noise_multiplier:g} (limits.noise_multiplier of the "
-                f"silo's own file), got {noise_multiplier:.6g}: lower privacy.epsilon, client.local_steps or "
+                f"silo config), got {noise_multiplier:.6g}: lower privacy.epsilon, client.local_steps or "
                 "server.rounds"
             )
 
@@ -135,6 +135,6 @@ class OwnBounds:
         """
         if without and self.epsilon < float("inf"):
             raise LimitRefused(
-                f"Expected releases with a guarantee (budget.epsilon={self.epsilon:g} of the silo's own file), "
+                f"Expected releases with a guarantee (budget.epsilon={self.epsilon:g} of the silo config), "
                 f"got {without} without one"
             )

@@ -35,7 +35,7 @@ def plan_epsilons(
     Raises:
         ValueError: a plan cannot be read.
     """
-    judge = make_accountant(accountant, relation)
+    planner = make_accountant(accountant, relation)
     found: dict[str, float | None] = {}
     for row in ledger.plan_rows(party):
         if row.unit != unit.value:
@@ -43,7 +43,7 @@ def plan_epsilons(
         events = RunPlan.of_details(json.loads(row.details)).events(adversary)
         planned = Counter({event: count for event, count in events.items() if is_private(event)})
         try:
-            found[row.run] = float(judge.epsilon(planned, delta))
+            found[row.run] = float(planner.epsilon(planned, delta))
         except UnsupportedEvent:
             found[row.run] = None
     return found

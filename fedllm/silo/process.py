@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.data.silos import Silo
 from fedllm.kept import Kept
 from fedllm.models.backbone import still_kept, was_given_up
@@ -36,7 +36,7 @@ def shared_worker(
     run: str,
     ledger: Path,
     log: Path | None,
-    own: OwnBounds | None = None,
+    own: LocalPolicy | None = None,
     heads: tuple[Path, ...] = (),
 ) -> SiloWorker:
     """Return the worker of this silo in this run, made once while it is kept.

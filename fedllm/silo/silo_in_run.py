@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from fedllm.budget.account import SiloAccount
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.release_id import features_digest, params_digest, settings_digest
 from fedllm.budget.release_inputs import ReleaseInputs, machine, model_inputs
 from fedllm.data.batches import Feature
@@ -56,7 +56,7 @@ class SiloInRun:
         run: str,
         ledger: Ledger | Path,
         log: Path | None = None,
-        own: OwnBounds | None = None,
+        own: LocalPolicy | None = None,
     ) -> None:
         self.own = own
         self.settings = settings.for_silo(silo.name)

@@ -67,6 +67,6 @@ def require_room_for_training(settings: Settings, tunable: Tunable) -> None:
         raise DeviceMemoryError(
             f"Expected {gibibytes(needed + RESERVE)} free on {device} to train with client.max_tokens="
             f"{settings.client.max_tokens} in {dtype_word(tunable.backbone.dtype)} (an estimate), got "
-            f"{gibibytes(free)}: lower client.max_tokens (or limits.max_tokens of the silo's own file), use a "
+            f"{gibibytes(free)}: lower client.max_tokens (or limits.max_tokens of the silo config), use a "
             "shorter model.dtype, another device, or end what else runs there"
         )

@@ -1,7 +1,7 @@
-"""The folder of a deployment: ``deployment.toml``, and where each file of it is.
+"""Folder of a deployment: ``deployment.toml`` and the paths of its files.
 
-The folder belongs to the operator and lives on the server's machine. What the other machines need is
-below ``for-nodes/NAME`` and ``for-operator``: each is whole by itself, to be copied there.
+The folder belongs to the operator and is on the server's machine. The files for the other machines are
+below ``for-nodes/NAME`` and ``for-operator``; copy each of these folders to its machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEPLOYMENT = "deployment.toml"
 NODE = "node.toml"
 OPERATOR = "operator.toml"
 ENVIRONMENT = "FEDLLM_DEPLOYMENT"
-"""Environment variable that names the folder where no option does."""
+"""Environment variable with the folder, used if no option names one."""
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")
 _HOST = re.compile(
@@ -34,7 +34,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 class DeploymentError(ValueError):
-    """A deployment's folder, keys, programs or network are not as they must be."""
+    """A deployment's folder, keys, programs or network are invalid."""
 
 
 class _Section(BaseModel):
@@ -45,9 +45,9 @@ class Ports(_Section):
     """TCP ports on the server's machine.
 
     Attributes:
-        nodes: public; TLS, and nothing but what nodes need.
-        superlink: loopback only; all of Flower's interfaces, the one that starts runs included.
-        operator: public; TLS, and only for who shows the operator's certificate. 0: closed, and runs are
+        nodes: public; TLS, serves only the nodes' requests.
+        superlink: loopback only; all of Flower's interfaces, including the one that starts runs.
+        operator: public; TLS, requires the operator's certificate. 0: closed; runs are
             submitted on the server's machine (or through an SSH tunnel).
     """
 
@@ -66,14 +66,14 @@ class Ports(_Section):
         return self
 
 
-class Doors(_Section):
-    """How much one caller may ask of the ports at once; what is beyond is told to come again (503).
+class PortLimits(_Section):
+    """Limits on the requests of one caller; requests beyond them are answered with 503 and retried.
 
     Attributes:
-        connections: requests in progress from one address.
-        requests: a second from one address; four times as many at once.
-        pushes: pieces of answers in progress from all addresses together. Each is up to 8 MiB, and is in
-            SuperLink's memory before it looks at the signature.
+        connections: concurrent requests from one address.
+        requests: requests per second from one address; bursts of four times as many.
+        pushes: concurrent pieces of answers from all addresses together. Each is up to 8 MiB, and is in
+            SuperLink's memory before it checks the signature.
     """
 
     connections: Annotated[int, Field(ge=1, le=1000)] = 64
@@ -86,8 +86,8 @@ class Machines(_Section):
 
     Attributes:
         programs: folder with ``fedllm`` and Flower's programs (a virtual environment's ``bin``).
-        folder: where a machine's own part of the deployment lies.
-        user: who runs the services.
+        folder: path of the deployment's files on a machine.
+        user: user that runs the services.
     """
 
     programs: str = "/opt/fedllm/bin"
@@ -99,18 +99,28 @@ class Deployment(_Section):
     """Members of a federation and addresses of its server (``deployment.toml``).
 
     Attributes:
-        name: of the federation.
-        hosts: DNS names and IP addresses by which nodes and the operator reach the server; in its
-            certificate. The first is the one that the nodes are told.
-        nodes: names of the nodes, each of which serves the silo of the same name.
+        name: name of the federation.
+        hosts: DNS names and IP addresses at which nodes and the operator reach the server; in its
+            certificate. The nodes use the first.
+        nodes: names of the nodes; each serves the silo of the same name.
     """
 
     name: str = "fedllm"
     hosts: tuple[str, ...] = Field(min_length=1)
     nodes: tuple[str, ...] = ()
     ports: Ports = Ports()
-    doors: Doors = Doors()
+    port_limits: PortLimits = PortLimits()
     machines: Machines = Machines()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_names(cls, values: Any) -> Any:
+        """Read the section ``[doors]`` of earlier versions as ``[port_limits]``."""
+        if isinstance(values, dict) and "doors" in values:
+            if "port_limits" in values:
+                raise ValueError("Expected port_limits without its old name doors, got both")
+            values = {"port_limits" if key == "doors" else key: v for key, v in values.items()}
+        return values
 
     @field_validator("hosts")
     @classmethod
@@ -140,11 +150,11 @@ class NodeFile(_Section):
     """Configuration of a node (``node.toml``, on the node's machine).
 
     Attributes:
-        name: the node's, and its silo's.
+        name: name of the node and of its silo.
         server: ``host:port`` of the server's port for nodes.
-        port: loopback port of the node's own programs; another one for each node of a machine.
+        port: loopback port of the node's own programs; each node of a machine needs a different one.
         silo: the silo config (data, ledger, budget, limits); relative to this one.
-        config: further entries of Flower's node configuration; of them, paths (``...-file``) are relative to
+        config: additional entries of Flower's node configuration; paths among them (``...-file``) are relative to
             this file.
     """
 
@@ -229,12 +239,12 @@ class Folder:
 
     @property
     def operator_certificate(self) -> Path:
-        """The operator's certificate made last; its key is in ``for-operator`` alone."""
+        """The operator's latest certificate; its key is only in ``for-operator``."""
         return self.path / "tls" / "operator.pem"
 
     @property
     def secret(self) -> Path:
-        """Shared by SuperLink and SuperExec alone: who has it may act for the server app."""
+        """Secret shared by SuperLink and SuperExec only: its holder may act for the server app."""
         return self.path / "tls" / "superexec.secret"
 
     @property

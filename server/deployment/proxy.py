@@ -47,7 +47,7 @@ http {
         ~^[23]  "-";
         400     "no valid client certificate, or no HTTP";
         401     "SuperLink: signature, clock or node does not fit";
-        403     "not served at this door, or a certificate that was replaced";
+        403     "not served at this port, or a certificate that was replaced";
         412     "SuperLink: unknown key, or the node's last connection has not expired";
         408     "too slow";
         413     "message too large";
@@ -169,10 +169,10 @@ _OPERATOR = """
     }
 """
 
-REFUSAL = "Refused: this door serves nodes (POST /v1/fleet/...) and nothing else."
+REFUSAL = "Refused: this port serves only nodes (POST /v1/fleet/...)."
 REPLACED = "Refused: this certificate of the operator was replaced by a newer one."
 UNSIGNED = "Refused: a request without a node's signature."
-OPERATOR_REFUSAL = "Refused: this door serves the operator (POST /v1/control/...) and nothing else."
+OPERATOR_REFUSAL = "Refused: this port serves only the operator (POST /v1/control/...)."
 
 
 def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
@@ -189,10 +189,10 @@ def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
         "other": _OTHER,
         "operators": _OPERATORS,
         "worker_connections": _CONNECTIONS,
-        "connections": deployment.doors.connections,
-        "pushes": deployment.doors.pushes,
-        "requests": deployment.doors.requests,
-        "burst": 4 * deployment.doors.requests,
+        "connections": deployment.port_limits.connections,
+        "pushes": deployment.port_limits.pushes,
+        "requests": deployment.port_limits.requests,
+        "burst": 4 * deployment.port_limits.requests,
         "unsigned": UNSIGNED,
         "listen_nodes": _listen(deployment, ports.nodes),
         "superlink": ports.superlink,
@@ -209,7 +209,7 @@ def nginx_conf(deployment: Deployment, operator_serial: str = "") -> str:
 def most_memory(deployment: Deployment) -> int:
     """Return the bytes of requests that callers without a valid signature can have in SuperLink's memory at once, all
     together."""
-    return deployment.doors.pushes * _PIECE + 2 * _CONNECTIONS * _OTHER
+    return deployment.port_limits.pushes * _PIECE + 2 * _CONNECTIONS * _OTHER
 
 
 def _listen(deployment: Deployment, port: int) -> str:

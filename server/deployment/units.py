@@ -22,8 +22,8 @@ def server_units(folder: Folder, deployment: Deployment) -> dict[str, str]:
     target = deployment.machines.folder
     files = {f"systemd/fedllm-{p.name}.service": _service(p, folder, deployment) for p in programs}
     files["docker/Dockerfile"] = DOCKERFILE
-    doors = (deployment.ports.nodes, deployment.ports.operator)
-    ports = "\n".join(f'      - "{port}:{port}"' for port in doors if port)
+    open_ports = (deployment.ports.nodes, deployment.ports.operator)
+    ports = "\n".join(f'      - "{port}:{port}"' for port in open_ports if port)
     files["docker/compose.yaml"] = _SERVER_COMPOSE.format(ports=ports)
     files["slurm/server.sbatch"] = _SLURM_SERVER.format(
         programs=deployment.machines.programs, folder=target

@@ -65,7 +65,7 @@ class SumInputs(Fingerprinted):
     expected: float
 
 
-class TrustedNoise:
+class CentralRelease:
     """Adds the noise for all silos together.
 
     Args:
@@ -313,7 +313,9 @@ class CentralNoise(RoundExtension):
         releases: noisy vectors in one silo's message.
     """
 
-    def __init__(self, trusted: TrustedNoise, clip: Clip | None = None, releases: int = 1) -> None:
+    def __init__(
+        self, trusted: CentralRelease, clip: Clip | None = None, releases: int = 1
+    ) -> None:
         self.trusted = trusted
         self.clip = clip
         self.releases = releases

@@ -25,7 +25,7 @@ from fedllm.settings.io import to_json
 from fedllm.training.encoding import Encoding
 from server.aggregation import MeanUpdate, UpdateRefused, tensor_bytes
 from server.extensions.base import Asking, Extras, RoundExtension, Tensors
-from server.extensions.central_noise import TrustedNoise
+from server.extensions.central_noise import CentralRelease
 from server.extensions.encoder_statistics import prepare_codec
 from server.nodes.exchange import exchange
 from server.replies import Item
@@ -113,7 +113,7 @@ class EncodedUpdates(RoundExtension):
         trusted: adds the noise where the silos do not; else None.
     """
 
-    def __init__(self, folder: RunFolder, trusted: TrustedNoise | None) -> None:
+    def __init__(self, folder: RunFolder, trusted: CentralRelease | None) -> None:
         self.folder = folder
         self.trusted = trusted
         self._encoding: Encoding | None = None

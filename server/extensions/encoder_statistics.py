@@ -37,7 +37,7 @@ from fedllm.training.statistics import (
 )
 from server.extensions.ask_silos import ask_silos, nobody
 from server.extensions.base import ServerRun
-from server.extensions.central_noise import TrustedNoise
+from server.extensions.central_noise import CentralRelease
 from server.replies import RunStopped
 
 log = logging.getLogger("fedllm")
@@ -47,7 +47,7 @@ WHAT = "statistics for the codec"
 
 
 def prepare_codec(
-    grid: Grid, folder: RunFolder, run: ServerRun, trusted: TrustedNoise | None
+    grid: Grid, folder: RunFolder, run: ServerRun, trusted: CentralRelease | None
 ) -> Encoding:
     """Return the run's codec: the one in the run folder, or a new one.
 
@@ -79,7 +79,7 @@ def prepare_codec(
 
 
 def _make(
-    grid: Grid, folder: RunFolder, run: ServerRun, trusted: TrustedNoise | None
+    grid: Grid, folder: RunFolder, run: ServerRun, trusted: CentralRelease | None
 ) -> dict[str, Any]:
     settings, params = run.settings, run.model.params
     prior: Prior | None = None
@@ -145,7 +145,7 @@ def describe(
 
 def _released_by_the_server(
     run: ServerRun,
-    trusted: TrustedNoise,
+    trusted: CentralRelease,
     point: Mapping[str, Tensor],
     received: Mapping[str, Tensor],
 ) -> tuple[Prior, float | None, dict[str, float]]:

@@ -10,7 +10,7 @@ from fedllm.settings.experiment import Settings
 from privacy.ledger.ledger import Ledger
 from server.extensions.adaptive_clip import AdaptiveClip
 from server.extensions.base import RoundExtension
-from server.extensions.central_noise import CentralNoise, TrustedNoise
+from server.extensions.central_noise import CentralNoise, CentralRelease
 from server.extensions.codec import EncodedUpdates
 from server.extensions.layers import LayerChoice
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
@@ -52,7 +52,9 @@ def make_extensions(
     private, trusted, numbers = privacy.mode == "dp", None, None
     if private and privacy.noise_by == "server":
         ledger = Ledger(folder.ledger_path)
-        trusted = TrustedNoise(settings, run=folder.run_id, silos=silos, draws=draws, ledger=ledger)
+        trusted = CentralRelease(
+            settings, run=folder.run_id, silos=silos, draws=draws, ledger=ledger
+        )
     if settings.layers.form != "none":
         found.append(LayerChoice(folder))
     if settings.codec.active:

@@ -164,7 +164,7 @@ def audit_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float
 
 
 def greatest_rates(events: Mapping[DpEvent, int], rates: Array) -> Array:
-    """Return proven maximum of the TPR at each FPR, whatever the attack, from the run's events.
+    """Return the theoretical upper bound of the TPR at each FPR, whatever the attack, from the run's events.
 
     (epsilon, delta)-DP gives TPR <= e^epsilon FPR + delta and TPR <= 1 - e^-epsilon (1 - delta - FPR)
     (Kairouz et al. 2015); the minimum over the whole curve delta(epsilon) of the PLD accountant, whose
@@ -180,7 +180,7 @@ def greatest_rates(events: Mapping[DpEvent, int], rates: Array) -> Array:
 
 
 def greatest_area(events: Mapping[DpEvent, int]) -> float:
-    """Return proven maximum of the AUC: the area under :func:`greatest_rates`, rounded up."""
+    """Return the theoretical upper bound of the AUC: the area under :func:`greatest_rates`, rounded up."""
     rates = np.concatenate([[0.0], np.geomspace(1e-6, 1.0, 400)])
     heights = greatest_rates(events, rates)
     # upper sums: the curve rises, so each strip is at most as high as at its right end

@@ -265,7 +265,7 @@ def draw(figure: Figure, result: dict[str, Any]) -> None:
     proven = [(p, r["identified_at_most"]) for p, r in zip(places, rows, strict=True)]
     marks = np.array([(b, p) for p, b in proven if b is not None])
     if len(marks):
-        right.plot(marks[:, 0], marks[:, 1], "k|", markersize=14, label="proven maximum")
+        right.plot(marks[:, 0], marks[:, 1], "k|", markersize=14, label="theoretical upper bound")
     right.axvline(result["chance_of_identification"], color="grey", lw=0.8, ls=":", label="chance")
     right.set(title="Text named among the pool", xlim=(0, 1.05))
     right.legend(fontsize=7, loc="lower right")

@@ -90,7 +90,7 @@ class Protection:
         return add_gaussian(values, sensitivity, self.noise_multiplier, rng)
 
     def identification_bound(self, candidates: int) -> float | None:
-        """Return proven maximum of the probability to name the sender's text among equally likely ones.
+        """Return the theoretical upper bound of the probability to name the sender's text among equally likely ones.
 
         Let q_i be the probability of the answer i where no client takes part. Answer i has
         probability at most Phi(Phi^-1(q_i) + mu) where text i is sent (mu = 1 / noise multiplier:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from simulations.output import AsJson, make_table, print_json
 
 if TYPE_CHECKING:
-    from simulations.sweep.plan import Cell, Sweep
+    from simulations.sweep.plan import Sweep, Trial
 
 
 def sweep(
@@ -122,36 +122,36 @@ class SweepView:
         )
         self.progress.start()
 
-    def started(self, cell: Cell, first_round: int) -> None:
+    def started(self, trial: Trial, first_round: int) -> None:
         """Show that a trial's worker has started."""
-        self._move(cell, first_round)
+        self._move(trial, first_round)
         again = f", from round {first_round}" if first_round else ""
-        self._say(f"started   {cell.title}{again}")
+        self._say(f"started   {trial.title}{again}")
 
-    def moved(self, cell: Cell, done: int) -> None:
+    def moved(self, trial: Trial, done: int) -> None:
         """Show that a trial has finished a round."""
-        self._move(cell, done)
+        self._move(trial, done)
 
-    def ended(self, cell: Cell, status: str, message: str) -> None:
+    def ended(self, trial: Trial, status: str, message: str) -> None:
         """Show that a trial's worker has ended."""
         if status in ("finished", "stopped"):
             self.done += 1
         elif status == "failed":
-            self.failed[cell.title] = message
+            self.failed[trial.title] = message
         if status != "interrupted":
-            self._move(cell, cell.settings.server.rounds)
-        self._say(f"{status:<9} {cell.title}" + (f": {message}" if message else ""))
+            self._move(trial, trial.settings.server.rounds)
+        self._say(f"{status:<9} {trial.title}" + (f": {message}" if message else ""))
         self.progress.update(self.task, description=f"{self.done}/{len(self.plan.chosen)} runs")
 
     def close(self) -> None:
         """Close the display."""
         self.progress.stop()
 
-    def _move(self, cell: Cell, done: int) -> None:
-        rounds = cell.settings.server.rounds
-        before = self.left[cell.key]
-        self.left[cell.key] = rounds - done
-        self.progress.advance(self.task, before - self.left[cell.key])
+    def _move(self, trial: Trial, done: int) -> None:
+        rounds = trial.settings.server.rounds
+        before = self.left[trial.key]
+        self.left[trial.key] = rounds - done
+        self.progress.advance(self.task, before - self.left[trial.key])
 
     def _say(self, text: str) -> None:
         self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -191,22 +191,22 @@ def _dry_run(plan: Sweep, workers: int, as_json: bool) -> None:
     }
     rows: list[dict[str, Any]] = [
         {
-            "title": cell.title,
-            "arm": cell.arm,
-            "dataset": cell.dataset,
-            "epsilon": cell.epsilon,
-            "seed": cell.seed,
-            "rounds": cell.settings.server.rounds,
-            "rounds_left": todo[cell.key],
-            "run": str(plan.run_path(cell)),
+            "title": trial.title,
+            "arm": trial.arm,
+            "dataset": trial.dataset,
+            "epsilon": trial.epsilon,
+            "seed": trial.seed,
+            "rounds": trial.settings.server.rounds,
+            "rounds_left": todo[trial.key],
+            "run": str(plan.run_path(trial)),
         }
-        for cell in plan.chosen
+        for trial in plan.chosen
     ]
     found: Mapping[str, Any] = {
         "name": plan.name,
         "folder": str(plan.folder),
         "workers": workers,
-        "cells": rows,
+        "trials": rows,
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))

@@ -24,7 +24,7 @@ from fedllm.run.folder import ledger_of
 from fedllm.settings.experiment import Settings
 from privacy.budget import BudgetExceeded
 from privacy.ledger.ledger import Ledger
-from server.extensions.central_noise import TrustedNoise
+from server.extensions.central_noise import CentralRelease
 from simulations.plans.accounting_figures import Figures, figures
 
 _RUN = "a run that is planned"
@@ -132,7 +132,7 @@ def _accounts(
 ) -> dict[str, SiloAccount | str]:
     """Each silo's account, or why it leaves."""
     if settings.privacy.mode == "dp" and settings.privacy.noise_by == "server":
-        trusted = TrustedNoise(
+        trusted = CentralRelease(
             settings,
             run=_RUN,
             silos=list(sizes),

@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedllm.run.folder import RunFolder, RunFolderError
-from simulations.sweep.plan import Cell, Sweep
-from simulations.sweep.worker import JUDGED
+from simulations.sweep.plan import Sweep, Trial
+from simulations.sweep.worker import EVALUATED
 
 PATIENCE = 20.0
 """Seconds that a worker has to end after it was told to for the last time."""
 
 
 class View(Protocol):
-    """Watches the cells."""
+    """Watches the trials."""
 
-    def started(self, cell: Cell, first_round: int) -> None:
+    def started(self, trial: Trial, first_round: int) -> None:
         """Show that a trial's worker has started."""
 
-    def moved(self, cell: Cell, done: int) -> None:
+    def moved(self, trial: Trial, done: int) -> None:
         """Show that a trial has finished a round."""
 
-    def ended(self, cell: Cell, status: str, message: str) -> None:
+    def ended(self, trial: Trial, status: str, message: str) -> None:
         """Show that a trial's worker has ended."""
 
 
@@ -42,8 +42,8 @@ class View(Protocol):
 class Outcome:
     """Results of the trials' workers."""
 
-    finished: list[Cell] = field(default_factory=list)
-    kept: list[Cell] = field(default_factory=list)
+    finished: list[Trial] = field(default_factory=list)
+    kept: list[Trial] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """Title of a trial -> why, and where its log is."""
     interrupted: bool = False
@@ -57,7 +57,7 @@ class Worker:
     """
 
     def __init__(self, threads: int, lines: Lines) -> None:
-        self.cell: Cell | None = None
+        self.trial: Trial | None = None
         self.log: Path | None = None
         self.process = subprocess.Popen(
             [sys.executable, "-m", "simulations.sweep.worker"],
@@ -69,13 +69,13 @@ class Worker:
         )
         threading.Thread(target=self._read, args=(lines,), daemon=True).start()
 
-    def begin(self, cell: Cell, run: Path, log: Path) -> None:
-        """Give it a cell.
+    def begin(self, trial: Trial, run: Path, log: Path) -> None:
+        """Give it a trial.
 
         Raises:
             OSError: the process has ended.
         """
-        self.cell, self.log = cell, log
+        self.trial, self.log = trial, log
         if self.process.stdin is not None:
             self.process.stdin.write(
                 json.dumps({"run": str(run), "log": str(log)}).encode() + b"\n"
@@ -98,25 +98,25 @@ class Worker:
 Lines = queue.Queue[tuple[Worker, Mapping[str, Any] | None]]
 
 
-def is_done(sweep: Sweep, cell: Cell) -> bool:
+def is_done(sweep: Sweep, trial: Trial) -> bool:
     """Return True if the trial's run came to its end, and was judged."""
-    path = sweep.run_path(cell)
+    path = sweep.run_path(trial)
     if not path.exists():
         return False
     run = RunFolder.open(path)
     done = run.state()["status"] in ("finished", "stopped")
-    return done and (run.path / JUDGED).exists() and (run.path / "report.json").exists()
+    return done and (run.path / EVALUATED).exists() and (run.path / "report.json").exists()
 
 
-def rounds_done(sweep: Sweep, cell: Cell) -> int:
+def rounds_done(sweep: Sweep, trial: Trial) -> int:
     """Return the rounds that the trial's last checkpoint has behind it."""
-    path = sweep.run_path(cell)
+    path = sweep.run_path(trial)
     return int(RunFolder.open(path).state()["round"]) if path.exists() else 0
 
 
 def worker_count(sweep: Sweep, wanted: int | None) -> int:
     """Return the number of workers: one for each core and its share of threads, no more than trials."""
-    threads = max((cell.settings.simulation.threads for cell in sweep.chosen), default=1)
+    threads = max((trial.settings.simulation.threads for trial in sweep.chosen), default=1)
     cores = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -140,43 +140,43 @@ def execute(
         after: called after each trial that came to its end.
     """
     outcome = Outcome()
-    waiting: list[Cell] = []
-    for cell in sweep.chosen:
-        (outcome.kept if is_done(sweep, cell) else waiting).append(cell)
+    waiting: list[Trial] = []
+    for trial in sweep.chosen:
+        (outcome.kept if is_done(sweep, trial) else waiting).append(trial)
     lines: Lines = queue.Queue()
     pool: list[Worker] = []
     told = False
 
     def ended(worker: Worker, status: str, message: str) -> None:
-        cell, worker.cell = worker.cell, None
-        if cell is None:
+        trial, worker.trial = worker.trial, None
+        if trial is None:
             return
         if status in ("finished", "stopped"):
-            outcome.finished.append(cell)
+            outcome.finished.append(trial)
         elif stop.is_set():
             status = "interrupted"
         else:
             status = "failed"
-            outcome.failed[cell.title] = f"{message} (log: {worker.log})"
-        view.ended(cell, status, message)
+            outcome.failed[trial.title] = f"{message} (log: {worker.log})"
+        view.ended(trial, status, message)
         if status in ("finished", "stopped"):
             after()
 
     try:
-        while (waiting and not stop.is_set()) or any(worker.cell for worker in pool):
+        while (waiting and not stop.is_set()) or any(worker.trial for worker in pool):
             while waiting and not stop.is_set():
-                idle = next((worker for worker in pool if worker.cell is None), None)
+                idle = next((worker for worker in pool if worker.trial is None), None)
                 if idle is None:
                     if len(pool) >= workers:
                         break
                     idle = Worker(waiting[0].settings.simulation.threads, lines)
                     pool.append(idle)
-                cell = waiting.pop(0)
+                trial = waiting.pop(0)
                 try:
-                    idle.begin(cell, *_prepare(sweep, cell))
-                    view.started(cell, rounds_done(sweep, cell))
+                    idle.begin(trial, *_prepare(sweep, trial))
+                    view.started(trial, rounds_done(sweep, trial))
                 except (OSError, RunFolderError) as error:
-                    idle.cell = cell
+                    idle.trial = trial
                     ended(idle, "failed", str(error))
             if stop.is_set() and not told:
                 told = True
@@ -193,8 +193,8 @@ def execute(
                 pool.remove(worker)
                 code = worker.process.wait()
                 ended(worker, "failed", f"its process ended with status {code}")
-            elif line["kind"] == "round" and worker.cell is not None:
-                view.moved(worker.cell, int(line["round"]))
+            elif line["kind"] == "round" and worker.trial is not None:
+                view.moved(worker.trial, int(line["round"]))
             elif line["kind"] == "end":
                 ended(worker, str(line["status"]), str(line["message"]))
     finally:
@@ -216,11 +216,11 @@ def _end(pool: Sequence[Worker]) -> None:
             worker.process.wait()
 
 
-def _prepare(sweep: Sweep, cell: Cell) -> tuple[Path, Path]:
+def _prepare(sweep: Sweep, trial: Trial) -> tuple[Path, Path]:
     """Return the trial's run folder, made where there is none, and its log."""
-    path = sweep.run_path(cell)
+    path = sweep.run_path(trial)
     if not path.exists():
-        _create(cell, path)
+        _create(trial, path)
     logs = sweep.folder / "logs"
     logs.mkdir(exist_ok=True)
     return path, logs / f"{path.name}.log"
@@ -239,12 +239,12 @@ def worker_environment(threads: int) -> dict[str, str]:
     }
 
 
-def _create(cell: Cell, path: Path) -> None:
+def _create(trial: Trial, path: Path) -> None:
     """Make a trial's run folder whole: beside its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".new-{uuid.uuid4().hex}"
     try:
-        RunFolder.create(cell.settings, beside)
+        RunFolder.create(trial.settings, beside)
         beside.rename(path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)

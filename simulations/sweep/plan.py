@@ -66,7 +66,7 @@ class SweepFile(Section):
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One run of a sweep.
 
     Attributes:
@@ -90,7 +90,7 @@ class Cell:
     @property
     def key(self) -> str:
         """Name of the run folder, but for its number: readable, and a hash of the settings that are
-        not the default (so that a setting that a later version adds makes no new cell)."""
+        not the default (so that a setting that a later version adds makes no new trial)."""
         own = self.settings.model_dump(mode="json", exclude_defaults=True)
         digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()[:10]
         return f"{self.settings.name}-{digest}"
@@ -104,7 +104,7 @@ class Sweep:
         folder: where its runs, logs and results are.
         arms: in the file's order.
         datasets: names, in the file's order; [""] where there is one without a name.
-        cells: seed by seed, so that a first comparison is there early.
+        trials: seed by seed, so that a first comparison is there early.
         only: the arms to run; the results show the others' too, as far as they are there.
     """
 
@@ -118,29 +118,29 @@ class Sweep:
     seeds: tuple[int, ...]
     baseline: str | None
     reference: str | None
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     only: tuple[str, ...] = ()
 
     @property
-    def chosen(self) -> tuple[Cell, ...]:
+    def chosen(self) -> tuple[Trial, ...]:
         """The trials to run."""
-        return tuple(cell for cell in self.cells if not self.only or cell.arm in self.only)
+        return tuple(trial for trial in self.trials if not self.only or trial.arm in self.only)
 
     @property
     def runs_folder(self) -> Path:
         """Folder of the trials' run folders."""
         return self.folder / "cells"
 
-    def run_path(self, cell: Cell) -> Path:
+    def run_path(self, trial: Trial) -> Path:
         """Return the trial's run folder, there or not: the one that was made with the same settings."""
         number = 1
         while True:
-            path = self.runs_folder / (cell.key if number == 1 else f"{cell.key}-{number}")
+            path = self.runs_folder / (trial.key if number == 1 else f"{trial.key}-{number}")
             if not path.exists():
                 return path
             try:
                 # what it was started with: the run itself may have dropped layers since
-                if read_settings(path) == cell.settings and not read_removed(path):
+                if read_settings(path) == trial.settings and not read_removed(path):
                     return path
             except RunFolderError:
                 pass  # damaged: left as it is, and the trial starts anew beside it
@@ -148,7 +148,7 @@ class Sweep:
 
 
 def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None = None) -> Sweep:
-    """Read a sweep's file and check the settings of every cell.
+    """Read a sweep's file and check the settings of every trial.
 
     A relative ``base`` and a relative ``folder`` are taken relative to the file and to the working
     directory; a data path in any part of the file, as in the base's own file.
@@ -171,7 +171,7 @@ def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None =
     epsilons: tuple[float | None, ...] = found.epsilon or (None,)
     seeds: tuple[int | None, ...] = found.seeds or (None,)
     datasets = found.datasets or {"": {}}
-    cells: dict[tuple[str, str], Cell] = {}
+    trials: dict[tuple[str, str], Trial] = {}
     for seed in seeds:
         for epsilon in epsilons:
             for dataset, at_data in datasets.items():
@@ -184,9 +184,9 @@ def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None =
                     if seed is not None:
                         tree["seed"] = seed
                     source = f"{file}, arm {arm!r}" + (f", data set {dataset!r}" if dataset else "")
-                    cell = _cell(found.name, arm, dataset, tree, source, home)
-                    cells.setdefault((cell.arm, cell.key), cell)
-    kept = tuple(cells.values())
+                    trial = _trial(found.name, arm, dataset, tree, source, home)
+                    trials.setdefault((trial.arm, trial.key), trial)
+    kept = tuple(trials.values())
     return Sweep(
         name=found.name,
         source=file.resolve(),
@@ -198,7 +198,7 @@ def load_sweep(path: str | Path, only: Sequence[str] = (), folder: Path | None =
         seeds=tuple(sorted({c.seed for c in kept})),
         baseline=found.baseline,
         reference=found.reference,
-        cells=kept,
+        trials=kept,
         only=tuple(only),
     )
 
@@ -276,7 +276,7 @@ def _change(tree: Tree, changes: Changes, source: str) -> None:
             node[key] = copy.deepcopy(value)
 
 
-def _cell(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Path) -> Cell:
+def _trial(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Path) -> Trial:
     parts = [sweep, _slug(dataset), _slug(arm)]
     tree["name"] = "-".join(filter(None, parts))[:50].strip("-.")
     settings = settings_of(tree, source=source, folder=home)
@@ -292,7 +292,7 @@ def _cell(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Pat
         privacy = settings.privacy.model_copy(update={"ledger": ledger})
         settings = settings.model_copy(update={"privacy": privacy})
     settings = settings.model_copy(update={"name": named})
-    return Cell(arm, dataset, epsilon, settings.seed, settings)
+    return Trial(arm, dataset, epsilon, settings.seed, settings)
 
 
 def _slug(name: str) -> str:

@@ -73,8 +73,8 @@ Made {{ content.made }} by {{ content.made_by }} from <code>{{ content.file }}</
 <table>
 <thead><tr><th scope="col">Run</th><th scope="col">State</th><th scope="col" class="num">Rounds</th><th scope="col" class="num">{{ content.metric }}</th><th scope="col">Folder</th></tr></thead>
 <tbody>
-{% for cell in content.cells %}
-<tr><th scope="row">{{ cell.title }}</th><td>{{ cell.status }}</td><td class="num">{{ cell.round }} of {{ cell.rounds }}</td><td class="num">{{ number(cell.metrics.get(content.metric), content.metric) }}</td><td><code>{{ cell.run }}</code></td></tr>
+{% for trial in content.trials %}
+<tr><th scope="row">{{ trial.title }}</th><td>{{ trial.status }}</td><td class="num">{{ trial.round }} of {{ trial.rounds }}</td><td class="num">{{ number(trial.metrics.get(content.metric), content.metric) }}</td><td><code>{{ trial.run }}</code></td></tr>
 {% endfor %}
 </tbody>
 </table>

@@ -11,9 +11,9 @@ from typing import Any
 
 from fedllm import __version__
 from fedllm.run.folder import RunFolder, RunFolderError
-from simulations.sweep.plan import METRICS, Cell, Sweep
+from simulations.sweep.plan import METRICS, Sweep, Trial
 from simulations.sweep.statistics import gap_closed, holm, paired, paired_examples, summary
-from simulations.sweep.worker import JUDGED
+from simulations.sweep.worker import EVALUATED
 
 FORMAT = "fedllm-sweep"
 VERSION = 1
@@ -22,15 +22,15 @@ VERSION = 1
 def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Collect all content of the sweep's results.
 
-    Keys: ``cells`` (one a run: where it is, its metrics, its guarantee by its own ledger) and ``table``
+    Keys: ``trials`` (one a run: where it is, its metrics, its guarantee by its own ledger) and ``table``
     (one row an arm, epsilon and data set), with what was compared by which test in ``tests``.
 
     Args:
         failed: title of a trial -> why it failed.
     """
     failed = failed or {}
-    found = [_cell(sweep, cell, failed.get(cell.title)) for cell in sweep.cells]
-    answers = [found_cell.pop("answers") for found_cell in found]
+    found = [_trial(sweep, trial, failed.get(trial.title)) for trial in sweep.trials]
+    answers = [found_trial.pop("answers") for found_trial in found]
     rows = []
     for dataset in sweep.datasets:
         for epsilon in sweep.epsilons or (None,):
@@ -39,7 +39,7 @@ def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, 
                 if row is not None:
                     rows.append(row)
     _adjust(rows)
-    done = sum(cell["done"] for cell in found)
+    done = sum(trial["done"] for trial in found)
     compared = sum(row["over_seeds"] is not None for row in rows)
     return {
         "format": FORMAT,
@@ -60,25 +60,25 @@ def collect(sweep: Sweep, failed: Mapping[str, str] | None = None) -> dict[str, 
         "of": len(found),
         "comparisons": compared,
         "table": rows,
-        "cells": found,
+        "trials": found,
     }
 
 
-def _cell(sweep: Sweep, cell: Cell, failure: str | None) -> dict[str, Any]:
-    path = sweep.run_path(cell)
-    privacy = cell.settings.privacy
+def _trial(sweep: Sweep, trial: Trial, failure: str | None) -> dict[str, Any]:
+    path = sweep.run_path(trial)
+    privacy = trial.settings.privacy
     found: dict[str, Any] = {
-        "title": cell.title,
-        "arm": cell.arm,
-        "dataset": cell.dataset,
-        "epsilon": cell.epsilon,
+        "title": trial.title,
+        "arm": trial.arm,
+        "dataset": trial.dataset,
+        "epsilon": trial.epsilon,
         "delta": privacy.delta if privacy.mode == "dp" else None,
-        "seed": cell.seed,
+        "seed": trial.seed,
         "run": str(path.relative_to(sweep.folder)),
         "status": "new",
         "message": failure or "",
         "round": 0,
-        "rounds": cell.settings.server.rounds,
+        "rounds": trial.settings.server.rounds,
         "done": False,
         "metrics": {},
         "guarantee": None,
@@ -92,8 +92,8 @@ def _cell(sweep: Sweep, cell: Cell, failure: str | None) -> dict[str, Any]:
         state = run.state()
         found |= {key: state[key] for key in ("status", "round")}
         found["message"] = failure or state["message"]
-        judged = run.read_json(JUDGED)
-        if state["status"] not in ("finished", "stopped") or judged is None:
+        evaluated = run.read_json(EVALUATED)
+        if state["status"] not in ("finished", "stopped") or evaluated is None:
             return found
         last = [r for r in run.metrics() if r["kind"] == "evaluation" and r["where"] == "server"][
             -1
@@ -105,8 +105,8 @@ def _cell(sweep: Sweep, cell: Cell, failure: str | None) -> dict[str, Any]:
     found["examples"] = int(last["examples"]) if "examples" in last else None
     found["guarantee"] = _guarantee(report)
     found["done"] = sweep.metric in last and math.isfinite(last[sweep.metric])
-    found["processor_seconds_a_round"] = judged["processor_seconds_a_round"]
-    answers = judged["answers"]
+    found["processor_seconds_a_round"] = evaluated["processor_seconds_a_round"]
+    answers = evaluated["answers"]
     found["answers"] = None if answers is None else [(str(key), bool(ok)) for key, ok in answers]
     return found
 
@@ -123,7 +123,7 @@ def _guarantee(report: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(
     sweep: Sweep,
-    cells: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
     answers: Sequence[Any],
     dataset: str,
     epsilon: float | None,
@@ -135,25 +135,25 @@ def _row(
         """Map seeds to indices of the trials that evaluate an arm at this epsilon."""
         chosen = [
             i
-            for i, cell in enumerate(cells)
-            if cell["arm"] == name
-            and cell["dataset"] == dataset
-            and cell["epsilon"] in (epsilon, None)
+            for i, trial in enumerate(trials)
+            if trial["arm"] == name
+            and trial["dataset"] == dataset
+            and trial["epsilon"] in (epsilon, None)
         ]
-        return {cells[i]["seed"]: i for i in chosen}
+        return {trials[i]["seed"]: i for i in chosen}
 
     def values(places: Mapping[int, int]) -> dict[int, float]:
         return {
-            seed: float(cells[i]["metrics"][sweep.metric])
+            seed: float(trials[i]["metrics"][sweep.metric])
             for seed, i in places.items()
-            if cells[i]["done"]
+            if trials[i]["done"]
         }
 
     mine = of(arm)
     if not mine:
         return None
     scores = values(mine)
-    done = [cells[i] for seed, i in mine.items() if seed in scores]
+    done = [trials[i] for seed, i in mine.items() if seed in scores]
     base, goal = of(sweep.baseline), of(sweep.reference)
     row: dict[str, Any] = {
         "dataset": dataset,
@@ -167,9 +167,9 @@ def _row(
         "over_examples": None,
         "gap": None,
         "gap_closed": None,
-        "cost": _ratio(cells, mine, base),
-        "guarantee": _joined([cell["guarantee"] for cell in done]),
-        "no_privacy": bool(done) and all(cell["epsilon"] is None for cell in done),
+        "cost": _ratio(trials, mine, base),
+        "guarantee": _joined([trial["guarantee"] for trial in done]),
+        "no_privacy": bool(done) and all(trial["epsilon"] is None for trial in done),
     }
     if sweep.baseline is None or arm == sweep.baseline:
         return row
@@ -194,15 +194,15 @@ def _row(
 
 
 def _ratio(
-    cells: Sequence[Mapping[str, Any]], mine: Mapping[int, int], base: Mapping[int, int]
+    trials: Sequence[Mapping[str, Any]], mine: Mapping[int, int], base: Mapping[int, int]
 ) -> float | None:
     """Return the median processor seconds of a round, over the baseline's."""
 
     def median(places: Mapping[int, int]) -> float | None:
         found = sorted(
-            cells[i]["processor_seconds_a_round"]
+            trials[i]["processor_seconds_a_round"]
             for i in places.values()
-            if cells[i]["processor_seconds_a_round"] is not None
+            if trials[i]["processor_seconds_a_round"] is not None
         )
         return found[len(found) // 2] if found else None
 

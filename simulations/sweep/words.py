@@ -186,20 +186,20 @@ def blocks(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[st
 def unfinished(content: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each trial without a result."""
     found = []
-    for cell in content["cells"]:
-        if cell["done"]:
+    for trial in content["trials"]:
+        if trial["done"]:
             continue
-        text = f"{cell['title']}: {cell['status']}"
-        if cell["round"]:
-            text += f" after {cell['round']} of {cell['rounds']} rounds"
-        found.append(text + (f": {cell['message']}" if cell["message"] else ""))
+        text = f"{trial['title']}: {trial['status']}"
+        if trial["round"]:
+            text += f" after {trial['round']} of {trial['rounds']} rounds"
+        found.append(text + (f": {trial['message']}" if trial["message"] else ""))
     return found
 
 
 def shortened(content: Mapping[str, Any]) -> list[str]:
     """Return one sentence for each run that its budget stopped before the last round."""
     return [
-        f"{cell['title']}: stopped after {cell['round']} of {cell['rounds']} rounds: {cell['message']}"
-        for cell in content["cells"]
-        if cell["done"] and cell["round"] < cell["rounds"]
+        f"{trial['title']}: stopped after {trial['round']} of {trial['rounds']} rounds: {trial['message']}"
+        for trial in content["trials"]
+        if trial["done"] and trial["round"] < trial["rounds"]
     ]

@@ -1,4 +1,4 @@
-"""The process that runs cells: ``python -m simulations.sweep.worker`` reads run folders, one a line, from
+"""The process that runs trials: ``python -m simulations.sweep.worker`` reads run folders, one a line, from
 stdin. It runs each one's experiment, or goes on with it, and judges each evaluation example with the model
 it ends with. Libraries and backbone are loaded once a process.
 
@@ -25,13 +25,13 @@ from fedllm.files.durable import plain
 from fedllm.run.folder import RunFolder
 from simulations.sweep.locks import locked
 
-JUDGED = "cell.json"
+EVALUATED = "cell.json"
 """Files that a finished trial adds to its run folder: answers by example, and the cost of a round."""
 ORPHANED = 75
 _DONE = ("finished", "stopped")
 
 
-class Telling:
+class ProgressReporter:
     """Tells the parent of rounds, and keeps the processor seconds of each.
 
     Args:
@@ -47,7 +47,7 @@ class Telling:
         self.seconds: list[float] = []
         self._last: float | None = None
 
-    def tell(self, **line: Any) -> None:
+    def send(self, **line: Any) -> None:
         """Write one line to the parent, in one write."""
         os.write(self.handle, (json.dumps(plain(line)) + "\n").encode())
 
@@ -58,9 +58,9 @@ class Telling:
             if self._last is not None:
                 self.seconds.append(now - self._last)
             self._last = now
-            self.tell(kind="round", round=record["round"])
+            self.send(kind="round", round=record["round"])
         elif record["kind"] == "evaluation" and record["where"] == "server":
-            self.tell(**{key: record[key] for key in record if key != "time"})
+            self.send(**{key: record[key] for key in record if key != "time"})
         elif record["kind"] == "warning":
             print(f"warning: {record['message']}", file=sys.stderr)
 
@@ -68,22 +68,22 @@ class Telling:
         """Note that the run is over."""
 
 
-def run_cell(run: RunFolder, telling: Telling, stop: threading.Event) -> str:
+def run_trial(run: RunFolder, reporter: ProgressReporter, stop: threading.Event) -> str:
     """Run or resume a run folder's experiment and evaluate it; return the run's status."""
     from simulations.in_process import federate
 
     status = str(run.state()["status"])
     if status not in _DONE:
-        status = federate(run, stop=stop, callbacks=[telling])
+        status = federate(run, stop=stop, callbacks=[reporter])
     if status not in _DONE:
         return status
     if not (run.path / "report.json").exists():  # killed between the last round and the report
         from fedllm.report import write_report
 
         write_report(run)
-    if run.read_json(JUDGED) is None:
-        cost = statistics.median(telling.seconds) if len(telling.seconds) > 1 else None
-        run.write_json(JUDGED, {"answers": answers(run), "processor_seconds_a_round": cost})
+    if run.read_json(EVALUATED) is None:
+        cost = statistics.median(reporter.seconds) if len(reporter.seconds) > 1 else None
+        run.write_json(EVALUATED, {"answers": answers(run), "processor_seconds_a_round": cost})
     return status
 
 
@@ -113,7 +113,7 @@ def answers(run: RunFolder) -> list[list[Any]] | None:
 
 def main() -> None:
     """Run the trials of the folders that the parent names, until it names no more."""
-    telling = Telling(os.dup(1))
+    reporter = ProgressReporter(os.dup(1))
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -128,16 +128,16 @@ def main() -> None:
         os.dup2(log, 1)
         os.dup2(log, 2)  # whatever is printed goes to the trial's log
         os.close(log)
-        telling.begin()
+        reporter.begin()
         try:
             run = RunFolder.open(task["run"])
             with locked(run.path / ".worker-lock", wait=30.0):
-                status = run_cell(run, telling, stop)
+                status = run_trial(run, reporter, stop)
                 message = str(run.state()["message"])
         except Exception as error:
             traceback.print_exc()
             status, message = "failed", f"{type(error).__name__}: {error}"
-        telling.tell(kind="end", status=status, message=message)
+        reporter.send(kind="end", status=status, message=message)
     os._exit(0)  # without waiting for threads of a run that failed
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from own_silo import write_silo
 
 from client.app import app
 from client.node import open_silo

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
-from own_silo import write_silo
 
 from client import extract
-from client.config import SiloFile, load_silo
+from client.config import SiloConfig, load_silo
 from fedllm import messages as names
 from fedllm.report.extract.keys import EXTRACT, HEAD, load_node_key
 from fedllm.report.extract.statement import Extract, Head, parse
@@ -36,7 +36,7 @@ def ask(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., Reco
     make_node_key(tmp_path / "node.key", tmp_path / "node.pub")
 
     def asked(kind: str = MessageType.TRAIN, status: str = names.OK, **changes: Any) -> RecordDict:
-        own: SiloFile = load_silo(path).model_copy(update=changes)
+        own: SiloConfig = load_silo(path).model_copy(update=changes)
         config = ConfigRecord({names.SETTINGS: to_json(settings), names.RUN_ID: "run"})
         task = Message(RecordDict({names.CONFIG: config}), dst_node_id=1, message_type=kind)
         content = RecordDict({names.INFO: ConfigRecord({names.STATUS: status})})

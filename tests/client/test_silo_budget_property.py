@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
-from own_silo import write_silo
 
 from client.app import app
 from fedllm import messages as names

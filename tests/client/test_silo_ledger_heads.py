@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from own_silo import write_silo
 from typer.testing import CliRunner
 
 import client.extract

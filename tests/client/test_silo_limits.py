@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from own_silo import write_silo
 
 from client.app import app
-from client.config import QUANTITIES, SiloFileError, load_silo, template
+from client.config import QUANTITIES, SiloConfigError, load_silo, template
 from client.limits import check_limits, localised, needed_quantities
-from client.redaction import without_places
+from client.redaction import redact_paths
 from fedllm import messages as names
 from fedllm.budget.local_policy import LimitRefused
 from fedllm.settings.io import to_json
@@ -124,7 +124,7 @@ def test_settings_beyond_a_limit_are_refused_before_any_data_is_read(
     for kind in ("query", "train", "evaluate", "query.statistics", "query.scores"):
         info, content = ask(settings, silo, kind, params=base)
         assert info[names.STATUS] == names.LEFT, info[names.REASON]
-        assert info[names.REASON] == without_places(str(raised.value))
+        assert info[names.REASON] == redact_paths(str(raised.value))
         assert not content.array_records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["silo.toml"]
 
@@ -225,7 +225,7 @@ def test_the_budget_is_the_silos_over_all_runs(
     statuses = [info[names.STATUS] for info in answers]
     accepted = statuses.count(names.OK)
     assert statuses == [names.OK] * accepted + [names.LEFT] * (40 - accepted)
-    assert "budget.epsilon of the silo's own file" in answers[-1][names.REASON]
+    assert "budget.epsilon of the silo config" in answers[-1][names.REASON]
     with Ledger(tmp_path / "ledger.sqlite", read_only=True) as ledger:
         assert len(ledger.entries()) == accepted > 3
         events = ledger.spent(Adversary("server"), party="clinic")
@@ -343,7 +343,7 @@ def test_a_bad_file_names_the_key(
     changes: dict[str, Any], said: str, tiny_settings: Make, tmp_path: Path
 ) -> None:
     path = write_silo(tmp_path, tiny_settings(), tmp_path / "x.jsonl", **changes)
-    with pytest.raises(SiloFileError, match=said) as raised:
+    with pytest.raises(SiloConfigError, match=said) as raised:
         load_silo(path)
     assert str(path) in str(raised.value)
 

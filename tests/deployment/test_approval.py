@@ -23,11 +23,11 @@ from typing import Any
 
 import pytest
 from bundles import bundle_of, make_app
+from configured_silo import write_silo
 from deployments import ROOT, wait_for
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.supercore.task_identity import TaskIdentity
-from own_silo import write_silo
 
 from client.executor import bundle_worker
 from client.executor.approval import (
@@ -416,5 +416,5 @@ def test_a_bad_file_or_list_runs_nothing(
     assert "ApprovalError" in str(reply.error.reason)
     (tmp_path / "silo.toml").write_text("name = 3\n", encoding="utf-8")
     reply, _ = executor.answer(*query(tiny_settings()), bundle, 2)
-    assert "SiloFileError" in str(reply.error.reason)
+    assert "SiloConfigError" in str(reply.error.reason)
     assert executor.worker is None

@@ -100,5 +100,5 @@ def test_the_operator_submits_from_elsewhere_and_failures_are_told(
     assert "finished:failed" in done.stdout
     assert "/not/there" in done.stdout
     with Control(f"127.0.0.1:{ports.nodes}", federation.folder.ca) as link:  # noqa: SIM117
-        with pytest.raises(DeploymentError, match="this door serves nodes"):
+        with pytest.raises(DeploymentError, match="this port serves only nodes"):
             link.runs()

@@ -55,7 +55,7 @@ def test_nodes_reach_nothing_but_their_interface(folder: Folder, start_proxy: St
         assert (status, body.strip()) == (403, REFUSAL), target
     assert ask(port, "/v1/fleet/pull-messages", ca=folder.ca, method="GET")[0] == 403
     line = log_line(folder, "proxy-access.log", "POST /v1/control/start-run")
-    assert 'REFUSED "POST /v1/control/start-run" status=403 why="not served at this door, ' in line
+    assert 'REFUSED "POST /v1/control/start-run" status=403 why="not served at this port, ' in line
     # What nodes need is passed on (there is no SuperLink here).
     assert ask(port, "/v1/fleet/pull-messages", ca=folder.ca)[0] == 502
     line = log_line(folder, "proxy-access.log", "POST /v1/fleet/pull-messages", "502")
@@ -67,9 +67,11 @@ def test_the_control_client_is_refused_at_the_nodes_door(
 ) -> None:
     start_proxy(folder)
     with Control(f"127.0.0.1:{folder.load().ports.nodes}", folder.ca) as link:
-        with pytest.raises(DeploymentError, match=r"refused \(403\): Refused: this door serves"):
+        with pytest.raises(
+            DeploymentError, match=r"refused \(403\): Refused: this port serves only"
+        ):
             link.start(b"code", {})
-        with pytest.raises(DeploymentError, match="this door serves nodes"):
+        with pytest.raises(DeploymentError, match="this port serves only nodes"):
             link.nodes()
     log_line(folder, "proxy-access.log", "REFUSED", "POST /v1/control/start-run")
 

@@ -13,11 +13,11 @@ import pytest
 from deployments import SIGNED, make_folder, wait_for
 
 from server.deployment import setup
-from server.deployment.folder import Doors, Folder
+from server.deployment.folder import DeploymentError, Folder, PortLimits
 from server.deployment.proxy import UNSIGNED, most_memory, nginx_conf
 
 Start = Callable[[Folder], None]
-DOORS = Doors(connections=6, requests=40, pushes=3)
+LIMITS = PortLimits(connections=6, requests=40, pushes=3)
 
 
 class Behind:
@@ -83,7 +83,7 @@ class Behind:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     folder = make_folder(tmp_path_factory.mktemp("limits") / "fedllm", "alpha")
-    deployment = folder.load().model_copy(update={"doors": DOORS})
+    deployment = folder.load().model_copy(update={"port_limits": LIMITS})
     folder.save(deployment)
     setup.write_files(folder, deployment)
     return folder
@@ -163,40 +163,40 @@ def test_a_length_that_is_not_told_is_counted(folder: Folder, behind: Behind) ->
 
 
 def test_answers_in_progress_are_bounded_over_all_callers(folder: Folder, behind: Behind) -> None:
-    callers = [call(folder) for _ in range(DOORS.pushes + 2)]
+    callers = [call(folder) for _ in range(LIMITS.pushes + 2)]
     for caller in callers:
         caller.sendall(head("push-object", 1000) + bytes(1000))
         time.sleep(0.1)
-    late = [status_of(caller) for caller in callers[DOORS.pushes :]]
+    late = [status_of(caller) for caller in callers[LIMITS.pushes :]]
     assert late == [503, 503]
-    assert behind.most_inside == DOORS.pushes
+    assert behind.most_inside == LIMITS.pushes
     behind.free.set()
     assert ask(folder, "send-node-heartbeat", 0) == 200
-    assert [status_of(caller) for caller in callers[: DOORS.pushes]] == [200] * DOORS.pushes
+    assert [status_of(caller) for caller in callers[: LIMITS.pushes]] == [200] * LIMITS.pushes
     assert ask(folder, "push-object", 10, bytes(10)) == 200  # and then again
 
 
 def test_one_address_has_so_many_requests_in_progress(folder: Folder, behind: Behind) -> None:
-    callers = [call(folder) for _ in range(DOORS.connections + 2)]
+    callers = [call(folder) for _ in range(LIMITS.connections + 2)]
     for caller in callers:
         caller.sendall(head("pull-messages", 0))
         time.sleep(0.05)
-    wait_for(lambda: behind.inside == DOORS.connections, "the requests that are let in", 10)
-    assert [status_of(caller) for caller in callers[DOORS.connections :]] == [503, 503]
+    wait_for(lambda: behind.inside == LIMITS.connections, "the requests that are let in", 10)
+    assert [status_of(caller) for caller in callers[LIMITS.connections :]] == [503, 503]
     behind.free.set()
-    assert {status_of(caller) for caller in callers[: DOORS.connections]} == {200}
+    assert {status_of(caller) for caller in callers[: LIMITS.connections]} == {200}
 
 
 def test_one_address_has_so_many_requests_a_second(folder: Folder, behind: Behind) -> None:
     behind.free.set()
     found = []
     with call(folder) as caller:
-        for _ in range(6 * DOORS.requests):
+        for _ in range(6 * LIMITS.requests):
             caller.sendall(head("pull-messages", 0))
             found.append(status_of(caller))
             if found[-1] == 503:
                 break
-    assert found[: 4 * DOORS.requests] == [200] * (4 * DOORS.requests)
+    assert found[: 4 * LIMITS.requests] == [200] * (4 * LIMITS.requests)
     assert found[-1] == 503
     time.sleep(0.5)
     assert ask(folder, "pull-messages", 0) == 200
@@ -204,12 +204,24 @@ def test_one_address_has_so_many_requests_a_second(folder: Folder, behind: Behin
 
 def test_the_memory_that_is_stated_follows_from_the_configuration(folder: Folder) -> None:
     text = nginx_conf(folder.load())
-    assert f"limit_conn pushes {DOORS.pushes};" in text
+    assert f"limit_conn pushes {LIMITS.pushes};" in text
     assert text.count("worker_connections 1024;") == 1
     assert "worker_processes 2;" in text
     assert most_memory(folder.load()) == 3 * 8 * 2**20 + 2048 * 64 * 2**10
 
 
-def test_a_deployments_file_of_before_has_the_usual_doors(tmp_path: Path) -> None:
+def test_an_old_deployment_file_has_the_default_limits(tmp_path: Path) -> None:
     (tmp_path / "deployment.toml").write_text('name = "old"\nhosts = ["127.0.0.1"]\n')
-    assert Folder(tmp_path).load().doors == Doors()
+    assert Folder(tmp_path).load().port_limits == PortLimits()
+
+
+def test_limits_under_their_old_name_are_read(tmp_path: Path) -> None:
+    (tmp_path / "deployment.toml").write_text(
+        'name = "old"\nhosts = ["127.0.0.1"]\n[doors]\nconnections = 7\n'
+    )
+    assert Folder(tmp_path).load().port_limits == PortLimits(connections=7)
+    (tmp_path / "deployment.toml").write_text(
+        'hosts = ["127.0.0.1"]\n[doors]\nconnections = 7\n[port_limits]\nconnections = 8\n'
+    )
+    with pytest.raises(DeploymentError, match="port_limits"):
+        Folder(tmp_path).load()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import uvicorn
 from bundles import bundle_of, make_app
+from configured_silo import write_silo
 from deployments import free_ports, wait_for
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode, Status, SubStatus
@@ -28,7 +29,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 from flwr.supernode.start_client_internal import _pull_and_store_message
-from own_silo import write_silo
 
 from client.executor.approval import digest_of
 from client.executor.executor import Address, Executor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_silo import write_silo
+from configured_silo import write_silo
 
 from fedllm.run.folder import RunFolder
 from privacy.ledger.ledger import Ledger

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from own_silo import write_silo
 
 from client.app import app
 from client.node import open_silo
@@ -233,9 +233,9 @@ def test_a_bad_row_that_is_refused_is_refused_at_once_by_a_constant(
     assert not (silo.parent / "ledger.sqlite").exists() or rows(silo) == 0
 
 
-@pytest.mark.parametrize("own_file", [True, False], ids=["own file", "simulation"])
+@pytest.mark.parametrize("silo_config", [True, False], ids=["silo config", "simulation"])
 def test_no_text_of_an_exception_leaves_after_spending(
-    own_file: bool,
+    silo_config: bool,
     tiny_settings: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -248,7 +248,7 @@ def test_no_text_of_an_exception_leaves_after_spending(
 
     settings = make_settings(tiny_settings)
     silo = silo_with(tmp_path / "silo", settings, GOOD)
-    node: Any = {"silo-file": str(silo)} if own_file else {"partition-id": 0}
+    node: Any = {"silo-file": str(silo)} if silo_config else {"partition-id": 0}
     told = set()
     kinds = (RuntimeError, ValueError, KeyError, EndpointError, ModelError, SettingsError)
     for place, kind in enumerate((*kinds, lambda text: BudgetExceeded(text, 1.0, 1.0))):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_silo import write_silo
+from configured_silo import write_silo
 
 from fedllm.data.silos import load_federation
 from fedllm.run.checkpoints import latest_checkpoint

@@ -22,7 +22,7 @@ from scipy import stats
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, read_settings
 from simulations.sweep.execute import Outcome, execute, is_done
-from simulations.sweep.plan import Cell, Sweep, load_sweep
+from simulations.sweep.plan import Sweep, Trial, load_sweep
 from simulations.sweep.report import HTML, JSON, MARKDOWN, write_results
 from simulations.sweep.results import collect
 
@@ -43,14 +43,14 @@ class Seen:
         self.rounds = 0
         self.ends: list[tuple[str, str, str]] = []
 
-    def started(self, cell: Cell, first_round: int) -> None:
-        self.begun.append((cell.title, first_round))
+    def started(self, trial: Trial, first_round: int) -> None:
+        self.begun.append((trial.title, first_round))
 
-    def moved(self, cell: Cell, done: int) -> None:
+    def moved(self, trial: Trial, done: int) -> None:
         self.rounds += 1
 
-    def ended(self, cell: Cell, status: str, message: str) -> None:
-        self.ends.append((cell.title, status, message))
+    def ended(self, trial: Trial, status: str, message: str) -> None:
+        self.ends.append((trial.title, status, message))
 
 
 @pytest.fixture(scope="module")
@@ -101,16 +101,16 @@ def wait_for(condition: Callable[[], bool], seconds: float = 600.0) -> None:
         time.sleep(0.02)
 
 
-def model_of(sweep: Sweep, cell: Cell) -> dict[str, torch.Tensor]:
-    checkpoint = latest_checkpoint(RunFolder.open(sweep.run_path(cell)).checkpoints_path)
+def model_of(sweep: Sweep, trial: Trial) -> dict[str, torch.Tensor]:
+    checkpoint = latest_checkpoint(RunFolder.open(sweep.run_path(trial)).checkpoints_path)
     assert checkpoint is not None
     return dict(checkpoint.params)
 
 
-def rows_of(sweep: Sweep, cell: Cell) -> list[Any]:
+def rows_of(sweep: Sweep, trial: Trial) -> list[Any]:
     from privacy.ledger.ledger import Ledger
 
-    with Ledger(RunFolder.open(sweep.run_path(cell)).ledger_path, read_only=True) as ledger:
+    with Ledger(RunFolder.open(sweep.run_path(trial)).ledger_path, read_only=True) as ledger:
         return [(e.party, e.purpose, e.round) for e in ledger.entries()]
 
 
@@ -122,7 +122,7 @@ def done(write: Callable[..., Path]) -> tuple[Path, Sweep, dict[str, Any], Seen]
     sweep = load_sweep(file)
     outcome, seen = run(sweep)
     assert outcome.failed == {}
-    assert len(outcome.finished) == len(sweep.cells) == 18  # free once for both epsilons
+    assert len(outcome.finished) == len(sweep.trials) == 18  # free once for both epsilons
     content = collect(sweep)
     write_results(sweep, content)
     return file, sweep, content, seen
@@ -132,9 +132,9 @@ def test_every_cell_is_a_run_with_its_own_ledger_and_report(done: Any) -> None:
     _, sweep, content, seen = done
     assert seen.rounds == 18 * 3
     assert {status for _, status, _ in seen.ends} == {"finished"}
-    for cell, found in zip(sweep.cells, content["cells"], strict=True):
+    for trial, found in zip(sweep.trials, content["trials"], strict=True):
         folder = RunFolder.open(sweep.folder / found["run"])
-        assert read_settings(folder.path) == cell.settings
+        assert read_settings(folder.path) == trial.settings
         report = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
         assert report["ledger"]["ok"]
         assert found["guarantee"]["sentence"] == report["headline"]
@@ -149,10 +149,10 @@ def test_every_cell_is_a_run_with_its_own_ledger_and_report(done: Any) -> None:
 def test_the_table_has_the_numbers_that_scipy_gives(done: Any) -> None:
     _, sweep, content, _ = done
     scores: dict[tuple[str, float | None], dict[int, float]] = {}
-    for cell in sweep.cells:
-        metrics = RunFolder.open(sweep.run_path(cell)).metrics()
+    for trial in sweep.trials:
+        metrics = RunFolder.open(sweep.run_path(trial)).metrics()
         last = [m for m in metrics if m["kind"] == "evaluation" and m["where"] == "server"][-1]
-        scores.setdefault((cell.arm, cell.epsilon), {})[cell.seed] = last["accuracy"]
+        scores.setdefault((trial.arm, trial.epsilon), {})[trial.seed] = last["accuracy"]
     assert len(content["table"]) == 2 * len(ARMS)
     for row in content["table"]:
         epsilon = None if row["arm"] == "free" else row["epsilon"]
@@ -205,13 +205,13 @@ def test_what_is_done_is_kept_and_a_changed_arm_runs_again(
     arms = ARMS | {"averaged": {"server": {"averaging": 0.25}}}
     write(arms, file=file, epsilon=[3.0], baseline="plain", reference="free")
     changed = load_sweep(file)
-    todo = [cell for cell in changed.cells if not is_done(changed, cell)]
-    assert {cell.arm for cell in todo} == {"averaged"}
+    todo = [trial for trial in changed.trials if not is_done(changed, trial)]
+    assert {trial.arm for trial in todo} == {"averaged"}
     outcome, seen = run(changed)
-    assert sorted(cell.title for cell in outcome.finished) == sorted(c.title for c in todo)
+    assert sorted(trial.title for trial in outcome.finished) == sorted(c.title for c in todo)
     assert len(outcome.kept) == 8
-    old = [cell for cell in sweep.cells if cell.arm == "averaged"]
-    assert all(sweep.run_path(cell).exists() for cell in old), "no ledger is thrown away"
+    old = [trial for trial in sweep.trials if trial.arm == "averaged"]
+    assert all(sweep.run_path(trial).exists() for trial in old), "no ledger is thrown away"
 
 
 def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..., Path]) -> None:
@@ -220,7 +220,7 @@ def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..
     file = write(arms, rounds=3, epsilon=[3.0])
     sweep = load_sweep(file)
     process = command(file, "--workers", "1")
-    first = sweep.cells[0]
+    first = sweep.trials[0]
     path = sweep.run_path(first)
     wait_for(lambda: (path / "state.json").exists() and RunFolder.open(path).state()["round"] >= 1)
     process.kill()
@@ -241,13 +241,13 @@ def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..
     assert outcome.failed == {}
     assert len(outcome.finished) + len(outcome.kept) == 2
     _, reference, _, _ = done
-    for cell in sweep.cells:
+    for trial in sweep.trials:
         same = next(
-            c for c in reference.cells if (c.arm, c.epsilon, c.seed) == ("plain", 3.0, cell.seed)
+            c for c in reference.trials if (c.arm, c.epsilon, c.seed) == ("plain", 3.0, trial.seed)
         )
-        ours, theirs = model_of(sweep, cell), model_of(reference, same)
+        ours, theirs = model_of(sweep, trial), model_of(reference, same)
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-        assert sorted(rows_of(sweep, cell)) == sorted(rows_of(reference, same))
+        assert sorted(rows_of(sweep, trial)) == sorted(rows_of(reference, same))
 
 
 def test_ctrl_c_keeps_what_is_done_and_a_failed_cell_stops_no_other(
@@ -257,7 +257,7 @@ def test_ctrl_c_keeps_what_is_done_and_a_failed_cell_stops_no_other(
     file = write(arms, rounds=4, baseline="plain")
     sweep = load_sweep(file)
     process = command(file, "--workers", "1")
-    path = sweep.run_path(sweep.cells[0])
+    path = sweep.run_path(sweep.trials[0])
     wait_for(lambda: (path / "state.json").exists() and RunFolder.open(path).state()["round"] >= 1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=600)
@@ -271,7 +271,7 @@ def test_ctrl_c_keeps_what_is_done_and_a_failed_cell_stops_no_other(
     assert "failed: broken, epsilon 50, seed 1" in output
     assert "prefix.layers" in output
     content = json.loads((sweep.folder / JSON).read_text(encoding="utf-8"))
-    assert {c["arm"]: c["done"] for c in content["cells"]} == {
+    assert {c["arm"]: c["done"] for c in content["trials"]} == {
         "plain": True,
         "broken": False,
         "averaged": True,
@@ -305,6 +305,6 @@ def test_a_dry_run_runs_nothing(write: Callable[..., Path]) -> None:
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)
-    assert len(found["cells"]) == 6
-    assert all(cell["rounds_left"] == cell["rounds"] == 3 for cell in found["cells"])
+    assert len(found["trials"]) == 6
+    assert all(trial["rounds_left"] == trial["rounds"] == 3 for trial in found["trials"])
     assert not Path(found["folder"]).exists()

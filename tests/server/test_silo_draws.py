@@ -23,7 +23,7 @@ from privacy.events.constructors import gaussian, poisson_sampled
 from privacy.events.multiset import multiset
 from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution
-from server.extensions.central_noise import TrustedNoise
+from server.extensions.central_noise import CentralRelease
 
 Make = Callable[..., Any]
 SIGMA, RATE = 0.8, 0.5
@@ -198,9 +198,9 @@ def test_a_seeded_round_with_other_replies_is_a_second_release_of_one_draw(
 PARAMS = {"prefix": torch.zeros(3, 5)}
 
 
-def trusted_noise(settings: Any, folder: Any, run: str = "r") -> TrustedNoise:
+def central_release(settings: Any, folder: Any, run: str = "r") -> CentralRelease:
     ledger = Ledger(folder / "ledger.sqlite")
-    return TrustedNoise(
+    return CentralRelease(
         settings, run=run, silos=NAMES, draws=round_draws(settings, NAMES), ledger=ledger
     )
 
@@ -215,14 +215,14 @@ def test_two_releases_of_one_draw_never_cost_less_than_they_do(
     randomness: str, tiny_settings: Make, tmp_path: Any
 ) -> None:
     settings = tiny_settings(**TRUSTED | {"privacy.randomness": randomness})
-    trusted = trusted_noise(settings, tmp_path)
+    trusted = central_release(settings, tmp_path)
     with pytest.raises(ValueError, match="Expected a draw of the silos"):
         trusted.release(1, replies(2), PARAMS)
     trusted.draws.silos(1, PARAMS)
     trusted.release(1, replies(2), PARAMS)
     trusted.release(1, replies(3), PARAMS)
     if randomness == "seeded":  # a new process: known from the ledger
-        trusted = trusted_noise(settings, tmp_path)
+        trusted = central_release(settings, tmp_path)
         trusted.draws.silos(1, PARAMS)
         trusted.release(1, replies(3), PARAMS)
     trusted.draws.silos(2, PARAMS)

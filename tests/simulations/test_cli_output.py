@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from own_silo import write_silo
+from configured_silo import write_silo
 
 DIGEST = "0123456789abcdef" * 4
 PATH = "/srv/" + "folder/" * 12 + "silo.toml"

@@ -69,7 +69,7 @@ def content() -> dict[str, Any]:
         "done": 23,
         "of": 24,
         "table": rows,
-        "cells": [cell],
+        "trials": [cell],
     }
 
 

@@ -1,4 +1,4 @@
-"""A sweep's file, its cells, its statistics and its texts, without running anything."""
+"""A sweep's file, its trials, its statistics and its texts, without running anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def plan(tmp_path: Path, tiny_tree: Callable[..., dict[str, Any]]) -> Callable[..., Sweep]:
-    """``plan(**top)``: the cells of a small sweep's file."""
+    """``plan(**top)``: the trials of a small sweep's file."""
 
     def make(**top: Any) -> Sweep:
         tree = {"name": "small", "base": tiny_tree(), "arms": {"plain": {}}} | top
@@ -43,13 +43,13 @@ def test_cells_are_all_combinations_and_without_privacy_one_for_all_epsilons(
         seeds=[4, 5],
         datasets={"long": {"task": {"max_length": 16}}, "short": {"task": {"max_length": 8}}},
     )
-    assert len(sweep.cells) == 2 * 2 * (2 + 1)
-    for cell in sweep.cells:
-        assert cell.settings.seed == cell.seed
-        assert cell.settings.task.max_length == {"long": 16, "short": 8}[cell.dataset]
-        assert cell.settings.privacy.epsilon == cell.epsilon
-        assert (cell.epsilon is None) == (cell.arm == "free")
-    assert len({cell.key for cell in sweep.cells}) == len(sweep.cells)
+    assert len(sweep.trials) == 2 * 2 * (2 + 1)
+    for trial in sweep.trials:
+        assert trial.settings.seed == trial.seed
+        assert trial.settings.task.max_length == {"long": 16, "short": 8}[trial.dataset]
+        assert trial.settings.privacy.epsilon == trial.epsilon
+        assert (trial.epsilon is None) == (trial.arm == "free")
+    assert len({trial.key for trial in sweep.trials}) == len(sweep.trials)
 
 
 def test_an_arm_may_be_a_table_dotted_keys_or_a_list(plan: Callable[..., Sweep]) -> None:
@@ -59,14 +59,14 @@ def test_an_arm_may_be_a_table_dotted_keys_or_a_list(plan: Callable[..., Sweep])
         "list": ["awp.form=per-example", "awp.gamma=0.1"],
     }
     sweep = plan(arms=arms)
-    assert {(c.settings.awp.form, c.settings.awp.gamma) for c in sweep.cells} == {
+    assert {(c.settings.awp.form, c.settings.awp.gamma) for c in sweep.trials} == {
         ("per-example", 0.1)
     }
 
 
 def test_a_dataset_replaces_lists_and_merges_tables(plan: Callable[..., Sweep]) -> None:
     sweep = plan(datasets={"a": {"task": {"labels": ["low", "high"], "max_length": 9}}})
-    task = sweep.cells[0].settings.task
+    task = sweep.trials[0].settings.task
     assert task.max_length == 9
     assert task.text == ("text",)
 
@@ -105,15 +105,15 @@ def test_a_run_folder_is_a_cells_only_with_the_same_settings(
     plan: Callable[..., Sweep], tmp_path: Path
 ) -> None:
     sweep = plan(folder=str(tmp_path / "out"))
-    cell = sweep.cells[0]
-    path = sweep.run_path(cell)
+    trial = sweep.trials[0]
+    path = sweep.run_path(trial)
     assert not path.exists()
-    server = cell.settings.server.model_copy(update={"rounds": 99})
-    RunFolder.create(cell.settings.model_copy(update={"server": server}), path)
-    beside = sweep.run_path(cell)
+    server = trial.settings.server.model_copy(update={"rounds": 99})
+    RunFolder.create(trial.settings.model_copy(update={"server": server}), path)
+    beside = sweep.run_path(trial)
     assert beside == path.with_name(f"{path.name}-2")
-    RunFolder.create(cell.settings, beside)
-    assert sweep.run_path(cell) == beside
+    RunFolder.create(trial.settings, beside)
+    assert sweep.run_path(trial) == beside
 
 
 def test_paired_is_scipys_paired_t_test_over_common_seeds() -> None:
@@ -204,21 +204,21 @@ def test_the_sweeps_that_come_along_are_accepted(
     sweep = load_sweep(ROOT / "simulations" / "experiments" / f"{name}.toml")
     assert {sweep.baseline, sweep.reference} < set(sweep.arms)
     assert len(sweep.seeds) >= 3
-    for cell in sweep.cells:
-        assert (cell.settings.privacy.mode == "none") == (cell.arm == sweep.reference)
-        assert cell.settings.awp.form != "batch"
-        assert cell.settings.layers.form != "paper"
-        assert cell.settings.teacher.kind != "nonprivate"
+    for trial in sweep.trials:
+        assert (trial.settings.privacy.mode == "none") == (trial.arm == sweep.reference)
+        assert trial.settings.awp.form != "batch"
+        assert trial.settings.layers.form != "paper"
+        assert trial.settings.teacher.kind != "nonprivate"
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"), [("sst2-accuracy", 4), ("black-box", 6), ("clipping", 4)]
+    ("name", "trials"), [("sst2-accuracy", 4), ("black-box", 6), ("clipping", 4)]
 )
 def test_the_sweeps_behind_tables_are_accepted(
-    name: str, cells: int, monkeypatch: pytest.MonkeyPatch
+    name: str, trials: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDLLM_TEST_DATA", "/data")
     sweep = load_sweep(ROOT / "simulations" / "experiments" / f"{name}.toml")
-    assert len(sweep.cells) == cells
-    for cell in sweep.cells:
-        assert (cell.settings.privacy.mode == "none") == (cell.arm == sweep.reference)
+    assert len(sweep.trials) == trials
+    for trial in sweep.trials:
+        assert (trial.settings.privacy.mode == "none") == (trial.arm == sweep.reference)

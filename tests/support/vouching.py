@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from configured_silo import write_silo
 from dp_accounting.dp_event import DpEvent
-from own_silo import write_silo
 from report_runs import NOISE, ROUNDS, SILOS, finish_round, new_run
 
 from client.config import load_silo
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.data.silos import load_federation
 from fedllm.report.extract.keys import (
     EXTRACT,
@@ -109,7 +109,7 @@ class Silo:
                 unit=Unit(privacy.unit),
                 relation=Relation(privacy.relation),
                 delta=privacy.delta,
-                own=OwnBounds(epsilon=60.0, delta=1e-5),
+                own=LocalPolicy(epsilon=60.0, delta=1e-5),
                 events=events,
             )
         return found.model_copy(update=changes)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from dp_accounting.dp_event import DpEvent
 
 from fedllm import __version__
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.files.durable import plain
 from fedllm.report.accounting import Accounts, SiloAccounting, account_silos
 from fedllm.report.extract.run_rows import items_of, plan_of, views_of
@@ -44,7 +44,7 @@ def make_extract(
     unit: Unit,
     relation: Relation,
     delta: float,
-    own: OwnBounds | None = None,
+    own: LocalPolicy | None = None,
     events: bool = True,
 ) -> Extract:
     """Make the extract of a silo's ledger about a run, as it is now.
@@ -146,7 +146,7 @@ def _account(silo: SiloAccounting) -> dict[str, AccountItem]:
     }
 
 
-def _budget(ledger: Ledger, silo: str, own: OwnBounds) -> BudgetItem:
+def _budget(ledger: Ledger, silo: str, own: LocalPolicy) -> BudgetItem:
     taken: Counter[DpEvent] = Counter()
     for commitment in commitments(ledger, SERVER, silo, Unit(own.unit)):
         taken.update(commitment.planned)

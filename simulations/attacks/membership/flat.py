@@ -217,7 +217,9 @@ def draw(figure: Figure, result: dict[str, Any]) -> None:
             )
         if row["proven"]:
             most = row["proven"]["auc"]
-            label = "proven maximum" if not any(r["proven"] for r in rows[:place]) else None
+            label = (
+                "theoretical upper bound" if not any(r["proven"] for r in rows[:place]) else None
+            )
             left.plot([most, most], [-place - 0.38, -place + 0.38], "k-", lw=2, label=label)
     left.axvline(0.5, color="grey", lw=0.8, ls=":")
     left.set_yticks([-place for place in range(len(rows))])

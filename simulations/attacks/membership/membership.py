@@ -293,7 +293,7 @@ def draw(figure: Figure, result: dict[str, Any]) -> None:
     left.plot([1e-3, 1], [1e-3, 1], color="grey", lw=0.8, ls=":")
     left.set(xscale="log", yscale="log", xlim=(2e-3, 1), ylim=(2e-3, 1.02))
     left.set(xlabel="false positive rate", ylabel="true positive rate")
-    left.set_title("LiRA on canaries (dashed: proven maximum)", fontsize=9)
+    left.set_title("LiRA on canaries (dashed: theoretical upper bound)", fontsize=9)
     left.legend(fontsize=7)
     rows = result["rows"]
     places = np.arange(len(rows))

@@ -177,7 +177,7 @@ def main(
         f"{found['member_loss']:.4f} and {found['other_loss']:.4f}.",
         "No guarantee bounds it."
         if proven is None
-        else f"Proven maximum of any attack on one text: AUC {100 * proven:.1f} %.",
+        else f"Theoretical upper bound of any attack on one text: AUC {100 * proven:.1f} %.",
         f"This is {found['label']}.",
         f"{run.path / FILE} (`fedllm report {run.path}` shows it)",
     )

@@ -12,9 +12,9 @@ import pytest
 from accounting_commands import call, call_json
 from report_runs import Page, new_run, trained
 
-from client.config import SiloFile
+from client.config import SiloConfig
 from fedllm.budget.account import SiloAccount
-from fedllm.budget.local_policy import LimitRefused, OwnBounds
+from fedllm.budget.local_policy import LimitRefused, LocalPolicy
 from fedllm.budget.recorded_rows import OLDER_ROWS
 from fedllm.report import write_report
 from fedllm.report.build import build
@@ -84,7 +84,7 @@ def test_adding_or_removing_needs_secret_sizes_and_has_them() -> None:
 # -- a silo config --------------------------------------------------------------------------------
 
 
-def own(**budget: Any) -> SiloFile:
+def own(**budget: Any) -> SiloConfig:
     quantities = budget.pop("quantities", ("update",))
     tree = {
         "name": "clinic",
@@ -92,17 +92,17 @@ def own(**budget: Any) -> SiloFile:
         "budget": {"epsilon": 3.0, "delta": 1e-5} | budget,
         "limits": {"quantities": quantities},
     }
-    return SiloFile.model_validate(tree)
+    return SiloConfig.model_validate(tree)
 
 
 def test_a_silo_that_tells_its_size_has_no_budget_for_adding_or_removing() -> None:
-    assert own().own_bounds().bound().budget.relation is Relation.ZERO_OUT
+    assert own().local_policy().bound().budget.relation is Relation.ZERO_OUT
     asked = {"relation": "add-or-remove-one"}
     with pytest.raises(ValueError, match=r"Expected budget\.relation=zero-out .*quantities"):
         own(quantities=("update", "size"), **asked)
     with pytest.raises(ValueError, match=r"Expected budget\.relation=zero-out for budget\.unit=cl"):
         own(unit="client", **asked)
-    bounds = own(**asked).own_bounds()
+    bounds = own(**asked).local_policy()
     with pytest.raises(LimitRefused, match=r"Expected data\.sizes=private"):
         bounds.check_kind(parse_settings({}))
     bounds.check_kind(parse_settings(SECRET))
@@ -138,7 +138,7 @@ def test_a_ledger_with_public_numbers_is_none_for_adding_or_removing(tmp_path: P
         made(parse_settings({}), ledger).spend_training(1, "train/1")
         with pytest.raises(ValueError, match=r"public numbers of examples.*run-1.*zero-out"):
             made(parse_settings(SECRET | ADD), ledger, "run-2")
-        bounds = OwnBounds(3.0, 1e-5, relation="add-or-remove-one")
+        bounds = LocalPolicy(3.0, 1e-5, relation="add-or-remove-one")
         with pytest.raises(ValueError, match="public numbers of examples"):
             made(parse_settings(SECRET), ledger, "run-2", own=bounds)
         # The other way round they compose: who can prove more proves less.

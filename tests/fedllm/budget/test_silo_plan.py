@@ -13,7 +13,7 @@ import pytest
 
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.accounts import spend_together
-from fedllm.budget.local_policy import OwnBounds
+from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.silo_plan import ATTEMPTS, StalePlan, recorded_anew
 from privacy.budget import BudgetExceeded, OutsidePlan
 from privacy.events.constructors import dp_sgd, gaussian, no_guarantee
@@ -293,9 +293,9 @@ def test_a_silo_that_lowers_its_own_budget_is_obeyed_in_the_middle_of_a_run(
     tiny_settings: Make, ledger: Ledger
 ) -> None:
     settings = tiny_settings(**PLANNED)
-    account(settings, ledger, own=OwnBounds(20.0, 1e-5)).spend_training(1, "train/1")
-    lower = account(settings, ledger, own=OwnBounds(1.0, 1e-5))
-    with pytest.raises(BudgetExceeded, match=r"budget\.epsilon of the silo's own file"):
+    account(settings, ledger, own=LocalPolicy(20.0, 1e-5)).spend_training(1, "train/1")
+    lower = account(settings, ledger, own=LocalPolicy(1.0, 1e-5))
+    with pytest.raises(BudgetExceeded, match=r"budget\.epsilon of the silo config"):
         lower.spend_training(2, "train/2")
 
 

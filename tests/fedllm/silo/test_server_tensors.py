@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedllm.budget.local_policy import LimitRefused, OwnBounds
+from fedllm.budget.local_policy import LimitRefused, LocalPolicy
 from fedllm.data.silos import load_federation
 from fedllm.silo.server_tensors import check_tensors
 from fedllm.silo.silo import SiloWorker
@@ -101,6 +101,6 @@ def test_the_silos_own_limit_holds(tiny_settings: Make, tmp_path: Path) -> None:
     silo = load_federation(settings).silos[0]
     options: dict[str, Any] = {"run": "run", "ledger": tmp_path / "ledger.sqlite"}
     SiloWorker(settings, silo, **options).check(huge(params))
-    own = OwnBounds(epsilon=3.0, delta=1e-5, parameter_norm=100.0)
+    own = LocalPolicy(epsilon=3.0, delta=1e-5, parameter_norm=100.0)
     with pytest.raises(LimitRefused):
         SiloWorker(settings, silo, own=own, **options).check(huge(params))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _AGGREGATION = "tests/server/test_aggregation.py"
-_TRUSTED = "tests/server/test_trusted_noise.py"
+_TRUSTED = "tests/server/test_central_noise.py"
 _SIZE = f"{_TRUSTED}::test_noise_and_divisor_do_not_depend_on_who_answered"
 _RUN = "tests/integration/test_run.py"
 _FAILURES = "tests/integration/test_run_failures.py"

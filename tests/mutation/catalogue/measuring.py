@@ -32,7 +32,7 @@ MUTATIONS = (
         _RUNS,
         "if not all(is_private(event) for events in spent for event, _ in events):",
         "if not any(is_private(event) for events in spent for event, _ in events):",
-        "A form without a guarantee is shown with a proven maximum beside it.",
+        "A form without a guarantee is shown with a theoretical upper bound beside it.",
         (f"{_MEMBERSHIP}::test_a_row_with_a_labelled_form_has_no_bound",),
     ),
     Mutation(

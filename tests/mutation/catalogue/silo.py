@@ -116,7 +116,7 @@ MUTATIONS = (
         'return with_colluders(seen, self._colluding) | {"outsider": event}',
         "return with_colluders(event, self._colluding)",
         "A server that sees bare updates is said to be protected against.",
-        ("tests/server/test_trusted_noise.py", _ACCOUNT),
+        ("tests/server/test_central_noise.py", _ACCOUNT),
     ),
     Mutation(
         "other-runs-forgotten-by-the-budget",

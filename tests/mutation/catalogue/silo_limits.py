@@ -219,10 +219,10 @@ MUTATIONS = (
     Mutation(
         "paths-of-the-silo-leave",
         "client/app.py",
-        "        text = without_places(text, own)\n",
+        "        text = redact_paths(text, own)\n",
         "        pass\n",
         "Names of folders and files on the silo's machine are sent to the server.",
-        ("tests/client/test_silo_places.py::test_no_path_of_the_silos_machine_leaves",),
+        ("tests/client/test_redaction.py::test_no_path_of_the_silos_machine_leaves",),
     ),
     Mutation(
         "backbone-not-compared",

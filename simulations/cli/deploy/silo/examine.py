@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from client.config import SiloFile, load_silo
+from client.config import SiloConfig, load_silo
 from client.executor.approval import read_approved
-from client.node import own_silo
+from client.node import configured_silo
 from fedllm import __version__
 from fedllm.models.backbone import load_backbone, resolve_device
 from fedllm.models.embedded import EMBEDDED_NAMES
@@ -67,7 +67,7 @@ def examine(silo_file: Path | None, node_folder: Path | None) -> list[Finding]:
     found = [_one("versions", _versions), *_gpus()]
     if silo_file is None and node_folder is not None and (node_folder / NODE).is_file():
         silo_file = silo_path(node_folder, load_node(node_folder))
-    silo: SiloFile | None = None
+    silo: SiloConfig | None = None
     if silo_file is not None:
         try:
             silo = load_silo(silo_file)
@@ -81,7 +81,7 @@ def examine(silo_file: Path | None, node_folder: Path | None) -> list[Finding]:
     return found
 
 
-def _silo(silo: SiloFile) -> Iterator[Finding]:
+def _silo(silo: SiloConfig) -> Iterator[Finding]:
     yield _one("device", lambda: _device(silo))
     yield _one("model", lambda: _model(silo))
     yield _one("data", lambda: _data(silo))
@@ -139,12 +139,12 @@ def _gpus() -> list[Finding]:
     return found
 
 
-def _device(silo: SiloFile) -> tuple[bool, str]:
+def _device(silo: SiloConfig) -> tuple[bool, str]:
     device = resolve_device(silo.model.device)
     return True, f"{silo.model.device} is {device}, {free_bytes(device) / 2**30:.1f} GiB free"
 
 
-def _model(silo: SiloFile) -> tuple[bool, str]:
+def _model(silo: SiloConfig) -> tuple[bool, str]:
     """Load the silo's copy of the model and compare its digest, or that of each embedded model allowed."""
     names = [silo.model.path]
     if silo.model.path is None:
@@ -163,17 +163,17 @@ def _model(silo: SiloFile) -> tuple[bool, str]:
     )
 
 
-def _data(silo: SiloFile) -> tuple[bool, str]:
+def _data(silo: SiloConfig) -> tuple[bool, str]:
     names = list(silo.data.labels) or None
     task = {"text": list(silo.data.text), "target": silo.data.target, "labels": names}
     kind = {} if names else {"kind": "generation"}
-    loaded = own_silo(silo, parse_settings({"task": {**task, **kind}}))
+    loaded = configured_silo(silo, parse_settings({"task": {**task, **kind}}))
     held = f", {len(loaded.held_out)} held out" if silo.data.holdout else ""
     left = [f"; left out: {what}" for what in loaded.train.left_out]
     return True, f"{silo.data.path}: {len(loaded.train)} examples{held}{''.join(left)}"
 
 
-def _ledger(silo: SiloFile) -> tuple[bool, str]:
+def _ledger(silo: SiloConfig) -> tuple[bool, str]:
     path, budget = Path(silo.ledger), silo.budget
     place = file_system_of(path)
     if place.kind == "network":
@@ -212,7 +212,7 @@ def _ledger(silo: SiloFile) -> tuple[bool, str]:
     return spent <= budget.epsilon, text
 
 
-def _approved(silo: SiloFile) -> tuple[bool, str]:
+def _approved(silo: SiloConfig) -> tuple[bool, str]:
     entries = read_approved(silo.approved)
     if not entries:
         return (

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
-from own_silo import write_silo
 
 from client.app import app
-from client.redaction import PLACE, without_places
+from client.redaction import REDACTED, redact_paths
 from fedllm import messages as names
 from fedllm.settings.io import to_json
 from fedllm.training.tunable import initial_params, shared_tunable
@@ -90,7 +90,7 @@ def test_a_simulation_says_where_its_files_are(tmp_path: Path) -> None:
     context = Context(run_id=1, node_id=5, node_config={}, state=RecordDict(), run_config={})
     message = Message(RecordDict({names.CONFIG: config}), dst_node_id=5, message_type="query")
     info: Any = app(message, context).content[names.INFO]
-    assert PLACE not in info[names.REASON]
+    assert REDACTED not in info[names.REASON]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_simulation_says_where_its_files_are(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_a_path(text: str, left: str) -> None:
-    assert without_places(text) == left
+    assert redact_paths(text) == left
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.sampled_from(["", "'", '"', " ", "=", "("]))
@@ -114,7 +114,7 @@ def test_the_silos_own_places_never_leave(before: str, after: str, quote: str) -
     tree = "name = 's'\ndata.path = 'd.csv'\nbudget = {epsilon = 1.0, delta = 1e-5}\n"
     own = _silo(folder, tree)
     for place in (own.ledger, own.data.path, str(folder)):
-        told = without_places(f"{before}{quote}{place}{after}", own)
+        told = redact_paths(f"{before}{quote}{place}{after}", own)
         assert str(folder) not in told
 
 

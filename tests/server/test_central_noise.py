@@ -18,8 +18,8 @@ from fedllm.training.client_update import ClientUpdate
 from privacy.events.constructors import dp_sgd, gaussian
 from privacy.ledger.ledger import Ledger, LedgerError
 from server.aggregation import Contribution
-from server.extensions import central_noise as trusted_noise
-from server.extensions.central_noise import TrustedNoise
+from server.extensions import central_noise
+from server.extensions.central_noise import CentralRelease
 
 PARAMS = {"head.bias": torch.zeros(50), "prefix": torch.zeros(30, 20)}
 NAMES = [f"s{i}" for i in range(8)]
@@ -35,17 +35,17 @@ BASE = {
 
 
 @pytest.fixture
-def make(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., TrustedNoise]:
-    def build(run: str = "r", **changes: Any) -> TrustedNoise:
+def make(tiny_settings: Callable[..., Any], tmp_path: Path) -> Callable[..., CentralRelease]:
+    def build(run: str = "r", **changes: Any) -> CentralRelease:
         settings = tiny_settings(**BASE | changes)
         draws = round_draws(settings, NAMES)
         ledger = Ledger(tmp_path / "ledger.sqlite")
-        return TrustedNoise(settings, run=run, silos=NAMES, draws=draws, ledger=ledger)
+        return CentralRelease(settings, run=run, silos=NAMES, draws=draws, ledger=ledger)
 
     return build
 
 
-def release(trusted: TrustedNoise, server_round: int, given: list[Contribution]) -> Any:
+def release(trusted: CentralRelease, server_round: int, given: list[Contribution]) -> Any:
     """A round's release after its draw of the silos."""
     trusted.draws.silos(server_round, PARAMS)
     return trusted.release(server_round, given, PARAMS)
@@ -63,7 +63,7 @@ def flat(tensors: dict[str, Tensor]) -> np.ndarray:
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 @pytest.mark.parametrize("answered", [0, 1, 6])
 def test_noise_and_divisor_do_not_depend_on_who_answered(
-    sampling: str, answered: int, make: Callable[..., TrustedNoise]
+    sampling: str, answered: int, make: Callable[..., CentralRelease]
 ) -> None:
     trusted = make(**{"server.sampling": sampling})
     samples = []
@@ -78,7 +78,7 @@ def test_noise_and_divisor_do_not_depend_on_who_answered(
 
 
 def test_rows_count_those_whom_the_round_could_have_shown(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     fixed = make()
     fixed.release(1, [], PARAMS)
@@ -87,7 +87,7 @@ def test_rows_count_those_whom_the_round_could_have_shown(
     assert ledger.spent("outsider", party=fixed.draws.rows[0][0]) == Counter({gaussian(1.1): 1})
 
 
-def test_poisson_counts_everybody_every_round(make: Callable[..., TrustedNoise]) -> None:
+def test_poisson_counts_everybody_every_round(make: Callable[..., CentralRelease]) -> None:
     poisson = make(**{"server.sampling": "poisson"})
     release(poisson, 1, contributions(2))
     ledger = poisson.accounts["s0"].ledger
@@ -96,7 +96,7 @@ def test_poisson_counts_everybody_every_round(make: Callable[..., TrustedNoise])
 
 
 def test_no_noise_is_drawn_without_a_row(
-    make: Callable[..., TrustedNoise], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CentralRelease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = make()
 
@@ -113,7 +113,7 @@ def test_no_noise_is_drawn_without_a_row(
 
 
 def test_seeded_noise_is_tied_to_the_sum_and_to_the_round(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     """A repeated round with other replies must not show the difference of two sums bare."""
     trusted = make()
@@ -130,7 +130,7 @@ def test_seeded_noise_is_tied_to_the_sum_and_to_the_round(
     assert np.abs(first - later).std() > 0.03
 
 
-def test_seeded_noise_of_another_size_is_other_noise(make: Callable[..., TrustedNoise]) -> None:
+def test_seeded_noise_of_another_size_is_other_noise(make: Callable[..., CentralRelease]) -> None:
     """The same z at two scales would show the sum: a longer history beside equal settings."""
     trusted = make()
     first, scale = flat(trusted.release(1, contributions(3), PARAMS)[1]), trusted.noise_multiplier
@@ -140,7 +140,7 @@ def test_seeded_noise_of_another_size_is_other_noise(make: Callable[..., Trusted
 
 
 def test_fresh_noise_is_another_release_and_no_hash_of_updates_is_recorded(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     trusted = make(**{"privacy.randomness": "os"})
     ledger = trusted.accounts["s0"].ledger
@@ -152,7 +152,7 @@ def test_fresh_noise_is_another_release_and_no_hash_of_updates_is_recorded(
     assert len({key[2] for key in keys}) == 1
 
 
-def test_budget_refuses_before_the_release(make: Callable[..., TrustedNoise]) -> None:
+def test_budget_refuses_before_the_release(make: Callable[..., CentralRelease]) -> None:
     trusted = make(**{"privacy.epsilon": 6.0, "server.fraction": 1.0})
     done = 0
     while trusted.release(done + 1, contributions(8), PARAMS)[0] == NAMES:
@@ -167,7 +167,7 @@ def test_budget_refuses_before_the_release(make: Callable[..., TrustedNoise]) ->
 
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_silo_without_budget_leaves_and_its_update_is_left_out(
-    sampling: str, make: Callable[..., TrustedNoise]
+    sampling: str, make: Callable[..., CentralRelease]
 ) -> None:
     """Another run has spent what s1 had: the others go on, and what s1 sends reaches no sum."""
     changes = {"server.sampling": sampling, "server.fraction": 1.0 - 0.1 * (sampling == "poisson")}
@@ -192,7 +192,7 @@ def test_silo_without_budget_leaves_and_its_update_is_left_out(
 
 
 def test_repeated_last_round_of_a_seeded_run_is_admitted_again(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     """After a crash between the row and the checkpoint, the round that used the budget up is the
     same release: the same noise, no new row, nobody leaves."""
@@ -209,7 +209,7 @@ def test_repeated_last_round_of_a_seeded_run_is_admitted_again(
 
 
 def test_one_noise_serves_the_silo_with_the_longest_history(
-    make: Callable[..., TrustedNoise], tmp_path: Path
+    make: Callable[..., CentralRelease], tmp_path: Path
 ) -> None:
     changes = {"privacy.noise_multiplier": None, "privacy.epsilon": 5.0, "server.rounds": 4}
     fresh = make(**changes).noise_multiplier
@@ -236,7 +236,7 @@ def unit_rows(count: int, length: float = 1.0) -> dict[str, Tensor]:
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 @pytest.mark.parametrize(("answered", "length"), [(0, 1.0), (3, 1.0), (8, 1e5)])
 def test_noise_on_statistics_is_for_one_silo_whatever_they_send(
-    sampling: str, answered: int, length: float, make: Callable[..., TrustedNoise]
+    sampling: str, answered: int, length: float, make: Callable[..., CentralRelease]
 ) -> None:
     """Sum of vectors that were clipped to norm 1, plus noise of statistics_noise, over eight silos."""
     signal = answered / 1200**0.5
@@ -257,7 +257,7 @@ def test_noise_on_statistics_is_for_one_silo_whatever_they_send(
 
 
 def test_statistics_have_their_row_before_their_noise(
-    make: Callable[..., TrustedNoise], monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., CentralRelease], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trusted = make(**STATISTICS)
 
@@ -268,13 +268,13 @@ def test_statistics_have_their_row_before_their_noise(
         raise AssertionError("noise was drawn without a row")
 
     monkeypatch.setattr(Ledger, "extend", refuse)
-    monkeypatch.setattr(trusted_noise, "add_gaussian", reached)
+    monkeypatch.setattr(central_noise, "add_gaussian", reached)
     with pytest.raises(LedgerError):
         trusted.release_statistics(unit_rows(8), 1200, PARAMS)
 
 
 def test_statistics_are_in_the_calibration_and_leave_out_whom_the_budget_refuses(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     target = {"privacy.noise_multiplier": None, "privacy.epsilon": 5.0, "server.rounds": 3}
     plain = make(**target).noise_multiplier
@@ -292,7 +292,7 @@ def test_statistics_are_in_the_calibration_and_leave_out_whom_the_budget_refuses
 
 
 def test_seeded_noise_on_statistics_is_tied_to_their_sum(
-    make: Callable[..., TrustedNoise],
+    make: Callable[..., CentralRelease],
 ) -> None:
     trusted, second = make(**STATISTICS), make("another run", **STATISTICS)
     first, again, other = (
