@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import Message
 
@@ -85,7 +85,12 @@ def read_fields(message: Message, kind: str) -> TaskFields:
     found: dict[str, Any] = {}
     for name, value in config.items():
         attribute, form = _FORMS[name]
-        found[attribute] = form(name, value)
+        if not isinstance(form, _Text):
+            found[attribute] = form(name, value)
+            continue
+        if type(value) is not str or (form.pattern and form.pattern.fullmatch(value) is None):
+            raise TaskRefused(f"Expected {form.expected} in {name}, got {shortened(value)}")
+        found[attribute] = value
     found["settings"] = from_json(found["settings"])
     return TaskFields(**found)
 
@@ -104,7 +109,11 @@ def _check_companion(content: Any) -> None:
         raise TaskRefused(f"Expected texts and numbers in the record {names.LEDGER!r} of a task")
     _check_names("fields beside a task", companion, frozenset(_COMPANION), frozenset())
     for name, value in companion.items():
-        _COMPANION[name](name, value)
+        form = _COMPANION[name]
+        if not isinstance(form, _Text):
+            form(name, value)
+        elif type(value) is not str or (form.pattern and form.pattern.fullmatch(value) is None):
+            raise TaskRefused(f"Expected {form.expected} in {name}, got {shortened(value)}")
 
 
 def _check_names(what: str, given: Any, known: frozenset[str], needed: frozenset[str]) -> None:
@@ -119,13 +128,11 @@ def _check_names(what: str, given: Any, known: frozenset[str], needed: frozenset
         )
 
 
-def _text(pattern: re.Pattern[str], expected: str) -> Callable[[str, Any], str]:
-    def read(name: str, value: Any) -> str:
-        if type(value) is not str or pattern.fullmatch(value) is None:
-            raise TaskRefused(f"Expected {expected} in {name}, got {shortened(value)}")
-        return value
+class _Text(NamedTuple):
+    """A text that matches a pattern; None: any."""
 
-    return read
+    pattern: re.Pattern[str] | None
+    expected: str
 
 
 def _settings(name: str, value: Any) -> str:
@@ -170,19 +177,19 @@ def _layers(name: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-_FORMS: dict[str, tuple[str, Callable[[str, Any], Any]]] = {
-    names.SETTINGS: ("settings", _settings),
+_FORMS: dict[str, tuple[str, _Text | Callable[[str, Any], Any]]] = {
+    names.SETTINGS: ("settings", _Text(None, "JSON text")),
     names.RUN_ID: (
         "run_id",
-        _text(_RUN_ID, "a run's id (at most 128 letters, digits, dots, dashes and underscores)"),
+        _Text(_RUN_ID, "a run's id (at most 128 letters, digits, dots, dashes and underscores)"),
     ),
-    names.RUN_FOLDER: ("run_folder", _text(_FOLDER, "a path of at most 4096 characters")),
+    names.RUN_FOLDER: ("run_folder", _Text(_FOLDER, "a path of at most 4096 characters")),
     names.ROUND: ("round", _whole(0)),
     names.PLANNED_ROUNDS: ("planned_rounds", _whole(0)),
-    names.BACKBONE: ("backbone", _text(_DIGEST, "64 hexadecimal digits, or none,")),
-    names.CODEC_VERSION: ("codec_version", _text(_DIGEST, "64 hexadecimal digits, or none,")),
+    names.BACKBONE: ("backbone", _Text(_DIGEST, "64 hexadecimal digits, or none,")),
+    names.CODEC_VERSION: ("codec_version", _Text(_DIGEST, "64 hexadecimal digits, or none,")),
     names.CODEC_META: ("codec_meta", _meta),
-    names.DIRECTIONS: ("directions", _text(_SEED, "32 hexadecimal digits, or none,")),
+    names.DIRECTIONS: ("directions", _Text(_SEED, "32 hexadecimal digits, or none,")),
     names.CLIP: ("clip", _number),
     names.CANDIDATES: ("candidates", _layers),
 }
@@ -194,9 +201,9 @@ def _share(name: str, value: Any) -> float:
     return value
 
 
-_COMPANION: dict[str, Callable[[str, Any], Any]] = {
-    names.HEAD: _text(_HEAD, "a signed text of at most 65536 characters"),
-    names.HEAD_SIGNATURE: _text(_SIGNATURE, "a signature of at most 4096 characters"),
+_COMPANION: dict[str, _Text | Callable[[str, Any], Any]] = {
+    names.HEAD: _Text(_HEAD, "a signed text of at most 65536 characters"),
+    names.HEAD_SIGNATURE: _Text(_SIGNATURE, "a signature of at most 4096 characters"),
     names.DELTA: _share,
 }
 

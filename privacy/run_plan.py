@@ -214,6 +214,8 @@ def outside(planned: Mapping[DpEvent, int], released: Mapping[DpEvent, int]) -> 
     planned one's pair dominates. Every other event must be planned itself. Events without a guarantee are not
     counted: they cost infinitely much however many there are.
     """
+    if all(0 <= count <= planned.get(event, 0) for event, count in released.items()):
+        return None  # each is planned itself
     room, wanted = _shapes(multiset(planned)), _shapes(multiset(released))
     for shape, asked in wanted.items():
         given = room.get(shape, [])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -125,18 +124,18 @@ class Callbacks:
 
     def record(self, record: Mapping[str, Any]) -> None:
         for callback in self.callbacks:
-            with _written_or_warned(callback):
+            try:
                 callback.record(record)
+            except OSError as error:
+                _warn(callback, error)
 
     def close(self) -> None:
         for callback in self.callbacks:
-            with _written_or_warned(callback):
+            try:
                 callback.close()
+            except OSError as error:
+                _warn(callback, error)
 
 
-@contextmanager
-def _written_or_warned(callback: Callback) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        logging.getLogger("fedllm").warning("%s cannot write: %s", type(callback).__name__, error)
+def _warn(callback: Callback, error: OSError) -> None:
+    logging.getLogger("fedllm").warning("%s cannot write: %s", type(callback).__name__, error)

@@ -57,8 +57,10 @@ class ServerOptimizer:
         settings = self.settings
         self.steps += 1
         new: dict[str, Tensor] = {}
+        own = self.rate(HEAD, server_round)
+        other = self.rate("", server_round)
         for name, value in params.items():
-            rate = self.rate(name, server_round)
+            rate = own if name.startswith(HEAD) else other
             if settings.optimizer == "sgd":
                 self.first[name] = settings.momentum * self.first[name] + update[name]
                 new[name] = value + rate * self.first[name]

@@ -9,7 +9,7 @@ Guarantee: post-processing of what the silos released, unless an extension adds 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from flwr.app import RecordDict
@@ -22,7 +22,7 @@ from server.replies import Replies, ReplyRefused
 from server.replies.arrays import spec_of
 from server.replies.training import SMALLEST_NOISE, TrainingForm, TrainingReply, read_training
 from server.robust.means import combine, combine_shares
-from server.robust.update_law import UpdateLaw
+from server.robust.update_law import MadeLaw, UpdateLaw
 from server.spending import SpendingView
 
 
@@ -39,6 +39,7 @@ class RoundUpdate:
         sizes: their public numbers of examples, as far as they are told.
         spending: is told what each accepted silo says of its mechanism.
         extensions: of the run.
+        laws: of the silos' updates, kept between rounds (:attr:`UpdateLaw.made`).
     """
 
     settings: Settings
@@ -50,6 +51,7 @@ class RoundUpdate:
     sizes: Mapping[str, int | None]
     spending: SpendingView
     extensions: Sequence[RoundExtension] = ()
+    laws: dict[str, MadeLaw] = field(default_factory=dict)
 
     @cached_property
     def form(self) -> TrainingForm:
@@ -130,6 +132,7 @@ class RoundUpdate:
             replies=self.settings.server.rounds * self.silos,
             params=self.params,
             sizes=self.sizes,
+            made=self.laws,
         )
         for extension in self.extensions:
             law = extension.limit(law)

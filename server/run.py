@@ -27,7 +27,7 @@ from server.nodes.discovery import find_silos
 from server.nodes.exchange import Stopped
 from server.replies import RunStopped
 from server.replies.telling import tell_unusable
-from server.robust.update_law import limit_warnings
+from server.robust.limit_warnings import limit_warnings
 from server.run_state import BudgetSpent
 from server.start_check import require_finite_start
 from server.strategy import PrefixStrategy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
@@ -19,6 +19,7 @@ from privacy.randomness import generator
 from server.extensions.base import Asking, RoundExtension
 from server.global_model import GlobalModel
 from server.replies import RunStopped
+from server.robust.update_law import MadeLaw
 from server.spending import SpendingView
 
 
@@ -92,6 +93,8 @@ class RunState:
         self.clip = settings.privacy.clip
         self.asked: list[str] = []
         self.record: dict[str, Any] = {}
+        self.laws: dict[str, MadeLaw] = {}
+        self._fixed: dict[str, tuple[Settings, ConfigRecord]] = {}
         self.extensions = list(extensions)
         for extension in self.extensions:
             extension.join(self)
@@ -100,9 +103,12 @@ class RunState:
 
     def arrays(self, params: Mapping[str, Tensor] | None = None) -> ArrayRecord:
         """Parameters (the global ones) as they travel."""
+        found = self.model.params if params is None else params
         how = self.settings.codec.downlink
-        rng = generator(self.settings.seed, "downlink", self.moved_rounds)
-        return ArrayRecord(encode_params(self.model.params if params is None else params, how, rng))
+        if how != "none":
+            rng = generator(self.settings.seed, "downlink", self.moved_rounds)
+            found = encode_params(found, how, rng)
+        return ArrayRecord(dict(found))
 
     def use_layers(self, settings: Settings, layers: Sequence[int], tunable: Tunable) -> None:
         """Continue with the layers of ``settings.prefix`` alone, and cut what is kept of each coordinate.
@@ -122,9 +128,9 @@ class RunState:
 
     # -- who takes part, and what they are sent --------------------------------------------------
 
-    def in_run(self, name: str) -> bool:
-        """Whether a silo still takes part."""
-        return name in self.nodes and name not in self.left
+    def staying(self, silos: Iterable[str]) -> list[str]:
+        """Return those of the silos that still take part."""
+        return [name for name in silos if name in self.nodes and name not in self.left]
 
     def require_enough(self) -> None:
         """Refuse to continue with fewer silos than ``server.min_clients``.
@@ -133,7 +139,7 @@ class RunState:
             BudgetSpent: silos have left.
             RunStopped: there never were enough.
         """
-        staying = [name for name in sorted(self.nodes) if self.in_run(name)]
+        staying = self.staying(sorted(self.nodes))
         if len(staying) < self.settings.server.min_clients:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self.left.items())
             kind = BudgetSpent if self.left else RunStopped
@@ -159,18 +165,11 @@ class RunState:
 
     def _task(self, asking: Asking, name: str, config: ConfigRecord) -> Message:
         extras = [extension.task_extras(asking, name) for extension in self.extensions]
-        fields = ConfigRecord(
-            {
-                **config,
-                **names.WITHOUT,
-                names.SETTINGS: to_json(self.settings.for_silo(name)),
-                names.RUN_ID: self.run_id,
-                names.RUN_FOLDER: self.run_folder,
-                names.BACKBONE: self.backbone,
-                names.ROUND: asking.server_round,
-                names.PLANNED_ROUNDS: self.draws.planned(name),
-            }
-        )
+        settings, fixed = self._fixed.get(name, (None, None))
+        if fixed is None or settings is not self.settings:
+            fixed = self._fixed_fields(name)
+            self._fixed[name] = self.settings, fixed
+        fields = ConfigRecord({**config, **fixed, names.ROUND: asking.server_round})
         content = RecordDict({names.PARAMS: asking.arrays})
         for extra in extras:
             fields.update(extra.fields)
@@ -179,4 +178,17 @@ class RunState:
         group = str(asking.server_round)
         return Message(
             content, dst_node_id=self.nodes[name], message_type=asking.kind, group_id=group
+        )
+
+    def _fixed_fields(self, name: str) -> ConfigRecord:
+        """The fields of a silo's tasks that are the same in each of them."""
+        return ConfigRecord(
+            {
+                **names.WITHOUT,
+                names.SETTINGS: to_json(self.settings.for_silo(name)),
+                names.RUN_ID: self.run_id,
+                names.RUN_FOLDER: self.run_folder,
+                names.BACKBONE: self.backbone,
+                names.PLANNED_ROUNDS: self.draws.planned(name),
+            }
         )

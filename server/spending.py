@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from dp_accounting.dp_event import DpEvent
 
@@ -22,13 +22,21 @@ from fedllm.budget.limits import (
 )
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.settings.experiment import Settings
-from fedllm.training.mechanism import make_mechanism
+from fedllm.training.mechanism import Mechanism, make_mechanism
 from privacy.accountants import Accountant, make_accountant
-from privacy.events.multiset import multiset
 from privacy.events.serialization import event_from_json, event_to_json
 from privacy.guarantee import Relation
 
 log = logging.getLogger("fedllm")
+
+
+class _Told(NamedTuple):
+    """A silo's mechanism as it told of it last: sampling rate, noise multiplier and steps."""
+
+    numbers: tuple[float, float, int]
+    mechanism: Mechanism
+    beside: Counter[DpEvent]
+    """Events of a round besides the mechanism's."""
 
 
 class SpendingView:
@@ -38,6 +46,7 @@ class SpendingView:
         self.settings = settings
         self.events: dict[str, Counter[DpEvent]] = {}
         self.mechanism: dict[str, dict[str, float]] = {}
+        self._made: dict[str, _Told] = {}
 
     def add_training(
         self,
@@ -54,15 +63,19 @@ class SpendingView:
             ValueError: a rate, a noise multiplier or a number of steps out of range, or a silo that tells
                 another mechanism in each round (which only makes the accountants slow); nothing is changed.
         """
-        own = self.settings.for_silo(silo)
-        told = own.client.model_copy(update={"local_steps": steps})
-        mechanism = make_mechanism(
-            own.model_copy(update={"client": told}),
-            sampling_rate=sampling_rate,
-            noise_multiplier=noise_multiplier,
-        )
-        found = mechanism.events(server_round) + duplicate_events(own)
-        counts = self.events.get(silo, Counter()) + multiset(found)
+        numbers = (sampling_rate, noise_multiplier, steps)
+        told = self._made.get(silo)
+        if told is None or told.numbers != numbers:
+            own = self.settings.for_silo(silo)
+            client = own.client.model_copy(update={"local_steps": steps})
+            mechanism = make_mechanism(
+                own.model_copy(update={"client": client}),
+                sampling_rate=sampling_rate,
+                noise_multiplier=noise_multiplier,
+            )
+            told = self._made[silo] = _Told(numbers, mechanism, duplicate_events(own))
+        found = told.mechanism.events(server_round) + told.beside
+        counts = self.events.get(silo, Counter()) + found
         if len(counts) > MOST_MECHANISMS:
             raise ValueError(f"more than {MOST_MECHANISMS} mechanisms of {silo} in one run")
         self.mechanism[silo] = {
@@ -118,6 +131,7 @@ class SpendingView:
         """The view as it is now, to fall back to."""
         view = SpendingView(self.settings)
         view.mechanism = dict(self.mechanism)
+        view._made = self._made
         view.events = {silo: counts.copy() for silo, counts in self.events.items()}
         return view
 

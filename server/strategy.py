@@ -45,8 +45,7 @@ class PrefixStrategy(RunState, Strategy):
     ) -> Iterable[Message]:
         """One task for each silo of this round that is still in the run."""
         drawn = self.draws.silos(server_round, self.model.params)
-        chosen = [name for name in drawn if self.in_run(name)]
-        return self.tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
+        return self.tasks(MessageType.TRAIN, self.staying(drawn), server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -56,7 +55,7 @@ class PrefixStrategy(RunState, Strategy):
             self.settings, server_round
         ):
             return []
-        chosen = [name for name in sorted(self.nodes) if self.in_run(name)]
+        chosen = self.staying(sorted(self.nodes))
         return self.tasks(MessageType.EVALUATE, chosen, server_round, arrays, config)
 
     def aggregate_train(
@@ -88,6 +87,7 @@ class PrefixStrategy(RunState, Strategy):
             sizes=self.sizes,
             spending=self.spending,
             extensions=self.extensions,
+            laws=self.laws,
         )
         found = sort_replies(self.asked, replies, reading.read, timeout)
         reading.judge(found)

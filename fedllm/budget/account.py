@@ -107,6 +107,9 @@ class SiloAccount:
         self.bounds = bounds_of(settings) if self.private else ()
         if own is not None:
             self.bounds += (own.bound(),)
+        self._beside = duplicate_events(settings)
+        self._viewed: tuple[Counter[DpEvent], dict[str, DpEvent]] | None = None
+        self._others = -1  # rows of other runs and units when their units were compared
         self.noise_multiplier = 0.0  # makes the mechanism that the noise is looked for
         if self.private:
             self.noise_multiplier = self._noise_multiplier()
@@ -129,7 +132,7 @@ class SiloAccount:
 
     def training_events(self, server_round: int) -> Counter[DpEvent]:
         """The events of one round of training, those of a teacher that is trained without privacy included."""
-        return self.mechanism.events(server_round) + duplicate_events(self.settings)
+        return self.mechanism.events(server_round) + self._beside
 
     @property
     def steps(self) -> int:
@@ -345,11 +348,16 @@ class SiloAccount:
             asked = events if new[-1].purpose == entry.purpose else Counter()
             self._admit(asked, entry.purpose, proposal)
 
-        return self.ledger.extend(entries, admit) > (proposal is not None)
+        written = self.ledger.extend(entries, admit) > (proposal is not None)
+        if proposal is not None:
+            self.book.stored()
+        return written
 
     def _entry(
         self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]
     ) -> LedgerEntry:
+        if self._viewed is None or self._viewed[0] != events:
+            self._viewed = events, self._views(events)
         return LedgerEntry(
             run=self.run,
             party=self.party,
@@ -357,12 +365,15 @@ class SiloAccount:
             purpose=purpose,
             round=server_round,
             key=key,
-            views=self._views(events),
+            views=self._viewed[1],
             details=self.details(),
         )
 
     def _admit(self, events: Counter[DpEvent], purpose: str, proposal: Proposal | None) -> None:
-        refuse_other_units(self.ledger, self.party, self.unit)
+        others = self.ledger.others(self.party, self.run, self.unit)
+        if others[0] != self._others:
+            refuse_other_units(self.ledger, self.party, self.unit)
+            self._others = others[0]
         asked = {event: count for event, count in events.items() if is_private(event)}
         if self.own is not None:
             self.own.check_guarantee(events.total() - sum(asked.values()))
@@ -374,13 +385,13 @@ class SiloAccount:
         plan = self.book.fixed(proposal, self.bounds)
         if self.bounds:  # else a repeated round is not refused; the report then states a condition
             self.book.check_within(plan, purpose, Counter(asked), self.bounds)
-        self.book.admit(self.bounds, plan)
+        self.book.admit(self.bounds, plan, others)
 
     def details(self) -> dict[str, str | float | None]:
         """What each row tells of the mechanism and the budgets."""
         privacy = self.settings.privacy
         return {
-            "noise_multiplier": self.noise_multiplier,
+            "noise_multiplier": self.mechanism.noise_multiplier,
             "sampling_rate": self.sampling_rate,
             "batch_size": self.settings.client.batch_size,
             "clip": self.clip,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -23,25 +23,32 @@ class Fingerprinted:
             TypeError: a field holds anything else.
         """
         fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        named = [[field.name, _plain(getattr(self, field.name))] for field in fields]
+        values = {field.name: getattr(self, field.name) for field in fields}
+        named = [[name, value] for name, value in zip(values, _plain(values.values()), strict=True)]
         text = json.dumps([type(self).__name__, named])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return ["int", str(value)]
-    if isinstance(value, float):
-        return ["float", value.hex()]
-    if isinstance(value, tuple):
-        return ["tuple", [_plain(part) for part in value]]
-    if isinstance(value, Tensor):
-        return ["tensor", params_digest({"": value})]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return ["mapping", [[key, _plain(value[key])] for key in sorted(value)]]
-    raise TypeError(
-        "Expected str, int, float, bool, None, tensors, and tuples or mappings of them, got "
-        f"{type(value).__name__}"
-    )
+def _plain(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value is None or isinstance(value, bool | str):
+            found.append(value)
+        elif isinstance(value, int):
+            found.append(["int", str(value)])
+        elif isinstance(value, float):
+            found.append(["float", value.hex()])
+        elif isinstance(value, tuple):
+            found.append(["tuple", _plain(value)])
+        elif isinstance(value, Tensor):
+            found.append(["tensor", params_digest({"": value})])
+        elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            names = sorted(value)
+            plain = _plain(value[name] for name in names)
+            found.append(["mapping", [list(pair) for pair in zip(names, plain, strict=True)]])
+        else:
+            raise TypeError(
+                "Expected str, int, float, bool, None, tensors, and tuples or mappings of them, got "
+                f"{type(value).__name__}"
+            )
+    return found

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from dp_accounting.dp_event import DpEvent
 
@@ -72,6 +72,9 @@ class PlanBook:
         self.unit = unit
         self.adversary = adversary
         self._stored: PlanRow | None = None
+        self._plan: RunPlan | None = None
+        self._room: tuple[RunPlan, dict[str, Multiset]] | None = None
+        self._admitted: tuple[Any, ...] = ()
 
     def stored_row(self) -> PlanRow | None:
         """This run's plan in the ledger; None before its first release."""
@@ -82,8 +85,10 @@ class PlanBook:
 
     def stored(self) -> RunPlan | None:
         """This run's plan in the ledger."""
-        row = self.stored_row()
-        return None if row is None else RunPlan.of_details(json.loads(row.details))
+        if self._plan is None:  # a row never changes
+            row = self.stored_row()
+            self._plan = None if row is None else RunPlan.of_details(json.loads(row.details))
+        return self._plan
 
     def stored_noise(self) -> float | None:
         """The noise multiplier that the stored plan is for."""
@@ -114,18 +119,32 @@ class PlanBook:
             plans.append(own)
         return plans, _recorded_terms(found, bound)
 
-    def admit(self, bounds: Iterable[Bound], mine: RunPlan) -> None:
+    def admit(
+        self, bounds: Iterable[Bound], mine: RunPlan, others: tuple[int, int] | None = None
+    ) -> None:
         """Ask the budgets for this run's plan.
+
+        The answer is a function of the plan, the budgets, the rows of other runs, and for the silo's own budgets of
+        what this run released without a guarantee. While these are the same it is not asked for again.
+
+        Args:
+            others: what :meth:`Ledger.others` says now.
 
         Raises:
             BudgetExceeded: it would exceed one.
         """
+        rows, kinds = others or self.ledger.others(self.party, self.run, self.unit)
+        bounds = tuple(bounds)
+        asked = (bounds, mine, rows, any(bound.own for bound in bounds) and kinds)
+        if asked == self._admitted:
+            return
         for bound in bounds:
             plans, terms = self.sequence(bound, mine)
             try:
                 bound.budget.admit(plans, terms)
             except BudgetExceeded as error:
                 raise bound.exceeded(error) from None
+        self._admitted = asked
 
     def proposal(
         self,
@@ -193,7 +212,9 @@ class PlanBook:
         Raises:
             OutsidePlan: it is not.
         """
-        planned = plan.purposes(self.adversary)
+        if self._room is None or self._room[0] != plan:
+            self._room = plan, plan.purposes(self.adversary)
+        planned = self._room[1]
         released = self.ledger.spent(
             self.adversary, party=self.party, unit=self.unit, run=self.run, purpose=purpose
         )

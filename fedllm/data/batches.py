@@ -83,6 +83,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
+        if torch.device(device) == self.input_ids.device:
+            return self
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -136,7 +138,7 @@ def collate(
         raise ValueError("Expected at least one feature, got none")
     if side not in ("right", "left"):
         raise ValueError(f"Expected side to be 'right' or 'left', got side={side!r}")
-    longest = max(len(f) for f in features)
+    longest = max(len(f.input_ids) for f in features)
     total = longest if length is None else length
     if total < longest:
         raise ValueError(f"Expected length >= {longest} (the longest example), got length={length}")
@@ -153,7 +155,7 @@ def collate(
     counted = torch.zeros_like(ids)
     segments = torch.zeros_like(ids)
     for row, feature in enumerate(features):
-        n = len(feature)
+        n = len(feature.input_ids)
         if n == 0:
             raise ValueError(f"Expected at least one token in each feature, got none in row {row}")
         where = slice(0, n) if side == "right" else slice(total - n, total)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -56,6 +57,9 @@ class Shapes:
         return None if self.tokens is None else max(1, self.tokens // bucket)
 
 
+_bucket_length = lru_cache(maxsize=4096)(Shapes.bucket_length)
+
+
 def shapes_for(device: torch.device, longest: int | None = None) -> Shapes:
     """The shapes for a device: fine buckets and free rows on a CPU, coarse buckets and fixed rows elsewhere."""
     if device.type == "cpu":
@@ -89,7 +93,7 @@ def micro_batches(
     shapes = shapes or Shapes()
     buckets: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
-        buckets.setdefault(shapes.bucket_length(length), []).append(index)
+        buckets.setdefault(_bucket_length(shapes, length), []).append(index)
     groups = []
     for bucket in sorted(buckets, reverse=True):
         room = shapes.rows(bucket) or max(1, max_tokens // bucket)

@@ -38,15 +38,21 @@ def json_bytes(value: Any) -> bytes:
     return (text + "\n").encode("utf-8")
 
 
+_PLAINED = (float, dict, list, tuple)
+
+
 def plain(value: Any) -> Any:
     """Return ``value`` with what JSON has no word for: infinite and undefined numbers become the texts "Infinity",
     "-Infinity" and "NaN" (as in protobuf's JSON mapping), tuples become lists."""
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {
+            str(key): plain(item) if isinstance(item, _PLAINED) else item
+            for key, item in value.items()
+        }
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item) if isinstance(item, _PLAINED) else item for item in value]
     return value
 
 

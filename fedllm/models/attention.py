@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from fedllm.models.parts.attention_layers import (
+    COUNTED,
     LAYER,
     AttentionCall,
     AttentionGeometry,
@@ -64,14 +65,17 @@ def _prefix_attention_forward(
     causal = bool(default if is_causal is None else is_causal)
     is_causal = causal
     if slot is not None:
-        layer = slot.layer(module)
-        if slot.recorder is not None:
-            _check_options(module, len(slot.recorder), kwargs)
-            slot.recorder.append(AttentionCall(module, key, value, causal))
-        active = slot.stack[-1] if slot.stack else None
-        padding = slot.padding
+        here, layer = slot.here, getattr(module, LAYER, None)  # None before there are numbers
+        if layer == COUNTED:
+            layer = here.calls
+            here.calls += 1
+        if here.recorder is not None:
+            _check_options(module, len(here.recorder), kwargs)
+            here.recorder.append(AttentionCall(module, key, value, causal))
+        active = here.stack[-1] if here.stack else None
+        padding = here.padding
         if padding is not None and padding.shape[1] == query.shape[2] == key.shape[2]:
-            query, key, value = (padding.cleared(x, 2) for x in (query, key, value))
+            query, key, value = padding.cleared((query, key, value), 2)
         else:
             padding = None
         if active is not None and layer is not None and layer in active.layers:
@@ -91,7 +95,7 @@ def _prefix_attention_forward(
         **kwargs,
     )[0]
     if padding is not None:
-        output = padding.cleared(output, 1)
+        (output,) = padding.cleared((output,), 1)
     return output, None
 
 
@@ -122,7 +126,7 @@ def _prepend(
             key, value = key[:, :, :queries], value[:, :, :queries]
         mask = active.causal_mask(queries, query.device)
     elif mask is not None:
-        mask = active.widen(mask)
+        mask = active.mask if active.mask_source is mask else active.widen(mask)
     window = options.get("sliding_window")
     if causal and window is not None and keys + active.length > window:
         raise ValueError(
@@ -214,7 +218,7 @@ def _forget(model: PreTrainedModel, *, all_modules: bool) -> None:
 
 
 def _restart(module: nn.Module, args: Any) -> None:
-    getattr(module, _SLOT).restart()
+    getattr(module, _SLOT).here.calls = 0
 
 
 def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]) -> None:
@@ -251,14 +255,14 @@ def record_attention(model: PreTrainedModel, **inputs: Any) -> list[AttentionCal
     """Runs ``model(**inputs)`` without gradients and returns every attention call, in order."""
     slot: PrefixSlot = getattr(model, _SLOT)
     calls: list[AttentionCall] = []
-    slot.stack.append(None)  # record the model as it is, whatever scope is open
-    slot.recorder = calls
+    slot.here.stack.append(None)  # record the model as it is, whatever scope is open
+    slot.here.recorder = calls
     try:
         with torch.no_grad():
             model(**inputs)
     finally:
-        slot.recorder = None
-        slot.stack.pop()
+        slot.here.recorder = None
+        slot.here.stack.pop()
     return calls
 
 
@@ -293,7 +297,8 @@ def prefix_scope(
         ValueError: wrong shape, unknown or repeated layer, model not prepared, or gradient
             checkpointing in force (its recomputation could run after the scope).
     """
-    slot, shape = _slot(model), geometry(model)
+    slot = _slot(model)
+    shape: AttentionGeometry = slot.geometry  # type: ignore[assignment]
     layers = list(layers)
     expected = f"(B, {len(layers)}, 2, {shape.kv_heads}, P, {shape.head_dim})"
     size = tuple(prefix_per_example.shape)
@@ -316,12 +321,11 @@ def prefix_scope(
         for index, pair in zip(layers, prefix_per_example.unbind(1), strict=True)
     }
     active = ActivePrefix(pairs if size[4] > 0 else {}, size[0], size[4])  # type: ignore[arg-type]
-    stack = slot.stack
-    stack.append(active)
+    slot.here.stack.append(active)
     try:
         yield
     finally:
-        stack.pop()
+        slot.here.stack.pop()
 
 
 @contextmanager
@@ -332,9 +336,9 @@ def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[No
         model: a model prepared by :func:`install`, to be run on one batch.
         attention_mask: (B, T), 0 at padding.
     """
-    slot = _slot(model)
-    before, slot.padding = slot.padding, Padding(attention_mask)
+    here = _slot(model).here
+    before, here.padding = here.padding, Padding(attention_mask)
     try:
         yield
     finally:
-        slot.padding = before
+        here.padding = before

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -32,7 +33,10 @@ def separate_tables(model: nn.Module) -> None:
 
 def reset_rotary(model: nn.Module) -> None:
     """Forget the lengths that ``dynamic`` tables have grown to."""
-    for module, name, limit in _tables(model):
+    tables = _of_models.get(model)
+    if tables is None:
+        tables = _of_models[model] = list(_tables(model))
+    for module, name, limit in tables:
         cached = f"{name}max_seq_len_cached"
         if int(getattr(module, cached, limit)) != limit:
             setattr(module, cached, limit)
@@ -40,6 +44,9 @@ def reset_rotary(model: nn.Module) -> None:
             buffer = getattr(module, f"{name}inv_freq")
             table = original.to(buffer.device, copy=True)
             module.register_buffer(f"{name}inv_freq", table, persistent=False)
+
+
+_of_models: WeakKeyDictionary[nn.Module, list[tuple[Any, str, int]]] = WeakKeyDictionary()
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[Any, str, int]]:

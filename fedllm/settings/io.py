@@ -7,6 +7,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -204,8 +205,11 @@ def to_json(settings: Settings) -> str:
     return json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
+@lru_cache(maxsize=16)
 def from_json(text: str) -> Settings:
     """Inverse of :func:`to_json`, of a text that anybody may have written.
+
+    Equal texts are checked once; a text that differs in any character is another one.
 
     Raises:
         SettingsError: as :func:`parse_settings`, or the text is beyond :class:`fedllm.files.bounded_json.Bounds`.

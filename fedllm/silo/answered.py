@@ -7,9 +7,11 @@ model and throw-away noise. What a server sent that would make the release fail,
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -25,9 +27,14 @@ Note = Callable[[str, Exception], None]
 """``note(what, error)`` keeps an error at the silo."""
 
 
+@lru_cache(maxsize=256)
+def _unused(purpose: str, step: int) -> RandomSource:
+    return generator(0, "release of no data", purpose, step)
+
+
 def throwaway_streams(purpose: str, step: int) -> RandomSource:
     """Randomness of a release that nobody gets: public, and of no other stream."""
-    return generator(0, "release of no data", purpose, step)
+    return copy.deepcopy(_unused(purpose, step))
 
 
 def try_without_data(release: Callable[[Streams], object], note: Note) -> None:
@@ -45,7 +52,7 @@ def try_without_data(release: Callable[[Streams], object], note: Note) -> None:
     except Exception as error:
         note("a task raised without any data, before its row", error)
         raise TaskFailed from error
-    bad = sorted({name for name, good in _finite(made, "the answer") if not good})
+    bad = sorted(_not_finite(made))
     if bad:
         raise TaskRefused(
             "Expected settings, tensors and codec with which a release of no data is finite, got others in "
@@ -84,18 +91,22 @@ def answered(
         raise TaskFailed from error
 
 
-def _finite(value: Any, name: str) -> Iterator[tuple[str, bool]]:
-    """Each number or tensor of what leaves, with whether it is finite. Counts of a silo's own log may be NaN."""
-    if isinstance(value, Tensor):
-        yield name, not value.is_floating_point() or bool(torch.isfinite(value).all())
-    elif isinstance(value, float | int):
-        yield name, math.isfinite(value)
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _finite(part, str(key))
-    elif isinstance(value, tuple):
-        for part in value:
-            yield from _finite(part, name)
-    elif dataclasses.is_dataclass(value):
-        for leaves in ("update", "noise_std", "below"):
-            yield from _finite(getattr(value, leaves), leaves)
+def _not_finite(made: object) -> set[str]:
+    """Names of the numbers and tensors of what leaves that are not finite. Counts of a silo's own log may be NaN."""
+    bad = set()
+    left: list[tuple[str, Any]] = [("the answer", made)]
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                bad.add(name)
+        elif isinstance(value, float | int):
+            if not math.isfinite(value):
+                bad.add(name)
+        elif isinstance(value, Mapping):
+            left += [(str(key), part) for key, part in value.items()]
+        elif isinstance(value, tuple):
+            left += [(name, part) for part in value]
+        elif dataclasses.is_dataclass(value):
+            left += [(leaf, getattr(value, leaf)) for leaf in ("update", "noise_std", "below")]
+    return bad

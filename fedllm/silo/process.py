@@ -52,7 +52,9 @@ def shared_worker(
     own_key = (silo.name, str(ledger), os.getpid())
     key = (run, settings.model_dump_json(), own)
     with _lock:
-        kept = _workers.setdefault(own_key, Kept(MOST_RUNS))
+        if own_key not in _workers:
+            _workers[own_key] = Kept(MOST_RUNS)
+        kept = _workers[own_key]
 
     def make() -> SiloWorker:
         opened = shared_ledger(ledger, heads)

@@ -121,7 +121,8 @@ class Task(ABC):
         several buckets are padded to the longest of these).
         """
         shapes = self.shapes
-        length = max((shapes.bucket_length(len(feature)) for feature in features), default=0)
+        longest = max((len(feature.input_ids) for feature in features), default=0)
+        length = shapes.bucket_length(longest) if features else 0  # of no shorter one a longer
         rows = shapes.rows(length) if features else None
         return collate(
             features,
@@ -134,7 +135,8 @@ class Task(ABC):
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> list[list[int]]:
         """Indices of micro-batches of one bucket, at most ``max_tokens`` padded tokens each."""
-        return micro_batches([len(feature) for feature in features], max_tokens, self.shapes)
+        lengths = [len(feature.input_ids) for feature in features]
+        return micro_batches(lengths, max_tokens, self.shapes)
 
 
 def expand_params(params: Params, size: int) -> dict[str, Tensor]:

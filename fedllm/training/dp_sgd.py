@@ -16,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from dp_accounting.dp_event import DpEvent
@@ -27,8 +28,8 @@ from fedllm.settings.experiment import Settings
 from fedllm.training.adaptive_clip import SumNoise
 from fedllm.training.batch.contained import Failures
 from fedllm.training.batch.fixed_shape import FixedShape
-from fedllm.training.encoding import Encoding, encode_released_update, gradient_scales
-from fedllm.training.gradients import clipped_gradient_sum
+from fedllm.training.encoding import Encoding, encode_released_update
+from fedllm.training.gradients import clipped_gradient_sum, gradient_scales
 from fedllm.training.noise import Noise, RoundCost, together
 from fedllm.training.perturbation import UNBOUNDED_ASCENT, is_perturbed
 from fedllm.training.steps import (
@@ -36,6 +37,7 @@ from fedllm.training.steps import (
     LocalResult,
     LocalWork,
     StepPlan,
+    Streams,
     Tally,
     check_noise,
     poisson_batch,
@@ -109,6 +111,8 @@ class DpSgd:
 
     def at_clip(self, clip: float | None) -> DpSgd:
         """The mechanism of a round whose task brings ``clip``; see :meth:`SumNoise.at_clip`."""
+        if clip is None and self.noise.count is None:
+            return self
         return replace(self, clip=self.noise.at_clip(self.clip, clip))
 
     def at_silo(self) -> DpSgd:
@@ -122,10 +126,15 @@ class DpSgd:
 
         In the rounds of the perturbation ``awp.form = "batch"`` has no guarantee, whatever noise the sums carry.
         """
-        found = {self._step_event(): self.plan.count}
+        found = Counter(self._noisy_events)
         if self.plan.awp.form == "batch" and is_perturbed(self.plan.awp, server_round):
             found[no_guarantee(UNBOUNDED_ASCENT)] = self.plan.count
-        return multiset(found)
+        return found
+
+    @cached_property
+    def _noisy_events(self) -> Counter[DpEvent]:
+        """Those of the noisy sums, which are the same in each round: built once."""
+        return multiset({self._step_event(): self.plan.count})
 
     def _step_event(self) -> DpEvent:
         if self.truncation is not None:
@@ -194,21 +203,25 @@ class DpSgd:
         share = None
         if self.noise.count is not None:
             share = share_below(below, self.plan.divisor * self.plan.count)
-        return tally.result(self._message(update, codes, work), noise_std, share)
+        if work.encoding is not None:
+            update = self._message(update, codes, work.encoding, work.streams)
+        return tally.result(update, noise_std, share)
 
     def _message(
-        self, update: dict[str, Tensor], codes: Sequence[Tensor], work: LocalWork
+        self,
+        update: dict[str, Tensor],
+        codes: Sequence[Tensor],
+        encoding: Encoding,
+        streams: Streams,
     ) -> dict[str, Tensor]:
-        """The update, or its code: post-processing."""
-        if work.encoding is None:
-            return update
-        rounding = work.streams("round", self.plan.count)
+        """The code of an update: post-processing."""
+        rounding = streams("round", self.plan.count)
         if not codes:
-            return dict(encode_released_update(update, work.encoding, rounding=rounding).tensors)
+            return dict(encode_released_update(update, encoding, rounding=rounding).tensors)
         # SGD: the weights moved by the reconstruction of this sum.
         total = torch.stack(list(codes)).double().sum(0)
         code = (total * (-self.plan.learning_rate / self.plan.divisor)).float()
-        return dict(work.encoding.codec.encode_code(code, rounding).tensors)
+        return dict(encoding.codec.encode_code(code, rounding).tensors)
 
 
 @dataclass(frozen=True)

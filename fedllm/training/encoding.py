@@ -37,8 +37,8 @@ from torch import Tensor
 from fedllm.codec.base import Code, Codec
 from fedllm.codec.layout import Layout
 from fedllm.codec.quantise import Quantised
-from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
+from fedllm.training.gradients import gradient_scales
 from fedllm.training.noise import Noise
 from privacy.mechanisms.clipping import clip_vector
 from privacy.randomness import RandomSource
@@ -112,11 +112,6 @@ class Encoding:
     def float32_bytes(self) -> int:
         """Bytes of an update without a codec."""
         return 4 * self.layout.dimension
-
-
-def gradient_scales(prefix_scale: float, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Public factor of each tensor before clipping: ``prefix_scale`` for the prefix, else 1."""
-    return {name: prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
 def encode_client_update(

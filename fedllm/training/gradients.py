@@ -9,11 +9,17 @@ from torch import Tensor
 
 from fedllm.codec.base import Codec
 from fedllm.data.batches import Batch, Feature
+from fedllm.models.prefix import PREFIX
 from fedllm.tasks.base import expand_params
 from fedllm.training.batch.contained import Failures, example_rows, report_lost_step
 from fedllm.training.perturbation import Perturbation
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.clipping import ClippedSum, clip_and_sum
+
+
+def gradient_scales(prefix_scale: float, params: Mapping[str, Tensor]) -> dict[str, float]:
+    """Public factor of each tensor before clipping: ``prefix_scale`` for the prefix, else 1."""
+    return {name: prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
 def per_example_gradients(
@@ -129,7 +135,7 @@ def clipped_gradient_sum(
         clipped += part.clipped
         nonfinite += part.nonfinite
         norms.append(part.norms[:real].cpu())
-    if failures is not None:
+    if failures is not None and failures.count > before:
         report_lost_step(count, failures.count - before)
     return ClippedSum(sums, count, clipped, nonfinite, torch.cat(norms))
 

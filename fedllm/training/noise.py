@@ -77,17 +77,18 @@ class Noise:
         Raises:
             ValueError: the noise multiplier is not finite and > 0.
         """
-        noise = self.scaled
-        if noise is None:
+        if self.unit is None:
             return gaussian(self.multiplier)
+        noise = self.unit.scaled(self.multiplier)
         # The bound of a vector holds whatever the number of coordinates, which is not known before the model is.
         return scalar_noise(noise) if self.alone else vector_noise(noise, 0)
 
     @property
     def std(self) -> float:
         """Standard deviation of the noise of each coordinate; may be infinite."""
-        noise = None if self.multiplier == 0 else self.scaled
-        return self.multiplier if noise is None else noise.std
+        if self.unit is None or self.multiplier == 0:
+            return self.multiplier
+        return self.unit.scaled(self.multiplier).std
 
     def add(self, vector: Tensor, clip: float, rng: RandomSource) -> Tensor:
         """Add noise to every coordinate of a vector of sensitivity ``clip`` (L2; of single numbers: each).
@@ -101,10 +102,9 @@ class Noise:
             raise ValueError(
                 f"Expected a finite noise_multiplier > 0, got noise_multiplier={self.multiplier}"
             )
-        noise = self.scaled
-        if noise is None:
+        if self.unit is None:
             return add_gaussian(vector, clip, self.multiplier, rng)
-        return add_scalar_noise(vector, clip, noise, rng)
+        return add_scalar_noise(vector, clip, self.unit.scaled(self.multiplier), rng)
 
 
 @dataclass(frozen=True)

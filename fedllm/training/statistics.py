@@ -27,8 +27,12 @@ from fedllm.data.batches import Feature
 from fedllm.settings.codec import CodecSettings
 from fedllm.settings.experiment import Settings
 from fedllm.training.batch.contained import Failures, example_rows, report_lost_step
-from fedllm.training.encoding import gradient_scales
-from fedllm.training.gradients import clipped_gradient_sum, gradient_sum, per_example_gradients
+from fedllm.training.gradients import (
+    clipped_gradient_sum,
+    gradient_scales,
+    gradient_sum,
+    per_example_gradients,
+)
 from fedllm.training.steps import LocalWork, StepPlan, Streams, Tally, plain_update
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.sampling import poisson_sample

@@ -196,7 +196,9 @@ class Descent:
         self.weights = {name: value.clone() for name, value in self._start.items()}
         kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.SGD
         self._optimizer = kind(list(self.weights.values()), lr=plan.learning_rate)
-        self.perturbation = perturbation_of(plan.awp, work.server_round)
+        self.perturbation = None
+        if plan.awp.form != "none":
+            self.perturbation = perturbation_of(plan.awp, work.server_round)
         self.own = self.perturbation if plan.awp.form == "per-example" else None
 
     def point(self, batch: Sequence[Feature], failures: Failures | None) -> Mapping[str, Tensor]:

@@ -108,7 +108,8 @@ class Guard:
     def require_heads(self, tally: Tally, db: sqlite3.Connection) -> None:
         """Raise LedgerRolledBack where a head is missing, or tells of a row that the ledger lacks."""
         self.look()
-        found = self.problem(tally.head.rows, lambda head: tally.holds(db, head))
+        last = tally.head
+        found = self.problem(last.rows, lambda head: head == last or tally.holds(db, head))
         if found is not None:
             raise LedgerRolledBack(f"The ledger {self.path}: {found[0]}. {self.how_to_go_on()}")
 
@@ -191,8 +192,8 @@ class Guard:
 
     def opened(self, tally: Tally, database: Database) -> None:
         """Note a ledger that was verified as a whole when it was opened."""
-        self._rows_afresh = tally.head.rows
-        self._note(tally, database)
+        self._rows_afresh = self._rows_seen = tally.head.rows
+        self._seen = database.signature()
 
     def before_rows(self, tally: Tally, database: Database) -> None:
         """Verify what came since; within the transaction that is to add rows.
@@ -221,7 +222,4 @@ class Guard:
         tally.refresh(database.connection)
         for file in self.heads:
             file.advance(tally.head)
-        self._note(tally, database)
-
-    def _note(self, tally: Tally, database: Database) -> None:
         self._seen, self._rows_seen = database.signature(), tally.head.rows

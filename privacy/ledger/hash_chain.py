@@ -54,9 +54,11 @@ def row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[
         problems.append(f"row {row_id} was edited: its hash does not match its content")
     try:
         for name in names[:4]:
-            require_length(name, str(values[name]), MOST_NAME)
+            if len(str(values[name])) > MOST_NAME:
+                require_length(name, str(values[name]), MOST_NAME)
         parse_views(values["views"])
-        _parse_details(values["details"])
+        details = values["details"]
+        (_details_cached if len(details) < 2000 else parse_details)(details)
         if values["purpose"] == ADOPT:
             adoption_sentence(row_id, str(time), values["details"])
     except (ValueError, AttributeError, TypeError, RecursionError) as error:
@@ -76,10 +78,6 @@ def _is_edited(row: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
 @lru_cache(maxsize=1024)
 def _details_cached(text: str) -> None:
     parse_details(text)
-
-
-def _parse_details(text: str) -> None:
-    (_details_cached if len(text) < 2000 else parse_details)(text)
 
 
 def head_problems(db: sqlite3.Connection, last: Head) -> list[str]:

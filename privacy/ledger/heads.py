@@ -179,7 +179,7 @@ class HeadFile:
 
 
 def _check(head: Head) -> str:
-    return sha256(f"{_MARK} {head}".encode()).hexdigest()[:16]
+    return sha256(f"{_MARK} {head.rows}:{head.hash}".encode()).hexdigest()[:16]
 
 
 def _text(head: Head) -> bytes:

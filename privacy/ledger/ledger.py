@@ -92,6 +92,7 @@ class Ledger:
         self.read_only = read_only
         self._lock = threading.RLock()
         self._tally = Tally()
+        self._writing = False  # in a transaction, nobody else adds rows: the tally is fresh
         self._guard = Guard(self.path, kept)
         self._guard.look()  # before the rows are: they are never behind
         self._db: Database | None = ledger_file.open_database(
@@ -183,6 +184,7 @@ class Ledger:
                         self._tally.refresh(db)
                     else:
                         self._guard.before_rows(self._tally, database)
+                    self._writing = True
                     yield db
                     db.execute("COMMIT")
                     database.check()
@@ -190,6 +192,8 @@ class Ledger:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
                     raise
+                finally:
+                    self._writing = False
                 if not adopting:
                     self._guard.after_rows(self._tally, database)
             except BrokenChain as error:
@@ -266,6 +270,14 @@ class Ledger:
         with self._lock:
             return self._fresh_tally().began(party)
 
+    def others(self, party: str, run: str, unit: Unit) -> tuple[int, int]:
+        """Return how many rows a party has beside those of a run and unit, and how many kinds of those there are.
+
+        Rows are never changed: while the first number is the same, so are those rows.
+        """
+        with self._lock:
+            return self._fresh_tally().others(party, run, Unit(unit).value)
+
     def _entry(self, row: tuple[Any, ...]) -> LedgerEntry:
         try:
             return read_entry(row)
@@ -290,8 +302,9 @@ class Ledger:
         """
         chosen = None if unit is None else Unit(unit).value
         with self._lock:
-            rows = list(self._fresh_tally().rows(party, chosen, run, purpose))
-        require_same_unit(Unit(kind.unit) for kind, _, _ in rows)
+            rows = self._fresh_tally().rows(party, chosen, run, purpose)
+        if chosen is None:
+            require_same_unit(Unit(kind.unit) for kind, _, _ in rows)
         total: Counter[DpEvent] = Counter()
         for kind, count, row_id in rows:
             try:
@@ -308,8 +321,9 @@ class Ledger:
             return self._fresh_tally().histories()
 
     def _fresh_tally(self) -> Tally:
-        with self._readable() as db:
-            self._tally.refresh(db)
+        if not self._writing:
+            with self._readable() as db:
+                self._tally.refresh(db)
         return self._tally
 
     def parties(self) -> list[str]:

@@ -128,7 +128,8 @@ class Database:
     def check(self) -> None:
         """Raise LedgerError if the file at the ledger's path is no longer the one that is open."""
         try:
-            same = _identity(self.path) == self._file
+            status = self.path.stat()
+            same = (status.st_dev, status.st_ino) == self._file
         except OSError:
             same = False
         if not same:

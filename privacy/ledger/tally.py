@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from privacy.ledger.adoption import ADOPT, lost_heads
@@ -75,6 +74,7 @@ class Tally:
         self._first: dict[Kind, int] = {}
         self._plans: dict[str, list[PlanRow]] = {}
         self._began: dict[str, dict[str, int]] = {}
+        self._numbers: dict[str, Counter[tuple[str, str]]] = {}
 
     def refresh(self, db: sqlite3.Connection) -> None:
         """Verify and count the rows that came since.
@@ -82,31 +82,28 @@ class Tally:
         Raises:
           BrokenChain: A row that is new cannot be trusted, or the last one that was counted is not there.
         """
-        if db.in_transaction:
-            self._refresh(db)
-            return
-        db.execute("BEGIN")  # one snapshot for all reads
+        alone = not db.in_transaction
+        if alone:
+            db.execute("BEGIN")  # one snapshot for all reads
         try:
-            self._refresh(db)
-        finally:
-            db.execute("ROLLBACK")
-
-    def _refresh(self, db: sqlite3.Connection) -> None:
-        last = self.head.rows
-        if last:
-            row = db.execute("SELECT hash FROM entries WHERE id = ?", (last,)).fetchone()
-            if row is None or row[0] != self.head.hash:
-                raise BrokenChain(
-                    f"row {last}, which was read before, is {'gone' if row is None else 'another one'}: other "
-                    "bytes were put in the file's place"
-                )
-        where, given = ("WHERE id > ?", (last,)) if last else ("", ())
-        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):
-            for problem in row_problems(row, self.head.rows + 1, self.head.hash):
+            last = self.head.rows
+            if last:
+                row = db.execute("SELECT hash FROM entries WHERE id = ?", (last,)).fetchone()
+                if row is None or row[0] != self.head.hash:
+                    raise BrokenChain(
+                        f"row {last}, which was read before, is {'gone' if row is None else 'another one'}: other "
+                        "bytes were put in the file's place"
+                    )
+            where, given = ("WHERE id > ?", (last,)) if last else ("", ())
+            for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):
+                for problem in row_problems(row, self.head.rows + 1, self.head.hash):
+                    raise BrokenChain(problem)
+                self._count(row)
+            for problem in head_problems(db, self.head):
                 raise BrokenChain(problem)
-            self._count(row)
-        for problem in head_problems(db, self.head):
-            raise BrokenChain(problem)
+        finally:
+            if alone:
+                db.execute("ROLLBACK")
 
     def _count(self, row: tuple[Any, ...]) -> None:
         row_id, _, run, party, unit, purpose, _, _, views, details, _, digest = row
@@ -118,6 +115,7 @@ class Tally:
             self._plans.setdefault(party, []).append(PlanRow(row_id, run, unit, details))
         else:
             self._began.setdefault(party, {}).setdefault(run, row_id)
+        self._numbers.setdefault(party, Counter()).update([(run, unit)])
         kind = Kind(unit, run, purpose, views, details if purpose == PLAN else "")
         self._counts.setdefault(party, Counter())[kind] += 1
         self._first.setdefault(kind, row_id)
@@ -132,14 +130,24 @@ class Tally:
         unit: str | None = None,
         run: str | None = None,
         purpose: str | None = None,
-    ) -> Iterator[tuple[Kind, int, int]]:
-        """Give (kind, count, id of the first row of this kind): one party's, unit's, run's, purpose's, or all."""
+    ) -> list[tuple[Kind, int, int]]:
+        """Return (kind, count, id of the first row of this kind): one party's, unit's, run's, purpose's, or all."""
         chosen = self._counts.values() if party is None else [self._counts.get(party, Counter())]
+        found = []
         for counts in chosen:
             for kind, count in counts.items():
                 wanted = ((unit, kind.unit), (run, kind.run), (purpose, kind.purpose))
                 if all(asked in (None, own) for asked, own in wanted):
-                    yield kind, count, self._first[kind]
+                    found.append((kind, count, self._first[kind]))
+        return found
+
+    def others(self, party: str, run: str, unit: str) -> tuple[int, int]:
+        """Return the number of a party's rows beside those of a run and unit, and that of their kinds."""
+        numbers = self._numbers.get(party, Counter())
+        kinds = sum(
+            kind.run == run and kind.unit == unit for kind in self._counts.get(party, Counter())
+        )
+        return numbers.total() - numbers[run, unit], kinds
 
     def histories(self) -> dict[str, History]:
         """Return the history of each party."""

@@ -71,11 +71,6 @@ def _check(
     return [float(s) for s in scales]
 
 
-def _rows(tensor: torch.Tensor) -> torch.Tensor:
-    """[B, ...] as [B, rest]; B or rest may be 0."""
-    return tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))
-
-
 def _norms(per_example: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
     """Norms of the scaled examples, float64 [B]; NaN or inf exactly where one is not finite.
 
@@ -83,7 +78,7 @@ def _norms(per_example: Sequence[torch.Tensor], factors: Sequence[float]) -> tor
     """
     total = torch.zeros(per_example[0].shape[0], dtype=torch.float64, device=per_example[0].device)
     for tensor, factor in zip(per_example, factors, strict=True):
-        flat = _rows(tensor)
+        flat = tensor.reshape(tensor.shape[0], math.prod(tensor.shape[1:]))  # B or rest may be 0
         if flat.numel():
             norms = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64)
             total += (norms * factor).square()
@@ -98,7 +93,10 @@ def _sum_of_extremes(
     For float64 input, and for examples so large that a float32 coefficient would underflow.
     """
     count, device = per_example[0].shape[0], per_example[0].device
-    flats = [_rows(tensor).to(torch.float64) for tensor in per_example]
+    flats = [
+        tensor.reshape(count, math.prod(tensor.shape[1:])).to(torch.float64)
+        for tensor in per_example
+    ]
     largest = torch.zeros(count, dtype=torch.float64, device=device)
     for flat, factor in zip(flats, factors, strict=True):
         if flat.numel():
@@ -170,7 +168,7 @@ def clip_and_sum(
     keep = torch.nonzero(finite).flatten()  # a NaN times zero would be NaN: leave its row out
     sums: list[torch.Tensor] = []
     for tensor, factor in zip(per_example, factors, strict=True):
-        flat = _rows(tensor)
+        flat = tensor.reshape(count, math.prod(tensor.shape[1:]))
         flat = flat if keep.numel() == count else flat[keep]
         weights = (coefficients[keep] * factor).to(torch.float32)
         sums.append((weights @ flat.to(torch.float32)).reshape(tensor.shape[1:]))

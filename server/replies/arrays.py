@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from numpy.lib import format as npy
 from torch import Tensor
 
@@ -40,12 +41,9 @@ def tensors_of(content: RecordDict, record: str, spec: Spec) -> dict[str, Tensor
         raise ReplyRefused(f"Expected the record {record} with tensors, got {kind}")
     if len(found) != len(spec) or any(name not in spec for name in found):
         raise ReplyRefused(f"Expected the tensors {sorted(spec)} in {record}, got {_names(found)}")
-    for name, (shape, dtype) in spec.items():
-        _check_announced(name, found[name], shape, _numpy(dtype))
-    return {
-        name: _tensor(name, found[name].data, shape, _numpy(dtype))
-        for name, (shape, dtype) in spec.items()
-    }
+    kinds = {name: (shape, _numpy(dtype)) for name, (shape, dtype) in spec.items()}
+    _check_announced(found, kinds)
+    return {name: _tensor(name, found[name].data, *kind) for name, kind in kinds.items()}
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
@@ -59,20 +57,26 @@ def _names(found: ArrayRecord) -> str:
     return "[" + ", ".join(shown(name) for name in sorted(found)) + "]"
 
 
+@cache
 def _numpy(dtype: torch.dtype) -> np.dtype[Any]:
     return np.dtype(torch.zeros(0, dtype=dtype).numpy().dtype)
 
 
-def _check_announced(name: str, array: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    if array.stype != "numpy.ndarray":
-        raise ReplyRefused(f"Expected {name} in NumPy's format, got {shown(array.stype)}")
-    if array.dtype != dtype.name:
-        raise ReplyRefused(f"Expected {dtype.name} for {name}, got {shown(array.dtype)}")
-    if tuple(array.shape) != shape:
-        raise ReplyRefused(f"Expected shape {shape} for {name}, got {shown(tuple(array.shape))}")
-    size = math.prod(shape) * dtype.itemsize
-    if not size <= len(array.data) <= size + _LONGEST_HEADER:
-        raise ReplyRefused(f"Expected {size} bytes for {name} and a header, got {len(array.data)}")
+def _check_announced(
+    found: ArrayRecord, kinds: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
+) -> None:
+    for name, (shape, dtype) in kinds.items():
+        array = found[name]
+        if array.stype != "numpy.ndarray":
+            raise ReplyRefused(f"Expected {name} in NumPy's format, got {shown(array.stype)}")
+        if array.dtype != dtype.name:
+            raise ReplyRefused(f"Expected {dtype.name} for {name}, got {shown(array.dtype)}")
+        if tuple(array.shape) != shape:
+            told = shown(tuple(array.shape))
+            raise ReplyRefused(f"Expected shape {shape} for {name}, got {told}")
+        size, got = math.prod(shape) * dtype.itemsize, len(array.data)
+        if not size <= got <= size + _LONGEST_HEADER:
+            raise ReplyRefused(f"Expected {size} bytes for {name} and a header, got {got}")
 
 
 def _tensor(name: str, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:

@@ -18,8 +18,8 @@ def read_delivery(content: RecordDict) -> str | None:
     only_records(content, [names.INFO])
     info = texts_of(content, names.INFO)
     info.only([names.STATUS, names.REASON])
-    status = info.text(names.STATUS, LONGEST_REASON)
-    reason = one_line(info.text(names.REASON, LONGEST_REASON))
+    lengths = dict.fromkeys((names.STATUS, names.REASON), LONGEST_REASON)
+    status, reason = map(one_line, info.texts(lengths))
     if status == names.OK:
         return None
     if status not in (names.FAILED, names.LEFT):

@@ -41,18 +41,18 @@ def read_envelope(content: RecordDict) -> Envelope:
         ReplyRefused: a field is missing, of another type or too long, or there is no such status.
     """
     info = texts_of(content, names.INFO)
-    silo = info.text(names.SILO, LONGEST_NAME)
+    # Of a reason that is too long the beginning is kept: the silo's word on why it failed is worth that much.
+    silo, told, reason = info.texts(
+        {names.SILO: LONGEST_NAME, names.STATUS: LONGEST_NAME, names.REASON: 10**6}
+    )
     if not silo.isprintable():
         raise ReplyRefused(f"Expected a printable name as info.{names.SILO}, got {shown(silo)}")
-    told = info.text(names.STATUS, LONGEST_NAME)
     status = next((known for known in STATUSES if known == told), None)
     if status is None:
         raise ReplyRefused(
             f"Expected info.{names.STATUS} to be one of {', '.join(STATUSES)}, got {shown(told)}"
         )
-    # Of a text that is too long the beginning is kept: the silo's word on why it failed is worth that much.
-    reason = info.text(names.REASON, 10**6)
-    return Envelope(silo, status, one_line(reason))
+    return Envelope(silo, status, one_line(reason) if reason else "")
 
 
 def check_speaker(envelope: Envelope, silo: str) -> None:

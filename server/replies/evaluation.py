@@ -47,8 +47,8 @@ def read_evaluation(content: RecordDict, least: float) -> EvaluationReply:
     texts_of(content, names.INFO).only(ENVELOPE)
     metrics = numbers_of(content, names.METRICS)
     metrics.only([names.CORRECT, names.COUNT])
-    correct = metrics.number(names.CORRECT, least, MOST_EXAMPLES)
-    count = metrics.number(names.COUNT, least, MOST_EXAMPLES)
+    numbers = metrics.numbers(dict.fromkeys((names.CORRECT, names.COUNT), (least, MOST_EXAMPLES)))
+    correct, count = numbers[names.CORRECT], numbers[names.COUNT]
     if least == 0 and correct > count:
         raise ReplyRefused(
             f"Expected metrics.{names.CORRECT} of at most metrics.{names.COUNT}={count:g}, "

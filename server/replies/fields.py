@@ -23,17 +23,20 @@ class Fields:
     record: str
     values: Mapping[str, Any]
 
-    def number(self, name: str, low: float, high: float) -> float:
-        """A number in [low, high], which are finite.
+    def numbers(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+        """Numbers by name, each in its range [low, high], which are finite.
 
         Raises:
-            ReplyRefused: it is missing, no number (a truth value is none), or out of range.
+            ReplyRefused: one is missing, no number (a truth value is none), or out of range.
         """
-        value = self._value(name, f"a number from {low:g} to {high:g}")
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not low <= value <= high:  # NaN is in no range
-            raise self._refusal(f"a number from {low:g} to {high:g}", name, value)
-        return float(value)
+        found = {}
+        for name, (low, high) in ranges.items():
+            value: Any = self.values.get(name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not low <= value <= high:  # NaN is in no range
+                raise self._refusal(f"a number from {low:g} to {high:g}", name)
+            found[name] = float(value)
+        return found
 
     def whole(self, name: str, low: int, high: int) -> int:
         """A whole number in [low, high], sent as such.
@@ -41,33 +44,36 @@ class Fields:
         Raises:
             ReplyRefused: it is missing, of another type, or out of range.
         """
-        wanted = f"the whole number {low}" if low == high else f"a whole number, {low} to {high}"
-        value = self._value(name, wanted)
+        value = self.values.get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise self._refusal(wanted, name, value)
+            wanted = f"whole number {low}" if low == high else f"whole number, {low} to {high}"
+            raise self._refusal(f"{'the' if low == high else 'a'} {wanted}", name)
         return value
 
-    def text(self, name: str, most: int) -> str:
-        """A text of at most ``most`` characters.
+    def texts(self, lengths: Mapping[str, int]) -> list[str]:
+        """Texts by name, each of at most so many characters.
 
         Raises:
-            ReplyRefused: it is missing, no text, or longer.
+            ReplyRefused: one is missing, no text, or longer.
         """
-        wanted = f"a text of at most {most} characters"
-        value = self._value(name, wanted)
-        if not isinstance(value, str) or len(value) > most:
-            raise self._refusal(wanted, name, value)
-        return value
+        found = []
+        for name, most in lengths.items():
+            value = self.values.get(name)
+            if not isinstance(value, str) or len(value) > most:
+                raise self._refusal(f"a text of at most {most} characters", name)
+            found.append(value)
+        return found
 
-    def same(self, name: str, expected: str | int) -> None:
-        """Refuse another value than the expected one.
+    def same(self, expected: Mapping[str, str | int]) -> None:
+        """Refuse other values than the expected ones.
 
         Raises:
-            ReplyRefused: it is missing, of another type or another value.
+            ReplyRefused: one is missing, of another type or another value.
         """
-        value = self._value(name, shown(expected))
-        if type(value) is not type(expected) or value != expected:
-            raise self._refusal(shown(expected), name, value)
+        for name, wanted in expected.items():
+            value = self.values.get(name)
+            if type(value) is not type(wanted) or value != wanted:
+                raise self._refusal(shown(wanted), name)
 
     def only(self, known: Iterable[str]) -> None:
         """Refuse fields that nobody asked for.
@@ -79,13 +85,9 @@ class Fields:
         if others := [name for name in self.values if name not in names]:
             raise ReplyRefused(f"Expected no field {shown(others[0])} in {self.record}, got one")
 
-    def _value(self, name: str, wanted: str) -> Any:
-        if name not in self.values:
-            raise ReplyRefused(f"Expected {wanted} as {self.record}.{name}, got none")
-        return self.values[name]
-
-    def _refusal(self, wanted: str, name: str, value: Any) -> ReplyRefused:
-        return ReplyRefused(f"Expected {wanted} as {self.record}.{name}, got {shown(value)}")
+    def _refusal(self, wanted: str, name: str) -> ReplyRefused:
+        got = shown(self.values[name]) if name in self.values else "none"
+        return ReplyRefused(f"Expected {wanted} as {self.record}.{name}, got {got}")
 
 
 def texts_of(content: RecordDict, record: str) -> Fields:

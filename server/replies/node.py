@@ -40,9 +40,7 @@ def read_node(content: RecordDict) -> NodeReply:
     envelope = read_envelope(content)
     info = texts_of(content, names.INFO)
     info.only([*ENVELOPE, *DESCRIPTION])
-    for name in DESCRIPTION:
-        if name in info.values:
-            info.text(name, LONGEST_NAME)
+    info.texts({name: LONGEST_NAME for name in DESCRIPTION if name in info.values})
     if envelope.status == names.OK and not envelope.silo:
         raise ReplyRefused(f"Expected the name of a silo as info.{names.SILO}, got ''")
     numbers = numbers_of(content, names.METRICS)

@@ -40,7 +40,7 @@ def read_released(content: RecordDict, record: str, size: int, largest: float) -
     texts_of(content, names.INFO).only(ENVELOPE)
     metrics = numbers_of(content, names.METRICS)
     metrics.only([names.SAMPLING_RATE])
-    rate = metrics.number(names.SAMPLING_RATE, SMALLEST_RATE, 1.0)
+    rate = metrics.numbers({names.SAMPLING_RATE: (SMALLEST_RATE, 1.0)})[names.SAMPLING_RATE]
     released = tensors_of(content, record, {record: ((size,), torch.float64)})[record]
     norm = float(released.norm())
     if not norm <= largest:

@@ -12,7 +12,7 @@ from fedllm import messages as names
 from fedllm.codec.base import Spec
 from server.replies.arrays import bytes_of, tensors_of
 from server.replies.envelope import ENVELOPE
-from server.replies.fields import Fields, numbers_of, only_records, texts_of
+from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
 
 SMALLEST_RATE = 1e-12
@@ -86,39 +86,31 @@ def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
     only_records(content, [names.INFO, names.METRICS, names.UPDATE, *form.records])
     info = texts_of(content, names.INFO)
     info.only([*ENVELOPE, names.RUN_ID, names.ROUND, *form.texts])
-    info.same(names.RUN_ID, form.run_id)
-    info.same(names.ROUND, form.server_round)
-    for name, text in form.texts.items():
-        info.same(name, text)
+    info.same({names.RUN_ID: form.run_id, names.ROUND: form.server_round, **form.texts})
     metrics = numbers_of(content, names.METRICS)
     stds = [names.NOISE_STD + name for name in form.noisy]
     metrics.only([names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS, *form.shares, *stds])
-    noise = metrics.number(names.NOISE_MULTIPLIER, form.smallest_noise, LARGEST_NOISE)
-    rate = metrics.number(names.SAMPLING_RATE, SMALLEST_RATE, 1.0)
+    ranges = {
+        names.NOISE_MULTIPLIER: (form.smallest_noise, LARGEST_NOISE),
+        names.SAMPLING_RATE: (SMALLEST_RATE, 1.0),
+        **dict.fromkeys(form.shares, (-LARGEST_SHARE, LARGEST_SHARE)),
+    }
+    told = [name for name in stds if name in metrics.values]
+    if told:  # the noise by tensor: of all of them, or of none
+        if missing := [name for name in stds if name not in told]:
+            raise ReplyRefused(f"Expected metrics.{missing[0]} as well, got none")
+        ranges |= dict.fromkeys(stds, (0.0, form.largest_std))
+    numbers = metrics.numbers(ranges)
     steps = metrics.whole(names.STEPS, form.steps, form.steps)
-    shares = {name: metrics.number(name, -LARGEST_SHARE, LARGEST_SHARE) for name in form.shares}
-    std = _noise_std(metrics, form)
     update = tensors_of(content, names.UPDATE, form.update)
     records = {name: tensors_of(content, name, spec) for name, spec in form.records.items()}
     return TrainingReply(
         update=update,
         bytes=bytes_of(update) + sum(map(bytes_of, records.values())),
-        noise_std=std,
-        noise_multiplier=noise,
-        sampling_rate=rate,
+        noise_std={n: numbers[names.NOISE_STD + n] for n in form.noisy} if told else None,
+        noise_multiplier=numbers[names.NOISE_MULTIPLIER],
+        sampling_rate=numbers[names.SAMPLING_RATE],
         steps=steps,
-        shares=shares,
+        shares={name: numbers[name] for name in form.shares},
         records=records,
     )
-
-
-def _noise_std(metrics: Fields, form: TrainingForm) -> dict[str, float] | None:
-    """The noise by tensor: of all of them, or of none."""
-    told = [name for name in form.noisy if names.NOISE_STD + name in metrics.values]
-    if not told:
-        return None
-    if missing := [name for name in form.noisy if name not in told]:
-        raise ReplyRefused(f"Expected metrics.{names.NOISE_STD}{missing[0]} as well, got none")
-    return {
-        name: metrics.number(names.NOISE_STD + name, 0.0, form.largest_std) for name in form.noisy
-    }

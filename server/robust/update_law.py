@@ -9,7 +9,7 @@ which add their share.
 
 It holds for this length alone. An honest silo is refused with certainty, whatever its length, where it calibrates its noise
 itself and that is above ``server.max_noise_ratio`` times the median silo's (below), and where its update is longer than
-``server.max_update_norm``. `limit_warnings` names the silos whose settings make the first likely; what earlier runs in a
+``server.max_update_norm``. `server.robust.limit_warnings` names the silos whose settings make the first likely; what earlier runs in a
 silo's ledger and the budget of its config add to its noise, the server does not know.
 
 An update's *length* is the L2 norm of all its tensors in the coordinates in which it is clipped (the prefix times
@@ -45,17 +45,20 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedllm.budget.account import sampling_rate
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
 from fedllm.settings.kinds import CODECS
+from fedllm.settings.sections import ClientSettings
 from fedllm.training.adaptive_clip import is_adaptive
-from fedllm.training.encoding import Encoding, gradient_scales
+from fedllm.training.encoding import Encoding
+from fedllm.training.gradients import gradient_scales
 from fedllm.training.mechanism import Mechanism, make_mechanism
 from fedllm.training.noise import Noise
 from privacy.mechanisms.norm_tails import (
@@ -74,7 +77,6 @@ _SLACK = 1e-3  # relative, for float32 and for rows that are orthonormal to 1e-6
 _ROUNDING = {8: 16 / 127, 4: 16 / 7, 16: 2.0**-11}
 _EPSILON = 2.0**-23  # float32, of an entry of the parameters
 _SAME = 1e-4  # relative, between what two machines compute of one formula
-_SHOWN = 5  # names in a warning
 _ADAM = (0.9, 0.999)  # torch's betas, with which the silos train
 
 
@@ -98,6 +100,21 @@ def why_no_law(settings: Settings, examples: int | None) -> str | None:
     return None
 
 
+class MadeLaw(NamedTuple):
+    """What the law of one silo's updates is made of, as long as it tells the same noise multiplier.
+
+    Attributes:
+        settings: the run's; numbers: noise multiplier, clipping norm, and what else decides.
+        length: that an honest silo's steps exceed with the probability of `UpdateLaw.limit`; None without a law.
+        noise_std: of each entry of its update, as the server computes it.
+    """
+
+    settings: Settings
+    numbers: tuple[float, float, int, int]
+    length: float | None
+    noise_std: dict[str, float] | None
+
+
 @dataclass(frozen=True)
 class UpdateLaw:
     """The laws of one round's updates.
@@ -109,6 +126,7 @@ class UpdateLaw:
         params: the global parameters.
         sizes: the silos' public numbers of examples, where they are known.
         encoding: the codec, where there is one.
+        made: each silo's mechanism with the numbers that it was made for; kept between rounds.
     """
 
     settings: Settings
@@ -117,88 +135,109 @@ class UpdateLaw:
     params: Mapping[str, Tensor]
     sizes: Mapping[str, int | None]
     encoding: Encoding | None = None
+    made: dict[str, MadeLaw] = field(default_factory=dict)
 
     def judge(self, found: Sequence[Contribution]) -> tuple[list[Contribution], dict[str, str]]:
         """The contributions that are within their laws, and why the others are not, by silo.
 
         What stays has the noise that the server computes for it in the place of what the silo told.
         """
-        median = self._median_noise(found)
+        own = {c.silo: self.settings.for_silo(c.silo) for c in found}
+        told = [c for c in found if math.isfinite(c.noise_multiplier)]
+        shares = [c.noise_multiplier / _noise_divisor(own[c.silo]) for c in told]
+        median = statistics.median_high(shares) if told else 0.0  # of two the larger
         kept, refused = [], {}
         for contribution in found:
             try:
-                kept.append(self._checked(contribution, median))
+                kept.append(self._checked(contribution, own[contribution.silo], median))
             except UpdateRefused as error:
                 refused[contribution.silo] = str(error)
         return kept, refused
 
-    def limit(self, silo: str, noise_multiplier: float) -> float | None:
+    def limit(
+        self, silo: str, noise_multiplier: float, own: Settings | None = None
+    ) -> float | None:
         """The length that an honest update exceeds with probability at most `FALSE_REFUSALS` / `replies`; None
         where there is no law.
+
+        Args:
+            own: the silo's settings; None asks for them.
 
         Raises:
             ValueError: a noise multiplier that no noise has.
         """
-        settings = self.settings.for_silo(silo)
-        examples = self.sizes.get(silo)
-        if why_no_law(settings, examples) is not None:
+        settings = self.settings.for_silo(silo) if own is None else own
+        length = self._made(silo, settings, noise_multiplier).length
+        if length is None:
             return None
-        mechanism = self._mechanism(settings, noise_multiplier)
-        if _is_unknown(mechanism):
-            return None
-        exponent = math.log(self.replies / FALSE_REFUSALS)
         if settings.model.access == "black-box":
-            return self._numbers(settings, mechanism, examples, exponent) * (1 + _SLACK)
-        scales = gradient_scales(settings.privacy.prefix_scale, self.params)
-        if settings.privacy.mode == "dp" and settings.privacy.unit == "client":
-            length = self._client(mechanism, exponent)
-        elif settings.client.optimizer == "adam":
-            length = _adam(settings, self.params, scales)
-        else:
-            length = self._steps(settings, mechanism, examples, exponent)
-        largest = math.sqrt(
-            sum(float((p.double() * scales[n]).square().sum()) for n, p in self.params.items())
-        )
+            return length * (1 + _SLACK)
         # The update is a difference of float32 parameters: each step rounds every entry once.
-        drift = (settings.client.local_steps + 1) * _EPSILON * (largest + length)
+        drift = (settings.client.local_steps + 1) * _EPSILON * (self._largest + length)
         return self._rounded(length * (1 + _SLACK) + drift)
 
     def length(self, update: Mapping[str, Tensor]) -> float:
         """The length of a contribution's update."""
-        scales = gradient_scales(self.settings.privacy.prefix_scale, update)
+        scales = self._scales
         return math.sqrt(
-            sum(float((value.double() * scales[n]).square().sum()) for n, value in update.items())
+            sum(
+                float((value.double() * scales.get(n, 1.0)).square().sum())
+                for n, value in update.items()
+            )
         )
 
     # -- inside ----------------------------------------------------------------------------------
 
-    def _mechanism(self, own: Settings, noise_multiplier: float) -> Mechanism:
-        """A silo's mechanism of the round; its sampling rate changes nothing here."""
-        mechanism = make_mechanism(own, sampling_rate=1.0, noise_multiplier=noise_multiplier)
-        return mechanism.at_clip(self.clip if is_adaptive(own) else None)
+    @cached_property
+    def _scales(self) -> dict[str, float]:
+        return gradient_scales(self.settings.privacy.prefix_scale, self.params)
 
-    @property
+    @cached_property
+    def _largest(self) -> float:
+        """Length of the global parameters."""
+        return self.length(self.params)
+
+    def _made(self, silo: str, own: Settings, noise_multiplier: float) -> MadeLaw:
+        """What a silo's law is made of; kept from round to round while its numbers are the same."""
+        numbers = (noise_multiplier, self.clip, self.replies, self._noisy)
+        made = self.made.get(silo)
+        if made is None or made.settings is not self.settings or made.numbers != numbers:
+            made = self.made[silo] = self._make(silo, own, numbers)
+        return made
+
+    def _make(
+        self, silo: str, settings: Settings, numbers: tuple[float, float, int, int]
+    ) -> MadeLaw:
+        examples = self.sizes.get(silo)
+        exponent = math.log(self.replies / FALSE_REFUSALS)
+        # A silo's sampling rate changes nothing here.
+        mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=numbers[0])
+        mechanism = mechanism.at_clip(self.clip if is_adaptive(settings) else None)
+        length: float | None
+        if why_no_law(settings, examples) is not None or is_unknown(mechanism):
+            length = None
+        elif settings.model.access == "black-box":
+            length = self._numbers(settings, mechanism, examples, exponent)
+        elif settings.privacy.mode == "dp" and settings.privacy.unit == "client":
+            length = self._client(mechanism, exponent)
+        elif settings.client.optimizer == "adam":
+            length = _adam(settings, self.params, self._scales)
+        else:
+            length = self._steps(settings, mechanism, examples, exponent)
+        return MadeLaw(self.settings, numbers, length, mechanism.noise_std(self.params))
+
+    @cached_property
     def _by_silos(self) -> bool:
         """Whether the silos add the noise."""
         privacy = self.settings.privacy
         return privacy.mode == "dp" and privacy.noise_by == "client"
 
-    def _median_noise(self, found: Sequence[Contribution]) -> float:
-        """The median (of two the larger) of the noise that silos tell, per divisor of their sums."""
-        told = [self._per_divisor(c) for c in found if math.isfinite(c.noise_multiplier)]
-        return statistics.median_high(told) if told else 0.0
-
-    def _per_divisor(self, contribution: Contribution) -> float:
-        if self.settings.privacy.unit == "client":
-            return contribution.noise_multiplier
-        return contribution.noise_multiplier / _divisor(self.settings.for_silo(contribution.silo))
-
-    def _checked(self, contribution: Contribution, median: float) -> Contribution:
+    def _checked(self, contribution: Contribution, own: Settings, median: float) -> Contribution:
         silo, noise = contribution.silo, contribution.noise_multiplier
         if self._by_silos:
-            self._check_noise(contribution, median)
+            self._check_noise(contribution, own, median)
         try:
-            limit, length = self.limit(silo, noise), self.length(contribution.update)
+            limit, length = self.limit(silo, noise, own), self.length(contribution.update)
         except (ValueError, ArithmeticError) as error:
             raise UpdateRefused(f"Expected a mechanism with a bound, got {error}") from None
         if limit is not None and length > limit:
@@ -206,15 +245,15 @@ class UpdateLaw:
                 f"Expected an update of norm at most {limit:.6g}, which an honest one of this run exceeds with "
                 f"probability below {FALSE_REFUSALS:g} in all rounds and silos together, got {length:.6g}"
             )
-        return self._with_own_noise(contribution)
+        return self._with_own_noise(contribution, own)
 
-    def _check_noise(self, contribution: Contribution, median: float) -> None:
-        silo, noise = contribution.silo, contribution.noise_multiplier
+    def _check_noise(self, contribution: Contribution, own: Settings, median: float) -> None:
+        noise = contribution.noise_multiplier
         if not (math.isfinite(noise) and noise > 0):
             raise UpdateRefused(
                 f"Expected a finite noise-multiplier > 0 for privacy.mode=dp, got {noise}"
             )
-        most, own = self.settings.server.max_noise_ratio, self.settings.for_silo(silo)
+        most = self.settings.server.max_noise_ratio
         given = own.privacy.noise_multiplier
         if given is not None:
             if not math.isclose(noise, given, rel_tol=_SAME):
@@ -222,14 +261,14 @@ class UpdateLaw:
                     f"Expected the noise-multiplier of privacy.noise_multiplier={given:g}, got {noise:g}"
                 )
             return
-        share = self._per_divisor(contribution)
+        share = noise / _noise_divisor(own)
         if share > most * median:
             raise UpdateRefused(
                 f"Expected noise at most server.max_noise_ratio={most:g} times the median silo's, got "
                 f"{share / median:.3g} times (noise-multiplier {noise:g})"
             )
 
-    def _with_own_noise(self, contribution: Contribution) -> Contribution:
+    def _with_own_noise(self, contribution: Contribution, own: Settings) -> Contribution:
         """With the noise that the settings and the multiplier give each entry of the update, told or not: a silo that
         tells none leaves the correction of the others as it is.
 
@@ -238,9 +277,7 @@ class UpdateLaw:
         """
         if self.settings.privacy.noise_by == "server":
             return contribution
-        own = self.settings.for_silo(contribution.silo)
-        mechanism = self._mechanism(own, contribution.noise_multiplier)
-        std = mechanism.noise_std(self.params)
+        std = self._made(contribution.silo, own, contribution.noise_multiplier).noise_std
         for name, told in (contribution.noise_std or {}).items():
             if std is not None and not math.isclose(told, std[name], rel_tol=_SAME):
                 raise UpdateRefused(
@@ -249,11 +286,11 @@ class UpdateLaw:
                 )
         return replace(contribution, noise_std=std)
 
-    @property
+    @cached_property
     def _trained(self) -> int:
         return sum(value.numel() for value in self.params.values())
 
-    @property
+    @cached_property
     def _noisy(self) -> int:
         """Dimensions of the noise in what is decoded: those of the code where it is there, or a projection that
         Gaussian noise does not notice."""
@@ -269,12 +306,12 @@ class UpdateLaw:
         client, steps, clip = settings.client, settings.client.local_steps, mechanism.clip
         noise = noise_on(mechanism.release_noise(), clip, self._noisy)
         half = exponent + math.log(4)  # samples and noise, in two bounds
-        step = clip * most_of(settings, examples, 1, half + math.log(steps))
+        step = clip * most_of(client, examples, 1, half + math.log(steps))
         found = walk(noise, step, steps, half)
         if isinstance(noise, GaussianLength):
             added = GaussianLength(noise.dimension, noise.std * math.sqrt(steps)).bound(0.0, half)
-            found = min(found, added + clip * most_of(settings, examples, steps, half))
-        return found * client.learning_rate / _divisor(settings)
+            found = min(found, added + clip * most_of(client, examples, steps, half))
+        return found * client.learning_rate / _divisor(client)
 
     def _client(self, mechanism: Mechanism, exponent: float) -> float:
         if self.settings.privacy.noise_by == "server":
@@ -296,10 +333,10 @@ class UpdateLaw:
             return noise_on(noise, clip, steps * count).bound(length, exponent)
         half = exponent + math.log(2)  # samples and noise
         batches = steps * (count if alone else 1)
-        most = clip * most_of(settings, examples, 1, half + math.log(batches))
+        most = clip * most_of(settings.client, examples, 1, half + math.log(batches))
         length = most * (math.sqrt(count) if alone else 1.0)
         found = side_by_side(noise_on(noise, clip, count), length, steps, half)
-        return found / _divisor(settings)
+        return found / _divisor(settings.client)
 
     def _rounded(self, length: float) -> float:
         """The length after the codec's number format."""
@@ -309,14 +346,19 @@ class UpdateLaw:
         return length * (1 + _ROUNDING.get(bits, 0.0)) + least
 
 
-def _is_unknown(mechanism: Mechanism) -> bool:
+def is_unknown(mechanism: Mechanism) -> bool:
     """Whether a mechanism of another package releases something else than clipped vectors with noise."""
     return mechanism.private and mechanism.release_noise() is None
 
 
-def _divisor(settings: Settings) -> float:
+def _divisor(client: ClientSettings) -> float:
     """Of each gradient sum; also the records expected in a batch, where no rate is set."""
-    return float(settings.client.batch_size or 1)
+    return float(client.batch_size or 1)
+
+
+def _noise_divisor(own: Settings) -> float:
+    """Of what the noise that a silo tells is compared by."""
+    return 1.0 if own.privacy.unit == "client" else float(own.client.batch_size or 1)
 
 
 def noise_on(noise: Noise | None, clip: float, dimension: int) -> NoiseLength:
@@ -333,14 +375,13 @@ def noise_on(noise: Noise | None, clip: float, dimension: int) -> NoiseLength:
     return ScalarLength(dimension, scaled.scaled(clip))
 
 
-def most_of(settings: Settings, examples: int | None, steps: int, exponent: float) -> float:
+def most_of(client: ClientSettings, examples: int | None, steps: int, exponent: float) -> float:
     """Records in the samples of so many steps together at most, but with probability exp(-exponent).
 
     Raises:
         ValueError: ``why_no_law``.
     """
-    client = settings.client
-    expected, most = _divisor(settings), float(client.max_batch or math.inf)
+    expected, most = _divisor(client), float(client.max_batch or math.inf)
     if client.sampling_rate is not None:
         if examples is None:
             raise ValueError("Expected a public number of examples, got none")
@@ -368,64 +409,3 @@ def _adam(settings: Settings, params: Mapping[str, Tensor], scales: Mapping[str,
     energy = sum(scales[name] ** 2 * value.numel() for name, value in params.items())
     reach = adam_travel(settings.client.local_steps)
     return settings.client.learning_rate * reach * math.sqrt(energy)
-
-
-def _expected_noise(settings: Settings, examples: int | None) -> float | None:
-    """In proportion to the noise per divisor that one silo's calibration will find, about; None where it is not known.
-
-    Noise grows at most about as the sampling rate, and as one over epsilon: no bound, for a warning alone.
-    """
-    privacy, client = settings.privacy, settings.client
-    targets = [float(t) for t in (privacy.epsilon, privacy.run_epsilon) if t is not None]
-    if not targets:
-        return None
-    if privacy.unit == "client":
-        return 1 / min(targets)
-    if client.sampling_rate is None and not examples:
-        return None
-    return sampling_rate(settings, examples or 1) / (min(targets) * _divisor(settings))
-
-
-def _loud_silos(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """Silos whose calibrated noise is expected above ``server.max_noise_ratio`` times the median silo's."""
-    privacy = settings.privacy
-    if privacy.mode != "dp" or privacy.noise_by == "server" or privacy.noise_multiplier is not None:
-        return []
-    each = {name: _expected_noise(settings.for_silo(name), size) for name, size in sizes.items()}
-    known = {name: noise for name, noise in each.items() if noise is not None}
-    if not known:
-        return []
-    most = settings.server.max_noise_ratio * statistics.median_high(known.values())
-    return sorted(name for name, noise in known.items() if noise > most)
-
-
-def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """What a run tells of its limits before it begins: where there is no law, which silos may be refused for honest
-    noise, and where aggregation can leave nobody out.
-
-    Args:
-        sizes: public number of examples of each silo, None where private.
-    """
-    reasons = {why_no_law(settings.for_silo(name), size) for name, size in sizes.items()}
-    if _is_unknown(make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0)):
-        reasons = {"its mechanism is one of another package"}
-    found = [
-        f"an honest update has no known bound on its norm ({reason}): the limit is server.max_update_norm="
-        f"{settings.server.max_update_norm:g}"
-        for reason in sorted(reason for reason in reasons if reason is not None)
-    ]
-    if loud := _loud_silos(settings, sizes):
-        shown = ", ".join(loud[:_SHOWN]) + (
-            f" and {len(loud) - _SHOWN} more" * (len(loud) > _SHOWN)
-        )
-        found.append(
-            f"{shown}: the noise that its data and target ask for is expected above server.max_noise_ratio="
-            f"{settings.server.max_noise_ratio:g} times the median silo's, and then every update of it is refused: "
-            "raise server.max_noise_ratio or set privacy.noise_multiplier"
-        )
-    how, chosen = settings.server.aggregation, settings.server.fraction * len(sizes)
-    if how in ("median", "trimmed-mean") and chosen < 3:
-        found.append(
-            f"server.aggregation={how} is the mean with fewer than 3 silos in a round, {chosen:g} are expected"
-        )
-    return found

@@ -50,8 +50,8 @@ OFF = {
 """By feature that is off in this round: which files are its own."""
 SETTINGS = r"(^|/)settings"
 """The files of the settings."""
-EVENTS = re.compile(r"^(DpSgd|ClientUpdate|ZerothOrder|NoPrivacy|Mechanism)\.events$")
-"""Methods that build the events of one round of training at one silo."""
+EVENTS = re.compile(r"^(DpSgd\._noisy_events|(ClientUpdate|ZerothOrder|NoPrivacy)\.events)$")
+"""Methods that build the events of one round of training at one silo; a mechanism's `events` looks them up."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,8 @@ from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.mechanisms.scalar_noise import LmoNoise
 from privacy.randomness import generator
 from server.aggregation import Contribution
-from server.robust.update_law import UpdateLaw, adam_travel, limit_warnings, why_no_law
+from server.robust.limit_warnings import limit_warnings
+from server.robust.update_law import UpdateLaw, adam_travel, why_no_law
 from tests.support.local_training import train_forward_only, train_locally
 from tests.support.tiny_tunables import shaken
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from fedllm.models.parts.attention_layers import COUNTED, LAYER, AttentionCall, AttentionGeometry
+from fedllm.models.parts.attention_layers import AttentionCall, AttentionGeometry
 from fedllm.models.parts.selection import Padding
 
 
@@ -43,53 +43,29 @@ class ActivePrefix:
         return made
 
 
+class _Here(threading.local):
+    """Of each thread: its active prefixes, its padding, its recorder, and its calls since the first layer."""
+
+    def __init__(self) -> None:
+        self.stack: list[ActivePrefix | None] = []
+        self.padding: Padding | None = None
+        self.recorder: list[AttentionCall] | None = None
+        self.calls = 0
+
+
 class PrefixSlot:
-    """What one model carries: a stack of active prefixes, the padding and a recorder for each thread.
+    """What one model carries.
 
     Attributes:
+        here: what each thread has of its own.
         geometry: as observed; None before.
         causal: whether attention is causal in modules that do not say.
     """
 
     def __init__(self) -> None:
-        self._local = threading.local()
+        self.here = _Here()
         self.geometry: AttentionGeometry | None = None
         self.causal = True
-
-    def layer(self, module: nn.Module) -> int | None:
-        """The number of the layer that calls; None before there are numbers."""
-        number: int | None = getattr(module, LAYER, None)
-        if number == COUNTED:
-            number = getattr(self._local, "calls", 0)
-            self._local.calls = number + 1
-        return number
-
-    def restart(self) -> None:
-        """Count this thread's calls from the first layer."""
-        self._local.calls = 0
-
-    @property
-    def stack(self) -> list[ActivePrefix | None]:
-        if not hasattr(self._local, "stack"):
-            self._local.stack = []
-        stack: list[ActivePrefix | None] = self._local.stack
-        return stack
-
-    @property
-    def recorder(self) -> list[AttentionCall] | None:
-        return getattr(self._local, "recorder", None)
-
-    @recorder.setter
-    def recorder(self, calls: list[AttentionCall] | None) -> None:
-        self._local.recorder = calls
-
-    @property
-    def padding(self) -> Padding | None:
-        return getattr(self._local, "padding", None)
-
-    @padding.setter
-    def padding(self, padding: Padding | None) -> None:
-        self._local.padding = padding
 
     def _copy(self) -> PrefixSlot:
         """A copied or pickled model gets an empty slot of its own."""
@@ -104,5 +80,5 @@ class PrefixSlot:
         return {"geometry": self.geometry, "causal": self.causal}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._local = threading.local()
+        self.here = _Here()
         self.geometry, self.causal = state["geometry"], state["causal"]

@@ -7,6 +7,7 @@ number as it is, or makes it zero. It takes the time of a copy, and that time do
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,32 +30,37 @@ class Padding:
         self._kept = -(attention_mask != 0).to(torch.int64)
         self._by_width: dict[torch.dtype, Tensor] = {}
 
-    def cleared(self, states: Tensor, tokens: int) -> Tensor:
-        """``states`` (four dimensions, the first B and dimension ``tokens`` T) with zeros at padding; the gradient
-        of what stood there is zero too, whatever comes from behind."""
-        integers = _INTEGERS[states.element_size()]
+    def cleared(self, states: Sequence[Tensor], tokens: int) -> Sequence[Tensor]:
+        """Tensors of one dtype (four dimensions, the first B and dimension ``tokens`` T) with zeros at padding; the
+        gradient of what stood there is zero too, whatever comes from behind."""
+        integers = _INTEGERS[states[0].element_size()]
         kept = self._by_width.get(integers)
         if kept is None:
             kept = self._by_width[integers] = self._kept.to(integers)
         shape = [self.shape[0], 1, 1, 1]
         shape[tokens] = self.shape[1]
         kept = kept.view(shape)
-        if not (states.requires_grad and torch.is_grad_enabled()):
-            return (states.view(integers) & kept).view(states.dtype)
-        cleared: Tensor = _And.apply(states, kept)  # type: ignore[no-untyped-call]
-        return cleared
+        if torch.is_grad_enabled() and any(x.requires_grad for x in states):
+            found: Sequence[Tensor] = _And.apply(kept, *states)  # type: ignore[no-untyped-call]
+            return found
+        return [(x.view(integers) & kept).view(x.dtype) for x in states]
 
 
 class _And(torch.autograd.Function):
-    """``x`` where the mask's bits are ones, 0 where they are zeros, in both directions."""
+    """Each ``x`` where the mask's bits are ones, 0 where they are zeros, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kept: Tensor) -> Tensor:
+    def forward(ctx: Any, kept: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(kept)
-        return (x.view(kept.dtype) & kept).view(x.dtype)
+        ctx.set_materialize_grads(False)
+        return tuple((x.view(kept.dtype) & kept).view(x.dtype) for x in states)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
-        cleared: Tensor = _And.apply(grads[0], kept)  # type: ignore[no-untyped-call]
-        return cleared, None
+        there = [grad for grad in grads if grad is not None]
+        if torch.is_grad_enabled():  # a derivative of this one is asked for
+            cleared = iter(_And.apply(kept, *there))  # type: ignore[no-untyped-call]
+        else:
+            cleared = iter([(grad.view(kept.dtype) & kept).view(grad.dtype) for grad in there])
+        return None, *(None if grad is None else next(cleared) for grad in grads)

@@ -420,14 +420,14 @@ def test_two_accounts_that_looked_at_the_same_ledger_cannot_both_take_the_last_s
             outcome.append("refused")
 
     assert one.bounds
-    admit, thread = one.bounds[0].budget.admit, threading.Thread(target=rival)
+    admit, thread = one.book.admit, threading.Thread(target=rival)
 
     def slowly(*args: Any) -> None:
         admit(*args)
         thread.start()
         thread.join(timeout=1.0)  # time enough to spend, were it possible
 
-    monkeypatch.setattr(one.bounds[0].budget, "admit", slowly)
+    monkeypatch.setattr(one.book, "admit", slowly)
     one.spend_training(alone, f"train/{alone}")
     thread.join(timeout=60)
     assert outcome == ["refused"]

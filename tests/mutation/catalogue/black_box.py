@@ -98,8 +98,8 @@ MUTATIONS = (
     Mutation(
         "same-noise-along-other-directions",
         "fedllm/budget/fingerprint.py",
-        "for key in sorted(value)]",
-        'for key in sorted(value) if key != "directions"]',
+        "names = sorted(value)\n",
+        'names = sorted(set(value) - {"directions"})\n',
         "A server that announces another seed for a repeated round sees two values with one noise.",
         (f"{_RUNS}::test_other_directions_are_another_release",),
     ),

@@ -75,9 +75,11 @@ MUTATIONS = (
     Mutation(
         "metrics-decide",
         "server/monitoring.py",
-        """    except OSError as error:
+        """                callback.record(record)
+            except OSError as error:
 """,
-        """    except ZeroDivisionError as error:
+        """                callback.record(record)
+            except ZeroDivisionError as error:
 """,
         "A metrics file that cannot be written ends a run that is paid for.",
         (f"{_START}::test_a_log_that_cannot_be_written_costs_nothing",),

@@ -98,7 +98,7 @@ MUTATIONS = (
     Mutation(
         "update-of-another-round-passes",
         "server/replies/training.py",
-        "    info.same(names.ROUND, form.server_round)\n",
+        "names.ROUND: form.server_round, ",
         "",
         "An answer that is given again is in the model twice.",
         (f"{_FAILURES}::test_unusable_replies_are_refused_by_name_and_the_round_goes_on",),

@@ -68,8 +68,8 @@ MUTATIONS = (
     Mutation(
         "scores-of-each-step-under-one-key",
         "fedllm/budget/fingerprint.py",
-        "for key in sorted(value)]",
-        'for key in sorted(value) if key != "candidates"]',
+        "names = sorted(value)\n",
+        'names = sorted(set(value) - {"candidates"})\n',
         "A greedy search's releases are counted once, and the same noise meets several values.",
         (_ROW,),
     ),

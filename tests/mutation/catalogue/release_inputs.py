@@ -45,16 +45,16 @@ MUTATIONS = (
     Mutation(
         "release-blind-to-the-clip",
         "fedllm/budget/fingerprint.py",
-        "for key in sorted(value)]",
-        'for key in sorted(value) if key != "clip"]',
+        "names = sorted(value)\n",
+        'names = sorted(set(value) - {"clip"})\n',
         f"A round is repeated at another clipping norm: {_TWO}",
         (f"{_INPUTS}::test_a_round_at_another_clipping_norm_is_another_release",),
     ),
     Mutation(
         "fingerprint-of-the-required-fields",
         "fedllm/budget/fingerprint.py",
-        "for field in fields]",
-        "for field in fields if field.default is dataclasses.MISSING]",
+        "for field in fields}",
+        "for field in fields if field.default is dataclasses.MISSING}",
         f"What came with the task is forgotten: {_TWO}",
         (f"{_INPUTS}::test_every_field_is_in_the_fingerprint",),
     ),
@@ -69,8 +69,8 @@ MUTATIONS = (
     Mutation(
         "task-blind-to-its-extras",
         "fedllm/budget/fingerprint.py",
-        "for field in fields]",
-        'for field in fields if field.name != "extras"]',
+        "for field in fields}",
+        'for field in fields if field.name != "extras"}',
         f"What an optional part of the run sends with a task is forgotten: {_TWO}",
         (
             f"{_INPUTS}::test_every_field_is_in_the_fingerprint",
@@ -80,8 +80,8 @@ MUTATIONS = (
     Mutation(
         "fingerprint-of-a-mappings-names",
         "fedllm/budget/fingerprint.py",
-        "[[key, _plain(value[key])] for key",
-        "[[key] for key",
+        "[list(pair) for pair in zip(names, plain, strict=True)]",
+        "names",
         f"Parameters of the same names: {_TWO}",
         (
             f"{_INPUTS}::test_each_extra_of_a_task_is_another_release",

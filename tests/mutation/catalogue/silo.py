@@ -87,8 +87,8 @@ MUTATIONS = (
     Mutation(
         "fewer-steps-recorded",
         "fedllm/training/dp_sgd.py",
-        "found = {self._step_event(): self.plan.count}",
-        "found = {self._step_event(): 1}",
+        "multiset({self._step_event(): self.plan.count})",
+        "multiset({self._step_event(): 1})",
         "Several local steps are taken and one is recorded.",
         ("tests/fedllm/budget/test_client_level_events.py",),
     ),

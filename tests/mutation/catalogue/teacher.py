@@ -12,7 +12,7 @@ MUTATIONS = (
     Mutation(
         "duplicate-without-its-event",
         "fedllm/budget/account.py",
-        "return self.mechanism.events(server_round) + duplicate_events(self.settings)",
+        "return self.mechanism.events(server_round) + self._beside",
         "return self.mechanism.events(server_round)",
         "The silos send raw updates of a duplicate, and the ledger states a finite epsilon.",
         (_LABELLED,),
