@@ -17,7 +17,7 @@ from __future__ import annotations
 import builtins
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, overload
 
 import numpy as np
@@ -109,19 +109,20 @@ class SecretSource:
         return f"SecretSource({self._stream!r})"
 
 
-def _encode(part: str | int | bytes) -> bytes:
-    """Return an injective encoding of one label: a type letter, a length and the content."""
-    if isinstance(part, bool):
-        raise ValueError(f"Expected a label of type str, int or bytes, got {part!r}")
-    if isinstance(part, str):
-        tag, content = b"s", part.encode("utf-8", "surrogatepass")
-    elif isinstance(part, bytes):
-        tag, content = b"b", part
-    elif isinstance(part, (int, np.integer)):
-        tag, content = b"i", str(int(part)).encode("ascii")
-    else:
-        raise ValueError(f"Expected a label of type str, int or bytes, got {part!r}")
-    return tag + len(content).to_bytes(8, "big") + content
+def _encoded(parts: Iterable[str | int | bytes]) -> list[bytes]:
+    """Return an injective encoding of each label: a type letter, a length and the content."""
+    found = []
+    for part in parts:
+        if isinstance(part, str):
+            tag, content = b"s", part.encode("utf-8", "surrogatepass")
+        elif isinstance(part, bytes):
+            tag, content = b"b", part
+        elif isinstance(part, (int, np.integer)) and not isinstance(part, bool):
+            tag, content = b"i", str(int(part)).encode("ascii")
+        else:
+            raise ValueError(f"Expected a label of type str, int or bytes, got {part!r}")
+        found.append(tag + len(content).to_bytes(8, "big") + content)
+    return found
 
 
 @overload
@@ -149,7 +150,7 @@ def generator(seed: int | None, *labels: str | int | bytes) -> np.random.Generat
     Raises:
       ValueError: The seed is negative or longer than 256 bits, or a label has another type.
     """
-    encoded = [_encode(label) for label in labels]
+    encoded = _encoded(labels)
     if seed is None:
         return SecretSource()
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
@@ -158,7 +159,7 @@ def generator(seed: int | None, *labels: str | int | bytes) -> np.random.Generat
     if seed < 0 or seed.bit_length() > _MAX_SEED_BITS:
         raise ValueError(f"Expected 0 <= seed < 2^{_MAX_SEED_BITS}, got seed={seed}")
     digest = hashlib.sha256(_DOMAIN)
-    digest.update(_encode(seed))
+    digest.update(_encoded([seed])[0])
     digest.update(len(encoded).to_bytes(8, "big"))
     for part in encoded:
         digest.update(part)

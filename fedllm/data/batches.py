@@ -83,8 +83,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``."""
-        if torch.device(device) == self.input_ids.device:
-            return self
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)

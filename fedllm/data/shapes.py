@@ -96,7 +96,7 @@ def micro_batches(
         buckets.setdefault(_bucket_length(shapes, length), []).append(index)
     groups = []
     for bucket in sorted(buckets, reverse=True):
-        room = shapes.rows(bucket) or max(1, max_tokens // bucket)
+        room = max(1, (shapes.tokens or max_tokens) // bucket)
         members = buckets[bucket]
         groups += [members[i : i + room] for i in range(0, len(members), room)]
     return groups

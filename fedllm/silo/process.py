@@ -61,9 +61,11 @@ def shared_worker(
         return SiloWorker(settings, silo, run=run, ledger=opened, log=log, own=own)
 
     kept.drop(lambda worker: was_given_up(worker.tunable.backbone))
+    known = key in kept
     found = kept.get(key, make)
     still_kept(found.tunable.backbone)
-    kept.drop(lambda worker: worker is not found and was_given_up(worker.tunable.backbone))
+    if not known:  # loading its model may have taken another's place
+        kept.drop(lambda worker: worker is not found and was_given_up(worker.tunable.backbone))
     return found
 
 

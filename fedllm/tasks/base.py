@@ -124,14 +124,16 @@ class Task(ABC):
         longest = max((len(feature.input_ids) for feature in features), default=0)
         length = shapes.bucket_length(longest) if features else 0  # of no shorter one a longer
         rows = shapes.rows(length) if features else None
-        return collate(
+        batch = collate(
             features,
             self.backbone.tokenizer.pad_token_id,
             self.padding_side,
             position_offset=self.prefix_length if self.backbone.kind == "decoder" else None,
             length=length,
             rows=None if rows is None else max(rows, len(features)),
-        ).to(self.backbone.device)
+        )
+        device = self.backbone.device
+        return batch if device.type == "cpu" else batch.to(device)
 
     def batches(self, features: Sequence[Feature], max_tokens: int) -> list[list[int]]:
         """Indices of micro-batches of one bucket, at most ``max_tokens`` padded tokens each."""

@@ -192,7 +192,10 @@ class Descent:
     def __init__(self, work: LocalWork, plan: StepPlan) -> None:
         device = work.tunable.backbone.device
         self._work, self._plan = work, plan
-        self._start = _on(device, work.params)
+        self._start = {
+            name: work.params[name].to(device=device, dtype=torch.float32)
+            for name in sorted(work.params)
+        }
         self.weights = {name: value.clone() for name, value in self._start.items()}
         kind = torch.optim.Adam if plan.optimizer == "adam" else torch.optim.SGD
         self._optimizer = kind(list(self.weights.values()), lr=plan.learning_rate)
@@ -257,7 +260,3 @@ def split_like(flat: Tensor, like: Mapping[str, Tensor]) -> list[Tensor]:
     names = sorted(like)
     pieces = flat.split([like[name].numel() for name in names])
     return [piece.reshape(like[name].shape) for piece, name in zip(pieces, names, strict=True)]
-
-
-def _on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: tensors[n].to(device=device, dtype=torch.float32) for n in sorted(tensors)}

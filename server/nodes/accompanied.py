@@ -80,8 +80,3 @@ class AccompaniedGrid(Grid):
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
         """Refuse: not used."""
         raise NotImplementedError
-
-
-def connection_of(grid: Grid) -> Grid:
-    """Return Flower's connection itself, without a companion."""
-    return grid.inner if isinstance(grid, AccompaniedGrid) else grid

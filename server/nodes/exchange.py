@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from server.nodes.accompanied import AccompaniedGrid, connection_of
+from server.nodes.accompanied import AccompaniedGrid
 from server.nodes.pull import Answers
 
 log = logging.getLogger("fedllm")
@@ -80,8 +80,9 @@ def exchange(
     """
     if not messages:
         return []
+    connection = grid.inner if isinstance(grid, AccompaniedGrid) else grid
     if failures is None:
-        deployed = isinstance(connection_of(grid), HttpGrid)
+        deployed = isinstance(connection, HttpGrid)
         failures = (lambda: _attempts.count) if deployed else (lambda: 0)
     end = time.monotonic() + timeout
     again_at, failed = math.inf, failures()
@@ -99,7 +100,7 @@ def exchange(
         if on_reply is not None:
             on_reply(reply)
 
-    answers = Answers(connection_of(grid))
+    answers = Answers(connection)
     waiting = send(range(len(messages)), messages)
     while (waiting or errors) and time.monotonic() < end:
         if stop.is_set():

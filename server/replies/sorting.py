@@ -71,9 +71,8 @@ def sort_replies(
     """
     found: Replies[T] = Replies()
     for name, reply in zip(asked, replies, strict=True):
-        why = why_none(reply, timeout)
-        if why is not None or reply is None:
-            found.failed.append({"silo": name, "reason": str(why)})
+        if reply is None or reply.has_error():
+            found.failed.append({"silo": name, "reason": str(why_none(reply, timeout))})
             continue
         try:
             envelope = read_envelope(reply.content)

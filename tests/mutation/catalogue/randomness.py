@@ -25,8 +25,8 @@ MUTATIONS = (
     Mutation(
         "labels-run-together",
         "privacy/randomness.py",
-        'return tag + len(content).to_bytes(8, "big") + content',
-        "return tag + content",
+        'found.append(tag + len(content).to_bytes(8, "big") + content)',
+        "found.append(tag + content)",
         "Labels without lengths: silo (a, bc) and silo (ab, c) draw the same noise.",
         ("tests/privacy/test_labels.py",),
     ),
