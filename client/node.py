@@ -49,6 +49,10 @@ def silo_of(settings: Settings, context: Context) -> Silo | None:
     own = silo_config_of(context.node_config)
     if own is not None:
         return configured_silo(own, settings)
+    return _simulated(settings, context)
+
+
+def _simulated(settings: Settings, context: Context) -> Silo | None:
     silos = load_federation(settings).silos
     place = int(context.node_config.get("partition-id", -1))
     return silos[place] if 0 <= place < len(silos) else None
@@ -98,7 +102,7 @@ def open_silo(fields: TaskFields, context: Context) -> SiloWorker:
         return _open_own(own, fields)
     settings, folder = fields.settings, Path(fields.run_folder)
     use_threads(settings.simulation.threads)
-    silo = _read(lambda: silo_of(settings, context))
+    silo = _read(lambda: _simulated(settings, context))
     if silo is None:
         raise TaskRefused("Expected a silo for this node, its partition-id has none")
     return shared_worker(

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,3 +67,44 @@ def features_digest(features: Sequence[Feature]) -> str:
         row = dataclasses.asdict(feature)
         digest.update(json.dumps(row, sort_keys=True, default=repr).encode() + b"\n")
     return digest.hexdigest()
+
+
+class Fingerprinted:
+    """Base of a frozen dataclass of str, int, float, bool, None and tensors, and of tuples and mappings of them."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the class's name and of each field's name, type and value; floats and tensors to the last bit.
+
+        Raises:
+            TypeError: a field holds anything else.
+        """
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields}
+        named = [[name, value] for name, value in zip(values, _plain(values.values()), strict=True)]
+        text = json.dumps([type(self).__name__, named])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        if value is None or isinstance(value, bool | str):
+            found.append(value)
+        elif isinstance(value, int):
+            found.append(["int", str(value)])
+        elif isinstance(value, float):
+            found.append(["float", value.hex()])
+        elif isinstance(value, tuple):
+            found.append(["tuple", _plain(value)])
+        elif isinstance(value, Tensor):
+            found.append(["tensor", params_digest({"": value})])
+        elif isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            names = sorted(value)
+            plain = _plain(value[name] for name in names)
+            found.append(["mapping", [list(pair) for pair in zip(names, plain, strict=True)]])
+        else:
+            raise TypeError(
+                "Expected str, int, float, bool, None, tensors, and tuples or mappings of them, got "
+                f"{type(value).__name__}"
+            )
+    return found

@@ -24,7 +24,7 @@ import torch
 import transformers
 
 from fedllm import __version__
-from fedllm.budget.fingerprint import Fingerprinted
+from fedllm.budget.release_id import Fingerprinted
 from fedllm.models.backbone import Backbone
 from fedllm.models.precision import require_full_precision
 

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from fedllm.budget.fingerprint import Fingerprinted
-from fedllm.budget.release_id import params_digest, settings_digest
+from fedllm.budget.release_id import Fingerprinted, params_digest, settings_digest
 from fedllm.budget.schedule import participation
 from fedllm.settings.experiment import Settings
 from privacy.mechanisms.sampling import poisson_sample

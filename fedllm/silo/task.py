@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fedllm.budget.fingerprint import Fingerprinted
+from fedllm.budget.release_id import Fingerprinted
 from fedllm.messages import TRAIN
 
 

@@ -34,9 +34,16 @@ from privacy.ledger.entry import (
 )
 from privacy.ledger.error import LedgerError, LedgerRolledBack
 from privacy.ledger.guard import Guard
-from privacy.ledger.hash_chain import COLUMNS, VerifyReport, verify_chain
+from privacy.ledger.hash_chain import (
+    COLUMNS,
+    LedgerConflict,
+    VerifyReport,
+    insert_rows,
+    not_recorded,
+    read_entry,
+    verify_chain,
+)
 from privacy.ledger.heads import EMPTY, Head
-from privacy.ledger.rows import LedgerConflict, insert_rows, not_recorded, read_entry
 from privacy.ledger.storage import Database
 from privacy.ledger.tally import PLAN, BrokenChain, History, PlanRow, Tally
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.accounts import spend_together
-from fedllm.budget.fingerprint import Fingerprinted
-from fedllm.budget.release_id import params_digest, release_key, settings_digest
+from fedllm.budget.release_id import Fingerprinted, params_digest, release_key, settings_digest
 from fedllm.budget.round_draws import RoundDraws, draws_afresh
 from fedllm.messages import BELOW
 from fedllm.settings.experiment import Settings

@@ -28,8 +28,8 @@ from fedllm.flatness.teacher import Teacher, cut, make_distillation, make_teache
 from fedllm.run.folder import RunFolder
 from server.aggregation import Contribution, MeanUpdate, check_update
 from server.extensions.base import Asking, Extras, RoundExtension, ServerRun, Tensors
+from server.global_model import ServerOptimizer
 from server.nodes.exchange import Stopped
-from server.optimizers import ServerOptimizer
 from server.replies import RunStopped
 from server.replies.arrays import spec_of
 from server.replies.training import TrainingForm, TrainingReply

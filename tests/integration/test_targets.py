@@ -23,7 +23,7 @@ from privacy.accountants import make_accountant
 from privacy.events.constructors import dp_sgd
 from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
-from server.optimizers import ServerOptimizer
+from server.global_model import ServerOptimizer
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

@@ -27,7 +27,7 @@ from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.events.multiset import is_private, multiset
 from privacy.ledger.ledger import Ledger
 from server.aggregation import Contribution, mean_update
-from server.optimizers import ServerOptimizer
+from server.global_model import ServerOptimizer
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]

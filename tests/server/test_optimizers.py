@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from server.optimizers import ServerOptimizer, schedule_factor
+from server.global_model import ServerOptimizer, schedule_factor
 
 Make = Callable[..., Any]
 START = {"head.bias": torch.tensor([0.5, -1.0]), "prefix": torch.tensor([[1.0, 2.0, 3.0]])}

@@ -15,9 +15,8 @@ from typing import Any
 
 from privacy.events import constructors as ev
 from privacy.ledger.entry import canonical_json
-from privacy.ledger.hash_chain import COLUMNS, row_hash
+from privacy.ledger.hash_chain import COLUMNS, insert_rows, row_hash
 from privacy.ledger.ledger import Head, Ledger, LedgerEntry
-from privacy.ledger.rows import insert_rows
 from privacy.ledger.schema import SCHEMA
 
 

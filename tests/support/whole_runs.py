@@ -24,7 +24,7 @@ from fedllm.silo.task import SiloTask
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.ledger.ledger import Ledger, LedgerEntry
 from server.aggregation import Contribution, mean_update
-from server.optimizers import ServerOptimizer
+from server.global_model import ServerOptimizer
 
 SILOS = ["alpha", "beta", "delta", "gamma"]
 

@@ -22,7 +22,7 @@ from privacy.mechanisms.gaussian import add_gaussian
 from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import generator
 from server.aggregation import Contribution
-from server.optimizers import ServerOptimizer
+from server.global_model import ServerOptimizer
 from server.robust.means import combine
 from server.robust.update_law import UpdateLaw
 from simulations.benchmarks.poison.attacks import LABELS, Hostile, flipped

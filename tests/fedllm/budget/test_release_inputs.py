@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fedllm.budget.fingerprint import Fingerprinted
-from fedllm.budget.release_id import features_digest, params_digest
+from fedllm.budget.release_id import Fingerprinted, features_digest, params_digest
 from fedllm.budget.release_inputs import ReleaseInputs, machine, model_inputs
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation

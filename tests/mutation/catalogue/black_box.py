@@ -97,7 +97,7 @@ MUTATIONS = (
     ),
     Mutation(
         "same-noise-along-other-directions",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "names = sorted(value)\n",
         'names = sorted(set(value) - {"directions"})\n',
         "A server that announces another seed for a repeated round sees two values with one noise.",

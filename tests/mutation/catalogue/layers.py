@@ -67,7 +67,7 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-of-each-step-under-one-key",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "names = sorted(value)\n",
         'names = sorted(set(value) - {"candidates"})\n',
         "A greedy search's releases are counted once, and the same noise meets several values.",

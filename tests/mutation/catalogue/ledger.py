@@ -43,7 +43,7 @@ MUTATIONS = (
     ),
     Mutation(
         "changed-duplicate-ignored",
-        "privacy/ledger/rows.py",
+        "privacy/ledger/hash_chain.py",
         "            if now != old:\n",
         "            if False:\n",
         "A second release under a known key, with less noise, is taken for the first and not recorded.",

@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "release-blind-to-the-clip",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "names = sorted(value)\n",
         'names = sorted(set(value) - {"clip"})\n',
         f"A round is repeated at another clipping norm: {_TWO}",
@@ -52,7 +52,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-of-the-required-fields",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "for field in fields}",
         "for field in fields if field.default is dataclasses.MISSING}",
         f"What came with the task is forgotten: {_TWO}",
@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "task-blind-to-its-extras",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "for field in fields}",
         'for field in fields if field.name != "extras"}',
         f"What an optional part of the run sends with a task is forgotten: {_TWO}",
@@ -79,7 +79,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-of-a-mappings-names",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         "[list(pair) for pair in zip(names, plain, strict=True)]",
         "names",
         f"Parameters of the same names: {_TWO}",
@@ -90,7 +90,7 @@ MUTATIONS = (
     ),
     Mutation(
         "fingerprint-without-types",
-        "fedllm/budget/fingerprint.py",
+        "fedllm/budget/release_id.py",
         '["float", value.hex()]',
         '["float", f"{value:.6g}"]',
         f"Two noise multipliers that differ in the seventh digit: {_TWO}",

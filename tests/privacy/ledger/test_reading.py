@@ -70,7 +70,7 @@ def path(tmp_path):
 
 TORN = """
 import os, signal, sys
-from privacy.ledger.rows import insert_rows
+from privacy.ledger.hash_chain import insert_rows
 from test_reading import entry
 from privacy.ledger.ledger import Ledger
 ledger = Ledger(sys.argv[1])
@@ -102,7 +102,7 @@ def earlier_version(path, count=5):
     Path(f"{path}.head").unlink()
     script = """
 import os, signal, sqlite3, sys
-from privacy.ledger.rows import insert_rows
+from privacy.ledger.hash_chain import insert_rows
 from privacy.ledger.heads import Head
 from test_reading import entry
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
