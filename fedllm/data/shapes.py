@@ -57,7 +57,8 @@ class Shapes:
         return None if self.tokens is None else max(1, self.tokens // bucket)
 
 
-_bucket_length = lru_cache(maxsize=4096)(Shapes.bucket_length)
+bucket_length = lru_cache(maxsize=4096)(Shapes.bucket_length)
+"""The same, of shapes and a length."""
 
 
 def shapes_for(device: torch.device, longest: int | None = None) -> Shapes:
@@ -93,7 +94,7 @@ def micro_batches(
     shapes = shapes or Shapes()
     buckets: dict[int, list[int]] = {}
     for index, length in enumerate(lengths):
-        buckets.setdefault(_bucket_length(shapes, length), []).append(index)
+        buckets.setdefault(bucket_length(shapes, length), []).append(index)
     groups = []
     for bucket in sorted(buckets, reverse=True):
         room = max(1, (shapes.tokens or max_tokens) // bucket)

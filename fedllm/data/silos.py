@@ -45,6 +45,9 @@ class _Columns:
         return (*self.text, self.target)
 
 
+_columns = lru_cache(maxsize=16)(_Columns.of)
+
+
 @dataclass(frozen=True)
 class Federation:
     """All silos of a simulation, and the server's own examples, which no silo has."""
@@ -66,7 +69,7 @@ def load_federation(settings: Settings) -> Federation:
     return _load(
         settings.data,
         settings.seed,
-        _Columns.of(settings.task),
+        _columns(settings.task),
         settings.evaluation.clients_holdout,
         settings.evaluation.max_examples,
     )

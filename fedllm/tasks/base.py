@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedllm.data.batches import Batch, Feature, collate
 from fedllm.data.formats.records import DataError
-from fedllm.data.shapes import Shapes, micro_batches, shapes_for
+from fedllm.data.shapes import Shapes, bucket_length, micro_batches, shapes_for
 from fedllm.models.attention import padding_scope
 from fedllm.models.backbone import Backbone
 from fedllm.models.rotary import reset_rotary, rotary_limit
@@ -122,8 +122,8 @@ class Task(ABC):
         """
         shapes = self.shapes
         longest = max((len(feature.input_ids) for feature in features), default=0)
-        length = shapes.bucket_length(longest) if features else 0  # of no shorter one a longer
-        rows = shapes.rows(length) if features else None
+        length = bucket_length(shapes, longest) if features else 0  # of no shorter one a longer
+        rows = None if shapes.tokens is None or not features else shapes.rows(length)
         batch = collate(
             features,
             self.backbone.tokenizer.pad_token_id,

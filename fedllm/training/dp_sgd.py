@@ -156,6 +156,11 @@ class DpSgd:
         """The noise of one clipped sum."""
         return self.noise.vector
 
+    @cached_property
+    def _step_std(self) -> float:
+        """Standard deviation of a step's noise, per divisor."""
+        return self.noise.vector.std * self.clip / self.plan.divisor
+
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
         """Standard deviation of the noise in each entry of the update as the server reads it, by tensor.
 
@@ -164,7 +169,7 @@ class DpSgd:
         """
         if not self.keeps_all or self.plan.optimizer != "sgd":
             return None
-        one_step = self.noise.vector.std * self.clip / self.plan.divisor
+        one_step = self._step_std
         if not math.isfinite(one_step):
             return None
         scales = gradient_scales(self.prefix_scale, params)

@@ -34,6 +34,13 @@ def _add(event: DpEvent, count: int, into: Counter[DpEvent]) -> None:
         into[event] += count
 
 
+def flattened(event: DpEvent) -> Counter[DpEvent]:
+    """Return `multiset` of an event that is canonical already."""
+    result: Counter[DpEvent] = Counter()
+    _add(event, 1, result)
+    return result
+
+
 _COMPOSITIONS = (dp.ComposedDpEvent, dp.SelfComposedDpEvent)
 
 

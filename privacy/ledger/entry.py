@@ -12,7 +12,7 @@ from typing import Any
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.events.multiset import multiset
+from privacy.events.multiset import flattened, multiset
 from privacy.events.serialization import canonical, event_from_json, event_to_json
 from privacy.guarantee import Adversary, Unit
 from privacy.ledger.error import LedgerError
@@ -84,7 +84,7 @@ def view_events(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
 
 
 def _events_of(text: str, adversary: str) -> tuple[tuple[DpEvent, int], ...]:
-    return tuple(multiset(choose_view(parse_views(text), adversary)).items())
+    return tuple(flattened(choose_view(parse_views(text), adversary)).items())
 
 
 _events_cached = lru_cache(maxsize=4096)(_events_of)
@@ -92,7 +92,7 @@ _events_cached = lru_cache(maxsize=4096)(_events_of)
 
 def choose_view(views: Mapping[str, DpEvent], adversary: str) -> DpEvent:
     """Return the view of an adversary, or of the weakest stronger one; LedgerError if there is none."""
-    wanted = Adversary(adversary)
+    wanted = adversary if isinstance(adversary, Adversary) else Adversary(adversary)
     if wanted in views:
         return views[wanted]
     able = [name for name in views if Adversary(name).strength >= wanted.strength]

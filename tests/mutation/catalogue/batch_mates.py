@@ -21,7 +21,7 @@ MUTATIONS = (
     Mutation(
         "padded-to-the-longest-of-the-batch",
         "fedllm/tasks/base.py",
-        "length = shapes.bucket_length(longest) if features else 0",
+        "length = bucket_length(shapes, longest) if features else 0",
         "length = longest",
         "Batch mates decide an example's padding: what the server puts there moves many gradients at once.",
         (_BITS, "tests/fedllm/training/test_batch_mates.py"),

@@ -119,9 +119,9 @@ MUTATIONS = (
     Mutation(
         "tally-misses-new-rows",
         "privacy/ledger/tally.py",
-        '        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
-        "        if last:\n            return\n"
-        '        for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
+        '            for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
+        "            if last:\n                return\n"
+        '            for row in db.execute(f"SELECT {COLUMNS} FROM entries {where} ORDER BY id", given):\n',
         "What is recorded after the first look is not counted: the budget never fills.",
         (f"{_ACCOUNT}::test_noise_by_hand_stops_before_the_step_that_exceeds", _LEDGER),
     ),
