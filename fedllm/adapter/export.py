@@ -40,7 +40,7 @@ class ExportError(ValueError):
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The exported files.
 
     Attributes:
         folder: where.
@@ -101,7 +101,7 @@ def _save_peft(folder: Path, settings: Settings, prefix: Tensor) -> str:
 
 
 def released_params(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The parameters to use: the moving average where the run keeps one, else the last ones."""
+    """Return the parameters to use: the moving average where the run keeps one, else the last ones."""
     if checkpoint.meta.get("released") != "average":
         return checkpoint.params
     missing = [name for name in checkpoint.params if _AVERAGE + name not in checkpoint.state]
@@ -116,7 +116,7 @@ def released_params(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def model_card(
     run: RunFolder, checkpoint: Checkpoint, report: Mapping[str, Any], *, why_not_peft: str
 ) -> str:
-    """The card's text (Markdown with the hub's metadata): guarantee first, then use and limits."""
+    """Return the card's text (Markdown with the hub's metadata): guarantee first, then use and limits."""
     peft = not why_not_peft
     settings = run.settings_of(released_params(checkpoint))
     model, task = settings.model, settings.task

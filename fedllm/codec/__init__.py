@@ -36,7 +36,7 @@ for _class in (
 
 
 def make_codec(settings: CodecSettings, layout: Layout, prior: Prior | None, seed: int) -> Codec:
-    """The codec that the settings name, for vectors of this layout.
+    """Return the codec that the settings name, for vectors of this layout.
 
     Args:
         prior: for the kinds that are fitted to one; unused by the others.

@@ -75,12 +75,12 @@ def add_class(codec: type[Codec]) -> None:
 
 
 def registered_kind(name: str) -> CodecKind | None:
-    """The kind of another package with this name; None for the package's own."""
+    """Return the kind of another package with this name; None for the package's own."""
     return _KINDS.get(name)
 
 
 def codec_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Codec:
-    """The codec that :meth:`Codec.state` described, from anybody.
+    """Return the codec that :meth:`Codec.state` described, from anybody.
 
     Raises:
         ValueError: the state is not one of a codec.
@@ -95,7 +95,7 @@ def codec_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> 
 
 
 def codec_names(meta: Mapping[str, Any]) -> list[str]:
-    """Names of a codec and of what it wraps, outermost first, from the JSON part of its state.
+    """Return the names of a codec and of what it wraps, outermost first, from the JSON part of its state.
 
     Raises:
         ValueError: it is not the state of a codec.

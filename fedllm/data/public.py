@@ -52,7 +52,7 @@ class PublicData:
 
 
 def public_set(settings: Settings, *, labelled: bool = True) -> TextDataset:
-    """The public examples of the section ``[public]``; see :func:`load_public`."""
+    """Return the public examples of the section ``[public]``; see :func:`load_public`."""
     return load_public(settings, labelled=labelled).dataset
 
 
@@ -121,7 +121,7 @@ def _read(settings: Settings) -> TextDataset:
 
 
 def _as_task(found: TextDataset, settings: Settings, labelled: bool) -> tuple[list[Record], int]:
-    """The records in the task's columns and classes, and how many were of other classes."""
+    """Return the records in the task's columns and classes, and how many were of other classes."""
     public, task = settings.public, settings.task
     tweets = public.source == "tweets"
     columns = public.text or (("text",) if tweets else task.text)
@@ -175,7 +175,7 @@ def _with_all_evaluation(settings: Settings) -> Settings:
 def _shared(
     dataset: TextDataset, federation: Federation, key: Callable[[Record], tuple[str, ...]]
 ) -> int:
-    """Number of examples that are a silo's too. They stay: leaving out what a silo has would make the
+    """Return the number of examples that are a silo's too. They stay: leaving out what a silo has would make the
     public set a function of private data.
 
     Raises:

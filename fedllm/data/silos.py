@@ -119,7 +119,7 @@ def load_silo_file(
 
 
 def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
-    """The silo with its columns under other names.
+    """Return the silo with its columns under other names.
 
     Args:
         names: the new name of each column, by the present one.
@@ -136,7 +136,7 @@ def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
 
 
 def evaluation_set(settings: Settings) -> TextDataset:
-    """The server's own examples alone, of which those that cannot be used follow the silos' rule. With
+    """Return the server's own examples alone, of which those that cannot be used follow the silos' rule. With
     ``data.validation`` nothing else is read, so that a server needs none of the silos' files.
 
     Raises:
@@ -215,7 +215,7 @@ def _load(
 
 
 def _undivided(column: str, record: Record) -> str | None:
-    """Why a record has no silo; None where it has."""
+    """Return the reason why a record has no silo, or None if it has one."""
     fault = division_fault(record[column])
     return None if fault is None else f"column {column!r}: {fault}"
 
@@ -256,8 +256,8 @@ def _source(data: DataSettings, part: str, columns: tuple[str, ...]) -> TextData
 def first_by_hash(
     dataset: TextDataset, count: int | None, text: Sequence[str], seed: int
 ) -> TextDataset:
-    """The ``count`` examples with the smallest hashes of their ``text`` columns, in the data's order;
-    all of them where there are no more, or ``count`` is None."""
+    """Return the ``count`` examples with the smallest hashes of their ``text`` columns, in the data's order; all of
+    them where there are no more, or ``count`` is None."""
     if count is None or len(dataset) <= count:
         return dataset
     order = sorted(

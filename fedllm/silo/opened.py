@@ -32,7 +32,7 @@ class OpenedSilo:
 
     @property
     def left_out(self) -> list[str]:
-        """What was left out of the silo's data and why, for the silo's own log."""
+        """Return the records dropped from the silo's data and the reasons, for the silo's own log."""
         return list(dict.fromkeys((*self.silo.train.left_out, *self.silo.held_out.left_out)))
 
 
@@ -79,7 +79,7 @@ def _opened(
 
 
 def model_fault(record: Mapping[str, Any], task: Task) -> str | None:
-    """Why the model cannot take a record; None if it can."""
+    """Return the reason why the model cannot process a record, or None if it can."""
     try:
         (feature,) = task.features([record])
     except Exception as error:
@@ -88,7 +88,7 @@ def model_fault(record: Mapping[str, Any], task: Task) -> str | None:
 
 
 def feature_fault(feature: Feature, longest: int | None, vocabulary: int | None) -> str | None:
-    """Why the model cannot take a tokenised record; None if it can."""
+    """Return the reason why the model cannot process a tokenised record, or None if it can."""
     if not len(feature):
         return "no token"
     if longest is not None and len(feature) > longest:

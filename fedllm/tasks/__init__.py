@@ -65,12 +65,12 @@ def register_task(kind: TaskKind) -> Callable[[], None]:
 
 
 def task_kind(settings: TaskSettings) -> Literal["encoder", "decoder"] | None:
-    """The kind of backbone that the task asks for; None for either."""
+    """Return the kind of backbone that the task asks for; None for either."""
     return "decoder" if settings.label_words is not None else TASKS[settings.kind].backbone
 
 
 def make_task(settings: TaskSettings, backbone: Backbone, prefix_length: int) -> Task:
-    """The task for this backbone.
+    """Return the task for this backbone.
 
     Raises:
         ValueError: the settings lack what this kind of backbone needs, or need another kind; the message names it.

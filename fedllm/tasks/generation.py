@@ -62,7 +62,7 @@ class Generation(Task):
         return {}
 
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
+        """Return the sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
         logits, _ = self._predictions(batch)
         keep, length = logits.shape[1], batch.input_ids.shape[1]
         # The last prediction is of a token that is not there; it is left out below.
@@ -77,7 +77,7 @@ class Generation(Task):
         return nll.masked_fill(mask == 0, 0.0).sum(1), mask.sum(1)
 
     def _predictions(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, N, V) at the last N tokens, which predict N - 1 tokens and one that is not there; and
+        """Return logits (B, N, V) at the last N tokens, which predict N - 1 tokens and one that is not there; and
         which of the N - 1 count, (B, N - 1).
 
         N is one more than the longest target has, or the whole length where shapes are fixed.

@@ -41,11 +41,11 @@ from privacy.randomness import RandomSource
 
 
 class Mechanism(Protocol):
-    """What a silo releases in a round of training, with its events."""
+    """A silo's release in a round of training, with its events."""
 
     @property
     def private(self) -> bool:
-        """Whether the release carries noise at all."""
+        """True if the release has noise."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Mechanism(Protocol):
         ...
 
     def at_clip(self, clip: float | None) -> Self:
-        """The mechanism of a round whose task brings ``clip``; None for the settings' own norm.
+        """Return the mechanism of a round whose task brings ``clip``; None for the settings' own norm.
 
         Raises:
             ValueError: a norm is missing or out of range, or comes although the norm is fixed.
@@ -67,11 +67,11 @@ class Mechanism(Protocol):
         ...
 
     def at_silo(self) -> Self:
-        """The part of it that the silo carries out: without noise where the server adds it."""
+        """Return the part of it that the silo carries out: without noise where the server adds it."""
         ...
 
     def events(self, server_round: int) -> Counter[DpEvent]:
-        """The events of one round.
+        """Return the events of one round.
 
         Raises:
             ValueError: no noise multiplier that noise has.
@@ -79,18 +79,18 @@ class Mechanism(Protocol):
         ...
 
     def cost(self) -> RoundCost:
-        """What the noise multiplier is calibrated for."""
+        """Return the cost that the noise multiplier is calibrated for."""
         ...
 
     def release_noise(self) -> Noise | None:
-        """The noise of one release of clipped vectors; None without, or for another kind of release.
+        """Return the noise of one release of clipped vectors; None without, or for another kind of release.
 
         Without it the server knows no bound on an honest update but ``server.max_update_norm``.
         """
         ...
 
     def noise_std(self, params: Mapping[str, Tensor]) -> dict[str, float] | None:
-        """Standard deviation of the noise in each entry of the update as the server reads it, by tensor.
+        """Return the standard deviation of the noise in each entry of the update as the server reads it, by tensor.
 
         A function of public values alone: server and silo compute the same. None where it is not known.
         """
@@ -110,7 +110,7 @@ class CentralMechanism(Protocol):
     """A mechanism whose noise a trusted server adds to the sum over the silos."""
 
     def unsampled(self) -> Mechanism:
-        """The mechanism without amplification by the draw of the silos."""
+        """Return the mechanism without amplification by the draw of the silos."""
         ...
 
     def add_noise(self, total: Tensor, rng: RandomSource) -> Tensor:
@@ -152,7 +152,7 @@ class NoPrivacy:
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> NoPrivacy:
-        """The mechanism of these settings."""
+        """Return the mechanism of these settings."""
         through_outputs = settings.model.access == "black-box"
         return cls(
             plan=StepPlan.of(settings),
@@ -165,7 +165,7 @@ class NoPrivacy:
         )
 
     def at_clip(self, clip: float | None) -> NoPrivacy:
-        """The mechanism itself.
+        """Return the mechanism itself.
 
         Raises:
             ValueError: a norm comes: nothing is clipped.
@@ -177,16 +177,16 @@ class NoPrivacy:
         return self
 
     def at_silo(self) -> NoPrivacy:
-        """The silo carries out all of it."""
+        """Return the silo carries out all of it."""
         return self
 
     def events(self, server_round: int) -> Counter[DpEvent]:
-        """Events without a guarantee."""
+        """Return events without a guarantee."""
         event = no_guarantee("privacy.mode=none: training without clipping or noise")
         return multiset({event: self.releases})
 
     def cost(self) -> RoundCost:
-        """Nothing is calibrated."""
+        """Return nothing is calibrated."""
         return RoundCost(self.sampling_rate, self.releases)
 
     def release_noise(self) -> None:
@@ -267,7 +267,7 @@ def register_mechanism(kind: Kind) -> Callable[[], None]:
 def make_mechanism(
     settings: Settings, *, sampling_rate: float, noise_multiplier: float
 ) -> Mechanism:
-    """The mechanism that the settings ask for.
+    """Return the mechanism that the settings ask for.
 
     Args:
         settings: the silo's own (``Settings.for_silo``).

@@ -1,4 +1,4 @@
-"""What the report tells of the teacher on the server, and of measured membership inference."""
+"""Report section on the teacher on the server, and on measured membership inference."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SENTENCES = {
 
 
 class PublicTeacherPart(Part):
-    """What the server trained on public text before the first round."""
+    """The teacher's training on public text before the first round."""
 
     examples: int = Field(description="Public examples.")
     steps: int
@@ -78,8 +78,7 @@ class MembershipPart(Part):
 
 
 def teacher(run: RunRecord) -> dict[str, Any] | None:
-    """The teacher of a run, from its settings and metrics; None where there was none, or the settings
-    are lost."""
+    """Return the teacher of a run, from its settings and metrics; None if there was none, or the settings are lost."""
     if run.settings is None or run.settings.teacher.kind == "none":
         return None
     section = run.settings.teacher
@@ -115,7 +114,7 @@ def _outside(kind: str) -> str:
 
 
 def teacher_defects(run: RunRecord) -> list[str]:
-    """Why the teacher takes the guarantee away, whatever the ledger holds; empty where it does not."""
+    """Return the reasons why the teacher voids the guarantee; empty if it does not."""
     kind = "none" if run.settings is None else run.settings.teacher.kind
     return [RAW_DUPLICATE] if kind == "nonprivate" else []
 

@@ -30,8 +30,8 @@ _measured: WeakKeyDictionary[Tunable, Independence] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Independence:
-    """What was measured: the largest difference between one example's gradient alone and among others, over its
-    norm; 0 says that every bit was the same."""
+    """Measurement: the largest difference between one example's gradient alone and in a batch, over its norm; 0 means
+    equal bits."""
 
     difference: float
 
@@ -62,7 +62,7 @@ def require_independence(tunable: Tunable, initial: Mapping[str, Tensor]) -> Ind
 
 
 def measure_difference(tunable: Tunable, initial: Mapping[str, Tensor]) -> float:
-    """Largest difference between an example's gradient alone and among others, over its norm."""
+    """Return the largest difference between an example's gradient alone and among others, over its norm."""
     rng = torch.Generator().manual_seed(0)
     device = tunable.backbone.device
     params = {
@@ -99,7 +99,7 @@ def _length_pairs(tunable: Tunable) -> list[tuple[int, int]]:
 
 
 def _length_beyond_tables(tunable: Tunable) -> int | None:
-    """A length at which position tables that depend on it change; None where there are none, or it is long."""
+    """Return a length at which position tables that depend on it change; None if there are none, or it is long."""
     limit = rotary_limit(tunable.backbone.model)
     return None if limit is None or limit > 512 else limit + 2
 

@@ -21,7 +21,7 @@ EXAMPLES = 32
 
 
 def public_feature(tunable: Tunable) -> Feature:
-    """An example that is a function of task and model alone: one word, of the first class."""
+    """Return an example that is a function of task and model alone: one word, of the first class."""
     task = tunable.task.settings
     record = dict.fromkeys(task.text, WORD)
     record[task.target] = (task.classes or (WORD,))[0]

@@ -128,7 +128,7 @@ class Timed:
 
 
 def timed(call: Callable[[], Any], device: torch.device) -> Timed:
-    """Time a call including the device's queue; garbage is collected before, outside the measurement."""
+    """Return the time a call including the device's queue; garbage is collected before, outside the measurement."""
     gc.collect()
     synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
