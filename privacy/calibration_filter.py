@@ -55,6 +55,7 @@ def calibrate_later_plan(
     if terms is None:
         raise ValueError("Expected a filter with a limit, got none")
     others = multiset(other_events)
+    # GOAL < 1 keeps a margin for round-off: the admitted plan never exceeds the exact limit.
     left = (terms.limit - used(terms, earlier, relation)) * GOAL
     place = len(earlier) + 1
     key = {
@@ -86,6 +87,7 @@ def calibrate_later_plan(
             event = scalar_noise(noise.scaled(multiplier), steps, sampling_rate)
         return charge(terms, others + multiset(event), place, relation)
 
+    # Other events of the plan cost the same for every noise: if they alone exceed the rest, stop here.
     beside = charge(terms, others, place, relation)
     if not beside < left:
         raise ValueError(_no_noise(terms, left, beside))

@@ -130,6 +130,8 @@ def _choose(items: _Items, epsilon: float, delta: float, relation: Relation) -> 
     renyi = renyi_terms(first, epsilon, delta, relation)
     if renyi is None or not first:
         return gaussian
+    # Compare the filters in units of plans like the first. The comparison uses nothing that was
+    # released, so the choice does not void either theorem.
     copies = [
         terms.limit / cost if (cost := charge(terms, first, 1, relation)) > 0 else math.inf
         for terms in (gaussian, renyi)
@@ -160,6 +162,7 @@ def _charge(terms: Terms, items: _Items, place: int, relation: Relation) -> floa
             return math.inf
         index = ORDERS.index(terms.order)
         return float(accountant.divergences(events)[index]) * _MARGIN
+    # Later plan k gets t / (k (k + 1)); these shares sum to less than t for any number of plans.
     share = terms.reserve / (place * (place + 1))
     # t = floor / (1 - delta_mu(0)), and no mu above m is admitted: 1 - delta_m(0) = 2 Phi(-m / 2).
     floor = share * 2 * float(scipy.special.ndtr(-math.sqrt(terms.limit) / 2))
@@ -214,6 +217,7 @@ def _room(order: float, epsilon: float, delta: float) -> float:
     """Return the largest divergence of an order that converts to (epsilon, delta); may be negative."""
     if delta <= 0:
         return -math.inf
+    # Canonne, Kamath and Steinke 2020, proposition 12, solved for the divergence.
     return epsilon - math.log1p(-1 / order) + (math.log(delta) + math.log(order)) / (order - 1)
 
 
@@ -244,6 +248,7 @@ def gaussian_terms(
     if delta <= 0 or not accountant.supports(first) or not all(map(is_private, first)):
         return nothing
     parts = _atoms(frozenset(first.items()), relation)
+    # Step (2) of the module: delta(plan 1 x m-GDP) + t <= delta, with t = reserve.
     rest = delta - reserve
 
     def fits(m: float) -> bool:

@@ -139,6 +139,7 @@ def prior_from_releases(
     layout, kind = statistics.layout, statistics.kind
     std = noise_multiplier / divisor
     mean_release = releases.double().mean(0)
+    # Averaging n releases divides the noise's standard deviation by sqrt(n); unscaling multiplies it.
     first, seconds = statistics.unscale(mean_release)
     noise_of_mean = std / math.sqrt(len(releases)) * statistics.second_weight * statistics.clip**2
     mean = torch.zeros(layout.dimension, dtype=torch.float64)
@@ -155,6 +156,7 @@ def prior_from_releases(
             rows = statistics.first_moments(releases)
             noise = std * statistics.first_weight * statistics.clip
             basis, basis_variance = leading_directions(rows, rank, noise)
+            # Second moments include the directions' energy: count it once.
             if divisor == 1:
                 variance = variance - basis_variance.double() @ basis.double().square()
     if kind == "layerwise":  # noise can make the mean's square larger than the second moment
@@ -226,6 +228,7 @@ def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, T
     """
     n, d = rows.shape
     rows = rows.double()
+    # The n x n Gram matrix has the nonzero eigenvalues of the d x d covariance, and n is much smaller.
     values, left = torch.linalg.eigh(rows @ rows.T / n)
     order = torch.arange(n - 1, -1, -1)[: min(rank, n // 2)]
     values, left = values[order].clamp(min=0), left[:, order]
@@ -233,6 +236,7 @@ def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, T
     edge = power * (1 + math.sqrt(aspect)) ** 2
     kept = values > max(edge, float(values[0]) * 1e-12 if len(values) else 0.0)
     vectors = (left[:, kept].T @ rows) / (values[kept] * n).sqrt()[:, None]
+    # Solve observed = (l + s^2)(1 + c s^2 / l) for l, the larger root: a quadratic in l.
     middle = values[kept] - power * (1 + aspect)
     signal = (middle + (middle.square() - 4 * aspect * power**2).clamp(min=0).sqrt()) / 2
     return vectors.float(), signal.float()
@@ -251,6 +255,7 @@ def _shrunk(moments: Tensor, block_of: Tensor, noise: float) -> Tensor:
         part = moments[inside]
         centre = part.mean().clamp(min=0)
         spread = float(part.var(unbiased=False))
+        # James and Stein 1961: of the observed spread, noise^2 is the noise's; keep the other share.
         kept = max(0.0, 1 - noise**2 / spread) if spread > 0 else 0.0
         result[inside] = (centre + kept * (part - centre)).clamp(min=0)
     return result

@@ -149,6 +149,8 @@ def _unit_bound(family: type[ScalarNoise], parameters: tuple[tuple[str, float], 
     noise = family(**dict(parameters))
     sharpest = noise.peak_score * (1 + 1e-9)
     smallest = _SMALLEST_CHANGE / sharpest
+    # The supremum of mu(s) / s by the module's three ranges: start from the bound for small changes,
+    # raise it until the middle and the upper range fit below it too. Each raise is at least 0.5 %.
     mu = _small_changes(noise, sharpest, smallest) * _SLACK
     while (found := _largest_quotient(noise, sharpest, smallest, mu)) > mu:
         mu = found
@@ -160,6 +162,7 @@ def _unit_bound(family: type[ScalarNoise], parameters: tuple[tuple[str, float], 
 def _largest_quotient(noise: ScalarNoise, sharpest: float, smallest: float, mu: float) -> float:
     """Return `mu` if it bounds mu(s) / s for all s >= `smallest`, else a larger candidate."""
     change = 1.0
+    # Find s1, from which on pure DP of loss s psi0 is enough (Dong, Roth and Su 2022, prop. 2.12).
     while -2 * float(ndtri(1 / (1 + math.exp(min(change * sharpest, 700.0))))) > mu * change:
         change *= 1.5
         if change * sharpest > 600:
@@ -169,6 +172,8 @@ def _largest_quotient(noise: ScalarNoise, sharpest: float, smallest: float, mu: 
         (one,) = scalar_losses(noise, 1.0, change, top / _LOSSES)
         with np.errstate(divide="ignore"):
             here = dominating_mu(one, 0.0)
+        # mu(b) bounds mu(s) on [a, b] and mu(b) / a the quotient, so the next end a = mu(b) / mu keeps
+        # the quotient at most mu. Without progress (a close to b) the candidate itself is too small.
         if here > mu * change * 0.999:
             return max(here / change * 1.01, mu * 1.005)
         change = here / mu

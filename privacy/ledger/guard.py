@@ -122,6 +122,8 @@ class Guard:
         Raises:
           LedgerRolledBack, LedgerError: The heads do not agree with it.
         """
+        # Heads are created only for an empty ledger or one of the version without heads. For any
+        # other ledger a missing head means that the file was copied, moved or restored.
         earlier = database.earlier
         if earlier or not tally.head.rows:
             for file in self.heads:

@@ -111,6 +111,7 @@ def _sum_of_extremes(
         else (flat[keep] * factor / size[:, None])
         for flat, factor in zip(flats, factors, strict=True)
     ]
+    # Norm = relative * size without forming the product, which may overflow.
     relative = torch.stack([u.square().sum(dim=1) for u in units]).sum(dim=0).sqrt()  # >= 1
     too_long = relative > clip_norm / size
     lengths = torch.where(too_long, clip_norm / relative * _MARGIN, size)
@@ -164,6 +165,7 @@ def clip_and_sum(
         return _sum_of_extremes(per_example, factors, clip_norm)
     norms = torch.where(finite, norms, torch.inf)
     clipped = finite & (norms > clip_norm)
+    # Abadi et al. 2016, algorithm 1: min(1, C / norm), times a margin for the rounding of the product.
     coefficients = torch.where(clipped, clip_norm / torch.where(clipped, norms, 1.0) * _MARGIN, 1.0)
     keep = torch.nonzero(finite).flatten()  # a NaN times zero would be NaN: leave its row out
     sums: list[torch.Tensor] = []

@@ -270,6 +270,8 @@ class _Search:
         def of(amount: float) -> float:
             return cost(self.space.accounted(shape, amount))
 
+        # Bracket the least amount from the last shape's, with growing factors: neighbouring shapes
+        # need similar amounts, and an evaluation composes a whole loss distribution.
         goal = self.question.epsilon * GOAL
         factor = 1.05 if tolerance == _FINE else 1.3
         high = near

@@ -261,6 +261,8 @@ class UpdateLaw:
                     f"Expected the noise-multiplier of privacy.noise_multiplier={given:g}, got {noise:g}"
                 )
             return
+        # Per divisor, since that is what the noise is in the update. The median is honest while fewer
+        # than half of the silos are hostile.
         share = noise / _noise_divisor(own)
         if share > most * median:
             raise UpdateRefused(
@@ -307,6 +309,9 @@ class UpdateLaw:
         noise = noise_on(mechanism.release_noise(), clip, self._noisy)
         half = exponent + math.log(4)  # samples and noise, in two bounds
         step = clip * most_of(client, examples, 1, half + math.log(steps))
+        # Two bounds for the sum of T noisy steps, each valid; the smaller one counts. The first lets data
+        # follow the noise step by step; the second needs Gaussian noise, whose sum is one Gaussian
+        # whatever the data, and then bounds the sampled records of all steps together.
         found = walk(noise, step, steps, half)
         if isinstance(noise, GaussianLength):
             added = GaussianLength(noise.dimension, noise.std * math.sqrt(steps)).bound(0.0, half)

@@ -147,6 +147,8 @@ def _range(parts: Sequence[tuple[LossDistribution, int]]) -> tuple[int, int]:
     if variance <= 0:
         return low, high
     needed = math.log(2 / TAIL_MASS)
+    # Chernoff: P(L > x) <= exp(log_mgf(t) - t x) for every t > 0, so x = (log_mgf(t) + needed) / t
+    # cuts off at most exp(-needed). Any order t gives a valid cut; the search only makes it tight.
     best = math.sqrt(2 * needed / variance)  # for a Gaussian of the same variance
 
     def reach(sign: float, place: int) -> float:
@@ -222,6 +224,8 @@ def compose(
     spectrum = np.zeros(length // 2 + 1, dtype=np.complex128)
     kept = log_size > _NEGLIGIBLE
     spectrum[kept] = np.exp(log_size[kept] + 1j * phase[kept])
+    # Cyclic convolution: mass beyond the range wraps around. `_range` bounds that mass by TAIL_MASS,
+    # which is added to the infinite loss below, so that the result stays an upper bound.
     composed = scipy.fft.irfft(spectrum, length)
     composed = np.roll(composed, (origin - low) % length)[:size]
     total = sum(count for _, count in parts)

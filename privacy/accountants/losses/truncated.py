@@ -45,6 +45,7 @@ def kept_probabilities(size: int, rate: float, most: int) -> list[tuple[float, f
       rate: q, 0 < q <= 1.
       most: B, >= 1.
     """
+    # The module's three cases, by |R|: `few` is P(|R| <= B - 2); `full` and `without` are a and b.
     few = float(stats.binom.cdf(most - 2, size - 1, rate)) if most >= 2 else 0.0
     full = most / size * float(stats.binom.sf(most - 1, size, rate))
     without = (1 - rate) * float(stats.binom.pmf(most - 1, size - 1, rate))
@@ -71,6 +72,7 @@ def truncated_losses(
       interval: Distance between two losses.
     """
     cases = kept_probabilities(size, rate, most)
+    # |R| = B: x is not kept, both outputs are the same, and the loss is 0 with this probability.
     rest = max(0.0, 1.0 - sum(weight for weight, _ in cases))
     nothing = LossDistribution(interval, 0, np.ones(1), 0.0, 0.0)
     parts = [(weight, gaussian_losses(noise, p, False, interval)) for weight, p in cases]
