@@ -40,120 +40,124 @@ class DataSection(Section):
     """Location and format of the silo's examples."""
 
     path: str = Field(
-        description="File (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet); relative to this file; `~` and "
+        description="Data file (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet), relative to this file; `~` and "
         "$VARIABLES are expanded."
     )
     encoding: str = Field(
-        "utf-8", description="Text encoding of the file; UTF-16 is known by its mark."
+        "utf-8", description="Text encoding of the file; UTF-16 is detected by its byte-order mark."
     )
     delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
         None,
-        description="Character between the columns of a CSV, TSV or TXT file; empty: found from the header.",
+        description="Column delimiter of a CSV, TSV or TXT file; empty: detected from the header.",
     )
     text: tuple[str, ...] = Field(
         ("text",),
         min_length=1,
-        description="Columns with the input, in the order of the experiment's task.text. No other column is "
-        "ever read, whatever an experiment names.",
+        description="Columns with the input, in the order of the experiment's task.text. No other column is read, even if "
+        "an experiment names it.",
     )
-    target: str = Field("label", description="Column with the class, or with the text to write.")
+    target: str = Field("label", description="Column with the class, or with the target text.")
     labels: tuple[str, ...] = Field(
         (),
-        description="Classes that the data may hold, as written there. An experiment that does not know one of "
-        "them is refused, so that a refusal tells nothing of the data. Empty: the target is free text.",
+        description="Classes that the data may contain, as written there. An experiment without one of them is refused, so "
+        "that a refusal reveals nothing about the data. Empty: the target is free text.",
     )
     bad_rows: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="Rows that are no records, and records that cannot be used (no text, half a character, an unknown class, no token, ...): "
-        "`refuse` to take part, or `drop` them; the log has their number. The server is told neither.",
+        description="Handling of rows that are not records and of unusable records (no text, half a character, an unknown "
+        "class, no token, ...). `refuse`: the silo does not take part. `drop`: they are dropped. The log has "
+        "their number; the server learns neither.",
     )
     holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
-        description="Share kept for the silo's own evaluation, by hash of the text. The silo chooses it and its "
-        "seed: a server that did could ask again and again which text is on which side.",
+        description="Share held out for the silo's own evaluation, selected by a hash of the text. The silo sets it and "
+        "its seed: a server that did could learn by repeated requests which text is held out.",
     )
-    holdout_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of that hash.")
+    holdout_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of this hash.")
 
 
 class BudgetSection(Section):
     """The silo's total budget over all runs, regardless of their settings."""
 
     epsilon: Annotated[float, Field(gt=0)] = Field(
-        description="Bound on epsilon of all rows in the ledger; `inf` for none (and for comparison runs "
-        "without a guarantee)."
+        description="Upper bound of epsilon over all rows in the ledger; `inf` for none (and for comparison runs without a "
+        "guarantee)."
     )
-    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="Delta of that bound.")
+    delta: Annotated[float, Field(gt=0, lt=1)] = Field(description="Delta of this bound.")
     unit: Literal["example", "client"] = Field(
-        "example", description="What one record is; runs for another unit are refused."
+        "example", description="Privacy unit; runs with another unit are refused."
     )
     relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
         "zero-out",
-        description="Neighbouring relation of the bound. `zero-out`: one example replaced by an empty one, the "
-        "number of examples being public. `add-or-remove-one`: the same epsilon where the number stays secret "
-        "(runs with data.sizes=private, no `size` among limits.quantities). `replace-one`: unit client.",
+        description="Neighbouring relation of the bound. `zero-out`: one example is replaced by an empty one; the number "
+        "of examples is public. `add-or-remove-one`: the same epsilon while the number stays secret (runs with "
+        "data.sizes=private, no `size` in limits.quantities). `replace-one`: unit client.",
     )
-    accountant: Literal["pld", "rdp"] = Field("pld", description="Accountant that holds the bound.")
+    accountant: Literal["pld", "rdp"] = Field(
+        "pld", description="Accountant that enforces the bound."
+    )
 
 
 class Limits(Section):
     """Limits on an experiment's requests. A request beyond them is refused, and the server gets the reason."""
 
-    rounds: PositiveInt = Field(200, description="Rounds of one run at most.")
-    local_steps: PositiveInt = Field(16, description="Gradient steps a round at most.")
+    rounds: PositiveInt = Field(200, description="Maximum number of rounds of one run.")
+    local_steps: PositiveInt = Field(16, description="Maximum number of gradient steps per round.")
     sampling_rate: Rate = Field(
-        1.0, description="Largest probability of an example to be in a local step."
+        1.0, description="Maximum probability of an example to be in a local step."
     )
     noise_multiplier: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
-        0.3, description="Least noise over sensitivity, of any release."
+        0.3, description="Minimum noise multiplier of any release."
     )
-    max_length: PositiveInt = Field(512, description="Tokens of an example at most.")
+    max_length: PositiveInt = Field(512, description="Maximum number of tokens of an example.")
     max_tokens: PositiveInt = Field(
         16384,
-        description="Tokens of a micro-batch at most; an experiment that asks for more gets this.",
+        description="Maximum number of tokens of a micro-batch; it replaces a larger value of an experiment.",
     )
     parameters: PositiveInt = Field(
-        20_000_000, description="Trained numbers at most: prefix and head together."
+        20_000_000, description="Maximum number of trained parameters, prefix and head together."
     )
     max_batch: PositiveInt = Field(
         4096,
-        description="client.max_batch at most: examples that each step of fixed shape computes.",
+        description="Maximum client.max_batch: number of examples that each step of fixed shape computes.",
     )
     directions: PositiveInt = Field(
         256,
-        description="zeroth_order.directions at most: two forward passes over a batch for each.",
+        description="Maximum zeroth_order.directions; each direction costs two forward passes over a batch.",
     )
     task_bytes: PositiveInt = Field(
-        512 * 2**20, description="Bytes of one task at most; what is more is not fetched."
+        512 * 2**20,
+        description="Maximum size of one task in bytes; the silo stops fetching beyond it.",
     )
     parameter_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
         1e4,
-        description="Norm of a tensor of parameters over its norm before training (at least 1), at most; an "
-        "experiment that asks for more gets this.",
+        description="Maximum norm of a parameter tensor, relative to its norm before training (or to 1, if that is "
+        "larger); it replaces a larger value of an experiment.",
     )
     seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = Field(
-        3600.0, description="Longest time for one task; the node ends it then."
+        3600.0, description="Maximum time of one task in seconds; then the node ends it."
     )
     models: tuple[str, ...] = Field(
         ("minilm", "smollm2"),
-        description="Values of model.name that are allowed, or patterns (`google/*`); unused where [model] names a folder of the silo's own.",
+        description="Allowed values of model.name, or patterns (`google/*`); unused if [model] names a folder of the silo.",
     )
     endpoints: tuple[str, ...] = Field(
         (),
-        description="Values of endpoint.url that are allowed: the silo's texts are sent there.",
+        description="Allowed values of endpoint.url: the silo's texts are sent there.",
     )
-    codecs: tuple[str, ...] = Field(("none",), description="Values of codec.name that are allowed.")
+    codecs: tuple[str, ...] = Field(("none",), description="Allowed values of codec.name.")
     mechanisms: tuple[Literal["gaussian", "lmo", "none"], ...] = Field(
         ("gaussian",),
-        description="Values of privacy.mechanism that are allowed; `none` stands for privacy.mode=none.",
+        description="Allowed values of privacy.mechanism; `none` stands for privacy.mode=none.",
     )
     randomness: tuple[Literal["os", "seeded"], ...] = Field(
         ("os",),
-        description="`seeded` lets who knows the seed, as the server does, remove the noise: for tests on data "
-        "that are not private.",
+        description="Allowed values of privacy.randomness. `seeded` lets anyone who knows the seed, such as the server, "
+        "remove the noise: for tests on data that are not private.",
     )
     quantities: tuple[Quantity, ...] = Field(
         ("update",),
-        description="What may leave: `update` (training); `size` (the number of examples, exactly: "
+        description="Quantities that may leave: `update` (training); `size` (the exact number of examples: "
         "data.sizes=public); `evaluation` (counts on held-out examples); `statistics` (for a codec); "
         "`layer-scores`; `duplicate` (raw, no guarantee).",
     )
@@ -173,29 +177,29 @@ class ModelSection(Section):
     """The silo's copy of the backbone, and where it computes."""
 
     path: str | None = Field(
-        None, description="Folder or .gguf file in the place of model.name; relative to this file."
+        None, description="Folder or .gguf file that replaces model.name; relative to this file."
     )
     sha256: str | None = Field(
         None,
         pattern=r"^[0-9a-f]{64}$",
-        description="Digest that its weights must have once loaded, beside that of the server; "
-        "`fedllm deploy doctor` prints it.",
+        description="Required SHA-256 of the loaded weights, in addition to the server's check; `fedllm deploy doctor` "
+        "prints it.",
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:1`, `mps`.")
+    device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
     dtype: Literal["experiment", "auto", "float32", "bfloat16", "float16"] = Field(
         "experiment", description="Number format of the backbone; `experiment`: model.dtype."
     )
     memory: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None,
-        description="GiB of the GPU at most, where several silos share one; empty: what is free.",
+        description="Maximum GPU memory in GiB, if several silos share a GPU; empty: all free memory.",
     )
     keep: Annotated[float, Field(ge=0)] = Field(
         900.0,
-        description="Seconds that the model stays loaded without a task; `inf` for ever. Silos that share a GPU "
-        "give its memory back sooner.",
+        description="Time in seconds that the model stays loaded without a task; `inf`: always. Silos that share a GPU "
+        "release its memory sooner with a smaller value.",
     )
     threads: PositiveInt | None = Field(
-        None, description="CPU threads; empty: the experiment's, at most one a core."
+        None, description="Number of CPU threads; empty: the experiment's, at most one per core."
     )
 
 
@@ -203,15 +207,15 @@ class SiloConfig(Section):
     """Config of one silo."""
 
     name: Annotated[str, Field(pattern=r"^[^\x00-\x1f/\\]{1,64}$")] = Field(
-        description="The silo's name in the federation and in its ledger."
+        description="Name of the silo in the federation and in its ledger."
     )
     ledger: str = Field(
         "ledger.sqlite",
-        description="The silo's ledger; relative to this file. Keep it as long as the data.",
+        description="Path of the silo's ledger, relative to this file. Keep it as long as the data.",
     )
     log: str | None = Field(
         "rounds.jsonl",
-        description="What only the silo may see of each round (clipped gradients, ...); empty text: none.",
+        description="Log of each round for the silo only (clipped gradients, ...); empty text: none.",
     )
     cache: str | None = Field(
         None,
@@ -220,20 +224,21 @@ class SiloConfig(Section):
     )
     state: str = Field(
         "state",
-        description="Folder in which the node remembers how far the ledger went; relative to this file. Leave it "
-        "as it is where a ledger comes from a backup: that is what makes an older one evident.",
+        description="Folder with the last known head of the ledger, relative to this file. Do not restore it together with "
+        "a ledger from a backup: it reveals that the restored ledger is older.",
     )
     approved: str = Field(
-        "approved.json", description="Bundles that the node may run (`fedllm deploy approve`)."
+        "approved.json",
+        description="List of bundles that the node may run (`fedllm deploy approve`).",
     )
     key: str = Field(
         "node.key",
-        description="The node's private key; signs what the silo tells the report of its ledger.",
+        description="The node's private key; it signs the extracts of the ledger for the report.",
     )
     extract: Literal["events", "epsilon", "none"] = Field(
         "events",
-        description="What the report is told of the ledger, signed: this run's `events` with their cost, which the "
-        "server accounts for again; `epsilon` alone; or `none`: then the report states nothing for this silo.",
+        description="Signed content for the report: this run's `events` with their cost, which the server recomputes; "
+        "`epsilon` only; or `none`: then the report states nothing for this silo.",
     )
     data: DataSection
     budget: BudgetSection

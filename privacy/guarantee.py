@@ -74,7 +74,7 @@ class Relation(StrEnum):
         subject, null, number = (
             ("one training example", "an empty one", "the number of examples")
             if unit is Unit.EXAMPLE
-            else (f"all data of one {party}", "no data", "who takes part")
+            else (f"all data of one {party}", "no data", "the set of participants")
         )
         if self is Relation.ZERO_OUT:
             return f"{subject} replaced by {null}, {number} being public"

@@ -95,7 +95,7 @@ def _sole_use(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        log.info("waits for another process, which is at work in %s", folder)
+        log.info("waiting for another process that works in %s", folder)
         lock.acquire(timeout=HANDOVER)
     try:
         yield

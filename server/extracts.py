@@ -145,7 +145,7 @@ class Extracts:
         except (
             Exception
         ) as error:  # the network's: the run has its end, and each silo's last word is here
-            log.warning("the silos could not be asked for their last extracts: %s", error)
+            log.warning("requesting the silos' last extracts failed: %s", error)
 
     def _ask(self, grid: Grid, stop: threading.Event) -> None:
         online = set(grid.get_node_ids())

@@ -104,7 +104,7 @@ def require_own_engine() -> None:
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
         raise ValueError(
-            "Expected no RAY_ADDRESS in the environment (a simulation starts an engine of its own), got "
+            "Expected no RAY_ADDRESS in the environment (a simulation starts its own engine), got "
             f"RAY_ADDRESS={address}; unset it, or set it to `local`"
         )
 

@@ -67,7 +67,7 @@ def _why_not(entry: zipfile.ZipInfo) -> str | None:
     if "\\" in name or path.as_posix() != name or path.is_absolute() or ".." in path.parts:
         return "its path is not plain"
     if len(path.parts) < 2 or path.parts[0] not in PACKAGES:
-        return "it lies in none of these packages"
+        return "it is in none of these packages"
     if path.suffix not in _KINDS:
         return f"only {' and '.join(_KINDS)} files may be there"
     return None

@@ -227,7 +227,7 @@ class Executor:
             self._next = self._take()
         except httpx.HTTPError:
             return None
-        return None if self._next is None else "the SuperNode has gone on to another task"
+        return None if self._next is None else "the SuperNode has started another task"
 
     def _beat(self, client: RuntimeHttpClient, over: threading.Event) -> bool:
         """Send the SuperNode a heartbeat for the current task; end a task that is over there."""
@@ -262,9 +262,7 @@ class Executor:
             approved = is_approved(silo.approved, bundle)
         except (SiloConfigError, ApprovalError) as error:
             log.error("no task is run: %s", error)
-            return _refusal(
-                message, f"{type(error).__name__}; the silo's own log says more"
-            ), context
+            return _refusal(message, f"{type(error).__name__}; see the silo's own log"), context
         if not approved:
             log.error("refused the bundle %s: it is not in %s", digest, silo.approved)
             reason = (

@@ -124,7 +124,7 @@ class WorkerProcess:
             how = _ended(self._process.returncode)
             return self._error(message, f"the silo's process ended ({how})"), context
         if error:
-            return self._error(message, f"{error}; the silo's own log says more"), context
+            return self._error(message, f"{error}; see the silo's own log"), context
         answered = message_from_proto(ProtoMessage.FromString(reply))
         return answered, context_from_proto(ProtoContext.FromString(state))
 

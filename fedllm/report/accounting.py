@@ -219,7 +219,7 @@ def composed_or_why(rows: Sequence[LedgerEntry], adversary: str) -> tuple[Multis
     except LedgerError:
         wanted = Adversary(adversary).strength
         blind = sum(max(Adversary(a).strength for a in row.views) < wanted for row in rows)
-        reason = f"{blind} of its ledger rows say nothing about the adversary {adversary}"
+        reason = f"{blind} of its ledger rows have no view for the adversary {adversary}"
         return Counter(), [reason]
 
 

@@ -45,7 +45,7 @@ from privacy.ledger.ledger import LedgerEntry
 DELTA = 1e-5
 """Delta if neither the settings nor the ledger state one."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
-WITHHELD = "withheld: whoever knows it can compute the noise"
+WITHHELD = "withheld: anyone who knows it can compute the noise"
 
 
 def build(source: RunFolder | str | Path) -> dict[str, Any]:
@@ -180,13 +180,12 @@ def _lost(run: RunRecord) -> list[str]:
         lost.append(run.ledger_problem)
     if run.settings is None:
         lost.append(
-            "the run's settings cannot be read, so that nothing tells whether the ledger's events are "
-            "what was done"
+            "the run's settings cannot be read, so the ledger's events cannot be compared with them"
         )
     if run.run_id is None and run.entries:
         lost.append(
-            "state.json cannot be read and the ledger holds several runs, so that nothing tells "
-            "which of its rows are this run's"
+            "state.json cannot be read and the ledger holds several runs, so this run's rows cannot be "
+            "identified"
         )
     return lost
 

@@ -36,8 +36,8 @@ STATED: tuple[Level, ...] = (
 _NAMES = dict(ACCOUNTANTS)
 _SUBJECTS = {Unit.EXAMPLE: "one training example", Unit.CLIENT: "all data of one silo"}
 SEEDED = (
-    "The noise was drawn from a seed (privacy.randomness = seeded): whoever knows or guesses the "
-    "seed can compute the noise and subtract it, and against them there is no protection"
+    "The noise was drawn from a seed (privacy.randomness = seeded): anyone who knows or guesses the seed can "
+    "compute the noise and subtract it, and there is no protection against them"
 )
 
 

@@ -121,7 +121,7 @@ def read_run(source: RunFolder | str | Path) -> RunRecord:
 def _settings(path: Path, problems: list[str]) -> Settings | None:
     if not (path / SETTINGS).is_file():
         problems.append(
-            f"{SETTINGS} is missing: what the mechanism was meant to be is not known; unit, relation "
+            f"{SETTINGS} is missing: the intended mechanism is unknown; unit, relation "
             "and delta are taken from the ledger"
         )
         return None
@@ -157,8 +157,8 @@ def _read_metrics(run: RunRecord) -> None:
         if not _unbegun(run):
             run.metrics_whole = False
             run.problems.append(
-                f"{METRICS} is missing: what was received in each round, and the model's quality, are "
-                "not known"
+                f"{METRICS} is missing: the replies of each round and the model's quality are "
+                "unknown"
             )
         return
     try:

@@ -77,7 +77,7 @@ class Report(Part):
     meaning: MeaningPart | None
     accountants: list[AccountantPart]
     releases: list[ReleasePart]
-    encoding: EncodingPart | None = Field(description="Null: updates travel as they are.")
+    encoding: EncodingPart | None = Field(description="Null: updates are sent without a codec.")
     layers: LayersPart | None = Field(description="Null: all layers of the settings were trained.")
     lmo: LmoPart | None = Field(description="Null: no vector was released with LMO noise.")
     black_box: BlackBoxPart | None = Field(description="Null: trained by gradients.")

@@ -113,7 +113,7 @@ def load_private_key(path: Path, password: bytes | None = None) -> Ed25519Privat
         key = serialization.load_pem_private_key(_read(path, "private key"), password)
     except TypeError:
         raise SignatureError(
-            f"Expected a password for {path}, which is encrypted (or none, where it is not)"
+            f"Expected a password for {path}, which is encrypted (or none, if it is not)"
         ) from None
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignatureError(f"Expected a private key in PEM, got {path}: {error}") from None
@@ -284,8 +284,8 @@ def verify_report(
     checks.append(check)
     if added:
         notes.append(
-            f"{added} rows were added to the ledger after the report: what they cost is not in the "
-            "signed numbers. Make a new report for what is spent by now."
+            f"{added} rows were added to the ledger after the report: their cost is not in the "
+            "signed numbers. Make a new report for the current spending."
         )
     return Verification(all(c.ok for c in checks), tuple(checks), tuple(notes), statement)
 
@@ -318,10 +318,12 @@ def _signature_check(key: Ed25519PublicKey, signature: bytes, statement: Any) ->
     try:
         key.verify(signature, _signed_bytes(statement))
     except InvalidSignature:
-        text = "ALTERED SIGNATURE: the statement is not what the key signed."
+        text = "ALTERED SIGNATURE: the key did not sign this statement."
         return Check("signature", False, text)
     signer = statement["signer"]
-    who = ", ".join(part for part in (signer["name"], signer["role"]) if part) or "nobody by name"
+    who = (
+        ", ".join(part for part in (signer["name"], signer["role"]) if part) or "an unnamed signer"
+    )
     return Check("signature", True, f"The statement was signed by {who} at {statement['time']}.")
 
 

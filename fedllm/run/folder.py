@@ -136,7 +136,7 @@ class RunFolder:
         if removed := read_removed(self.path):
             named = ", ".join(f"{key}={value}" for key, value in removed.items())
             raise RunFolderError(
-                f"Expected a run that this version can go on with, {self.path} was started with {named}, "
+                f"Expected a run that this version can resume,  {self.path} was started with {named}, "
                 "which was removed; report, verify, export and predict still read it"
             )
 

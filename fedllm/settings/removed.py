@@ -23,7 +23,7 @@ class Removed:
 
 
 _ONE_VECTOR = (
-    "the numbers of a step have Gaussian noise as one vector; for noise on each by itself set "
+    "the scalar estimates of a step have Gaussian noise as one vector; for independent noise on each set "
     "privacy.mechanism=lmo and privacy.noise to what `fedllm noise-search` wrote"
 )
 _COUNTS = "the counts have discrete Gaussian noise, see evaluation.clients_noise"

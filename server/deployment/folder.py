@@ -301,7 +301,9 @@ class Folder:
         write_toml(self.deployment, deployment, _HEAD)
 
 
-_HEAD = "# A federation: who is in it and where. Every `fedllm deploy` command reads this file.\n\n"
+_HEAD = (
+    "# Members and addresses of a federation. Every `fedllm deploy` command reads this file.\n\n"
+)
 
 
 def find_folder(given: Path | None, file: str = DEPLOYMENT) -> Path:

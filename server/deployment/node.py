@@ -91,7 +91,7 @@ def why_it_ended(program: Program, text: str, status: int) -> str:
         )
     if status == 0:  # what Flower does on 401, without a word
         return (
-            "it was told to end: by the server, which knows this node's key no longer (the next start "
-            "tells), or by a signal"
+            "it was asked to end: by the server, which no longer knows this node's key (the next start "
+            "shows it), or by a signal"
         )
     return last_line(text)

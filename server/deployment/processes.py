@@ -166,7 +166,7 @@ def require_free_port(port: int, what: str, host: str = "127.0.0.1") -> None:
         except OSError as error:
             raise DeploymentError(
                 f"Expected the free port {port} for {what}, it cannot be used: {error.strerror}; "
-                f"`ss -ltnp` shows by whom"
+                f"`ss -ltnp` shows its user"
             ) from None
 
 
@@ -192,7 +192,7 @@ def claim(path: Path) -> None:
         other = os.read(handle, 32).decode("ascii", "replace").strip()
         os.close(handle)
         raise DeploymentError(
-            f"Expected nobody else to serve this folder, process {other or '?'} does"
+            f"Expected no other process to serve this folder, process {other or '?'} does"
         ) from None
     os.ftruncate(handle, 0)
     os.write(handle, f"{os.getpid()}\n".encode())

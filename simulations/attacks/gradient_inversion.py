@@ -241,7 +241,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
         f"± is one standard error over texts. Epsilon: of one message at delta={DELTA:g}, unit "
         "client (of one text), zero-out, against the server, accountant gdp-exact.",
         "Clipping and codes without noise have no guarantee; a code that hides the tokens from this "
-        "attack still tells which text of the pool it was.",
+        "attack still identifies the text in the pool.",
     ]
 
 

@@ -102,7 +102,7 @@ def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
     if math.isinf(found["epsilon"]):
         return "NO GUARANTEE", ""
     details = {
-        "not-as-asked": "not the epsilon asked for",
+        "not-as-asked": "not the requested epsilon",
         "conditional": "if the seed is secret",
         "if-fixed": "if fixed beforehand",
         "outsider-only": "against outsiders only",
@@ -153,8 +153,8 @@ def explanations(content: Mapping[str, Any]) -> list[str]:
             f"initial values), two-sided; with {len(content['seeds'])} seeds it finds large differences only."
         )
         found.append(
-            "p over examples: paired t-test over the evaluation examples, each judged by the share of "
-            "seeds that got it right; it speaks of other examples, not of other seeds. "
+            "p over examples: paired t-test over the evaluation examples, each scored by the share of "
+            "seeds that got it right; it generalises to other examples, not to other seeds. "
             f"Holm: adjusted for the {content['comparisons']} comparisons of this table, each test by itself."
         )
         found.append(

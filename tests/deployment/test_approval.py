@@ -404,7 +404,7 @@ def test_what_an_exception_says_stays_at_the_silo(
     )
     approve(tmp_path / "approved.json", digest_of(raises))
     reply, _ = executor.answer(*query(tiny_settings()), raises, 1)
-    assert str(reply.error.reason) == "the app failed; the silo's own log says more"
+    assert str(reply.error.reason) == "the app failed; see the silo's own log"
 
 
 def test_a_bad_file_or_list_runs_nothing(

@@ -155,7 +155,7 @@ def test_a_dead_runs_message_gives_way_to_the_next(
     assert node.receive(2, as_it_is) == 2
     assert node.reply(2).error.code == ErrorCode.INVALID_FAB
     assert node.status_of(1) == f"{Status.FINISHED}:{SubStatus.FAILED}"
-    assert "gone on to another task" in caplog.text
+    assert "started another task" in caplog.text
     # Nothing of the dead run is answered: an answer would be taken for the next message's.
     assert not node.state.get_messages_legacy(run_ids=[1], is_reply=True)
     assert node.receive(3, as_it_is) == 3

@@ -171,12 +171,12 @@ def _check_report(
     again = plain(build(folder))
     other = [part for part in _SAME_PARTS if again[part] != report.get(part)]
     if not other:
-        return Check("extracts", True, "The report states what the extracts come to.")
+        return Check("extracts", True, "The report matches the extracts.")
     by = "" if again["made_by"] == report.get("made_by") else f" by {report.get('made_by')}"
     return Check(
         "extracts",
         False,
-        f"OTHER EXTRACTS: {', '.join(other)} of the report{by} is not what the extracts come to here.",
+        f"OTHER EXTRACTS: {', '.join(other)} of the report{by} does not match the extracts here.",
     )
 
 

@@ -33,7 +33,7 @@ from privacy.events.multiset import is_private
 from privacy.guarantee import Adversary, Relation, Unit
 from privacy.ledger.ledger import LedgerEntry, composed
 
-PLANNED = "of the run's plan, which was fixed before its first release{by}; what was released so far is within it"
+PLANNED = "of the run's plan, which was fixed before its first release{by}; the releases so far are within it"
 HELD = "the budget that a privacy filter held over the {runs} runs on the silo's ledger, as the silo states"
 UNHELD = (
     "the silo's ledger holds {runs} runs, and it states no budget that all of them were planned under: this "
@@ -264,8 +264,8 @@ class _Account:
         mine = None if claimed is None else claimed.figure().epsilon
         if claimed is not None and mine is None:
             note = (
-                "on the silo's word, this epsilon holds only if how much was released did not depend on what "
-                "was released"
+                "on the silo's word, this epsilon holds only if the number of releases did not depend on their "
+                "values"
             )
             return Figure(PLAN, None, False, note=note)
         theirs = None if again is None else again.epsilon

@@ -52,7 +52,7 @@ def epsilon_curves(
 
     last = max(r for points in finite.values() for r, _ in points)
     title = (
-        f"Line chart of the epsilon of what was released by round, one line for each of {len(finite)} silos. It rises to "
+        f"Line chart of the epsilon of the releases by round, one line for each of {len(finite)} silos. It rises to "
         f"{shown(largest)} at the most by round {last}"
         + (f"; the target is {target:g}." if target is not None else ".")
     )

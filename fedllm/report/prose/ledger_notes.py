@@ -5,8 +5,8 @@ from __future__ import annotations
 from privacy.ledger.ledger import VerifyReport
 
 ADOPTED = (
-    "Somebody went on deliberately with a ledger that was restored, moved, copied or begun anew (see the notes). What "
-    "was released before and is not in it is counted nowhere: the epsilon stated is for the uses that the ledger holds."
+    "A ledger that was restored, moved, copied or newly created was adopted deliberately (see the notes). "
+    "Releases that are missing from it are counted nowhere: the stated epsilon covers the uses in the ledger."
 )
 
 

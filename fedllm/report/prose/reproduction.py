@@ -40,10 +40,10 @@ def reproduction(
     if run.extracts is not None:
         steps.append(
             {
-                "title": "Does each silo vouch for what is stated?",
+                "title": "Does each silo vouch for the statement?",
                 "text": "Verifies each extract's signature with the node keys that are registered in the "
-                "deployment's folder, and that the report states what the extracts do. A silo gives its own "
-                "ledger with --ledger as well: it must hold the head that was vouched for.",
+                "deployment folder, and that the report matches the extracts. A silo can add its own "
+                "ledger with --ledger: it must contain the head that was vouched for.",
                 "command": f"fedllm verify {shlex.quote(folder)} --node-keys DEPLOYMENT",
             }
         )
@@ -73,8 +73,7 @@ def reproduction(
     steps.append(
         {
             "title": "Check the signature",
-            "text": "Where the report was signed with fedllm sign: tells whether report, ledger and "
-            "signature are still what was signed.",
+            "text": "If the report was signed with fedllm sign: verifies report, ledger and signature.",
             "command": f"fedllm verify {shlex.quote(folder)} --public-key SIGNER.pub.pem",
         }
     )

@@ -45,7 +45,9 @@ class SeenPart(Part):
 
     who: str
     what: str
-    covered: bool = Field(description="Whether epsilon bounds what it tells, or there is nothing.")
+    covered: bool = Field(
+        description="True if epsilon bounds its information, or if there is none."
+    )
 
 
 class NumberNoisePart(Part):
@@ -60,7 +62,7 @@ class NumberNoisePart(Part):
     std: Real
     mean_abs: Real
     gaussian_std: Real | None = Field(
-        description="Of Gaussian noise in its place, at the same epsilon; null where that is not known."
+        description="Of Gaussian noise at the same epsilon; null if unknown."
     )
     gaussian_mean_abs: Real | None
 
@@ -77,13 +79,13 @@ class BlackBoxPart(Part):
     scale: Literal["prefix", "one"]
     subspace: int = Field(description="Dimension; 0: all coordinates.")
     released: Literal["vector", "numbers"] = Field(
-        description="vector: clipped and noised together; numbers: each by itself."
+        description="vector: clipped and noised together; numbers: each separately."
     )
     clip: float | None = Field(description="Of the vector in L2 norm, or of each number.")
     noise: NumberNoisePart | None = Field(description="Null: none was released with noise.")
     bytes_up: int = Field(description="Of one silo and round.")
     bytes_down: Real | None = Field(
-        description="Mean over silos and rounds; null where nobody answered, or it is withheld."
+        description="Mean over silos and rounds; null if no silo answered, or if it is withheld."
     )
 
 
@@ -132,8 +134,8 @@ def black_box(
     )
     if noise is not None and noise["family"] != "gaussian" and not noises_numbers(settings):
         run.problems.append(
-            f"{NUMBERS} is missing: the ledger has noise on each number that the settings do not name, so how the "
-            "numbers were clipped is not known"
+            f"{NUMBERS} is missing: the ledger has noise on each number that the settings do not name, so the "
+            "clipping of the numbers is unknown"
         )
     replies = training.get("replies")
     down = training["bytes_down"] / replies if replies else None

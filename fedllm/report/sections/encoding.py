@@ -48,7 +48,7 @@ class EncodingPart(Part):
     bits: int
     noise: Literal["before-encoding", "in-code"]
     downlink: str
-    dimension: int | None = Field(description="Numbers of an update. Null: not known.")
+    dimension: int | None = Field(description="Number of coordinates of an update. Null: unknown.")
     code_dimension: int | None
     bytes: int | None = Field(description="Of one update of one silo, as it travels.")
     float32_bytes: int | None = Field(description="Of the same update without a codec.")
@@ -56,8 +56,8 @@ class EncodingPart(Part):
     prior: str | None
     prior_chance_of_noise: float | None = Field(
         default=None,
-        description="Probability that noise alone gives statistics such as the codec was fitted to. Null: "
-        "they have no noise, or it is not told.",
+        description="Probability that noise alone gives statistics such as the codec was fitted to. Null: they "
+        "have no noise, or it is unknown.",
     )
     prior_version: str | None
     prior_source: Literal["private", "public"] | None = Field(
@@ -78,7 +78,7 @@ def encoding(
     if told is None:
         if run.state["round"]:
             run.problems.append(
-                f"{DESCRIPTION} is missing or damaged: how updates were encoded is not known"
+                f"{DESCRIPTION} is missing or damaged: the encoding of updates is unknown"
             )
         told = {}
     prior = told.get("prior")

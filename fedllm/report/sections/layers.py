@@ -62,7 +62,7 @@ def layers(
         return None
     chosen, told = run.settings.layers, _told(run)
     if (told is None or told.kept is None) and run.state["round"] > chosen.after:
-        run.problems.append(f"{CHOICE} is missing or damaged: which layers were kept is not known")
+        run.problems.append(f"{CHOICE} is missing or damaged: the kept layers are unknown")
     mu = []
     if chosen.asks_silos:
         purposes = (("scores", PURPOSE), ("training", "train"))

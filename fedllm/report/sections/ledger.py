@@ -65,8 +65,8 @@ class VouchingPart(Part):
     other_runs: int | None
     budget: BudgetPart | None
     adoptions: list[str] = Field(
-        description="When and why its people went on deliberately with a ledger that was restored, copied or lost: what "
-        "was released before and is not in it is counted nowhere."
+        description="Time and reason of adopting a ledger that was restored, copied or lost: releases that are "
+        "missing from it are counted nowhere."
     )
     disagreements: list[str] = Field(
         description="Where its figures are not those of its events. The larger are stated."

@@ -22,10 +22,10 @@ from privacy.lmo_dp.published import published_epsilon
 from privacy.mechanisms.scalar_noise import LmoNoise
 
 _NO_BOUND = {
-    "claimed": "that is what LMO-DP's published accounting claims of this noise, at orders where its "
-    "formula does not hold, and for one number where vectors are released",
-    "true": "that is what a change costs that is spread over many coordinates, and nothing proves that no "
-    "other change costs more",
+    "claimed": "LMO-DP's published accounting claims this for the noise, at orders where its formula does not "
+    "hold, and for one number although vectors are released",
+    "true": "this is the cost of a change that is spread over many coordinates; no proof shows that no other "
+    "change costs more",
 }
 
 
@@ -39,9 +39,9 @@ class LmoCostPart(Part):
     order: int
     order_exists: bool
     spread: Real = Field(
-        description="Of a change spread over many coordinates, in the limit: about what is truly spent."
+        description="Of a change spread over many coordinates, in the limit: close to the true cost."
     )
-    bound: Real = Field(description="Proven for every change; what the ledger counts.")
+    bound: Real = Field(description="Proven for every change; the ledger counts this.")
 
 
 class LmoPart(Part):
@@ -58,8 +58,8 @@ class LmoPart(Part):
     step: LmoCostPart = Field(description="One step, without sampling.")
     training: LmoCostPart = Field(description="All steps; the claim without sampling.")
     published: Real = Field(
-        description="What the authors' code says of all steps with sampling: the cost of the Gaussian that "
-        "the classical formula gives for one step's claim. No bound of anything."
+        description="The authors' figure for all steps with sampling: the cost of the Gaussian that the "
+        "classical formula gives for one step's claim. It is not a bound."
     )
 
 

@@ -176,7 +176,7 @@ def in_plain_words(
     for (_, name), (silo_name, events) in distinct.items():
         held.append(
             guarded(
-                f"what a test misses at {silo_name}",
+                f"missed detections of a test at {silo_name}",
                 run.problems,
                 lambda e=events, n=name: least_missed(e, n, relation, FALSE_ALARMS),  # type: ignore[misc]
                 0.0,

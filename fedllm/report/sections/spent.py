@@ -33,13 +33,15 @@ class AdversaryPart(Part):
     """A silo's figures against one adversary."""
 
     headline: FigurePart
-    figures: list[FigurePart] = Field(description="Of what was released so far.")
+    figures: list[FigurePart] = Field(description="Of the releases so far.")
     held: FigurePart | None = Field(
         None,
         description="What holds where it is not the headline: the run's plan (accountant plan) or the budget that a "
         "filter kept (accountant filter); its epsilon is null where the headline holds under the condition in note alone.",
     )
-    reasons: list[str] = Field(description="Why there is no guarantee; empty where there is one.")
+    reasons: list[str] = Field(
+        description="Reasons for having no guarantee; empty if there is one."
+    )
 
 
 class TrainingMechanismPart(Part):
@@ -65,7 +67,7 @@ class SiloPart(Part):
     """The uses of one silo's data, and their cost."""
 
     silo: str
-    examples: int | None = Field(description="Null where private or not known.")
+    examples: int | None = Field(description="Null if private or unknown.")
     left: Any = Field(description="Why the silo left the run, or null.")
     rounds: int
     trainings: list[TrainingMechanismPart]

@@ -144,7 +144,7 @@ def tables(result: dict[str, Any]) -> list[Any]:
     found: list[Any] = [
         f"{result['data']}, {result['model']}, {result['silos']} silos, {result['runs']} runs of "
         f"{result['rounds']} rounds at sampling rate {result['sampling_rate']:g}, each on about half of "
-        f"{result['texts']} texts; epsilon={result['epsilon']:g} where there is privacy; seed {result['seed']}"
+        f"{result['texts']} texts; epsilon={result['epsilon']:g} for the private rows; seed {result['seed']}"
     ]
     for group in GROUPS:
         table = make_table(
@@ -261,7 +261,7 @@ def main(
     data: Annotated[str, typer.Option(help="auto, sst2 or tweets.")] = "auto",
     work: Annotated[
         Path | None,
-        typer.Option(help="Folder of finished runs' losses: the same command goes on from there."),
+        typer.Option(help="Folder of finished runs' losses: the same command resumes."),
     ] = None,
     figure: show.FigurePath = None,
     as_json: AsJson = False,

@@ -144,7 +144,7 @@ def _print_account(found: Mapping[str, Any]) -> None:
         title += f"; the largest of {len(parties)} parties"
     elif parties:
         title += f"; party: {next(iter(parties))}"
-    table = make_table("accountant", "epsilon", "what it is", "mu")
+    table = make_table("accountant", "epsilon", "meaning", "mu")
     notes = []
     for key, name in _NAMES.items():
         figure = found.get(key)
@@ -169,14 +169,14 @@ def _print_account(found: Mapping[str, Any]) -> None:
         notes.append(f"Assumed: {found['assumes']}")
     if found.get("seeded_noise"):
         notes.append(
-            "Noise of this ledger was drawn from a seed: against whoever knows or guesses the "
-            "seed there is no protection"
+            "Noise of this ledger was drawn from a seed: there is no protection against anyone "
+            "who knows or guesses the seed"
         )
     if parties:
         plans = found["plans"]
         held = plans_text(next(iter(plans.values()))) if len(parties) == 1 and plans else ""
         notes.append(
-            f"These figures are of what was {found['meaning']}" + (f"; {held}" if held else "")
+            f"These figures cover everything {found['meaning']}" + (f"; {held}" if held else "")
         )
     notes += found.get("notes", [])
     chain = found.get("chain", {"ok": True})

@@ -99,7 +99,7 @@ def calibrate(
     }
     if given.pop(solve_for) is not None:
         raise ValueError(
-            f"Expected no --{solve_for} with --solve-for {solve_for}: it is what is solved for"
+            f"Expected no --{solve_for} with --solve-for {solve_for}: it is the unknown"
         )
     for name, value in given.items():
         if value is None:

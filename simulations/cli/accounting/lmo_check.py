@@ -84,7 +84,7 @@ def lmo_check(
             "exact for this change: at least this",
         )
         table.add_row(
-            epsilon_text(figures.epsilon_bound), "bound, any change", "yes, what a ledger counts"
+            epsilon_text(figures.epsilon_bound), "bound, any change", "yes, counted by a ledger"
         )
     text = (
         f"delta = {delta:g}; standard deviation {figures.std:.4g}, which is {figures.factor:.3g} times "

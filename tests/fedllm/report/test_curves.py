@@ -65,7 +65,7 @@ def test_a_row_that_says_nothing_about_an_adversary_gives_no_guarantee(tmp_path:
     enter(run, "A", 3, event, purpose="other", views=views)
     silos = {silo["silo"]: silo["adversaries"]["colluding:1"] for silo in build(run)["silos"]}
     assert silos["A"]["headline"]["epsilon"] == math.inf
-    assert "3 of its ledger rows say nothing about the adversary" in silos["A"]["reasons"][0]
+    assert "3 of its ledger rows have no view for the adversary" in silos["A"]["reasons"][0]
 
 
 @pytest.mark.parametrize("relation", list(Relation))

@@ -134,7 +134,7 @@ def test_seeded_noise_is_said_and_the_seed_is_not(tmp_path: Path) -> None:
     run = trained(new_run(tmp_path, privacy={"randomness": "seeded"}), randomness="seeded")
     first = page(run).words[0]
     assert first.startswith("Guaranteed ONLY against those who do not know the seed: epsilon = ")
-    assert "against them there is no protection" in first
+    assert "there is no protection against them" in first
     assert '<p class="guarantee warn"' in (run.path / "report.html").read_text()
     for name in ("report.html", "report.json"):
         assert "7654321" not in (run.path / name).read_text()
