@@ -248,10 +248,10 @@ def gaussian_terms(
     if delta <= 0 or not accountant.supports(first) or not all(map(is_private, first)):
         return nothing
     parts = _atoms(frozenset(first.items()), relation)
-    # Step (2) of the module: delta(plan 1 x m-GDP) + t <= delta, with t = reserve.
     rest = delta - reserve
 
     def fits(m: float) -> bool:
+        # Step (2) of the module: delta(plan 1 x m-GDP) + t <= delta, with t = reserve.
         return _composed_delta(parts, m, epsilon) <= rest
 
     if not fits(0.0):
