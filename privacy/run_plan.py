@@ -51,26 +51,26 @@ class RecordedBudget:
     terms: Terms | None = None
 
     def same_budget(self, other: RecordedBudget) -> bool:
-        """Whether both bound the same thing by the same numbers."""
+        """Return True if both bound the same quantity by the same numbers."""
         fields = ("epsilon", "delta", "relation", "adversary", "this_run")
         return all(getattr(self, name) == getattr(other, name) for name in fields)
 
     def to_plain(self) -> dict[str, Any]:
-        """For a row's details."""
+        """Return the budget for a row's details."""
         plain = dict(vars(self))
         plain["terms"] = None if self.terms is None else self.terms.to_plain()
         return plain
 
     @classmethod
     def of_plain(cls, plain: Mapping[str, Any]) -> RecordedBudget:
-        """Inverse of `to_plain`."""
+        """Return the inverse of `to_plain`."""
         terms = plain["terms"]
         return cls(**{**plain, "terms": None if terms is None else Terms(**terms)})
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run will release of one party's data.
+    """All planned releases of one party's data in a run.
 
     Attributes:
       views: Purpose -> adversary -> all events of that purpose, as one event.
@@ -135,7 +135,7 @@ def _read(plan: str, budgets: str) -> RunPlan:
 
 @dataclass(frozen=True)
 class Commitment:
-    """What one run counts for in an adversary's view.
+    """The events that one run counts for in an adversary's view.
 
     Attributes:
       run: Its id; several joined by ", " where they stand for one plan.
@@ -228,7 +228,7 @@ def outside(planned: Mapping[DpEvent, int], released: Mapping[DpEvent, int]) -> 
 
 
 def _shapes(events: Mapping[DpEvent, int]) -> dict[Any, list[tuple[float, DpEvent, int]]]:
-    """(noise, event, count) by what must agree exactly."""
+    """Return (noise, event, count) by what must agree exactly."""
     found: dict[Any, list[tuple[float, DpEvent, int]]] = {}
     for event, count in events.items():
         if count > 0 and is_private(event):

@@ -55,7 +55,7 @@ class RoundUpdate:
 
     @cached_property
     def form(self) -> TrainingForm:
-        """What each reply of the round must be."""
+        """Return the required form of each reply of the round."""
         form = TrainingForm(
             run_id=self.run_id,
             server_round=self.server_round,
@@ -78,7 +78,7 @@ class RoundUpdate:
         return like
 
     def read(self, name: str, content: RecordDict) -> Contribution:
-        """What the reply of the silo ``name`` holds, checked.
+        """Read and check the reply of the silo ``name``.
 
         Raises:
             ReplyRefused: it is not usable; nothing is changed then.
@@ -140,7 +140,7 @@ class RoundUpdate:
         found.refused += [{"silo": name, "reason": why} for name, why in refused.items()]
 
     def mean(self, accepted: Sequence[Contribution]) -> MeanUpdate:
-        """What the accepted silos sent as one update, with equal weights or as ``server.aggregation`` says."""
+        """Combine the accepted silos' updates, with equal weights or by ``server.aggregation``."""
         mean = self._combined(accepted)
         for extension in self.extensions:
             mean = extension.expand(mean)

@@ -73,7 +73,8 @@ class Fingerprinted:
     """Base of a frozen dataclass of str, int, float, bool, None and tensors, and of tuples and mappings of them."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of the class's name and of each field's name, type and value; floats and tensors to the last bit.
+        """Return SHA-256 of the class's name and of each field's name, type and value; floats and tensors to the last
+        bit.
 
         Raises:
             TypeError: a field holds anything else.

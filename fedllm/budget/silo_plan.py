@@ -31,14 +31,14 @@ KEY = "plan"
 """Key of the plan's row within (run, silo): there is one."""
 
 ATTEMPTS = 100
-"""How often a plan is proposed again because another process wrote to the ledger meanwhile."""
+"""Attempts to propose a plan when another process writes to the ledger meanwhile."""
 
 Multiset = Counter[DpEvent]
 T = TypeVar("T")
 
 
 def private_part(events: Mapping[DpEvent, int]) -> Multiset:
-    """The events that give a guarantee."""
+    """Return the events that give a guarantee."""
     return Counter({event: count for event, count in events.items() if is_private(event)})
 
 
@@ -91,14 +91,14 @@ class PlanBook:
         return self._plan
 
     def stored_noise(self) -> float | None:
-        """The noise multiplier that the stored plan is for."""
+        """Return the noise multiplier that the stored plan is for."""
         row = self.stored_row()
         return None if row is None else float(json.loads(row.details)["noise_multiplier"])
 
     def sequence(
         self, bound: Bound, mine: RunPlan | None = None
     ) -> tuple[list[Multiset], Terms | None]:
-        """What a budget counts, in the order of admission, and what was recorded of its filter.
+        """Return the runs that a budget counts, in the order of admission, and the recorded filter.
 
         All that other runs planned counts, and what they released without a guarantee. Of this run the
         latter does not (unless the budget is the silo's own): released on purpose, it is in the ledger and makes
@@ -153,7 +153,7 @@ class PlanBook:
         details: Mapping[str, str | float | None],
         views: Mapping[str, DpEvent],
     ) -> Proposal:
-        """The row of a plan: with the budgets that it is asked for under, and each one's filter.
+        """Return the row of a plan: with the budgets that it is asked for under, and each one's filter.
 
         Args:
             details: what the row tells of the mechanism.
@@ -184,7 +184,7 @@ class PlanBook:
         return tuple(budgets)
 
     def fixed(self, proposal: Proposal | None, bounds: Iterable[Bound]) -> RunPlan:
-        """The plan that holds for a release: the ledger's, or the one that is recorded with it.
+        """Return the plan that holds for a release: the ledger's, or the one that is recorded with it.
 
         Raises:
             OutsidePlan: neither is there: the run plans nothing with a guarantee.
@@ -207,7 +207,7 @@ class PlanBook:
     def check_within(
         self, plan: RunPlan, purpose: str, asked: Multiset, bounds: Sequence[Bound] = ()
     ) -> None:
-        """Whether what the run released, with what is asked for now, is within its plan.
+        """Check that the run's releases, including the requested one, are within its plan.
 
         Raises:
             OutsidePlan: it is not.
@@ -251,7 +251,7 @@ def recorded_anew(record: Callable[[], T], ledger: Ledger) -> T:
 
 
 def as_recorded(bound: Bound) -> RecordedBudget:
-    """A bound as a plan's row tells of it, without its filter."""
+    """Return a bound as a plan's row tells of it, without its filter."""
     budget = bound.budget
     return RecordedBudget(
         setting=bound.setting,
@@ -264,7 +264,7 @@ def as_recorded(bound: Bound) -> RecordedBudget:
 
 
 def _recorded_terms(found: Sequence[Commitment], bound: Bound) -> Terms | None:
-    """The filter that the first plan under the same budget recorded: it is never chosen again."""
+    """Return the filter that the first plan under the same budget recorded: it is never chosen again."""
     asked = as_recorded(bound)
     for commitment in found:
         for budget in commitment.plan.budgets if commitment.plan is not None else ():

@@ -82,7 +82,7 @@ class Batch:
         return inputs
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``."""
+        """Return the same batch on ``device``."""
         moved: dict[str, Any] = {}
         for item in fields(self):
             value = getattr(self, item.name)
@@ -93,7 +93,7 @@ class Batch:
 def position_ids(
     attention_mask: Tensor, offset: int, counted: Literal["tokens", "slots"] = "tokens"
 ) -> Tensor:
-    """Position ids (B, T) for a decoder with a prefix of length ``offset``.
+    """Return the position ids (B, T) for a decoder with a prefix of length ``offset``.
 
     ``tokens`` counts real tokens: offset, offset + 1, ... from each example's first real token, so
     an example's result does not depend on how much padding its batch needs. Differential privacy

@@ -25,7 +25,7 @@ ROW_MULTIPLE = 4
 
 @dataclass(frozen=True)
 class Shapes:
-    """How examples are padded and grouped; public, the same for all examples.
+    """Padding and grouping of examples; public, the same for all examples.
 
     Attributes:
         least: least distance of two buckets, a multiple of :data:`ROW_MULTIPLE`.
@@ -42,7 +42,7 @@ class Shapes:
     shortest: int = 0
 
     def bucket_length(self, length: int) -> int:
-        """The number of tokens that an example of ``length`` tokens is padded to.
+        """Return the number of tokens that an example of ``length`` tokens is padded to.
 
         An example that is longer than the model's positions keeps its own length.
         """
@@ -53,7 +53,7 @@ class Shapes:
         return bucket if self.longest is None else max(length, min(bucket, self.longest))
 
     def rows(self, bucket: int) -> int | None:
-        """The number of rows of every micro-batch of a bucket, or None where it is free."""
+        """Return the number of rows of every micro-batch of a bucket, or None where it is free."""
         return None if self.tokens is None else max(1, self.tokens // bucket)
 
 
@@ -62,7 +62,7 @@ bucket_length = lru_cache(maxsize=4096)(Shapes.bucket_length)
 
 
 def shapes_for(device: torch.device, longest: int | None = None) -> Shapes:
-    """The shapes for a device: fine buckets and free rows on a CPU, coarse buckets and fixed rows elsewhere."""
+    """Return the shapes for a device: fine buckets and free rows on a CPU, coarse buckets and fixed rows elsewhere."""
     if device.type == "cpu":
         return Shapes(longest=longest, shortest=8)  # few texts are shorter, and a group costs
     return Shapes(least=16, parts=1, tokens=2048, longest=longest)

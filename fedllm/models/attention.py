@@ -144,7 +144,7 @@ AttentionInterface.register(ATTENTION_NAME, _prefix_attention_forward)
 
 
 def _explicit_mask(*args: Any, **options: Any) -> Tensor | None:
-    """The library's mask, made wherever the caller says what is padding.
+    """Return the library's mask, made wherever the caller says what is padding.
 
     The library leaves the mask out for a batch without padding, and attention then runs in another kernel:
     an example's bits would depend on whether its batch mates have padding.
@@ -232,13 +232,13 @@ def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]
 
 
 def geometry_or_none(model: PreTrainedModel) -> AttentionGeometry | None:
-    """The geometry found by :func:`install`, or None where the model has not had it."""
+    """Return the geometry found by :func:`install`, or None where the model has not had it."""
     slot: PrefixSlot | None = getattr(model, _SLOT, None)
     return None if slot is None else slot.geometry
 
 
 def geometry(model: PreTrainedModel) -> AttentionGeometry:
-    """The geometry found by :func:`install`. Raises ValueError without it."""
+    """Return the geometry found by :func:`install`. Raises ValueError without it."""
     return _slot(model).geometry  # type: ignore[return-value]
 
 
@@ -252,7 +252,7 @@ def _slot(model: PreTrainedModel) -> PrefixSlot:
 
 
 def record_attention(model: PreTrainedModel, **inputs: Any) -> list[AttentionCall]:
-    """Runs ``model(**inputs)`` without gradients and returns every attention call, in order."""
+    """Return runs ``model(**inputs)`` without gradients and returns every attention call, in order."""
     slot: PrefixSlot = getattr(model, _SLOT)
     calls: list[AttentionCall] = []
     slot.here.stack.append(None)  # record the model as it is, whatever scope is open
@@ -267,7 +267,7 @@ def record_attention(model: PreTrainedModel, **inputs: Any) -> list[AttentionCal
 
 
 def capture_keys_values(model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """Keys and values of every layer for one example: (n_layers, 2, kv_heads, T, head_dim), fp32.
+    """Return keys and values of every layer for one example: (n_layers, 2, kv_heads, T, head_dim), fp32.
 
     Keys are as they would sit in a KV cache (after the rotation by position, where there is one).
     """

@@ -112,7 +112,7 @@ def parse_recorded(tree: Mapping[str, Any], source: str) -> Settings:
 
 
 def _with_proven_relation(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a run of an earlier version, with the relation that it proves.
+    """Return the settings of a run of an earlier version, with the relation that it proves.
 
     They name add-or-remove-one, the default then, whatever the sizes. Where those are public, or the unit is
     the client, what the run proves is zero-out, with the same numbers. For reading what was done: a new run's
@@ -151,7 +151,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
 
 
 def _key_parts(name: str) -> list[str]:
-    """The parts of a dotted key; a part may be quoted (``privacy.silos."US Airways".epsilon``)."""
+    """Return the parts of a dotted key; a part may be quoted (``privacy.silos."US Airways".epsilon``)."""
     try:
         node: Any = tomllib.loads(f"{name} = 0")
     except tomllib.TOMLDecodeError:
@@ -201,13 +201,13 @@ def to_toml(settings: Settings, *, documented: bool = False) -> str:
 
 
 def to_json(settings: Settings) -> str:
-    """The tree as canonical JSON (sorted keys): what travels in messages and is hashed."""
+    """Return the tree as canonical JSON (sorted keys): what travels in messages and is hashed."""
     return json.dumps(settings.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
 
 
 @lru_cache(maxsize=16)
 def from_json(text: str) -> Settings:
-    """Inverse of :func:`to_json`, of a text that anybody may have written.
+    """Return the inverse of :func:`to_json`, of a text that anybody may have written.
 
     Equal texts are checked once; a text that differs in any character is another one.
 
@@ -242,7 +242,7 @@ def _clean(value: Any) -> Any:
 
 
 def _read_none(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """TOML has no null: the text "none" stands for it where the setting may be empty."""
+    """Return TOML has no null: the text "none" stands for it where the setting may be empty."""
 
     def allows_none(section: str, key: str) -> bool:
         default = Settings.model_fields[section].default
@@ -312,7 +312,7 @@ def _unknown_keys(
 
 
 def _with_paths(settings: Settings, base: Path) -> Settings:
-    """``data.path`` and ``public.path`` made absolute, where they name files; ``privacy.noise`` read."""
+    """Return ``data.path`` and ``public.path`` made absolute, where they name files; ``privacy.noise`` read."""
     changed: dict[str, BaseModel] = {}
     named = settings.privacy.noise
     if named is not None and not named.lstrip().startswith("{"):

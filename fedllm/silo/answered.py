@@ -67,7 +67,7 @@ def answered(
     private: bool,
     note: Note,
 ) -> Released:
-    """What ``release`` gives for these features; what it gives for none, where it raises.
+    """Return ``release`` of these features or, if that raises, of none.
 
     Guarantee: after the row is written, under privacy, whether there is an answer, and its form, do not
     depend on the data. An example that raises is contained where it is computed (:mod:`fedllm.training.batch.contained`),
@@ -92,7 +92,8 @@ def answered(
 
 
 def _not_finite(made: object) -> set[str]:
-    """Names of the numbers and tensors of what leaves that are not finite. Counts of a silo's own log may be NaN."""
+    """Return the names of the numbers and tensors of what leaves that are not finite. Counts of a silo's own log may
+    be NaN."""
     bad = set()
     left: list[tuple[str, Any]] = [("the answer", made)]
     while left:

@@ -1,4 +1,4 @@
-"""What a silo sends where a codec is in use: the noisy update, encoded, or the update's noisy code.
+"""Encode a silo's update: noise first and then the code, or noise in the code.
 
 Coordinates. A codec sees one vector of d numbers: the update's tensors in the order of
 :class:`fedllm.codec.Layout`, each times its scale (``privacy.prefix_scale`` for the prefix), as they are
@@ -79,7 +79,7 @@ class Encoding:
     def of(
         cls, codec: Codec, version: str, settings: Settings, like: Mapping[str, Tensor]
     ) -> Encoding:
-        """For tensors ``like`` these, under these settings.
+        """Make the encoding for tensors ``like`` these, under these settings.
 
         Guarantee: noise in the code is added only to codes that a bounded map makes. A codec comes from the
         server, and one that chooses coordinates by the data would carry the choice beside the noise.
@@ -99,12 +99,12 @@ class Encoding:
         return cls(codec, version, Layout.of(like), scales, in_code)
 
     def flatten(self, update: Mapping[str, Tensor]) -> Tensor:
-        """The update as the codec sees it, float32 [d]."""
+        """Return the update as the codec sees it, float32 [d]."""
         scaled = {name: value * self.scales[name] for name, value in update.items()}
         return self.layout.flatten(scaled)
 
     def unflatten(self, vector: Tensor) -> dict[str, Tensor]:
-        """Inverse of :meth:`flatten`."""
+        """Return the inverse of :meth:`flatten`."""
         parts = self.layout.unflatten(vector)
         return {name: value / self.scales[name] for name, value in parts.items()}
 

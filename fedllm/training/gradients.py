@@ -18,7 +18,7 @@ from privacy.mechanisms.clipping import ClippedSum, clip_and_sum
 
 
 def gradient_scales(prefix_scale: float, params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Public factor of each tensor before clipping: ``prefix_scale`` for the prefix, else 1."""
+    """Return public factor of each tensor before clipping: ``prefix_scale`` for the prefix, else 1."""
     return {name: prefix_scale if name == PREFIX else 1.0 for name in params}
 
 
@@ -28,7 +28,7 @@ def per_example_gradients(
     batch: Batch,
     perturbation: Perturbation | None = None,
 ) -> dict[str, Tensor]:
-    """Gradient of each example's own loss: tensors of shape (B, ...), float32.
+    """Return the gradient of each example's own loss: tensors of shape (B, ...), float32.
 
     The trainable tensors are expanded to one copy an example, the copies are the leaves, and one
     backward pass of the summed losses gives every example's gradient at the cost of a plain step.
@@ -54,7 +54,7 @@ def per_example_gradients(
 def _gradients_of_copies(
     tunable: Tunable, copies: Mapping[str, Tensor], batch: Batch
 ) -> dict[str, Tensor]:
-    """Gradients at ``copies`` (B, ...): row i of the i-th example's loss at the i-th copy."""
+    """Return gradients at ``copies`` (B, ...): row i of the i-th example's loss at the i-th copy."""
     leaves = {
         name: value.detach().contiguous().requires_grad_(True) for name, value in copies.items()
     }
@@ -76,7 +76,7 @@ def clipped_gradient_sum(
     failures: Failures | None = None,
     examples: int | None = None,
 ) -> ClippedSum:
-    """Sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
+    """Return the sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
     Guarantee: the sensitivity of the result to adding or removing one example is ``clip_norm``, in the
     coordinates of ``scales``, with a perturbation too. No feature at all gives zeros (a Poisson batch may
@@ -141,7 +141,7 @@ def clipped_gradient_sum(
 
 
 def fixed_rows(rows: Sequence[Tensor], examples: int) -> tuple[list[Tensor], int]:
-    """The rows with zeros in the place of fillers and of examples that are not finite; how many are not.
+    """Return the rows with zeros in the place of fillers and of examples that are not finite; how many are not.
 
     All of it by selection, in the shapes that it came in: nothing is left out, and nothing multiplied.
     """
@@ -165,7 +165,7 @@ def gradient_sum(
     perturbation: Perturbation | None = None,
     failures: Failures | None = None,
 ) -> list[Tensor]:
-    """Plain sum of the gradients, in the order of sorted names: no clipping, no privacy.
+    """Return plain sum of the gradients, in the order of sorted names: no clipping, no privacy.
 
     Args:
         perturbation, failures: as for :func:`clipped_gradient_sum`.
@@ -174,7 +174,7 @@ def gradient_sum(
     sums = [torch.zeros_like(params[name]) for name in names]
 
     def compute(chosen: Sequence[Feature]) -> list[Tensor]:
-        """The sum over the chosen examples, as one row of each tensor."""
+        """Return the sum over the chosen examples, as one row of each tensor."""
         batch = tunable.task.collate(chosen)
         if perturbation is not None:
             rows = per_example_gradients(tunable, params, batch, perturbation)

@@ -52,7 +52,7 @@ class Noise:
 
     @classmethod
     def of(cls, settings: Settings, multiplier: float) -> Noise:
-        """The noise that the settings ask for.
+        """Return the noise that the settings ask for.
 
         Raises:
             ValueError: as :func:`noise_of`.
@@ -63,7 +63,7 @@ class Noise:
         return cls(multiplier, _unit_number(file) if alone else _unit(file), alone)
 
     def of_multiplier(self, multiplier: float) -> Noise:
-        """The same noise at another size."""
+        """Return the same noise at another size."""
         return replace(self, multiplier=multiplier)
 
     @property
@@ -72,7 +72,7 @@ class Noise:
         return None if self.unit is None else self.unit.scaled(self.multiplier)
 
     def event(self) -> DpEvent:
-        """The event of one release that :meth:`add` adds its noise to.
+        """Return the event of one release that :meth:`add` adds its noise to.
 
         Raises:
             ValueError: the noise multiplier is not finite and > 0.
@@ -126,15 +126,15 @@ class RoundCost:
 
 
 def sampled_fraction(settings: Settings) -> float:
-    """Probability of a silo to be in a round's sum: 1 unless a server draws it by a Poisson sample and adds the
-    noise."""
+    """Return the probability of a silo to be in a round's sum: 1 unless a server draws it by a Poisson sample and
+    adds the noise."""
     server = settings.server
     sampled = settings.privacy.noise_by == "server" and server.sampling == "poisson"
     return server.fraction if sampled else 1.0
 
 
 def together(events: Sequence[DpEvent]) -> DpEvent:
-    """The event of several releases of the same records."""
+    """Return the event of several releases of the same records."""
     return events[0] if len(events) == 1 else ComposedDpEvent(tuple(events))
 
 
@@ -142,7 +142,7 @@ def together(events: Sequence[DpEvent]) -> DpEvent:
 
 
 def noise_of(settings: Settings) -> ScalarNoise | None:
-    """The noise in ``privacy.noise``, not scaled; None for Gaussian noise.
+    """Return the noise in ``privacy.noise``, not scaled; None for Gaussian noise.
 
     Raises:
         ValueError: the file is missing, is not noise, or noise that vectors have no bound for.
@@ -155,7 +155,7 @@ def noise_of(settings: Settings) -> ScalarNoise | None:
 
 
 def multiplier_of_scale(settings: Settings) -> float | None:
-    """The noise multiplier that ``privacy.noise_scale`` stands for; None where it is not set.
+    """Return the noise multiplier that ``privacy.noise_scale`` stands for; None if it is not set.
 
     Raises:
         ValueError: as :func:`noise_of`.
@@ -167,12 +167,12 @@ def multiplier_of_scale(settings: Settings) -> float | None:
 
 
 def multiplier_of(noise: ScalarNoise, scale: float) -> float:
-    """The noise multiplier with which noise on vectors is ``scale`` times the noise."""
+    """Return the noise multiplier with which noise on vectors is ``scale`` times the noise."""
     return scale / (gaussian_bound(noise) * (1 + _MARGIN))
 
 
 def noise_text(path: Path, *, numbers: bool = False) -> str:
-    """A noise file's content on one line, as settings that travel hold it.
+    """Return a noise file's content on one line, as settings that travel hold it.
 
     Args:
         numbers: whether it is for single numbers, where every family has a guarantee.
@@ -205,13 +205,13 @@ def _read(text: str, numbers: bool) -> ScalarNoise:
 
 @lru_cache(maxsize=64)
 def _unit(noise: ScalarNoise) -> ScalarNoise:
-    """The noise scaled to be 1-GDP on vectors of sensitivity 1."""
+    """Return the noise scaled to be 1-GDP on vectors of sensitivity 1."""
     return noise.scaled(gaussian_bound(noise) * (1 + _MARGIN))
 
 
 @lru_cache(maxsize=64)
 def _unit_number(noise: ScalarNoise) -> ScalarNoise:
-    """The noise scaled to standard deviation 1 (where that is infinite: to width 1)."""
+    """Return the noise scaled to standard deviation 1 (where that is infinite: to width 1)."""
     return noise.scaled(1 / _size(noise))
 
 

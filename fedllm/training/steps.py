@@ -1,4 +1,4 @@
-"""What all ways of training at a silo share: the work of a round, its steps, what is counted, the result.
+"""Shared parts of all kinds of training at a silo: a round's work, its steps, its counts, its result.
 
 By gradients it is :mod:`fedllm.training.dp_sgd` and :mod:`fedllm.training.client_update`, through a model's outputs
 alone :mod:`fedllm.training.zeroth_order`.
@@ -31,7 +31,7 @@ Streams = Callable[..., RandomSource]
 
 @dataclass(frozen=True)
 class LocalWork:
-    """What a silo trains on in one round.
+    """A silo's input for one round of training.
 
     Attributes:
         tunable: the model.
@@ -73,7 +73,7 @@ class StepPlan:
 
     @classmethod
     def of(cls, settings: Settings) -> StepPlan:
-        """The plan of the settings."""
+        """Return the plan of the settings."""
         client = settings.client
         return cls(
             count=client.local_steps,
@@ -87,7 +87,7 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class LocalResult:
-    """What one round of local training gives.
+    """Result of one round of local training.
 
     Attributes:
         update: new minus old parameters, float32 on the CPU, or with a codec the tensors of their
@@ -114,7 +114,7 @@ class LocalResult:
 
 @dataclass
 class Tally:
-    """What a silo counts of its own steps; private."""
+    """A silo's private counts of its own steps."""
 
     examples: int = 0
     clipped: int = 0
@@ -135,7 +135,7 @@ class Tally:
         noise_std: dict[str, float] | None = None,
         below: float | None = None,
     ) -> LocalResult:
-        """The round's result with these counts."""
+        """Return the round's result with these counts."""
         norms = torch.cat([torch.zeros(0), *self.norms])
         return LocalResult(
             update=update,
@@ -152,7 +152,7 @@ class Tally:
 def poisson_batch(
     features: Sequence[Feature], sampling_rate: float, rng: RandomSource
 ) -> list[Feature]:
-    """A step's batch: each example by itself with the sampling rate; may be empty, and any size."""
+    """Return a step's batch: each example by itself with the sampling rate; may be empty, and any size."""
     drawn = poisson_sample(len(features), sampling_rate, rng)
     return [features[i] for i in drawn]
 
@@ -225,14 +225,14 @@ class Descent:
         self._optimizer.step()
 
     def update(self) -> dict[str, Tensor]:
-        """New minus old parameters, on the CPU."""
+        """Return new minus old parameters, on the CPU."""
         return {n: (self.weights[n].detach() - self._start[n]).cpu() for n in self.weights}
 
 
 def plain_update(
     work: LocalWork, plan: StepPlan, sampling_rate: float, tally: Tally, failures: Failures | None
 ) -> dict[str, Tensor]:
-    """The update of local steps without clipping and noise: private.
+    """Return the update of local steps without clipping and noise: private.
 
     Args:
         sampling_rate: probability of each example to be in a step's batch.

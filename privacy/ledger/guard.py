@@ -57,7 +57,7 @@ class Guard:
                 )
 
     def is_new(self) -> bool:
-        """Whether no head tells of any row, nor cannot be read."""
+        """Return True if no head records a row or is unreadable."""
         try:
             self.before_creation()
         except LedgerError:

@@ -19,7 +19,7 @@ from privacy.ledger.heads import EMPTY, GENESIS, Head
 from privacy.ledger.limits import MOST_NAME, require_length
 
 COLUMNS = "id, time, run, party, unit, purpose, round, key, views, details, previous, hash"
-"""Of a row, in this order."""
+"""Columns of a row, in this order."""
 
 _BODY = (  # canonical_json of a row, written out: three times as fast
     '{"details":%s,"id":%d,"key":%s,"party":%s,"purpose":%s,"round":%d,"run":%s,"time":%s,'
@@ -97,7 +97,7 @@ def head_problems(db: sqlite3.Connection, last: Head) -> list[str]:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `Ledger.verify` found.
+    """Result of `Ledger.verify`.
 
     Attributes:
       ok: No problem.

@@ -26,7 +26,7 @@ from typing import NamedTuple
 from privacy.ledger.error import LedgerError
 
 GENESIS = "0" * 64
-"""What the first row follows: the hash of no row."""
+"""Hash before the first row."""
 
 _SIZE = 512  # bytes of a head's file: one sector, so that a power cut leaves the old text or the new one
 _MARK = "fedllm-ledger-head"
@@ -36,7 +36,7 @@ _TRIES, _PAUSE = 20, 0.005  # of reading while another process writes
 
 
 class Head(NamedTuple):
-    """How far a ledger went.
+    """The last row of a ledger: its number and hash.
 
     Attributes:
       rows: Number of its rows, which is the number (id) of the last one.

@@ -344,7 +344,7 @@ class Ledger:
         return Head(int(rows[0][0]), str(rows[0][1])) if rows else EMPTY
 
     def holds(self, head: Head) -> bool:
-        """Whether this ledger, or an earlier state of it, had this head; or a row of it sets it aside."""
+        """Return True if this ledger, or an earlier state of it, had this head, or a row of it sets it aside."""
         with self._readable() as db:
             return self._fresh_tally().holds(db, head)
 

@@ -91,7 +91,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def is_earlier(db: sqlite3.Connection) -> bool:
-    """Whether a ledger's file is of the version before heads were kept."""
+    """Return True if a ledger's file is of the version before heads were kept."""
     return bool(db.execute("PRAGMA user_version").fetchone()[0] == EARLIER_VERSION)
 
 
@@ -114,7 +114,7 @@ class Database:
 
     @property
     def earlier(self) -> bool:
-        """Whether the file is of the version before heads were kept."""
+        """Return True if the file is of the version before heads were kept."""
         return is_earlier(self.connection)
 
     def bring_up(self) -> None:
@@ -140,7 +140,7 @@ class Database:
             )
 
     def signature(self) -> tuple[int, ...]:
-        """What changes whenever somebody writes to the file, by SQLite or not."""
+        """Return a value that changes whenever somebody writes to the file, by SQLite or not."""
         status = self.path.stat()
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

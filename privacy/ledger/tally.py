@@ -16,7 +16,7 @@ from privacy.ledger.hash_chain import COLUMNS, head_problems, row_problems
 from privacy.ledger.heads import EMPTY, Head
 
 History = frozenset[tuple["Kind", int]]
-"""What one party did: each kind of row with its number."""
+"""History of one party: each kind of row with its number."""
 
 
 PLAN = "plan"
@@ -28,7 +28,7 @@ class BrokenChain(ValueError):
 
 
 class Kind(NamedTuple):
-    """What rows have in common that count as the same.
+    """Common fields of rows that count as equal.
 
     Attributes:
       unit, run, purpose, views: As in the ledger's columns.
@@ -52,7 +52,7 @@ class PlanRow(NamedTuple):
 
 
 def had(db: sqlite3.Connection, head: Head) -> bool:
-    """Whether a ledger, or an earlier state of it, had a head."""
+    """Return True if a ledger, or an earlier state of it, had a head."""
     row = db.execute("SELECT hash FROM entries WHERE id = ?", (head.rows,)).fetchone()
     return head == EMPTY or row == (head.hash,)
 
@@ -121,7 +121,7 @@ class Tally:
         self._first.setdefault(kind, row_id)
 
     def holds(self, db: sqlite3.Connection, head: Head) -> bool:
-        """Whether the ledger, or an earlier state of it, had a head; or one of its rows sets it aside."""
+        """Return True if the ledger, or an earlier state of it, had a head, or one of its rows sets it aside."""
         return head in self._lost or had(db, head)
 
     def rows(

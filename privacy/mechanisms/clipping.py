@@ -72,7 +72,7 @@ def _check(
 
 
 def _norms(per_example: Sequence[torch.Tensor], factors: Sequence[float]) -> torch.Tensor:
-    """Norms of the scaled examples, float64 [B]; NaN or inf exactly where one is not finite.
+    """Return the norms of the scaled examples, float64 [B]; NaN or inf exactly where one is not finite.
 
     Not for float64 input: squares of float32 cannot overflow float64, those of float64 can.
     """

@@ -22,12 +22,12 @@ _LONGEST_HEADER = 1024
 
 
 def spec_of(tensors: Mapping[str, Tensor]) -> Spec:
-    """Shapes and dtypes by name."""
+    """Return shapes and dtypes by name."""
     return {name: (tuple(value.shape), value.dtype) for name, value in tensors.items()}
 
 
 def tensors_of(content: RecordDict, record: str, spec: Spec) -> dict[str, Tensor]:
-    """The tensors of a record, as the specification says, finite, in its order.
+    """Return the tensors of a record, as the specification says, finite, in its order.
 
     Shapes, dtypes and sizes are compared first, so that no node decides how much memory is used.
 
@@ -47,7 +47,7 @@ def tensors_of(content: RecordDict, record: str, spec: Spec) -> dict[str, Tensor
 
 
 def bytes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of all the tensors."""
+    """Return the bytes of all the tensors."""
     return sum(value.numel() * value.element_size() for value in tensors.values())
 
 
@@ -80,7 +80,7 @@ def _check_announced(
 
 
 def _tensor(name: str, data: bytes, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Tensor:
-    """A tensor of its own memory, made of the bytes that ``numpy.save`` wrote."""
+    """Return a tensor of its own memory, made of the bytes that ``numpy.save`` wrote."""
     stream = io.BytesIO(data)
     try:
         if npy.read_magic(stream) != (1, 0):

@@ -24,7 +24,7 @@ class Fields:
     values: Mapping[str, Any]
 
     def numbers(self, ranges: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        """Numbers by name, each in its range [low, high], which are finite.
+        """Return numbers by name, each in its range [low, high], which are finite.
 
         Raises:
             ReplyRefused: one is missing, no number (a truth value is none), or out of range.
@@ -39,7 +39,7 @@ class Fields:
         return found
 
     def whole(self, name: str, low: int, high: int) -> int:
-        """A whole number in [low, high], sent as such.
+        """Return a whole number in [low, high], sent as such.
 
         Raises:
             ReplyRefused: it is missing, of another type, or out of range.
@@ -51,7 +51,7 @@ class Fields:
         return value
 
     def texts(self, lengths: Mapping[str, int]) -> list[str]:
-        """Texts by name, each of at most so many characters.
+        """Return texts by name, each of at most so many characters.
 
         Raises:
             ReplyRefused: one is missing, no text, or longer.
@@ -91,7 +91,7 @@ class Fields:
 
 
 def texts_of(content: RecordDict, record: str) -> Fields:
-    """A record of texts and numbers (``info``).
+    """Return a record of texts and numbers (``info``).
 
     Raises:
         ReplyRefused: there is none of this name and kind.
@@ -103,7 +103,7 @@ def texts_of(content: RecordDict, record: str) -> Fields:
 
 
 def numbers_of(content: RecordDict, record: str) -> Fields:
-    """A record of numbers (``metrics``).
+    """Return a record of numbers (``metrics``).
 
     Raises:
         ReplyRefused: there is none of this name and kind.

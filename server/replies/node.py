@@ -13,7 +13,7 @@ from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
 
 DESCRIPTION = ("version", "device", "tasks", "units")
-"""What a node tells of itself besides; nothing depends on it."""
+"""Additional fields of a node's description; nothing depends on them."""
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,16 @@ from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
 
 SMALLEST_RATE = 1e-12
-"""Of a sampling rate: fewer than one record in 10^12 is no training."""
+"""Minimum sampling rate: fewer than one record in 10^12 is no training."""
 SMALLEST_NOISE, LARGEST_NOISE = 1e-2, 1e9
-"""Of a noise multiplier that a silo says it used, and that nobody chose; calibration searches above 0.01."""
+"""Range of a noise multiplier that a silo reports and that nobody chose; calibration searches above 0.01."""
 LARGEST_SHARE = 1e6
-"""Of a noisy share, on either side of zero."""
+"""Maximum distance of a noisy share from zero."""
 
 
 @dataclass(frozen=True)
 class TrainingForm:
-    """What a reply to one round's task must be.
+    """Required form of a reply to one round's task.
 
     Attributes:
         run_id, server_round: of the task.
@@ -77,7 +77,7 @@ class TrainingReply:
 
 
 def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
-    """The typed value of a reply whose envelope says ``ok``.
+    """Return the typed value of a reply whose envelope says ``ok``.
 
     Raises:
         ReplyRefused: anything in it is not as the form says: missing, unknown, of another type, shape, dtype,

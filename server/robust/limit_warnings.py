@@ -32,7 +32,7 @@ def _expected_noise(settings: Settings, examples: int | None) -> float | None:
 
 
 def _loud_silos(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """Silos whose calibrated noise is expected above ``server.max_noise_ratio`` times the median silo's."""
+    """Return silos whose calibrated noise is expected above ``server.max_noise_ratio`` times the median silo's."""
     privacy = settings.privacy
     if privacy.mode != "dp" or privacy.noise_by == "server" or privacy.noise_multiplier is not None:
         return []
@@ -45,8 +45,8 @@ def _loud_silos(settings: Settings, sizes: Mapping[str, int | None]) -> list[str
 
 
 def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
-    """What a run tells of its limits before it begins: where there is no law, which silos may be refused for honest
-    noise, and where aggregation can leave nobody out.
+    """Return a run's warnings about its limits: missing laws, silos that may be refused for honest noise, and
+    aggregation that cannot drop any silo.
 
     Args:
         sizes: public number of examples of each silo, None where private.

@@ -1,4 +1,4 @@
-"""How far one round travels through the code: files entered, calls, calls from file to file, depth.
+"""Trace one round through the code: count files entered, calls, calls between files, depth.
 
     python -m simulations.benchmarks.round_trace [--steps 1] [--json OUT]
 
@@ -67,7 +67,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the calls of a round, or of one silo's task, come to."""
+    """Counts over the calls of a round, or of one silo's task."""
 
     files: int
     calls: int
@@ -128,7 +128,7 @@ class RoundTrace:
         self.calls.append(Call(file, code.co_qualname, caller, depth, task))
 
     def _file(self, code: CodeType) -> str | None:
-        """The file of the product that the code is in, from the root; None for any other."""
+        """Return the file of the product that the code is in, from the root; None for any other."""
         if code not in self._files:
             path = Path(code.co_filename)
             ours = path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PACKAGES
@@ -153,7 +153,7 @@ def figures(calls: list[Call]) -> Figures:
 
 
 def calls_of_features_off(calls: list[Call]) -> dict[str, int]:
-    """Number of calls into files of each feature of `OFF`; a file counts for the first that claims it."""
+    """Return the number of calls into files of each feature of `OFF`; a file counts for the first that claims it."""
     found = dict.fromkeys(OFF, 0)
     for file, count in Counter(call.file for call in calls).items():
         for feature, pattern in OFF.items():
@@ -164,7 +164,7 @@ def calls_of_features_off(calls: list[Call]) -> dict[str, int]:
 
 
 def event_builds(calls: list[Call]) -> int:
-    """How many times the events of one silo's round are built."""
+    """Count how many times the events of one silo's round are built."""
     return sum(bool(EVENTS.search(call.function)) for call in calls)
 
 
@@ -196,7 +196,7 @@ def trace(folder: Path, steps: int = 1) -> list[Call]:
 
 
 def summary(calls: list[Call]) -> dict[str, Any]:
-    """All figures, as plain values; those of a silo's task are medians over the silos."""
+    """Return all figures, as plain values; those of a silo's task are medians over the silos."""
     tasks = sorted({call.task for call in calls if call.task is not None})
     each = [asdict(figures([call for call in calls if call.task == task])) for task in tasks]
     off = calls_of_features_off(calls)

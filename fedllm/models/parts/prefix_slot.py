@@ -1,4 +1,4 @@
-"""Where a model keeps the active prefix: on itself, not in a global, and in it a stack for each thread."""
+"""Slot for a model's active prefix: stored on the model, with one stack per thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ActivePrefix:
     causal_masks: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict)
 
     def widen(self, mask: Tensor) -> Tensor:
-        """``mask`` (B or 1, 1 or heads, T, S) with P visible columns in front (made once a pass)."""
+        """Return ``mask`` (B or 1, 1 or heads, T, S) with P visible columns in front (made once a pass)."""
         if self.mask_source is not mask or self.mask is None:
             visible = True if mask.dtype == torch.bool else 0.0
             self.mask = functional.pad(mask, (self.length, 0), value=visible)
@@ -34,7 +34,7 @@ class ActivePrefix:
         return self.mask
 
     def causal_mask(self, n: int, device: torch.device) -> Tensor:
-        """(1, 1, n, P + n): query t sees the whole prefix and the tokens 0..t."""
+        """Return (1, 1, n, P + n): query t sees the whole prefix and the tokens 0..t."""
         made = self.causal_masks.get((n, device))
         if made is None:
             made = torch.ones(n, self.length + n, dtype=torch.bool, device=device)
@@ -54,7 +54,7 @@ class _Here(threading.local):
 
 
 class PrefixSlot:
-    """What one model carries.
+    """State of one model: a stack of active prefixes, the padding and a recorder for each thread.
 
     Attributes:
         here: what each thread has of its own.
@@ -68,7 +68,7 @@ class PrefixSlot:
         self.causal = True
 
     def _copy(self) -> PrefixSlot:
-        """A copied or pickled model gets an empty slot of its own."""
+        """Return a copied or pickled model gets an empty slot of its own."""
         new = PrefixSlot()
         new.geometry, new.causal = self.geometry, self.causal
         return new

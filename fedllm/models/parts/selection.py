@@ -18,7 +18,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Padding:
-    """Where the padding of one batch is.
+    """Positions of the padding in one batch.
 
     Attributes:
         shape: (B, T).
@@ -31,8 +31,8 @@ class Padding:
         self._by_width: dict[torch.dtype, Tensor] = {}
 
     def cleared(self, states: Sequence[Tensor], tokens: int) -> Sequence[Tensor]:
-        """Tensors of one dtype (four dimensions, the first B and dimension ``tokens`` T) with zeros at padding; the
-        gradient of what stood there is zero too, whatever comes from behind."""
+        """Return the tensors of one dtype (four dimensions, the first B and dimension ``tokens`` T) with zeros at
+        padding; the gradient of what stood there is zero too, whatever comes from behind."""
         integers = _INTEGERS[states[0].element_size()]
         kept = self._by_width.get(integers)
         if kept is None:

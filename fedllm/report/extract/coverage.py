@@ -54,11 +54,11 @@ class Sent(Protocol):
     """Content of an extract about its run."""
 
     def planned(self, adversary: str) -> Multiset | None:
-        """The events with a guarantee that the run's plan holds; None without a plan."""
+        """Return the events with a guarantee that the run's plan holds; None without a plan."""
         ...
 
     def released(self, adversary: str) -> Multiset | None:
-        """The events of the run's rows; None where the silo keeps them."""
+        """Return the events of the run's rows; None if the silo keeps them."""
         ...
 
 

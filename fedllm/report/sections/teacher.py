@@ -105,7 +105,7 @@ def teacher(run: RunRecord) -> dict[str, Any] | None:
 
 
 def _outside(kind: str) -> str:
-    """What is said of a teacher of another package."""
+    """Describe a teacher of another package."""
     return (
         "After each aggregation the server pulled the model towards a teacher of another package, given the models "
         "that this run had released, public text and settings: post-processing, with the guarantee of a run without "
