@@ -23,7 +23,7 @@ from fedllm.training.tunable import Tunable, trained_size
 def check_limits(
     silo: SiloConfig, settings: Settings, *, server_round: int = 0, planned_rounds: int = 0
 ) -> None:
-    """Whether an experiment, and a task of it, keeps to the silo's limits.
+    """Check that an experiment and a task of it keep to the silo's limits.
 
     Reads no data: the answer depends on the settings and the silo's file alone.
 
@@ -46,7 +46,7 @@ def check_limits(
 
 
 def check_codec(silo: SiloConfig, meta: Mapping[str, Any]) -> None:
-    """Whether a codec that the server sends may be kept at the silo.
+    """Check that a codec from the server may be kept at the silo.
 
     Args:
         meta: the JSON part of its state.
@@ -64,7 +64,7 @@ def check_codec(silo: SiloConfig, meta: Mapping[str, Any]) -> None:
 
 
 def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:
-    """Whether as much is trained as the silo allows; makes no tensor of that size.
+    """Check the number of trained parameters against the silo's limit; make no tensor of that size.
 
     Raises:
         LimitRefused: more is.
@@ -78,7 +78,7 @@ def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:
 
 
 def needed_quantities(settings: Settings) -> dict[Quantity, str]:
-    """What an experiment takes from a silo, each with the setting that asks for it."""
+    """Return the quantities that an experiment requests from a silo, each with the responsible setting."""
     asked: dict[Quantity, tuple[bool, str]] = {
         "update": (True, "training"),
         "size": (settings.data.sizes == "public", "data.sizes=public"),
@@ -97,8 +97,8 @@ def needed_quantities(settings: Settings) -> dict[Quantity, str]:
 
 
 def localised(silo: SiloConfig, settings: Settings) -> Settings:
-    """The settings with the silo's own values for what is the silo's to say: model folder, device, number
-    format, threads, memory, columns, holdout, bad rows; no path that a server named is left in them."""
+    """Return the settings with the silo's own values for local choices: model folder, device, number format, threads,
+    memory, columns, holdout, bad rows; without any path that a server named."""
     model: dict[str, Any] = {"device": silo.model.device}
     if silo.model.path is not None:
         model |= {"name": silo.model.path, "revision": None, "gguf_file": None}
@@ -123,7 +123,7 @@ def localised(silo: SiloConfig, settings: Settings) -> Settings:
 
 
 def _kind(silo: SiloConfig, own: Settings) -> Iterator[str]:
-    """What kind of privacy, and against whom."""
+    """Check the kind of privacy and the adversary."""
     limits, privacy = silo.limits, own.privacy
     try:
         silo.local_policy().check_kind(own)
@@ -158,7 +158,7 @@ def _kind(silo: SiloConfig, own: Settings) -> Iterator[str]:
 def _amounts(
     silo: SiloConfig, own: Settings, server_round: int, planned_rounds: int
 ) -> Iterator[str]:
-    """How much of it."""
+    """Check the amounts of privacy."""
     limits = silo.limits
     most: dict[str, tuple[float, float, str]] = {
         "server.rounds": (own.server.rounds, limits.rounds, "rounds"),
@@ -203,7 +203,7 @@ def _amounts(
 
 
 def _names(silo: SiloConfig, own: Settings) -> Iterator[str]:
-    """Which codec, and which model or endpoint."""
+    """Check the codec, and the model or endpoint."""
     limits = silo.limits
     if own.codec.name not in limits.codecs:
         yield _listed("codec.name", "codecs", limits.codecs, f"codec.name={own.codec.name}")
@@ -218,7 +218,7 @@ def _names(silo: SiloConfig, own: Settings) -> Iterator[str]:
 
 
 def _data(silo: SiloConfig, own: Settings) -> Iterator[str]:
-    """Whether the experiment's task is one for the silo's data, as its file describes them."""
+    """Check that the experiment's task matches the silo's data, as its config describes them."""
     if len(own.task.text) != len(silo.data.text):
         yield (
             f"Expected {len(silo.data.text)} columns in task.text (data.text of the silo's file), got "

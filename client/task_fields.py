@@ -231,5 +231,4 @@ KINDS: dict[str, tuple[frozenset[str], frozenset[str], frozenset[str]]] = {
     ),
     QUERY: (frozenset({names.CONFIG}), frozenset({names.SETTINGS}), frozenset({names.BACKBONE})),
 }
-"""Of each kind of task: its records (and beside them the ledger's), the fields that it must have, and those that it may
-have."""
+"""Records (besides the ledger's), required fields and optional fields of each kind of task."""

@@ -184,7 +184,7 @@ class GlobalModel:
         self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint's state."""
+        """Return the state for a checkpoint."""
         state = self.optimizer.state()
         state |= {f"last.{name}": value for name, value in self.params.items()}
         state |= {f"average.{name}": value for name, value in self.average.items()}

@@ -100,7 +100,7 @@ class RoundUpdate:
         )
 
     def _spend(self, name: str, reply: TrainingReply) -> None:
-        """Tell the view of what was spent.
+        """Report the spending to the view.
 
         Raises:
             ReplyRefused: no mechanism has these numbers.

@@ -162,7 +162,7 @@ def run_experiment(
 
 
 def _why_nobody_trained(run: RunFolder, left: Mapping[str, str]) -> str:
-    """Why no silo's update is in the model, a resumed run's earlier rounds included.
+    """Return the reasons why no silo's update is in the model, a resumed run's earlier rounds included.
 
     Args:
         left: why a silo takes no part any more, by name.

@@ -1,4 +1,4 @@
-"""What a run is at a moment: its settings, model, silos and extensions, and the tasks that follow from them."""
+"""State of a run: its settings, model, silos and extensions, and the tasks that follow from them."""
 
 from __future__ import annotations
 

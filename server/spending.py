@@ -1,4 +1,4 @@
-"""What each silo has spent, as far as the server knows: for the live view and the curves.
+"""Spending of each silo, as far as the server knows: for the live view and the curves.
 
 The silos' own ledgers decide. This view follows from what the silos say of their mechanism (noise,
 sampling rate, steps: all public), and is brought up to date only when it is looked at.
@@ -136,7 +136,7 @@ class SpendingView:
         return view
 
     def to_plain(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Return the values for a checkpoint."""
         return {
             "mechanism": self.mechanism,
             "events": {

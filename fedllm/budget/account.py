@@ -1,4 +1,4 @@
-"""What a silo may spend: its budgets and its rows in the ledger. All before anything leaves.
+"""A silo's spending: check budgets and write ledger rows before anything leaves.
 
 One silo's account for one run. It has the silo's noise multiplier calibrated (:mod:`fedllm.budget.calibration`) for
 what the run plans and for what the ledger already holds (other runs on the same data), fixes the run's plan with its
@@ -272,7 +272,7 @@ class SiloAccount:
         return plan.noise_multiplier(self.bounds, self.book.sequence)
 
     def _planned_beside_training(self) -> Counter[DpEvent]:
-        """What calibration leaves room for: what has no guarantee anyway (on purpose) is not counted."""
+        """Non-training events to reserve budget for, excluding releases that intentionally have no guarantee."""
         planned = planned_evaluations(self.settings) + self.statistics_events()
         planned += planned_scores(self.settings, self.sampling_rate)
         return Counter({event: count for event, count in planned.items() if is_private(event)})
@@ -296,7 +296,7 @@ class SiloAccount:
         return self._spend(TRAIN, server_round, key, self.training_events(server_round))
 
     def training_entry(self, server_round: int, key: str) -> LedgerEntry:
-        """What :meth:`spend_training` records."""
+        """Return the entry that :meth:`spend_training` records."""
         return self._entry(TRAIN, server_round, key, self.training_events(server_round))
 
     def admit_training(self, server_round: int, proposal: Proposal | None) -> None:
@@ -312,23 +312,23 @@ class SiloAccount:
         self._admit(self.training_events(server_round), TRAIN, proposal)
 
     def statistics_entry(self, key: str) -> LedgerEntry:
-        """What :meth:`spend_statistics` records."""
+        """Return the entry that :meth:`spend_statistics` records."""
         return self._entry(STATISTICS, 0, key, self.statistics_events())
 
     def admit_statistics(self, proposal: Proposal | None) -> None:
-        """As :meth:`admit_training`, for the statistics before training."""
+        """Do the same as :meth:`admit_training` for the statistics before training."""
         self._admit(self.statistics_events(), STATISTICS, proposal)
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
-        """As :meth:`spend_training`, for one evaluation by the silo."""
+        """Do the same as :meth:`spend_training` for one evaluation by the silo."""
         return self._spend(EVALUATE, server_round, key, self.evaluation_events())
 
     def spend_statistics(self, key: str) -> bool:
-        """As :meth:`spend_training`, for the statistics before training (round 0)."""
+        """Do the same as :meth:`spend_training` for the statistics before training (round 0)."""
         return self._spend(STATISTICS, 0, key, self.statistics_events())
 
     def spend_scores(self, server_round: int, key: str) -> bool:
-        """As :meth:`spend_training`, for one release of layers' scores."""
+        """Do the same as :meth:`spend_training` for one release of layer scores."""
         return self._spend(SCORES, server_round, key, self.score_events())
 
     def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
@@ -336,7 +336,7 @@ class SiloAccount:
         return recorded_anew(lambda: self._recorded(entry, events), self.ledger)
 
     def _recorded(self, entry: LedgerEntry, events: Counter[DpEvent]) -> bool:
-        """Whether a new row was written.
+        """Record an entry; return True if a new row was written.
 
         Raises:
             StalePlan: another process wrote meanwhile; nothing was recorded.
@@ -388,7 +388,7 @@ class SiloAccount:
         self.book.admit(self.bounds, plan, others)
 
     def details(self) -> dict[str, str | float | None]:
-        """What each row tells of the mechanism and the budgets."""
+        """Return the details of the mechanism and the budgets for each row."""
         privacy = self.settings.privacy
         return {
             "noise_multiplier": self.mechanism.noise_multiplier,

@@ -122,7 +122,7 @@ class Teacher:
             self.distillation.tunable = tunable
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs, for its checkpoint; empty where it is in the run folder."""
+        """Return the state that a resumed run needs, for its checkpoint; empty if it is in the run folder."""
         return {}
 
     def load_state(self, state: Tensors) -> None:

@@ -43,9 +43,9 @@ class CodecSettings(Section):
     )
     noise: Literal["before-encoding", "in-code"] = Field(
         "before-encoding",
-        description="Where the privacy noise is added: to all coordinates of the update (the paper), or to the shorter "
-        "code. `in-code` requires a codec with a known Lipschitz constant. With privacy.noise_by=server, the "
-        "server adds the noise to the sum of the decoded updates, or of the codes.",
+        description="Place of the privacy noise: on all coordinates of the update (the paper), or on the shorter code. "
+        "`in-code` requires a codec with a known Lipschitz constant. With privacy.noise_by=server, the server "
+        "adds the noise to the sum of the decoded updates, or of the codes.",
     )
     bits: Literal[32, 16, 8, 4] = Field(
         32, description="Bits per number of the code; 8 and 4 use unbiased stochastic rounding."

@@ -1,4 +1,4 @@
-"""What a codec of a run may be: held against the settings and the model before anything of it is made or kept.
+"""Check a codec against the settings and the model before it is built or kept.
 
 The settings and the number of trained numbers fix a codec but for what it learned: its kind, its dimensions, the
 names and shapes of its tensors. A codec's state comes from a server, and says sizes; here each is compared with the one

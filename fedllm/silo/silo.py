@@ -1,4 +1,4 @@
-"""What one silo releases in one run: the answers to the server's tasks."""
+"""One silo in one run: answer the server's tasks with releases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from fedllm.training.steps import LocalResult, LocalWork, Streams
 
 @dataclass(frozen=True)
 class TrainReply:
-    """What may leave the silo after a round: every field is released or public."""
+    """A silo's reply after a round: every field is released or public."""
 
     update: dict[str, Tensor]
     """The update, or the tensors of its code."""
@@ -142,7 +142,7 @@ class SiloWorker(SiloInRun):
         return Directions(self.settings, params, seed) if seed else None
 
     def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
-        """How this round's update is encoded."""
+        """Return this round's encoding of the update."""
         if bool(version) != self.settings.codec.active:
             raise ValueError(
                 f"Expected {'a' if self.settings.codec.active else 'no'} codec with the task for "

@@ -92,7 +92,7 @@ class SiloInRun:
         return self._opened
 
     def prepare(self, params: Mapping[str, Tensor]) -> None:
-        """What can fail for all examples alike, before anything is spent; the first time alone.
+        """Run checks that can fail for all examples alike, once, before anything is spent.
 
         Raises:
             NotTakingPart: the data cannot be used.
@@ -117,7 +117,7 @@ class SiloInRun:
 
     @property
     def initial(self) -> dict[str, Tensor]:
-        """What training starts from: the names and shapes of all parameters that a server may send."""
+        """Return the initial parameters: the names and shapes of all parameters that a server may send."""
         if self._initial is None:
             self._initial = initial_params(self.tunable, self.settings)
         return self._initial

@@ -87,7 +87,7 @@ class Task(ABC):
 
     @cached_property
     def shapes(self) -> Shapes:
-        """How examples are padded and grouped."""
+        """Return the padding and grouping of examples."""
         return self.fixed or shapes_for(self.backbone.device, self.longest_input)
 
     @property

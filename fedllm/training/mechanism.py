@@ -216,7 +216,7 @@ class NoPrivacy:
         return tally.result(dict(code.tensors), noise_std)
 
     def walk(self, model: ForwardOnly, work: LocalWork) -> LocalResult:
-        """As :meth:`ZerothOrder.walk`, without clipping and noise."""
+        """Train like :meth:`ZerothOrder.walk`, without clipping and noise."""
         check_noise("none", "client", self.noise_multiplier)
         tally = Tally()
         estimates = self.estimates

@@ -1,4 +1,4 @@
-"""Whether training fits a device, asked before it begins.
+"""Check before training that it fits a device.
 
 The estimate is of what automatic differentiation keeps for one micro-batch, from shapes alone. Counted
 in what PyTorch saves (BERT-like encoders of 6 and Llama-like decoders of 30 layers, scaled-dot-product

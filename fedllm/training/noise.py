@@ -192,7 +192,7 @@ def _in_file(path: Path, numbers: bool) -> ScalarNoise:
 
 @lru_cache(maxsize=64)
 def _read(text: str, numbers: bool) -> ScalarNoise:
-    """Of JSON."""
+    """Read noise from JSON."""
     try:
         noise = noise_from_json(read_bounded(text, "noise"))
     except ValueError as error:

@@ -36,7 +36,7 @@ UNBOUNDED_ASCENT = (
     "every other example's gradient too; over B examples the sum may move by (2B - 1) clipping norms, and "
     "the noise is scaled for one"
 )
-"""Why the paper's form of the perturbation gives no guarantee at unit example."""
+"""Reason why the paper's form of the perturbation gives no guarantee at unit example."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Perturbation:
 
 
 def is_perturbed(awp: AwpSettings, server_round: int) -> bool:
-    """Whether a round is one of the first ``awp.rounds``, in which gradients are taken at w + v."""
+    """Return True if a round is one of the first ``awp.rounds``, in which gradients are taken at w + v."""
     return awp.form != "none" and (awp.rounds is None or server_round <= awp.rounds)
 
 

@@ -205,7 +205,8 @@ class Descent:
         self.own = self.perturbation if plan.awp.form == "per-example" else None
 
     def point(self, batch: Sequence[Feature], failures: Failures | None) -> Mapping[str, Tensor]:
-        """Where the step's gradients are taken: with ``awp.form = "batch"`` perturbed along the batch's raw gradient."""
+        """Return the point of the step's gradients: with ``awp.form = "batch"`` perturbed along the batch's raw
+        gradient."""
         if self.perturbation is None or self.own is not None:
             return self.weights
         raw = gradient_sum(

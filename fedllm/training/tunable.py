@@ -29,7 +29,7 @@ from privacy.randomness import generator
 
 @dataclass(frozen=True)
 class Remote:
-    """What stands for a backbone behind an HTTP endpoint: a name, and where the trained tensors are."""
+    """Stand-in for a backbone behind an HTTP endpoint: a name, and the device of the trained tensors."""
 
     name: str
     kind: str = "endpoint"
@@ -39,7 +39,7 @@ class Remote:
 
 
 class Tunable:
-    """What is trained: named float32 tensors; what is not: everything else.
+    """A frozen model with its trained part: named float32 tensors.
 
     Attributes:
         backbone: the frozen language model.

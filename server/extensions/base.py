@@ -35,7 +35,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class ServerRun(Protocol):
-    """What an extension sees of its run; see :class:`server.run_state.RunState`."""
+    """The extensions' view of their run; see :class:`server.run_state.RunState`."""
 
     settings: Settings
     tunable: Tunable

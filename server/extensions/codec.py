@@ -42,7 +42,7 @@ CODE = "code"
 
 @dataclass
 class Delivery:
-    """What sending a codec came to: bytes sent, and the silos that did not confirm, with why."""
+    """Result of sending a codec: bytes sent, and the silos that did not confirm, with reasons."""
 
     bytes: int
     failed: list[Item] = field(default_factory=list)

@@ -43,7 +43,7 @@ from server.replies import RunStopped
 log = logging.getLogger("fedllm")
 CODEC, DESCRIPTION = "codec.safetensors", "codec.json"
 WHAT = "statistics for the codec"
-"""What the silos are asked for, in messages."""
+"""Name of the request in messages."""
 
 
 def prepare_codec(
@@ -126,8 +126,8 @@ def _public_records(settings: Settings) -> list[Record]:
 def describe(
     codec: Codec, prior: Prior | None, rates: Mapping[str, float], chance: float | None = None
 ) -> dict[str, Any]:
-    """What is told of a codec: sizes, hashes, whose statistics it was made of, and the probability that
-    noise alone gives such statistics (None: they have no noise, or there are none)."""
+    """Describe a codec: sizes, hashes, the source of its statistics, and the probability that noise alone gives such
+    statistics (None: they have no noise, or there are none)."""
     return {
         "version": codec.version,
         "dimension": codec.dimension,

@@ -51,7 +51,7 @@ from server.replies import ReplyRefused, RunStopped
 PUBLIC = "public text"
 """Under whose name the server's own scores are written down."""
 _CHOSEN = "layers_chosen"
-"""Of a checkpoint's meta: whether it was written after the choice."""
+"""Key in a checkpoint's meta: true if it was written after the choice."""
 
 
 class LayerChoice(RoundExtension):

@@ -36,7 +36,7 @@ from server.replies.training import TrainingForm, TrainingReply
 from server.robust.means import combine
 
 PREFIX, OPTIMIZER = "teacher.", "optimizer."
-"""Of the teacher's tensors in a checkpoint's state, and of its optimiser's among them."""
+"""Name prefixes of the teacher's tensors in a checkpoint's state, and of its optimiser's."""
 WEIGHTS, DESCRIPTION = "teacher.safetensors", "teacher.json"
 """Files of the run folder: a teacher trained on public text, and what is told of it."""
 

@@ -1,4 +1,4 @@
-"""What every reply to a task says first: of which silo it is, whether the task was done, why not."""
+"""Fields at the start of every reply to a task: silo, success, reason for a failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENVELOPE = (names.SILO, names.STATUS, names.REASON)
 
 @dataclass(frozen=True)
 class Envelope:
-    """Who answers, and how it went.
+    """The sender of a reply and the outcome of its task.
 
     Attributes:
         silo: the name that the node gives itself; empty where it failed before it knew.
@@ -67,7 +67,7 @@ def check_speaker(envelope: Envelope, silo: str) -> None:
 
 
 def why_none(reply: Message | None, seconds: float) -> str | None:
-    """Why there is no content to read; None where there is one."""
+    """Return the reason why there is no content to read, or None if there is some."""
     if reply is None:
         return f"no reply within {seconds:g} s"
     if reply.has_error():

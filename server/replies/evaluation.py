@@ -14,7 +14,7 @@ from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
 
 MOST_EXAMPLES = 10**9
-"""Of one silo."""
+"""Maximum number of examples of one silo."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class RunStopped(Exception):
 
 @dataclass
 class Replies(Generic[T]):
-    """What came back to one task for each silo.
+    """Replies of all silos to one task.
 
     Attributes:
         accepted: what was read of each good reply.

@@ -1,4 +1,4 @@
-"""How long an honest silo's update can be, and the refusal of longer ones.
+"""Bound the length of an honest silo's update, and refuse longer ones.
 
 Guarantee: none of privacy (checks of released values are post-processing). What is proven is about honest silos, which
 do as the settings say with the noise multiplier that they tell: whatever their data are, the probability that a run
@@ -81,7 +81,7 @@ _ADAM = (0.9, 0.999)  # torch's betas, with which the silos train
 
 
 def why_no_law(settings: Settings, examples: int | None) -> str | None:
-    """Why the length of a silo's update has no bound; None where it has one.
+    """Return the reason why the length of a silo's update has no bound, or None if it has one.
 
     Args:
         settings: the silo's own (``Settings.for_silo``).
@@ -101,7 +101,7 @@ def why_no_law(settings: Settings, examples: int | None) -> str | None:
 
 
 class MadeLaw(NamedTuple):
-    """What the law of one silo's updates is made of, as long as it tells the same noise multiplier.
+    """The computed law of one silo's updates, valid while it reports the same noise multiplier.
 
     Attributes:
         settings: the run's; numbers: noise multiplier, clipping norm, and what else decides.
@@ -198,7 +198,7 @@ class UpdateLaw:
         return self.length(self.params)
 
     def _made(self, silo: str, own: Settings, noise_multiplier: float) -> MadeLaw:
-        """What a silo's law is made of; kept from round to round while its numbers are the same."""
+        """Compute a silo's law, or return the one of an earlier round if its numbers are the same."""
         numbers = (noise_multiplier, self.clip, self.replies, self._noisy)
         made = self.made.get(silo)
         if made is None or made.settings is not self.settings or made.numbers != numbers:
@@ -228,7 +228,7 @@ class UpdateLaw:
 
     @cached_property
     def _by_silos(self) -> bool:
-        """Whether the silos add the noise."""
+        """True if the silos add the noise."""
         privacy = self.settings.privacy
         return privacy.mode == "dp" and privacy.noise_by == "client"
 
@@ -327,7 +327,7 @@ class UpdateLaw:
     def _numbers(
         self, settings: Settings, mechanism: Mechanism, examples: int | None, exponent: float
     ) -> float:
-        """Of the numbers along random directions."""
+        """Return the bound for the scalar estimates along random directions."""
         steps, count = settings.client.local_steps, settings.zeroth_order.directions
         alone = noises_numbers(settings)
         noise, clip = mechanism.release_noise(), mechanism.clip
@@ -352,17 +352,17 @@ class UpdateLaw:
 
 
 def is_unknown(mechanism: Mechanism) -> bool:
-    """Whether a mechanism of another package releases something else than clipped vectors with noise."""
+    """Return True if a mechanism of another package releases something else than clipped vectors with noise."""
     return mechanism.private and mechanism.release_noise() is None
 
 
 def _divisor(client: ClientSettings) -> float:
-    """Of each gradient sum; also the records expected in a batch, where no rate is set."""
+    """Return the divisor of each gradient sum; also the expected number of records in a batch, if no rate is set."""
     return float(client.batch_size or 1)
 
 
 def _noise_divisor(own: Settings) -> float:
-    """Of what the noise that a silo tells is compared by."""
+    """Return the divisor by which the reported noise of silos is compared."""
     return 1.0 if own.privacy.unit == "client" else float(own.client.batch_size or 1)
 
 
@@ -395,7 +395,7 @@ def most_of(client: ClientSettings, examples: int | None, steps: int, exponent: 
 
 
 def adam_travel(steps: int) -> float:
-    """How far a coordinate moves in so many steps of Adam at most, in learning rates.
+    """Return the largest change of a coordinate in so many steps of Adam, in learning rates.
 
     Step t moves it by m / sqrt(v), m = sum w_i g_i and v = sum u_i g_i^2 over i <= t with w_i = (1 - b1) b1^(t-i) / (1 -
     b1^t) and u_i the same with b2; m^2 <= (sum w_i^2 / u_i) v by Cauchy-Schwarz, and Adam's epsilon makes it less.

@@ -1,4 +1,4 @@
-"""What it costs that an example's gradient does not depend on its batch mates.
+"""Measure the cost of making an example's gradient independent of its batch mates.
 
     python -m simulations.benchmarks.batch_mates_cost [--repeats 15] [--batch 64 --batch 256] [--json OUT]
 
@@ -39,7 +39,7 @@ NOW = "now"
 BEFORE = "before"
 GOAL = 1.05
 GROUP_OVERHEAD = 64
-"""What starting a group costs, in tokens, by which :func:`similar_lengths` cuts."""
+"""Cost of starting a group, in tokens, which :func:`similar_lengths` uses for its cuts."""
 
 
 class Buckets(HeadClassification):

@@ -1,4 +1,4 @@
-"""What an experiment plans for each silo: rate, target, noise and epsilon, before any training.
+"""Compute an experiment's plan for each silo: rate, target, noise and epsilon, before any training.
 
 The model is not loaded: data, schedule and the ledger that the experiment shares are enough. (The silos'
 scores of a greedy choice among all layers are the exception: their number is that of the model's layers.)
@@ -97,7 +97,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
 
 
 def _filtered(account: SiloAccount) -> dict[str, Any]:
-    """What a silo's budget over all runs holds, beside runs that the ledger has already; nothing without these."""
+    """Describe the filter of a silo's budget with earlier runs in the ledger; nothing without them."""
     for bound in account.bounds:
         others, terms = account.book.sequence(bound)
         if bound.this_run or not others:

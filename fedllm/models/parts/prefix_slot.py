@@ -44,7 +44,7 @@ class ActivePrefix:
 
 
 class _Here(threading.local):
-    """Of each thread: its active prefixes, its padding, its recorder, and its calls since the first layer."""
+    """State of each thread: its active prefixes, its padding, its recorder, and its calls since the first layer."""
 
     def __init__(self) -> None:
         self.stack: list[ActivePrefix | None] = []

@@ -29,7 +29,7 @@ from privacy.randomness import RandomSource
 
 @dataclass(frozen=True)
 class FixedShape:
-    """How the steps of one training are filled.
+    """Filling of the steps of one training.
 
     Attributes:
         tunable: with a task whose micro-batches all have one shape.

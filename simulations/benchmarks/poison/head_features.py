@@ -1,4 +1,4 @@
-"""What a head reads of each text while the prefix stays as it starts: computed once."""
+"""Compute a head's input for each text once, while the prefix stays at its initial value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def head_features(settings: Settings) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def pooled(tunable: Tunable, settings: Settings, examples: Sequence[Feature]) -> Tensor:
-    """What the head reads of each example, [n, h]: the answers of a head that is the identity."""
+    """Return the head's input for each example, [n, h]: the answers of a head that is the identity."""
     width = tunable.backbone.hidden_size
     params = initial_params(tunable, settings)
     params |= {WEIGHT: torch.eye(width), BIAS: torch.zeros(width)}

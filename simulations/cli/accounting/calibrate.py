@@ -73,7 +73,7 @@ def calibrate(
         AccountantName, typer.Option(help="Accountant used to compute epsilon.")
     ] = AccountantName.PLD,
     unit: Annotated[
-        UnitName, typer.Option(help="Privacy unit: what is sampled and protected.")
+        UnitName, typer.Option(help="Privacy unit: the sampled and protected entity.")
     ] = UnitName.EXAMPLE,
     adversary: Opponent = "server",
     copies: Copies = 1,
