@@ -64,9 +64,9 @@ class ServerEvaluator:
         ]
         if not any(record.get("where") == "server" for record in found):
             self.try_evaluate(server_round)
-            self.tell_spending(server_round)
+            self.report_spending(server_round)
 
-    def tell_spending(self, server_round: int) -> None:
+    def report_spending(self, server_round: int) -> None:
         """Emit each silo's epsilon so far."""
         for silo, epsilon in self.strategy.spending.epsilon().items():
             mechanism = self.strategy.spending.mechanism.get(silo, {})

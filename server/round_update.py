@@ -124,7 +124,7 @@ class RoundUpdate:
         given = privacy.noise_multiplier
         return SMALLEST_NOISE if given is None else min(SMALLEST_NOISE, given)
 
-    def judge(self, found: Replies[Contribution]) -> None:
+    def check(self, found: Replies[Contribution]) -> None:
         """Refuse those of the accepted updates that no honest silo sends (:mod:`server.robust.update_law`)."""
         law = UpdateLaw(
             settings=self.settings,
@@ -136,7 +136,7 @@ class RoundUpdate:
         )
         for extension in self.extensions:
             law = extension.limit(law)
-        found.accepted, refused = law.judge(found.accepted)
+        found.accepted, refused = law.check(found.accepted)
         found.refused += [{"silo": name, "reason": why} for name, why in refused.items()]
 
     def mean(self, accepted: Sequence[Contribution]) -> MeanUpdate:

@@ -26,7 +26,7 @@ from server.monitoring import Callback, Callbacks, MetricsFile, TensorBoard
 from server.nodes.discovery import find_silos
 from server.nodes.exchange import Stopped
 from server.replies import RunStopped
-from server.replies.telling import tell_unusable
+from server.replies.unusable import record_unusable
 from server.robust.limit_warnings import limit_warnings
 from server.run_state import BudgetSpent
 from server.start_check import require_finite_start
@@ -92,7 +92,7 @@ def run_experiment(
             extension.before_run(grid)
         settings = strategy.settings
         first = _restore(run, strategy)
-        tell_unusable(run_metrics.record, first, "the first question of the run", found)
+        record_unusable(run_metrics.record, first, "the first question of the run", found)
         for extension in strategy.extensions:
             extension.after_restore(grid)
         if settings.output.tensorboard:
@@ -254,7 +254,7 @@ def _after_round(
             strategy.save()  # before the evaluation: a paid round is never lost to it
         if is_evaluation_round(settings, server_round):
             evaluator.try_evaluate(server_round)
-            evaluator.tell_spending(server_round)
+            evaluator.report_spending(server_round)
 
     return after
 

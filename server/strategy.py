@@ -27,7 +27,7 @@ from server.aggregation import tensor_bytes
 from server.nodes.exchange import exchange
 from server.replies import RunStopped, sort_replies
 from server.replies.evaluation import least_count, read_evaluation
-from server.replies.telling import tell_unusable
+from server.replies.unusable import record_unusable
 from server.round_update import RoundUpdate
 from server.run_state import RunState
 
@@ -90,7 +90,7 @@ class PrefixStrategy(RunState, Strategy):
             laws=self.laws,
         )
         found = sort_replies(self.asked, replies, reading.read, timeout)
-        reading.judge(found)
+        reading.check(found)
         accepted, left = found.accepted, found.left
         for extension in self.extensions:
             extension.forget(found.without_codec)
@@ -138,7 +138,7 @@ class PrefixStrategy(RunState, Strategy):
             lambda name, content: (name, read_evaluation(content, least)),
             self.settings.server.timeout,
         )
-        tell_unusable(self.emit, server_round, "the evaluation by the silos", found)
+        record_unusable(self.emit, server_round, "the evaluation by the silos", found)
         for item in found.left:
             self.left[item["silo"]] = item["reason"]
         for name, _ in found.accepted:

@@ -17,7 +17,7 @@ from fedllm.report.guarantee import headline
 from fedllm.report.guarded import guarded
 from fedllm.report.held import add_held
 from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_covered
-from fedllm.report.prose.ledger_notes import adopted, told
+from fedllm.report.prose.ledger_notes import adopted, notes_of
 from fedllm.report.prose.reproduction import reproduction
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.schema import SCHEMA_ID, VERSION
@@ -114,7 +114,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "headline": statement.sentence,
         "guarantee": asdict(statement),
         "problems": run.problems,
-        "notes": [*run.notes, *notes_on(run.entries), *told(run.verification)],
+        "notes": [*run.notes, *notes_on(run.entries), *notes_of(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
         "silos": [silo_part(silo, run, accounts) for silo in accounted],
         "epsilon_by_round": epsilon_by_round(run, accounted, statement, unit, accounts),

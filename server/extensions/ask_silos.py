@@ -13,7 +13,7 @@ from server.extensions.base import ServerRun
 from server.nodes.exchange import exchange
 from server.replies import RunStopped, sort_replies
 from server.replies.released import read_released
-from server.replies.telling import tell_unusable
+from server.replies.unusable import record_unusable
 
 
 def ask_silos(
@@ -54,7 +54,7 @@ def ask_silos(
     server = run.settings.server
     replies = exchange(grid, tasks, timeout=server.timeout, stop=run.stop)
     found = sort_replies(chosen, replies, read, server.timeout)
-    tell_unusable(run.emit, run.finished_rounds, f"the {what}", found)
+    record_unusable(run.emit, run.finished_rounds, f"the {what}", found)
     run.left |= {item["silo"]: item["reason"] for item in found.left}
     found.require(len(chosen), server.max_failures, f"the {what}")
     if not found.accepted:

@@ -32,8 +32,8 @@ from server.replies import Item
 from server.replies.delivery import read_delivery
 from server.replies.envelope import why_none
 from server.replies.refusal import one_line
-from server.replies.telling import tell_unusable
 from server.replies.training import TrainingForm, TrainingReply
+from server.replies.unusable import record_unusable
 from server.robust.update_law import UpdateLaw
 
 CODE = "code"
@@ -139,7 +139,7 @@ class EncodedUpdates(RoundExtension):
         run = self.run
         timeout = run.settings.server.timeout
         sent = self.delivery.deliver(grid, silos, run.settings, timeout, run.stop)
-        tell_unusable(run.emit, server_round, "the delivery of the codec", sent)
+        record_unusable(run.emit, server_round, "the delivery of the codec", sent)
         return sent.bytes
 
     def forget(self, silos: Sequence[str]) -> None:

@@ -137,7 +137,7 @@ class UpdateLaw:
     encoding: Encoding | None = None
     made: dict[str, MadeLaw] = field(default_factory=dict)
 
-    def judge(self, found: Sequence[Contribution]) -> tuple[list[Contribution], dict[str, str]]:
+    def check(self, found: Sequence[Contribution]) -> tuple[list[Contribution], dict[str, str]]:
         """The contributions that are within their laws, and why the others are not, by silo.
 
         What stays has the noise that the server computes for it in the place of what the silo told.

@@ -176,7 +176,7 @@ def test_a_trusted_server_clips_the_numbers_itself(
     start_run: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
     """A silo sends a thousand times what it may, past the law of norms: the clip bounds the move of the model."""
-    monkeypatch.setattr(UpdateLaw, "judge", lambda law, accepted: (accepted, {}))
+    monkeypatch.setattr(UpdateLaw, "check", lambda law, accepted: (accepted, {}))
     moved = {}
     for factor in (1.0, 1000.0):
 

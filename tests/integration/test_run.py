@@ -170,7 +170,7 @@ def test_client_level_with_noise_by_the_server(
     sampling: str, start_run: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own clip holds without the law of norms, which refuses what is fifty times too long before."""
-    monkeypatch.setattr(UpdateLaw, "judge", lambda law, accepted: (accepted, {}))
+    monkeypatch.setattr(UpdateLaw, "check", lambda law, accepted: (accepted, {}))
     changes = {
         "privacy.unit": "client",
         "privacy.noise_by": "server",

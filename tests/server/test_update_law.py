@@ -188,19 +188,19 @@ def test_the_longest_honest_updates_pass_and_hardly_longer_ones_do_not(
 ) -> None:
     settings = settings_of(tiny_settings, form, **{"privacy.noise_multiplier": noise})
     found = [honest(tunable, params, features, settings, noise, seed) for seed in range(3)]
-    judge = law(settings, params)
-    assert max(judge.length(c.update) for c in found) >= tight(form, least) * float(
-        judge.limit("alpha", noise) or 0
+    made = law(settings, params)
+    assert max(made.length(c.update) for c in found) >= tight(form, least) * float(
+        made.limit("alpha", noise) or 0
     )
     for contribution in found:
-        kept, refused = judge.judge([contribution])
+        kept, refused = made.check([contribution])
         assert not refused
         assert [c.silo for c in kept] == ["alpha"]
-        limit, length = judge.limit("alpha", noise), judge.length(contribution.update)
+        limit, length = made.limit("alpha", noise), made.length(contribution.update)
         assert limit is not None
         longer = {n: v * (1.01 * limit / length) for n, v in contribution.update.items()}
         hostile = Contribution("alpha", longer, None, noise_multiplier=noise)
-        _, refused = judge.judge([hostile])
+        _, refused = made.check([hostile])
         assert "which an honest one of this run exceeds" in refused["alpha"]
 
 
@@ -229,17 +229,17 @@ def test_what_adam_moves_at_most(
         **{"client.optimizer": "adam", "client.learning_rate": 0.01},
     )
     found = honest(tunable, params, features, settings, 0.8, 1)
-    judge = law(settings, params)
-    assert not judge.judge([found])[1]
-    assert judge.length(found.update) > 0.3 * float(judge.limit("alpha", 0.8) or 0)
+    made = law(settings, params)
+    assert not made.check([found])[1]
+    assert made.length(found.update) > 0.3 * float(made.limit("alpha", 0.8) or 0)
 
 
 def test_samples_are_covered_whatever_the_silos_size(
     tiny_settings: Make, params: dict[str, Tensor]
 ) -> None:
     """With a batch size the limit knows no number of examples; with a rate it follows it."""
-    judge = law(settings_of(tiny_settings, "one step"), params)
-    assert judge.limit("alpha", 0.8) == judge.limit("unheard of", 0.8)
+    made = law(settings_of(tiny_settings, "one step"), params)
+    assert made.limit("alpha", 0.8) == made.limit("unheard of", 0.8)
     rate = {"client.sampling_rate": 0.5, "data.sizes": "private"}
     private = settings_of(tiny_settings, "one step", **rate)
     assert "leaves the number of examples" in str(why_no_law(private, None))
@@ -274,27 +274,27 @@ def told(silo: str, params: Mapping[str, Tensor], noise: float, **more: Any) -> 
 def test_noise_is_compared_with_the_median_silos(
     tiny_settings: Make, params: dict[str, Tensor]
 ) -> None:
-    judge = law(tiny_settings(**{"privacy.noise_multiplier": None}), params)
+    made = law(tiny_settings(**{"privacy.noise_multiplier": None}), params)
     honest_ones = [told(f"s{i}", params, 1.0 + 0.1 * i) for i in range(5)]
     liars = [told("liar", params, 1e6), told("other", params, 2e6)]
-    kept, refused = judge.judge([*liars, *honest_ones])
+    kept, refused = made.check([*liars, *honest_ones])
     assert [c.silo for c in kept] == [c.silo for c in honest_ones]
     assert set(refused) == {"liar", "other"}
     assert "server.max_noise_ratio=10 times the median silo's" in refused["liar"]
     # Those who call their noise small throw no honest silo out.
-    kept, _ = judge.judge([told("liar", params, 1e-3), told("other", params, 1e-3), *honest_ones])
+    kept, _ = made.check([told("liar", params, 1e-3), told("other", params, 1e-3), *honest_ones])
     assert {c.silo for c in kept} >= {c.silo for c in honest_ones}
     # Of two, neither the one nor the other is more than the larger.
-    assert not judge.judge([told("a", params, 1.0), told("b", params, 50.0)])[1]
+    assert not made.check([told("a", params, 1.0), told("b", params, 50.0)])[1]
 
 
 def test_noise_that_is_given_has_to_be_that(tiny_settings: Make, params: dict[str, Tensor]) -> None:
-    judge = law(tiny_settings(), params)
+    made = law(tiny_settings(), params)
     for noise in (1.6, 0.4, 0.0, math.nan, math.inf):
-        _, refused = judge.judge([told("alpha", params, noise)])
+        _, refused = made.check([told("alpha", params, noise)])
         assert "noise-multiplier" in refused["alpha"]
     std = dict.fromkeys(params, 1.0)
-    _, refused = judge.judge([told("alpha", params, 0.8, std=std)])
+    _, refused = made.check([told("alpha", params, 0.8, std=std)])
     assert "Expected noise-std." in refused["alpha"]
 
 
@@ -303,12 +303,12 @@ def test_the_noise_of_the_correction_is_the_servers_own(
 ) -> None:
     settings = tiny_settings()
     found = honest(tunable, params, features, settings, 0.8, 1)
-    (kept,), _ = law(settings, params).judge([found])
+    (kept,), _ = law(settings, params).check([found])
     assert kept.noise_std == pytest.approx(found.noise_std)
-    (silent,), _ = law(settings, params).judge([replace(found, noise_std=None)])
+    (silent,), _ = law(settings, params).check([replace(found, noise_std=None)])
     assert silent.noise_std == kept.noise_std, "a silo that tells none"
     unprotected = tiny_settings(**{"privacy.mode": "none"})
-    _, refused = law(unprotected, params).judge(
+    _, refused = law(unprotected, params).check(
         [told("alpha", params, 0.0, std=dict.fromkeys(params, 1e4))]
     )
     assert "Expected noise-std." in refused["alpha"]
@@ -387,9 +387,9 @@ def test_noise_that_is_given_is_no_silos_word(
 ) -> None:
     """Where the settings say the noise, batch sizes may differ by more than the ratio: nobody is refused for it."""
     silos = {"small": {"batch_size": 1}, "a": {"batch_size": 40}, "b": {"batch_size": 40}}
-    judge = law(tiny_settings(**{"privacy.silos": silos}), params)
+    made = law(tiny_settings(**{"privacy.silos": silos}), params)
     found = [told(name, params, 0.8) for name in silos]
-    kept, refused = judge.judge(found)
+    kept, refused = made.check(found)
     assert not refused
     assert len(kept) == 3
 
@@ -409,20 +409,20 @@ def test_whatever_comes_is_within_its_law_or_refused(
     params: dict[str, Tensor],
 ) -> None:
     settings = tiny_settings(**{"privacy.noise_multiplier": 0.8 if given_noise else None})
-    judge = law(settings, params)
+    made = law(settings, params)
     hostile = Contribution(
         "alpha",
         {n: torch.full_like(v, value) for n, v in params.items()},
         None,
         noise_multiplier=noise,
     )
-    kept, refused = judge.judge([hostile, *(told(f"s{i}", params, 0.8) for i in range(4))])
+    kept, refused = made.check([hostile, *(told(f"s{i}", params, 0.8) for i in range(4))])
     assert len(kept) + len(refused) == 5
     assert set(refused) <= {"alpha"}
     for contribution in kept:
-        limit = judge.limit(contribution.silo, contribution.noise_multiplier)
+        limit = made.limit(contribution.silo, contribution.noise_multiplier)
         assert limit is not None
-        assert judge.length(contribution.update) <= limit
+        assert made.length(contribution.update) <= limit
         assert contribution.noise_multiplier <= 8.0 * (1 + 1e-9)
 
 

@@ -21,7 +21,7 @@ def adopted(found: VerifyReport | None, silos: bool = False) -> list[tuple[str, 
     return [("Adopted ledger", ADOPTED)] if found is not None and found.adoptions else []
 
 
-def told(found: VerifyReport | None) -> list[str]:
+def notes_of(found: VerifyReport | None) -> list[str]:
     """Return the report's notes on its ledger, one sentence each."""
     lines = [] if found is None else [*found.adoptions, *found.notes]
     return [f"{line[:1].upper()}{line[1:]}." for line in lines]

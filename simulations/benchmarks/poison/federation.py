@@ -67,7 +67,7 @@ def train(
     sizes = {name: len(data[f"x.{name}"]) for name in silos}
     refused = dict.fromkeys(silos, 0)
     for turn in range(1, settings.server.rounds + 1):
-        judge = UpdateLaw(
+        update_law = UpdateLaw(
             settings=settings,
             clip=settings.privacy.clip,
             replies=settings.server.rounds * len(silos),
@@ -84,12 +84,12 @@ def train(
             if bad is not None:
                 told = bad.claimed(noise[name])
                 std = _noise_std(settings, told, params)
-                limit = judge.limit(name, told) if law else settings.server.max_update_norm
+                limit = update_law.limit(name, told) if law else settings.server.max_update_norm
                 sent = bad.sends(honest, float(limit or 0))
                 honest = Contribution(name, sent.update, std, noise_multiplier=told)
             replies.append(honest)
         if law:
-            replies, why = judge.judge(replies)
+            replies, why = update_law.check(replies)
             for name in why:
                 refused[name] += 1
         if replies:

@@ -139,11 +139,11 @@ MUTATIONS = (
         "            strategy.save()  # before the evaluation: a paid round is never lost to it\n"
         "        if is_evaluation_round(settings, server_round):\n"
         "            evaluator.try_evaluate(server_round)\n"
-        "            evaluator.tell_spending(server_round)\n",
+        "            evaluator.report_spending(server_round)\n",
         "            pass\n"
         "        if is_evaluation_round(settings, server_round):\n"
         "            evaluator.try_evaluate(server_round)\n"
-        "            evaluator.tell_spending(server_round)\n"
+        "            evaluator.report_spending(server_round)\n"
         "        if last or server_round % settings.server.checkpoint_every == 0:\n"
         "            strategy.save()\n",
         "A run that ends within an evaluation loses a round that is paid for.",

@@ -15,7 +15,7 @@ class Unusable(Protocol):
     refused: list[Item]
 
 
-def tell_unusable(
+def record_unusable(
     emit: Callable[[Mapping[str, Any]], None], server_round: int, what: str, found: Unusable
 ) -> None:
     """Emit a record of kind ``replies`` if any reply was unusable.
