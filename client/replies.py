@@ -1,7 +1,7 @@
 """Reply cache of a silo: a task that comes again is answered with the same bytes.
 
 A task comes again where the SuperLink was away as it handed it out (:mod:`server.nodes.exchange`), and where a run that
-is resumed repeats a round. Kept in this process alone: a new one computes anew, which is a release of its
+is resumed repeats a round. Kept in this process alone: a new one computes again, which is a release of its
 own.
 
 Guarantee: an answer given again is what left the silo before, for the same task: post-processing, which costs
@@ -33,5 +33,5 @@ def answer_of(silo: str, task: str) -> RecordDict | None:
 
 
 def keep(silo: str, task: str, content: RecordDict) -> None:
-    """Remember an answer in the place of the silo's last one."""
+    """Remember an answer instead of the silo's last one."""
     _last[silo] = (task, content)

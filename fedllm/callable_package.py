@@ -1,4 +1,4 @@
-"""Packages that are functions of ``fedllm`` too: ``fedllm.run(settings)`` beside ``fedllm.run.folder``.
+"""Packages that are functions of ``fedllm`` too: ``fedllm.run(settings)`` next to ``fedllm.run.folder``.
 
 Importing ``fedllm.run.folder`` makes the package ``fedllm.run`` an attribute of ``fedllm``, in place of any function
 of that name. So the package itself is what is called.

@@ -14,8 +14,8 @@ Value = TypeVar("Value")
 class Kept(Generic[Key, Value]):
     """At most ``most`` values; the one that was not used for longest goes first.
 
-    What goes is no longer found here, and nothing is done to it: whoever uses it still has it, and its memory is
-    given back when nobody does.
+    What goes is no longer found here, and nothing is done to it: anyone who uses it still has it, and its memory is
+    given back when no one does.
 
     Example:
         >>> kept = Kept[str, int](2)

@@ -27,7 +27,7 @@ class BudgetExceeded(Exception):
     """
 
     def __init__(self, message: str, epsilon: float, target: float) -> None:
-        """Keep the numbers beside the message."""
+        """Keep the numbers next to the message."""
         super().__init__(message)
         self.epsilon = epsilon
         self.target = target
@@ -87,7 +87,7 @@ class Budget:
         return self.accountant.epsilon(events, self.delta)
 
     def terms(self, first: Mapping[DpEvent, int]) -> Terms | None:
-        """Return what the first plan leaves to later ones; None where there is no limit.
+        """Return what the first plan leaves to later ones; None if there is no limit.
 
         A function of the first plan and of this budget alone, see :mod:`privacy.plan_filter`. A budget whose
         accountant is RDP keeps to Renyi divergences throughout.

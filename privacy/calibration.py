@@ -337,7 +337,7 @@ def calibrate_delta(
 
 
 def _read_cache(cache_dir: Path | None, key: Mapping[str, Any]) -> Calibration | None:
-    """Read a result; whatever is not exactly one of ours is computed anew."""
+    """Read a result; whatever is not exactly one of ours is computed again."""
     try:
         return Calibration(**read_result(cache_dir, _KIND, key))
     except TypeError:  # none, or not of our fields

@@ -15,7 +15,7 @@ not hold: the null record takes a place in the sample that another record has wi
 proof of its own: zero-out `privacy.accountants.losses.truncated`, add-or-remove-one and replace-one the bounds of
 dp_accounting (arXiv 2508.15089).
 
-The reverse fails always: where somebody learns the number of records, two data sets that differ in it are told
+The reverse fails always: where somebody learns the number of records, two data sets that differ in it are sent
 apart with certainty, and no epsilon holds for adding or removing one.
 """
 
@@ -39,7 +39,7 @@ class Relation(StrEnum):
     """Neighbouring relation of data sets; the module defines the null record.
 
     * zero-out: one record is replaced by the null record; the number of records is the same, and public.
-    * add-or-remove-one: one data set has one record more. Only where nobody learns the number of records.
+    * add-or-remove-one: one data set has one record more. Only where no one learns the number of records.
     * replace-one: one record is replaced by any other; a contribution moves by twice its bound.
     """
 
@@ -112,7 +112,7 @@ class Adversary(str):
 
     @property
     def strength(self) -> int:
-        """Greater for whoever sees more: outsider 0, server 1, colluding:m 1 + m."""
+        """Greater for anyone who sees more: outsider 0, server 1, colluding:m 1 + m."""
         return 0 if self == "outsider" else 1 + self.colluders
 
     def describe(self) -> str:

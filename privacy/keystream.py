@@ -32,7 +32,7 @@ _SLACK = 15  # `update_into` asks for room for a block more
 class KeyStream:
     """A stream of secret bytes, never shared with another object or process.
 
-    Its 256-bit key is from ``os.urandom``. After a fork both processes go on with different streams:
+    Its 256-bit key is from ``os.urandom``. After a fork both processes continue with different streams:
     the child forgets all and takes a new key. It cannot be pickled or copied. Threads may share it.
 
     Limits: Python and OpenSSL hold a copy of the key for the time of a refill, which is freed and, in

@@ -224,7 +224,7 @@ def _room(order: float, epsilon: float, delta: float) -> float:
 def renyi_terms(
     first: Counter[DpEvent], epsilon: float, delta: float, relation: Relation
 ) -> Terms | None:
-    """Return the Renyi filter at the order that leaves the most in units of plan 1; None where there is none."""
+    """Return the Renyi filter at the order that leaves the most in units of plan 1; None if there is none."""
     accountant = RdpAccountant(relation)
     if delta <= 0 or not accountant.supports(first) or not all(map(is_private, first)):
         return None

@@ -7,8 +7,8 @@ labels (run, client, round, purpose), so that no two clients and no two rounds d
 
 Limits of a seeded stream, to be stated wherever a guarantee is reported:
 
-* It is reproducible: whoever knows the seed can subtract the noise. It is for tests and for
-  reproducible simulation, and protects nobody from those who know the seed.
+* It is reproducible: anyone who knows the seed can subtract the noise. It is for tests and for
+  reproducible simulation, and protects no one from those who know the seed.
 * Philox passes statistical tests but is not proven to be cryptographically secure.
 """
 
@@ -49,7 +49,7 @@ class RandomSource(Protocol):
 
 
 class SecretSource:
-    """Random numbers from a private keystream: nobody can predict or reproduce them.
+    """Random numbers from a private keystream: no one can predict or reproduce them.
 
     Not picklable; safe after a fork and between threads (see `KeyStream`).
     """

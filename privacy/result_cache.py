@@ -1,6 +1,6 @@
 """Disk cache for slow computations: one small JSON file per question.
 
-A file holds its question beside the result, so that neither a collision of names nor a file of
+A file holds its question next to the result, so that neither a collision of names nor a file of
 another version passes for an answer: whatever is not exactly the question is a miss.
 """
 

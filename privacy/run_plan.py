@@ -208,7 +208,7 @@ def _raw(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
 
 
 def outside(planned: Mapping[DpEvent, int], released: Mapping[DpEvent, int]) -> DpEvent | None:
-    """Return an event of `released` that `planned` has no room for; None where all is within.
+    """Return an event of `released` that `planned` has no room for; None if all is within.
 
     A Gaussian mechanism takes the place of a planned one of the same sampling and at most as much noise: the
     planned one's pair dominates. Every other event must be planned itself. Events without a guarantee are not

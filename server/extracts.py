@@ -69,7 +69,7 @@ class Extracts:
         self.kept: dict[str, Kept] = {} if memory is None else self._remembered(memory)
 
     def begin(self, grid: Grid, nodes: Mapping[str, int]) -> Grid:
-        """Expect an extract of each of these silos, beside those of a run that goes on.
+        """Expect an extract of each of these silos, next to those of a run that continues.
 
         Args:
             grid: Flower's connection to the nodes.
@@ -119,7 +119,7 @@ class Extracts:
             raise
         except (
             Exception
-        ) as error:  # a stranger's text found a hole in its reader, and the run goes on
+        ) as error:  # a stranger's text found a hole in its reader, and the run continues
             log.debug("the extract of %s", silo, exc_info=error)
             self._distrust(silo, f"its extract cannot be read: {type(error).__name__}")
 
@@ -129,7 +129,7 @@ class Extracts:
         Args:
             grid: as :meth:`begin` gave it.
             spending: what the silos told with their updates.
-            stop: where it is set, nobody is asked; nor where the process is ended by SystemExit.
+            stop: where it is set, no one is asked; nor where the process is ended by SystemExit.
         """
         for name, expected in self.silos.items():
             events: Mapping[DpEvent, int] = spending.events.get(name, {})
@@ -200,7 +200,7 @@ class Extracts:
         write_index(self.run.path, self.silos)
 
     def _remembered(self, memory: Path) -> dict[str, Kept]:
-        """Return the kept heads that are still of the registered keys: after a new key a silo's memory begins anew."""
+        """Return the kept heads that are still of the registered keys: after a new key a silo's memory begins again."""
         found = {}
         for silo, kept in read_kept(memory).items():
             try:

@@ -36,7 +36,7 @@ class RoundUpdate:
         params: the global parameters.
         clip: the round's clipping norm.
         silos: how many are in the run.
-        sizes: their public numbers of examples, as far as they are told.
+        sizes: their public numbers of examples, as far as they are sent.
         spending: is told what each accepted silo says of its mechanism.
         extensions: of the run.
         laws: of the silos' updates, kept between rounds (:attr:`UpdateLaw.made`).

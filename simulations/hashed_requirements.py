@@ -1,8 +1,8 @@
-"""Write requirements-hashed.txt and requirements-build.txt anew: `make hashes`.
+"""Write requirements-hashed.txt and requirements-build.txt again: `make hashes`.
 
 uv resolves what ``pyproject.toml`` asks for in the versions of ``constraints.txt``, for every platform that the packages
 have files for, and names the SHA-256 of each file as the index gives it. One package comes as source alone; what
-builds it is pinned in a file of its own, so that nothing is fetched without a hash.
+builds it is pinned in a separate file, so that nothing is fetched without a hash.
 """
 
 from __future__ import annotations

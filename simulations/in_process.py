@@ -133,7 +133,7 @@ def federate(
     node_keys: Mapping[str, NodeKey] | None = None,
     memory: Path | None = None,
 ) -> str:
-    """Run a run folder's experiment in this process, or go on with it; its status.
+    """Run a run folder's experiment in this process, or resume it; return its status.
 
     Args:
         silo_files: silo configs, one node per config; none: the silos of the settings' data.

@@ -1,4 +1,4 @@
-"""Run an experiment on Flower's Ray engine, in this process, with a live view; or go on with one."""
+"""Run an experiment on Flower's Ray engine, in this process, with a live view; or continue with one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def prepare(settings: Settings) -> None:
 def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
     """Train until the run ends, is interrupted (Ctrl-C) or fails; the status is returned.
 
-    The first Ctrl-C gives up the round in progress and keeps all finished ones; ``resume`` goes on.
+    The first Ctrl-C gives up the round in progress and keeps all finished ones; ``resume`` continues.
 
     Raises:
         DataError: the data cannot be read or divided.
@@ -135,7 +135,7 @@ def _quiet() -> None:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_DEDUP_LOGS": "0",
-        "RAY_worker_niceness": "0",  # by default Ray runs workers at 15: starved beside anything else
+        "RAY_worker_niceness": "0",  # by default Ray runs workers at 15: starved by anything else
     }.items():
         os.environ.setdefault(name, value)
     root = str(Path(__file__).resolve().parent.parent)

@@ -46,7 +46,7 @@ class Approval:
 
 
 def read_approved(path: str | Path) -> dict[str, Approval]:
-    """Return the approved bundles by digest; none where there is no such file.
+    """Return the approved bundles by digest; none if there is no such file.
 
     Raises:
         ApprovalError: the file is no such list. Nothing is approved then.

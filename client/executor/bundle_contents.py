@@ -1,8 +1,8 @@
 """Check a code bundle: source files and settings of our packages, nothing else.
 
-Python runs more than `*.py`: compiled files in the place of a module or in `__pycache__`, extension modules, which
+Python runs more than `*.py`: compiled files instead of a module or in `__pycache__`, extension modules, which
 even go before a module's source. An operator who reads the source of a bundle would not see them. So there are none
-in a bundle that is unpacked here, whoever approved it.
+in a bundle that is unpacked here, no matter who approved it.
 """
 
 from __future__ import annotations

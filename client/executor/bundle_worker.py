@@ -63,7 +63,7 @@ def _exactly(connection: socket.socket, count: int) -> bytes:
 
 
 class _SourceLoader(SourceFileLoader):
-    """Compiles a module's source at each start: compiled code, which nobody has read, is not looked at."""
+    """Compiles a module's source at each start: compiled code, which no one has read, is not looked at."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Return the module's code, from its source."""

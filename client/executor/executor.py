@@ -1,6 +1,6 @@
 """A silo's executor: takes tasks from its SuperNode and runs them with an approved bundle only.
 
-Stands in the place of Flower's own ``flower-superexec`` beside ``flower-supernode --isolation process``,
+Stands instead of Flower's own ``flower-superexec`` next to ``flower-supernode --isolation process``,
 with two differences. The bundle that came with a run is unpacked and imported only where the SHA-256 of
 its bytes is on the silo's list (:mod:`client.executor.approval`). And one process serves all tasks of a bundle
 (:mod:`client.executor.worker_process`), where Flower starts one for each: the model is loaded once.
@@ -56,7 +56,7 @@ class Address:
     Attributes:
         address: ``host:port``, on this machine.
         certificates: PEM of the authority that it is checked against; None for plain HTTP.
-        secret: shared with the SuperNode, which then gives tasks to nobody else on this machine.
+        secret: shared with the SuperNode, which then gives tasks to no one else on this machine.
     """
 
     address: str
@@ -102,7 +102,7 @@ class Executor:
     """Runs a node's tasks.
 
     Args:
-        silo_file: the silo config; read anew for each task.
+        silo_file: the silo config; read again for each task.
         address: of the SuperNode.
         poll: seconds between two looks for a task.
 
@@ -302,7 +302,7 @@ class Executor:
         try:
             silo: SiloConfig | None = load_silo(self.silo_file)
         except SiloConfigError:
-            silo = None  # not valid any more: nothing of it may go on
+            silo = None  # not valid any more: nothing of it may continue
         if silo is None or time.monotonic() - self._used > silo.model.keep:
             log.info("process %d has no task: its memory is given back", self.worker.pid)
             self._end_worker()

@@ -146,7 +146,7 @@ class WorkerProcess:
 
 
 def remove_left_behind() -> list[Path]:
-    """Remove what executors of this user that were killed had unpacked, and nobody uses any more.
+    """Remove what executors of this user that were killed had unpacked, and no one uses any more.
 
     Returns:
         The folders that were there.

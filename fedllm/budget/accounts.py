@@ -94,7 +94,7 @@ def _spend(
 
 
 def _plan(account: SiloAccount) -> tuple[Any, ...]:
-    """Return all that an answer of the budgets, and a row, depend on beside the history and the party."""
+    """Return all that an answer of the budgets, and a row, depend on, in addition to the history and the party."""
     return (account.run, account.rounds, *account.details().values())
 
 

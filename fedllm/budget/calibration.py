@@ -36,7 +36,7 @@ class TrainingPlan:
         party: the silo's name, for messages.
         cost: of one round of training.
         rounds: of the whole training, all with this noise; at least 1.
-        beside: what else the run plans to release with a guarantee.
+        next to: what else the run plans to release with a guarantee.
     """
 
     party: str

@@ -1,7 +1,7 @@
 """Local policy of a silo: what it allows, whatever the settings it receives ask for.
 
 The settings of a run come from the server. These bounds come from the silo config, and are asked
-beside those of the settings: within the ledger's own transaction, before a row is written and before
+next to those of the settings: within the ledger's own transaction, before a row is written and before
 anything is computed (:mod:`fedllm.budget.account`).
 """
 

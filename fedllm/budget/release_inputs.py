@@ -3,7 +3,7 @@
 Seeded noise is a function of the fingerprint, and the ledger counts a fingerprint once. So the same noise
 never meets two values, provided that two different values never have the same inputs: whatever can change a
 bit of the value belongs here. Three things are not here. The source code: its version stands for it, so that a
-seeded run repeats its bits after a change of a comment. The answers of a completion endpoint, which nobody
+seeded run repeats its bits after a change of a comment. The answers of a completion endpoint, which no one
 can name beforehand. The order of atomic additions on a GPU. A value that is repeated across one of these may
 differ, and then two values carry one noise; ``privacy.randomness = "os"`` has no such limits.
 """
@@ -74,7 +74,7 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
 
 
 def machine(backbone: Backbone | Any) -> str:
-    """Return what changes roundings beside the device: versions, instructions, threads, precisions."""
+    """Return what changes roundings next to the device: versions, instructions, threads, precisions."""
     require_full_precision(backbone.onednn)  # as for all that is computed, whatever was set before
     found = {
         **_versions(),

@@ -2,7 +2,7 @@
 
 Amplification by Poisson sampling of silos (noise by a trusted server) holds for a draw that is used for one
 release. A round can be released twice: the run is killed after the release and before its checkpoint. So
-nothing is drawn beforehand and no file holds a draw: a repeated round draws anew, and its two releases are two
+nothing is drawn beforehand and no file holds a draw: a repeated round draws again, and its two releases are two
 independent Poisson samples, as the ledger counts them. With seeded randomness a draw is a function of all that
 the round depends on before its replies, so that a repeated round gives the same bits; where its replies differ
 from the first time, the draw's name in the ledger tells that it was released before (:mod:`server.extensions.central_noise`).
@@ -31,7 +31,7 @@ def draws_afresh(settings: Settings) -> bool:
 
 
 class DealtRounds:
-    """The silos of each round, known before training; nobody's privacy rests on the choice.
+    """The silos of each round, known before training; no one's privacy rests on the choice.
 
     Attributes:
         rows: names by round.
@@ -124,7 +124,7 @@ def round_draws(
     """Return the rounds' silos.
 
     Args:
-        saved: the dealt rounds of a run that goes on; not used where the silos are drawn.
+        saved: the dealt rounds of a run that continues; not used where the silos are drawn.
     """
     if draws_afresh(settings):
         return DrawnRounds(settings, names)

@@ -13,7 +13,7 @@ def participation(settings: Settings, names: Sequence[str]) -> list[list[str]]:
     """Return the silos of each round, sorted by name, one list a round.
 
     With ``server.sampling = "fixed"`` each round has ``max(1, round(fraction * n))`` silos, dealt so
-    that nobody waits twice while another has not had its turn; the number of rounds of a silo is
+    that no one waits twice while another has not had its turn; the number of rounds of a silo is
     known beforehand, and its noise is calibrated for just these. With ``"poisson"`` each silo is drawn
     by itself with probability ``fraction`` in each round, which amplification at client level needs;
     a round may then be empty.

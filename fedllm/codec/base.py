@@ -48,7 +48,7 @@ class Codec(ABC):
         linear: whether ``project`` and ``reconstruct`` are linear, so that codes can be averaged
             (or summed under secure aggregation) before they are decoded.
         lipschitz: a proven bound of ||project(a) - project(b)|| / ||a - b|| in the L2 norms, in
-            real arithmetic; None where none is known. The sensitivity of a code is at most this
+            real arithmetic; None if none is known. The sensitivity of a code is at most this
             times that of the vector.
     """
 

@@ -1,7 +1,7 @@
 """The parameters on their way down: as they are, in 16 bits, or in 8 (``codec.downlink``).
 
 Parameters are made of released values: rounding them is post-processing. The silos compute with what
-they receive, and name their releases by it; the server goes on with its own float32 values.
+they receive, and name their releases by it; the server continues with its own float32 values.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from privacy.randomness import RandomSource
 Downlink = Literal["none", "fp16", "int8"]
 _LARGEST_HALF = 65504.0
 VALUES, SCALES = "values.", "scales."
-"""Before the names of the tensors that 8 bits take in the place of one."""
+"""Before the names of the tensors that 8 bits take instead of one."""
 
 
 def encode_params(

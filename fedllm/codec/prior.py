@@ -6,7 +6,7 @@ text. Everything here is post-processing of what was released: it costs no priva
 
 The *second moments* decide which coordinates a linear code keeps. ``layerwise`` has a mean, as in
 the paper; the others describe E[g g^T] around zero, for a mean gradient of 36,864 numbers would be as
-dear to release as the gradient itself, and its direction is in the basis where there is one.
+dear to release as the gradient itself, and its direction is in the basis if there is one.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Prior:
 
     Attributes:
         kind: "layerwise", "factored", "coordinate" or "low-rank".
-        mean, variance: [d]; the variance is that beside the basis, >= 0.
+        mean, variance: [d]; the variance is that next to the basis, >= 0.
         basis: orthonormal rows [r, d]; r may be 0.
         basis_variance: [r], descending, >= 0.
     """
@@ -221,7 +221,7 @@ def chance_of_noise(
 def leading_directions(rows: Tensor, rank: int, noise: float) -> tuple[Tensor, Tensor]:
     """Return orthonormal directions [r, d] of noisy rows [n, d], and the signal's energy in each, [r].
 
-    r <= min(rank, n/2) (more would fit the rows and leave nothing for what is beside them): directions
+    r <= min(rank, n/2) (more would fit the rows and leave no residual): directions
     whose energy lies above what noise of this standard deviation alone would
     give (the edge of the Marchenko-Pastur law), with the energy corrected for the noise in it
     (the spiked model, Baik and Silverstein 2006: observed = (l + s^2)(1 + c s^2 / l), c = d/n).

@@ -32,7 +32,7 @@ _lock = threading.Lock()
 
 
 class CodecMissing(ValueError):
-    """A codec that nobody has sent here yet."""
+    """A codec that no one has sent here yet."""
 
 
 def write_codec(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:

@@ -27,7 +27,7 @@ def class_text(value: Any) -> str | None:
 
 
 def class_place(value: Any, labels: Sequence[str]) -> int | None:
-    """Place of a value among the classes; None where it is none of them.
+    """Place of a value among the classes; None if it is none of them.
 
     What is written exactly as a class is that class. Otherwise blanks around it, ``.0`` behind a whole number and
     capitals of ``true`` and ``false`` make no difference, unless two classes differ in nothing else. A

@@ -1,6 +1,6 @@
 """Records that occur more than once, within a silo and in several: counted, and what then holds for them.
 
-The counts are private. A silo writes its own into its own log; of a simulation, whoever runs it holds all data.
+The counts are private. A silo writes its own into its own log; of a simulation, anyone who runs it holds all data.
 """
 
 from __future__ import annotations

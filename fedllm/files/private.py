@@ -30,7 +30,7 @@ def append_private(path: Path, text: str) -> None:
 def note(path: Path, record: Mapping[str, Any]) -> None:
     """Append a record to a silo's own log, as a line of JSON.
 
-    Logs never decide: one that cannot be written is a warning, and the task goes on.
+    Logs never decide: one that cannot be written is a warning, and the task continues.
     """
     try:
         append_private(path, json.dumps(record) + "\n")

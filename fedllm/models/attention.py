@@ -269,7 +269,7 @@ def record_attention(model: PreTrainedModel, **inputs: Any) -> list[AttentionCal
 def capture_keys_values(model: PreTrainedModel, **inputs: Any) -> Tensor:
     """Return keys and values of every layer for one example: (n_layers, 2, kv_heads, T, head_dim), fp32.
 
-    Keys are as they would sit in a KV cache (after the rotation by position, where there is one).
+    Keys are as they would sit in a KV cache (after the rotation by position, if there is one).
     """
     _slot(model)
     calls = record_attention(model, **inputs)

@@ -65,7 +65,7 @@ def _on_this_machine(host: str) -> bool:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Takes a redirect for an error: neither the key nor a silo's text goes to an address that nobody named."""
+    """Takes a redirect for an error: neither the key nor a silo's text goes to an address that no one named."""
 
     def redirect_request(self, *arguments: Any) -> None:
         """Follow none."""

@@ -1,6 +1,6 @@
 """Load a frozen model's weights, refuse a checkpoint that does not fit, and compute their digest.
 
-transformers fills a tensor that the checkpoint lacks with random numbers, others in each process, and goes on.
+transformers fills a tensor that the checkpoint lacks with random numbers, others in each process, and continues.
 Here a checkpoint must hold every tensor that the outputs depend on, in the model's shape, and no tensor of the
 model's body that the model does not know.
 """
@@ -161,7 +161,7 @@ def loaded_digest(
     they round to what is in memory.
 
     Args:
-        reload: loads the model without rounding; None where nothing was rounded.
+        reload: loads the model without rounding; None if nothing was rounded.
 
     Raises:
         ModelError: the files no longer hold what was loaded.

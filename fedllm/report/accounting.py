@@ -62,7 +62,7 @@ class Figure:
 
     @property
     def epsilon_or_inf(self) -> float:
-        """Epsilon, infinite where there is none."""
+        """Epsilon, infinite if there is none."""
         return math.inf if self.epsilon is None else self.epsilon
 
 
@@ -72,7 +72,7 @@ class SiloAccounting:
 
     Attributes:
         figures: adversary -> one figure an accountant, in the order of ``ACCOUNTANTS``.
-        reasons: adversary -> why there is no guarantee; empty where there is one.
+        reasons: adversary -> why there is no guarantee; empty if there is one.
         trainings: (sampling rate, noise multiplier, number) of this run's training mechanisms.
         rounds: rounds of this run in which the silo trained.
         other_rows: rows of other runs that are counted in.
@@ -160,7 +160,7 @@ def account_silos(
 
     Args:
         entries: all rows of the ledger, of all runs.
-        run: the run's id; None where it is lost: then every silo of the ledger is one of the run's.
+        run: the run's id; None if it is lost: then every silo of the ledger is one of the run's.
         silos: silos that must appear even where they have no row.
         defects: why no row can be relied on; then no silo has a guarantee.
         unit: the run's privacy unit; rows of another unit do not compose with it, and a silo that

@@ -84,7 +84,7 @@ class Headline:
             nothing vouches for); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
             (no data was used yet).
         sentence: the statement in words.
-        epsilon: the largest over the silos against ``adversary``; infinite where there is none.
+        epsilon: the largest over the silos against ``adversary``; infinite if there is none.
         reasons: why there is no guarantee, or on what it depends.
         others: adversary -> the largest epsilon over the silos, for every adversary in the ledger.
     """

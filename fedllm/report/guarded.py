@@ -1,4 +1,4 @@
-"""Numbers beside the guarantee that may fail on what a silo's ledger holds: the rest of the report stands."""
+"""Numbers next to the guarantee that may fail on what a silo's ledger holds: the rest of the report stands."""
 
 from __future__ import annotations
 

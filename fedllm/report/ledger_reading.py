@@ -38,7 +38,7 @@ def read_ledger(
             rows = ledger.entries()
     except (LedgerError, OSError) as error:
         return [], verification, _one_line(f"the ledger cannot be read: {error}")
-    last = verification.head[0]  # a run that goes on may have written more since
+    last = verification.head[0]  # a run that continues may have written more since
     return [row for row in rows if not verification.ok or (row.id or 0) <= last], verification, None
 
 

@@ -1,4 +1,4 @@
-"""The epsilon of each run's plan, to stand beside the epsilon of what was released so far."""
+"""The epsilon of each run's plan, to stand next to the epsilon of what was released so far."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def plan_epsilons(
 
 
 def plans_text(plans: Mapping[str, float | None]) -> str:
-    """Return the plans' epsilons in a few words; empty where there is no plan."""
+    """Return the plans' epsilons in a few words; empty if there is no plan."""
     from fedllm.report.guarantee import shown
 
     names = list(plans)[-_SHOWN:]

@@ -54,7 +54,7 @@ class Verification:
     Attributes:
         ok: every check holds.
         notes: what holds but has to be known: whose key it is was not checked, rows added since.
-        statement: what was signed; None where the file cannot be read. Not to be believed unless
+        statement: what was signed; None if the file cannot be read. Not to be believed unless
             the check "signature" holds.
     """
 
@@ -153,7 +153,7 @@ def sign_report(
     role: str = "",
     trusted: Trusted | None = None,
 ) -> dict[str, Any]:
-    """Sign the report of a run folder and write ``report.sig.json`` beside it.
+    """Sign the report of a run folder and write ``report.sig.json`` next to it.
 
     Args:
         name, role: who signs; part of what is signed.
@@ -339,7 +339,7 @@ def _file_check(path: Path, digest: str) -> Check:
 
 
 def _ledger_check(path: Path, head: tuple[int, str]) -> tuple[Check, int]:
-    """Return True if the ledger is whole and goes on from the signed head; how many rows were added."""
+    """Return True if the ledger is whole and continues from the signed head; how many rows were added."""
     _, found, problem = read_ledger(path, head)
     if found is None:
         return Check("ledger", False, f"NO LEDGER: {path.name}: {problem}."), 0

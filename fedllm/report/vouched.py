@@ -34,7 +34,7 @@ def vouch(
     """
     if run.extracts is None:
         return None
-    for name in run.silos:  # whose extracts nobody expected
+    for name in run.silos:  # whose extracts no one expected
         missing = Found(name, Expected(), problem="no extract of its ledger was expected")
         run.extracts.silos.setdefault(name, missing)
     names = {*run.extracts.silos, *_drawn_from(run)}

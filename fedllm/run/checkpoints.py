@@ -2,7 +2,7 @@
 
 ``FOLDER/round-00012/`` holds ``params.safetensors`` (the trainable tensors), ``state.safetensors``
 (the optimiser's tensors and the like) and ``meta.json`` (the caller's values, and a SHA-256 of each
-part). It is written to a folder beside it, flushed to disk, and renamed.
+part). It is written to a folder next to it, flushed to disk, and renamed.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class RunFolder:
         return self._settings if choice is None else choice.settings(self._settings)
 
     def require_current(self) -> None:
-        """Refuse to go on with a run of an earlier version whose mechanism is no longer here.
+        """Refuse to resume a run of an earlier version whose mechanism is no longer here.
 
         Raises:
             RunFolderError: its settings name what was removed.
@@ -277,7 +277,7 @@ class RunFolder:
         return path
 
     def read_json(self, name: str, default: Any = None) -> Any:
-        """Read a JSON file of the folder; ``default`` where there is none.
+        """Read a JSON file of the folder; ``default`` if there is none.
 
         Raises:
             RunFolderError: it is damaged.

@@ -43,11 +43,11 @@ def shared_worker(
 
     Of a silo at most :data:`MOST_RUNS` are kept (a run with other settings is another), and none whose model the
     process does not keep (:func:`fedllm.models.backbone.shared_backbone`). One that is given up while it works finishes its task:
-    only its place here is taken. What it had is made anew with the run's next task, from the ledger, where the
+    only its place here is taken. What it had is made again with the run's next task, from the ledger, where the
     run's noise and plan are. An open ledger is closed when the last worker that uses it has gone.
 
     Args:
-        heads: files with heads of the ledger, beside the one that lies beside it (:mod:`privacy.ledger.heads`).
+        heads: files with heads of the ledger, next to the one that lies next to it (:mod:`privacy.ledger.heads`).
     """
     own_key = (silo.name, str(ledger), os.getpid())
     key = (run, settings.model_dump_json(), own)

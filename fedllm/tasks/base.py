@@ -71,7 +71,7 @@ class Task(ABC):
         Returns:
             (B, N, C) float32: scores of C answers for each of N predictions of an example (classes for
             one prediction, or the vocabulary for each target token); and (B, N): the weight of each
-            prediction in its example's loss, 0 where there is none, with sum 1 for each example.
+            prediction in its example's loss, 0 if there is none, with sum 1 for each example.
         """
 
     @abstractmethod
@@ -92,7 +92,7 @@ class Task(ABC):
 
     @property
     def longest_input(self) -> int | None:
-        """Tokens of an example that fit the model beside the prefix: its positions, its sliding window, and
+        """Tokens of an example that fit the model in addition to the prefix: its positions, its sliding window, and
         what its rotary tables allow without change; None for no bound."""
         backbone = self.backbone
         limits = [backbone.max_positions]
@@ -106,12 +106,12 @@ class Task(ABC):
 
     @property
     def longest(self) -> int | None:
-        """Public bound on the tokens of any feature, from the settings alone; None where no model is here."""
+        """Public bound on the tokens of any feature, from the settings alone; None if no model is here."""
         return self.settings.max_length
 
     @property
     def vocabulary(self) -> int | None:
-        """Number of token embeddings; None where no model is here."""
+        """Number of token embeddings; None if no model is here."""
         return int(self.backbone.model.get_input_embeddings().weight.shape[0])
 
     def collate(self, features: Sequence[Feature]) -> Batch:

@@ -82,7 +82,7 @@ class Encoding:
         """Make the encoding for tensors ``like`` these, under these settings.
 
         Guarantee: noise in the code is added only to codes that a bounded map makes. A codec comes from the
-        server, and one that chooses coordinates by the data would carry the choice beside the noise.
+        server, and one that chooses coordinates by the data would carry the choice in addition to the noise.
 
         Raises:
             ValueError: the codec is not the one that the settings name, or has no Lipschitz constant where

@@ -141,7 +141,7 @@ def clipped_gradient_sum(
 
 
 def fixed_rows(rows: Sequence[Tensor], examples: int) -> tuple[list[Tensor], int]:
-    """Return the rows with zeros in the place of fillers and of examples that are not finite; how many are not.
+    """Return the rows with zeros instead of fillers and of examples that are not finite; how many are not.
 
     All of it by selection, in the shapes that it came in: nothing is left out, and nothing multiplied.
     """

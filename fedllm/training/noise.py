@@ -7,7 +7,7 @@ Gaussian noise calibrates it too, and the ledger costs both alike, whatever is c
 
 Training through a model's outputs alone (:mod:`fedllm.training.zeroth_order`) releases single numbers, each of sensitivity
 ``clip``. Noise of a file is then a number's own: its loss is exact, any family will do, the noise multiplier is its
-standard deviation over the clipping norm, and each number is an event of its own.
+standard deviation over the clipping norm, and each number is a separate event.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Noise:
     Attributes:
         multiplier: noise multiplier; 0 adds nothing and has no event.
         unit: the noise of multiplier 1; None for Gaussian noise.
-        alone: whether each number of a release is an event of its own; else the vector is one event.
+        alone: whether each number of a release is a separate event; else the vector is one event.
     """
 
     multiplier: float
@@ -114,7 +114,7 @@ class RoundCost:
     Attributes:
         sampling_rate: probability of each record to be in one of them.
         mechanisms: how many a round.
-        noise: of multiplier 1, where each is a single number with noise of its own; None for one that costs what a
+        noise: of multiplier 1, where each is a single number with independent noise; None for one that costs what a
             Gaussian vector costs.
         truncated: number of records and the most of a sample, where it is cut; else None.
     """

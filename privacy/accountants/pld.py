@@ -150,7 +150,7 @@ def _composed(items: _Items, relation: Relation) -> _Pair:
 
 
 def _compose_at(counts: dict[DpEvent, int], relation: Relation, interval: float) -> _Pair | None:
-    """Compose at one interval; None where the result would be too large for memory."""
+    """Compose at one interval; None if the result would be too large for memory."""
     order = sorted(counts.items(), key=repr)  # the same result whatever the order of the set
     bases = [(_base(event, relation, interval), count) for event, count in order]
     for base, _ in bases:

@@ -70,7 +70,7 @@ class RdpAccountant(Accountant):
         return None if details is None else str(details.error_message)
 
     def divergences(self, events: Mapping[DpEvent, int]) -> npt.NDArray[np.float64]:
-        """Return the Renyi divergence of each of `ORDERS`; not finite where there is no bound.
+        """Return the Renyi divergence of each of `ORDERS`; not finite if there is no bound.
 
         Raises:
           UnsupportedEvent: An event cannot be represented.

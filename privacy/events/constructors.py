@@ -70,7 +70,7 @@ def scalar_noise(noise: ScalarNoise, count: int = 1, sampling_rate: float = 1.0)
       noise: The noise in units of the sensitivity (the most that one record contributes).
       count: How many are released: numbers that one record changes, or steps; whole, >= 0.
       sampling_rate: Probability that a record is in the Poisson sample that a number is made of,
-        drawn anew for each of them; 0 < rate <= 1.
+        drawn again for each of them; 0 < rate <= 1.
 
     Raises:
       ValueError: A parameter is out of range.

@@ -61,7 +61,7 @@ def distributed_gaussian(
       colluding: The numbers m of colluding clients to state views for, each below n.
 
     Raises:
-      ValueError: A value is out of range, or m >= n (nobody's noise is left).
+      ValueError: A value is out of range, or m >= n (no one's noise is left).
     """
     if clients < 1:
         raise ValueError(f"Expected clients >= 1, got clients={clients}")

@@ -1,7 +1,7 @@
 """Adopt a ledger whose outside head is missing or ahead: continue deliberately, recorded as a row.
 
-Where a ledger was restored from a backup, copied, moved or lost, nobody can tell what was released since. To go on
-all the same is a decision of whoever answers for the data. It is a row of the ledger (purpose "adopt"): why, and
+Where a ledger was restored from a backup, copied, moved or lost, no one can tell what was released since. To continue
+all the same is a decision of the person responsible for the data. It is a row of the ledger (purpose "adopt"): why, and
 which heads are set aside. It is no release and costs nothing; it is shown wherever the ledger's history is, and
 what it sets aside is not counted by anybody.
 """
@@ -26,11 +26,11 @@ MOST_WORDS = 500
 
 @dataclass(frozen=True)
 class Adoption:
-    """A decision to go on with a ledger.
+    """A decision to continue with a ledger.
 
     Attributes:
       because: Why, in a few words.
-      lost: Heads that the ledger may lack from now on, beside those in the heads' files.
+      lost: Heads that the ledger may lack from now on, next to those in the heads' files.
     """
 
     because: str

@@ -30,7 +30,7 @@ class Guard:
     """Holds one open ledger against its heads and its own chain."""
 
     def __init__(self, path: Path, kept: Sequence[Path]) -> None:
-        """Name the ledger and the heads' files that are kept elsewhere, beside that beside it."""
+        """Name the ledger and the heads' files that are kept elsewhere, in addition to the one next to it."""
         self.path = path
         self.kept = tuple(kept)
         self.heads = (HeadFile(head_beside(path)), *map(HeadFile, self.kept))
@@ -78,7 +78,7 @@ class Guard:
     def problem(
         self, rows: int, holds: Callable[[Head], bool]
     ) -> tuple[str, frozenset[Head]] | None:
-        """Return what the heads tell against the ledger, with those that it lacks; None where they agree.
+        """Return what the heads tell against the ledger, with those that it lacks; None if they agree.
 
         Args:
           rows: Of the ledger.

@@ -25,7 +25,7 @@ _BODY = (  # canonical_json of a row, written out: three times as fast
     '{"details":%s,"id":%d,"key":%s,"party":%s,"purpose":%s,"round":%d,"run":%s,"time":%s,'
     '"unit":%s,"views":%s}'
 )
-_MOST_PROBLEMS = 100  # that are told
+_MOST_PROBLEMS = 100  # that are sent
 _LOOKUP = 1000  # keys in one query, with three parameters each: SQLite allows 32766
 _TEXTS = ("details", "key", "party", "purpose", "run", "unit", "views")
 
@@ -75,7 +75,7 @@ def _is_edited(row: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
     row_id, time, *_, recorded_previous, digest = row
     try:
         return bool(row_hash(str(recorded_previous), row_id, time, values) != digest)
-    except (TypeError, ValueError):  # bytes or an infinity in the place of text or a number
+    except (TypeError, ValueError):  # bytes or an infinity instead of text or a number
         return True
 
 
@@ -85,7 +85,7 @@ def _details_cached(text: str) -> None:
 
 
 def head_problems(db: sqlite3.Connection, last: Head) -> list[str]:
-    """Return what is wrong with the head that the file records beside its rows, given the last one."""
+    """Return what is wrong with the head that the file records next to its rows, given the last one."""
     head = db.execute("SELECT id, hash FROM head").fetchmany(2)
     if head == [tuple(last)]:
         return []

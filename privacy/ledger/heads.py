@@ -1,7 +1,7 @@
 """Heads: how far a ledger went, kept outside of its file, so that an older file is noticed.
 
 A ledger's chain of hashes tells that rows follow each other. It cannot tell that there were more of them: a
-backup of yesterday, a deleted file made anew and a copy that another machine goes on with are whole chains, too.
+backup of yesterday, a deleted file made again and a copy that another machine continues with are whole chains, too.
 A *head* (number of rows, hash of the last one) that lies elsewhere can. A ledger holds a head where its row of that
 number has that hash.
 
@@ -68,19 +68,19 @@ EMPTY = Head(0, GENESIS)
 
 
 def head_beside(ledger: Path) -> Path:
-    """Return the place of the head that lies beside a ledger's file."""
+    """Return the place of the head that lies next to a ledger's file."""
     return ledger.with_name(f"{ledger.name}.head")
 
 
 class HeadFile:
-    """A head in a file of its own: 512 bytes of text, with a check of its own."""
+    """A head in a separate file: 512 bytes of text, with a check of its own."""
 
     def __init__(self, path: Path) -> None:
         """Name the file; it is not looked at."""
         self.path = path
 
     def read(self) -> Head | None:
-        """Return the head; None where there is no file.
+        """Return the head; None if there is no file.
 
         Raises:
           LedgerError: It cannot be read, or holds something else.
@@ -110,7 +110,7 @@ class HeadFile:
             self._put(head, keep=True)
 
     def replace(self, head: Head) -> None:
-        """Put a head in the place of whatever was there, durably.
+        """Replace the head, durably.
 
         Raises:
           LedgerError: It cannot be written.

@@ -1,6 +1,6 @@
 """SQLite schema of a ledger; recognise a ledger file before using anything in it.
 
-A file from elsewhere may hold whatever SQLite allows: views in the place of tables, further triggers, values of a
+A file from elsewhere may hold whatever SQLite allows: views instead of tables, further triggers, values of a
 gigabyte. A ledger's tables, index and triggers are known to the letter, and its values are small; everything else is
 refused by the first look, which runs no SQL of the file.
 """
@@ -18,7 +18,7 @@ from privacy.ledger.error import LedgerError
 
 APPLICATION_ID = 0x46444C47  # "FDLG"
 SCHEMA_VERSION = 2
-"""Written by this code: a ledger that has a head beside it, and all rows in its own file."""
+"""Written by this code: a ledger that has a head next to it, and all rows in its own file."""
 EARLIER_VERSION = 1
 """The same tables in WAL mode, without a head: read, and brought to this version when opened for writing."""
 MOST_BYTES = 4 << 30
@@ -75,7 +75,7 @@ class Header:
 
     Attributes:
       version: Of the schema.
-      wal: Whether rows may be in a -wal beside it.
+      wal: Whether rows may be in a -wal next to it.
     """
 
     version: int

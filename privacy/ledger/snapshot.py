@@ -1,8 +1,8 @@
 """Copy a ledger's files privately, to read what SQLite cannot read in place without writing.
 
 That is a ledger of an earlier version (WAL mode: `mode=ro` makes -wal and -shm files), and one whose writer was
-killed in the midst of a commit: SQLite undoes the commit by the -journal beside, and may not write here. So the
-file and what lies beside it are copied, and SQLite recovers the copy. The copy counts if none of them changed
+killed in the midst of a commit: SQLite undoes the commit by the -journal next to, and may not write here. So the
+file and what lies next to it are copied, and SQLite recovers the copy. The copy counts if none of them changed
 meanwhile; it is then what a crash at that moment would have left.
 """
 

@@ -1,15 +1,15 @@
 """SQLite file of a ledger: created atomically, recognised before use, complete after each commit.
 
 The journal is a rollback journal (DELETE, `synchronous=EXTRA`): when a commit returns, every row is in the file
-itself and on disk, and nothing lies beside it. A copy of the file alone has all rows; one taken in the midst of a
-commit is whole, or is refused when it is checked. The price beside WAL is some five flushes a commit in the place of one.
+itself and on disk, and nothing lies next to it. A copy of the file alone has all rows; one taken in the midst of a
+commit is whole, or is refused when it is checked. The price next to WAL is some five flushes a commit instead of one.
 
 Reading leaves no trace, where the last writer was killed in the midst of a commit neither: see
 `privacy.ledger.snapshot`.
 
 POSIX locks belong to a process and a file: closing *any* descriptor of a file drops the locks that
 SQLite holds on it through another descriptor of the same process. Hence `_in_place`: the file is never opened
-beside SQLite while this process has it open through SQLite; and after each commit `Database.check`
+next to SQLite while this process has it open through SQLite; and after each commit `Database.check`
 asks whether the file at the ledger's path is still the one that was opened.
 """
 
@@ -58,7 +58,7 @@ def _fsync_directory(directory: Path) -> None:
 
 
 def _create(path: Path) -> None:
-    """Make an empty ledger beside the path and link it there; lose quietly to another creator."""
+    """Make an empty ledger next to the path and link it there; lose quietly to another creator."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in ledger_snapshot.beside(path):
         if left.exists():
@@ -272,7 +272,7 @@ def open_database(
     are those that were durable at the call, and perhaps later ones.
 
     Args:
-      before_creation: Called where there is no file; what it raises leaves none.
+      before_creation: Called if there is no file; what it raises leaves none.
 
     Raises:
       LedgerError: The file is absent (read_only), foreign, damaged, of another schema version, not

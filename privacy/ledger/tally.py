@@ -142,7 +142,7 @@ class Tally:
         return found
 
     def others(self, party: str, run: str, unit: str) -> tuple[int, int]:
-        """Return the number of a party's rows beside those of a run and unit, and that of their kinds."""
+        """Return the number of a party's rows next to those of a run and unit, and that of their kinds."""
         numbers = self._numbers.get(party, Counter())
         kinds = sum(
             kind.run == run and kind.unit == unit for kind in self._counts.get(party, Counter())

@@ -1,6 +1,6 @@
 """Adaptive clipping: a clipping norm that follows a quantile of the norms (Andrew et al. 2021, arXiv 1905.03871).
 
-Beside the noisy sum of clipped vectors, a noisy count of those at most as long as the clipping norm C is released, and
+Next to the noisy sum of clipped vectors, a noisy count of those at most as long as the clipping norm C is released, and
 C moves by
 
     C <- C exp(-rate (b - quantile)),        b: the noisy share of vectors with norm <= C      (algorithm 1).
@@ -74,7 +74,7 @@ def centred_count(norms: torch.Tensor, clip: float) -> float:
 def noisy_count(count: float, multiplier: float, rng: RandomSource) -> float:
     """Return a centred count with Gaussian noise of standard deviation multiplier / 2.
 
-    Guarantee: its event is `gaussian(multiplier)`, alone; see the module for what it is beside a sum.
+    Guarantee: its event is `gaussian(multiplier)`, alone; see the module for what it is next to a sum.
 
     Raises:
       ValueError: The multiplier is not finite and > 0.

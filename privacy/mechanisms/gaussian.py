@@ -1,6 +1,6 @@
 """Gaussian mechanism: the only place where Gaussian noise is scaled and drawn.
 
-What is proven: in real arithmetic, for noise that nobody else knows, `add_gaussian` is the Gaussian
+What is proven: in real arithmetic, for noise that no one else knows, `add_gaussian` is the Gaussian
 mechanism, and the accounting is stated for that. Rounding its result is post-processing and costs
 nothing.
 

@@ -26,7 +26,7 @@ class NoiseQuestion:
     Attributes:
       epsilon, delta: The target of all steps together, under zero-out.
       steps: How many numbers (vectors) are released, each in a step of its own.
-      sampling_rate: Probability of each record to be in a step, drawn anew for each (Poisson).
+      sampling_rate: Probability of each record to be in a step, drawn again for each (Poisson).
       objective: What is made least (of usefulness: its complement).
       gamma: For usefulness: the error that is acceptable, in units of the sensitivity; 0 is the
         standard deviation of the Gaussian that keeps to the target.

@@ -295,7 +295,7 @@ class _Search:
         return accounted_epsilon(noise, self.question)
 
     def _starts(self) -> list[Shape]:
-        """Return the grid's best shape and, of those that are not beside it, the second."""
+        """Return the grid's best shape and, of those that are not next to it, the second."""
         if not self.space.low:
             return []
         order = sorted(self.known, key=lambda s: (self.known[s][0], s))

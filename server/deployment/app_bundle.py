@@ -24,13 +24,13 @@ CONFIG = {
     "settings": "",  # an experiment's resolved settings, as JSON
     "experiment": "",  # or: a TOML file on the server's machine, absolute
     "overrides": "",  # "privacy.epsilon=8; server.rounds=3"
-    "run-folder": "",  # on the server's machine; one that exists is gone on with
+    "run-folder": "",  # on the server's machine; one that exists is resumed
     "silos": "",  # names of the silos to wait for, separated by commas
 }
 
 
 def make_app(folder: Path) -> str:
-    """Write the app into ``folder``, in the place of what was there.
+    """Write the app into ``folder``, instead of what was there.
 
     Returns:
         SHA-256 of its bundle.

@@ -265,7 +265,7 @@ class Control:
         return sorted(states, key=lambda run: run.started)
 
     def log(self, run_id: int, *, follow: bool) -> Iterator[str]:
-        """Yield a run's log, a piece at a time; ``follow`` goes on until the run is over.
+        """Yield a run's log, a piece at a time; ``follow`` continues until the run is over.
 
         Raises:
             DeploymentError: as :meth:`nodes`.

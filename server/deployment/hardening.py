@@ -3,7 +3,7 @@
 Each of the four programs gets what all of them can do without, and beyond it what it itself can. What is left open is
 left open for a reason: Flower and PyTorch need writable and executable memory at once (foreign functions, kernels made
 as they run), PyTorch pins threads to cores, a node looks at ``/proc/meminfo`` and uses GPUs, and only SuperLink needs
-nobody beyond this machine.
+no one beyond this machine.
 """
 
 from __future__ import annotations

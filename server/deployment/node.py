@@ -14,7 +14,7 @@ from server.deployment.supernode import CONNECTION_LOST
 
 
 class Unreachable(DeploymentError):
-    """Nobody listens at the server's port (yet)."""
+    """No one listens at the server's port (yet)."""
 
 
 _REFUSED = re.compile(r"\[code: \d+\]")
@@ -45,7 +45,7 @@ def check_server(folder: Path, node: NodeFile, timeout: float = 10.0) -> None:
     Raises:
         DeploymentError: there is no such host, or its certificate is not one that
             this node trusts: of another authority, ended, not yet valid, or of another name.
-        Unreachable: what may pass by itself: nobody listens, or the network is cut.
+        Unreachable: what may pass by itself: no one listens, or the network is cut.
     """
     host, port = split_address(node.server)
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))

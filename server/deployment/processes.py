@@ -78,7 +78,7 @@ class Supervisor:
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Start everything, call ``ready``, and keep it running until ``stop`` is set.
 
-        ``ready`` is called in a thread of its own, since it may wait for the programs.
+        ``ready`` is called in a separate thread, since it may wait for the programs.
         """
         try:
             for program in self.programs:

@@ -59,7 +59,7 @@ def flower_environment(home: Path) -> dict[str, str]:
 def server_programs(folder: Folder, deployment: Deployment) -> list[Program]:
     """Return SuperLink, SuperExec (which starts the server app) and nginx, in the order of their start.
 
-    SuperExec is a process of its own (``--isolation process``) and the database is a file, so that a
+    SuperExec is a separate process (``--isolation process``) and the database is a file, so that a
     run outlives a restart of the SuperLink.
 
     Raises:
@@ -100,7 +100,7 @@ def server_programs(folder: Folder, deployment: Deployment) -> list[Program]:
 
 
 def node_programs(folder: Path, node: NodeFile) -> list[Program]:
-    """Return a node's SuperNode, and the silo's executor, which runs the app in the place of Flower's own.
+    """Return a node's SuperNode, and the silo's executor, which runs the app instead of Flower's own.
 
     The two share a secret, so that no other user of the machine takes the silo's tasks.
 
@@ -155,7 +155,7 @@ def node_config(folder: Path, node: NodeFile) -> str:
 
 
 def find_program(name: str, how: str = "install the wheel of fedllm again") -> str:
-    """Return the path of a program: beside this Python first, then on PATH (and in /usr/sbin).
+    """Return the path of a program: next to this Python first, then on PATH (and in /usr/sbin).
 
     Raises:
         DeploymentError: it is not installed.

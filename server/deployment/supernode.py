@@ -29,7 +29,7 @@ class Pauses:
 
     Between two looks for a message (Flower: 3 s): a tenth of the time since the last message was
     answered, at least ``shortest``. So a message waits for at most a tenth longer than the node
-    did, and a node that nobody asks looks as seldom as Flower's. Between two looks for its own
+    did, and a node that no one asks looks as seldom as Flower's. Between two looks for its own
     app's answer (Flower: 0.5 s, in this process's memory): ``shortest``.
 
     Args:
@@ -38,7 +38,7 @@ class Pauses:
     """
 
     IDLE = 3.0
-    """Flower's pause where there is no message; a shorter one is one of the waits for an answer."""
+    """Flower's pause if there is no message; a shorter one is one of the waits for an answer."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Find the silos of a run by name, and check which node may speak for which silo.
 
 In a deployment the nodes are chosen by the names under which they are registered
-(:mod:`server.nodes.identities`), so nobody else is sent anything, the first question included. In a simulation nodes
+(:mod:`server.nodes.identities`), so no one else is sent anything, the first question included. In a simulation nodes
 have no names; those that are there are asked, and only the ones that are wanted get tasks.
 """
 
@@ -67,7 +67,7 @@ def find_silos(
 
     Args:
         expected: number of nodes to wait for where ``wanted`` names none; None takes those that are there.
-        wanted: names of the silos of the run; nobody else takes part.
+        wanted: names of the silos of the run; no one else takes part.
         backbone: digest of the frozen model's weights, for nodes that compare.
 
     Raises:
@@ -114,7 +114,7 @@ def _find_by_name(
     wait: float,
     stop: threading.Event,
 ) -> None:
-    """Wait until each of the wanted silos is connected, whoever else is; ask those, and no others."""
+    """Wait until each of the wanted silos is connected, anyone who else is; ask those, and no others."""
     end = time.monotonic() + wait
     asked: set[int] = set()
     while True:

@@ -3,7 +3,7 @@
 Flower's own grid (``HttpGrid.pull_messages``) fetches all answers one after the other and builds a message of each.
 A node that announces an answer and never uploads it holds it up for minutes; one that uploads what is no
 message makes it raise; and whose answer it is it takes from the message, where a node may write anything. Here
-each answer is fetched by a thread of its own, which task it answers is the SuperLink's word (that checked the
+each answer is fetched by a separate thread, which task it answers is the SuperLink's word (that checked the
 node's key), and one that cannot be built, or would be larger than any answer is, becomes an error of its own.
 
 The only file of the server app that uses what Flower does not publish of its grid.
@@ -86,7 +86,7 @@ class Answers:
                 return came
 
     def _begin(self, grid: HttpGrid, message_ids: list[str]) -> None:
-        """Claim what has been announced, and fetch each by a thread of its own."""
+        """Claim what has been announced, and fetch each by a separate thread."""
         if not message_ids:
             return
         try:

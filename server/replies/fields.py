@@ -76,7 +76,7 @@ class Fields:
                 raise self._refusal(shown(wanted), name)
 
     def only(self, known: Iterable[str]) -> None:
-        """Refuse fields that nobody asked for.
+        """Refuse fields that no one asked for.
 
         Raises:
             ReplyRefused: there are others; the message names some.
@@ -115,7 +115,7 @@ def numbers_of(content: RecordDict, record: str) -> Fields:
 
 
 def only_records(content: RecordDict, known: Iterable[str]) -> None:
-    """Refuse records that nobody asked for.
+    """Refuse records that no one asked for.
 
     Raises:
         ReplyRefused: there are others; the message names one.

@@ -18,7 +18,7 @@ from server.replies.refusal import ReplyRefused
 SMALLEST_RATE = 1e-12
 """Minimum sampling rate: fewer than one record in 10^12 is no training."""
 SMALLEST_NOISE, LARGEST_NOISE = 1e-2, 1e9
-"""Range of a noise multiplier that a silo reports and that nobody chose; calibration searches above 0.01."""
+"""Range of a noise multiplier that a silo reports and that no one chose; calibration searches above 0.01."""
 LARGEST_SHARE = 1e6
 """Maximum distance of a noisy share from zero."""
 
@@ -60,7 +60,7 @@ class TrainingReply:
     Attributes:
         update: the update or what stands for it, finite.
         bytes: of all its tensors.
-        noise_std: standard deviation of the noise in each tensor of the update; None where it is not told.
+        noise_std: standard deviation of the noise in each tensor of the update; None if it is not told.
         noise_multiplier, sampling_rate, steps: the mechanism, by the silo's word.
         shares: the noisy shares, by name.
         records: the further tensors, by record.

@@ -14,7 +14,7 @@ _SHOWN = 5  # names in a warning
 
 
 def _expected_noise(settings: Settings, examples: int | None) -> float | None:
-    """In proportion to the noise per divisor that one silo's calibration will find, about; None where it is not known.
+    """In proportion to the noise per divisor that one silo's calibration will find, about; None if it is not known.
 
     Noise grows at most about as the sampling rate, and as one over epsilon: no bound, for a warning alone.
     """

@@ -2,7 +2,7 @@
 
     python -m simulations.attacks.low_order_bits [--json OUT]
 
-The attacker knows that a noisy sum is of one of two neighbouring data sets: nobody was in the batch
+The attacker knows that a noisy sum is of one of two neighbouring data sets: no one was in the batch
 (the sum is 0), or one example was, whose clipped gradient has the same value in all coordinates. It
 looks at each coordinate's sign, binade and *lowest set bit*, and at nothing else. Near zero the sum
 ``0 + noise`` keeps all the bits of a small noise, while ``value + noise`` is the difference of larger
@@ -10,9 +10,9 @@ numbers and ends in zeros (Haney et al. 2022, "Precision-based attacks and inter
 It learns how often each pattern occurs under either data set from draws of its own, and then
 decides by the likelihood ratio over all coordinates.
 
-The advantage is the probability to say "nobody" where nobody was, less that where somebody was. For
+The advantage is the probability to say "no one" where no one was, less that where somebody was. For
 real numbers no attacker of a Gaussian mechanism has more than 2 Phi(mu / 2) - 1, mu = 1 /
-noise_multiplier. Whoever has more breaks the guarantee. An attacker that stays below proves nothing:
+noise_multiplier. Anyone who has more breaks the guarantee. An attacker that stays below proves nothing:
 another one may be better.
 """
 

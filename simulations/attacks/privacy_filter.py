@@ -168,7 +168,7 @@ def second_run(rule: Rule, present: bool, count: int, rng: np.random.Generator) 
 
 
 def _played(menu: Sequence[Run], ratios: Array, present: bool, rng: np.random.Generator) -> Array:
-    """Return the further log ratios where each transcript goes on with what is worst for it."""
+    """Return the further log ratios where each transcript continues with what is worst for it."""
     gained = np.zeros(ratios.size)
     choice = _worst(menu, ratios, present)
     for number, run in enumerate(menu):

@@ -95,7 +95,7 @@ class Protection:
         Let q_i be the probability of the answer i where no client takes part. Answer i has
         probability at most Phi(Phi^-1(q_i) + mu) where text i is sent (mu = 1 / noise multiplier:
         the message moves by at most ``clip``); the q_i sum to 1 and the bound is concave in q_i, so
-        its mean is greatest at q_i = 1 / candidates. None where there is no guarantee.
+        its mean is greatest at q_i = 1 / candidates. None if there is no guarantee.
         """
         if self.noise_multiplier == 0:
             return None

@@ -2,7 +2,7 @@
 
 Each choice follows the projects' own material:
 
-* One call per client and round loads tokenizer and model anew and wraps it with PEFT, as Flower's
+* One call per client and round loads tokenizer and model again and wraps it with PEFT, as Flower's
   ``quickstart-huggingface`` and ``flowertune-llm`` examples do in their client functions.
 * ``PrefixTuningConfig`` without projection: one key and value per layer and virtual token. For an
   encoder PEFT also trains the classification layer.

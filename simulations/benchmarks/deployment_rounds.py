@@ -220,7 +220,7 @@ def covered(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def write_experiment(folder: Path, rounds: int, silos: list[str]) -> Path:
-    """Return the tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` beside."""
+    """Return the tiny experiment, its model and its data in a new folder, with an empty folder ``deployment`` next to it."""
     import tomli_w
 
     from simulations.benchmarks.support import tiny

@@ -92,7 +92,7 @@ def processes_of(folder: Path, program: str = "") -> list[int]:
 
 
 def make_folder(path: Path, *nodes: str, hosts: Sequence[str] = ("127.0.0.1",)) -> Folder:
-    """Return a deployment on this machine, on ports that nobody uses.
+    """Return a deployment on this machine, on ports that no one uses.
 
     Raises:
         DeploymentError: nginx or Flower is not installed.

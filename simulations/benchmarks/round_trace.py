@@ -6,7 +6,7 @@ The round is the second one of plain DP-SGD by example with nothing optional on:
 one process (:mod:`simulations.in_process`), all threads. It begins where the strategy makes the silos' tasks and
 ends with the round's record, so it holds neither the server's evaluation nor the checkpoint. A silo's task is what
 happens within Flower's ClientApp. A call is one of a named function of the product (generators count each time
-that they go on; lambdas and comprehensions do not count); it crosses files where the nearest frame of the product
+that they continue; lambdas and comprehensions do not count); it crosses files where the nearest frame of the product
 above it is in another file. Depth is the number of such frames on the stack. Counts vary by a percent with the
 batches that are drawn.
 """

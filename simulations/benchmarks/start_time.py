@@ -2,7 +2,7 @@
 
     python -m simulations.benchmarks.start_time [--repeats 5] [--json OUT]
 
-Each command is started in a process of its own, in turn with ``python -c pass``; printed are the medians and the
+Each command is started in a separate process, in turn with ``python -c pass``; printed are the medians and the
 ratio of each to that of ``python -c pass``, which hardly depends on the machine or on what else runs there.
 """
 

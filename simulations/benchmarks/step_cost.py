@@ -9,15 +9,15 @@ The steps of a variant run on one batch, cut into the same micro-batches, in tur
   same model, mean loss and SGD; ``opacus``, the same wrapped by Opacus' GradSampleModule and DPOptimizer (what
   PrivacyEngine makes);
 * ``noise`` (what secret noise costs): ``secret``, the private step under ``privacy.randomness = "os"``; its ``noise`` alone,
-  for a sum as long as what is trained (the source made anew), and that of a seed; the ciphers that the noise could be
+  for a sum as long as what is trained (the source made again), and that of a seed; the ciphers that the noise could be
   from, on refills of 64 KiB, each under a new key;
 * ``perturbation``: the private step with ``awp.form``; a form with two passes over the batch costs about twice;
 * ``teacher``: the ``duplicate`` that ``teacher.kind = "nonprivate"`` adds at each silo; at the server one pull with
   ``closeness`` of weights and the average's own step (``ema``), one with a step of ``distillation`` on as many public
   examples as a batch has, and one ``training step`` of a ``public`` teacher;
-* ``black-box``: a step of zeroth order, two forward passes a direction, beside ``private`` and ``plain``.
+* ``black-box``: a step of zeroth order, two forward passes a direction, next to ``private`` and ``plain``.
 
-Poisson sampling is left out: the batch is fixed. Memory is the peak of a process of its own for each step: resident
+Poisson sampling is left out: the batch is fixed. Memory is the peak of a separate process for each step: resident
 memory on a CPU (the model included in ``peak``, not in ``step``, which is peak less what was in use with the model
 loaded), allocated device memory on CUDA.
 """

@@ -13,7 +13,7 @@ Measured for each round, for all clients together:
   epsilon of each.
 
 Not measured: training, messages, and what each silo of a real federation does for itself, in its own
-ledger: ``alone`` is one silo's append of one row, on disk when it returns, beside a thousand others' rows.
+ledger: ``alone`` is one silo's append of one row, on disk when it returns, next to a thousand others' rows.
 ``computing`` is the process's own time: where it is much below the clock's, other programs ran.
 Then a ledger of ``--rows`` rows is opened, verified, and opened for reading.
 """

@@ -45,7 +45,7 @@ PADDINGS: dict[str, assembly.Padding] = {
     "assembly, longest": "longest",
 }
 RATES = ("examples_per_second", "examples_per_second_training")
-# local steps of a client and round; the more there are, the less does loading anew weigh
+# local steps of a client and round; the more there are, the less reloading weighs
 LOCAL_STEPS = {("minilm", "cpu"): 2, ("smollm2", "cpu"): 1}
 
 

@@ -5,7 +5,7 @@ each filter of u and v scaled to the norm of the same filter of w0 (filters:
 :mod:`simulations.landscape.objective`). At a = 1 every key and value vector of the prefix has been moved by its own
 norm, whatever the checkpoint's scale.
 
-**Shared directions.** The random directions are drawn for each layer of the *model* by a stream of its own, and
+**Shared directions.** The random directions are drawn for each layer of the *model* by a separate stream, and
 a checkpoint takes those of its layers. So checkpoints whose prefix is on other layers (a sparse prefix)
 move along the same directions where they have layers in common, by the same relative length
 everywhere; a dropped layer has no prefix that could move. Prefix length and model must agree.
@@ -137,7 +137,7 @@ def random_direction(
 ) -> Tensor:
     """Return a shared random direction in filter-normalised coordinates, (d,): each filter has norm 1.
 
-    Each layer's part (and each other tensor's) is drawn by a stream of its own, so that checkpoints
+    Each layer's part (and each other tensor's) is drawn by a separate stream, so that checkpoints
     with a layer in common get the same numbers there.
 
     Args:
@@ -180,7 +180,7 @@ class Grids:
                 found = json.loads(path.read_text(encoding="utf-8"))
                 self.values = dict(found) if isinstance(found, dict) else {}
             except (OSError, ValueError):
-                self.values = {}  # made anew: it is a cache
+                self.values = {}  # made again: it is a cache
 
     def get(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return the value under ``name``, computed where it is not there yet."""
@@ -208,7 +208,7 @@ def measure(
 ) -> dict[str, Any]:
     """Measure landscape and sharpness of one checkpoint.
 
-    Interrupted, it goes on where it stopped: what was found is in a file below ``cache`` that is named
+    Interrupted, it continues where it stopped: what was found is in a file below ``cache`` that is named
     after everything the values depend on.
 
     Returns:

@@ -90,7 +90,7 @@ class Objective:
 
         Double backward (Pearlmutter 1994): the gradient of the inner product of gradient and vector. The
         graphs of the gradients of the first ``keep_tokens`` tokens stay in memory, since building one
-        costs several times what a product with it does; the other parts are built anew for each product.
+        costs several times what a product with it does; the other parts are built again for each product.
 
         SDPA's fused kernels have no second derivative; its composite kernel has, and is used here.
         """

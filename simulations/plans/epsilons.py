@@ -11,7 +11,7 @@ from privacy.ledger.ledger import Ledger
 
 
 def planned_epsilons(run: RunFolder, silos: Iterable[str]) -> dict[str, float | None]:
-    """Return each silo's epsilon of this run's plan, at its own delta; None where no plan is in the ledger."""
+    """Return each silo's epsilon of this run's plan, at its own delta; None if no plan is in the ledger."""
     settings, found = run.settings(), dict[str, float | None](dict.fromkeys(silos))
     if not run.ledger_path.exists():  # the silos' own ledgers are with them
         return found

@@ -217,7 +217,7 @@ def _end(pool: Sequence[Worker]) -> None:
 
 
 def _prepare(sweep: Sweep, trial: Trial) -> tuple[Path, Path]:
-    """Return the trial's run folder, made where there is none, and its log."""
+    """Return the trial's run folder, made if there is none, and its log."""
     path = sweep.run_path(trial)
     if not path.exists():
         _create(trial, path)
@@ -240,7 +240,7 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def _create(trial: Trial, path: Path) -> None:
-    """Make a trial's run folder whole: beside its place, then renamed."""
+    """Make a trial's run folder whole: next to its place, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.parent / f".new-{uuid.uuid4().hex}"
     try:

@@ -103,7 +103,7 @@ class Sweep:
     Attributes:
         folder: where its runs, logs and results are.
         arms: in the file's order.
-        datasets: names, in the file's order; [""] where there is one without a name.
+        datasets: names, in the file's order; [""] if there is one without a name.
         trials: seed by seed, so that a first comparison is there early.
         only: the arms to run; the results show the others' too, as far as they are there.
     """
@@ -143,7 +143,7 @@ class Sweep:
                 if read_settings(path) == trial.settings and not read_removed(path):
                     return path
             except RunFolderError:
-                pass  # damaged: left as it is, and the trial starts anew beside it
+                pass  # damaged: left as it is, and the trial starts again next to it
             number += 1
 
 

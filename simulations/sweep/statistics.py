@@ -40,7 +40,7 @@ class Comparison:
         difference: mean of the differences.
         error: its standard error; None for one pair.
         low, high: 95 % confidence interval by Student's t; None for one pair.
-        p: two-sided p of the paired t-test; None where there is none (one pair, or no spread).
+        p: two-sided p of the paired t-test; None if there is none (one pair, or no spread).
     """
 
     n: int

@@ -1,5 +1,5 @@
 """The process that runs trials: ``python -m simulations.sweep.worker`` reads run folders, one a line, from
-stdin. It runs each one's experiment, or goes on with it, and judges each evaluation example with the model
+stdin. It runs each one's experiment, or resumes it, and evaluates each evaluation example with the model
 it ends with. Libraries and backbone are loaded once a process.
 
 What it tells its parent are JSON lines on stdout; everything else goes to the log that comes with the

@@ -104,7 +104,7 @@ def delimited_rows(
 def read_header(
     text: str, name: str, *, delimiter: str | None, first: str, columns: Sequence[str]
 ) -> Header | None:
-    """Return what the first row that is not empty says; None where there is none.
+    """Return what the first row that is not empty says; None if there is none.
 
     Of the known delimiters that one is taken with which the row holds most of ``columns``; of those, the one
     that gives most names; of those, ``first``, then the order of :data:`DELIMITERS`.

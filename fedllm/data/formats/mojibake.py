@@ -60,7 +60,7 @@ def _undo(run: bytes) -> bytes:
             text = whole.decode("utf-8")
         except UnicodeDecodeError:
             continue
-        # A "_" that is left stands for a lost character: not understood, except beside an emoji.
+        # A "_" that is left stands for a lost character: not understood, except next to an emoji.
         if _PLAUSIBLE.fullmatch(text) and (
             "_" not in text or min(text.replace("_", "")) > "\uffff"
         ):

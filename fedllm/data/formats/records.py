@@ -54,7 +54,7 @@ class TextDataset:
         return replace(self, records=chosen, name=name or self.name)
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of one column; raises DataError where there is no such column."""
+        """Return the values of one column; raises DataError if there is no such column."""
         require_columns(self, (name,))
         return [record[name] for record in self.records]
 

@@ -30,7 +30,7 @@ def weight_files(source: str, revision: str | None) -> tuple[Path, ...]:
 
 
 def require_no_pointers(name: str, folder: Path) -> None:
-    """Refuse a folder in which a file is a pointer of Git LFS in the place of the file itself.
+    """Refuse a folder in which a file is a pointer of Git LFS instead of the file itself.
 
     Raises:
         ModelError: one is; it is named.

@@ -181,7 +181,7 @@ def _check_report(
 
 
 def _check_ledger(path: Path, report: Mapping[str, Any], run: str) -> Check:
-    """Return True if a silo's own ledger goes on from the head that the silo vouched for, without rows of this run
+    """Return True if a silo's own ledger continues from the head that the silo vouched for, without rows of this run
     since."""
     entries, found, problem = read_ledger(path)
     if found is None or problem or not found.ok:

@@ -42,10 +42,10 @@ def verified_head(signed: Signed, silo: str, key: NodeKey) -> Head:
 
 
 def newer(head: Head, before: Head) -> bool:
-    """Return True if a head goes on from another: as many rows and later, or more, or it was set aside deliberately.
+    """Return True if a head continues from another: as many rows and later, or more, or it was set aside deliberately.
 
     Raises:
-        ExtractError: it was made later, and cannot go on from it: the ledger was set back, or two ledgers of the
+        ExtractError: it was made later, and cannot continue from it: the ledger was set back, or two ledgers of the
             same silo are in use.
     """
     mine, old = head.ledger, before.ledger
@@ -64,7 +64,7 @@ def newer(head: Head, before: Head) -> bool:
 
 
 def write_kept(folder: Path, kept: Kept) -> None:
-    """Keep a head in the place of the silo's last one."""
+    """Keep a head instead of the silo's last one."""
     folder.mkdir(parents=True, exist_ok=True)
     plain = {"format": _FORMAT, "run": kept.run, **vars(kept.signed)}
     write_bytes(path_of(folder, kept.head.silo), json_bytes(plain))

@@ -139,7 +139,7 @@ def plan_of(extract: Extract) -> RunPlan | None:
 
 @contextmanager
 def _readable(extract: Extract, what: str) -> Iterator[None]:
-    """Raise an ExtractError that names the silo in the place of whatever reading a text raises."""
+    """Raise an ExtractError that names the silo instead of whatever reading a text raises."""
     try:
         yield
     except ExtractError:

@@ -85,7 +85,7 @@ class AccountItem(_Part):
     Attributes:
         figures: of what was released so far.
         held: what holds where that is not it: the run's plan, or the budget that a filter kept.
-        reasons: why there is no guarantee; empty where there is one.
+        reasons: why there is no guarantee; empty if there is one.
     """
 
     figures: tuple[FigureItem, ...] = Field(max_length=16)
@@ -98,7 +98,7 @@ class BudgetItem(_Part):
 
     Attributes:
         spent: epsilon of all plans and releases together, composed as if fixed beforehand, by the budget's
-            accountant at its delta; None where it cannot be accounted.
+            accountant at its delta; None if it cannot be accounted.
         left: epsilon less spent. A later plan may take less: a filter decides (:mod:`privacy.plan_filter`).
     """
 
@@ -175,8 +175,8 @@ class Extract(_Part):
         budget: the silo's own, and what is left of it.
         adoptions: one sentence for each time that the silo's people went on deliberately with a ledger that was
             refused, the last ones; what was released before and is not in it is counted nowhere.
-        plan: of the run; None where there is none, or the silo keeps its events.
-        events: the run's rows; None where the silo keeps them.
+        plan: of the run; None if there is none, or the silo keeps its events.
+        events: the run's rows; None if the silo keeps them.
     """
 
     format: Literal["fedllm-ledger-extract"] = "fedllm-ledger-extract"

@@ -1,6 +1,6 @@
 """Extracts in a run folder: ``extracts.json`` says whose are expected under which key, ``extracts/`` holds them.
 
-The server writes these files; whoever reads them verifies each signature again.
+The server writes these files; anyone who reads them verifies each signature again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Expected:
     """The server's knowledge about one silo's extract.
 
     Attributes:
-        key: the node key that was registered for the silo; None where there was none.
+        key: the node key that was registered for the silo; None if there was none.
         final: whether the silo answered when the run had ended, with the extract that is kept.
         told: what the silo told of its releases with its updates: (event as JSON, number); None before the end.
         problem: why the silo's extract cannot be relied on; empty where it can.
@@ -61,8 +61,8 @@ class Found:
 
     Attributes:
         expected: see there.
-        extract: None where there is none that can be relied on; ``problem`` then says why.
-        digest: SHA-256 of its file; None where there is no file.
+        extract: None if there is none that can be relied on; ``problem`` then says why.
+        digest: SHA-256 of its file; None if there is no file.
         problem: empty where the silo vouches.
     """
 
@@ -147,7 +147,7 @@ def read_extracts(folder: Path, run: str | None) -> ExtractsFound | None:
     """Read and verify the extracts of a run folder; None for a run that has none (simulation).
 
     Args:
-        run: id of the run that they must be about; None where that is lost.
+        run: id of the run that they must be about; None if that is lost.
     """
     if not (folder / INDEX).exists():
         return None

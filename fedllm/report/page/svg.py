@@ -52,7 +52,7 @@ def render(
     Args:
         draw: draws into the axes.
         name: goes before every id, so that several drawings can stand in one page.
-        title: what the drawing shows, in words, for whoever cannot see it.
+        title: what the drawing shows, in words, for anyone who cannot see it.
     """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=size, layout="constrained")

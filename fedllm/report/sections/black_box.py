@@ -185,7 +185,7 @@ def _seen(settings: Settings, numbers: int) -> list[dict[str, Any]]:
 def _noise(
     run: RunRecord, accounted: Sequence[SiloAccounting], accounts: Accounts
 ) -> dict[str, Any] | None:
-    """Return the noise on the numbers of the silo that got the least of it, beside Gaussian noise that costs as much
+    """Return the noise on the numbers of the silo that got the least of it, next to Gaussian noise that costs as much
     in its place; None if nothing was released with noise."""
     found: list[tuple[float, int, float, str, DpEvent, ScalarNoise]] = []
     for silo in accounted:

@@ -27,7 +27,7 @@ Array = npt.NDArray[np.float64]
 def privacy_curves(
     events: Mapping[DpEvent, int], accountant_name: str, relation: Relation
 ) -> dict[str, Any] | None:
-    """Return delta at each epsilon, the trade-off function, and the dominating mu's curves beside them.
+    """Return delta at each epsilon, the trade-off function, and the dominating mu's curves next to them.
 
     Args:
         events: the events of one silo in one adversary's view, each with a guarantee.

@@ -1,4 +1,4 @@
-"""The report's section on LMO noise: what its published accounting claims, beside what is true."""
+"""The report's section on LMO noise: what its published accounting claims, next to what is true."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def membership(run: RunRecord) -> list[dict[str, Any]]:
     number of runs, and what is to be said of the measurement; empty where none was measured. What is
     damaged becomes a problem of the run.
 
-    The file holds one such object, a list of them, or ``attacks`` with the list beside a ``label``.
+    The file holds one such object, a list of them, or ``attacks`` with the list next to a ``label``.
     """
     found = _read(run, MEMBERSHIP)
     if found is None:

@@ -23,7 +23,7 @@ METRICS: tuple[tuple[str, str, str], ...] = (
 
 
 def participants_are_secret(settings: Settings | None) -> bool:
-    """Return True if amplification rests on nobody knowing which silos took part in a round.
+    """Return True if amplification rests on no one knowing which silos took part in a round.
 
     Then numbers that tell how many silos answered (replies, bytes, failures) are not shown; nor where
     the settings are lost (None), and nothing tells.
@@ -62,7 +62,7 @@ def summarise(records: Sequence[Mapping[str, Any]], settings: Settings | None) -
         else math.fsum(number(record.get("seconds")) for record in rounds),
         "withheld": withheld,
         "perturbation": perturbation(settings),
-        # Post-processing of noisy counts: shown whoever took part.
+        # Post-processing of noisy counts: shown anyone who took part.
         "clipping": [
             {
                 "round": record["round"],
@@ -106,7 +106,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def page_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the markup shows beside the summary: final values, and metrics with a column."""
+    """Return what the markup shows next to the summary: final values, and metrics with a column."""
     return {
         "final": {where: metric_rows(found) for where, found in summary["final"].items()},
         "metrics": [

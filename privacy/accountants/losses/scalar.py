@@ -108,7 +108,7 @@ def _mixed(losses: Array, rate: float) -> Array:
 
 
 def _farthest(noise: ScalarNoise) -> float:
-    """Return the last edge: 1 + where the tail is below `_TAIL`, or where no tail that is needed goes on."""
+    """Return the last edge: 1 + where the tail is below `_TAIL`, or where no tail that is needed continues."""
     target = math.log(_TAIL)
     high = noise.width
     while float(noise.log_survival(high)) > target and high < _FARTHEST * noise.width:

@@ -92,7 +92,7 @@ def rate_over_runs(
 ) -> dict[str, float]:
     """Return the TPR over all runs, at a threshold with a false positive rate of at most ``rate``.
 
-    The interval is the bootstrap's over runs (percentiles, 95 %, threshold chosen anew each time): texts of
+    The interval is the bootstrap's over runs (percentiles, 95 %, threshold chosen again each time): texts of
     one run are not independent, runs are (LiRA's share shadow models, which it ignores).
     """
 

@@ -12,7 +12,7 @@ run includes each text by a fair coin of its own. Attacks on the final model:
   runs serving as shadow models (Carlini et al. 2022, "Membership inference attacks from first
   principles"; pooled variances, online).
 
-Beside them stands what the guarantee allows to any attack, from the same events by the PLD accountant
+Next to them stands what the guarantee allows to any attack, from the same events by the PLD accountant
 (unit example, zero-out; the final model is less than what the server sees). ``audited`` is
 a 95 % lower bound of epsilon from the ``loss`` attack on all texts, ranked within canaries and
 others (``auditing.py``): above the claimed epsilon it would prove the accounting wrong. The last row shows that it can: its noise is

@@ -8,7 +8,7 @@ sum ||g - decoded||^2 / sum ||g||^2 over the held-out clients, the same for the 
 gradients (what the server uses), and the CPU time to encode and decode one gradient, also over that of
 the client's own gradient on its examples (one local step: the least that a client does).
 
-Beside them: sending zeros has error 1, and no linear code has an error below 1 - k/d on white noise. Priors
+Next to them: sending zeros has error 1, and no linear code has an error below 1 - k/d on white noise. Priors
 come from
 
 * ``exact``: the statistics of other clients with the same text, without noise. **No privacy**: it

@@ -44,7 +44,7 @@ class Hostile:
         )  # silos differ a little
 
     def sends(self, honest: Contribution, limit: float) -> Contribution:
-        """Return the update in the place of its honest one.
+        """Return the update instead of its honest one.
 
         Args:
             limit: the longest that passes with the noise that it claims.
