@@ -135,11 +135,11 @@ def run_experiment(
         if not strategy.trained:
             status, message = FAILED, _why_nobody_trained(run, strategy.left)
     except Stopped:
-        status, message = INTERRUPTED, "interrupted; `fedllm resume` goes on"
+        status, message = INTERRUPTED, "interrupted; `fedllm resume` continues it"
     except RunStopped as error:
         message = str(error)
     except SystemExit:  # Flower ends a stopped run's process this way
-        status, message = INTERRUPTED, "stopped; resuming goes on after the last finished round"
+        status, message = INTERRUPTED, "stopped; resuming continues after the last finished round"
         raise
     except BaseException as error:
         message = f"{type(error).__name__}: {error}"

@@ -42,7 +42,7 @@ class Guard:
     # -- heads -----------------------------------------------------------------------------------
 
     def before_creation(self) -> None:
-        """Refuse to make a ledger where a head tells of rows of one.
+        """Refuse to create a ledger if a head records rows of one.
 
         Raises:
           LedgerRolledBack: One does.
@@ -52,8 +52,8 @@ class Guard:
             head = file.read() or EMPTY
             if head.rows:
                 raise LedgerRolledBack(
-                    f"The ledger {self.path} is missing: it was deleted or moved, {file.path} tells of "
-                    f"{head.rows} rows of it. {self.how_to_go_on()}"
+                    f"The ledger {self.path} is missing: it was deleted or moved, {file.path} records "
+                    f"{head.rows} rows of it. {self.remedy()}"
                 )
 
     def is_new(self) -> bool:
@@ -92,7 +92,7 @@ class Guard:
         if lost:
             path, head = max(lost.items(), key=lambda item: item[1])
             return (
-                f"it has {rows} rows, and {path} tells of a row {head.rows} that it lacks: it was rolled back, "
+                f"it has {rows} rows, and {path} records a row {head.rows} that it lacks: it was rolled back, "
                 "replaced or forked, and what was released since would be forgotten",
                 frozenset(lost.values()),
             )
@@ -106,12 +106,12 @@ class Guard:
         return None
 
     def require_heads(self, tally: Tally, db: sqlite3.Connection) -> None:
-        """Raise LedgerRolledBack where a head is missing, or tells of a row that the ledger lacks."""
+        """Raise LedgerRolledBack if a head is missing, or records a row that the ledger lacks."""
         self.look()
         last = tally.head
         found = self.problem(last.rows, lambda head: head == last or tally.holds(db, head))
         if found is not None:
-            raise LedgerRolledBack(f"The ledger {self.path}: {found[0]}. {self.how_to_go_on()}")
+            raise LedgerRolledBack(f"The ledger {self.path}: {found[0]}. {self.remedy()}")
 
     def begin(self, tally: Tally, database: Database) -> None:
         """Ask the heads when a ledger is opened for writing; make them where they belong to be made.
@@ -154,14 +154,14 @@ class Guard:
         return adoption_entry(adoption, tally.head, told, lost)
 
     def adopted(self, head: Head) -> None:
-        """Let the heads tell of an adopted ledger."""
+        """Set the heads to an adopted ledger."""
         for file in self.heads:
             file.replace(head)
 
     def broken(self, problem: object) -> LedgerError:
         """Return the refusal of a ledger whose chain is broken, or whose file is damaged."""
         return LedgerError(
-            f"The ledger {self.path} cannot be trusted: {problem}. {self.how_to_go_on('without its rows')}"
+            f"The ledger {self.path} cannot be trusted: {problem}. {self.remedy('without its rows')}"
         )
 
     def verified(self, found: VerifyReport, db: sqlite3.Connection) -> VerifyReport:
@@ -180,12 +180,12 @@ class Guard:
             return found
         return replace(found, notes=[*found.notes, told[0]])
 
-    def how_to_go_on(self, without: str = "without it", head: Head | None = None) -> str:
-        """Say what to do where a ledger is refused."""
+    def remedy(self, without: str = "without it", head: Head | None = None) -> str:
+        """Return the remedy for a refused ledger, with its command."""
         options = "".join(f" --kept {quote(str(path))}" for path in self.kept)
         options += f" --head {head}" if head is not None else ""
         return (
-            f"Put back the file that was used last. To go on {without} is a decision that a ledger records"
+            f"Restore the file that was used last. To continue {without} is a decision that a ledger records"
             f"{', once this file was moved away' if without != 'without it' else ''}: "
             f'fedllm ledger adopt {quote(str(self.path))}{options} --because "why"'
         )
@@ -216,7 +216,7 @@ class Guard:
         self.require_heads(tally, database.connection)
 
     def after_rows(self, tally: Tally, database: Database) -> None:
-        """Let the heads tell of rows that are durable; the transaction is over.
+        """Advance the heads to durable rows; the transaction is over.
 
         Raises:
           LedgerError: A head cannot be written: the rows are there, and nothing may be released.

@@ -5,7 +5,7 @@ backup of yesterday, a deleted file made again and a copy that another machine c
 A *head* (number of rows, hash of the last one) that lies elsewhere can. A ledger holds a head where its row of that
 number has that hash.
 
-Order of writes: a row is durable in the ledger first, and only then a head tells of it. So a head is never
+Order of writes: a row is durable in the ledger first, and only then a head records it. So a head is never
 ahead of its ledger, whenever a process is killed or the power fails; it may lag. A head that the ledger lacks
 is then no accident of a crash: the file was rolled back, replaced or forked.
 """

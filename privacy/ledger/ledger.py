@@ -90,7 +90,7 @@ class Ledger:
           adoption: Go on with a ledger that is refused for its heads, and record why.
 
         Raises:
-          LedgerRolledBack: A head tells of rows that the ledger lacks, or is missing.
+          LedgerRolledBack: A head records rows that the ledger lacks, or is missing.
           LedgerError: The file is absent (read_only), foreign, damaged, of another schema version,
             its chain is broken, or it is not accessible. It is left untouched.
           ValueError: There is nothing to adopt.
@@ -362,7 +362,7 @@ class Ledger:
         if not self.holds(head):
             raise LedgerRolledBack(
                 f"The ledger {self.path} was rolled back, replaced or forked: it has {self.head().rows} rows, and "
-                f"not row {head.rows} as {told_by} knows it. {self._guard.how_to_go_on(head=head)}"
+                f"not row {head.rows} as {told_by} knows it. {self._guard.remedy(head=head)}"
             )
 
     def verify(self, kept_head: tuple[int, str] | None = None) -> VerifyReport:

@@ -171,9 +171,9 @@ def test_a_ledger_put_back_is_adopted_as_the_refusal_says(
     path.write_bytes(old)
     broken = call("ledger", "verify", path)
     assert broken.exit_code == 1
-    assert "tells of a row 3 that it lacks" in broken.stdout
+    assert "records a row 3 that it lacks" in broken.stdout
     account = call_json("account", ledger=path, delta=DELTA, status=1)
-    assert "tells of a row 3" in account["no_guarantee"][0]
+    assert "records a row 3" in account["no_guarantee"][0]
     assert "FAILS its verification" in call("ledger", "show", path).stdout
     with pytest.raises(LedgerRolledBack) as refused:
         Ledger(path)

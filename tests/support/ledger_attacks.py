@@ -208,13 +208,13 @@ def head_is_a_pipe(site: Site) -> None:
     os.mkfifo(site.head)
 
 
-ROLLED_BACK = r"it has \d rows, and .*head tells of a row 6 that it lacks"
+ROLLED_BACK = r"it has \d rows, and .*head records a row 6 that it lacks"
 ADOPTABLE: dict[Callable[[Site], None], str] = {
     old_bytes: ROLLED_BACK,
     old_bytes_and_head: ROLLED_BACK,
     restored: ROLLED_BACK,
-    deleted: "is missing: it was deleted or moved, .* tells of 6 rows",
-    deleted_with_head: "is missing: it was deleted or moved, .* tells of 6 rows",
+    deleted: "is missing: it was deleted or moved, .* records 6 rows",
+    deleted_with_head: "is missing: it was deleted or moved, .* records 6 rows",
     anew: ROLLED_BACK,
     anew_and_filled: ROLLED_BACK,
     edited_and_chained: ROLLED_BACK,

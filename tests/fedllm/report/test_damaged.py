@@ -396,7 +396,7 @@ def test_an_adopted_ledger_is_told_wherever_the_epsilon_is(tmp_path: Path) -> No
     run.ledger_path.write_bytes(backup)
     found, _ = report(run)
     assert "NO GUARANTEE" in str(found["headline"])
-    assert "tells of a row 7 that it lacks" in str(found["problems"])
+    assert "records a row 7 that it lacks" in str(found["problems"])
     adopt_ledger(run.ledger_path, Adoption("the disk broke"))
     found, words = report(run)
     assert found["guarantee"]["level"] == "guaranteed"  # type: ignore[index]

@@ -97,7 +97,7 @@ def test_reading_tells_of_the_heads(site: Site) -> None:
     with Ledger(site.path, read_only=True, kept=(site.kept,)) as ledger:
         report = ledger.verify()
     assert not report.ok
-    assert "tells of a row 6 that it lacks" in report.problems[0]
+    assert "records a row 6 that it lacks" in report.problems[0]
 
 
 def test_a_rolled_back_ledger_of_an_earlier_version_does_not_verify(site: Site) -> None:
@@ -107,7 +107,7 @@ def test_a_rolled_back_ledger_of_an_earlier_version_does_not_verify(site: Site) 
     with Ledger(site.path, read_only=True, kept=(site.kept,)) as ledger:
         report = ledger.verify()
     assert not report.ok
-    assert "tells of a row 6 that it lacks" in report.problems[0]
+    assert "records a row 6 that it lacks" in report.problems[0]
     site.kept.unlink()
     site.head.unlink()
     with Ledger(site.path, read_only=True, kept=(site.kept,)) as ledger:
@@ -188,7 +188,7 @@ def test_an_adoption_cannot_be_rolled_back_either(site: Site) -> None:
     attacks.restored(site)
     adopt_ledger(site.path, Adoption(BECAUSE), (site.kept,))
     attacks.restored(site)
-    with pytest.raises(LedgerRolledBack, match="tells of a row 4 that it lacks"):
+    with pytest.raises(LedgerRolledBack, match="records a row 4 that it lacks"):
         site.open()
 
 
