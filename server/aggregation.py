@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,41 +82,6 @@ def check_update(
             f"Expected an update of norm at most server.max_update_norm={max_norm}, got {norm:.6g}"
         )
     return {name: update[name] for name in sorted(params)}
-
-
-def check_noise_std(
-    metrics: Mapping[str, Any], prefix: str, params: Mapping[str, Tensor], most: float
-) -> dict[str, float] | None:
-    """Return the noise's standard deviation by tensor, as a silo tells it; None if it tells none.
-
-    Raises:
-        UpdateRefused: a number that no usable update has (negative, not finite, above ``most``).
-    """
-    if any(prefix + name not in metrics for name in params):
-        return None
-    std = {}
-    for name in params:
-        value = metrics[prefix + name]
-        if not isinstance(value, int | float) or not 0 <= value <= most:
-            raise UpdateRefused(f"Expected 0 <= {prefix}{name} <= {most:g}, got {value!r}")
-        std[name] = float(value)
-    return std
-
-
-def check_below(metrics: Mapping[str, Any], key: str, adaptive: bool) -> float | None:
-    """Return a silo's share of norms at most the clipping norm; None if the clipping norm is fixed.
-
-    Raises:
-        UpdateRefused: it is missing, or no finite number.
-    """
-    if not adaptive:
-        return None
-    value = metrics.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UpdateRefused(
-            f"Expected a finite number {key} for clipping.form=adaptive, got {value!r}"
-        )
-    return float(value)
 
 
 def mean_update(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedllm.models.prefix import PREFIX
 
-PREFIX_AXES = ("head", "position", "head_dim")
 _PREFIX_DIMENSIONS = 5  # layers, 2, heads, positions, head_dim
 
 

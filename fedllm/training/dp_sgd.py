@@ -195,7 +195,9 @@ class DpSgd:
         below = 0.0
         for step in range(self.plan.count):
             batch, examples = release.sample(work.streams("sample", step))
-            point = descent.point(batch, tally.failures)
+            point: Mapping[str, Tensor] = descent.weights
+            if descent.perturbation is not None:
+                point = descent.point(batch, tally.failures)
             found = release(point, batch, work.streams("noise", step), examples)
             tally.add(found.counts, found.norms)
             if self.noise.count is not None:

@@ -142,7 +142,9 @@ class UpdateLaw:
 
         What stays has the noise that the server computes for it in the place of what the silo told.
         """
-        own = {c.silo: self.settings.for_silo(c.silo) for c in found}
+        own = dict.fromkeys([c.silo for c in found], self.settings)
+        if self.settings.privacy.silos:
+            own = {silo: self.settings.for_silo(silo) for silo in own}
         told = [c for c in found if math.isfinite(c.noise_multiplier)]
         shares = [c.noise_multiplier / _noise_divisor(own[c.silo]) for c in told]
         median = statistics.median_high(shares) if told else 0.0  # of two the larger

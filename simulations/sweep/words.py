@@ -10,7 +10,6 @@ from fedllm.report.guarantee import accountant_title, shown
 
 SHARES = ("accuracy", "macro_f1", "rouge_l")
 """Metrics in [0, 1]: shown in percent, differences in points."""
-ALPHA = 0.05
 
 COLUMNS = (
     ("arm", "Arm"),
