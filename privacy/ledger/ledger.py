@@ -283,7 +283,8 @@ class Ledger:
         Rows are never changed: while the first number is the same, so are those rows.
         """
         with self._lock:
-            return self._fresh_tally().others(party, run, Unit(unit).value)
+            tally = self._tally if self._writing else self._fresh_tally()
+            return tally.others(party, run, Unit(unit).value)
 
     def _entry(self, row: tuple[Any, ...]) -> LedgerEntry:
         try:
@@ -309,7 +310,8 @@ class Ledger:
         """
         chosen = None if unit is None else Unit(unit).value
         with self._lock:
-            rows = self._fresh_tally().rows(party, chosen, run, purpose)
+            tally = self._tally if self._writing else self._fresh_tally()
+            rows = tally.rows(party, chosen, run, purpose)
         if chosen is None:
             require_same_unit(Unit(kind.unit) for kind, _, _ in rows)
         total: Counter[DpEvent] = Counter()

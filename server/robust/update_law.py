@@ -156,20 +156,18 @@ class UpdateLaw:
                 refused[contribution.silo] = str(error)
         return kept, refused
 
-    def limit(
-        self, silo: str, noise_multiplier: float, own: Settings | None = None
-    ) -> float | None:
+    def limit(self, silo: str, noise_multiplier: float) -> float | None:
         """The length that an honest update exceeds with probability at most `FALSE_REFUSALS` / `replies`; None
         where there is no law.
-
-        Args:
-            own: the silo's settings; None asks for them.
 
         Raises:
             ValueError: a noise multiplier that no noise has.
         """
-        settings = self.settings.for_silo(silo) if own is None else own
-        length = self._made(silo, settings, noise_multiplier).length
+        settings = self.settings.for_silo(silo)
+        return self._limit(settings, self._made(silo, settings, noise_multiplier))
+
+    def _limit(self, settings: Settings, made: MadeLaw) -> float | None:
+        length = made.length
         if length is None:
             return None
         if settings.model.access == "black-box":
@@ -239,7 +237,8 @@ class UpdateLaw:
         if self._by_silos:
             self._check_noise(contribution, own, median)
         try:
-            limit, length = self.limit(silo, noise, own), self.length(contribution.update)
+            made = self._made(silo, own, noise)
+            limit, length = self._limit(own, made), self.length(contribution.update)
         except (ValueError, ArithmeticError) as error:
             raise UpdateRefused(f"Expected a mechanism with a bound, got {error}") from None
         if limit is not None and length > limit:
@@ -247,7 +246,7 @@ class UpdateLaw:
                 f"Expected an update of norm at most {limit:.6g}, which an honest one of this run exceeds with "
                 f"probability below {FALSE_REFUSALS:g} in all rounds and silos together, got {length:.6g}"
             )
-        return self._with_own_noise(contribution, own)
+        return self._with_own_noise(contribution, made.noise_std)
 
     def _check_noise(self, contribution: Contribution, own: Settings, median: float) -> None:
         noise = contribution.noise_multiplier
@@ -272,7 +271,9 @@ class UpdateLaw:
                 f"{share / median:.3g} times (noise-multiplier {noise:g})"
             )
 
-    def _with_own_noise(self, contribution: Contribution, own: Settings) -> Contribution:
+    def _with_own_noise(
+        self, contribution: Contribution, std: Mapping[str, float] | None
+    ) -> Contribution:
         """With the noise that the settings and the multiplier give each entry of the update, told or not: a silo that
         tells none leaves the correction of the others as it is.
 
@@ -281,14 +282,13 @@ class UpdateLaw:
         """
         if self.settings.privacy.noise_by == "server":
             return contribution
-        std = self._made(contribution.silo, own, contribution.noise_multiplier).noise_std
         for name, told in (contribution.noise_std or {}).items():
             if std is not None and not math.isclose(told, std[name], rel_tol=_SAME):
                 raise UpdateRefused(
                     f"Expected noise-std.{name}={std[name]:.6g} for the noise-multiplier "
                     f"{contribution.noise_multiplier:g}, got {told:.6g}"
                 )
-        return replace(contribution, noise_std=std)
+        return replace(contribution, noise_std=None if std is None else dict(std))
 
     @cached_property
     def _trained(self) -> int:

@@ -72,8 +72,8 @@ MUTATIONS = (
     Mutation(
         "untold-noise-is-not-corrected-for",
         "server/robust/update_law.py",
-        "        return replace(contribution, noise_std=std)\n",
-        "        return replace(contribution, noise_std=contribution.noise_std and std)\n",
+        "noise_std=None if std is None else dict(std))\n",
+        "noise_std=contribution.noise_std and dict(std))\n",
         "One silo that tells no noise turns the correction off for all.",
         (f"{_LAW}::test_a_silo_that_tells_no_noise_leaves_the_correction_as_it_is",),
     ),
