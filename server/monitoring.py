@@ -24,7 +24,7 @@ class Callback(Protocol):
         ...
 
     def close(self) -> None:
-        """The run is over (also after a failure)."""
+        """Close after the end of the run, or after a failure."""
         ...
 
 

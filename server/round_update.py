@@ -117,7 +117,7 @@ class RoundUpdate:
             ) from None
 
     def _smallest_noise(self) -> float:
-        """That a silo may say it used."""
+        """Return the smallest noise multiplier that a silo may report."""
         privacy = self.settings.privacy
         if privacy.mode != "dp":
             return 0.0

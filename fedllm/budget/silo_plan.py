@@ -77,14 +77,14 @@ class PlanBook:
         self._admitted: tuple[Any, ...] = ()
 
     def stored_row(self) -> PlanRow | None:
-        """This run's plan in the ledger; None before its first release."""
+        """Return this run's plan row in the ledger, or None before its first release."""
         if self._stored is None:  # a row never changes
             rows = self.ledger.plan_rows(self.party)
             self._stored = next((row for row in rows if row.run == self.run), None)
         return self._stored
 
     def stored(self) -> RunPlan | None:
-        """This run's plan in the ledger."""
+        """Return this run's plan in the ledger."""
         if self._plan is None:  # a row never changes
             row = self.stored_row()
             self._plan = None if row is None else RunPlan.of_details(json.loads(row.details))

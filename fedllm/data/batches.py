@@ -73,7 +73,7 @@ class Batch:
         return length - 1 - self.attention_mask.flip(1).argmax(dim=1)
 
     def model_inputs(self) -> dict[str, Tensor]:
-        """Keyword arguments for the model's forward."""
+        """Return keyword arguments for the model's forward."""
         inputs = {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
         if self.position_ids is not None:
             inputs["position_ids"] = self.position_ids
@@ -118,7 +118,7 @@ def collate(
     length: int | None = None,
     rows: int | None = None,
 ) -> Batch:
-    """Pads ``features`` to one batch.
+    """Pad ``features`` to one batch.
 
     Args:
         features: at least one, none empty, all with the same kind of target.

@@ -88,7 +88,7 @@ def load_silo_file(
     holdout: float = 0.0,
     holdout_seed: int = 0,
 ) -> Silo:
-    """One silo from its own data file, as the silo itself describes it (deployment).
+    """Load one silo from its own data file, in the format that the silo describes (deployment).
 
     Every argument is the silo's: whether the file can be read, and how it is divided, does not depend
     on what an experiment asks for, so that neither tells a server anything of the data.
@@ -229,7 +229,7 @@ def _silo(name: str, dataset: TextDataset, holdout: float, seed: int, text: Sequ
 
 
 def _source(data: DataSettings, part: str, columns: tuple[str, ...]) -> TextDataset:
-    """One part of the data; of files, the columns named alone."""
+    """Read one part of the data; of files, only the named columns."""
     if data.source == "tweets":
         return load_tweets()
     if data.source == "hub":

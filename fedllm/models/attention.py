@@ -51,7 +51,7 @@ def _prefix_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function for transformers' interface: SDPA over the prefix and the tokens.
+    """Compute SDPA over the prefix and the tokens, in transformers' attention interface.
 
     query (B, heads, T, d); key and value (B, kv_heads, S, d); attention_mask None or
     (B or 1, 1 or heads, T, S), boolean (True: visible) or additive.
@@ -109,7 +109,7 @@ def _prepend(
     causal: bool,
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys, values and mask with the prefix in front."""
+    """Return keys, values and mask with the prefix in front."""
     batch, queries, keys = key.shape[0], query.shape[2], key.shape[2]
     if active.batch not in (1, batch):
         raise ValueError(
@@ -158,7 +158,7 @@ AttentionMaskInterface.register(ATTENTION_NAME, _explicit_mask)
 
 
 def install(model: PreTrainedModel, *, causal: bool = True) -> None:
-    """Makes ``model`` able to take prefixes; without an open scope its results do not change.
+    """Make ``model`` able to take prefixes; without an open scope its results do not change.
 
     A forward pass of two tokens finds the attention layers that come through here; they are numbered in its
     order. Calling it again does nothing.
@@ -222,7 +222,7 @@ def _restart(module: nn.Module, args: Any) -> None:
 
 
 def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]) -> None:
-    """Refuses forms of attention whose meaning with a prefix is not defined here."""
+    """Refuse forms of attention whose meaning with a prefix is not defined here."""
     for refused in ("softcap", "s_aux", "position_bias"):
         if options.get(refused) is not None:
             raise ValueError(
@@ -280,7 +280,7 @@ def capture_keys_values(model: PreTrainedModel, **inputs: Any) -> Tensor:
 def prefix_scope(
     model: PreTrainedModel, prefix_per_example: Tensor, layers: Sequence[int]
 ) -> Iterator[None]:
-    """Within the scope, and in this thread, ``model`` attends to the given prefixes.
+    """Make ``model`` attend to the given prefixes within the scope, in this thread.
 
     Args:
         model: a model prepared by :func:`install`.
@@ -330,7 +330,7 @@ def prefix_scope(
 
 @contextmanager
 def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[None]:
-    """Within the scope, and in this thread, states at padding enter nothing, whatever they are.
+    """Mask states at padding, whatever their values, within the scope, in this thread.
 
     Args:
         model: a model prepared by :func:`install`, to be run on one batch.

@@ -33,7 +33,7 @@ def _unused(purpose: str, step: int) -> RandomSource:
 
 
 def throwaway_streams(purpose: str, step: int) -> RandomSource:
-    """Randomness of a release that no one gets: public, and of no other stream."""
+    """Return public randomness for a discarded release; no other stream uses it."""
     return copy.deepcopy(_unused(purpose, step))
 
 

@@ -111,6 +111,6 @@ class Generation(Task):
         }
 
     def score(self, texts: Sequence[str], features: Sequence[Feature]) -> dict[str, float]:
-        """BLEU and ROUGE-L of written texts against all references of their features."""
+        """Compute BLEU and ROUGE-L of generated texts against all references of their features."""
         references = [feature.meta["references"] for feature in features]
         return {"bleu": corpus_bleu(texts, references), "rouge_l": rouge_l(texts, references)}

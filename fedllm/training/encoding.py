@@ -123,7 +123,7 @@ def encode_client_update(
     rng: RandomSource,
     rounding: RandomSource,
 ) -> tuple[Code, bool, bool]:
-    """Unit client: clip, add noise (in the order that the encoding says), encode.
+    """Clip a client's update, add noise (before or after encoding) and encode it.
 
     Args:
         update: new minus old parameters; private.

@@ -14,7 +14,7 @@ _SHOWN = 5  # names in a warning
 
 
 def _expected_noise(settings: Settings, examples: int | None) -> float | None:
-    """In proportion to the noise per divisor that one silo's calibration will find, about; None if it is not known.
+    """Estimate, up to a factor, the noise per divisor of one silo's calibration; None if unknown.
 
     Noise grows at most about as the sampling rate, and as one over epsilon: no bound, for a warning alone.
     """

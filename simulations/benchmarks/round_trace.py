@@ -96,7 +96,7 @@ class RoundTrace:
             self._active = False
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     # -- the trace -------------------------------------------------------------------------------
 
@@ -137,7 +137,7 @@ class RoundTrace:
 
 
 def figures(calls: list[Call]) -> Figures:
-    """Count.
+    """Count calls, files and depth.
 
     Raises:
         ValueError: no calls.

@@ -25,7 +25,7 @@ class Padding:
     """
 
     def __init__(self, attention_mask: Tensor) -> None:
-        """``attention_mask`` (B, T), 0 at padding."""
+        """Store ``attention_mask`` (B, T), 0 at padding."""
         self.shape = attention_mask.shape
         self._kept = -(attention_mask != 0).to(torch.int64)
         self._by_width: dict[torch.dtype, Tensor] = {}

@@ -6,7 +6,7 @@ does: each mechanism at most as often, with at most as much noise (:func:`privac
 many releases without a guarantee.
 
 T is in the server's view of a run whose silos add the noise. A silo with a ledger of its own takes part in no other run
-(:meth:`fedllm.budget.local_policy.OwnBounds.check_kind`). With noise by the server T would be in the outsider's view,
+(:meth:`fedllm.budget.local_policy.LocalPolicy.check_kind`). With noise by the server T would be in the outsider's view,
 and no extract would cover it.
 
 * The silo answered when the run had ended. T must be within R. Where events are kept, the epsilon that the silo
