@@ -17,10 +17,10 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.budget.limits import (
     MOST_MECHANISMS,
     evaluation_events,
-    score_events,
     statistics_events,
 )
 from fedllm.flatness.duplicate import duplicate_events
+from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import Mechanism, make_mechanism
 from privacy.accountants import Accountant, make_accountant
@@ -96,7 +96,7 @@ class SpendingView:
 
     def add_scores(self, silo: str, sampling_rate: float) -> None:
         """One release of layers' scores by ``silo``, which trains at this sampling rate."""
-        found = score_events(self.settings.for_silo(silo), sampling_rate)
+        found = make_score_release(self.settings.for_silo(silo)).events(sampling_rate)
         self.events.setdefault(silo, Counter()).update(found)
 
     def target(self, silo: str) -> dict[str, float | None]:

@@ -20,9 +20,7 @@ from fedllm.budget.limits import (
     check_evaluations,
     evaluation_events,
     planned_evaluations,
-    planned_scores,
     protected_from,
-    score_events,
     statistics_events,
 )
 from fedllm.budget.local_policy import LocalPolicy
@@ -30,6 +28,7 @@ from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public
 from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
 from fedllm.flatness.duplicate import duplicate_events
+from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.noise import multiplier_of_scale
@@ -64,6 +63,7 @@ class SiloAccount:
     Attributes:
         sampling_rate: of each example in each local step.
         mechanism: of the silo in the run: what a round costs and releases.
+        scores: what it releases for a choice of layers.
         clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
         bounds: the budgets that each step must keep to.
 
@@ -103,6 +103,7 @@ class SiloAccount:
         if Relation.ADD_OR_REMOVE_ONE in (self.relation, own and own.relation):
             refuse_public_sizes(ledger, party, self.unit)
         self.sampling_rate = sampling_rate(settings, examples)
+        self.scores = make_score_release(settings)
         self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
         if own is not None:
@@ -149,7 +150,7 @@ class SiloAccount:
 
     def score_events(self) -> Counter[DpEvent]:
         """The events of one release of layers' scores; empty where there is none."""
-        return score_events(self.settings, self.sampling_rate)
+        return self.scores.events(self.sampling_rate)
 
     def planned(self) -> Counter[DpEvent]:
         """All events that this run plans for this silo."""
@@ -170,7 +171,7 @@ class SiloAccount:
                     training[event] += count * number
             found[TRAIN] = multiset(+training)
             found[STATISTICS] = self.statistics_events()
-            found[SCORES] = planned_scores(self.settings, self.sampling_rate)
+            found[SCORES] = self.scores.planned(self.sampling_rate)
         evaluations = planned_evaluation_rounds(self.settings)
         found[EVALUATE] = Counter(
             {event: count * evaluations for event, count in self.evaluation_events().items()}
@@ -274,7 +275,7 @@ class SiloAccount:
     def _planned_beside_training(self) -> Counter[DpEvent]:
         """Non-training events to reserve budget for, excluding releases that intentionally have no guarantee."""
         planned = planned_evaluations(self.settings) + self.statistics_events()
-        planned += planned_scores(self.settings, self.sampling_rate)
+        planned += self.scores.planned(self.sampling_rate)
         return Counter({event: count for event, count in planned.items() if is_private(event)})
 
     # -- spending --------------------------------------------------------------------------------

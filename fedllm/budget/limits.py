@@ -21,7 +21,6 @@ from privacy.events.constructors import (
     dp_sgd,
     gaussian,
     no_guarantee,
-    pure_dp,
 )
 from privacy.events.multiset import is_private, multiset
 from privacy.guarantee import Adversary, Relation
@@ -114,54 +113,6 @@ def statistics_events(settings: Settings, sampling_rate: float) -> Counter[DpEve
     if settings.privacy.unit == "example":
         return multiset({dp_sgd(sampling_rate, noise, 1): 1})
     return multiset({gaussian(noise): 1})
-
-
-def score_rate(settings: Settings, sampling_rate: float) -> float:
-    """Probability of each example to be in the sample that a silo's layers' scores are measured on.
-
-    Args:
-        sampling_rate: of each example in a step of training.
-    """
-    expected = float(settings.client.batch_size or 1)
-    return min(1.0, sampling_rate * settings.layers.examples / expected)
-
-
-def score_events(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
-    """The events of one release of a silo's layers' scores; empty where they are not asked for.
-
-    See :mod:`fedllm.flatness.layer_release` for what is proven.
-
-    Args:
-        sampling_rate: of each example in a step of training.
-    """
-    layers = settings.layers
-    if not layers.asks_silos:
-        return Counter()
-    if settings.privacy.mode == "none":
-        return multiset({no_guarantee("privacy.mode=none: layers' scores without noise"): 1})
-    if layers.form == "paper":
-        return multiset({no_guarantee("layers.form=paper: layers' scores sent as they are"): 1})
-    if layers.form == "private-top-k":
-        return multiset({pure_dp(layers.epsilon): 1})
-    if settings.privacy.unit == "example":
-        return multiset({dp_sgd(score_rate(settings, sampling_rate), layers.noise, 1): 1})
-    return multiset({gaussian(layers.noise): 1})
-
-
-def planned_scores(settings: Settings, sampling_rate: float) -> Counter[DpEvent]:
-    """All events of layers' scores of a run, with a guarantee or without.
-
-    Raises:
-        ValueError: how many releases there will be is not known (``layers.releases``).
-    """
-    events = score_events(settings, sampling_rate)
-    if events and settings.layers.releases is None and settings.layers.search == "greedy":
-        raise ValueError(
-            "Expected layers.releases, the number of layers that a greedy search drops, got none"
-        )
-    return Counter(
-        {event: count * (settings.layers.releases or 1) for event, count in events.items()}
-    )
 
 
 def planned_evaluations(settings: Settings) -> Counter[DpEvent]:

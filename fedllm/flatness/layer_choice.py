@@ -146,10 +146,14 @@ def settings_with_releases(settings: Settings, layers: Sequence[int]) -> Setting
     return settings.model_copy(update={"layers": changed})
 
 
-def kept_in_a_step(candidates: int, settings: Settings) -> int:
-    """How many of the candidates a step of the search keeps."""
-    greedy = settings.layers.search == "greedy"
-    return max(settings.layers.keep, candidates - 1) if greedy else settings.layers.keep
+def kept_in_a_step(candidates: int, keep: int, search: str) -> int:
+    """Return how many of the candidates a step of the search keeps.
+
+    Args:
+        candidates: number of them.
+        keep, search: of ``[layers]``.
+    """
+    return max(keep, candidates - 1) if search == "greedy" else keep
 
 
 def mean_scores(scores: Mapping[str, Sequence[float]]) -> list[float]:
@@ -163,13 +167,13 @@ def mean_scores(scores: Mapping[str, Sequence[float]]) -> list[float]:
     return [float(value) for value in np.mean([scores[name] for name in sorted(scores)], axis=0)]
 
 
-def to_drop(candidates: Sequence[int], mean: Sequence[float], settings: Settings) -> list[int]:
+def to_drop(candidates: Sequence[int], mean: Sequence[float], keep: int, search: str) -> list[int]:
     """The candidates to drop after a measurement: the flattest of them, ascending.
 
     One shot drops all but ``layers.keep``, greedy drops one. Of layers with the same score the lower
     ones are dropped (those near the input, whose prefix acts on the output through the others').
     """
-    count = len(candidates) - kept_in_a_step(len(candidates), settings)
+    count = len(candidates) - kept_in_a_step(len(candidates), keep, search)
     order = sorted(range(len(candidates)), key=lambda place: (mean[place], candidates[place]))
     return sorted(candidates[place] for place in order[:count])
 

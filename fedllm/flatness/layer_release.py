@@ -1,7 +1,7 @@
 """A silo's release for the choice of layers: its scores, under differential privacy.
 
 Scores are those of :mod:`fedllm.flatness.layer_scores`, of L candidates. The caller must have recorded
-the event (:func:`fedllm.budget.limits.score_events`) before. Only the order of the scores matters, so the
+the event (:meth:`ScoreRelease.events`) before. Only the order of the scores matters, so the
 private forms measure an example's differences from their own mean over the candidates,
 d_i = (s_i1 - mean, ..., s_iL - mean): what all layers share is most of s_i (ten times what they differ by,
 on a small encoder), and would ask for a bound, and so for noise, as much larger.
@@ -43,19 +43,29 @@ A number that is not finite counts as 0, in all forms. All is in real arithmetic
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from dp_accounting.dp_event import DpEvent
 from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.flatness.layer_choice import kept_in_a_step
-from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
+from fedllm.flatness.layer_scores import (
+    Sharpness,
+    example_sharpness,
+    make_sharpness,
+    mean_sharpness,
+)
 from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import Params
 from fedllm.training.batch.contained import Failures, report_lost_step
 from fedllm.training.steps import Streams
 from fedllm.training.tunable import Tunable
+from privacy.events.constructors import dp_sgd, gaussian, no_guarantee, pure_dp
+from privacy.events.multiset import multiset
 from privacy.mechanisms.clipping import clip_and_sum
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.mechanisms.permute_and_flip import amplified, noisy_top
@@ -67,74 +77,183 @@ UNITS = 2**20
 """Whole units in ``layers.bound``: the sensitivity of a utility."""
 
 
-def release_scores(
-    tunable: Tunable,
-    params: Params,
-    features: Sequence[Feature],
-    candidates: Sequence[int],
-    settings: Settings,
-    *,
-    sampling_rate: float,
-    streams: Streams,
-) -> Tensor:
-    """Return a silo's scores (``private-top-k``: votes) of the candidates as they leave it, float64 [candidates].
+@dataclass(frozen=True)
+class ScoreRelease:
+    """One release of a silo's scores: what it is made of, and what it costs.
 
-    Without privacy (``privacy.mode = "none"``) there is no noise.
+    Attributes:
+        form, keep, search, noise, epsilon, bound, examples, releases: of ``[layers]``.
+        sharpness: how the scores are measured.
+        private: whether there is noise (``privacy.mode = "dp"``).
+        by_client: whether the record is the silo with all its examples.
+        batch_size: expected size of a batch of training.
+    """
+
+    form: str
+    keep: int
+    search: str
+    noise: float
+    epsilon: float
+    bound: float | None
+    examples: int
+    releases: int | None
+    sharpness: Sharpness
+    private: bool
+    by_client: bool
+    batch_size: float
+
+    # -- what it costs ---------------------------------------------------------------------------
+
+    @property
+    def asked(self) -> bool:
+        """True if the silos release anything for the choice."""
+        return self.form not in ("none", "public")
+
+    def rate(self, sampling_rate: float) -> float:
+        """Return the probability of each example to be in the sample that the scores are measured on.
+
+        Args:
+            sampling_rate: of each example in a step of training.
+        """
+        return min(1.0, sampling_rate * self.examples / self.batch_size)
+
+    def events(self, sampling_rate: float) -> Counter[DpEvent]:
+        """Return the events of one release; empty where none is asked for. The module says what is proven.
+
+        Args:
+            sampling_rate: as for :meth:`rate`.
+        """
+        if not self.asked:
+            return Counter()
+        if not self.private:
+            return multiset({no_guarantee("privacy.mode=none: layers' scores without noise"): 1})
+        if self.form == "paper":
+            return multiset({no_guarantee("layers.form=paper: layers' scores sent as they are"): 1})
+        if self.form == "private-top-k":
+            return multiset({pure_dp(self.epsilon): 1})
+        if self.by_client:
+            return multiset({gaussian(self.noise): 1})
+        return multiset({dp_sgd(self.rate(sampling_rate), self.noise, 1): 1})
+
+    def planned(self, sampling_rate: float) -> Counter[DpEvent]:
+        """Return all events of a run, with a guarantee or without.
+
+        Raises:
+            ValueError: how many releases there will be is not known (``layers.releases``).
+        """
+        events = self.events(sampling_rate)
+        if events and self.releases is None and self.search == "greedy":
+            raise ValueError(
+                "Expected layers.releases, the number of layers that a greedy search drops, got none"
+            )
+        return Counter({event: count * (self.releases or 1) for event, count in events.items()})
+
+    def sensitivity(self, candidates: int) -> float:
+        """Return B sqrt(L), the maximum L2 norm of one record's vector of scores."""
+        return (self.bound or 1.0) * math.sqrt(candidates)
+
+    def noise_std(self, candidates: int) -> float:
+        """Return the standard deviation of the noise in each score of a release (public); 0 without noise."""
+        if self.form != "private" or not self.private:
+            return 0.0
+        return self.noise * self.sensitivity(candidates) / self._divisor
+
+    @property
+    def _divisor(self) -> float:
+        return 1.0 if self.by_client else float(self.examples)
+
+    def kept(self, candidates: int) -> int:
+        """Return how many of so many candidates are voted for."""
+        return kept_in_a_step(candidates, self.keep, self.search)
+
+    # -- the release -----------------------------------------------------------------------------
+
+    def release(
+        self,
+        tunable: Tunable,
+        params: Params,
+        features: Sequence[Feature],
+        candidates: Sequence[int],
+        *,
+        sampling_rate: float,
+        streams: Streams,
+    ) -> Tensor:
+        """Return a silo's scores (``private-top-k``: votes) as they leave it, float64 [candidates].
+
+        Args:
+            params: public: where the scores are measured (see :func:`fedllm.silo.silo`).
+            sampling_rate: of each example in the sample: :meth:`rate`.
+            streams: source of randomness for sampling ("sample") and noise ("noise").
+        """
+        drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
+        sample = [features[i] for i in drawn]
+        if self.form == "paper":
+            if not sample:
+                return torch.zeros(len(candidates), dtype=torch.float64)
+            return mean_sharpness(tunable, params, sample, candidates, self.sharpness).nan_to_num(
+                0.0
+            )
+        failures = Failures() if self.private else None
+        differences = relative(
+            example_sharpness(tunable, params, sample, candidates, self.sharpness, failures)
+        )
+        if failures is not None:
+            report_lost_step(len(sample) * len(candidates), failures.count)
+        if self.form == "private-top-k":
+            rate = 1.0 if self.by_client else sampling_rate
+            return self._votes(differences, rate, streams("noise", 0))
+        if self.by_client:
+            differences = differences.sum(0, keepdim=True) / max(1, len(sample))
+        sensitivity = self.sensitivity(len(candidates))
+        if self.bound is None:
+            # To a little less, as clipping does, so that rounding to float32 does not go beyond.
+            differences = _scaled(differences, differences.norm(dim=1)) * (sensitivity * _MARGIN)
+        total = clip_and_sum([differences], sensitivity).sums[0].double()
+        if not self.private:
+            return total / self._divisor
+        return add_gaussian(total, sensitivity, self.noise, streams("noise", 0)) / self._divisor
+
+    def _votes(self, differences: Tensor, rate: float, rng: RandomSource) -> Tensor:
+        """Return 1 for each candidate that the silo would keep, else 0."""
+        if self.by_client:
+            differences = differences.sum(0, keepdim=True) / max(1, len(differences))
+        if self.bound is None:
+            units = _scaled(differences, differences.abs().amax(dim=1)) * UNITS
+        else:
+            units = differences * (UNITS / self.bound)
+        utilities = [int(value) for value in units.round().clamp(-UNITS, UNITS).long().sum(0)]
+        count = self.kept(len(utilities))
+        if self.private:
+            chosen = noisy_top(utilities, count, UNITS, amplified(self.epsilon, rate), rng)
+        else:
+            order = sorted(range(len(utilities)), key=lambda place: (utilities[place], place))
+            chosen = order[len(order) - count :]
+        votes = torch.zeros(len(utilities), dtype=torch.float64)
+        votes[chosen] = 1.0
+        return votes
+
+
+def make_score_release(settings: Settings) -> ScoreRelease:
+    """Return the release that the settings ask a silo for.
 
     Args:
-        params: public: where the scores are measured (see :func:`fedllm.silo.silo`).
-        sampling_rate: of each example, :func:`fedllm.budget.limits.score_rate`.
-        streams: source of randomness for sampling ("sample") and noise ("noise").
+        settings: the silo's own (``Settings.for_silo``).
     """
-    drawn = poisson_sample(len(features), sampling_rate, streams("sample", 0))
-    sample = [features[i] for i in drawn]
-    layers, by_client = settings.layers, settings.privacy.unit == "client"
-    if layers.form == "paper":
-        if not sample:
-            return torch.zeros(len(candidates), dtype=torch.float64)
-        return mean_sharpness(tunable, params, sample, candidates, settings).nan_to_num(0.0)
-    failures = Failures() if settings.privacy.mode == "dp" else None
-    differences = relative(
-        example_sharpness(tunable, params, sample, candidates, settings, failures)
+    layers, privacy = settings.layers, settings.privacy
+    return ScoreRelease(
+        form=layers.form,
+        keep=layers.keep,
+        search=layers.search,
+        noise=layers.noise,
+        epsilon=layers.epsilon,
+        bound=layers.bound,
+        examples=layers.examples,
+        releases=layers.releases,
+        sharpness=make_sharpness(settings),
+        private=privacy.mode == "dp",
+        by_client=privacy.unit == "client",
+        batch_size=float(settings.client.batch_size or 1),
     )
-    if failures is not None:
-        report_lost_step(len(sample) * len(candidates), failures.count)
-    if layers.form == "private-top-k":
-        rate = 1.0 if by_client else sampling_rate
-        return _votes(differences, settings, rate, streams("noise", 0))
-    divisor = float(layers.examples)
-    if by_client:
-        divisor = 1.0
-        differences = differences.sum(0, keepdim=True) / max(1, len(sample))
-    sensitivity = score_sensitivity(settings, len(candidates))
-    if layers.bound is None:
-        # To a little less, as clipping does, so that rounding to float32 does not go beyond.
-        differences = _scaled(differences, differences.norm(dim=1)) * (sensitivity * _MARGIN)
-    total = clip_and_sum([differences], sensitivity).sums[0].double()
-    if settings.privacy.mode == "none":
-        return total / divisor
-    return add_gaussian(total, sensitivity, layers.noise, streams("noise", 0)) / divisor
-
-
-def _votes(differences: Tensor, settings: Settings, rate: float, rng: RandomSource) -> Tensor:
-    """Return 1 for each candidate that the silo would keep, else 0."""
-    layers = settings.layers
-    if settings.privacy.unit == "client":
-        differences = differences.sum(0, keepdim=True) / max(1, len(differences))
-    if layers.bound is None:
-        units = _scaled(differences, differences.abs().amax(dim=1)) * UNITS
-    else:
-        units = differences * (UNITS / layers.bound)
-    utilities = [int(value) for value in units.round().clamp(-UNITS, UNITS).long().sum(0)]
-    count = kept_in_a_step(len(utilities), settings)
-    if settings.privacy.mode == "none":
-        order = sorted(range(len(utilities)), key=lambda place: (utilities[place], place))
-        chosen = order[len(order) - count :]
-    else:
-        chosen = noisy_top(utilities, count, UNITS, amplified(layers.epsilon, rate), rng)
-    votes = torch.zeros(len(utilities), dtype=torch.float64)
-    votes[chosen] = 1.0
-    return votes
 
 
 def _scaled(rows: Tensor, sizes: Tensor) -> Tensor:
@@ -147,17 +266,3 @@ def relative(sharpness: Tensor) -> Tensor:
     finite = sharpness.isfinite().all(dim=1, keepdim=True)
     known = torch.where(finite, sharpness, 0.0)
     return known - known.mean(dim=1, keepdim=True)
-
-
-def score_sensitivity(settings: Settings, candidates: int) -> float:
-    """Return B sqrt(L), the maximum L2 norm of one record's vector of scores."""
-    return (settings.layers.bound or 1.0) * math.sqrt(candidates)
-
-
-def score_noise_std(settings: Settings, candidates: int) -> float:
-    """Return the standard deviation of the noise in each score that a silo releases (public); 0 without noise."""
-    layers = settings.layers
-    if layers.form != "private" or settings.privacy.mode == "none":
-        return 0.0
-    divisor = 1.0 if settings.privacy.unit == "client" else float(layers.examples)
-    return layers.noise * score_sensitivity(settings, candidates) / divisor

@@ -39,12 +39,43 @@ from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 
 
+@dataclass(frozen=True)
+class Sharpness:
+    """How sharpness is measured.
+
+    Attributes:
+        measure: ``layers.measure``.
+        radius: norm of the perturbation over the norm of the candidates' prefix.
+        directions: number of random directions; for the measure ``random`` alone.
+        seed: of these directions; public.
+        max_tokens: padded tokens of a micro-batch.
+    """
+
+    measure: str
+    radius: float
+    directions: int
+    seed: int
+    max_tokens: int
+
+
+def make_sharpness(settings: Settings) -> Sharpness:
+    """Return the measure that the settings ask for."""
+    layers = settings.layers
+    return Sharpness(
+        measure=layers.measure,
+        radius=layers.radius,
+        directions=layers.directions,
+        seed=settings.seed,
+        max_tokens=settings.client.max_tokens,
+    )
+
+
 def example_sharpness(
     tunable: Tunable,
     params: Params,
     features: Sequence[Feature],
     candidates: Sequence[int],
-    settings: Settings,
+    how: Sharpness,
     failures: Failures | None = None,
 ) -> Tensor:
     """Each example's own S_l for each candidate, float64 [n, candidates] on the CPU.
@@ -61,8 +92,8 @@ def example_sharpness(
         ValueError: candidates that the prefix does not have, or fewer than two.
     """
     found = torch.zeros(len(features), len(candidates), dtype=torch.float64)
-    for column, reduced in enumerate(_without_each(tunable, params, candidates, settings)):
-        for group in tunable.task.batches(features, settings.client.max_tokens):
+    for column, reduced in enumerate(_without_each(tunable, params, candidates, how)):
+        for group in tunable.task.batches(features, how.max_tokens):
             (rows,) = example_rows(
                 partial(_differences_of, reduced), [features[i] for i in group], [()], failures
             )
@@ -80,7 +111,7 @@ def mean_sharpness(
     params: Params,
     features: Sequence[Feature],
     candidates: Sequence[int],
-    settings: Settings,
+    how: Sharpness,
 ) -> Tensor:
     """S_l of the mean loss over ``features`` for each candidate, float64 [candidates] on the CPU.
 
@@ -92,15 +123,15 @@ def mean_sharpness(
     """
     if not features:
         raise ValueError("Expected examples to measure the layers' sharpness on, got none")
-    if settings.layers.measure == "example-ascent":
-        return example_sharpness(tunable, params, features, candidates, settings).mean(0)
+    if how.measure == "example-ascent":
+        return example_sharpness(tunable, params, features, candidates, how).mean(0)
     scores = []
-    for reduced in _without_each(tunable, params, candidates, settings):
+    for reduced in _without_each(tunable, params, candidates, how):
         if reduced.directions is None:
-            moves = [reduced.steps(_mean_gradient(reduced, features, settings)[None])[0]]
+            moves = [reduced.steps(_mean_gradient(reduced, features, how.max_tokens)[None])[0]]
         else:
             moves = list(reduced.signed_directions())
-        groups = tunable.task.batches(features, settings.client.max_tokens)
+        groups = tunable.task.batches(features, how.max_tokens)
         total = 0.0
         for group in groups:
             batch = tunable.task.collate([features[i] for i in group])
@@ -171,7 +202,7 @@ class _Reduced:
 
 
 def _without_each(
-    tunable: Tunable, params: Params, candidates: Sequence[int], settings: Settings
+    tunable: Tunable, params: Params, candidates: Sequence[int], how: Sharpness
 ) -> Iterator[_Reduced]:
     check_candidates(tunable, candidates)
     assert tunable.spec is not None  # it was looked at
@@ -179,10 +210,10 @@ def _without_each(
     device = tunable.backbone.device
     moved = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
     whole = moved[PREFIX][rows]
-    radius = settings.layers.radius * float(whole.double().norm())
+    radius = how.radius * float(whole.double().norm())
     drawn = None
-    if settings.layers.measure == "random":
-        drawn = _directions(settings, tuple(moved[PREFIX].shape))[:, rows].to(device)
+    if how.measure == "random":
+        drawn = _directions(how, tuple(moved[PREFIX].shape))[:, rows].to(device)
     for place in range(len(rows)):
         rest = [other for other in range(len(rows)) if other != place]
         spec = replace(tunable.spec, layers=tuple(candidates[other] for other in rest))
@@ -199,10 +230,10 @@ def _without_each(
         )
 
 
-def _directions(settings: Settings, shape: tuple[int, ...]) -> Tensor:
+def _directions(how: Sharpness, shape: tuple[int, ...]) -> Tensor:
     """Gaussian directions for the whole prefix, float32 [m, *shape]; the same for all who measure."""
-    rng = generator(settings.seed, "layers", "directions")
-    drawn = rng.standard_normal((settings.layers.directions, *shape))
+    rng = generator(how.seed, "layers", "directions")
+    drawn = rng.standard_normal((how.directions, *shape))
     return torch.from_numpy(drawn).float()
 
 
@@ -224,11 +255,11 @@ def _example_differences(reduced: _Reduced, batch: Batch) -> Tensor:
         return reduced.losses(moved, batch) - before.detach()
 
 
-def _mean_gradient(reduced: _Reduced, features: Sequence[Feature], settings: Settings) -> Tensor:
+def _mean_gradient(reduced: _Reduced, features: Sequence[Feature], max_tokens: int) -> Tensor:
     """Gradient of the mean loss with respect to the remaining prefix."""
     total = torch.zeros_like(reduced.prefix)
     task = reduced.tunable.task
-    for group in task.batches(features, settings.client.max_tokens):
+    for group in task.batches(features, max_tokens):
         batch = task.collate([features[i] for i in group])
         leaf = reduced.prefix.clone().requires_grad_(True)
         losses = reduced.losses(leaf, batch)

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.budget.limits import score_rate
 from fedllm.budget.release_id import release_key
 from fedllm.codec.store import codec_from_store
 from fedllm.data.batches import Feature
 from fedllm.flatness.duplicate import duplicate_update
-from fedllm.flatness.layer_release import release_scores
 from fedllm.flatness.layer_scores import check_candidates
 from fedllm.silo.evaluation import released_counts
 from fedllm.silo.silo_in_run import SiloInRun
@@ -221,13 +219,12 @@ class SiloWorker(SiloInRun):
         digest = self.digest(task, account.noise_multiplier)
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
-            return release_scores(
+            return account.scores.release(
                 self.tunable,
                 params,
                 features,
                 candidates,
-                self.settings,
-                sampling_rate=score_rate(self.settings, account.sampling_rate),
+                sampling_rate=account.scores.rate(account.sampling_rate),
                 streams=lambda purpose, step: streams(f"scores-{purpose}", step),
             )
 

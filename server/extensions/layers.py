@@ -32,13 +32,12 @@ from fedllm.flatness.layer_choice import (
     CHOICE,
     Choice,
     Step,
-    kept_in_a_step,
     kept_rows,
     mean_scores,
     to_drop,
 )
-from fedllm.flatness.layer_release import score_noise_std
-from fedllm.flatness.layer_scores import mean_sharpness
+from fedllm.flatness.layer_release import ScoreRelease, make_score_release
+from fedllm.flatness.layer_scores import Sharpness, mean_sharpness
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.training.statistics import statistics_point
@@ -141,19 +140,20 @@ def choose(grid: Grid, folder: RunFolder, run: ServerRun) -> Choice:
         assert tunable.spec is not None  # settings_with_releases has looked
         choice = Choice.begin(settings, tunable.spec.layers, run.finished_rounds)
     point = statistics_point(run.model.params, settings.seed)
-    features = None if settings.layers.asks_silos else _public_features(settings, tunable)
+    scores = make_score_release(settings)
+    features = None if scores.asked else _public_features(settings, tunable)
     while choice.kept is None:
         candidates = choice.remaining
         began = time.monotonic()
         if features is None:
-            found = _ask(grid, run, point, candidates)
+            found = _ask(grid, run, point, candidates, scores)
         else:
-            found = _measured(tunable, point, features, candidates, settings)
+            found = _measured(tunable, point, features, candidates, scores.sharpness)
         mean = mean_scores(found["scores"])
         step = Step(
             candidates=candidates,
             mean=tuple(mean),
-            dropped=tuple(to_drop(candidates, mean, settings)),
+            dropped=tuple(to_drop(candidates, mean, choice.keep, choice.search)),
             seconds=round(time.monotonic() - began, 3),
             **found,
         )
@@ -168,10 +168,10 @@ def _measured(
     point: Mapping[str, Tensor],
     features: Sequence[Feature],
     candidates: Sequence[int],
-    settings: Settings,
+    how: Sharpness,
 ) -> dict[str, Any]:
     """The scores of the public text."""
-    scores = mean_sharpness(tunable, point, features, candidates, settings)
+    scores = mean_sharpness(tunable, point, features, candidates, how)
     if not bool(torch.isfinite(scores).all()):
         raise RunStopped(f"Expected finite scores of the layers, got {scores.tolist()}")
     found: dict[str, Any] = {"scores": {PUBLIC: tuple(scores.tolist())}, "sampling_rates": {}}
@@ -189,9 +189,9 @@ def _ask(
     run: ServerRun,
     point: Mapping[str, Tensor],
     candidates: Sequence[int],
+    scores: ScoreRelease,
 ) -> dict[str, Any]:
     """The scores of the silos that take part, their sampling rates in training, and the traffic."""
-    settings = run.settings
     chosen = [name for name in sorted(run.nodes) if run.draws.planned(name)]
     chosen = [name for name in chosen if name not in run.left]
     arrays = run.arrays(point)
@@ -199,8 +199,8 @@ def _ask(
     tasks = run.tasks(names.ASK_SCORES, chosen, run.finished_rounds, arrays, config)
 
     def check(released: Tensor) -> None:
-        if settings.layers.form == "private-top-k":
-            votes = kept_in_a_step(len(candidates), settings)
+        if scores.form == "private-top-k":
+            votes = scores.kept(len(candidates))
             if sorted(released.tolist()) != [0.0] * (len(candidates) - votes) + [1.0] * votes:
                 raise ReplyRefused(f"Expected {votes} votes of 1, else 0, got {released.tolist()}")
 
@@ -211,12 +211,12 @@ def _ask(
         tasks,
         record=names.SCORES,
         size=len(candidates),
-        noise=score_noise_std(settings, len(candidates)),
+        noise=scores.noise_std(len(candidates)),
         what="scores of the layers",
         check=check,
     )
     size = tensor_bytes(arrays.to_torch_state_dict())
-    each = score_noise_std(settings, len(candidates))
+    each = scores.noise_std(len(candidates))
     return {
         "scores": {name: tuple(released.tolist()) for name, (released, _) in found.items()},
         "sampling_rates": {name: rate for name, (_, rate) in found.items()},

@@ -15,12 +15,11 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.budget.account import SiloAccount
-from fedllm.budget.limits import planned_scores, score_events, score_rate
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.flatness import layer_release
-from fedllm.flatness.layer_release import release_scores, score_noise_std
-from fedllm.silo import silo as silo_worker
+from fedllm.flatness.layer_release import ScoreRelease, make_score_release
+from fedllm.flatness.layer_scores import make_sharpness
 from fedllm.silo.silo import SiloWorker
 from fedllm.training.statistics import statistics_point
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
@@ -64,7 +63,7 @@ def release(
     tunable: Tunable, point: Any, features: list[Feature], settings: Any, **options: Any
 ) -> Tensor:
     options = {"sampling_rate": 1.0, "streams": lambda purpose, step: generator(None)} | options
-    return release_scores(tunable, point, features, CANDIDATES, settings, **options)
+    return make_score_release(settings).release(tunable, point, features, CANDIDATES, **options)
 
 
 @pytest.mark.parametrize("bound", [0.02, None])
@@ -84,7 +83,7 @@ def test_one_example_moves_the_sum_by_no_more_than_the_sensitivity(
         most = max(most, float((whole - left).norm()))
     sensitivity = (bound or 1.0) * math.sqrt(LAYERS)
     assert 0.99 * sensitivity < most <= sensitivity + 1e-5  # reached: the bound is no guess
-    event = multiset(score_events(settings, 0.5))
+    event = multiset(make_score_release(settings).events(0.5))
     assert not any(map(is_private, event))  # without noise
 
 
@@ -96,11 +95,15 @@ def test_a_shared_step_would_let_one_example_move_all(
     settings = make(**{"layers.radius": 0.9, "privacy.mode": "none"})
 
     def total(chosen: list[Feature]) -> Tensor:
-        shared = layer_release.mean_sharpness(tunable, point, chosen, CANDIDATES, settings)
+        shared = layer_release.mean_sharpness(
+            tunable, point, chosen, CANDIDATES, make_sharpness(settings)
+        )
         return (shared - shared.mean()) * len(chosen)
 
     own = layer_release.relative(
-        layer_release.example_sharpness(tunable, point, features, CANDIDATES, settings)
+        layer_release.example_sharpness(
+            tunable, point, features, CANDIDATES, make_sharpness(settings)
+        )
     )
     whole = total(features)
     moved = [total(features[:n] + features[n + 1 :]) - whole for n in range(len(features))]
@@ -124,13 +127,13 @@ def test_the_noise_is_what_the_event_says(
     )
     drawn = torch.cat([release(tunable, point, [], settings) for _ in range(500)]).numpy()
     expected = 3.0 * (bound or 1.0) * math.sqrt(LAYERS) / (8 if unit == "example" else 1)
-    assert score_noise_std(settings, LAYERS) == pytest.approx(expected)
+    assert make_score_release(settings).noise_std(LAYERS) == pytest.approx(expected)
     assert stats.kstest(drawn / expected, "norm").pvalue > 1e-4
     low, high = stats.chi2.ppf([1e-5, 1 - 1e-5], drawn.size)
     assert low < float(np.sum((drawn / expected) ** 2)) < high
-    rate = score_rate(settings, 0.5)
+    rate = make_score_release(settings).rate(0.5)
     event = dp_sgd(rate, 3.0, 1) if unit == "example" else gaussian(3.0)
-    assert score_events(settings, 0.5) == multiset({event: 1})
+    assert make_score_release(settings).events(0.5) == multiset({event: 1})
 
 
 def test_examples_are_drawn_at_the_rate_of_the_event(
@@ -138,9 +141,11 @@ def test_examples_are_drawn_at_the_rate_of_the_event(
 ) -> None:
     """Each example is in the sample or not, by the rate that the event holds."""
     settings = make(**{"client.batch_size": 8, "layers.examples": 4})
-    assert score_rate(settings, 0.3) == pytest.approx(0.15)
-    assert score_rate(settings.model_copy(), 1.0) == 0.5
-    assert score_rate(make(**{"client.batch_size": 8, "layers.examples": 64}), 0.3) == 1.0
+    assert make_score_release(settings).rate(0.3) == pytest.approx(0.15)
+    assert make_score_release(settings.model_copy()).rate(1.0) == 0.5
+    assert (
+        make_score_release(make(**{"client.batch_size": 8, "layers.examples": 64})).rate(0.3) == 1.0
+    )
     asked: list[float] = []
 
     class Watched:
@@ -164,7 +169,7 @@ def test_examples_are_drawn_at_the_rate_of_the_event(
             point,
             features,
             settings,
-            sampling_rate=score_rate(settings, 0.3),
+            sampling_rate=make_score_release(settings).rate(0.3),
             streams=lambda purpose, step: Watched() if purpose == "sample" else generator(2),
         )
     assert asked == [12]
@@ -207,7 +212,7 @@ def test_votes_of_a_silo_follow_the_noisy_choice(
     units = centred.clamp(-0.1, 0.1) / 0.1 if bound else centred / float(centred.abs().max())
     own = {"layers.bound": bound, "privacy.unit": unit, "layers.epsilon": 4.0}
     settings = make(**own, **{"layers.form": "private-top-k"})
-    assert score_events(settings, 0.8) == multiset({pure_dp(4.0): 1})
+    assert make_score_release(settings).events(0.8) == multiset({pure_dp(4.0): 1})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layer_release, "example_sharpness", lambda *args: given)
         drawn = [release(tunable, point, features[:2], settings) for _ in range(1500)]
@@ -260,15 +265,15 @@ def test_the_row_is_on_disk_before_the_scores_are_measured(
 ) -> None:
     asked = worker(make(), tmp_path)
     seen: list[int] = []
-    inner = silo_worker.release_scores
+    inner = ScoreRelease.release
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
-        if args[2]:  # a release of no data comes first
+        if args[3]:  # a release of no data comes first
             seen.append(len(scores_rows(tmp_path)))
         assert kwargs["sampling_rate"] == pytest.approx(16 / 60)
         return inner(*args, **kwargs)
 
-    monkeypatch.setattr(silo_worker, "release_scores", watched)
+    monkeypatch.setattr(ScoreRelease, "release", watched)
     first, rate = asked.scores(point, CANDIDATES, 0, 3)
     again, _ = asked.scores(point, CANDIDATES, 0, 3)
     assert torch.equal(first, again)  # seeded: the very same release, and one row
@@ -277,7 +282,7 @@ def test_the_row_is_on_disk_before_the_scores_are_measured(
     assert not torch.equal(first[1:], other)  # other candidates, other noise
     row = scores_rows(tmp_path)[0]
     assert rate == pytest.approx(8 / 60)
-    assert row.view(SERVER) == dp_sgd(score_rate(make(), rate), make().layers.noise, 1)
+    assert row.view(SERVER) == dp_sgd(make_score_release(make()).rate(rate), make().layers.noise, 1)
     with pytest.raises(ValueError, match="at least two ascending layers"):
         asked.scores(point, [0, 9], 0, 3)
     assert len(scores_rows(tmp_path)) == 2
@@ -289,13 +294,13 @@ def test_no_budget_no_scores(
     """The release alone is above the target: nothing is measured, nothing recorded."""
     asked = worker(make(**{"layers.noise": 0.3, "privacy.epsilon": 0.5}), tmp_path)
 
-    inner = silo_worker.release_scores
+    inner = ScoreRelease.release
 
     def reached(*args: Any, **kwargs: Any) -> Any:
-        assert not args[2], "measured without a row in the ledger"  # a release of no data may be
+        assert not args[3], "measured without a row in the ledger"  # a release of no data may be
         return inner(*args, **kwargs)
 
-    monkeypatch.setattr(silo_worker, "release_scores", reached)
+    monkeypatch.setattr(ScoreRelease, "release", reached)
     with pytest.raises(BudgetExceeded, match=r"privacy\.epsilon"):
         asked.scores(point, CANDIDATES, 0, 3)
     assert scores_rows(tmp_path) == []
@@ -326,11 +331,11 @@ def test_calibration_leaves_room_for_all_releases(unit: str, make: Make, tmp_pat
         )
         noises.append(account.noise_multiplier)
         planned = account.planned()
-        scores = planned_scores(settings, account.sampling_rate)
+        scores = make_score_release(settings).planned(account.sampling_rate)
         assert sum(scores.values()) == (releases if form == "private" else 0)
         assert scores <= planned
         spent = make_accountant("rdp").epsilon(planned, settings.privacy.delta)
         assert 0.99 * 4.0 < spent <= 4.0
     assert noises[1] > noises[0]
     with pytest.raises(ValueError, match=r"Expected layers\.releases"):
-        planned_scores(make(**{"layers.search": "greedy"}), 0.5)
+        make_score_release(make(**{"layers.search": "greedy"})).planned(0.5)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
-from fedllm.flatness.layer_scores import example_sharpness, mean_sharpness
+from fedllm.flatness.layer_scores import example_sharpness, make_sharpness, mean_sharpness
 from fedllm.models.attention import prefix_scope
 from fedllm.models.prefix import PREFIX
 from fedllm.training.statistics import statistics_point
@@ -77,7 +77,7 @@ def test_each_example_is_scored_by_the_definition(
     measure: str, make: Make, tunable: Tunable, features: list[Feature], point: dict[str, Tensor]
 ) -> None:
     settings = make(**{"layers.measure": measure, "layers.radius": 0.5, "layers.directions": 3})
-    found = example_sharpness(tunable, point, features, range(LAYERS), settings)
+    found = example_sharpness(tunable, point, features, range(LAYERS), make_sharpness(settings))
     assert found.shape == (len(features), LAYERS)
     assert found.dtype == torch.float64
     for row, feature in enumerate(features):
@@ -92,12 +92,15 @@ def test_an_example_moves_its_own_row_alone(
 ) -> None:
     """What the private forms stand on: no example reaches another's difference."""
     settings = make(**{"layers.radius": 0.5, "client.max_tokens": 24})
-    whole = example_sharpness(tunable, point, features, range(LAYERS), settings)
+    whole = example_sharpness(tunable, point, features, range(LAYERS), make_sharpness(settings))
     changed = [*features[:-1], Feature(input_ids=[2, *range(40, 58)], target=0)]
-    other = example_sharpness(tunable, point, changed, range(LAYERS), settings)
+    other = example_sharpness(tunable, point, changed, range(LAYERS), make_sharpness(settings))
     assert torch.allclose(whole[:-1], other[:-1], atol=2e-6)
     assert float((whole[-1] - other[-1]).abs().max()) > 1e-3
-    alone = [example_sharpness(tunable, point, [f], range(LAYERS), settings) for f in features]
+    alone = [
+        example_sharpness(tunable, point, [f], range(LAYERS), make_sharpness(settings))
+        for f in features
+    ]
     assert torch.allclose(whole, torch.cat(alone), atol=2e-6)
 
 
@@ -108,9 +111,9 @@ def test_the_mean_loss_is_moved_along_the_mean_gradient(
     settings = make(
         **{"layers.measure": measure, "layers.radius": 0.5, "client.max_tokens": 24},
     )
-    found = mean_sharpness(tunable, point, features, [0, 2, 3], settings)
+    found = mean_sharpness(tunable, point, features, [0, 2, 3], make_sharpness(settings))
     if measure != "ascent":  # random: the same moves for all
-        each = example_sharpness(tunable, point, features, [0, 2, 3], settings)
+        each = example_sharpness(tunable, point, features, [0, 2, 3], make_sharpness(settings))
         assert torch.allclose(found, each.mean(0), atol=2e-6)
         return
     radius = 0.5 * float(point[PREFIX][[0, 2, 3]].norm())
@@ -128,10 +131,22 @@ def test_a_head_of_zeros_sees_no_prefix(
 ) -> None:
     """Why scores before any training are taken with a random head."""
     start = initial_params(tunable, make())
-    flat = example_sharpness(tunable, start, features, range(LAYERS), make())
+    flat = example_sharpness(tunable, start, features, range(LAYERS), make_sharpness(make()))
     assert float(flat.abs().max()) == 0
-    assert float(mean_sharpness(tunable, start, features, range(LAYERS), make()).abs().max()) == 0
-    assert float(example_sharpness(tunable, point, features, range(LAYERS), make()).min()) > 0
+    assert (
+        float(
+            mean_sharpness(tunable, start, features, range(LAYERS), make_sharpness(make()))
+            .abs()
+            .max()
+        )
+        == 0
+    )
+    assert (
+        float(
+            example_sharpness(tunable, point, features, range(LAYERS), make_sharpness(make())).min()
+        )
+        > 0
+    )
 
 
 @pytest.mark.parametrize("wrong", [[1], [2, 1], [1, 1, 2], [0, LAYERS], []])
@@ -139,6 +154,6 @@ def test_candidates_without_a_prefix_are_refused(
     wrong: list[int], make: Make, tunable: Tunable, features: list[Feature], point: Any
 ) -> None:
     with pytest.raises(ValueError, match="at least two ascending layers"):
-        example_sharpness(tunable, point, features, wrong, make())
+        example_sharpness(tunable, point, features, wrong, make_sharpness(make()))
     with pytest.raises(ValueError, match="Expected examples"):
-        mean_sharpness(tunable, point, [], [0, 1], make())
+        mean_sharpness(tunable, point, [], [0, 1], make_sharpness(make()))

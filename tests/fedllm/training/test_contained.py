@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fedllm.data.batches import Feature
-from fedllm.flatness.layer_release import release_scores
+from fedllm.flatness.layer_release import make_score_release
 from fedllm.silo.evaluation import correct_answers
 from fedllm.silo.task import SiloTask
 from fedllm.training.batch.contained import Failures, example_rows
@@ -230,8 +230,8 @@ def test_statistics_and_scores_contain_too(
     assert released.shape == plain.shape
     assert float((released - plain).norm()) * float(settings.client.batch_size) <= 1 + 1e-6
     with_poison, others = (
-        release_scores(
-            tunable, params, chosen, [0, 1], settings, sampling_rate=1.0, streams=streams
+        make_score_release(settings).release(
+            tunable, params, chosen, [0, 1], sampling_rate=1.0, streams=streams
         )
         for chosen in (batch, features)
     )
