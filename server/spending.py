@@ -16,13 +16,13 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm.budget.limits import (
     MOST_MECHANISMS,
-    evaluation_events,
-    statistics_events,
 )
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
+from fedllm.silo.evaluation import make_count_release
 from fedllm.training.mechanism import Mechanism, make_mechanism
+from fedllm.training.statistics import make_statistics_release
 from privacy.accountants import Accountant, make_accountant
 from privacy.events.serialization import event_from_json, event_to_json
 from privacy.guarantee import Relation
@@ -87,11 +87,11 @@ class SpendingView:
 
     def add_evaluation(self, silo: str) -> None:
         """An evaluation by ``silo``."""
-        self.events.setdefault(silo, Counter()).update(evaluation_events(self.settings))
+        self.events.setdefault(silo, Counter()).update(make_count_release(self.settings).events())
 
     def add_statistics(self, silo: str, sampling_rate: float) -> None:
         """The statistics that ``silo`` released before training."""
-        found = statistics_events(self.settings.for_silo(silo), sampling_rate)
+        found = make_statistics_release(self.settings.for_silo(silo)).events(sampling_rate)
         self.events.setdefault(silo, Counter()).update(found)
 
     def add_scores(self, silo: str, sampling_rate: float) -> None:

@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fedllm.budget.schedule import is_evaluation_round
+from fedllm.silo.evaluation import make_count_release
 from server.aggregation import tensor_bytes
 from server.nodes.exchange import exchange
 from server.replies import RunStopped, sort_replies
@@ -131,7 +132,7 @@ class PrefixStrategy(RunState, Strategy):
         self, server_round: int, replies: Iterable[Message | None]
     ) -> MetricRecord | None:
         """Sum of the silos' (noisy) counts; None where no silo evaluated."""
-        least = least_count(self.settings)
+        least = least_count(make_count_release(self.settings))
         found = sort_replies(
             self.asked,
             list(replies),

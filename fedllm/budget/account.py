@@ -17,21 +17,20 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfCo
 from fedllm.budget.calibration import TrainingPlan
 from fedllm.budget.limits import (
     bounds_of,
-    check_evaluations,
-    evaluation_events,
-    planned_evaluations,
     protected_from,
-    statistics_events,
 )
 from fedllm.budget.local_policy import LocalPolicy
+from fedllm.budget.plan import check_evaluations, planned_evaluations
 from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
 from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
+from fedllm.silo.evaluation import make_count_release
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.noise import multiplier_of_scale
+from fedllm.training.statistics import make_statistics_release
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
 from privacy.events.constructors import no_guarantee
@@ -63,7 +62,7 @@ class SiloAccount:
     Attributes:
         sampling_rate: of each example in each local step.
         mechanism: of the silo in the run: what a round costs and releases.
-        scores: what it releases for a choice of layers.
+        counts, scores, statistics: what it releases in an evaluation, for a choice of layers, and for the codec.
         clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
         bounds: the budgets that each step must keep to.
 
@@ -103,7 +102,9 @@ class SiloAccount:
         if Relation.ADD_OR_REMOVE_ONE in (self.relation, own and own.relation):
             refuse_public_sizes(ledger, party, self.unit)
         self.sampling_rate = sampling_rate(settings, examples)
+        self.counts = make_count_release(settings)
         self.scores = make_score_release(settings)
+        self.statistics = make_statistics_release(settings)
         self.clip = settings.privacy.clip
         self.bounds = bounds_of(settings) if self.private else ()
         if own is not None:
@@ -142,11 +143,11 @@ class SiloAccount:
 
     def evaluation_events(self) -> Counter[DpEvent]:
         """The events of one evaluation by the silo; empty where there is none."""
-        return evaluation_events(self.settings)
+        return self.counts.events()
 
     def statistics_events(self) -> Counter[DpEvent]:
         """The events of the statistics before training; empty where there are none."""
-        return statistics_events(self.settings, self.sampling_rate)
+        return self.statistics.events(self.sampling_rate)
 
     def score_events(self) -> Counter[DpEvent]:
         """The events of one release of layers' scores; empty where there is none."""

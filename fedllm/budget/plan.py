@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from fedllm.budget.limits import check_evaluations
+from dp_accounting.dp_event import DpEvent
+
+from fedllm.budget.limits import bounds_of
+from fedllm.budget.schedule import planned_evaluation_rounds
 from fedllm.data.coupling import AS_DIVIDED, couplings
 from fedllm.flatness.duplicate import RAW_DUPLICATE
 from fedllm.settings.experiment import Settings
 from fedllm.settings.privacy import PrivacySettings
+from fedllm.silo.evaluation import make_count_release
 from fedllm.training.perturbation import UNBOUNDED_ASCENT
+from privacy.events.multiset import is_private
 
 _SHOWN = 20
 _MISMATCH = 2.0
@@ -122,3 +128,29 @@ def _silo_warnings(own: Settings, silos: int, examples: int | None) -> list[str]
 def _named(names: Sequence[str]) -> str:
     shown = ", ".join(names[:5])
     return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more silos"
+
+
+def planned_evaluations(settings: Settings) -> Counter[DpEvent]:
+    """All evaluation events of a run that have a guarantee: what calibration leaves room for."""
+    rounds = planned_evaluation_rounds(settings)
+    events = make_count_release(settings).events().items()
+    return Counter({event: count * rounds for event, count in events if is_private(event)})
+
+
+def check_evaluations(settings: Settings, party: str) -> None:
+    """Refuse a target that the silo's own evaluations alone exceed, whatever the training's noise.
+
+    Raises:
+        ValueError: it does; the message names the settings.
+    """
+    planned = planned_evaluations(settings)
+    for bound in bounds_of(settings) if planned else ():
+        cost = bound.budget.cost(planned)
+        if cost >= bound.budget.epsilon:
+            raise ValueError(
+                f"Expected {bound.setting} of the silo {party} to be above what its "
+                f"{sum(planned.values())} private evaluations cost alone, epsilon={cost:.6g} at "
+                f"delta={bound.budget.delta:g}; got {bound.setting}={bound.budget.epsilon:g} "
+                "(raise evaluation.clients_noise or evaluation.every, or set "
+                "evaluation.clients=off)"
+            )

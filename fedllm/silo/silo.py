@@ -13,13 +13,11 @@ from fedllm.codec.store import codec_from_store
 from fedllm.data.batches import Feature
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.layer_scores import check_candidates
-from fedllm.silo.evaluation import released_counts
 from fedllm.silo.silo_in_run import SiloInRun
 from fedllm.silo.task import SiloTask
 from fedllm.task_errors import TaskRefused, refusing
 from fedllm.training.black_box.directions import Directions
 from fedllm.training.encoding import Encoding
-from fedllm.training.statistics import release_statistics
 from fedllm.training.steps import LocalResult, LocalWork, Streams
 
 
@@ -171,11 +169,10 @@ class SiloWorker(SiloInRun):
         rate = account.sampling_rate
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
-            return release_statistics(
+            return account.statistics.release(
                 self.tunable,
                 params,
                 features,
-                self.settings,
                 sampling_rate=rate,
                 streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
             )
@@ -258,7 +255,7 @@ class SiloWorker(SiloInRun):
         key = release_key(self.settings, "evaluate", server_round, digest)
 
         def release(features: list[Feature], streams: Streams) -> tuple[float, float]:
-            return released_counts(self.tunable, params, features, self.settings, streams)
+            return account.counts.release(self.tunable, params, features, streams)
 
         self._try("evaluate", lambda streams: release([], streams))
         account.spend_evaluation(server_round, key)

@@ -28,11 +28,9 @@ from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.training.encoding import Encoding
 from fedllm.training.statistics import (
-    chance_of_noise_in,
-    prior_of_mean,
-    prior_of_public_text,
-    prior_of_releases,
-    statistics_of,
+    Priors,
+    StatisticsRelease,
+    make_priors,
     statistics_point,
 )
 from server.extensions.ask_silos import ask_silos, nobody
@@ -82,22 +80,25 @@ def _make(
     grid: Grid, folder: RunFolder, run: ServerRun, trusted: CentralRelease | None
 ) -> dict[str, Any]:
     settings, params = run.settings, run.model.params
+    priors = make_priors(settings)
     prior: Prior | None = None
     chance: float | None = None
     rates: dict[str, float] = {}
     try:
         if settings.codec.asks_silos:
             point = statistics_point(params, settings.seed)
-            releases, rates = _ask(grid, run, point, everybody=trusted is not None)
+            releases, rates = _ask(grid, run, priors.release, point, everybody=trusted is not None)
             if trusted is None:
-                prior = prior_of_releases(settings, params, releases)
-                chance = chance_of_noise_in(settings, releases)
+                prior = priors.of_releases(params, releases)
+                chance = priors.chance_of_noise(releases)
             else:
-                prior, chance, rates = _released_by_the_server(run, trusted, point, releases)
+                prior, chance, rates = _released_by_the_server(
+                    run, priors, trusted, point, releases
+                )
         elif settings.codec.needs_prior:
             features = run.tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
-            prior = prior_of_public_text(run.tunable, point, features, settings)
+            prior = priors.of_public_text(run.tunable, point, features)
         layout = Layout.of(params)
         codec = make_codec(settings.codec, layout, prior, settings.seed)
     except ValueError as error:
@@ -145,33 +146,37 @@ def describe(
 
 def _released_by_the_server(
     run: ServerRun,
+    priors: Priors,
     trusted: CentralRelease,
     point: Mapping[str, Tensor],
     received: Mapping[str, Tensor],
 ) -> tuple[Prior, float | None, dict[str, float]]:
     """The prior of the noisy mean of statistics that came without noise, the probability that noise alone
     gives that mean, and whom it is counted for."""
-    settings = run.settings
     trusted.left.update(run.left)
-    size = statistics_of(settings, run.model.params).size
+    size = priors.release.statistics(run.model.params).size
     counted, mean = trusted.release_statistics(received, size, point)
     run.left.update(trusted.left)
     if mean is None:
         raise nobody(run, WHAT)
-    prior, chance = prior_of_mean(settings, run.model.params, mean, len(trusted.accounts))
+    prior, chance = priors.of_mean(run.model.params, mean, len(trusted.accounts))
     return prior, chance, dict.fromkeys(counted, 1.0)
 
 
 def _ask(
-    grid: Grid, run: ServerRun, point: Mapping[str, Tensor], *, everybody: bool
+    grid: Grid,
+    run: ServerRun,
+    release: StatisticsRelease,
+    point: Mapping[str, Tensor],
+    *,
+    everybody: bool,
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The noisy statistics at ``point`` of the silos that take part, and their sampling rates, by name.
 
     Args:
         everybody: whether silos without a planned round are asked too.
     """
-    settings = run.settings
-    statistics = statistics_of(settings, run.model.params)
+    statistics = release.statistics(run.model.params)
     chosen = [name for name in sorted(run.nodes) if everybody or run.draws.planned(name)]
     chosen = [name for name in chosen if name not in run.left]
     arrays = run.arrays(point)
@@ -183,7 +188,7 @@ def _ask(
         tasks,
         record=names.STATISTICS,
         size=statistics.size,
-        noise=settings.codec.statistics_noise,
+        noise=release.noise,
         what=WHAT,
     )
     releases = {name: released for name, (released, _) in found.items()}

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from flwr.app import RecordDict
 
 from fedllm import messages as names
-from fedllm.budget.limits import evaluation_sigma
-from fedllm.settings.experiment import Settings
+from fedllm.silo.evaluation import CountRelease
 from server.replies.envelope import ENVELOPE
 from server.replies.fields import numbers_of, only_records, texts_of
 from server.replies.refusal import ReplyRefused
@@ -25,12 +24,10 @@ class EvaluationReply:
     count: float
 
 
-def least_count(settings: Settings) -> float:
+def least_count(counts: CountRelease) -> float:
     """Return the least that an honest silo's count is: 0 without noise; else 40 standard deviations below (a chance
     of less than 1e-300)."""
-    if settings.evaluation.clients != "private" or settings.privacy.mode != "dp":
-        return 0.0
-    return -40 * evaluation_sigma(settings)
+    return -40 * counts.sigma if counts.private else 0.0
 
 
 def read_evaluation(content: RecordDict, least: float) -> EvaluationReply:

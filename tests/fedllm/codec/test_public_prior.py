@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedllm.codec.layout import Layout
 from fedllm.data.batches import Feature
-from fedllm.training.statistics import prior_of_public_text, statistics_point
+from fedllm.training.statistics import make_priors, statistics_point
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 
 Make = Callable[..., Any]
@@ -65,7 +65,7 @@ def test_what_all_texts_share_is_not_in_it(
     """Every text has the bias in common. With each class as often in a group, and the answers cancelled,
     its gradient is zero; independent labels would put it first."""
     settings = tiny_settings(**LOW_RANK | unit | {"privacy.clip": 100.0})
-    prior = prior_of_public_text(tunable, point, features, settings)
+    prior = make_priors(settings).of_public_text(tunable, point, features)
     assert prior.energy > 0
     shared, place = shared_direction(tunable, point, features)
     along = (prior.basis @ shared).square() @ prior.basis_variance
@@ -82,9 +82,9 @@ def test_the_labels_of_the_text_are_not_read(
     point: dict[str, Tensor],
 ) -> None:
     settings = tiny_settings(**LOW_RANK | unit)
-    first = prior_of_public_text(tunable, point, features, settings)
+    first = make_priors(settings).of_public_text(tunable, point, features)
     turned = [replace(feature, target=1 - feature.target) for feature in features]
-    second = prior_of_public_text(tunable, point, turned, settings)
+    second = make_priors(settings).of_public_text(tunable, point, turned)
     assert first.version == second.version
 
 
@@ -95,7 +95,7 @@ def test_as_many_directions_as_asked_for(
     ranks = []
     for rank in (4, 12, 30):
         settings = tiny_settings(**LOW_RANK | {"codec.rank": rank})
-        ranks.append(len(prior_of_public_text(tunable, point, features, settings).basis))
+        ranks.append(len(make_priors(settings).of_public_text(tunable, point, features).basis))
     assert ranks == [4, 12, 16]
 
 
@@ -103,4 +103,4 @@ def test_too_few_texts_are_an_error(
     tiny_settings: Make, tunable: Tunable, features: list[Feature], point: dict[str, Tensor]
 ) -> None:
     with pytest.raises(ValueError, match="at least 2 public examples"):
-        prior_of_public_text(tunable, point, features[:1], tiny_settings(**LOW_RANK))
+        make_priors(tiny_settings(**LOW_RANK)).of_public_text(tunable, point, features[:1])

@@ -14,7 +14,7 @@ from scipy import stats
 from torch import Tensor
 
 from fedllm.data.silos import Silo, load_federation
-from fedllm.silo import silo as silo_worker
+from fedllm.silo.evaluation import CountRelease
 from fedllm.silo.process import shared_worker
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
@@ -91,17 +91,17 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     def reached(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("went on without a row in the ledger")
 
-    train, counts = DpSgd.train, silo_worker.released_counts
+    train, counts = DpSgd.train, CountRelease.release
 
     def trains(mechanism: DpSgd, work: LocalWork) -> Any:  # a release of no data is made before
         return (reached if work.features else train)(mechanism, work)
 
     def counts_of(*args: Any) -> Any:
-        return (reached if args[2] else counts)(*args)
+        return (reached if args[3] else counts)(*args)
 
     monkeypatch.setattr(worker.ledger, "extend", refuse)
     monkeypatch.setattr(DpSgd, "train", trains)
-    monkeypatch.setattr(silo_worker, "released_counts", counts_of)
+    monkeypatch.setattr(CountRelease, "release", counts_of)
     monkeypatch.setattr(worker.tunable, "evaluate", reached)
     with pytest.raises(type(failure)):
         worker.train(SiloTask(params, 1, 3))

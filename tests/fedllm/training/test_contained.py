@@ -19,7 +19,7 @@ from fedllm.training.black_box.directions import Directions, round_seed
 from fedllm.training.black_box.forward_only import forward_only
 from fedllm.training.dp_sgd import DpSgd
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
-from fedllm.training.statistics import release_statistics
+from fedllm.training.statistics import make_statistics_release
 from fedllm.training.steps import LocalResult, LocalWork
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
@@ -221,12 +221,9 @@ def test_statistics_and_scores_contain_too(
         }
     )
     tunable, batch = shared_tunable(settings), among(features, poison)
-    released = release_statistics(
-        tunable, params, batch, settings, sampling_rate=1.0, streams=streams
-    )
-    plain = release_statistics(
-        tunable, params, features, settings, sampling_rate=1.0, streams=streams
-    )
+    release = make_statistics_release(settings).release
+    released = release(tunable, params, batch, sampling_rate=1.0, streams=streams)
+    plain = release(tunable, params, features, sampling_rate=1.0, streams=streams)
     assert released.shape == plain.shape
     assert float((released - plain).norm()) * float(settings.client.batch_size) <= 1 + 1e-6
     with_poison, others = (

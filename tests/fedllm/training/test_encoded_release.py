@@ -33,7 +33,7 @@ from fedllm.settings.experiment import Settings
 from fedllm.settings.io import SettingsError
 from fedllm.training.encoding import Encoding, encode_client_update
 from fedllm.training.gradients import clipped_gradient_sum
-from fedllm.training.statistics import release_statistics, statistics_of, statistics_point
+from fedllm.training.statistics import make_statistics_release, statistics_point
 from fedllm.training.steps import LocalResult
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.randomness import generator
@@ -317,13 +317,13 @@ def test_statistics_carry_their_noise_and_see_the_prefix(
     )
     start = initial_params(tunable, settings)
     point = statistics_point(start, 0)
-    statistics = statistics_of(settings, point)
+    release = make_statistics_release(settings)
+    statistics = release.statistics(point)
     drawn = [
-        release_statistics(
+        release.release(
             tunable,
             point,
             features,
-            settings,
             sampling_rate=1.0,
             streams=lambda purpose, step, n=n: generator(n, purpose, step),
         )
@@ -336,7 +336,9 @@ def test_statistics_carry_their_noise_and_see_the_prefix(
     free = settings.model_copy(
         update={"privacy": settings.privacy.model_copy(update={"mode": "none"})}
     )
-    exact = release_statistics(tunable, point, features, free, sampling_rate=1.0, streams=streams)
+    exact = make_statistics_release(free).release(
+        tunable, point, features, sampling_rate=1.0, streams=streams
+    )
     _, seconds = statistics.unscale(exact)
     assert 0 < float(exact.norm()) <= len(features) / divisor
     groups = statistics.partitions[0][0]
