@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
+from fedllm.data.batches import Feature
 from fedllm.data.silos import evaluation_set
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
@@ -13,35 +15,49 @@ from server.strategy import PrefixStrategy
 
 
 class ServerEvaluator:
-    """Evaluates the released model on the server's examples, and reports the silos' spending.
+    """Evaluates the released model on the server's examples, and tells what the silos have spent.
 
     Args:
-        settings: of the run.
         strategy: whose model, view of what was spent and records these are.
-        threads: CPU threads of an evaluation.
+        features: the server's own examples.
+        max_tokens: padded tokens of a micro-batch.
+        threads, threads_after: CPU threads of an evaluation, and of the process after it.
+        last_round: the round whose evaluation writes texts.
+        written: number of texts that are written.
+        max_new_tokens: of a text.
     """
 
-    def __init__(self, settings: Settings, strategy: PrefixStrategy, threads: int) -> None:
-        self.threads = max(threads, settings.simulation.threads)
-        self.settings = settings
+    def __init__(
+        self,
+        strategy: PrefixStrategy,
+        features: Sequence[Feature],
+        *,
+        max_tokens: int,
+        threads: int,
+        threads_after: int,
+        last_round: int,
+        written: int,
+        max_new_tokens: int,
+    ) -> None:
         self.strategy = strategy
-        self.features = strategy.tunable.task.features(evaluation_set(settings).records)
+        self.features = features
+        self.max_tokens = max_tokens
+        self.threads, self.threads_after = threads, threads_after
+        self.last_round = last_round
+        self.written, self.max_new_tokens = written, max_new_tokens
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate the model after a round, and emit the figures."""
-        settings, params = self.settings, self.strategy.model.released
-        tunable = self.strategy.tunable
+        params, tunable = self.strategy.model.released, self.strategy.tunable
         use_threads(self.threads)
         try:
-            metrics = tunable.evaluate(params, self.features, settings.client.max_tokens)
-            last = server_round == settings.server.rounds
-            if last and isinstance(tunable.task, Generation) and settings.evaluation.generate:
-                chosen = self.features[: settings.evaluation.generate]
-                metrics |= tunable.writing_metrics(
-                    params, chosen, settings.evaluation.max_new_tokens
-                )
+            metrics = tunable.evaluate(params, self.features, self.max_tokens)
+            last = server_round == self.last_round
+            if last and isinstance(tunable.task, Generation) and self.written:
+                chosen = self.features[: self.written]
+                metrics |= tunable.writing_metrics(params, chosen, self.max_new_tokens)
         finally:
-            use_threads(settings.simulation.threads)
+            use_threads(self.threads_after)
         record = {"kind": "evaluation", "round": server_round, "where": "server", **metrics}
         self.strategy.emit(record)
 
@@ -80,3 +96,25 @@ class ServerEvaluator:
                     **mechanism,
                 }
             )
+
+
+def make_evaluator(settings: Settings, strategy: PrefixStrategy, threads: int) -> ServerEvaluator:
+    """Return the evaluator of a run.
+
+    Args:
+        threads: CPU threads of an evaluation; at least those of a simulation's worker are used.
+
+    Raises:
+        DataError: the server's examples cannot be read.
+    """
+    evaluation, after = settings.evaluation, settings.simulation.threads
+    return ServerEvaluator(
+        strategy,
+        strategy.tunable.task.features(evaluation_set(settings).records),
+        max_tokens=settings.client.max_tokens,
+        threads=max(threads, after),
+        threads_after=after,
+        last_round=settings.server.rounds,
+        written=evaluation.generate,
+        max_new_tokens=evaluation.max_new_tokens,
+    )

@@ -19,7 +19,7 @@ from fedllm.run.folder import SCHEDULE, RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.silo.process import cores, use_threads
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
-from server.evaluation import ServerEvaluator
+from server.evaluation import ServerEvaluator, make_evaluator
 from server.extensions.factory import make_extensions
 from server.extracts import Extracts
 from server.monitoring import Callback, Callbacks, MetricsFile, TensorBoard
@@ -111,7 +111,7 @@ def run_experiment(
         for sentence in (*warnings(settings, sizes), *limit_warnings(settings, sizes)):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
-        evaluator = ServerEvaluator(settings, strategy, evaluation_threads or cores())
+        evaluator = make_evaluator(settings, strategy, evaluation_threads or cores())
         if first == 0:
             evaluator.evaluate(0)  # before anything is spent: an error ends the run
         elif is_evaluation_round(settings, first):

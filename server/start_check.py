@@ -18,7 +18,7 @@ def require_finite_start(tunable: Tunable, settings: Settings) -> None:
     """
     try:
         params = initial_params(tunable, settings)
-        rehearse(tunable, params, settings)
+        rehearse(tunable, params, gradients=settings.model.access != "black-box")
         features = tunable.task.features(evaluation_set(settings).records)
         require_finite_losses(tunable, params, features, settings.client.max_tokens)
     except ModelError as error:

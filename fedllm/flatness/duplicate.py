@@ -41,7 +41,7 @@ def duplicate_update(
     tunable: Tunable,
     duplicate: Mapping[str, Tensor],
     features: Sequence[Feature],
-    settings: Settings,
+    plan: StepPlan,
     *,
     sampling_rate: float,
     streams: Streams,
@@ -53,6 +53,7 @@ def duplicate_update(
 
     Args:
         duplicate: the duplicate's parameters, float32.
+        plan: of the model's own local steps.
         streams: as for :class:`fedllm.training.steps.LocalWork`; the purposes begin with
             "duplicate-" here, since no stream may serve two uses.
     """
@@ -62,5 +63,5 @@ def duplicate_update(
         features,
         lambda purpose, step: streams(f"duplicate-{purpose}", step),
     )
-    plan = replace(StepPlan.of(settings), awp=AwpSettings(form="none"))
-    return plain_update(work, plan, sampling_rate, Tally(), None)
+    unperturbed = replace(plan, awp=AwpSettings(form="none"))
+    return plain_update(work, unperturbed, sampling_rate, Tally(), None)

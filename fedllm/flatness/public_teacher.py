@@ -38,6 +38,36 @@ class TeacherError(ValueError):
     model; the message says which."""
 
 
+@dataclass(frozen=True)
+class PublicTraining:
+    """The numbers of the teacher's training.
+
+    Attributes:
+        steps, learning_rate: of Adam.
+        batch_size: public examples of a step.
+        seed: of the batches; public.
+        max_tokens: padded tokens of a micro-batch.
+    """
+
+    steps: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+    max_tokens: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> PublicTraining:
+        """Return the training that the settings ask for."""
+        teacher = settings.teacher
+        return cls(
+            steps=teacher.public_steps,
+            learning_rate=teacher.public_learning_rate,
+            batch_size=teacher.batch_size,
+            seed=settings.seed,
+            max_tokens=settings.client.max_tokens,
+        )
+
+
 @dataclass
 class _State:
     """Weights and Adam's moments on the CPU, and the steps behind them."""
@@ -60,7 +90,7 @@ def public_teacher(
     tunable: Tunable,
     start: Mapping[str, Tensor],
     features: Callable[[], Sequence[Feature]],
-    settings: Settings,
+    plan: PublicTraining,
     tell: Tell,
 ) -> dict[str, Tensor]:
     """The teacher's weights: the file's, or (the rest of) a training that writes the file.
@@ -82,8 +112,8 @@ def public_teacher(
     """
     layers = () if tunable.spec is None else tunable.spec.layers
     state = _read(file, start, layers)
-    if state.steps < settings.teacher.public_steps:
-        state = _train(file, tunable, state, list(features()), settings, tell, layers)
+    if state.steps < plan.steps:
+        state = _train(file, tunable, state, list(features()), plan, tell, layers)
     return state.weights
 
 
@@ -92,13 +122,13 @@ def _train(
     tunable: Tunable,
     state: _State,
     features: list[Feature],
-    settings: Settings,
+    plan: PublicTraining,
     tell: Tell,
     layers: Sequence[int],
 ) -> _State:
-    device, teacher = tunable.backbone.device, settings.teacher
+    device = tunable.backbone.device
     weights = {n: v.to(device).clone().requires_grad_(True) for n, v in state.weights.items()}
-    optimizer = torch.optim.Adam(list(weights.values()), lr=teacher.public_learning_rate)
+    optimizer = torch.optim.Adam(list(weights.values()), lr=plan.learning_rate)
     for name, value in weights.items():
         optimizer.state[value] = {
             "step": torch.tensor(float(state.steps)),
@@ -115,18 +145,18 @@ def _train(
         return _State(plain, moments["exp_avg"], moments["exp_avg_sq"], done)
 
     done, saved = state.steps, state.steps
-    size = min(teacher.batch_size, len(features))
+    size = min(plan.batch_size, len(features))
     try:
-        while done < teacher.public_steps:
-            rng = generator(settings.seed, "public-teacher", done)
+        while done < plan.steps:
+            rng = generator(plan.seed, "public-teacher", done)
             drawn = sorted(rng.choice(len(features), size=size, replace=False).tolist())
             batch = [features[i] for i in drawn]
-            loss = _set_gradient(tunable, weights, batch, settings.client.max_tokens)
+            loss = _set_gradient(tunable, weights, batch, plan.max_tokens)
             if not math.isfinite(loss):
                 raise TeacherError(
                     f"Expected a finite loss of the teacher on public text, got {loss} in step "
                     f"{done + 1}; lower teacher.public_learning_rate="
-                    f"{teacher.public_learning_rate:g}"
+                    f"{plan.learning_rate:g}"
                 )
             optimizer.step()
             done += 1

@@ -16,9 +16,9 @@ from fedllm.flatness.layer_scores import check_candidates
 from fedllm.silo.silo_in_run import SiloInRun
 from fedllm.silo.task import SiloTask
 from fedllm.task_errors import TaskRefused, refusing
-from fedllm.training.black_box.directions import Directions
+from fedllm.training.black_box.directions import Directions, DirectionsPlan
 from fedllm.training.encoding import Encoding
-from fedllm.training.steps import LocalResult, LocalWork, Streams
+from fedllm.training.steps import LocalResult, LocalWork, StepPlan, Streams
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class SiloWorker(SiloInRun):
         def duplicates(features: list[Feature], streams: Streams) -> dict[str, Tensor]:
             rate = account.sampling_rate
             return duplicate_update(
-                *(self.tunable, duplicate or {}, features, self.settings),
+                *(self.tunable, duplicate or {}, features, StepPlan.of(self.settings)),
                 sampling_rate=rate,
                 streams=streams,
             )
@@ -135,7 +135,7 @@ class SiloWorker(SiloInRun):
                 f"Expected {'a' if access == 'black-box' else 'no'} seed of directions with the task for "
                 f"model.access={access}, got {seed!r}"
             )
-        return Directions(self.settings, params, seed) if seed else None
+        return Directions(DirectionsPlan.of(self.settings), params, seed) if seed else None
 
     def encoding(self, params: Mapping[str, Tensor], version: str) -> Encoding | None:
         """Return this round's encoding of the update."""

@@ -102,7 +102,8 @@ class SiloInRun:
         self.check(params)
         self.open()
         if not self._rehearsed:
-            rehearse(self.tunable, params, self.settings)
+            gradients = self.settings.model.access != "black-box"
+            rehearse(self.tunable, params, gradients=gradients)
             self._rehearsed = True
 
     @property

@@ -48,7 +48,7 @@ class SumNoise:
         Raises:
             ValueError: as :meth:`Noise.of`, or no such noise multiplier.
         """
-        if not is_adaptive(settings):
+        if settings.clipping.form != "adaptive":
             return cls(Noise.of(settings, noise_multiplier))
         parts = Split(0.0, 0.0)  # 0: the server adds the noise, or nobody trains
         if noise_multiplier != 0:
@@ -92,11 +92,6 @@ class SumNoise:
         return clip
 
 
-def is_adaptive(settings: Settings) -> bool:
-    """Return True if the clipping norm follows the norms."""
-    return settings.clipping.form == "adaptive" and settings.privacy.mode == "dp"
-
-
 def bounded_share(share: float) -> float:
     """Return a noisy share, or a hostile silo's, cut to [0, 1]: no silo moves the mean of n by more than 1/n.
 
@@ -107,18 +102,16 @@ def bounded_share(share: float) -> float:
 
 
 def next_clip(
-    settings: Settings, clip: float, shares: Sequence[float]
+    clip: float, shares: Sequence[float], *, quantile: float, learning_rate: float
 ) -> tuple[float, dict[str, float]]:
-    """Return the clipping norm after a round with ``clip``, and what the round's record tells of it.
+    """Return the clipping norm after a round with ``clip``, and the metrics for the round's record.
 
     Args:
         shares: noisy share of norms at most ``clip``, of each release that arrived; none leaves it.
+        quantile, learning_rate: of ``[clipping]``.
     """
-    if not is_adaptive(settings):
-        return clip, {}
     if not shares:
         return clip, {"clip": clip}
-    how = settings.clipping
     below = math.fsum(map(bounded_share, shares)) / len(shares)
-    moved = moved_clip(clip, below, how.quantile, how.learning_rate)
+    moved = moved_clip(clip, below, quantile, learning_rate)
     return moved, {"clip": clip, "below_clip": below}

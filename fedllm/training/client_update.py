@@ -80,6 +80,11 @@ class ClientUpdate:
             keeps_all=settings.codec.keeps_all,
         )
 
+    @property
+    def adaptive(self) -> bool:
+        """True if the clipping norm comes with each round's task."""
+        return self.noise.count is not None
+
     def at_clip(self, clip: float | None) -> ClientUpdate:
         """Return the mechanism of a round whose task brings ``clip``; see :meth:`SumNoise.at_clip`."""
         return replace(self, clip=self.noise.at_clip(self.clip, clip))

@@ -109,6 +109,11 @@ class DpSgd:
             keeps_all=settings.codec.keeps_all,
         )
 
+    @property
+    def adaptive(self) -> bool:
+        """True if the clipping norm comes with each round's task."""
+        return self.noise.count is not None
+
     def at_clip(self, clip: float | None) -> DpSgd:
         """The mechanism of a round whose task brings ``clip``; see :meth:`SumNoise.at_clip`."""
         if clip is None and self.noise.count is None:

@@ -54,6 +54,11 @@ class Mechanism(Protocol):
         ...
 
     @property
+    def adaptive(self) -> bool:
+        """True if the clipping norm comes with each round's task, see :meth:`at_clip`."""
+        ...
+
+    @property
     def clip(self) -> float:
         """Clipping norm of the round."""
         ...
@@ -149,6 +154,7 @@ class NoPrivacy:
     keeps_all: bool
 
     private = False
+    adaptive = False
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> NoPrivacy:

@@ -190,6 +190,7 @@ class ZerothOrder:
     noise_by: str
 
     private = True
+    adaptive = False
 
     @classmethod
     def of(cls, settings: Settings, sampling_rate: float, noise_multiplier: float) -> ZerothOrder:

@@ -20,7 +20,14 @@ from server.replies.training import TrainingForm
 
 
 class AdaptiveClip(RoundExtension):
-    """Moves ``run.clip`` after each round."""
+    """Moves ``run.clip`` after each round.
+
+    Args:
+        quantile, learning_rate: of ``[clipping]``.
+    """
+
+    def __init__(self, *, quantile: float, learning_rate: float) -> None:
+        self.quantile, self.learning_rate = quantile, learning_rate
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
         train = asking.kind == MessageType.TRAIN
@@ -38,5 +45,7 @@ class AdaptiveClip(RoundExtension):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Move the clipping norm; the metrics are the round's norm and share."""
         shares = mean.shares.get(names.BELOW, ())
-        self.run.clip, metrics = next_clip(self.run.settings, self.run.clip, shares)
+        self.run.clip, metrics = next_clip(
+            self.run.clip, shares, quantile=self.quantile, learning_rate=self.learning_rate
+        )
         return params, metrics

@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,7 +25,6 @@ from fedllm.budget.release_id import Fingerprinted, params_digest, release_key, 
 from fedllm.budget.round_draws import RoundDraws, draws_afresh
 from fedllm.messages import BELOW
 from fedllm.settings.experiment import Settings
-from fedllm.training.adaptive_clip import is_adaptive
 from fedllm.training.mechanism import CentralMechanism, Mechanism, make_mechanism
 from fedllm.training.steps import split_like
 from privacy.budget import BudgetExceeded
@@ -279,11 +279,11 @@ class CentralRelease:
         mechanism = make_mechanism(
             self.settings, sampling_rate=1.0, noise_multiplier=self.noise_multiplier
         )
-        return mechanism.at_clip(self.clip if is_adaptive(self.settings) else None)
+        return mechanism.at_clip(self.clip if mechanism.adaptive else None)
 
     def _count(self, staying: Sequence[Contribution]) -> float:
         """Return the centred count of the silos' bits, each bounded here, whatever the silo says; private."""
-        if not is_adaptive(self.settings):
+        if not self._mechanism().adaptive:
             return 0.0
         told = [c.shares[BELOW] for c in staying if BELOW in c.shares]
         bits = [min(1.0, max(0.0, bit)) for bit in told]
@@ -291,10 +291,32 @@ class CentralRelease:
 
     def _noisy_share(self, server_round: int, digest: str, count: float) -> float | None:
         """Return the noisy share of a centred count; its event is in the row of the round."""
-        if not is_adaptive(self.settings):
+        if not self._mechanism().adaptive:
             return None
         rng = self._stream("trusted-count", server_round, digest)
         return _central(self._mechanism()).noisy_share(count, self.expected, rng)
+
+
+def make_central_release(
+    settings: Settings,
+    *,
+    run: str,
+    silos: Sequence[str],
+    draws: RoundDraws,
+    ledger: Ledger | Path,
+) -> CentralRelease | None:
+    """Return what adds the noise of a run for all silos together; None where the silos add it, or nobody does.
+
+    Args:
+        ledger: the server's ledger, open, or its path.
+
+    Raises:
+        ValueError: as for :class:`CentralRelease`.
+    """
+    if settings.privacy.mode == "none" or settings.privacy.noise_by == "client":
+        return None
+    opened = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
+    return CentralRelease(settings, run=run, silos=silos, draws=draws, ledger=opened)
 
 
 def _central(mechanism: Mechanism) -> CentralMechanism:

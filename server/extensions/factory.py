@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 from fedllm.budget.round_draws import RoundDraws
 from fedllm.run.folder import RunFolder
+from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
-from privacy.ledger.ledger import Ledger
+from fedllm.training.black_box.directions import DirectionsPlan
 from server.extensions.adaptive_clip import AdaptiveClip
 from server.extensions.base import RoundExtension
-from server.extensions.central_noise import CentralNoise, CentralRelease
+from server.extensions.central_noise import CentralNoise, make_central_release
 from server.extensions.codec import EncodedUpdates
 from server.extensions.layers import LayerChoice
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
@@ -48,29 +49,31 @@ def make_extensions(
     Raises:
         ValueError: no noise multiplier of the server reaches the target.
     """
-    privacy, found = settings.privacy, list[RoundExtension]()
-    private, trusted, numbers = privacy.mode == "dp", None, None
-    if private and privacy.noise_by == "server":
-        ledger = Ledger(folder.ledger_path)
-        trusted = CentralRelease(
-            settings, run=folder.run_id, silos=silos, draws=draws, ledger=ledger
-        )
+    client, found, numbers = settings.client, list[RoundExtension](), None
+    trusted = make_central_release(
+        settings, run=folder.run_id, silos=silos, draws=draws, ledger=folder.ledger_path
+    )
     if settings.layers.form != "none":
         found.append(LayerChoice(folder))
     if settings.codec.active:
         found.append(EncodedUpdates(folder, trusted))
     if settings.model.access == "black-box":
-        numbers = ScalarEstimates()
+        numbers = ScalarEstimates(
+            DirectionsPlan.of(settings),
+            steps=client.local_steps,
+            clip=settings.privacy.clip,
+            alone=noises_numbers(settings),
+        )
         found.append(numbers)
     if trusted is not None:
-        steps = settings.client.local_steps
         found.append(
             CentralNoise(trusted)
             if numbers is None
-            else CentralNoise(trusted, clip=numbers.clip, releases=steps)
+            else CentralNoise(trusted, clip=numbers.clip, releases=client.local_steps)
         )
-    if private and settings.clipping.form == "adaptive":
-        found.append(AdaptiveClip())
+    clipping = settings.clipping
+    if settings.privacy.mode == "dp" and clipping.form == "adaptive":
+        found.append(AdaptiveClip(quantile=clipping.quantile, learning_rate=clipping.learning_rate))
     if settings.teacher.kind != "none":
         duplicate = settings.teacher.kind == "nonprivate"
         found.append(DuplicateTeacher(folder) if duplicate else TeacherPull(folder))

@@ -23,7 +23,7 @@ from fedllm.data.batches import Feature
 from fedllm.data.formats.records import DataError
 from fedllm.data.public import load_public
 from fedllm.data.silos import evaluation_set
-from fedllm.flatness.public_teacher import TeacherError, public_teacher
+from fedllm.flatness.public_teacher import PublicTraining, TeacherError, public_teacher
 from fedllm.flatness.teacher import Teacher, cut, make_distillation, make_teacher
 from fedllm.run.folder import RunFolder
 from server.aggregation import Contribution, MeanUpdate, check_update
@@ -202,7 +202,9 @@ def _trained(folder: RunFolder, run: ServerRun) -> dict[str, Tensor]:
         raise TeacherError(
             f"Expected the teacher of this run in {folder.path / WEIGHTS}, found no file"
         )
-    weights = public_teacher(folder.path / WEIGHTS, tunable, params, features, settings, tell)
+    weights = public_teacher(
+        folder.path / WEIGHTS, tunable, params, features, PublicTraining.of(settings), tell
+    )
     digest = hashlib.sha256((folder.path / WEIGHTS).read_bytes()).hexdigest()
     if described is None:
         public = load_public(settings)

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from fedllm import messages as names
 from fedllm.codec.downlink import decode_params
-from fedllm.settings.checks.black_box import noises_numbers
-from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
+from fedllm.training.black_box.directions import NUMBERS, Directions, DirectionsPlan, round_seed
 from fedllm.training.zeroth_order import clip_numbers
 from server.aggregation import MeanUpdate
 from server.extensions.base import Asking, Extras, RoundExtension, Tensors
@@ -25,9 +24,18 @@ from server.replies.training import TrainingForm
 
 
 class ScalarEstimates(RoundExtension):
-    """Announces the directions of a round, and expands the silos' numbers along them."""
+    """Announces the directions of a round, and expands the silos' numbers along them.
 
-    def __init__(self) -> None:
+    Args:
+        plan: of the directions.
+        steps: local steps of a round.
+        clip: clipping norm of a silo's numbers.
+        alone: whether each number has noise of its own; else they are one vector.
+    """
+
+    def __init__(self, plan: DirectionsPlan, *, steps: int, clip: float, alone: bool) -> None:
+        self.plan, self.steps = plan, steps
+        self.norm, self.alone = clip, alone
         self._current: Directions | None = None
         self._seed = ""
 
@@ -38,14 +46,14 @@ class ScalarEstimates(RoundExtension):
             settings = self.run.settings
             sent = decode_params(asking.arrays.to_torch_state_dict(), settings.codec.downlink)
             self._seed = round_seed(settings.seed, self.run.run_id, asking.server_round)
-            self._current = Directions(settings, sent, self._seed)
+            self._current = Directions(self.plan, sent, self._seed)
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
         return Extras(fields={names.DIRECTIONS: self._seed})
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
         # Noise on single numbers is of a family of its own, whose multiplier has another range.
-        smallest = 0.0 if noises_numbers(self.run.settings) else form.smallest_noise
+        smallest = 0.0 if self.alone else form.smallest_noise
         return replace(form, update=spec_of(self._like), smallest_noise=smallest)
 
     def update_like(self, like: Tensors) -> Tensors:
@@ -53,8 +61,7 @@ class ScalarEstimates(RoundExtension):
 
     def clip(self, update: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The server's own clipping of a silo's numbers, before its noise; see :func:`clip_numbers`."""
-        clip, each = self.run.settings.privacy.clip, noises_numbers(self.run.settings)
-        return {NUMBERS: clip_numbers(update[NUMBERS], clip, each=each)[0]}
+        return {NUMBERS: clip_numbers(update[NUMBERS], self.norm, each=self.alone)[0]}
 
     def expand(self, mean: MeanUpdate) -> MeanUpdate:
         """The update of the model that the silos' mean numbers stand for.
@@ -71,6 +78,4 @@ class ScalarEstimates(RoundExtension):
     @property
     def _like(self) -> dict[str, Tensor]:
         """Zeros of the shape of a silo's message."""
-        settings = self.run.settings
-        shape = (settings.client.local_steps, settings.zeroth_order.directions)
-        return {NUMBERS: torch.zeros(shape)}
+        return {NUMBERS: torch.zeros(self.steps, self.plan.count)}

@@ -52,11 +52,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
 from fedllm.settings.kinds import CODECS
 from fedllm.settings.sections import ClientSettings
-from fedllm.training.adaptive_clip import is_adaptive
 from fedllm.training.encoding import Encoding
 from fedllm.training.gradients import gradient_scales
 from fedllm.training.mechanism import Mechanism, make_mechanism
@@ -212,7 +210,7 @@ class UpdateLaw:
         exponent = math.log(self.replies / FALSE_REFUSALS)
         # A silo's sampling rate changes nothing here.
         mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=numbers[0])
-        mechanism = mechanism.at_clip(self.clip if is_adaptive(settings) else None)
+        mechanism = mechanism.at_clip(self.clip if mechanism.adaptive else None)
         length: float | None
         if why_no_law(settings, examples) is not None or is_unknown(mechanism):
             length = None
@@ -331,8 +329,8 @@ class UpdateLaw:
     ) -> float:
         """Return the bound for the scalar estimates along random directions."""
         steps, count = settings.client.local_steps, settings.zeroth_order.directions
-        alone = noises_numbers(settings)
         noise, clip = mechanism.release_noise(), mechanism.clip
+        alone = noise is not None and noise.alone
         if settings.privacy.unit == "client":
             length = clip * (math.sqrt(steps * count) if alone else 1.0)
             if settings.privacy.noise_by == "server":

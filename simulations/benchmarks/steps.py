@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from fedllm.data.batches import Feature
 from fedllm.flatness.distillation import Distillation
 from fedllm.flatness.duplicate import duplicate_update
-from fedllm.flatness.public_teacher import public_teacher
+from fedllm.flatness.public_teacher import PublicTraining, public_teacher
 from fedllm.flatness.teacher import EmaTeacher
 from fedllm.models.backbone import load_backbone, resolve_device, resolve_dtype
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import TeacherSettings
-from fedllm.training.black_box.directions import Directions
+from fedllm.training.black_box.directions import Directions, DirectionsPlan
 from fedllm.training.mechanism import make_mechanism
-from fedllm.training.steps import LocalWork
+from fedllm.training.steps import LocalWork, StepPlan
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from privacy.mechanisms.gaussian import add_gaussian
 from privacy.randomness import generator
@@ -167,7 +167,7 @@ def forward_step(scene: Scene) -> Step:
         model=scene.settings.model.model_dump() | {"access": "black-box"},
         zeroth_order={"directions": DIRECTIONS},
     )
-    return _train(scene, settings, 0, Directions(settings, scene.params, "0"))
+    return _train(scene, settings, 0, Directions(DirectionsPlan.of(settings), scene.params, "0"))
 
 
 def noise_alone(seed: int | None, scene: Scene) -> Step:
@@ -194,7 +194,9 @@ def refills(make: Callable[[], Cipher[Any]], scene: Scene) -> Step:
 def duplicate(scene: Scene) -> Step:
     """Return a silo's step on the duplicate that it trains without privacy."""
     streams = partial(generator, 0)
-    call = partial(duplicate_update, scene.tunable, scene.params, scene.features, scene.settings)
+    call = partial(
+        duplicate_update, scene.tunable, scene.params, scene.features, StepPlan.of(scene.settings)
+    )
     return scene.step(partial(call, sampling_rate=1.0, streams=streams))
 
 
@@ -219,7 +221,12 @@ def teacher_training(scene: Scene) -> Step:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "teacher.safetensors"
             public_teacher(
-                file, scene.tunable, scene.params, lambda: scene.features, settings, lambda *_: None
+                file,
+                scene.tunable,
+                scene.params,
+                lambda: scene.features,
+                PublicTraining.of(settings),
+                lambda *_: None,
             )
 
     return scene.step(call, TEACHER_STEPS)

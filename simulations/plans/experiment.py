@@ -24,7 +24,7 @@ from fedllm.run.folder import ledger_of
 from fedllm.settings.experiment import Settings
 from privacy.budget import BudgetExceeded
 from privacy.ledger.ledger import Ledger
-from server.extensions.central_noise import CentralRelease
+from server.extensions.central_noise import make_central_release
 from simulations.plans.accounting_figures import Figures, figures
 
 _RUN = "a run that is planned"
@@ -131,14 +131,11 @@ def _accounts(
     settings: Settings, sizes: dict[str, int], schedule: Sequence[Sequence[str]], ledger: Ledger
 ) -> dict[str, SiloAccount | str]:
     """Each silo's account, or why it leaves."""
-    if settings.privacy.mode == "dp" and settings.privacy.noise_by == "server":
-        trusted = CentralRelease(
-            settings,
-            run=_RUN,
-            silos=list(sizes),
-            draws=round_draws(settings, list(sizes), schedule),
-            ledger=ledger,
-        )
+    draws = round_draws(settings, list(sizes), schedule)
+    trusted = make_central_release(
+        settings, run=_RUN, silos=list(sizes), draws=draws, ledger=ledger
+    )
+    if trusted is not None:
         return {name: trusted.left.get(name) or trusted.accounts[name] for name in sizes}
     found: dict[str, SiloAccount | str] = {}
     for name, examples in sizes.items():

@@ -76,7 +76,7 @@ def test_a_gradient_that_is_not_finite_is_found_too(
     settings = tiny_settings()
     tunable = shared_tunable(settings)
     params = initial_params(tunable, settings)
-    rehearse(tunable, params, settings)
+    rehearse(tunable, params, gradients=True)
     losses = tunable.losses
 
     def steep(point: Mapping[str, torch.Tensor], batch: Any) -> torch.Tensor:
@@ -84,7 +84,7 @@ def test_a_gradient_that_is_not_finite_is_found_too(
 
     monkeypatch.setattr(tunable, "losses", steep)
     with pytest.raises(ModelError, match=r"finite gradient of head\.bias before training, got"):
-        rehearse(tunable, params, settings)
+        rehearse(tunable, params, gradients=True)
 
 
 def test_an_engine_of_another_program_is_named_at_once(

@@ -22,7 +22,7 @@ from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
-from fedllm.training.black_box.directions import NUMBERS, Directions, round_seed
+from fedllm.training.black_box.directions import NUMBERS, Directions, DirectionsPlan, round_seed
 from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events.kinds import ScalarNoiseDpEvent
@@ -122,7 +122,7 @@ def test_the_model_is_what_the_numbers_and_the_announced_seeds_say(
         rows = received[server_round]
         assert {seed for _, seed, _ in rows} == {round_seed(7, run.run_id, server_round)}
         sent = decode_params(rows[0][2], settings.codec.downlink)
-        directions = Directions(settings, sent, rows[0][1])
+        directions = Directions(DirectionsPlan.of(settings), sent, rows[0][1])
         assert len({row[0].numpy().tobytes() for row in rows}) == 4
         mean = torch.stack([row[0].double() for row in rows]).mean(0).float()
         moved = directions.update(mean)

@@ -23,7 +23,7 @@ from fedllm.codec.prior import Prior
 from fedllm.data.batches import Feature
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
-from fedllm.training.black_box.directions import Directions
+from fedllm.training.black_box.directions import Directions, DirectionsPlan
 from fedllm.training.black_box.forward_only import LocalForwardOnly
 from fedllm.training.encoding import Encoding
 from fedllm.training.mechanism import make_mechanism
@@ -134,7 +134,7 @@ def honest(
             sampling_rate=1.0,
             noise_multiplier=noise,
             streams=streams,
-            directions=Directions(settings, params, "c0ffee"),
+            directions=Directions(DirectionsPlan.of(settings), params, "c0ffee"),
         )
         return Contribution("alpha", result.update, None, noise_multiplier=noise)
     encoding = encoding_of(settings, params)

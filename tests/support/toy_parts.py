@@ -39,6 +39,7 @@ class OneBit:
     noise_multiplier: float
     clip: float = 1.0
     private = True
+    adaptive = False
 
     def events(self, server_round: int) -> Counter[DpEvent]:
         return multiset({pure_dp(EPSILON): 1})  # in the ledger before train() is called

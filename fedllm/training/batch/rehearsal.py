@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.models.embedded import ModelError
-from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import expand_params
 from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.training.gradients import per_example_gradients
@@ -29,10 +28,13 @@ def public_feature(tunable: Tunable) -> Feature:
     return feature
 
 
-def rehearse(tunable: Tunable, params: Mapping[str, Tensor], settings: Settings) -> None:
+def rehearse(tunable: Tunable, params: Mapping[str, Tensor], *, gradients: bool) -> None:
     """Compute the loss (and where training takes it, the gradient) of a public example.
 
     Nothing is asked of an endpoint.
+
+    Args:
+        gradients: whether training takes gradients of the model.
 
     Raises:
         ModelError: it raises, or is not finite; the message is a function of public values, the parameters
@@ -46,7 +48,7 @@ def rehearse(tunable: Tunable, params: Mapping[str, Tensor], settings: Settings)
         point = {n: params[n].to(device=device, dtype=torch.float32) for n in sorted(params)}
         with torch.no_grad():  # not inference mode: a model may keep tables that it writes to later
             found = {"loss": tunable.losses(expand_params(point, 1), batch)}
-        if settings.model.access != "black-box":
+        if gradients:
             found |= per_example_gradients(tunable, point, batch)
     except Exception as error:
         raise ModelError(

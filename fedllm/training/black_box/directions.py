@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -31,6 +32,37 @@ def round_seed(seed: int, run: str, server_round: int) -> str:
     return hashlib.sha256(named.encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class DirectionsPlan:
+    """The numbers of the directions of each round of a run.
+
+    Attributes:
+        count: K, directions of a local step.
+        learning_rate: of a local step.
+        relative: whether entries have the scale of their layer of the prefix; else 1.
+        subspace: dimension of the subspace; 0 for all coordinates.
+        seed: of the subspace; public.
+    """
+
+    count: int
+    learning_rate: float
+    relative: bool
+    subspace: int
+    seed: int
+
+    @classmethod
+    def of(cls, settings: Settings) -> DirectionsPlan:
+        """Return the plan of the settings."""
+        zeroth_order = settings.zeroth_order
+        return cls(
+            count=zeroth_order.directions,
+            learning_rate=settings.client.learning_rate,
+            relative=zeroth_order.scale == "prefix",
+            subspace=zeroth_order.subspace,
+            seed=settings.seed,
+        )
+
+
 class Directions:
     """The random directions of one round, the same at the server and all silos.
 
@@ -40,7 +72,7 @@ class Directions:
     group (a sparse embedding; Clarkson and Woodruff 2013): the m group vectors are orthogonal.
 
     Args:
-        settings: ``zeroth_order`` and ``seed`` (of the subspace).
+        plan: their number and scale, and their subspace.
         params: the round's model, which gives shapes and scales.
         seed: see :func:`round_seed`.
 
@@ -48,30 +80,29 @@ class Directions:
         ValueError: the seed is no hexadecimal number, or the subspace is larger than the whole.
     """
 
-    def __init__(self, settings: Settings, params: Mapping[str, Tensor], seed: str) -> None:
+    def __init__(self, plan: DirectionsPlan, params: Mapping[str, Tensor], seed: str) -> None:
         try:
             self._seed = int(seed, 16)
         except ValueError:
             raise ValueError(
                 f"Expected a hexadecimal seed of the directions, got {seed!r}"
             ) from None
-        self.count = settings.zeroth_order.directions
-        self.learning_rate = settings.client.learning_rate
+        self.count, self.learning_rate = plan.count, plan.learning_rate
         self.names = sorted(params)
         self.shapes = {name: params[name].shape for name in self.names}
-        relative = settings.zeroth_order.scale == "prefix"
         self.scales = {
-            name: _scale(name, params[name]) if relative else torch.ones(()) for name in self.names
+            name: _scale(name, params[name]) if plan.relative else torch.ones(())
+            for name in self.names
         }
         self.size = sum(shape.numel() for shape in self.shapes.values())
-        self.subspace = settings.zeroth_order.subspace
+        self.subspace = plan.subspace
         if self.subspace > self.size:
             raise ValueError(
                 f"Expected zeroth_order.subspace <= {self.size}, the number of trained coordinates, got "
                 f"zeroth_order.subspace={self.subspace}"
             )
         if self.subspace:
-            fixed = generator(settings.seed, "zeroth-order-subspace", self.size)
+            fixed = generator(plan.seed, "zeroth-order-subspace", self.size)
             words = np.frombuffer(fixed.bytes(8 * self.size), dtype="<u8")
             self._groups = torch.from_numpy((words % np.uint64(self.subspace)).astype(np.int64))
             self._signs = _signs(fixed.bytes(-(-self.size // 8)), self.size)

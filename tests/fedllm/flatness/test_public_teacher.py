@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedllm.data.batches import Feature
-from fedllm.flatness.public_teacher import TeacherError, public_teacher
+from fedllm.flatness.public_teacher import PublicTraining, TeacherError, public_teacher
 from fedllm.settings.experiment import Settings
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 
@@ -35,7 +35,7 @@ def made(tiny_settings: Callable[..., Any], word_records: Callable[..., Any]) ->
 
 def train(file: Path, made: Made, tell: Callable[[int, float], None] = lambda s, x: None) -> Any:
     settings, tunable, start, features = made
-    return public_teacher(file, tunable, start, lambda: features, settings, tell)
+    return public_teacher(file, tunable, start, lambda: features, PublicTraining.of(settings), tell)
 
 
 def never() -> list[Feature]:
@@ -52,7 +52,9 @@ def test_it_learns_the_task_and_leaves_the_start_alone(made: Made, tmp_path: Pat
     assert told[0][1] == pytest.approx(losses[0], abs=1e-5), "the head starts at zero"
     assert losses[1] < 0.8 * losses[0]
     assert all(torch.equal(start[n], before[n]) for n in start)
-    again = public_teacher(tmp_path / "t.safetensors", tunable, start, never, settings, print)
+    again = public_teacher(
+        tmp_path / "t.safetensors", tunable, start, never, PublicTraining.of(settings), print
+    )
     assert all(torch.equal(again[n], weights[n]) for n in weights)
 
 
@@ -85,7 +87,9 @@ def test_layers_that_were_dropped_leave_a_teacher_on_disk(
     weights = train(file, made)
     fewer = tiny_settings(**{"prefix.layers": [1], "teacher.public_steps": 60})
     tunable = shared_tunable(fewer)
-    kept = public_teacher(file, tunable, initial_params(tunable, fewer), never, fewer, print)
+    kept = public_teacher(
+        file, tunable, initial_params(tunable, fewer), never, PublicTraining.of(fewer), print
+    )
     assert torch.equal(kept["prefix"], weights["prefix"][1:])
     assert torch.equal(kept["head.weight"], weights["head.weight"])
 

@@ -138,7 +138,7 @@ def test_they_train_and_pass_the_check_for_independent_examples(
     tunable = make_tunable(settings, load_backbone(str(folder), device="cpu"))
     params = initial_params(tunable, settings)
     require_independence(tunable, params)
-    rehearse(tunable, params, settings)
+    rehearse(tunable, params, gradients=True)
     assert params["prefix"].shape[0] == 3
 
 

@@ -183,8 +183,9 @@ def test_a_norm_comes_where_it_is_asked_for_and_nowhere_else(tiny_settings: Make
         fixed.at_clip(0.25)
     without = mechanism(tiny_settings(**ADAPTIVE | {"privacy.mode": "none"}))
     assert without.at_clip(None) == without
-    assert next_clip(settings, 0.25, []) == (0.25, {"clip": 0.25})
-    moved, told = next_clip(settings, 0.25, [5.0, 3.0])
+    how = {"quantile": settings.clipping.quantile, "learning_rate": settings.clipping.learning_rate}
+    assert next_clip(0.25, [], **how) == (0.25, {"clip": 0.25})
+    moved, told = next_clip(0.25, [5.0, 3.0], **how)
     assert moved == pytest.approx(0.25 * np.exp(-0.1))
     assert told == {"clip": 0.25, "below_clip": 1.0}
 

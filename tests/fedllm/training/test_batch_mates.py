@@ -251,7 +251,7 @@ def test_a_model_that_writes_to_its_tables_is_rehearsed_and_then_trained(archite
     settings, tunable = tiny_tunable(architecture)
     params = params_at(tunable, settings, 0.3, 1)
     long = tunable.task.features(random_records([50], 3))
-    rehearse(tunable, params, settings)
+    rehearse(tunable, params, gradients=True)
     forward = LocalForwardOnly(tunable)
     for batch in forward.batches(long, 512):
         forward.losses(params, batch)

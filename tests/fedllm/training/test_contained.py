@@ -15,7 +15,7 @@ from fedllm.flatness.layer_release import make_score_release
 from fedllm.silo.evaluation import correct_answers
 from fedllm.silo.task import SiloTask
 from fedllm.training.batch.contained import Failures, example_rows
-from fedllm.training.black_box.directions import Directions, round_seed
+from fedllm.training.black_box.directions import Directions, DirectionsPlan, round_seed
 from fedllm.training.black_box.forward_only import forward_only
 from fedllm.training.dp_sgd import DpSgd
 from fedllm.training.gradients import clipped_gradient_sum, gradient_sum
@@ -67,7 +67,7 @@ def train(
     """All examples are in each step (rate 1); the noise is the same for the same settings."""
     options = {"sampling_rate": 1.0, "noise_multiplier": 0.8, "streams": streams}
     if settings.model.access == "black-box":
-        along = Directions(settings, params, round_seed(1, "run", 1))
+        along = Directions(DirectionsPlan.of(settings), params, round_seed(1, "run", 1))
         model = forward_only(tunable)
         return train_forward_only(model, params, features, settings, directions=along, **options)
     return train_locally(tunable, params, features, settings, **options)

@@ -89,6 +89,7 @@ class Coin:
     clip: float = 1.0
 
     private = True
+    adaptive = False
 
     def at_clip(self, clip: float | None) -> Coin:
         assert clip is None

@@ -17,6 +17,7 @@ from fedllm.tasks.base import expand_params
 from fedllm.training.black_box.directions import (
     NUMBERS,
     Directions,
+    DirectionsPlan,
     round_seed,
 )
 from fedllm.training.black_box.forward_only import LocalForwardOnly
@@ -69,7 +70,7 @@ def train(
         sampling_rate=rate,
         noise_multiplier=multiplier if private else 0.0,
         streams=streams or seeded(),
-        directions=Directions(settings, params, "c0ffee"),
+        directions=Directions(DirectionsPlan.of(settings), params, "c0ffee"),
     )
     assert list(result.update) == [NUMBERS]
     return result.update[NUMBERS]
@@ -103,7 +104,7 @@ def test_differences_are_directional_derivatives(
     settings = tiny_settings(**BLACK_BOX, **{"zeroth_order.smoothing": 0.01})
     batch = tunable.task.collate(features[:4])
     grads = per_example_gradients(tunable, params, batch)
-    directions = Directions(settings, params, "c0ffee")
+    directions = Directions(DirectionsPlan.of(settings), params, "c0ffee")
     for k in range(3):
         z = directions.direction(0, k)
         along = sum((grads[n] * z[n]).flatten(1).sum(1) for n in z)
@@ -128,7 +129,7 @@ def test_numbers_are_clipped_sums_over_the_expected_batch(
     )
     found = train(tunable, params, features, settings, noise=1e-4).numpy()
     weights, clipped = dict(params), 0
-    directions = Directions(settings, params, "c0ffee")
+    directions = Directions(DirectionsPlan.of(settings), params, "c0ffee")
     for step in range(steps):
         rows = np.stack(
             [plain_differences(tunable, weights, f, directions, 0.01, step) for f in features]
@@ -192,7 +193,7 @@ def test_a_loss_that_is_not_finite_counts_as_nothing(
         sampling_rate=1.0,
         noise_multiplier=1e-3,
         streams=seeded(),
-        directions=Directions(settings, params, "1"),
+        directions=Directions(DirectionsPlan.of(settings), params, "1"),
     )
     assert bool(torch.isfinite(result.update[NUMBERS]).all())
     assert result.nonfinite > 0
@@ -228,7 +229,7 @@ def test_noise_that_leaves_has_the_promised_size_and_law(
         options: Any = {
             "sampling_rate": rate,
             "streams": seeded(repetition),
-            "directions": Directions(settings, params, "c0ffee"),
+            "directions": Directions(DirectionsPlan.of(settings), params, "c0ffee"),
         }
         parts = [
             train_forward_only(
@@ -276,7 +277,9 @@ def test_steps_lower_the_loss(
     weights = dict(params)
     before = tunable.evaluate(weights, features, 1000)["loss"]
     for server_round in range(30):
-        directions = Directions(settings, weights, round_seed(0, "run", server_round))
+        directions = Directions(
+            DirectionsPlan.of(settings), weights, round_seed(0, "run", server_round)
+        )
         result = train_forward_only(
             LocalForwardOnly(tunable),
             weights,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fedllm.training.black_box.directions import (
     Directions,
+    DirectionsPlan,
     round_seed,
 )
 
@@ -31,7 +32,7 @@ def test_directions_are_signs_times_scales_and_follow_from_the_seed(
     params: dict[str, Tensor], tiny_settings: Make
 ) -> None:
     settings = tiny_settings(**BLACK_BOX)
-    one = Directions(settings, params, "c0ffee")
+    one = Directions(DirectionsPlan.of(settings), params, "c0ffee")
     z = one.direction(1, 2)
     rms = params["prefix"].square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
     torch.testing.assert_close(z["prefix"].abs(), rms.expand_as(z["prefix"]))
@@ -41,10 +42,14 @@ def test_directions_are_signs_times_scales_and_follow_from_the_seed(
     signs = other.direction(1, 2)
     assert all(bool((value.abs() == 1).all()) for value in signs.values())
     assert torch.equal(signs["prefix"] * rms, z["prefix"])
-    again = Directions(settings, params, "c0ffee").direction(1, 2)
+    again = Directions(DirectionsPlan.of(settings), params, "c0ffee").direction(1, 2)
     assert all(torch.equal(again[name], z[name]) for name in z)
     seen = {
-        Directions(settings, params, seed).direction(step, k)["prefix"].sign().numpy().tobytes()
+        Directions(DirectionsPlan.of(settings), params, seed)
+        .direction(step, k)["prefix"]
+        .sign()
+        .numpy()
+        .tobytes()
         for seed in ("c0ffee", "c0ffef")
         for step in range(2)
         for k in range(3)
@@ -56,7 +61,7 @@ def test_signs_are_fair_and_independent(params: dict[str, Tensor], tiny_settings
     settings = tiny_settings(
         **BLACK_BOX | {"zeroth_order.directions": 200, "zeroth_order.scale": "one"}
     )
-    found = Directions(settings, params, round_seed(0, "run", 1))
+    found = Directions(DirectionsPlan.of(settings), params, round_seed(0, "run", 1))
     rows = np.stack(
         [np.concatenate([v.flatten() for v in found.direction(0, k).values()]) for k in range(200)]
     )
@@ -75,7 +80,12 @@ def test_a_subspace_is_what_all_rounds_move_in(
     )
     rows = [
         torch.cat(
-            [v.flatten() for v in Directions(settings, params, seed).direction(0, k).values()]
+            [
+                v.flatten()
+                for v in Directions(DirectionsPlan.of(settings), params, seed)
+                .direction(0, k)
+                .values()
+            ]
         )
         for seed in ("1", "2")
         for k in range(40)
@@ -85,16 +95,16 @@ def test_a_subspace_is_what_all_rounds_move_in(
     assert int(torch.linalg.matrix_rank(stacked)) == 6
     too_many = tiny_settings(**BLACK_BOX, **{"zeroth_order.subspace": 10**6})
     with pytest.raises(ValueError, match=r"zeroth_order\.subspace <= "):
-        Directions(too_many, params, "1")
+        Directions(DirectionsPlan.of(too_many), params, "1")
     with pytest.raises(ValueError, match="hexadecimal"):
-        Directions(settings, params, "no seed")
+        Directions(DirectionsPlan.of(settings), params, "no seed")
 
 
 def test_the_update_is_the_mean_over_directions_summed_over_steps(
     params: dict[str, Tensor], tiny_settings: Make
 ) -> None:
     settings = tiny_settings(**BLACK_BOX | {"client.learning_rate": 0.3, "client.local_steps": 2})
-    directions = Directions(settings, params, "ab")
+    directions = Directions(DirectionsPlan.of(settings), params, "ab")
     numbers = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
     expected = {name: torch.zeros_like(value) for name, value in params.items()}
     for step in range(2):

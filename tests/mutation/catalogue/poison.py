@@ -48,7 +48,7 @@ MUTATIONS = (
     Mutation(
         "update-law-at-the-first-rounds-clip",
         "server/robust/update_law.py",
-        "        mechanism = mechanism.at_clip(self.clip if is_adaptive(settings) else None)\n",
+        "        mechanism = mechanism.at_clip(self.clip if mechanism.adaptive else None)\n",
         "",
         "Once the clipping norm has grown, honest updates are refused; once it has fallen, long ones pass.",
         (f"{_LAW}::test_the_clipping_norm_of_the_round_decides",),
