@@ -245,4 +245,4 @@ def _opened(settings: Settings, context: Context) -> tuple[Silo | None, int]:
     if silo is None:
         return None, 0
     task = shared_tunable(settings).task
-    return silo, len(_read(lambda: open_silo_data(silo, settings, task), own).train)
+    return silo, len(_read(lambda: open_silo_data(silo, settings.data.bad_rows, task), own).train)

@@ -9,7 +9,7 @@ silos' own is refused.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fedllm.data.formats.hub import load_hub
@@ -26,6 +26,8 @@ from fedllm.data.formats.tweets import load_tweets, normalise_tweet
 from fedllm.data.labels import class_place
 from fedllm.data.silos import Federation, first_by_hash, load_federation
 from fedllm.settings.experiment import Settings
+from fedllm.settings.flatness import PublicSettings
+from fedllm.settings.sections import DataSettings, TaskSettings
 
 MOST_SHARED = 0.1
 """Share of the public texts that may be texts of the silos too, before they are refused:
@@ -79,10 +81,11 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     if public.source == "none":
         raise DataError("Expected public.source: text that the server has, got public.source=none")
     labelled = labelled or not task.has_classes
-    found = _read(settings)
-    records, others = _as_task(found, settings, labelled)
+    found = _read(public, settings.data)
+    records, others = _as_task(found, public, task, labelled)
     require_text(TextDataset(records, found.name, task.text), task.text)
-    key = _key(settings)
+    tweets = "tweets" in (settings.data.source, public.source)
+    key = _key(normalise_tweet if tweets else normalise_text, task.text)
     federation = load_federation(_with_all_evaluation(settings))
     judged = {key(record) for record in federation.evaluation.records}
     kept = [record for record in records if key(record) not in judged]
@@ -98,8 +101,7 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     return PublicData(dataset, len(found), others, len(records) - len(kept), shared)
 
 
-def _read(settings: Settings) -> TextDataset:
-    public = settings.public
+def _read(public: PublicSettings, data: DataSettings) -> TextDataset:
     if public.source == "hub":
         try:
             return load_hub(str(public.path), subset=public.subset, split=public.split)
@@ -111,18 +113,19 @@ def _read(settings: Settings) -> TextDataset:
         except DataError as error:
             raise DataError(str(error).replace("data.", "public.")) from error
     tweets = load_tweets()
-    named = settings.data.silo_names
-    if settings.data.source != "tweets" or settings.data.partition != "natural" or not named:
+    named = data.silo_names
+    if data.source != "tweets" or data.partition != "natural" or not named:
         return tweets
-    column = settings.data.silo_column
+    column = data.silo_column
     require_columns(tweets, (column,))
     chosen = (row for row, record in enumerate(tweets.records) if record[column] not in named)
     return tweets.select(chosen)
 
 
-def _as_task(found: TextDataset, settings: Settings, labelled: bool) -> tuple[list[Record], int]:
+def _as_task(
+    found: TextDataset, public: PublicSettings, task: TaskSettings, labelled: bool
+) -> tuple[list[Record], int]:
     """Return the records in the task's columns and classes, and how many were of other classes."""
-    public, task = settings.public, settings.task
     tweets = public.source == "tweets"
     columns = public.text or (("text",) if tweets else task.text)
     if len(columns) != len(task.text):
@@ -160,10 +163,9 @@ def _as_task(found: TextDataset, settings: Settings, labelled: bool) -> tuple[li
     return records, others.total()
 
 
-def _key(settings: Settings) -> Callable[[Record], tuple[str, ...]]:
-    tweets = "tweets" in (settings.data.source, settings.public.source)
-    normalise = normalise_tweet if tweets else normalise_text
-    columns = settings.task.text
+def _key(
+    normalise: Callable[[str], str], columns: Sequence[str]
+) -> Callable[[Record], tuple[str, ...]]:
     return lambda record: tuple(normalise(str(record[column])) for column in columns)
 
 

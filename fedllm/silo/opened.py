@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedllm.data.batches import Feature
-from fedllm.data.formats.records import TextDataset
+from fedllm.data.formats.records import BadRows, TextDataset
 from fedllm.data.silos import Silo
 from fedllm.data.usable_rows import checked, usable_rows
-from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import Task
 
 log = logging.getLogger("fedllm.silo")
@@ -39,33 +38,33 @@ class OpenedSilo:
 _opened_before: dict[str, tuple[Silo, str, Task, OpenedSilo]] = {}
 
 
-def open_silo_data(silo: Silo, settings: Settings, task: Task) -> OpenedSilo:
+def open_silo_data(silo: Silo, rule: BadRows, task: Task) -> OpenedSilo:
     """Check and tokenise a silo's records; the last result for the same silo, rule and task is kept.
+
+    Args:
+        rule: ``data.bad_rows``.
 
     Raises:
         DataError: a record cannot be used and ``data.bad_rows`` is ``refuse``, or no record is left.
     """
     known = _opened_before.get(silo.name)
-    rule = settings.data.bad_rows
     if known is not None and known[0] is silo and known[1] == rule and known[2] is task:
         return known[3]
-    opened = _open(silo, settings, task)
+    opened = _open(silo, rule, task)
     _opened_before[silo.name] = (silo, rule, task, opened)
     return opened
 
 
-def _open(silo: Silo, settings: Settings, task: Task) -> OpenedSilo:
-    train, train_features = _opened(silo.train, settings, task)
+def _open(silo: Silo, rule: BadRows, task: Task) -> OpenedSilo:
+    train, train_features = _opened(silo.train, rule, task)
     held_out, held_out_features = silo.held_out, list[Feature]()
     if len(silo.held_out):
-        held_out, held_out_features = _opened(silo.held_out, settings, task)
+        held_out, held_out_features = _opened(silo.held_out, rule, task)
     return OpenedSilo(Silo(silo.name, train, held_out), train_features, held_out_features)
 
 
-def _opened(
-    dataset: TextDataset, settings: Settings, task: Task
-) -> tuple[TextDataset, list[Feature]]:
-    named, rule = settings.task, settings.data.bad_rows
+def _opened(dataset: TextDataset, rule: BadRows, task: Task) -> tuple[TextDataset, list[Feature]]:
+    named = task.settings
     dataset = checked(dataset, named.text, named.target, named.classes, rule)
     try:
         features = task.features(dataset.records)

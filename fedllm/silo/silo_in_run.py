@@ -81,7 +81,9 @@ class SiloInRun:
         """
         if self._opened is None:
             try:
-                self._opened = open_silo_data(self.silo, self.settings, self.tunable.task)
+                self._opened = open_silo_data(
+                    self.silo, self.settings.data.bad_rows, self.tunable.task
+                )
             except Exception as error:
                 self.note_error("the data cannot be used", error)
                 raise NotTakingPart from error

@@ -79,11 +79,11 @@ def test_simulation_and_own_file_keep_the_same_rows(
         own: Callable[[], Silo] = lambda: load_silo_file(path, "s", labels=labels, bad_rows=rule)  # noqa: B023, E731
         if rule == "refuse":
             with pytest.raises(DataError):
-                open_silo_data(simulated, settings, task)
+                open_silo_data(simulated, settings.data.bad_rows, task)
             with pytest.raises(DataError):
                 own()
             continue
-        opened = open_silo_data(simulated, settings, task)
+        opened = open_silo_data(simulated, settings.data.bad_rows, task)
         assert opened.silo.train.records == own().train.records
         assert len(opened.train) == 4
 
@@ -105,11 +105,11 @@ def test_what_only_the_model_tells_is_found_at_opening(
         return real(self, text, *args, **options)
 
     monkeypatch.setattr(type(tokenizer), "__call__", call)
-    opened = open_silo_data(Silo("s", dataset(*records), dataset()), settings, task)
+    opened = open_silo_data(Silo("s", dataset(*records), dataset()), settings.data.bad_rows, task)
     assert opened.silo.train.records == [GOOD]
     refusing = tiny_settings()
     with pytest.raises(DataError, match="embeddings do not have") as raised:
-        open_silo_data(Silo("s", dataset(*records), dataset()), refusing, task)
+        open_silo_data(Silo("s", dataset(*records), dataset()), refusing.data.bad_rows, task)
     assert "the tokenizer raises TypeError" in str(raised.value)
 
 
