@@ -33,7 +33,7 @@ from fedllm.training.tunable import initial_params, shared_tunable
 from privacy.events.constructors import pure_dp
 from privacy.events.multiset import multiset
 from privacy.ledger.ledger import Ledger
-from server.robust.update_law import limit_warnings
+from server.robust.limit_warnings import limit_warnings
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
