@@ -36,9 +36,8 @@ def test_directions_are_signs_times_scales_and_follow_from_the_seed(
     z = one.direction(1, 2)
     rms = params["prefix"].square().mean(dim=(2, 3, 4), keepdim=True).sqrt()
     torch.testing.assert_close(z["prefix"].abs(), rms.expand_as(z["prefix"]))
-    other = Directions(
-        tiny_settings(**BLACK_BOX, **{"zeroth_order.scale": "one"}), params, "c0ffee"
-    )
+    plain = tiny_settings(**BLACK_BOX, **{"zeroth_order.scale": "one"})
+    other = Directions(DirectionsPlan.of(plain), params, "c0ffee")
     signs = other.direction(1, 2)
     assert all(bool((value.abs() == 1).all()) for value in signs.values())
     assert torch.equal(signs["prefix"] * rms, z["prefix"])

@@ -90,8 +90,8 @@ MUTATIONS = (
     Mutation(
         "trusted-server-takes-a-silos-numbers-as-they-are",
         "server/extensions/factory.py",
-        "CentralNoise(trusted, clip=numbers.clip, releases=steps)",
-        "CentralNoise(trusted, clip=dict, releases=steps)",
+        "CentralNoise(trusted, clip=numbers.clip, releases=client.local_steps)",
+        "CentralNoise(trusted, clip=dict, releases=client.local_steps)",
         "A client that sends more than it may stands out of the trusted server's noise.",
         (f"{_RUNS}::test_a_trusted_server_clips_the_numbers_itself",),
     ),
