@@ -77,7 +77,8 @@ def read_fields(message: Message, kind: str) -> TaskFields:
     config = content.config_records.get(names.CONFIG)
     if config is None:
         raise TaskRefused(f"Expected texts and numbers in the record {names.CONFIG!r} of a task")
-    _check_companion(content)
+    if names.LEDGER in content:
+        _check_companion(content)
     for name in records - {names.CONFIG, names.LEDGER}:
         if name in content and name not in content.array_records:
             raise TaskRefused(f"Expected arrays in the record {name!r} of a {kind} task")
@@ -102,8 +103,6 @@ def is_run_id(value: Any) -> bool:
 
 def _check_companion(content: Any) -> None:
     """Check the fields that accompany any task: the last signed head of the silo's ledger, and the report's delta."""
-    if names.LEDGER not in content:
-        return
     companion = content.config_records.get(names.LEDGER)
     if companion is None:
         raise TaskRefused(f"Expected texts and numbers in the record {names.LEDGER!r} of a task")

@@ -40,13 +40,13 @@ from fedllm.training.steps import (
     Streams,
     Tally,
     check_noise,
-    poisson_batch,
     split_like,
 )
 from fedllm.training.tunable import Tunable
 from privacy.events.constructors import no_guarantee, poisson_sampled, truncated_sgd
 from privacy.events.multiset import multiset
 from privacy.mechanisms.adaptive_clipping import centred_count, share_below
+from privacy.mechanisms.sampling import poisson_sample
 from privacy.randomness import RandomSource
 
 
@@ -279,7 +279,8 @@ class _StepRelease:
         """A step's batch, and how many of its first rows are examples where others fill a fixed shape."""
         rate = self.mechanism.sampling_rate
         if self.fixed is None:
-            return poisson_batch(self.features, rate, rng), None
+            drawn = poisson_sample(len(self.features), rate, rng)
+            return [self.features[i] for i in drawn], None
         return self.fixed.draw(self.features, rate, rng)
 
     def __call__(
