@@ -74,7 +74,7 @@ class LogProgress:
             log.info("%s: %s (judged by the %s)", where, _numbers(record), record["where"])
         elif kind == "silo":
             log.info(
-                "%s: %s epsilon %.4f of what was released so far",
+                "%s: %s epsilon %.4f of the releases so far",
                 where,
                 record["silo"],
                 record["epsilon"],

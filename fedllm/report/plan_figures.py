@@ -12,7 +12,7 @@ from privacy.guarantee import Relation, Unit
 from privacy.ledger.ledger import Ledger
 from privacy.run_plan import RunPlan
 
-SO_FAR = "released so far; a guarantee only if where it stopped did not depend on the outputs"
+SO_FAR = "released so far; a guarantee only if the stopping point did not depend on the outputs"
 """Meaning of an epsilon of a ledger's releases (:mod:`fedllm.report.held` has the reason)."""
 _SHOWN = 3
 

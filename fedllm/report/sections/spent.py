@@ -228,7 +228,7 @@ MARKUP = """\
 <p>{% if report.vouching is not none %}Every number is what a silo vouches for, by a signed extract of its own ledger, or what the events in the
 extract cost, whichever is larger; over everything that its ledger holds about its data{% else %}Every number is computed from the privacy ledger, over everything that the ledger holds about a
 silo's data{% endif %}{% if ledger.runs | length > 1 %} ({{ ledger.runs | length }} runs){% endif %}, as far as it was released
-so far: a guarantee only if where it stopped did not depend on the outputs. Where a run's plan, or a budget, is what holds, it stands below the figure. The unit is
+so far: a guarantee only if the stopping point did not depend on the outputs. Where a run's plan, or a budget, is what holds, it stands below the figure. The unit is
 <strong>{{ g.unit }}</strong>, the neighbouring relation <strong>{{ g.relation }}</strong>, delta is
 <strong>{{ "%g" | format(g.delta) }}</strong>. Every printed epsilon and mu is rounded up; the exact
 values are in <code>report.json</code>.

@@ -64,7 +64,10 @@ def test_account_names_what_its_figures_are(stopped: Path) -> None:
     assert found["plans"] == {"alpha": {"one": planned(stopped)}}
     assert found["pld"]["epsilon"] < planned(stopped)
     printed = " ".join(call("account", ledger=stopped, delta=DELTA).stdout.split())
-    assert f"of what was {SO_FAR}; the run's plan, one: {shown(planned(stopped))}" in printed
+    assert (
+        f"These figures cover everything {SO_FAR}; the run's plan, one: {shown(planned(stopped))}"
+        in printed
+    )
 
 
 def test_account_of_several_parties_has_a_column_of_plans(stopped: Path) -> None:

@@ -181,7 +181,7 @@ def test_plain_words_and_curves_are_of_what_holds(tmp_path: Path) -> None:
     assert found["held"]["epsilon"] == guarantee["epsilon"] > found["headline"]["epsilon"]
     page = " ".join(render(content, "0" * 64).split())
     assert f"<small>by plan {shown(guarantee['epsilon'])}</small>" in page
-    assert "so far: a guarantee only if where it stopped did not depend on the outputs" in page
+    assert "so far: a guarantee only if the stopping point did not depend on the outputs" in page
     assert "Epsilon of what was released by the end of each round (a guarantee only if" in page
     assert content["privacy_curves"] is None
     missed = content["meaning"]["missed"]
