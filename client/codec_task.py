@@ -29,7 +29,7 @@ def keep_codec(record: ArrayRecord, fields: TaskFields, context: Context) -> Non
     if own is not None:
         settings = admitted(own, fields)
         check_codec(own, fields.codec_meta)
-    dimension = trained_size(settings, shared_tunable(settings))
+    dimension = trained_size(shared_tunable(settings))
     forms = array_forms(record, "a codec", MOST_TENSORS)
     check_codec_needs(fields.codec_meta, forms, settings.codec, dimension)
     tensors = read_arrays(record, forms, "a codec")

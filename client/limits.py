@@ -17,7 +17,7 @@ from fedllm.budget.local_policy import LimitRefused
 from fedllm.codec import codec_names
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
-from fedllm.training.tunable import Tunable, trained_size
+from fedllm.training.tunable import Tunable, task_size
 
 
 def check_limits(
@@ -69,7 +69,7 @@ def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:
     Raises:
         LimitRefused: more is.
     """
-    size = trained_size(settings, tunable)
+    size = task_size(tunable)
     if size > silo.limits.parameters:
         raise LimitRefused(
             f"refused by the silo {silo.name}: Expected at most {silo.limits.parameters} trained numbers "

@@ -32,7 +32,7 @@ class ServerOptimizer:
 
     def __init__(self, settings: ServerSettings, params: Mapping[str, Tensor]) -> None:
         self.settings = settings
-        self.steps = 0
+        self.steps = dict.fromkeys(params, 0)
         self.first = {name: torch.zeros_like(value) for name, value in params.items()}
         self.second = {name: torch.zeros_like(value) for name, value in params.items()}
         self.noise = dict.fromkeys(params, 0.0)
@@ -58,11 +58,14 @@ class ServerOptimizer:
             noise_std: standard deviation of the privacy noise in each entry of ``update``, if known.
         """
         settings = self.settings
-        self.steps += 1
         new: dict[str, Tensor] = {}
         own = self.rate(HEAD, server_round)
         other = self.rate("", server_round)
         for name, value in params.items():
+            if name not in update:  # not trained in this round
+                new[name] = value
+                continue
+            self.steps[name] += 1
             rate = own if name.startswith(HEAD) else other
             if settings.optimizer == "sgd":
                 self.first[name] = settings.momentum * self.first[name] + update[name]
@@ -73,10 +76,10 @@ class ServerOptimizer:
             self.second[name] = beta2 * self.second[name] + (1 - beta2) * update[name] ** 2
             variance = 0.0 if noise_std is None else noise_std[name] ** 2
             self.noise[name] = beta2 * self.noise[name] + (1 - beta2) * variance
-            mean = self.first[name] / (1 - beta1**self.steps)
-            square = self.second[name] / (1 - beta2**self.steps)
+            mean = self.first[name] / (1 - beta1 ** self.steps[name])
+            square = self.second[name] / (1 - beta2 ** self.steps[name])
             if settings.noise_correction:
-                known = self.noise[name] / (1 - beta2**self.steps)
+                known = self.noise[name] / (1 - beta2 ** self.steps[name])
                 square = torch.clamp(square - known, min=known / 10)
             new[name] = value + rate * mean / (square.sqrt() + settings.adam_epsilon)
         return new
@@ -85,9 +88,9 @@ class ServerOptimizer:
         """Everything that a resumed run needs, as tensors."""
         state = {f"first.{name}": value for name, value in self.first.items()}
         state |= {f"second.{name}": value for name, value in self.second.items()}
-        names = sorted(self.noise)
-        state["noise"] = torch.tensor([self.noise[name] for name in names], dtype=torch.float64)
-        state["steps"] = torch.tensor(self.steps)
+        for name, variance in self.noise.items():
+            state[f"noise.{name}"] = torch.tensor(variance, dtype=torch.float64)
+            state[f"steps.{name}"] = torch.tensor(self.steps[name])
         return state
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -98,8 +101,25 @@ class ServerOptimizer:
         """
         self.first = {name: state[f"first.{name}"].clone() for name in self.first}
         self.second = {name: state[f"second.{name}"].clone() for name in self.second}
-        self.noise = dict(zip(sorted(self.noise), state["noise"].tolist(), strict=True))
-        self.steps = int(state["steps"])
+        names = sorted(self.noise)
+        if "noise" in state:  # a state of an earlier version: one vector, and one number of steps
+            self.noise = dict(zip(names, state["noise"].tolist(), strict=True))
+            self.steps = dict.fromkeys(names, int(state["steps"]))
+            return
+        self.noise = {name: float(state[f"noise.{name}"]) for name in names}
+        self.steps = {name: int(state[f"steps.{name}"]) for name in names}
+
+    def keep_layers(self, layers: Sequence[int], kept: Sequence[int]) -> None:
+        """Drop what belongs to layers that are left out.
+
+        Args:
+            layers: those that the adapter had.
+            kept: those that it keeps.
+        """
+        self.first = kept_rows(self.first, layers, kept)
+        self.second = kept_rows(self.second, layers, kept)
+        self.noise = {name: self.noise[name] for name in self.first}
+        self.steps = {name: self.steps[name] for name in self.first}
 
 
 def schedule_factor(settings: ServerSettings, server_round: int) -> float:
@@ -180,8 +200,7 @@ class GlobalModel:
         self.settings = settings
         self.params = kept_rows(self.params, layers, kept)
         self.average = kept_rows(self.average, layers, kept)
-        self.optimizer.first = kept_rows(self.optimizer.first, layers, kept)
-        self.optimizer.second = kept_rows(self.optimizer.second, layers, kept)
+        self.optimizer.keep_layers(layers, kept)
 
     def state(self) -> dict[str, Tensor]:
         """Return the state for a checkpoint."""

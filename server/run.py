@@ -198,7 +198,7 @@ def _checked(
         RunStopped: they do not fit these silos, or this model.
     """
     saved = run.read_json(SCHEDULE, None)
-    layers = () if tunable.spec is None else tunable.spec.layers
+    layers = tunable.layers
     try:
         settings = settings_with_releases(settings, layers)
         return for_silos(settings, saved["silos"] if saved else sorted(nodes))

@@ -99,6 +99,11 @@ class RunState:
         for extension in self.extensions:
             extension.join(self)
 
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """The global parameters that some round trains."""
+        return self.tunable.part(self.model.params)[1]
+
     # -- the model as it travels, and as it shrinks ----------------------------------------------
 
     def arrays(self, params: Mapping[str, Tensor] | None = None) -> ArrayRecord:
@@ -118,7 +123,7 @@ class RunState:
             layers: those that carry a prefix so far.
             tunable: the model with the kept layers.
         """
-        kept = settings.prefix.layers
+        kept = settings.adapter_layers
         if kept == "all":
             raise ValueError("Expected the kept layers in prefix.layers, got all")
         self.settings, self.tunable = settings, tunable

@@ -82,7 +82,7 @@ class PrefixStrategy(RunState, Strategy):
             settings=self.settings,
             run_id=self.run_id,
             server_round=server_round,
-            params=self.model.params,
+            params=self.tunable.part(self.model.params, server_round)[1],
             clip=self.clip,
             silos=len(self.nodes),
             sizes=self.sizes,

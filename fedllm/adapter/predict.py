@@ -13,7 +13,6 @@ from fedllm.adapter.export import released_params
 from fedllm.adapter.peft import NATIVE_CONFIG, AdapterError, load_adapter
 from fedllm.data.batches import Feature
 from fedllm.models.backbone import Backbone
-from fedllm.models.prefix import PREFIX
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError
 from fedllm.settings.experiment import Settings
@@ -116,7 +115,7 @@ class Predictor:
         found: list[dict[str, Any]] = [{} for _ in features]
         for group in task.batches(features, self._max_tokens):
             batch = task.collate([features[i] for i in group])
-            with self.tunable.with_prefix(expand_params(self.params, 1)):
+            with self.tunable.adapted(expand_params(self.params, 1)):
                 logits = task.logits(expand_params(self.params, len(batch)), batch)
             for index, row in zip(group, logits.double().softmax(-1).tolist(), strict=True):
                 shares = dict(zip(task.labels, row, strict=True))
@@ -161,8 +160,7 @@ def _load_adapter(folder: Path) -> tuple[Settings, dict[str, Tensor], int, int]:
 
 def _check_fit(tunable: Tunable, params: Mapping[str, Tensor], source: object) -> None:
     wanted = {name: tuple(value.shape) for name, value in tunable.task.initial_params().items()}
-    if tunable.spec is not None:
-        wanted[PREFIX] = tunable.spec.shape
+    wanted |= tunable.adapter.shapes()
     got = {name: tuple(value.shape) for name, value in params.items()}
     if got != wanted:
         raise PredictError(

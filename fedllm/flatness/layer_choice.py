@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import Field, model_validator
 
+from fedllm.models.adapters.base import layer_of
 from fedllm.settings.experiment import Settings
 from fedllm.settings.section import Section
 
@@ -99,18 +100,19 @@ class Choice(Section):
         """The settings of the run that was started with these; unchanged until the search is over."""
         if self.kept is None:
             return started
-        changed = {
-            "prefix": started.prefix.model_copy(update={"layers": self.kept}),
-            "layers": started.layers.model_copy(update={"releases": self.releases}),
-        }
-        return started.model_copy(update=changed)
+        layers = started.layers.model_copy(update={"releases": self.releases})
+        return started.with_layers(self.kept).model_copy(update={"layers": layers})
 
     def settings_of(self, started: Settings, params: Mapping[str, Tensor]) -> Settings:
-        """The settings of a checkpoint with these parameters: one of before the choice has the prefix
+        """The settings of a checkpoint with these parameters: one of before the choice has the layers
         that the run was started with."""
-        if self.kept is None or _PREFIX not in params:
+        if self.kept is None:
             return started
-        cut = params[_PREFIX].shape[0] == len(self.kept)
+        if _PREFIX in params:
+            cut = params[_PREFIX].shape[0] == len(self.kept)
+        else:
+            found = {layer_of(name) for name in params} - {None}
+            cut = bool(found) and found <= set(self.kept)
         return self.settings(started) if cut else started
 
 
@@ -181,14 +183,16 @@ def to_drop(candidates: Sequence[int], mean: Sequence[float], keep: int, search:
 def kept_rows(
     tensors: Mapping[str, Tensor], layers: Sequence[int], kept: Sequence[int]
 ) -> dict[str, Tensor]:
-    """The tensors without the dropped layers' rows.
+    """The tensors without those of the dropped layers.
 
     Cut is every tensor named ``prefix`` or ``SOMETHING.prefix`` (a moment of an optimiser, an average)
-    with a row for each of ``layers``; others, and those cut before, stay.
+    with a row for each of ``layers``; left out is every tensor whose name says that it belongs to a dropped layer.
+    Others, and those cut before, stay.
     """
     rows = [list(layers).index(layer) for layer in kept]
-    result = dict(tensors)
-    for name, value in tensors.items():
+    dropped = set(layers) - set(kept)
+    result = {name: value for name, value in tensors.items() if layer_of(name) not in dropped}
+    for name, value in result.items():
         if name.rpartition(".")[2] == _PREFIX and value.dim() and value.shape[0] == len(layers):
             result[name] = value[rows].clone()
     return result

@@ -1,13 +1,13 @@
-"""How sharp the loss becomes where a layer's prefix is removed: Privacy-Flat's second level.
+"""How sharp the loss becomes where a layer's part of the adapter is removed: Privacy-Flat's second level.
 
-For a layer l among the *candidates* (the layers that still carry a prefix), with w_-l the prefix without
+For a layer l among the *candidates* (the layers that the adapter still changes), with w_-l the adapter without
 that layer's part,
 
     S_l = max over ||v|| <= rho of L(w_-l + v) - L(w_-l)                       (arXiv 2403.04124, level 2)
 
 A layer whose removal makes the landscape sharper is one that keeps it flat. The head is not perturbed.
 
-**The ball.** rho = ``layers.radius`` * ||w||, w being the prefix of all candidates, and v goes over all
+**The ball.** rho = ``layers.radius`` * ||w||, w being the adapter of all candidates, and v goes over all
 remaining layers together. One radius for all l: a ball that shrank with the layer removed (rho relative
 to ||w_-l||), or the sum of one ball a layer, would mix that layer's own norm into the comparison.
 
@@ -24,13 +24,15 @@ Foret et al. 2021, arXiv 2010.01412, section 4). That is what the private forms 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedllm.data.batches import Batch, Feature
+from fedllm.flatness.layer_choice import kept_rows
+from fedllm.models.adapters.base import group_of, layer_of
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import Params, expand_params
@@ -84,12 +86,12 @@ def example_sharpness(
     Not bounded yet, and private.
 
     Args:
-        params: the trainable tensors; the prefix has a row for each layer of ``tunable.spec``.
+        params: the trainable tensors of the layers of ``tunable``.
         candidates: layers that carry a prefix, at least two, ascending.
         failures: an example that raises has a difference of zero and is counted there; None passes it on.
 
     Raises:
-        ValueError: candidates that the prefix does not have, or fewer than two.
+        ValueError: candidates that the adapter does not have, or fewer than two.
     """
     found = torch.zeros(len(features), len(candidates), dtype=torch.float64)
     for column, reduced in enumerate(_without_each(tunable, params, candidates, how)):
@@ -136,8 +138,8 @@ def mean_sharpness(
         for group in groups:
             batch = tunable.task.collate([features[i] for i in group])
             with torch.no_grad():
-                before = reduced.losses(reduced.prefix, batch)
-                after = [reduced.losses(reduced.prefix + move, batch) for move in moves]
+                before = reduced.losses(reduced.point, batch)
+                after = [reduced.losses(reduced.point + move, batch) for move in moves]
             total += float((torch.stack(after).double().mean(0) - before.double()).sum())
         scores.append(total / len(features))
     return torch.tensor(scores, dtype=torch.float64)
@@ -147,42 +149,46 @@ def check_candidates(tunable: Tunable, candidates: Sequence[int]) -> None:
     """Refuse candidates that cannot be scored.
 
     Raises:
-        ValueError: fewer than two, not ascending, or without a prefix.
+        ValueError: fewer than two, not ascending, or not changed by the adapter.
     """
-    layers = () if tunable.spec is None else tunable.spec.layers
+    layers = tunable.layers
     if len(candidates) < 2 or list(candidates) != sorted(set(candidates) & set(layers)):
         raise ValueError(
-            f"Expected at least two ascending layers among {list(layers)}, which carry a prefix, got "
+            f"Expected at least two ascending layers among {list(layers)}, which the adapter changes, got "
             f"candidates={list(candidates)}"
         )
 
 
 @dataclass(frozen=True)
 class _Reduced:
-    """The model without one candidate's prefix.
+    """The model without one candidate's part of the adapter.
 
     Attributes:
         tunable: with the remaining layers.
-        params: on the backbone's device; the prefix is that of the remaining layers.
+        params: on the backbone's device, of the remaining layers.
+        layout: name and shape of each tensor of the adapter, in the order of ``point``.
         radius: rho, of this ball and of every other candidate's.
-        directions: random ones in the remaining coordinates [m, ...] of norm rho, or None for ascent.
+        directions: random ones in the remaining coordinates [m, d] of norm rho, or None for ascent.
     """
 
     tunable: Tunable
     params: dict[str, Tensor]
+    layout: dict[str, torch.Size]
     radius: float
     directions: Tensor | None
 
     @property
-    def prefix(self) -> Tensor:
-        """The remaining prefix, [layers, 2, heads, length, size]."""
-        return self.params[PREFIX]
+    def point(self) -> Tensor:
+        """The remaining adapter as one vector [d]."""
+        return torch.cat([self.params[name].reshape(-1) for name in self.layout])
 
-    def losses(self, prefix: Tensor, batch: Batch) -> Tensor:
-        """Loss of each example [B] at ``prefix``: one for all, or one an example [B, ...]."""
-        shared = prefix.dim() == self.prefix.dim()
+    def losses(self, point: Tensor, batch: Batch) -> Tensor:
+        """Loss of each example [B] at ``point``: one for all [d], or one an example [B, d]."""
         given = expand_params(self.params, len(batch))
-        given[PREFIX] = prefix.expand(len(batch), *prefix.shape) if shared else prefix
+        sizes = [shape.numel() for shape in self.layout.values()]
+        rows = point.expand(len(batch), -1).split(sizes, dim=1)
+        for (name, shape), piece in zip(self.layout.items(), rows, strict=True):
+            given[name] = piece.reshape(len(batch), *shape)
         return self.tunable.losses(given, batch)
 
     def steps(self, gradients: Tensor) -> Tensor:
@@ -205,35 +211,64 @@ def _without_each(
     tunable: Tunable, params: Params, candidates: Sequence[int], how: Sharpness
 ) -> Iterator[_Reduced]:
     check_candidates(tunable, candidates)
-    assert tunable.spec is not None  # it was looked at
-    rows = [tunable.spec.layers.index(layer) for layer in candidates]
     device = tunable.backbone.device
     moved = {name: params[name].to(device=device, dtype=torch.float32) for name in sorted(params)}
-    whole = moved[PREFIX][rows]
-    radius = how.radius * float(whole.double().norm())
+    whole = _Parts(moved, tunable.layers)
+    radius = how.radius * float(whole.of(candidates).double().norm())
     drawn = None
     if how.measure == "random":
-        drawn = _directions(how, tuple(moved[PREFIX].shape))[:, rows].to(device)
-    for place in range(len(rows)):
-        rest = [other for other in range(len(rows)) if other != place]
-        spec = replace(tunable.spec, layers=tuple(candidates[other] for other in rest))
+        drawn = _directions(how, whole.size).to(device)
+    for left_out in candidates:
+        rest = [layer for layer in candidates if layer != left_out]
         directions = None
         if drawn is not None:
-            part = drawn[:, rest]
-            norms = part.double().flatten(1).norm(dim=1)
-            directions = (part.double() * (radius / norms)[:, None, None, None, None, None]).float()
-        yield _Reduced(
-            Tunable(tunable.backbone, tunable.task, spec),
-            moved | {PREFIX: whole[rest]},
-            radius,
-            directions,
-        )
+            part = whole.rows_of(drawn, rest)
+            norms = part.double().norm(dim=1)
+            directions = (part.double() * (radius / norms)[:, None]).float()
+        kept = kept_rows(moved, tunable.layers, rest)
+        shapes = {name: kept[name].shape for name in _Parts(kept, rest).names}
+        yield _Reduced(tunable.keep(rest), kept, shapes, radius, directions)
 
 
-def _directions(how: Sharpness, shape: tuple[int, ...]) -> Tensor:
-    """Gaussian directions for the whole prefix, float32 [m, *shape]; the same for all who measure."""
+class _Parts:
+    """The adapter's tensors as one vector, layer by layer within each tensor.
+
+    Args:
+        params: all tensors.
+        layers: of the adapter; a prefix has a row for each.
+    """
+
+    def __init__(self, params: Params, layers: Sequence[int]) -> None:
+        self.names = [name for name in sorted(params) if name == PREFIX or group_of(name)]
+        self.vector = torch.cat([params[name].reshape(-1) for name in self.names])
+        owners = []
+        for name in self.names:
+            size, layer = params[name].numel(), layer_of(name)
+            if name == PREFIX:
+                owners.append(torch.tensor(list(layers)).repeat_interleave(size // len(layers)))
+            else:  # what lies outside of the layers stays, whichever layer is left out
+                owners.append(torch.full((size,), -1 if layer is None else layer))
+        self._owner = torch.cat(owners)
+
+    @property
+    def size(self) -> int:
+        """Numbers in all."""
+        return int(self.vector.numel())
+
+    def of(self, layers: Sequence[int]) -> Tensor:
+        """The coordinates of these layers."""
+        return self.rows_of(self.vector[None], layers)[0]
+
+    def rows_of(self, rows: Tensor, layers: Sequence[int]) -> Tensor:
+        """The same coordinates of vectors (n, size)."""
+        chosen = torch.isin(self._owner, torch.tensor([-1, *layers]))
+        return rows[:, chosen.to(rows.device)]
+
+
+def _directions(how: Sharpness, size: int) -> Tensor:
+    """Gaussian directions for the whole adapter, float32 [m, size]; the same for all who measure."""
     rng = generator(how.seed, "layers", "directions")
-    drawn = rng.standard_normal((how.directions, *shape))
+    drawn = rng.standard_normal((how.directions, size))
     return torch.from_numpy(drawn).float()
 
 
@@ -241,27 +276,27 @@ def _example_differences(reduced: _Reduced, batch: Batch) -> Tensor:
     """S_l of each example's own loss, [B]."""
     if reduced.directions is not None:
         with torch.no_grad():
-            before = reduced.losses(reduced.prefix, batch)
+            before = reduced.losses(reduced.point, batch)
             after = [
-                reduced.losses(reduced.prefix + move, batch) for move in reduced.signed_directions()
+                reduced.losses(reduced.point + move, batch) for move in reduced.signed_directions()
             ]
         return torch.stack(after).mean(0) - before
-    prefix = reduced.prefix.expand(len(batch), *reduced.prefix.shape)
-    leaf = prefix.clone().requires_grad_(True)
+    point = reduced.point.expand(len(batch), -1)
+    leaf = point.clone().requires_grad_(True)
     before = reduced.losses(leaf, batch)
     (gradient,) = torch.autograd.grad(before.sum(), [leaf])
     with torch.no_grad():
-        moved = prefix + reduced.steps(gradient)
+        moved = point + reduced.steps(gradient)
         return reduced.losses(moved, batch) - before.detach()
 
 
 def _mean_gradient(reduced: _Reduced, features: Sequence[Feature], max_tokens: int) -> Tensor:
-    """Gradient of the mean loss with respect to the remaining prefix."""
-    total = torch.zeros_like(reduced.prefix)
+    """Gradient of the mean loss with respect to the remaining adapter."""
+    total = torch.zeros_like(reduced.point)
     task = reduced.tunable.task
     for group in task.batches(features, max_tokens):
         batch = task.collate([features[i] for i in group])
-        leaf = reduced.prefix.clone().requires_grad_(True)
+        leaf = reduced.point.clone().requires_grad_(True)
         losses = reduced.losses(leaf, batch)
         total += torch.autograd.grad(losses.sum(), [leaf])[0]
     return total / len(features)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.files.durable import write_bytes
-from fedllm.flatness.teacher import cut
+from fedllm.flatness.layer_choice import kept_rows
 from fedllm.settings.experiment import Settings
 from fedllm.tasks.base import expand_params
 from fedllm.training.tunable import Tunable
@@ -110,7 +110,7 @@ def public_teacher(
     Raises:
         TeacherError: the file is damaged or of another model, or the training diverges.
     """
-    layers = () if tunable.spec is None else tunable.spec.layers
+    layers = tunable.layers
     state = _read(file, start, layers)
     if state.steps < plan.steps:
         state = _train(file, tunable, state, list(features()), plan, tell, layers)
@@ -202,10 +202,15 @@ def _read(file: Path, start: Mapping[str, Tensor], layers: Sequence[int]) -> _St
     try:
         tensors = load(file.read_bytes())
         written = tensors["layers"].tolist()
-        rows = [written.index(layer) for layer in layers]
         parts = []
         for part in ("weights", "first", "second"):
-            found = cut({name: tensors[f"{part}.{name}"] for name in sorted(start)}, rows)
+            all_of_part = {
+                name.removeprefix(f"{part}."): value
+                for name, value in tensors.items()
+                if name.startswith(f"{part}.")
+            }
+            found = kept_rows(all_of_part, written, layers)
+            found = {name: found[name] for name in sorted(start)}
             for name, value in found.items():
                 if value.shape != start[name].shape:
                     raise ValueError(f"{part}.{name} has the shape {tuple(value.shape)}")

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from fedllm.data.public import public_set
 from fedllm.flatness.distillation import Distillation
-from fedllm.models.prefix import PREFIX
+from fedllm.flatness.layer_choice import kept_rows
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import TeacherSettings
 from fedllm.settings.kinds import TEACHERS, TeacherFacts
@@ -107,15 +107,17 @@ class Teacher:
     def observe(self, params: Tensors) -> None:
         """Take note of the model that this round ends with, after :meth:`pull`."""
 
-    def keep_layers(self, positions: Sequence[int], tunable: Tunable | None = None) -> None:
-        """Drop the prefix of all layers but some.
+    def keep_layers(
+        self, layers: Sequence[int], kept: Sequence[int], tunable: Tunable | None = None
+    ) -> None:
+        """Drop what belongs to layers that are left out.
 
         Args:
-            positions: places of the kept layers in the present prefix tensor (its first dimension),
-                ascending.
-            tunable: the model with the prefix's new shape; needed with distillation.
+            layers: those that the adapter had.
+            kept: those that it keeps.
+            tunable: the model with the kept layers; needed with distillation.
         """
-        self.weights = cut(self.weights, positions)
+        self.weights = kept_rows(self.weights, layers, kept)
         if self.distillation is not None:
             if tunable is None:
                 raise ValueError("Expected the model of the kept layers for distillation, got none")
@@ -256,12 +258,6 @@ def distance(first: Tensors, second: Tensors) -> float:
     """L2 norm of the difference over all tensors."""
     squares = (float((first[n] - second[n]).double().square().sum()) for n in sorted(first))
     return math.sqrt(sum(squares))
-
-
-def cut(tensors: Tensors, positions: Sequence[int]) -> dict[str, Tensor]:
-    """The tensors with some rows of the prefix alone (its first dimension: layers)."""
-    chosen = torch.tensor(list(positions), dtype=torch.long)
-    return {n: v.index_select(0, chosen) if n == PREFIX else v for n, v in tensors.items()}
 
 
 def make_distillation(settings: Settings, tunable: Tunable) -> Distillation | None:

@@ -1,16 +1,14 @@
-"""Prefixes: their shape, initial values, and a decoder's generation with them."""
+"""Prefixes: their shape and initial values."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedllm.data.batches import position_ids
 from fedllm.models import attention
 from fedllm.models.backbone import Backbone
 
@@ -120,41 +118,3 @@ def init_from_phrase(backbone: Backbone, spec: PrefixSpec, phrase: str) -> Tenso
     )
     chosen = captured[list(spec.layers), :, :, first : first + spec.length]
     return chosen.cpu().contiguous()
-
-
-@torch.no_grad()
-def generate(
-    backbone: Backbone,
-    spec: PrefixSpec,
-    prefix: Tensor,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    **options: Any,
-) -> Tensor:
-    """``model.generate`` of a decoder with a prefix, KV cache included.
-
-    Args:
-        prefix: ``spec.shape``, shared by all examples.
-        input_ids, attention_mask: (B, T), padded on the left.
-        options: passed on to ``generate`` (max_new_tokens, do_sample, num_beams, ...).
-
-    Returns:
-        (B, T + new tokens), or (B * num_return_sequences, ...).
-
-    Raises:
-        ValueError: the model is an encoder, or an example is padded on the right.
-    """
-    if backbone.kind != "decoder":
-        raise ValueError(f"Expected a decoder to generate with, got the encoder {backbone.name}")
-    if not bool(attention_mask[:, -1].all()):
-        raise ValueError("Expected padding on the left for generation, got padding on the right")
-    positions = position_ids(attention_mask, spec.length)
-    shared = prefix.to(backbone.device)[None]
-    with attention.prefix_scope(backbone.model, shared, spec.layers):
-        tokens: Tensor = backbone.model.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=positions,
-            **options,
-        )
-    return tokens

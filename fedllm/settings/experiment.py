@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pydantic import model_validator
 
+from fedllm.settings.checks.adapter import check_adapter
 from fedllm.settings.checks.black_box import check_zeroth_order
 from fedllm.settings.checks.fixed_shape import check_fixed_shape
 from fedllm.settings.checks.sections import (
@@ -50,6 +51,7 @@ class Settings(SettingsTree):
                 "Expected evaluation.clients off or raw for privacy.unit=client (a silo's counts "
                 "have no useful client-level release), got evaluation.clients=private"
             )
+        check_adapter(self)
         check_relation(self)
         check_codec(self)
         check_clipping(self)

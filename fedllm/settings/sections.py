@@ -30,6 +30,21 @@ class ModelSettings(Section):
         description="Access to the model. `white-box` uses its gradients; `black-box` uses only its outputs and trains by "
         "steps along random directions ([zeroth_order]).",
     )
+    reuse: Literal["off", "memory", "disk"] = Field(
+        "off",
+        description="Keep the states of each example that enter the lowest trained layer, and start later passes "
+        "there: in `memory`, or in a temporary file on `disk`. They stay in the process, and are gone with it. The "
+        "result is the same; the time of a step then depends on which examples were drawn before.",
+    )
+    reuse_gib: PositiveFloat = Field(
+        1.0,
+        description="Most GiB that a process keeps for `reuse`; the states of further examples are computed anew.",
+    )
+    reuse_dtype: Literal["model", "float16", "bfloat16"] = Field(
+        "model",
+        description="Number format of the states that are kept: the model's own (the result is the same bits), or one "
+        "of half the size.",
+    )
     revision: str | None = Field(
         None, description="Revision on the Hugging Face hub; empty: the default branch."
     )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
-from fedllm.settings.clipping import ClippingSettings
+from fedllm.settings.adapter import AdapterSettings
 from fedllm.settings.codec import CodecSettings
 from fedllm.settings.flatness import AwpSettings, LayersSettings, PublicSettings, TeacherSettings
-from fedllm.settings.privacy import PrivacySettings
+from fedllm.settings.privacy import ClippingSettings, PrivacySettings
 from fedllm.settings.section import Section
 from fedllm.settings.sections import (
     ClientSettings,
@@ -38,6 +39,7 @@ class SettingsTree(Section):
         "A non-negative integer of any size; 128 bits of it are used.",
     )
     model: ModelSettings = ModelSettings()
+    adapter: AdapterSettings = AdapterSettings()
     prefix: PrefixSettings = PrefixSettings()
     task: TaskSettings = TaskSettings(labels=("negative", "neutral", "positive"))
     data: DataSettings = DataSettings()
@@ -55,3 +57,19 @@ class SettingsTree(Section):
     evaluation: EvaluationSettings = EvaluationSettings()
     simulation: SimulationSettings = SimulationSettings()
     output: OutputSettings = OutputSettings()
+
+    @property
+    def prefix_length(self) -> int:
+        """Virtual positions of the prefix; 0 where none is trained."""
+        return self.prefix.length if self.adapter.form == "prefix" else 0
+
+    @property
+    def adapter_layers(self) -> Literal["all"] | tuple[int, ...]:
+        """Numbers of the layers that the adapter changes: ``prefix.layers`` or ``adapter.layers``."""
+        return self.prefix.layers if self.adapter.form == "prefix" else self.adapter.layers
+
+    def with_layers(self, layers: Sequence[int]) -> Self:
+        """Return the settings with these layers of the adapter alone."""
+        section = "prefix" if self.adapter.form == "prefix" else "adapter"
+        changed = getattr(self, section).model_copy(update={"layers": tuple(layers)})
+        return self.model_copy(update={section: changed})

@@ -65,8 +65,9 @@ class SiloWorker(SiloInRun):
         self.prepare(params)
         with refusing():
             self._check_duplicate(duplicate)
-            along = self.directions(params, task.extras.get(names.DIRECTIONS, ""))
-            encoding = self.encoding(params, codec_version)
+            tunable, start = self.tunable.part(params, server_round)
+            along = self.directions(start, task.extras.get(names.DIRECTIONS, ""))
+            encoding = self.encoding(start, codec_version)
             account = self.account(task.planned_rounds)
             mechanism = account.mechanism.at_silo().at_clip(clip)
         account.clip = mechanism.clip
@@ -77,8 +78,8 @@ class SiloWorker(SiloInRun):
         def trained(features: list[Feature], streams: Streams) -> LocalResult:
             return mechanism.train(
                 LocalWork(
-                    self.tunable,
-                    params,
+                    tunable,
+                    start,
                     features,
                     streams,
                     server_round=server_round,
@@ -90,7 +91,8 @@ class SiloWorker(SiloInRun):
         def duplicates(features: list[Feature], streams: Streams) -> dict[str, Tensor]:
             rate = account.sampling_rate
             return duplicate_update(
-                *(self.tunable, duplicate or {}, features, StepPlan.of(self.settings)),
+                *self.tunable.part(duplicate or {}, server_round),
+                *(features, StepPlan.of(self.settings)),
                 sampling_rate=rate,
                 streams=streams,
             )
@@ -164,14 +166,15 @@ class SiloWorker(SiloInRun):
         self.prepare(params)
         with refusing():
             account = self.account(planned_rounds)
+        tunable, start = self.tunable.part(params)
         task = SiloTask(params, 0, planned_rounds, kind=names.ASK_STATISTICS)
         digest = self.digest(task, account.noise_multiplier)
         rate = account.sampling_rate
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
             return account.statistics.release(
-                self.tunable,
-                params,
+                tunable,
+                start,
                 features,
                 sampling_rate=rate,
                 streams=lambda purpose, step: streams(f"statistics-{purpose}", step),
@@ -205,7 +208,8 @@ class SiloWorker(SiloInRun):
             )
         self.prepare(params)
         with refusing():
-            check_candidates(self.tunable, candidates)
+            tunable, start = self.tunable.part(params)
+            check_candidates(tunable, candidates)
             account = self.account(planned_rounds)
         if len(candidates) <= layers.keep:
             raise TaskRefused(
@@ -217,8 +221,8 @@ class SiloWorker(SiloInRun):
 
         def release(features: list[Feature], streams: Streams) -> Tensor:
             return account.scores.release(
-                self.tunable,
-                params,
+                tunable,
+                start,
                 features,
                 candidates,
                 sampling_rate=account.scores.rate(account.sampling_rate),

@@ -91,7 +91,17 @@ class SiloInRun:
             if left_out:
                 self._append_to_log({"kind": "left-out-records", "of": left_out})
             self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))
+            self._note_reuse(self._opened)
         return self._opened
+
+    def _note_reuse(self, opened: OpenedSilo) -> None:
+        """Estimate in the silo's own log what the states that are kept will take."""
+        task = self.tunable.task
+        if task.trunk is not None:
+            features = [*opened.train, *opened.held_out]
+            size = task.trunk.estimated_bytes(features, task.backbone.hidden_size)
+            limit = task.trunk.store.limit
+            self._append_to_log({"kind": "reuse", "estimated_bytes": size, "limit_bytes": limit})
 
     def prepare(self, params: Mapping[str, Tensor]) -> None:
         """Run checks that can fail for all examples alike, once, before anything is spent.

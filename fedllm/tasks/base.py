@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from fedllm.data.shapes import Shapes, bucket_length, micro_batches, shapes_for
 from fedllm.models.attention import padding_scope
 from fedllm.models.backbone import Backbone
 from fedllm.models.rotary import reset_rotary, rotary_limit
+from fedllm.models.trunk.reuse import Trunk
 from fedllm.settings.sections import TaskSettings
 
 Params = Mapping[str, Tensor]
@@ -37,6 +39,8 @@ class Task(ABC):
         self.prefix_length = prefix_length
         self.fixed: Shapes | None = None
         """One shape for all micro-batches (:mod:`fedllm.training.batch.fixed_shape`); None: buckets of the device."""
+        self.trunk: Trunk | None = None
+        """The states of examples that are kept below the lowest trained layer; None computes them each time."""
 
     @abstractmethod
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
@@ -82,8 +86,14 @@ class Task(ABC):
         """The backbone's output for a batch; states at padding enter nothing but padding."""
         model = self.backbone.model
         reset_rotary(model)
-        with padding_scope(model, batch.attention_mask):
+        kept = nullcontext() if self.trunk is None else self.trunk.scope(batch, self._whole)
+        with padding_scope(model, batch.attention_mask), kept:
             return model(**batch.model_inputs(), **options)
+
+    def _whole(self, batch: Batch) -> Any:
+        """The backbone's output for a batch, from the first layer on."""
+        with padding_scope(self.backbone.model, batch.attention_mask):
+            return self.backbone.model(**batch.model_inputs())
 
     @cached_property
     def shapes(self) -> Shapes:

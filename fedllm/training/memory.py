@@ -13,7 +13,7 @@ import torch
 
 from fedllm.models.memory import RESERVE, DeviceMemoryError, dtype_word, free_bytes, gibibytes
 from fedllm.settings.experiment import Settings
-from fedllm.training.tunable import Tunable
+from fedllm.training.tunable import Tunable, trained_size
 
 _HIDDEN, _PLAIN, _GATED, _TRANSIENT = 7, 2, 3, 1.2
 _SHORTEST = 4
@@ -46,11 +46,7 @@ def training_bytes(settings: Settings, tunable: Tunable) -> int:
         kept += tokens * of_scores
     elif backbone.kind == "decoder":
         kept += examples * of_scores
-    trained = 0
-    if tunable.spec is not None:
-        shape = tunable.spec
-        trained = 2 * len(shape.layers) * settings.prefix.length * shape.kv_heads * shape.head_dim
-    trained += hidden * len(settings.task.labels or ())
+    trained = trained_size(tunable)
     copies = 4 if settings.awp.form == "none" else 6  # copy, gradient, clipped, cast
     return int(_TRANSIENT * kept) + examples * trained * 4 * copies
 

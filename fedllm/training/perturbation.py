@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fedllm.models.adapters.base import group_of
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.flatness import AwpSettings
 
@@ -43,12 +44,12 @@ UNBOUNDED_ASCENT = (
 class Perturbation:
     """The radius of an adversarial perturbation, layer by layer.
 
-    A layer is one layer of the prefix (keys and values together) or, with ``head``, a matrix of the task's
-    own. Other tensors (biases) are not perturbed.
+    A layer is one layer of the prefix (keys and values together), all tensors of another adapter in one layer
+    together, or, with ``head``, a matrix of the task's own. A head's biases are not perturbed.
 
     Attributes:
         gamma: norm of a layer's perturbation over the norm of the layer's weights.
-        head: whether matrices other than the prefix are perturbed too.
+        head: whether the matrices of the task's own are perturbed too.
     """
 
     gamma: float
@@ -75,16 +76,24 @@ class Perturbation:
         axes = {
             name: _PREFIX_LAYER if name == PREFIX else _MATRIX
             for name, value in params.items()
-            if name == PREFIX or (self.head and value.dim() >= _MATRIX)
+            if name == PREFIX or (self.head and value.dim() >= _MATRIX and group_of(name) is None)
         }
         if self.head and set(axes) <= {PREFIX}:
             raise ValueError(
                 "Expected a task with a head for awp.head=true, got one that trains "
                 f"{', '.join(sorted(params))} alone"
             )
-        return {
+        found = {
             name: self._layers(params[name], gradients[name], last) for name, last in axes.items()
         }
+        groups: dict[str, list[str]] = {}
+        for name in sorted(params):
+            group = group_of(name)
+            if group is not None:
+                groups.setdefault(group, []).append(name)
+        for names in groups.values():
+            found |= self._group({n: params[n] for n in names}, {n: gradients[n] for n in names})
+        return found
 
     def _layers(self, weights: Tensor, gradients: Tensor, last: int) -> Tensor:
         """One tensor's perturbation; a layer is its ``last`` axes."""
@@ -95,6 +104,21 @@ class Perturbation:
         unit = gradients / torch.where(largest == 0, 1.0, largest)
         norm = torch.linalg.vector_norm(unit, dim=axes, keepdim=True)
         return unit * (radius / torch.where(largest == 0, 1.0, norm))
+
+    def _group(
+        self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The perturbation of several tensors that are one layer together."""
+        whole = torch.cat([weights[name].reshape(-1) for name in weights])
+        rows = [  # (B, size), or (size,) without a batch dimension
+            gradients[n].flatten(gradients[n].dim() - weights[n].dim()) for n in weights
+        ]
+        moved = self._layers(whole, torch.cat(rows, dim=-1), 1)
+        pieces = moved.split([value.numel() for value in weights.values()], dim=-1)
+        return {
+            name: piece.reshape(gradients[name].shape)
+            for name, piece in zip(weights, pieces, strict=True)
+        }
 
     def perturbed(
         self, params: Mapping[str, Tensor], gradients: Mapping[str, Tensor]

@@ -1,7 +1,9 @@
-"""A frozen backbone with its trainable prefix and head, for one task."""
+"""A frozen backbone with its trainable adapter and head, for one task."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,19 +14,21 @@ from torch import Tensor
 
 from fedllm.data.batches import Batch, Feature
 from fedllm.kept import Kept
-from fedllm.models.attention import prefix_scope
+from fedllm.models.adapters.base import Adapter
+from fedllm.models.adapters.factory import initial_tensors, make_adapter
+from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
 from fedllm.models.backbone import Backbone, shared_backbone, still_kept, was_given_up
 from fedllm.models.endpoint import CompletionEndpoint, endpoint_url
+from fedllm.models.generation import generate
 from fedllm.models.precision import require_full_precision
-from fedllm.models.prefix import PREFIX, PrefixSpec, generate, init_from_phrase, init_random
+from fedllm.models.prefix import PrefixSpec
 from fedllm.settings.experiment import Settings
-from fedllm.settings.sections import PrefixSettings
 from fedllm.tasks import Task, make_task, task_kind
 from fedllm.tasks.base import expand_params, with_fillers
 from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from fedllm.tasks.positions import check_positions
-from privacy.randomness import generator
+from fedllm.tasks.reuse import make_trunk
 
 
 @dataclass(frozen=True)
@@ -44,36 +48,98 @@ class Tunable:
     Attributes:
         backbone: the frozen language model.
         task: losses and metrics.
-        spec: shape and layers of the prefix, or None where only a head is trained.
+        adapter: what is trained of the backbone.
+        fixed: tensors of the adapter that are not trained in this round, on the backbone's device; see :meth:`part`.
     """
 
-    def __init__(self, backbone: Backbone, task: Task, spec: PrefixSpec | None) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        task: Task,
+        adapter: Adapter,
+        fixed: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.backbone = backbone
         self.task = task
-        self.spec = spec
+        self.adapter = adapter
+        self.fixed = dict(fixed or {})
+
+    @property
+    def spec(self) -> PrefixSpec | None:
+        """Shape and layers of the prefix; None where none is trained."""
+        return self.adapter.spec if isinstance(self.adapter, PrefixAdapter) else None
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that the adapter changes, ascending."""
+        return self.adapter.layers
+
+    def with_task(self, task: Task) -> Tunable:
+        """Return the same model with another form of its task."""
+        return Tunable(self.backbone, task, self.adapter, self.fixed)
+
+    def without_reuse(self) -> Tunable:
+        """Return the same model, computed from the first layer on each time."""
+        task = copy.copy(self.task)
+        task.trunk = None
+        return self.with_task(task)
+
+    def keep(self, layers: Sequence[int]) -> Tunable:
+        """Return the model whose adapter has these layers alone.
+
+        Raises:
+            ValueError: a layer that the adapter does not have.
+        """
+        kept = self.adapter.keep(layers)
+        names = kept.shapes().keys()
+        fixed = {name: value for name, value in self.fixed.items() if name in names}
+        return Tunable(self.backbone, self.task, kept, fixed)
+
+    def part(
+        self, params: Mapping[str, Tensor], server_round: int | None = None
+    ) -> tuple[Tunable, dict[str, Tensor]]:
+        """Divide all tensors that travel into those that a round trains, and a model that holds the others.
+
+        Args:
+            params: all tensors, without a batch dimension.
+            server_round: the round (1-based); None divides them into those that some round trains and the others.
+
+        Returns:
+            The model of the round, and the tensors that it trains.
+        """
+        fixed = self.adapter.fixed(server_round)
+        if not fixed:
+            return self, dict(params)
+        device = self.backbone.device
+        held = {n: params[n].to(device=device, dtype=torch.float32) for n in sorted(fixed)}
+        trained = {name: value for name, value in params.items() if name not in fixed}
+        return Tunable(self.backbone, self.task, self.adapter, held), trained
 
     @contextmanager
-    def with_prefix(self, params: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put the prefix of ``params`` (one for each example of the batch, or one for all with a
-        leading dimension of 1) in front of every chosen layer; products of matrices in full precision."""
+    def adapted(self, params: Mapping[str, Tensor], batch: Batch | None = None) -> Iterator[None]:
+        """Let the model compute with ``params`` in its adapter; products of matrices in full precision.
+
+        Args:
+            params: one copy for each row of the batch, or one for all with a leading dimension of 1.
+            batch: what is to be computed; None: one copy for all.
+        """
         require_full_precision(self.backbone.onednn)
-        if self.spec is None:
-            yield
-            return
-        with prefix_scope(self.backbone.model, params[PREFIX], self.spec.layers):
+        rows, tokens = (1, 0) if batch is None else batch.input_ids.shape
+        shape = None if batch is None else (int(rows), int(tokens))
+        with self.adapter.scope({**params, **self.fixed}, shape):
             yield
 
     def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Loss of each example, (B,) float32; ``params`` each with a leading dimension B."""
         params = with_fillers(params, batch)
-        with self.with_prefix(params):
+        with self.adapted(params, batch):
             return self.task.losses(params, batch)[: len(batch)]
 
     def scores(self, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The model's answers, see :meth:`fedllm.tasks.base.Task.scores`; ``params`` as in
         :meth:`losses`."""
         params = with_fillers(params, batch)
-        with self.with_prefix(params):
+        with self.adapted(params, batch):
             scores, weights = self.task.scores(params, batch)
         return scores[: len(batch)], weights[: len(batch)]
 
@@ -89,7 +155,7 @@ class Tunable:
         params = {name: value.to(self.backbone.device) for name, value in params.items()}
         groups = self.task.batches(features, max_tokens)
         batches = [self.task.collate([features[i] for i in group]) for group in groups]
-        with self.with_prefix(expand_params(params, 1)):
+        with self.adapted(expand_params(params, 1)):
             return self.task.evaluate(params, batches)
 
     @torch.no_grad()
@@ -101,23 +167,23 @@ class Tunable:
         Raises:
             ValueError: the task is no generation.
         """
-        if not isinstance(self.task, Generation) or self.spec is None:
+        if not isinstance(self.task, Generation):
             raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
         backbone = self.backbone
-        prefix = params[PREFIX].to(backbone.device)
+        moved = {name: value.to(backbone.device) for name, value in params.items()}
         texts = []
         for prompt in prompts:
             ids = torch.tensor([prompt], device=backbone.device)
-            out = generate(
-                backbone,
-                self.spec,
-                prefix,
-                ids,
-                torch.ones_like(ids),
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                pad_token_id=backbone.tokenizer.pad_token_id,
-            )
+            with self.adapted(expand_params(moved, 1)):
+                out = generate(
+                    backbone,
+                    ids,
+                    torch.ones_like(ids),
+                    offset=self.adapter.positions,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    pad_token_id=backbone.tokenizer.pad_token_id,
+                )
             new = out[0, len(prompt) :]
             texts.append(str(backbone.tokenizer.decode(new, skip_special_tokens=True)).strip())
         return texts
@@ -135,23 +201,6 @@ class Tunable:
         if not isinstance(self.task, Generation):
             raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
         return self.task.score(texts, features)
-
-
-def prefix_layers(settings: PrefixSettings, n_layers: int) -> tuple[int, ...]:
-    """Layer numbers that carry a prefix, ascending.
-
-    Raises:
-        ValueError: a number outside the model, or twice.
-    """
-    if settings.layers == "all":
-        return tuple(range(n_layers))
-    layers = [layer + n_layers if layer < 0 else layer for layer in settings.layers]
-    if any(not 0 <= layer < n_layers for layer in layers) or len(set(layers)) != len(layers):
-        raise ValueError(
-            f"Expected distinct prefix.layers between {-n_layers} and {n_layers - 1}, "
-            f"got prefix.layers={list(settings.layers)}"
-        )
-    return tuple(sorted(layers))
 
 
 def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunable:
@@ -172,19 +221,17 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             revision=model.revision,
             gguf_file=model.gguf_file,
         )
-    layers = prefix_layers(settings.prefix, backbone.n_layers)
-    spec = None
-    if settings.prefix.length > 0 and layers:
-        spec = PrefixSpec(settings.prefix.length, layers, backbone.kv_heads, backbone.head_dim)
-    task = make_task(settings.task, backbone, settings.prefix.length if spec else 0)
-    if spec is None and not task.initial_params():
+    adapter = make_adapter(settings, backbone)
+    task = make_task(settings.task, backbone, adapter.positions)
+    if not adapter.shapes() and not task.initial_params():
         raise ValueError(
-            f"Expected prefix.length > 0 and at least one layer for {type(task).__name__} (it has no "
-            f"head to train), got prefix.length={settings.prefix.length}, "
+            f"Expected an adapter for {type(task).__name__} (it has no head to train), got adapter.form="
+            f"{settings.adapter.form}, prefix.length={settings.prefix.length}, "
             f"prefix.layers={settings.prefix.layers}"
         )
-    check_positions(settings, backbone, task, settings.prefix.length if spec else 0)
-    return Tunable(backbone, task, spec)
+    check_positions(settings, backbone, task, adapter.positions)
+    task.trunk = make_trunk(settings.model, task, adapter.first_layer(backbone.n_layers))
+    return Tunable(backbone, task, adapter)
 
 
 MOST_TUNABLES = 8
@@ -196,7 +243,9 @@ def shared_tunable(settings: Settings) -> Tunable:
     """The frozen model with its task, for the same model, task and prefix shape once, while it is kept."""
     key = "\n".join(
         part.model_dump_json()
-        for part in (settings.model, settings.task, settings.prefix, settings.endpoint)
+        for part in (
+            *(settings.model, settings.task, settings.adapter, settings.prefix, settings.endpoint),
+        )
     )
     _shared.drop(lambda tunable: was_given_up(tunable.backbone))
     found = _shared.get(key, lambda: make_tunable(settings))
@@ -213,25 +262,23 @@ def _behind_an_endpoint(settings: Settings) -> Tunable:
     remote: Any = Remote(named.model or named.url)
     prompts = named.prompts or (settings.task.prompt or "",)
     task = EndpointClassification(settings.task, remote, endpoint, prompts)
-    return Tunable(remote, task, None)
+    return Tunable(remote, task, HeadAlone())
 
 
-def trained_size(settings: Settings, tunable: Tunable) -> int:
-    """Trained numbers together: of the prefix by its shape, of a head by its classes. Makes no tensor of a prefix."""
-    spec, size = tunable.spec, 0
-    if spec is not None:
-        size = 2 * len(spec.layers) * spec.length * spec.kv_heads * spec.head_dim
+def task_size(tunable: Tunable) -> int:
+    """Numbers that travel from server to silo together, by their shapes. Makes no tensor of an adapter."""
+    size = sum(math.prod(shape) for shape in tunable.adapter.shapes().values())
     return size + sum(value.numel() for value in tunable.task.initial_params().values())
 
 
+def trained_size(tunable: Tunable) -> int:
+    """Numbers that the first round trains, which is the length of an update."""
+    fixed, shapes = tunable.adapter.fixed(1), tunable.adapter.shapes()
+    return task_size(tunable) - sum(math.prod(shapes[name]) for name in fixed)
+
+
 def initial_params(tunable: Tunable, settings: Settings) -> dict[str, Tensor]:
-    """The trainable tensors before training, float32 on the CPU, a function of the settings alone."""
+    """The tensors that travel, before training, float32 on the CPU, a function of the settings alone."""
     params = tunable.task.initial_params()
-    if tunable.spec is not None:
-        if settings.prefix.init == "phrase":
-            prefix = init_from_phrase(tunable.backbone, tunable.spec, settings.prefix.phrase)
-        else:
-            rng = generator(settings.seed, "prefix-init")
-            prefix = init_random(tunable.spec, settings.prefix.init_std, rng)
-        params[PREFIX] = prefix
+    params |= initial_tensors(tunable.adapter, settings, tunable.backbone)
     return {name: params[name].float().cpu() for name in sorted(params)}

@@ -52,6 +52,11 @@ class ServerRun(Protocol):
     emit: Callable[[Mapping[str, Any]], None]
     save: Callable[[], None]
 
+    @property
+    def trainable(self) -> dict[str, Tensor]:
+        """The global parameters that some round trains."""
+        ...
+
     def arrays(self, params: Tensors | None = None) -> ArrayRecord:
         """Parameters (the global ones) as they travel."""
         ...

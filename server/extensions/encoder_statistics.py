@@ -67,7 +67,7 @@ def prepare_codec(
     try:
         version = str(described["version"])
         codec = read_codec(folder.path / CODEC, version)
-        encoding = Encoding.of(codec, version, run.settings, run.model.params)
+        encoding = Encoding.of(codec, version, run.settings, run.trainable)
     except (KeyError, TypeError, ValueError) as error:
         raise RunStopped(f"The codec of the run {folder.path} is damaged: {error}") from None
     if run.finished_rounds == 0:  # else the checkpoint holds them
@@ -79,7 +79,7 @@ def prepare_codec(
 def _make(
     grid: Grid, folder: RunFolder, run: ServerRun, trusted: CentralRelease | None
 ) -> dict[str, Any]:
-    settings, params = run.settings, run.model.params
+    settings, params = run.settings, run.trainable
     priors = make_priors(settings)
     prior: Prior | None = None
     chance: float | None = None
@@ -98,7 +98,8 @@ def _make(
         elif settings.codec.needs_prior:
             features = run.tunable.task.features(_public_records(settings))
             point = statistics_point(params, settings.seed)
-            prior = priors.of_public_text(run.tunable, point, features)
+            tunable, _ = run.tunable.part(run.model.params)
+            prior = priors.of_public_text(tunable, point, features)
         layout = Layout.of(params)
         codec = make_codec(settings.codec, layout, prior, settings.seed)
     except ValueError as error:
@@ -154,12 +155,12 @@ def _released_by_the_server(
     """The prior of the noisy mean of statistics that came without noise, the probability that noise alone
     gives that mean, and whom it is counted for."""
     trusted.left.update(run.left)
-    size = priors.release.statistics(run.model.params).size
+    size = priors.release.statistics(run.trainable).size
     counted, mean = trusted.release_statistics(received, size, point)
     run.left.update(trusted.left)
     if mean is None:
         raise nobody(run, WHAT)
-    prior, chance = priors.of_mean(run.model.params, mean, len(trusted.accounts))
+    prior, chance = priors.of_mean(run.trainable, mean, len(trusted.accounts))
     return prior, chance, dict.fromkeys(counted, 1.0)
 
 
@@ -176,10 +177,10 @@ def _ask(
     Args:
         everybody: whether silos without a planned round are asked too.
     """
-    statistics = release.statistics(run.model.params)
+    statistics = release.statistics(run.trainable)
     chosen = [name for name in sorted(run.nodes) if everybody or run.draws.planned(name)]
     chosen = [name for name in chosen if name not in run.left]
-    arrays = run.arrays(point)
+    arrays = run.arrays({**run.model.params, **point})
     tasks = run.tasks(names.ASK_STATISTICS, chosen, 0, arrays, ConfigRecord())
     found = ask_silos(
         grid,

@@ -13,6 +13,7 @@ from server.extensions.adaptive_clip import AdaptiveClip
 from server.extensions.base import RoundExtension
 from server.extensions.central_noise import CentralNoise, make_central_release
 from server.extensions.codec import EncodedUpdates
+from server.extensions.fedsvd import FedSvd
 from server.extensions.layers import LayerChoice
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
 from server.extensions.zeroth_order import ScalarEstimates
@@ -74,6 +75,8 @@ def make_extensions(
     clipping = settings.clipping
     if settings.privacy.mode == "dp" and clipping.form == "adaptive":
         found.append(AdaptiveClip(quantile=clipping.quantile, learning_rate=clipping.learning_rate))
+    if settings.adapter.form == "fedsvd":
+        found.append(FedSvd())
     if settings.teacher.kind != "none":
         duplicate = settings.teacher.kind == "nonprivate"
         found.append(DuplicateTeacher(folder) if duplicate else TeacherPull(folder))

@@ -85,9 +85,8 @@ class LayerChoice(RoundExtension):
             raise RunStopped(f"Expected {CHOICE} in {self.folder.path}: the run has begun with it")
         if run.finished_rounds:
             run.save()  # whatever server.checkpoint_every: a resumed run must not go back behind it
-        assert tunable.spec is not None  # settings_with_releases has looked
         record = {"kind": "layers", "round": run.finished_rounds, "form": settings.layers.form}
-        record["of"] = list(tunable.spec.layers)
+        record["of"] = list(tunable.layers)
         run.emit(record | {"kept": None})
         choice = choose(grid, self.folder, run)
         run.emit(record | {"kept": list(choice.remaining)})
@@ -137,9 +136,8 @@ def choose(grid: Grid, folder: RunFolder, run: ServerRun) -> Choice:
     settings, tunable = run.settings, run.tunable
     choice = folder.choice()
     if choice is None:
-        assert tunable.spec is not None  # settings_with_releases has looked
-        choice = Choice.begin(settings, tunable.spec.layers, run.finished_rounds)
-    point = statistics_point(run.model.params, settings.seed)
+        choice = Choice.begin(settings, tunable.layers, run.finished_rounds)
+    point = {**run.model.params, **statistics_point(run.trainable, settings.seed)}
     scores = make_score_release(settings)
     features = None if scores.asked else _public_features(settings, tunable)
     while choice.kept is None:
@@ -148,7 +146,7 @@ def choose(grid: Grid, folder: RunFolder, run: ServerRun) -> Choice:
         if features is None:
             found = _ask(grid, run, point, candidates, scores)
         else:
-            found = _measured(tunable, point, features, candidates, scores.sharpness)
+            found = _measured(*tunable.part(point), features, candidates, scores.sharpness)
         mean = mean_scores(found["scores"])
         step = Step(
             candidates=candidates,

@@ -24,7 +24,7 @@ from fedllm.data.formats.records import DataError
 from fedllm.data.public import load_public
 from fedllm.data.silos import evaluation_set
 from fedllm.flatness.public_teacher import PublicTraining, TeacherError, public_teacher
-from fedllm.flatness.teacher import Teacher, cut, make_distillation, make_teacher
+from fedllm.flatness.teacher import Teacher, make_distillation, make_teacher
 from fedllm.run.folder import RunFolder
 from server.aggregation import Contribution, MeanUpdate, check_update
 from server.extensions.base import Asking, Extras, RoundExtension, ServerRun, Tensors
@@ -66,19 +66,23 @@ class TeacherPull(RoundExtension):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Pull. The metrics: seconds, the distance to the teacher before, the divergence of the answers before."""
         began = time.monotonic()
-        pulled = self.teacher.pull(params, server_round)
+        tunable, trainable = self.run.tunable.part(params)
+        if self.teacher.distillation is not None:
+            self.teacher.distillation.tunable = tunable
+        pulled = self.teacher.pull(trainable, server_round)
         self.teacher.observe(pulled)
         seconds = time.monotonic() - began
-        return pulled, {"teacher_seconds": seconds, **self.teacher.told}
+        return {**params, **pulled}, {"teacher_seconds": seconds, **self.teacher.told}
 
     def keep_layers(self, layers: Sequence[int]) -> None:
         """Cut the teacher; with a choice before the first round it is made afterwards."""
-        kept = self.run.settings.prefix.layers
+        kept = self.run.settings.adapter_layers
         if hasattr(self, "teacher") and kept != "all":
-            self._cut([list(layers).index(layer) for layer in kept])
+            self._cut(layers, kept)
 
-    def _cut(self, positions: Sequence[int]) -> None:
-        self.teacher.keep_layers(positions, self.run.tunable)
+    def _cut(self, layers: Sequence[int], kept: Sequence[int]) -> None:
+        run = self.run
+        self.teacher.keep_layers(layers, kept, run.tunable.part(run.model.params)[0])
 
     def state(self) -> dict[str, Tensor]:
         return {PREFIX + name: value for name, value in self.teacher.state().items()}
@@ -110,19 +114,21 @@ class DuplicateTeacher(TeacherPull):
 
     def prepare_tasks(self, asking: Asking) -> None:
         if asking.kind == MessageType.TRAIN:
-            self._sent = ArrayRecord(dict(self.teacher.weights))
+            duplicate = {**self.run.model.params, **self.teacher.weights}
+            self._sent = ArrayRecord(duplicate)
+            self._like = self.run.tunable.part(duplicate, asking.server_round)[1]
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
         train = asking.kind == MessageType.TRAIN
         return Extras(records={names.DUPLICATE: self._sent} if train else {})
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
-        records = {**form.records, names.DUPLICATE: spec_of(self.teacher.weights)}
+        records = {**form.records, names.DUPLICATE: spec_of(self._like)}
         return replace(form, records=records)
 
     def read(self, silo: str, reply: TrainingReply) -> TrainingReply:
         most = self.run.settings.server.max_update_norm
-        checked = check_update(reply.records[names.DUPLICATE], self.teacher.weights, most)
+        checked = check_update(reply.records[names.DUPLICATE], self._like, most)
         return replace(reply, records={**reply.records, names.DUPLICATE: checked})
 
     def after_move(
@@ -135,16 +141,15 @@ class DuplicateTeacher(TeacherPull):
         """Move the duplicate by the silos' raw updates, then pull."""
         updates = [Contribution(c.silo, dict(c.records[names.DUPLICATE]), None) for c in counted]
         if updates:
-            moved, _ = combine(self.server, updates, self.teacher.weights)
+            moved, _ = combine(self.server, updates, self._like)
             self.teacher.weights = self.optimizer.step(
                 self.teacher.weights, moved, None, server_round
             )
         return super().after_move(params, mean, counted, server_round)
 
-    def _cut(self, positions: Sequence[int]) -> None:
-        super()._cut(positions)
-        self.optimizer.first = cut(self.optimizer.first, positions)
-        self.optimizer.second = cut(self.optimizer.second, positions)
+    def _cut(self, layers: Sequence[int], kept: Sequence[int]) -> None:
+        super()._cut(layers, kept)
+        self.optimizer.keep_layers(layers, kept)
 
     def state(self) -> dict[str, Tensor]:
         found = {PREFIX + name: value for name, value in self.teacher.weights.items()}
@@ -169,11 +174,11 @@ def teacher_of_run(folder: RunFolder, run: ServerRun) -> Teacher:
             damaged.
         Stopped: the run was asked to stop; what is done of a training is kept.
     """
-    settings, tunable = run.settings, run.tunable
+    settings = run.settings
+    tunable, weights = run.tunable.part(run.model.params)
     teacher = settings.teacher
     try:
         distillation = make_distillation(settings, tunable)
-        weights: Tensors = run.model.params
         if teacher.kind == "public":
             weights = _trained(folder, run)
     except (DataError, TeacherError) as error:
@@ -184,7 +189,8 @@ def teacher_of_run(folder: RunFolder, run: ServerRun) -> Teacher:
 
 def _trained(folder: RunFolder, run: ServerRun) -> dict[str, Tensor]:
     """The weights of the teacher that is trained on public text."""
-    settings, tunable, params = run.settings, run.tunable, run.model.params
+    settings = run.settings
+    tunable, params = run.tunable.part(run.model.params)
     losses: list[float] = []
 
     def features() -> list[Feature]:

@@ -45,6 +45,7 @@ class ScalarEstimates(RoundExtension):
         if asking.kind == MessageType.TRAIN:
             settings = self.run.settings
             sent = decode_params(asking.arrays.to_torch_state_dict(), settings.codec.downlink)
+            _, sent = self.run.tunable.part(sent, asking.server_round)
             self._seed = round_seed(settings.seed, self.run.run_id, asking.server_round)
             self._current = Directions(self.plan, sent, self._seed)
 

@@ -105,7 +105,7 @@ def variants(settings: Settings, device: torch.device) -> tuple[dict[str, Tunabl
     for name, kind in ((BEFORE, Before), ("buckets", Buckets)):
         task = copy.copy(now.task)
         task.__class__ = kind
-        made[name] = Tunable(backbone, task, now.spec)
+        made[name] = Tunable(backbone, task, now.adapter)
     return made | {NOW: now}, now
 
 

@@ -21,11 +21,10 @@ from fedllm.data.holdout import text_hash
 from fedllm.data.public import public_set
 from fedllm.data.silos import evaluation_set, load_federation
 from fedllm.models.backbone import Backbone
-from fedllm.models.prefix import PREFIX
 from fedllm.run.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
-from fedllm.training.tunable import Tunable, make_tunable, prefix_layers
+from fedllm.training.tunable import Tunable, make_tunable
 
 DataChoice = Literal["evaluation", "public", "silos"]
 PRIVATE_LABEL = (
@@ -169,8 +168,7 @@ def make_subject_tunable(
     settings = subject.settings.model_copy(update={"model": model})
     tunable = make_tunable(settings, backbone)
     wanted = {name: tuple(value.shape) for name, value in tunable.task.initial_params().items()}
-    if tunable.spec is not None:
-        wanted[PREFIX] = tunable.spec.shape
+    wanted |= tunable.adapter.shapes()
     got = {name: tuple(value.shape) for name, value in subject.params.items()}
     if got != wanted:
         raise SubjectError(
@@ -184,7 +182,7 @@ def kept_layers(subject: Subject, tunable: Tunable) -> tuple[int, ...]:
     """Layer numbers that carry a prefix, in the order of the tensor; empty without a prefix."""
     if tunable.spec is None:
         return ()
-    return prefix_layers(subject.settings.prefix, tunable.backbone.n_layers)
+    return tunable.layers
 
 
 def held_out_for_all(subjects: Sequence[Subject], choice: DataChoice, count: int) -> MeasuredOn:

@@ -118,12 +118,11 @@ def _with_releases(settings: Settings) -> Settings:
     layers = settings.layers
     if not layers.asks_silos or layers.search == "one-shot":
         return settings
-    carrying = settings.prefix.layers
+    carrying = settings.adapter_layers
     if carrying == "all":
         from fedllm.training.tunable import shared_tunable
 
-        spec = shared_tunable(settings).spec
-        carrying = () if spec is None else spec.layers
+        carrying = shared_tunable(settings).layers
     return settings_with_releases(settings, carrying)
 
 

@@ -159,7 +159,7 @@ def test_what_is_trained_is_counted_before_it_is_made(tiny_settings: Make, tmp_p
         settings = tiny_settings(**{"prefix.length": length})
         tunable = shared_tunable(settings)
         start = initial_params(tunable, settings)
-        assert trained_size(settings, tunable) == sum(value.numel() for value in start.values())
+        assert trained_size(tunable) == sum(value.numel() for value in start.values())
         check_size(silo, settings, tunable)
     huge = tiny_settings(**{"prefix.length": 10**9})
     with pytest.raises(LimitRefused, match=r"at most 1000 trained numbers \(limits\.parameters\)"):

@@ -29,7 +29,7 @@ RATIO = 4.0
 def honest_states(silo: HostedSilo) -> dict[str, tuple[dict[str, Any], State]]:
     """Settings and state of one codec of each kind, for the tiny model."""
     settings = settings_for(silo, names.SEND_CODEC)
-    d = trained_size(settings, shared_tunable(settings))
+    d = trained_size(shared_tunable(settings))
     k = compressed_dimension(d, RATIO)
     rows = torch.linalg.qr(torch.randn(d, 3, generator=torch.Generator().manual_seed(1))).Q.T
     rows[:, : k - 3] = 0.0

@@ -66,7 +66,7 @@ def start_of(settings: Settings) -> dict[str, Tensor]:
 
 def codec_of(settings: Settings) -> Codec:
     """The codec of the settings of :data:`OF_KIND`."""
-    dimension = trained_size(settings, shared_tunable(settings))
+    dimension = trained_size(shared_tunable(settings))
     return RandomProjection(dimension, int(dimension / settings.codec.ratio), 3)
 
 

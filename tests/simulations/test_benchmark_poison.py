@@ -86,7 +86,7 @@ def test_a_head_on_the_features_answers_as_the_model_does(
     params = initial_params(tunable, settings)
     for name in (WEIGHT, BIAS):
         params[name] = torch.randn(params[name].shape, generator=rng)
-    with tunable.with_prefix(expand_params(params, 1)):
+    with tunable.adapted(expand_params(params, 1)):
         expected = tunable.task.logits(expand_params(params, 1), batch)[:5]  # type: ignore[attr-defined]
     found = data[f"x.{silo.name}"][:5] @ params[WEIGHT].T + params[BIAS]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

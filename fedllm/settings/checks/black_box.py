@@ -7,16 +7,17 @@ from fedllm.settings.tree import SettingsTree
 
 def _check_endpoint(settings: SettingsTree) -> None:
     """Whether the settings fit a model behind an endpoint."""
-    task, prefix = settings.task, settings.prefix
+    task = settings.task
     if settings.model.access != "black-box":
         raise ValueError(
             "Expected model.access=black-box for endpoint.url (an endpoint gives no gradients), got "
             f"model.access={settings.model.access}"
         )
-    if prefix.length != 0:
+    if settings.prefix_length != 0 or settings.adapter.form not in ("prefix", "head"):
         raise ValueError(
-            "Expected prefix.length=0 for endpoint.url (keys and values cannot be sent there; what is trained "
-            f"is what its answers become), got prefix.length={prefix.length}"
+            "Expected adapter.form=head (or prefix.length=0) for endpoint.url (no tensor can be sent there; what is "
+            f"trained is what its answers become), got adapter.form={settings.adapter.form}, "
+            f"prefix.length={settings.prefix.length}"
         )
     if task.kind != "classification" or task.label_words is None:
         raise ValueError(

@@ -56,6 +56,11 @@ def check_fixed_shape(settings: SettingsTree) -> None:
             "clipping.form=fixed",
             "the count of norms beside a truncated sum is not proven",
         ),
+        f"model.reuse={settings.model.reuse}": (
+            settings.model.reuse != "off",
+            "model.reuse=off",
+            "a step is shorter for examples that were drawn before",
+        ),
         f"awp.form={settings.awp.form}": (
             settings.awp.form == "batch",
             "another awp.form",

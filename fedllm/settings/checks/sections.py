@@ -74,17 +74,20 @@ def check_flatness(settings: SettingsTree) -> None:
 
 def _check_layers(settings: SettingsTree) -> None:
     """Whether the choice of layers fits model, noise and codec."""
-    layers, prefix = settings.layers, settings.prefix
+    layers = settings.layers
     if layers.form == "none":
         return
-    if prefix.length == 0:
+    form = settings.adapter.form
+    if form == "head" or (form == "prefix" and settings.prefix.length == 0):
         raise ValueError(
-            f"Expected prefix.length > 0 for layers.form={layers.form} (there is no prefix "
-            "to choose layers of), got prefix.length=0"
+            f"Expected prefix.length > 0 or another adapter.form for layers.form={layers.form} (there are no layers "
+            f"to choose among), got adapter.form={form}, prefix.length={settings.prefix.length}"
         )
-    if prefix.layers != "all" and layers.keep > len(prefix.layers):
+    chosen = settings.adapter_layers
+    if chosen != "all" and layers.keep > len(chosen):
+        named = "prefix.layers" if form == "prefix" else "adapter.layers"
         raise ValueError(
-            f"Expected layers.keep <= {len(prefix.layers)}, the number of prefix.layers, "
+            f"Expected layers.keep <= {len(chosen)}, the number of {named}, "
             f"got layers.keep={layers.keep}"
         )
     if layers.after > 0 and settings.codec.active:
@@ -135,10 +138,11 @@ def _check_public(settings: SettingsTree) -> None:
 def _check_perturbation(settings: SettingsTree) -> None:
     """Whether there is something to perturb."""
     awp = settings.awp
-    if settings.prefix.length == 0 and not awp.head:
+    form = settings.adapter.form
+    if (form == "head" or (form == "prefix" and settings.prefix.length == 0)) and not awp.head:
         raise ValueError(
-            f"Expected prefix.length > 0 or awp.head=true for awp.form={awp.form} (there is nothing to "
-            "perturb), got prefix.length=0, awp.head=false"
+            f"Expected prefix.length > 0, another adapter.form or awp.head=true for awp.form={awp.form} (there is "
+            f"nothing to perturb), got adapter.form={form}, prefix.length={settings.prefix.length}, awp.head=false"
         )
 
 

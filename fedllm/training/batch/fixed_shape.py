@@ -61,7 +61,7 @@ class FixedShape:
         rows = -(-most // parts)
         task = copy.copy(tunable.task)
         task.fixed = Shapes(least=length, tokens=rows * length, longest=length)
-        fixed = Tunable(tunable.backbone, task, tunable.spec)
+        fixed = tunable.with_task(task)
         filler = public_feature(fixed)
         return cls(fixed, most, parts * rows, rows * length, filler)
 

@@ -63,6 +63,7 @@ def require_independence(tunable: Tunable, initial: Mapping[str, Tensor]) -> Ind
 
 def measure_difference(tunable: Tunable, initial: Mapping[str, Tensor]) -> float:
     """Return the largest difference between an example's gradient alone and among others, over its norm."""
+    tunable = tunable.without_reuse()  # what is kept would hide a difference
     rng = torch.Generator().manual_seed(0)
     device = tunable.backbone.device
     params = {

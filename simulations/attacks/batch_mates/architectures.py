@@ -74,9 +74,12 @@ def tiny_backbone(architecture: str, dtype: torch.dtype) -> Backbone:
 
 @lru_cache(maxsize=32)
 def tiny_tunable(
-    architecture: str, dtype: torch.dtype = torch.float32, task: str = "classification"
+    architecture: str,
+    dtype: torch.dtype = torch.float32,
+    task: str = "classification",
+    form: str = "prefix",
 ) -> tuple[Settings, Tunable]:
-    """The tiny model with a prefix of four in every layer, to classify or to generate."""
+    """The tiny model with an adapter (a prefix of four, LoRA of rank 3) in every layer, to classify or to generate."""
     backbone = tiny_backbone(architecture, dtype)
     tree: dict[str, Any] = {"kind": task, "text": ["text"], "target": "label"}
     tree["max_length"] = 64 if task == "classification" else 48
@@ -88,6 +91,7 @@ def tiny_tunable(
         {
             "model": {"name": architecture},
             "data": {"source": "files", "path": "."},
+            "adapter": {"form": form, "rank": 3},
             "prefix": {"length": 4, "init": "random", "init_std": 0.5},
             "task": tree,
         }

@@ -92,7 +92,7 @@ def recorded_queries(tunable: Tunable, params: Mapping[str, Tensor], batch: Batc
 
     attention.sdpa_attention_forward = recording
     try:
-        with torch.no_grad(), tunable.with_prefix(expand_params(params, 1)):
+        with torch.no_grad(), tunable.adapted(expand_params(params, 1)):
             tunable.backbone.model(**batch.model_inputs())
     finally:
         attention.sdpa_attention_forward = inner

@@ -47,7 +47,7 @@ def pooled(tunable: Tunable, settings: Settings, examples: Sequence[Feature]) ->
     rows = torch.zeros(len(examples), width)
     for group in tunable.task.batches(examples, settings.client.max_tokens):
         batch = tunable.task.collate([examples[i] for i in group])
-        with tunable.with_prefix(one):
+        with tunable.adapted(one):
             scores = tunable.task.logits(one, batch)  # type: ignore[attr-defined]
         rows[torch.tensor(group)] = scores[: len(group)]
     return rows

@@ -195,7 +195,7 @@ def batch_logits(
     tunable: Tunable, params: Mapping[str, torch.Tensor], features: list[Any]
 ) -> torch.Tensor:
     batch = tunable.task.collate(features)
-    with torch.no_grad(), tunable.with_prefix({k: v[None] for k, v in params.items()}):
+    with torch.no_grad(), tunable.adapted({k: v[None] for k, v in params.items()}):
         return tunable.backbone.model(**batch.model_inputs(), use_cache=False).logits
 
 

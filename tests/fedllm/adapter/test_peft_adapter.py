@@ -20,7 +20,8 @@ from fedllm.adapter.peft import (
 from fedllm.data.batches import Feature, collate, position_ids
 from fedllm.models.attention import prefix_scope
 from fedllm.models.backbone import load_backbone, make_backbone
-from fedllm.models.prefix import PrefixSpec, generate, init_random
+from fedllm.models.prefix import PrefixSpec, init_random
+from tests.support.generation import generate_with_prefix
 
 FEATURES = [Feature([10, 11, 12, 13, 14]), Feature([20, 21]), Feature([30, 31, 32])]
 DECODERS = ["llama", "qwen2", "gpt2"]
@@ -99,7 +100,7 @@ def _same_tokens(backbone, spec, prefix, peft_model, features):
     batch = collate(features, backbone.pad_id, "left")
     options = {"max_new_tokens": 10, "do_sample": False}
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    ours = generate(backbone, spec, prefix, **inputs, **options)
+    ours = generate_with_prefix(backbone, spec, prefix, **inputs, **options)
     theirs = peft_model.generate(**inputs, **options, pad_token_id=backbone.pad_id)
     assert torch.equal(ours, theirs)
     assert ours.shape[1] > batch.input_ids.shape[1]

@@ -193,7 +193,7 @@ def test_the_same_settings_on_another_model_machine_or_number_format_are_another
         worker = worker_of(settings, tmp_path)
         tunable = worker.tunable
         backbone = load_backbone(settings.model.name, kind="encoder", device="cpu")
-        worker.tunable = type(tunable)(backbone, tunable.task, tunable.spec)
+        worker.tunable = type(tunable)(backbone, tunable.task, tunable.adapter)
         change(worker.tunable.backbone)
         return worker.digest(SiloTask(params, 1), 1.0)
 

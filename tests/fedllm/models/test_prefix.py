@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from fedllm.data.batches import Feature, collate
 from fedllm.models.attention import prefix_scope
 from fedllm.models.backbone import make_backbone
-from fedllm.models.prefix import PrefixSpec, generate, init_from_phrase, init_random
+from fedllm.models.prefix import PrefixSpec, init_from_phrase, init_random
+from tests.support.generation import generate_with_prefix
 
 
 @pytest.fixture
@@ -104,7 +105,7 @@ def test_generation_equals_recomputation(backbone, architecture, layers, use_cac
     prefix = init_random(spec, 1.0, np.random.default_rng(0)).double()
     batch = _prompts()
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
-    tokens = generate(
+    tokens = generate_with_prefix(
         model, spec, prefix, batch.input_ids, batch.attention_mask, use_cache=use_cache, **options
     )
     for row, prompt in enumerate(PROMPTS):
@@ -131,8 +132,10 @@ def test_generation_with_beams_and_static_cache(backbone, options):
     common = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     common |= {k: v for k, v in options.items() if k == "num_beams"}
     args = (model, spec, prefix, batch.input_ids, batch.attention_mask)
-    tokens = generate(*args, **common, **{k: v for k, v in options.items() if k not in common})
-    assert torch.equal(tokens, generate(*args, use_cache=False, **common))
+    tokens = generate_with_prefix(
+        *args, **common, **{k: v for k, v in options.items() if k not in common}
+    )
+    assert torch.equal(tokens, generate_with_prefix(*args, use_cache=False, **common))
 
 
 def test_static_cache_without_padding(backbone):
@@ -143,8 +146,8 @@ def test_static_cache_without_padding(backbone):
     ids = torch.tensor([[10, 11, 12, 13], [20, 21, 22, 23]])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
     args = (model, spec, prefix, ids, torch.ones_like(ids))
-    static = generate(*args, cache_implementation="static", **options)
-    assert torch.equal(static, generate(*args, use_cache=False, **options))
+    static = generate_with_prefix(*args, cache_implementation="static", **options)
+    assert torch.equal(static, generate_with_prefix(*args, use_cache=False, **options))
 
 
 def test_phrase_is_read_without_the_open_prefix(backbone):
@@ -160,9 +163,9 @@ def test_generation_errors(backbone, tiny_model):
     ids = torch.tensor([[5, 6]])
     spec = PrefixSpec.for_backbone(encoder, 2)
     with pytest.raises(ValueError, match="Expected a decoder"):
-        generate(encoder, spec, torch.zeros(spec.shape), ids, torch.ones_like(ids))
+        generate_with_prefix(encoder, spec, torch.zeros(spec.shape), ids, torch.ones_like(ids))
     decoder = backbone("gpt2")
     assert isinstance(decoder.model, type(AutoModelForCausalLM.from_config(decoder.model.config)))
     spec = PrefixSpec.for_backbone(decoder, 2)
     with pytest.raises(ValueError, match="padding on the left"):
-        generate(decoder, spec, torch.zeros(spec.shape), ids, torch.tensor([[1, 0]]))
+        generate_with_prefix(decoder, spec, torch.zeros(spec.shape), ids, torch.tensor([[1, 0]]))

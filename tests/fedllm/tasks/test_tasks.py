@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedllm.data.formats.records import DataError
-from fedllm.training.tunable import Tunable, initial_params, make_tunable, prefix_layers
+from fedllm.models.adapters.targets import chosen_layers
+from fedllm.training.tunable import Tunable, initial_params, make_tunable
 
 Make = Callable[..., Any]
 WORDS = {"task.label_words": ["w5", "w6"], "task.prompt": "w7 {text} w8"}
@@ -56,7 +57,7 @@ def test_label_words_are_scored_after_the_prompt(make: Any, word_records: Any) -
     for feature in features:
         batch = tunable.task.collate([feature])
         loss = tunable.losses(leaves, batch)
-        with tunable.with_prefix(leaves):
+        with tunable.adapted(leaves):
             logits = tunable.backbone.model(**batch.model_inputs(), use_cache=False).logits
         pair = logits[0, -1, [5, 6]].float()
         assert float(loss) == pytest.approx(
@@ -71,7 +72,7 @@ def test_generation_loss_is_on_the_target_alone(make: Any, word_records: Any) ->
     leaves = {n: v.unsqueeze(0) for n, v in params.items()}
     for feature in features:
         batch = tunable.task.collate([feature])
-        with tunable.with_prefix(leaves):
+        with tunable.adapted(leaves):
             logits = tunable.backbone.model(**batch.model_inputs(), use_cache=False).logits
         wanted = torch.tensor(feature.target_mask).nonzero().flatten()
         assert feature.input_ids[-1] == 3, "ends with the end of the sequence"
@@ -138,7 +139,8 @@ def test_no_examples_cannot_be_judged(make: Any) -> None:
 
 def test_prefix_layers(tiny_settings: Make) -> None:
     def layers(value: Any) -> tuple[int, ...]:
-        return prefix_layers(tiny_settings(**{"prefix.layers": value}).prefix, 4)
+        wanted = tiny_settings(**{"prefix.layers": value}).prefix.layers
+        return chosen_layers(wanted, 4, "prefix.layers")
 
     assert layers("all") == (0, 1, 2, 3)
     assert layers([-1, 0]) == (0, 3)

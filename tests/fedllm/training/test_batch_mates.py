@@ -32,6 +32,11 @@ from tests.support.tiny_tunables import shaken
 CASES = [
     ("bert", torch.float32, "classification"),
     ("bert", torch.bfloat16, "classification"),
+    ("bert:lora", torch.float32, "classification"),
+    ("bert:ffa-lora", torch.bfloat16, "classification"),
+    ("bert-wide:bitfit", torch.float32, "classification"),
+    ("llama:lora", torch.float32, "generation"),
+    ("gpt2:ffa-lora", torch.float32, "classification"),
     ("bert-wide", torch.float32, "classification"),
     ("bert-wide", torch.bfloat16, "classification"),
     ("roberta", torch.float32, "classification"),
@@ -88,8 +93,9 @@ def test_a_gradient_is_the_same_bits_alone_and_among_others(
     size: float,
     seed: int,
 ) -> None:
-    settings, tunable = tiny_tunable(architecture, dtype, task)
-    params = params_at(tunable, settings, size, seed)
+    name, _, form = architecture.partition(":")
+    settings, tunable = tiny_tunable(name, dtype, task, form or "prefix")
+    tunable, params = tunable.part(params_at(tunable, settings, size, seed))
     features = tunable.task.features(random_records([mine, *lengths], seed))
     among = gradients(tunable, params, features)[0]
     alone = gradients(tunable, params, features[:1])[0]
@@ -128,7 +134,7 @@ def test_the_attack_finds_a_slot_for_padding(architecture: str) -> None:
     assert found is not None
     batch = tunable.task.collate(features)
     model = tunable.backbone.model
-    with torch.no_grad(), tunable.with_prefix(expand_params(found, 1)):
+    with torch.no_grad(), tunable.adapted(expand_params(found, 1)):
         states = model(**batch.model_inputs(), output_hidden_states=True).hidden_states[-1]
     padded = (batch.attention_mask == 0).any(1)
     assert padded.any()
@@ -214,7 +220,7 @@ def test_a_model_that_couples_examples_is_refused() -> None:
     assert require_independence(tunable, start).difference == 0
     layer = tunable.backbone.model.encoder.layer[0].intermediate
     dense = layer.dense
-    fresh = Tunable(tunable.backbone, tunable.task, tunable.spec)
+    fresh = Tunable(tunable.backbone, tunable.task, tunable.adapter)
     try:
         layer.dense = Coupled(dense)
         with pytest.raises(ModelError, match="model='bert': among others"):
@@ -225,7 +231,7 @@ def test_a_model_that_couples_examples_is_refused() -> None:
 
 def test_active_dropout_is_refused() -> None:
     settings, tunable = tiny_tunable("bert")
-    fresh = Tunable(tunable.backbone, tunable.task, tunable.spec)
+    fresh = Tunable(tunable.backbone, tunable.task, tunable.adapter)
     fresh.backbone.model.train()
     try:
         with pytest.raises(ModelError, match="dropout"):

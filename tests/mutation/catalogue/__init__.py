@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 from . import (
     accountants,
+    adapters,
     batch_mates,
     black_box,
     deployment,
@@ -37,6 +38,7 @@ from . import (
 MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
     *batch_mates.MUTATIONS,
+    *adapters.MUTATIONS,
     *perturbation.MUTATIONS,
     *randomness.MUTATIONS,
     *release_inputs.MUTATIONS,

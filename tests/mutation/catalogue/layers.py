@@ -17,8 +17,8 @@ MUTATIONS = (
     Mutation(
         "scores-along-the-batchs-gradient",
         "fedllm/flatness/layer_scores.py",
-        "        moved = prefix + reduced.steps(gradient)\n",
-        "        moved = prefix + reduced.steps(gradient.sum(0, keepdim=True))\n",
+        "        moved = point + reduced.steps(gradient)\n",
+        "        moved = point + reduced.steps(gradient.sum(0, keepdim=True))\n",
         "One example moves the perturbation, and with it every example's clipped difference.",
         ("tests/fedllm/flatness/test_layer_scores.py::test_an_example_moves_its_own_row_alone",),
     ),

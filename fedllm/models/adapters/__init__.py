@@ -1,0 +1,1 @@
+"""Adapters: what is trained of a frozen model, one form a file."""

@@ -1,0 +1,175 @@
+"""BitFit: biases of linear maps, and biases and scales of normalisations (Zaken et al. 2022, arXiv 2106.10199).
+
+What is trained is the difference to the frozen values. It starts at zero, and a module without a bias gets none:
+``y + x' dw + db`` with x' the normalised input of a normalisation (no dw for a linear map).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from fedllm.models.adapters.base import Adapter, check_kept
+from fedllm.models.adapters.slot import by_example, changed, shared_or_own
+from fedllm.models.adapters.targets import chosen_layers, layer_number, stack_of
+
+BIAS, SCALE = "bias", "scale"
+
+
+@dataclass(frozen=True)
+class Shift:
+    """A module whose bias is trained, and for a normalisation its scale.
+
+    Attributes:
+        module: its path.
+        layer: number of its layer; None for one outside of the layers.
+        parts: "bias", "scale" or both.
+        size: entries of each.
+    """
+
+    module: str
+    layer: int | None
+    parts: tuple[str, ...]
+    size: int
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """The change x' dw + db of one module; tensors (B, size), or (size,) where all examples share it, or None."""
+
+    bias: Tensor | None
+    scale: Tensor | None
+    batch: tuple[int, int] | None
+    name: str
+
+    def __call__(self, module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+        """Return output + x' dw + db, computed in float32."""
+        shape = output.shape
+        found = output
+        if self.batch is not None:
+            found = by_example(output, self.batch, self.name)
+        if self.scale is not None:
+            x = normalised(module, given).float().view(found.shape)
+            found = found + (x * self._wide(self.scale)).to(output.dtype)
+        if self.bias is not None:
+            found = found + self._wide(self.bias).to(output.dtype)
+        return found.view(shape)
+
+    def _wide(self, value: Tensor) -> Tensor:
+        return value if value.dim() == 1 else value.unsqueeze(1)
+
+
+def normalised(module: nn.Module, given: Tensor) -> Tensor:
+    """The input of a normalisation, normalised, before scale and bias; float32."""
+    x = given.float()
+    if isinstance(module, nn.LayerNorm):
+        return nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _epsilon(module))
+
+
+def _epsilon(module: nn.Module) -> float:
+    for name in ("variance_epsilon", "eps", "epsilon"):
+        found = getattr(module, name, None)
+        if found is not None:
+            return float(found)
+    raise ValueError(f"Expected a normalisation with an epsilon, got {type(module).__name__}")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm):
+        return module.weight is not None
+    named = type(module).__name__.endswith("RMSNorm") and "Gated" not in type(module).__name__
+    return named and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+@dataclass(frozen=True, eq=False)
+class BitfitAdapter(Adapter):
+    """Differences of biases and scales.
+
+    Attributes:
+        model: the frozen model.
+        shifts: its modules.
+    """
+
+    model: PreTrainedModel
+    shifts: tuple[Shift, ...]
+
+    form: ClassVar[str] = "bitfit"
+
+    def __post_init__(self) -> None:
+        layers = {s.layer for s in self.shifts if s.layer is not None}
+        object.__setattr__(self, "layers", tuple(sorted(layers)))
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layers: Literal["all"] | Sequence[int]) -> BitfitAdapter:
+        """The biases and scales within the layers; with "all" those outside of the layers too.
+
+        Raises:
+            ValueError: a layer that the model does not have, or nothing to train in them.
+        """
+        stack, count = stack_of(model)
+        wanted: set[int | None] = {*chosen_layers(layers, count)}
+        if layers == "all":
+            wanted.add(None)
+        found = []
+        output = model.get_output_embeddings()
+        for name, module in model.named_modules():
+            layer = layer_number(name, stack)
+            if layer not in wanted or module is output or "experts" in name.split("."):
+                continue
+            parts = _parts(module)
+            if parts:
+                bias = getattr(module, "bias", None)
+                size = (module.weight if bias is None else bias).numel()
+                found.append(Shift(name, layer, parts, int(size)))
+        if not found:
+            raise ValueError(
+                "Expected biases or normalisations for adapter.form=bitfit, got a model without any in "
+                f"adapter.layers={layers if layers == 'all' else list(layers)}"
+            )
+        return cls(model, tuple(found))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {shift_name(s, part): (s.size,) for s in self.shifts for part in s.parts}
+
+    def keep(self, layers: Sequence[int]) -> BitfitAdapter:
+        kept = check_kept(self, layers)
+        return replace(self, shifts=tuple(s for s in self.shifts if s.layer in (None, *kept)))
+
+    def first_layer(self, count: int) -> int:
+        if any(shift.layer is None for shift in self.shifts):
+            return 0
+        return super().first_layer(count)
+
+    def scope(
+        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+    ) -> AbstractContextManager[None]:
+        changes = {}
+        for shift in self.shifts:
+            own = {
+                part: shared_or_own(params[shift_name(shift, part)], 1, batch)
+                for part in shift.parts
+            }
+            each = batch if any(value.dim() == 2 for value in own.values()) else None
+            changes[shift.module] = Shifted(own.get(BIAS), own.get(SCALE), each, shift.module)
+        return changed(self.model, changes)
+
+
+def _parts(module: nn.Module) -> tuple[str, ...]:
+    bias = getattr(module, "bias", None) is not None
+    if _is_norm(module):
+        return (BIAS, SCALE) if bias else (SCALE,)
+    return (BIAS,) if bias and isinstance(module, nn.Linear | Conv1D) else ()
+
+
+def shift_name(shift: Shift, part: str) -> str:
+    """Name of the trained tensor that holds a difference."""
+    place = "all" if shift.layer is None else f"{shift.layer:02d}"
+    return f"bitfit.{place}.{shift.module}.{part}"

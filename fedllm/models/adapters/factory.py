@@ -1,0 +1,52 @@
+"""Make the adapter that the settings name, and its initial tensors."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from fedllm.models.adapters.base import Adapter
+from fedllm.models.adapters.bitfit import BitfitAdapter
+from fedllm.models.adapters.lora import LoraAdapter, LoraForm, initial_factors
+from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
+from fedllm.models.adapters.targets import chosen_layers, find_targets
+from fedllm.models.backbone import Backbone
+from fedllm.models.prefix import PREFIX, PrefixSpec, init_from_phrase, init_random
+from fedllm.settings.experiment import Settings
+from privacy.randomness import generator
+
+
+def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
+    """The adapter of these settings.
+
+    Raises:
+        ValueError: layers, targets or a rank that the model does not have; the setting is named.
+    """
+    wanted = settings.adapter
+    if wanted.form == "prefix":
+        layers = chosen_layers(settings.prefix.layers, backbone.n_layers, "prefix.layers")
+        if settings.prefix.length == 0 or not layers:
+            return HeadAlone()
+        spec = PrefixSpec(settings.prefix.length, layers, backbone.kv_heads, backbone.head_dim)
+        return PrefixAdapter(backbone.model, spec)
+    if wanted.form == "head":
+        return HeadAlone()
+    if wanted.form == "bitfit":
+        return BitfitAdapter.of(backbone.model, wanted.layers)
+    assert wanted.form in get_args(LoraForm)
+    targets = find_targets(backbone.model, wanted.targets, wanted.layers)
+    return LoraAdapter(backbone.model, tuple(targets), wanted.rank, wanted.alpha, wanted.form)
+
+
+def initial_tensors(adapter: Adapter, settings: Settings, backbone: Backbone) -> dict[str, Tensor]:
+    """The adapter's tensors before training, float32 on the CPU, a function of settings and model alone."""
+    if isinstance(adapter, PrefixAdapter):
+        if settings.prefix.init == "phrase":
+            return {PREFIX: init_from_phrase(backbone, adapter.spec, settings.prefix.phrase)}
+        rng = generator(settings.seed, "prefix-init")
+        return {PREFIX: init_random(adapter.spec, settings.prefix.init_std, rng)}
+    if isinstance(adapter, LoraAdapter):
+        return initial_factors(adapter, generator(settings.seed, "lora-init"))
+    return {name: torch.zeros(shape) for name, shape in adapter.shapes().items()}

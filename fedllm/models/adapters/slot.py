@@ -1,0 +1,134 @@
+"""Change a module's output within a scope: hooks that are installed once and read a stack of this thread.
+
+The active changes lie on the model (not in a global), and there on a stack for each thread: models do not mix, threads
+do not mix, scopes nest. Without an open scope the model computes as before.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+_SLOT = "_fedllm_adapter_slot"
+_LOCK = threading.Lock()
+
+
+class Change(Protocol):
+    """Change of one module's output by an adapter."""
+
+    def __call__(self, module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
+        """Return the module's output with the change, in the output's shape and dtype."""
+        ...
+
+
+class AdapterSlot:
+    """The active changes by module name, a stack for each thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self.hooked: set[str] = set()
+
+    @property
+    def stack(self) -> list[Mapping[str, Change]]:
+        """Of this thread, innermost scope last."""
+        if not hasattr(self._local, "stack"):
+            self._local.stack = []
+        stack: list[Mapping[str, Change]] = self._local.stack
+        return stack
+
+    def _copy(self) -> AdapterSlot:
+        new = AdapterSlot()
+        new.hooked = set(self.hooked)
+        return new
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AdapterSlot:
+        new = memo[id(self)] = self._copy()
+        return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"hooked": self.hooked}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._local = threading.local()
+        self.hooked = state["hooked"]
+
+
+class _Hook:
+    """Applies the active change to one module's output."""
+
+    def __init__(self, slot: AdapterSlot, name: str) -> None:
+        self.slot, self.name = slot, name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        stack = self.slot.stack
+        if not stack:
+            return None
+        change = stack[-1].get(self.name)
+        return None if change is None else change(module, args[0], output)
+
+
+@contextmanager
+def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+    """Within the scope, and in this thread, the named modules' outputs are changed.
+
+    Scopes nest: the inner one replaces the outer one until it closes.
+    """
+    slot: AdapterSlot | None = getattr(model, _SLOT, None)
+    if slot is None or not changes.keys() <= slot.hooked:
+        slot = _install(model, changes)
+    slot.stack.append(changes)
+    try:
+        yield
+    finally:
+        slot.stack.pop()
+
+
+def _install(model: nn.Module, names: Mapping[str, Change]) -> AdapterSlot:
+    with _LOCK:
+        slot: AdapterSlot = getattr(model, _SLOT, None) or AdapterSlot()
+        setattr(model, _SLOT, slot)
+        modules = dict(model.named_modules())
+        for name in sorted(set(names) - slot.hooked):
+            modules[name].register_forward_hook(_Hook(slot, name))
+            slot.hooked.add(name)
+    return slot
+
+
+def by_example(values: Tensor, batch: tuple[int, int], what: str) -> Tensor:
+    """Return values (..., D) as (B, N, D): row i holds what belongs to example i.
+
+    Guarantee: values that a module does not keep apart by example are refused. To give a token to another example
+    would break the bound on what one example contributes.
+
+    Args:
+        values: (B, ..., D), or (B T, D) with the examples' tokens one after another.
+        batch: (B, T).
+
+    Raises:
+        ValueError: another first dimension.
+    """
+    rows, tokens = batch
+    if values.dim() > 2 and values.shape[0] == rows:
+        return values.reshape(rows, -1, values.shape[-1])
+    if values.dim() == 2 and values.shape[0] in (rows, rows * tokens):
+        return values.reshape(rows, -1, values.shape[-1])
+    raise ValueError(
+        f"Expected {what} to see {rows} examples of {tokens} tokens each, one after another, got values of shape "
+        f"{tuple(values.shape)}: which example a row belongs to is not known"
+    )
+
+
+def shared_or_own(value: Tensor, dimensions: int, batch: tuple[int, int] | None) -> Tensor:
+    """Return a tensor that all examples share without the leading dimension; one with a copy an example as it is.
+
+    Args:
+        dimensions: of the tensor itself.
+        batch: rows and tokens; None: the tensor is shared.
+    """
+    if value.dim() == dimensions:
+        return value
+    return value[0] if value.shape[0] == 1 and (batch is None or batch[0] != 1) else value

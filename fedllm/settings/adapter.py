@@ -1,0 +1,43 @@
+"""Settings of the adapter, the trained part of the frozen model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from fedllm.settings.section import PositiveFloat, PositiveInt, Section
+
+Form = Literal["prefix", "lora", "ffa-lora", "rolora", "fedsvd", "bitfit", "head"]
+
+
+class AdapterSettings(Section):
+    """The trained part of the frozen model; a classification head is trained with it."""
+
+    form: Form = Field(
+        "prefix",
+        description="`prefix`: keys and values in front of the attention layers ([prefix]). `lora`: low-rank changes "
+        "of linear maps. `ffa-lora`: LoRA with its first factor fixed, so that means over silos are exact. `rolora`: "
+        "LoRA that trains one factor a round, in turn. `fedsvd`: `ffa-lora` whose factors the server rewrites by a "
+        "singular value decomposition after each round. `bitfit`: biases and the scales of normalisations. `head`: "
+        "the classification head alone.",
+    )
+    rank: PositiveInt = Field(8, description="LoRA: rank of each change.")
+    alpha: PositiveFloat = Field(
+        16.0, description="LoRA: each change is scaled by `alpha` / `rank`."
+    )
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        "all-linear",
+        description="LoRA: linear maps that are changed, by name as in PEFT's `target_modules`, for example "
+        '`["query", "value"]`; `all-linear`: all within the layers.',
+    )
+    layers: Literal["all"] | tuple[int, ...] = Field(
+        "all",
+        description="LoRA and BitFit: `all`, or the numbers of the layers that are changed; negative numbers count "
+        "from the top.",
+    )
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether the form is one of LoRA."""
+        return self.form in ("lora", "ffa-lora", "rolora", "fedsvd")

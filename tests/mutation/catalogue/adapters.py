@@ -1,0 +1,60 @@
+"""An adapter's tensors are each example's own, and what is kept of an example is its own too."""
+
+from __future__ import annotations
+
+from ..mutation import Mutation
+
+_ADAPTERS = "tests/fedllm/models/test_adapters.py"
+_TRUNK = "tests/fedllm/models/test_trunk.py"
+_ROWS = f"{_ADAPTERS}::test_each_row_is_the_gradient_of_one_example_by_ordinary_autograd"
+
+MUTATIONS = (
+    Mutation(
+        "tokens-of-unknown-examples",
+        "fedllm/models/adapters/slot.py",
+        "    if values.dim() == 2 and values.shape[0] in (rows, rows * tokens):\n",
+        "    if values.numel() % (rows * values.shape[-1]) == 0:\n",
+        "A module that gathers tokens of several examples gives one example's gradient to another.",
+        (f"{_ADAPTERS}::test_tokens_of_an_unknown_example_are_refused",),
+    ),
+    Mutation(
+        "experts-are-trained",
+        "fedllm/models/adapters/targets.py",
+        '    return "experts" in module.split(".")\n',
+        "    return False\n",
+        "A router sends an expert tokens of several examples.",
+        (f"{_ADAPTERS}::test_experts_are_no_targets",),
+    ),
+    Mutation(
+        "fixed-factor-is-trained",
+        "fedllm/models/adapters/lora.py",
+        '        if self.lora_form == "lora" or (alternates and server_round is None):\n',
+        "        if True:\n",
+        "FFA-LoRA trains both factors: twice the noise, and means that are not exact.",
+        (f"{_ADAPTERS}::test_which_factors_a_round_trains",),
+    ),
+    Mutation(
+        "scale-left-out",
+        "fedllm/models/adapters/lora.py",
+        "        return output + (change * self.scale)",
+        "        return output + (change * 1.0)",
+        "The model that is trained is another one than the adapter that is exported.",
+        (f"{_ADAPTERS}::test_lora_is_the_product_of_its_factors",),
+    ),
+    Mutation(
+        "states-by-tokens-alone",
+        "fedllm/models/trunk/reuse.py",
+        "sorted(batch.model_inputs().items())]",
+        "sorted(batch.model_inputs().items()) if _ == 'input_ids']",
+        "An example gets the states of another one, whose segments or padding differ.",
+        (f"{_TRUNK}::test_examples_that_differ_in_a_segment_or_a_token_are_two",),
+    ),
+    Mutation(
+        "trunk-not-compared",
+        "fedllm/tasks/reuse.py",
+        "    if off <= allowed:\n",
+        "    if True:\n",
+        "A model whose layers read more than the states below them trains on wrong gradients.",
+        (f"{_TRUNK}::test_a_model_that_is_no_plain_chain_is_computed_as_a_whole",),
+    ),
+)
