@@ -43,7 +43,7 @@ from privacy.randomness import generator
 
 @dataclass(frozen=True)
 class Sharpness:
-    """How sharpness is measured.
+    """Numbers of a measurement of sharpness.
 
     Attributes:
         measure: ``layers.measure``.

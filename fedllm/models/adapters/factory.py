@@ -15,6 +15,7 @@ from fedllm.models.adapters.targets import chosen_layers, find_targets
 from fedllm.models.backbone import Backbone
 from fedllm.models.prefix import PREFIX, PrefixSpec, init_from_phrase, init_random
 from fedllm.settings.experiment import Settings
+from fedllm.settings.sections import PrefixSettings
 from privacy.randomness import generator
 
 
@@ -40,13 +41,20 @@ def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
     return LoraAdapter(backbone.model, tuple(targets), wanted.rank, wanted.alpha, wanted.form)
 
 
-def initial_tensors(adapter: Adapter, settings: Settings, backbone: Backbone) -> dict[str, Tensor]:
-    """The adapter's tensors before training, float32 on the CPU, a function of settings and model alone."""
+def initial_tensors(
+    adapter: Adapter, prefix: PrefixSettings, seed: int, backbone: Backbone
+) -> dict[str, Tensor]:
+    """The adapter's tensors before training, float32 on the CPU, a function of settings and model alone.
+
+    Args:
+        prefix: how a prefix begins.
+        seed: of what is drawn.
+    """
     if isinstance(adapter, PrefixAdapter):
-        if settings.prefix.init == "phrase":
-            return {PREFIX: init_from_phrase(backbone, adapter.spec, settings.prefix.phrase)}
-        rng = generator(settings.seed, "prefix-init")
-        return {PREFIX: init_random(adapter.spec, settings.prefix.init_std, rng)}
+        if prefix.init == "phrase":
+            return {PREFIX: init_from_phrase(backbone, adapter.spec, prefix.phrase)}
+        rng = generator(seed, "prefix-init")
+        return {PREFIX: init_random(adapter.spec, prefix.init_std, rng)}
     if isinstance(adapter, LoraAdapter):
-        return initial_factors(adapter, generator(settings.seed, "lora-init"))
+        return initial_factors(adapter, generator(seed, "lora-init"))
     return {name: torch.zeros(shape) for name, shape in adapter.shapes().items()}
