@@ -1,4 +1,4 @@
-"""How sharp the loss becomes where a layer's part of the adapter is removed: Privacy-Flat's second level.
+"""Score layers by the sharpness of the loss without their prefix: Privacy-Flat's second level.
 
 For a layer l among the *candidates* (the layers that the adapter still changes), with w_-l the adapter without
 that layer's part,
@@ -43,7 +43,7 @@ from privacy.randomness import generator
 
 @dataclass(frozen=True)
 class Sharpness:
-    """Numbers of a measurement of sharpness.
+    """Method of measuring sharpness.
 
     Attributes:
         measure: ``layers.measure``.
