@@ -39,5 +39,5 @@ class AdapterSettings(Section):
 
     @property
     def low_rank(self) -> bool:
-        """Whether the form is one of LoRA."""
+        """True if the form is one of LoRA."""
         return self.form in ("lora", "ffa-lora", "rolora", "fedsvd")
