@@ -15,32 +15,43 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from client.codec_task import keep_codec
 from client.config import SiloConfigError, silo_config_of
+from client.delivery import keep_delivery
 from client.extract import add_extract
 from client.node import describe_node, open_silo
 from client.redaction import redact_paths
 from client.replies import answer_of, keep, task_key
 from client.returned_head import require_returned_head
 from client.task_arrays import read_params
-from client.task_fields import EVALUATE, QUERY, TRAIN, TaskFields, read_fields
+from client.task_fields import QUERY, TRAIN, TaskFields, form_of, read_fields
 from fedllm import messages as names
 from fedllm.budget.local_policy import LimitRefused
-from fedllm.codec.store import CodecMissing
 from fedllm.files.printable_error import printable_error
 from fedllm.models.embedded import ModelError
 from fedllm.models.endpoint import EndpointError
 from fedllm.models.memory import DeviceMemoryError
 from fedllm.settings.io import SettingsError
+from fedllm.silo.extensions.base import Answer
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
-from fedllm.task_errors import NotTakingPart, TaskFailed, TaskRefused
+from fedllm.task_errors import DeliveryMissing, NotTakingPart, TaskFailed, TaskRefused
 from privacy.budget import BudgetExceeded
 from privacy.ledger.ledger import LedgerError
 
-app = ClientApp()
+
+class SiloApp(ClientApp):
+    """Flower's app with requests and deliveries whose names follow from a run's settings, not from this file."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Return the reply to a message."""
+        kind = message.metadata.message_type
+        if kind in (TRAIN, QUERY, names.ASK_EXTRACT):
+            return super().__call__(message, context)
+        return (receive if kind.startswith(names.SEND) else request)(message, context)
+
+
+app = SiloApp()
 log = logging.getLogger("fedllm.client")
 
 PUBLIC = (SettingsError, TaskRefused, ModelError, LedgerError, DeviceMemoryError)
@@ -52,102 +63,43 @@ def train(message: Message, context: Context) -> Message:
     """Run one round of local training; reply with the released update, or with the reason for having none."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
-        version = fields.codec_version
-        extras = {
-            names.CODEC_VERSION: version,
-            names.DIRECTIONS: fields.directions,
-            names.CLIP: fields.clip,
-            names.DUPLICATE: _duplicate(message, worker),
-        }
-        params = _params(message, worker)
-        reply = worker.train(SiloTask(params, fields.round, fields.planned_rounds, extras))
+        reply = worker.train(_task(message, worker, fields))
         metrics: dict[str, Any] = {
+            **reply.beside.numbers,
             names.NOISE_MULTIPLIER: reply.noise_multiplier,
             names.SAMPLING_RATE: reply.sampling_rate,
             names.STEPS: reply.steps,
         }
-        if reply.below is not None:
-            metrics[names.BELOW] = reply.below
         for name, std in (reply.noise_std or {}).items():
             metrics[names.NOISE_STD + name] = std
-        told: dict[str, Any] = {names.RUN_ID: fields.run_id, names.ROUND: fields.round}
-        if version:
-            told[names.CODEC_VERSION] = version
-        content = RecordDict(
-            {
-                names.UPDATE: ArrayRecord(reply.update),
-                names.METRICS: MetricRecord(metrics),
-                names.INFO: ConfigRecord(told),
-            }
-        )
-        if reply.duplicate is not None:
-            content[names.DUPLICATE] = ArrayRecord(reply.duplicate)
+        told: dict[str, Any] = {
+            **reply.beside.texts,
+            names.RUN_ID: fields.run_id,
+            names.ROUND: fields.round,
+        }
+        content = _records(reply.beside)
+        content[names.UPDATE] = ArrayRecord(reply.update)
+        content[names.METRICS] = MetricRecord(metrics)
+        content[names.INFO] = ConfigRecord(told)
         return content
 
-    return _answer(message, context, TRAIN, work)
+    return _answer(message, context, work)
 
 
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Evaluate on the silo's own held-out examples, with noise unless the settings are `raw`."""
-
-    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
-        correct, count = worker.evaluate(
-            _params(message, worker), fields.round, fields.planned_rounds
-        )
-        record = MetricRecord({names.CORRECT: correct, names.COUNT: count})
-        return RecordDict({names.METRICS: record})
-
-    return _answer(message, context, EVALUATE, work)
-
-
-@app.query("statistics")
-def statistics(message: Message, context: Context) -> Message:
-    """Return the silo's noisy statistics before training, for the codec's prior."""
+def request(message: Message, context: Context) -> Message:
+    """Answer what an optional part of the run asks for: evaluation, and each query of its own."""
 
     def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
-        released, rate = worker.statistics(_params(message, worker), fields.planned_rounds)
-        return RecordDict(
-            {
-                names.STATISTICS: ArrayRecord({names.STATISTICS: released}),
-                names.METRICS: MetricRecord({names.SAMPLING_RATE: rate}),
-            }
-        )
+        return _records(worker.answer(_task(message, worker, fields)))
 
-    return _answer(message, context, names.ASK_STATISTICS, work)
+    return _answer(message, context, work)
 
 
-@app.query("scores")
-def scores(message: Message, context: Context) -> Message:
-    """Return the silo's noisy scores of the layers that carry a prefix, for the choice among them."""
-
-    def work(worker: SiloWorker, fields: TaskFields) -> RecordDict:
-        released, rate = worker.scores(
-            _params(message, worker),
-            list(fields.candidates),
-            fields.round,
-            fields.planned_rounds,
-        )
-        return RecordDict(
-            {
-                names.SCORES: ArrayRecord({names.SCORES: released}),
-                names.METRICS: MetricRecord({names.SAMPLING_RATE: rate}),
-            }
-        )
-
-    return _answer(message, context, names.ASK_SCORES, work)
-
-
-@app.query("codec")
-def codec(message: Message, context: Context) -> Message:
-    """Keep the codec that the server sends, after checking it against settings, model, limits and version."""
+def receive(message: Message, context: Context) -> Message:
+    """Keep what the server sends ahead of its tasks, after checking it against settings, model and limits."""
     info: dict[str, Any] = {names.STATUS: names.OK, names.REASON: ""}
     try:
-        fields = read_fields(message, names.SEND_CODEC)
-        keep_codec(_arrays(message, names.CODEC), fields, context)
-    except ValueError as error:  # of the server's own codec, before anything else
-        public = error if isinstance(error, (*PUBLIC, LimitRefused)) else TaskRefused(str(error))
-        info |= _refusal(public, context)
+        keep_delivery(message, context)
     except Exception as error:
         info |= _refusal(error, context)
     return Message(RecordDict({names.INFO: ConfigRecord(info)}), reply_to=message)
@@ -182,13 +134,12 @@ def query(message: Message, context: Context) -> Message:
 def _answer(
     message: Message,
     context: Context,
-    kind: str,
     work: Callable[[SiloWorker, TaskFields], RecordDict],
 ) -> Message:
     info: dict[str, Any] = {names.SILO: "", names.STATUS: names.OK, names.REASON: ""}
     content = RecordDict()
     try:
-        fields = read_fields(message, kind)
+        fields = read_fields(message, message.metadata.message_type)
         worker = open_silo(fields, context)
         info[names.SILO] = worker.silo.name
         own = silo_config_of(context.node_config)
@@ -230,28 +181,31 @@ def _work_or_last_answer(
     return content
 
 
-def _arrays(message: Message, record: str) -> ArrayRecord:
-    content: Any = message.content
-    found: ArrayRecord = content.array_records[record]
-    return found
-
-
-def _params(message: Message, worker: SiloWorker) -> dict[str, Tensor]:
+def _task(message: Message, worker: SiloWorker, fields: TaskFields) -> SiloTask:
+    """Return the task of a message, with the tensors that the worker's model and extensions need."""
+    kind, arrays = message.metadata.message_type, message.content.array_records
     downlink = worker.settings.codec.downlink
-    return read_params(_arrays(message, names.PARAMS), worker.initial, downlink, "parameters")
+    params = read_params(arrays[names.PARAMS], worker.initial, downlink, "parameters")
+    extras = dict(fields.extras)
+    for record in form_of(kind, worker.extensions).extras.tensors:
+        extras[record] = read_params(arrays[record], worker.initial, "none", f"a {record}")
+    return SiloTask(params, fields.round, fields.planned_rounds, extras, kind)
 
 
-def _duplicate(message: Message, worker: SiloWorker) -> dict[str, Tensor] | None:
-    """Return the non-private teacher's parameters, where the task brings them."""
-    if names.DUPLICATE not in message.content.array_records:
-        return None
-    return read_params(_arrays(message, names.DUPLICATE), worker.initial, "none", "a duplicate")
+def _records(answer: Answer) -> RecordDict:
+    """Return an answer as records of a reply."""
+    content = RecordDict({name: ArrayRecord(dict(part)) for name, part in answer.tensors.items()})
+    if answer.numbers:
+        content[names.METRICS] = MetricRecord(dict(answer.numbers))
+    if answer.texts:
+        content[names.INFO] = ConfigRecord(dict(answer.texts))
+    return content
 
 
 def _refusal(error: Exception, context: Context) -> dict[str, str]:
-    """Return the status and reason of a task that raised; the error itself stays in the silo's own log."""
-    if isinstance(error, CodecMissing):
-        return {names.STATUS: names.NEEDS_CODEC, names.REASON: _told(error, context)}
+    """Status and reason of a task that raised; the error itself stays in the silo's own log."""
+    if isinstance(error, DeliveryMissing):
+        return {names.STATUS: names.NEEDS_DELIVERY, names.REASON: _told(error, context)}
     if isinstance(error, BudgetExceeded | LimitRefused):
         log.warning("%s", error)
         return {names.STATUS: names.LEFT, names.REASON: _told(error, context)}

@@ -8,13 +8,12 @@ held against the same file by the silo's account (:mod:`fedllm.budget.local_poli
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
 from client.config import Quantity, SiloConfig
 from fedllm.budget.local_policy import LimitRefused
-from fedllm.codec import codec_names
 from fedllm.settings.checks.black_box import noises_numbers
 from fedllm.settings.experiment import Settings
 from fedllm.training.tunable import Tunable, task_size
@@ -43,24 +42,6 @@ def check_limits(
     ]
     if problems:
         raise LimitRefused(f"refused by the silo {silo.name}: " + "; ".join(problems))
-
-
-def check_codec(silo: SiloConfig, meta: Mapping[str, Any]) -> None:
-    """Check that a codec from the server may be kept at the silo.
-
-    Args:
-        meta: the JSON part of its state.
-
-    Raises:
-        LimitRefused: it, or what it wraps, is not among those that the silo allows.
-        ValueError: it is no codec.
-    """
-    for name in codec_names(meta):
-        if name != "quantised" and name not in silo.limits.codecs:  # fewer bits of an allowed one
-            raise LimitRefused(
-                f"refused by the silo {silo.name}: "
-                + _listed("codec.name", "codecs", silo.limits.codecs, f"the codec {name}")
-            )
 
 
 def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:

@@ -21,29 +21,28 @@ from torch import Tensor
 from fedllm.codec.downlink import SCALES, VALUES, Downlink, decode_params
 from fedllm.codec.quantise import CHUNK
 from fedllm.files.bounded_json import shortened
+from fedllm.silo.task_form import ArrayForm
 from fedllm.task_errors import TaskRefused, refusing
 
-Form = tuple[tuple[int, ...], str]
-"""Shape, and number format as numpy writes it (``<f4``)."""
 _HEAD = 4096
 """Bytes of a head at most; numpy writes 128 for the tensors here."""
 MOST_DIMENSIONS = 8
 
 
-def parameter_forms(initial: Mapping[str, Tensor], downlink: Downlink) -> dict[str, Form]:
+def parameter_forms(initial: Mapping[str, Tensor], downlink: Downlink) -> dict[str, ArrayForm]:
     """The arrays in which parameters of these names and shapes travel (:mod:`fedllm.codec.downlink`)."""
     shapes = {name: tuple(value.shape) for name, value in initial.items()}
     if downlink != "int8":
         kind = "<f2" if downlink == "fp16" else "<f4"
         return {name: (shape, kind) for name, shape in shapes.items()}
-    forms: dict[str, Form] = {}
+    forms: dict[str, ArrayForm] = {}
     for name, shape in shapes.items():
         forms[VALUES + name] = (shape, "|i1")
         forms[SCALES + name] = ((-(-math.prod(shape) // CHUNK),), "<f4")
     return forms
 
 
-def array_forms(record: ArrayRecord, what: str, most: int) -> dict[str, Form]:
+def array_forms(record: ArrayRecord, what: str, most: int) -> dict[str, ArrayForm]:
     """Shape and format of each array of a record, by its bytes; makes no tensor.
 
     Args:
@@ -58,7 +57,9 @@ def array_forms(record: ArrayRecord, what: str, most: int) -> dict[str, Form]:
     return {name: _head(array, f"{what} {shortened(name)}")[0] for name, array in record.items()}
 
 
-def read_arrays(record: ArrayRecord, needed: Mapping[str, Form], what: str) -> dict[str, Tensor]:
+def read_arrays(
+    record: ArrayRecord, needed: Mapping[str, ArrayForm], what: str
+) -> dict[str, Tensor]:
     """The tensors of a record, which must be exactly those that are needed.
 
     Raises:
@@ -100,8 +101,8 @@ def read_params(
         return decode_params(tensors, downlink)
 
 
-def _head(array: Any, what: str) -> tuple[Form, int, bool]:
-    """Form of an array, where its values begin, and whether they are column by column.
+def _head(array: Any, what: str) -> tuple[ArrayForm, int, bool]:
+    """ArrayForm of an array, where its values begin, and whether they are column by column.
 
     Raises:
         TaskRefused: no numpy array in numbers, or more or fewer bytes than its shape says.

@@ -42,10 +42,7 @@ CODEC_META = "codec-meta"
 """JSON: what of a codec is not a tensor."""
 
 DIRECTIONS = "directions"
-"""Public seed of the round's random directions (``model.access = "black-box"``); empty for none."""
-
-WITHOUT = {CODEC_VERSION: "", DIRECTIONS: ""}
-"""Fields of a task where no codec and no directions are used."""
+"""Public seed of the round's random directions (``model.access = "black-box"``)."""
 
 CANDIDATES = "candidates"
 """Numbers of the layers to score."""
@@ -65,7 +62,9 @@ QUERY = "query"
 ASK_EXTRACT = "query.extract"
 ASK_STATISTICS = "query.statistics"
 ASK_SCORES = "query.scores"
-SEND_CODEC = "query.codec"
+SEND = "query.send_"
+"""Prefix of the kinds of message that bring something to keep, with no parameters."""
+SEND_CODEC = SEND + "codec"
 
 SILO = "silo"
 STATUS = "status"
@@ -75,8 +74,8 @@ OK = "ok"
 LEFT = "left"
 """The silo leaves the run: its budget does not allow another step."""
 FAILED = "failed"
-NEEDS_CODEC = "needs-codec"
-"""The silo does not have the codec that the task names."""
+NEEDS_DELIVERY = "needs-delivery"
+"""The silo does not have what the task names, and what is sent ahead of it."""
 IDLE = "idle"
 """A node for which the data has no silo."""
 

@@ -18,6 +18,10 @@ class TaskRefused(ValueError):
     """The task itself is not one that the silo answers; the message is a function of public values."""
 
 
+class DeliveryMissing(ValueError):
+    """The task names something that is sent ahead of it, and that the silo does not have; public, as the task is."""
+
+
 class NotTakingPart(Exception):
     """The silo's data cannot be used, whatever is asked. The cause is in the silo's own log."""
 

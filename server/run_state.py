@@ -189,7 +189,6 @@ class RunState:
         """The fields of a silo's tasks that are the same in each of them."""
         return ConfigRecord(
             {
-                **names.WITHOUT,
                 names.SETTINGS: to_json(self.settings.for_silo(name)),
                 names.RUN_ID: self.run_id,
                 names.RUN_FOLDER: self.run_folder,

@@ -16,8 +16,12 @@ from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfCo
 
 from fedllm.budget.calibration import TrainingPlan
 from fedllm.budget.limits import (
+    PlannedBeside,
     bounds_of,
+    events_beside,
+    planned_beside,
     protected_from,
+    requests_beside,
 )
 from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.plan import check_evaluations, planned_evaluations
@@ -54,10 +58,10 @@ class SiloAccount:
         run: the run's id; entries of other runs in the same ledger count as spent before.
         party: the silo's name.
         examples: number of the silo's training examples.
-        rounds: number of rounds in which this silo is planned to take part; ``privacy.spare_rounds`` more are
-            in its plan.
+        rounds: in which this silo is planned to take part; ``privacy.spare_rounds`` more are in its plan.
         ledger: the silo's open ledger.
         own: what the silo itself allows, in its own file; None where it has no say of its own (simulation).
+        beside: what is released beside what the settings plan.
 
     Attributes:
         sampling_rate: of each example in each local step.
@@ -84,9 +88,11 @@ class SiloAccount:
         rounds: int,
         ledger: Ledger,
         own: LocalPolicy | None = None,
+        beside: Sequence[PlannedBeside] = (),
     ) -> None:
         self.settings = settings = settings.for_silo(party)
         self.own = own
+        self.beside = beside
         if own is not None:
             own.check_kind(settings)
         self.run = run
@@ -109,7 +115,7 @@ class SiloAccount:
         self.bounds = bounds_of(settings) if self.private else ()
         if own is not None:
             self.bounds += (own.bound(),)
-        self._beside = duplicate_events(settings)
+        self._beside = duplicate_events(settings) + events_beside(beside, settings.privacy.noise_by)
         self._viewed: tuple[Counter[DpEvent], dict[str, DpEvent]] | None = None
         self._others = -1  # rows of other runs and units when their units were compared
         self.noise_multiplier = 0.0  # makes the mechanism that the noise is looked for
@@ -173,6 +179,7 @@ class SiloAccount:
             found[TRAIN] = multiset(+training)
             found[STATISTICS] = self.statistics_events()
             found[SCORES] = self.scores.planned(self.sampling_rate)
+            found |= requests_beside(self.beside, self.sampling_rate)
         evaluations = planned_evaluation_rounds(self.settings)
         found[EVALUATE] = Counter(
             {event: count * evaluations for event, count in self.evaluation_events().items()}
@@ -277,6 +284,7 @@ class SiloAccount:
         """Non-training events to reserve budget for, excluding releases that intentionally have no guarantee."""
         planned = planned_evaluations(self.settings) + self.statistics_events()
         planned += self.scores.planned(self.sampling_rate)
+        planned += planned_beside(self.beside, self.rounds, self.sampling_rate)
         return Counter({event: count for event, count in planned.items() if is_private(event)})
 
     # -- spending --------------------------------------------------------------------------------
@@ -295,7 +303,7 @@ class SiloAccount:
             BudgetExceeded: the round would exceed the budget; nothing was recorded.
             LedgerError: the row could not be written.
         """
-        return self._spend(TRAIN, server_round, key, self.training_events(server_round))
+        return self.spend(TRAIN, server_round, key, self.training_events(server_round))
 
     def training_entry(self, server_round: int, key: str) -> LedgerEntry:
         """Return the entry that :meth:`spend_training` records."""
@@ -323,17 +331,18 @@ class SiloAccount:
 
     def spend_evaluation(self, server_round: int, key: str) -> bool:
         """Do the same as :meth:`spend_training` for one evaluation by the silo."""
-        return self._spend(EVALUATE, server_round, key, self.evaluation_events())
+        return self.spend(EVALUATE, server_round, key, self.evaluation_events())
 
     def spend_statistics(self, key: str) -> bool:
         """Do the same as :meth:`spend_training` for the statistics before training (round 0)."""
-        return self._spend(STATISTICS, 0, key, self.statistics_events())
+        return self.spend(STATISTICS, 0, key, self.statistics_events())
 
     def spend_scores(self, server_round: int, key: str) -> bool:
         """Do the same as :meth:`spend_training` for one release of layer scores."""
-        return self._spend(SCORES, server_round, key, self.score_events())
+        return self.spend(SCORES, server_round, key, self.score_events())
 
-    def _spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
+    def spend(self, purpose: str, server_round: int, key: str, events: Counter[DpEvent]) -> bool:
+        """Do the same as :meth:`spend_training` for events under a purpose of the run's plan."""
         entry = self._entry(purpose, server_round, key, events)
         return recorded_anew(lambda: self._recorded(entry, events), self.ledger)
 

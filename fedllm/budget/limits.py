@@ -7,7 +7,11 @@ one run spends. Both are asked before a step, within the ledger's own transactio
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from dp_accounting.dp_event import DpEvent
 
 from fedllm.settings.experiment import Settings
 from privacy.budget import Budget, BudgetExceeded
@@ -39,6 +43,64 @@ class Bound:
         """The same refusal, with the name of this budget."""
         message = f"{self.setting} ({self.scope}): {error}"
         return BudgetExceeded(message, error.epsilon, error.target)
+
+
+class PlannedBeside:
+    """Releases of a run in addition to those of its settings: none, until a subclass adds some.
+
+    The account leaves room for all of it, and records it with the rows.
+    """
+
+    def round_events(self) -> Counter[DpEvent]:
+        """Return the events of what leaves in each round of training beside the update; they are in its row."""
+        return Counter()
+
+    def request_events(self, sampling_rate: float) -> Mapping[str, Counter[DpEvent]]:
+        """Return all events of the run by purpose, for rows that answer requests.
+
+        Args:
+            sampling_rate: of each example in a step of training.
+        """
+        return {}
+
+
+def events_beside(parts: Sequence[PlannedBeside], noise_by: str) -> Counter[DpEvent]:
+    """Return the events of what leaves in a round beside the update and what the settings plan.
+
+    Raises:
+        ValueError: there are some where the server adds the noise: it would record the round without them.
+    """
+    events = sum((part.round_events() for part in parts), start=Counter[DpEvent]())
+    if events and noise_by == "server":
+        raise ValueError(
+            "Expected privacy.noise_by=client for an extension that releases something beside each update, got "
+            "privacy.noise_by=server"
+        )
+    return events
+
+
+def requests_beside(
+    parts: Sequence[PlannedBeside], sampling_rate: float
+) -> dict[str, Counter[DpEvent]]:
+    """Return all events by purpose of rows that answer requests beside those of the settings."""
+    found: dict[str, Counter[DpEvent]] = {}
+    for part in parts:
+        for purpose, events in part.request_events(sampling_rate).items():
+            found[purpose] = found.get(purpose, Counter()) + events
+    return found
+
+
+def planned_beside(
+    parts: Sequence[PlannedBeside], rounds: int, sampling_rate: float
+) -> Counter[DpEvent]:
+    """Return all events of a run beside what the settings plan."""
+    planned: Counter[DpEvent] = Counter()
+    for part in parts:
+        for event, count in part.round_events().items():
+            planned[event] += count * rounds
+    for events in requests_beside(parts, sampling_rate).values():
+        planned.update(events)
+    return planned
 
 
 def protected_from(settings: Settings) -> Adversary:

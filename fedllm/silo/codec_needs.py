@@ -14,10 +14,11 @@ from typing import Any
 
 from fedllm.codec.autoencoder import CHANNELS
 from fedllm.codec.base import compressed_dimension
-from fedllm.codec.registry import Form, registered_kind
+from fedllm.codec.registry import registered_kind
 from fedllm.codec.top_k import TopK
 from fedllm.files.bounded_json import shortened
 from fedllm.settings.codec import CodecSettings
+from fedllm.silo.task_form import ArrayForm
 
 MOST_BYTES = 256 * 2**20
 """Bytes of a codec's tensors at most, whatever the settings."""
@@ -31,7 +32,7 @@ class CodecRefused(ValueError):
 
 def check_codec_needs(
     meta: Mapping[str, Any],
-    forms: Mapping[str, Form],
+    forms: Mapping[str, ArrayForm],
     settings: CodecSettings,
     dimension: int,
 ) -> None:
@@ -74,8 +75,8 @@ def check_codec_needs(
 
 
 def _needs(
-    meta: Mapping[str, Any], forms: Mapping[str, Form], settings: CodecSettings, d: int
-) -> dict[str, Form]:
+    meta: Mapping[str, Any], forms: Mapping[str, ArrayForm], settings: CodecSettings, d: int
+) -> dict[str, ArrayForm]:
     """The tensors of the codec, whose description is checked on the way."""
     outside = registered_kind(settings.name)
     if outside is not None:
@@ -105,7 +106,7 @@ def _needs(
     return _autoencoder(meta, settings, k, d)
 
 
-def _linear(forms: Mapping[str, Form], k: int, d: int) -> dict[str, Form]:
+def _linear(forms: Mapping[str, ArrayForm], k: int, d: int) -> dict[str, ArrayForm]:
     shape = forms.get("directions", ((), ""))[0]
     rows, columns = shape if len(shape) == 2 else (-1, -1)
     if not (0 <= rows <= k and 0 <= columns <= d):
@@ -122,7 +123,7 @@ def _linear(forms: Mapping[str, Form], k: int, d: int) -> dict[str, Form]:
 
 def _autoencoder(
     meta: Mapping[str, Any], settings: CodecSettings, k: int, d: int
-) -> dict[str, Form]:
+) -> dict[str, ArrayForm]:
     _same_but(meta, {"name": settings.name}, {"scale", "shape"})
     scale, shape = meta["scale"], meta["shape"]
     if type(scale) not in (int, float) or not 1e-10 <= scale <= 1e10:
@@ -174,7 +175,7 @@ def _same_but(given: Mapping[str, Any], needed: Mapping[str, Any], free: set[str
     _same("a codec", {key: value for key, value in given.items() if key not in free}, needed)
 
 
-def _words(forms: Mapping[str, Form]) -> str:
+def _words(forms: Mapping[str, ArrayForm]) -> str:
     told = [
         f"{shortened(name)} {shape} {kind}" for name, (shape, kind) in sorted(forms.items())[:8]
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,12 @@ from torch import Tensor
 
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.local_policy import LocalPolicy
-from fedllm.budget.release_id import features_digest, params_digest, settings_digest
+from fedllm.budget.release_id import (
+    features_digest,
+    params_digest,
+    release_key,
+    settings_digest,
+)
 from fedllm.budget.release_inputs import ReleaseInputs, machine, model_inputs
 from fedllm.data.batches import Feature
 from fedllm.data.repeated_records import repeats
@@ -21,10 +26,12 @@ from fedllm.files.printable_error import printable_error
 from fedllm.files.private import note
 from fedllm.settings.experiment import Settings
 from fedllm.silo.answered import answered, try_without_data
+from fedllm.silo.extensions.base import Make
+from fedllm.silo.extensions.factory import make_silo_extensions
 from fedllm.silo.opened import OpenedSilo, open_silo_data
 from fedllm.silo.server_tensors import check_tensors
 from fedllm.silo.task import SiloTask
-from fedllm.task_errors import NotTakingPart
+from fedllm.task_errors import NotTakingPart, refusing
 from fedllm.training.batch.independence import require_independence
 from fedllm.training.batch.rehearsal import rehearse
 from fedllm.training.steps import LocalResult, Streams
@@ -70,7 +77,10 @@ class SiloInRun:
         self._account: SiloAccount | None = None
         self._initial: dict[str, Tensor] | None = None
         self._independent = False
-        self._tried = ""
+        self._tried: dict[tuple[str, int], str] = {}
+        self.extensions = make_silo_extensions(self.settings)
+        for extension in self.extensions:
+            extension.join(self)
         self._fixed: dict[str, Any] | None = None
 
     def open(self) -> OpenedSilo:
@@ -103,20 +113,41 @@ class SiloInRun:
             limit = task.trunk.store.limit
             self._append_to_log({"kind": "reuse", "estimated_bytes": size, "limit_bytes": limit})
 
-    def prepare(self, params: Mapping[str, Tensor]) -> None:
-        """Run checks that can fail for all examples alike, once, before anything is spent.
+    def prepare(self, task: SiloTask) -> SiloAccount:
+        """Run the checks of a task that spend nothing, and return the account.
 
         Raises:
+            TaskRefused: the extras are not those of the settings; no data were opened.
             NotTakingPart: the data cannot be used.
             ModelError: the model cannot compute an example, or couples examples.
             LimitRefused: the parameters do not fit the model or its bounds; no data were opened.
+            BudgetExceeded: other runs on the ledger have left no room for this one.
         """
-        self.check(params)
+        self.check(task.params)
+        with refusing():
+            self.check_extras(task)
         self.open()
         if not self._rehearsed:
             gradients = self.settings.model.access != "black-box"
-            rehearse(self.tunable, params, gradients=gradients)
+            rehearse(self.tunable, task.params, gradients=gradients)
             self._rehearsed = True
+        with refusing():
+            return self.account(task.planned_rounds)
+
+    def check_extras(self, task: SiloTask) -> None:
+        """Refuse extras that are not those of the settings, which alone decide what leaves; reads no data.
+
+        Raises:
+            ValueError: one is missing, or was not asked for, or an extension refuses it.
+        """
+        expected = {name for each in self.extensions for name in each.brings(task.kind).names}
+        if set(task.extras) != expected:
+            raise ValueError(
+                f"Expected {', '.join(sorted(expected)) or 'nothing'} beside the parameters of a {task.kind} task "
+                f"for these settings, got {', '.join(sorted(task.extras)) or 'nothing'}"
+            )
+        for extension in self.extensions:
+            extension.check(task)
 
     @property
     def train_features(self) -> list[Feature]:
@@ -166,8 +197,42 @@ class SiloInRun:
                 rounds=planned_rounds,
                 ledger=self.ledger,
                 own=self.own,
+                beside=self.extensions,
             )
         return self._account
+
+    def release(
+        self,
+        task: SiloTask,
+        purpose: str,
+        makes: Sequence[Make],
+        record: Callable[[str], object],
+        features: list[Feature],
+    ) -> list[Any]:
+        """Try each release without data, record the row, then make them; the only way from the data to a reply.
+
+        Args:
+            task: which asks for them, after :meth:`prepare`.
+            purpose: of the row.
+            makes: the releases; all are in one row.
+            record: writes the row under this key, or does nothing where it is the server that adds the noise, and
+                records the event before it does.
+            features: the examples.
+
+        Raises:
+            TaskFailed, TaskRefused: a release cannot be made, whatever the data; nothing was recorded.
+            BudgetExceeded: nothing was recorded.
+        """
+        for index, make in enumerate(makes):
+            self._try(task, index, make)
+        digest = self.digest(task, self.account(task.planned_rounds).noise_multiplier)
+        record(release_key(self.settings, purpose, task.round, digest))
+        streams = self.streams(task.round, digest)
+
+        def made(make: Make) -> Any:
+            return self._answered(lambda chosen: make(chosen, streams), features)
+
+        return [made(make) for make in makes]
 
     def _answered(
         self, release: Callable[[list[Feature]], Released], features: list[Feature]
@@ -176,16 +241,17 @@ class SiloInRun:
         private = self.settings.privacy.mode == "dp"
         return answered(release, features, private=private, note=self.note_error)
 
-    def _try(self, what: str, release: Callable[[Streams], object]) -> None:
+    def _try(self, task: SiloTask, index: int, make: Make) -> None:
         """Make a release of no data before the row (:mod:`fedllm.silo.answered`).
 
-        Args:
-            what: names the release; with fixed shapes, where this takes as long as the release itself, the same
-                one is tried once.
+        With fixed shapes, where this takes as long as the release itself, one with the same plain extras as the last
+        of its kind is not tried again.
         """
-        if self.settings.client.max_batch is None or self._tried != what:
-            try_without_data(release, self.note_error)
-            self._tried = what
+        plain = {name: v for name, v in task.extras.items() if not isinstance(v, Mapping)}
+        what = repr(sorted(plain.items()))
+        if self.settings.client.max_batch is None or self._tried.get((task.kind, index)) != what:
+            try_without_data(lambda streams: make([], streams), self.note_error)
+            self._tried[task.kind, index] = what
 
     def streams(self, server_round: int, digest: str) -> Streams:
         """Sources of randomness of one round: secret, each with a key of its own; with seeded

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -132,8 +132,8 @@ class EncodedUpdates(RoundExtension):
         self.delivery = CodecDelivery(self.encoding, self.run.nodes)
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
-        version = "" if self._encoding is None else self._encoding.version
-        return Extras(fields={names.CODEC_VERSION: version})
+        train = asking.kind == MessageType.TRAIN
+        return Extras(fields={names.CODEC_VERSION: self.encoding.version} if train else {})
 
     def deliver(self, grid: Grid, silos: Sequence[str], server_round: int) -> int:
         run = self.run

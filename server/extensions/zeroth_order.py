@@ -50,7 +50,8 @@ class ScalarEstimates(RoundExtension):
             self._current = Directions(self.plan, sent, self._seed)
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
-        return Extras(fields={names.DIRECTIONS: self._seed})
+        train = asking.kind == MessageType.TRAIN
+        return Extras(fields={names.DIRECTIONS: self._seed} if train else {})
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
         # Noise on single numbers is of a family of its own, whose multiplier has another range.

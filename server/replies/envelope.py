@@ -13,8 +13,8 @@ from server.replies.refusal import ReplyRefused, one_line, shown
 
 LONGEST_NAME = 256
 """Characters of a silo's name."""
-Status = Literal["ok", "left", "failed", "needs-codec", "idle"]
-STATUSES: tuple[Status, ...] = ("ok", "left", "failed", "needs-codec", "idle")
+Status = Literal["ok", "left", "failed", "needs-delivery", "idle"]
+STATUSES: tuple[Status, ...] = ("ok", "left", "failed", "needs-delivery", "idle")
 ENVELOPE = (names.SILO, names.STATUS, names.REASON)
 """The envelope's fields in the record ``info``, beside which a kind of reply may have its own."""
 

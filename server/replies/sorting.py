@@ -92,7 +92,7 @@ def sort_replies(
         if envelope.status == names.LEFT:
             found.left.append(item)
             continue
-        if envelope.status == names.NEEDS_CODEC:
+        if envelope.status == names.NEEDS_DELIVERY:
             found.without_codec.append(name)
         found.failed.append(item)
     return found

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
+from task_extras import fields_beside
 
 from client.app import app
 from fedllm import messages as names
@@ -125,13 +126,14 @@ def test_nothing_that_a_server_sends_spends_beyond_the_silos_budget(
         params = ArrayRecord(initial_params(shared_tunable(base), base))
         releases = 0
         for changes, kind, run, server_round, planned in tasks:
+            settings = made(tiny_settings, changes)
             fields = {
-                names.SETTINGS: to_json(made(tiny_settings, changes)),
+                names.SETTINGS: to_json(settings),
                 names.RUN_ID: run,
                 names.RUN_FOLDER: str(folder / "elsewhere"),
                 names.ROUND: server_round,
                 names.PLANNED_ROUNDS: planned,
-                **({names.CANDIDATES: [0, 1]} if kind == names.ASK_SCORES else {}),
+                **fields_beside(kind, settings),
             }
             records = RecordDict({names.CONFIG: ConfigRecord(fields), names.PARAMS: params})
             reply = app(Message(records, dst_node_id=5, message_type=kind), context)

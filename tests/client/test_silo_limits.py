@@ -13,6 +13,7 @@ import pytest
 from configured_silo import write_silo
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from task_extras import fields_beside, is_asked, tensors_beside
 
 from client.app import app
 from client.config import QUANTITIES, SiloConfigError, load_silo, template
@@ -66,12 +67,13 @@ def ask(
         names.RUN_FOLDER: "/not/here",
         names.ROUND: 1,
         names.PLANNED_ROUNDS: 3,
-        **({names.CANDIDATES: [0, 1]} if kind == names.ASK_SCORES else {}),
+        **fields_beside(kind, settings),
         **fields,
     }
     records: dict[str, Any] = {names.CONFIG: ConfigRecord(config)}
     if kind != "query":
         records[names.PARAMS] = ArrayRecord(initial_params(shared_tunable(params), params))
+        records |= dict.fromkeys(tensors_beside(kind, settings), records[names.PARAMS])
     else:
         config = {name: config[name] for name in (names.SETTINGS, names.BACKBONE) if name in config}
         records[names.CONFIG] = ConfigRecord(config)
@@ -123,9 +125,13 @@ def test_settings_beyond_a_limit_are_refused_before_any_data_is_read(
         check_limits(load_silo(silo), settings)
     for kind in ("query", "train", "evaluate", "query.statistics", "query.scores"):
         info, content = ask(settings, silo, kind, params=base)
+        assert not content.array_records
+        if not is_asked(kind, settings):
+            assert info[names.STATUS] == names.FAILED
+            assert "a task that the settings ask for" in info[names.REASON]
+            continue
         assert info[names.STATUS] == names.LEFT, info[names.REASON]
         assert info[names.REASON] == redact_paths(str(raised.value))
-        assert not content.array_records
     assert sorted(path.name for path in tmp_path.iterdir()) == ["silo.toml"]
 
 

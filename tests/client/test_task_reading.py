@@ -58,7 +58,7 @@ def test_a_task_has_its_fields_and_no_others(tiny_settings: Make) -> None:
     settings = tiny_settings()
     found = read_fields(task(TRAIN, settings, **RUN), TRAIN)
     assert (found.settings, found.run_id, found.round) == (settings, RUN[names.RUN_ID], 2)
-    assert (found.backbone, found.clip, found.candidates) == ("", None, ())
+    assert (found.backbone, found.extras) == ("", {})
     assert read_fields(task(QUERY, settings), QUERY).settings == settings
     for fields in (RUN | {"more": 1}, {**RUN, names.CANDIDATES: [0, 1]}):
         with pytest.raises(

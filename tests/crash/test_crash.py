@@ -57,7 +57,7 @@ def test_nothing_is_released_that_the_ledger_lacks_40_times() -> None:
 BROKEN = """
 import json, sys, tempfile
 from pathlib import Path
-import fedllm.silo.silo
+import fedllm.silo.silo_in_run
 from fedllm.budget.account import SiloAccount
 from tests.crash import child as crash_child
 from tests.crash import crash
@@ -85,7 +85,7 @@ def reset():
 
 def reused_key():
     "A repeated round with fresh noise passes for the same release."
-    fedllm.silo.silo.release_key = lambda settings, purpose, number, digest: f"{purpose}/{number}"
+    fedllm.silo.silo_in_run.release_key = lambda settings, purpose, number, digest: f"{purpose}/{number}"
 
 noise = "fresh" if sys.argv[1] == "reused_key" else "seeded"
 case = f"{noise} noise by the silos"

@@ -18,7 +18,7 @@ from fedllm import messages as names
 
 from .arrays import hostile_arrays
 from .codecs import honest_states, hostile_states, with_state
-from .fields import hostile_fields, hostile_records, settings_texts
+from .fields import ANY, FEW, hostile_fields, hostile_records, settings_texts
 from .honest import KINDS, message_of, parts, settings_for
 from .settings import BLACK_BOX, TEXTS_ALONE, tampered_settings
 from .silo import HostedSilo
@@ -67,6 +67,7 @@ def all_cases(silo: HostedSilo, few: bool = False) -> Iterator[Case]:
                     kind, names.PARAMS, what, _arrays(kind, names.PARAMS, change_arrays), fine
                 )
     yield from _codecs(silo)
+    yield from _extras(few)
     yield from _of_training(few)
 
 
@@ -201,6 +202,27 @@ def _codecs(silo: HostedSilo) -> Iterator[Case]:
     yield Case(kind, names.CODEC_VERSION, "of another codec", _changed(kind, other_version))
 
 
+WITH_EXTRAS: tuple[tuple[dict[str, Any], str, Any], ...] = (
+    ({"clipping.form": "adaptive"}, names.CLIP, 0.5),
+    (BLACK_BOX, names.DIRECTIONS, "0" * 32),
+    ({"codec.name": "fp16"}, names.CODEC_VERSION, "0" * 64),
+)
+"""Settings whose task of training brings an extra, with its name and an honest value."""
+
+
+def _extras(few: bool) -> Iterator[Case]:
+    """Each extra of any type, without it, and unasked for."""
+    for changes, name, honest in WITH_EXTRAS:
+        for what, value in {**ANY, "empty text": ""}.items():
+            if not few or what in FEW:
+                fine = name == names.CLIP and what in ("whole number", "real number")
+                yield Case(TRAIN, name, what, _changed(TRAIN, _field(name, value), **changes), fine)
+        without = _changed(TRAIN, lambda found, n=name: found[names.CONFIG].pop(n, None), **changes)
+        yield Case(TRAIN, name, "missing where it is asked for", without)
+        for kind in (TRAIN, EVALUATE, names.ASK_STATISTICS, names.ASK_SCORES, QUERY):
+            yield Case(kind, name, "not asked for", _changed(kind, _field(name, honest)))
+
+
 def _of_training(few: bool) -> Iterator[Case]:
     """What only tasks of training (and rounds) bring."""
     raw = _arrays(TRAIN, names.DUPLICATE, lambda tensors: None)
@@ -208,21 +230,12 @@ def _of_training(few: bool) -> Iterator[Case]:
     for what, value in {"0": 0.0, "1e-300": 1e-300, "1e300": 1e300, "NaN": math.nan}.items():
         build = _changed(TRAIN, _field(names.CLIP, value), **{"clipping.form": "adaptive"})
         yield Case(TRAIN, names.CLIP, what, build)
-    missing = _changed(
-        TRAIN, lambda found: found[names.CONFIG].pop(names.CLIP), **{"clipping.form": "adaptive"}
-    )
-    yield Case(TRAIN, names.CLIP, "missing where it is adaptive", missing)
-    yield Case(TRAIN, names.CLIP, "not asked for", _changed(TRAIN, _field(names.CLIP, 0.5)))
     for what, value in {"none": "", "-1": "-" + "0" * 31, "of 16": "0" * 16}.items():
         build = _changed(TRAIN, _field(names.DIRECTIONS, value), **BLACK_BOX)
         yield Case(TRAIN, names.DIRECTIONS, what, build)
-    unasked = _changed(TRAIN, _field(names.DIRECTIONS, "0" * 32))
-    yield Case(TRAIN, names.DIRECTIONS, "not asked for", unasked)
     for what, version in {"none": "", "nobody's": "0" * 64}.items():
         build = _changed(TRAIN, _field(names.CODEC_VERSION, version), **{"codec.name": "fp16"})
         yield Case(TRAIN, names.CODEC_VERSION, f"{what}, where one is needed", build)
-    unneeded = _changed(TRAIN, _field(names.CODEC_VERSION, "0" * 64))
-    yield Case(TRAIN, names.CODEC_VERSION, "not asked for", unneeded)
     wrong = _changed(TRAIN, _field(names.BACKBONE, "0" * 64))
     yield Case(TRAIN, names.BACKBONE, "of another model", wrong)
     for kind in (TRAIN, EVALUATE, names.ASK_STATISTICS, names.ASK_SCORES):

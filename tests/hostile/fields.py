@@ -9,10 +9,9 @@ from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 
-from client.task_fields import KINDS as FIELDS
 from fedllm import messages as names
 
-from .honest import KINDS, Change
+from .honest import KINDS, Change, form_of_kind
 
 MEGABYTE = "a" * 10**6
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -42,10 +41,8 @@ GOOD = {
     (names.RUN_FOLDER, "newline"),
     (names.RUN_FOLDER, "empty text"),
     (names.BACKBONE, "empty text"),
-    (names.CODEC_VERSION, "empty text"),
-    (names.DIRECTIONS, "empty text"),
 }
-"""Fields and values that may be answered (the folder is not used at a silo of its own; the codec is its own matter)."""
+"""Fields and values that may be answered (the folder is not used at a silo of its own)."""
 
 
 FEW = (
@@ -63,8 +60,9 @@ FEW = (
 
 def hostile_fields(kind: str, few: bool = False) -> Iterator[tuple[str, str, Change, bool]]:
     """Field, what is wrong with it, the change of the task's parts, and whether an answer is right as well."""
-    _, required, optional = FIELDS[kind]
-    for field in sorted(required | optional):
+    form = form_of_kind(kind)
+    required = form.needed_fields
+    for field in sorted(required | form.optional):
         if field in required:
             yield field, "missing", _without(field), False
         chosen = {what: ANY[what] for what in FEW} if few else ANY
@@ -89,9 +87,9 @@ def hostile_fields(kind: str, few: bool = False) -> Iterator[tuple[str, str, Cha
 
 def hostile_records(kind: str) -> Iterator[tuple[str, str, Change, bool]]:
     """The same for whole records."""
-    records, _, _ = FIELDS[kind]
+    records = form_of_kind(kind).needed_records
     yield "records", "none", lambda parts: parts.clear(), False
-    for record in sorted(records - {names.DUPLICATE}):
+    for record in sorted(records):
         yield record, "missing", _without_record(record), False
         yield record, "a record of numbers", _as(record, MetricRecord({"a": 1.0})), False
         yield record, "empty", _as(record, _empty(record)), record == names.CODEC

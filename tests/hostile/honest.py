@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
-from client.task_fields import EVALUATE, QUERY, TRAIN
+from client.task_fields import EVALUATE, QUERY, TRAIN, KindForm, form_of
 from fedllm import messages as names
 from fedllm.codec import Codec
 from fedllm.codec.random_projection import RandomProjection
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings, to_json
+from fedllm.silo.extensions.factory import make_silo_extensions
 from fedllm.training.black_box.directions import round_seed
 from fedllm.training.tunable import initial_params, shared_tunable, trained_size
 from simulations.benchmarks.support import tiny
@@ -89,8 +91,6 @@ def parts(silo: HostedSilo, kind: str, settings: Settings) -> dict[str, Any]:
         names.ROUND: 1,
         names.PLANNED_ROUNDS: 3,
         names.BACKBONE: "",
-        names.CODEC_VERSION: "",
-        names.DIRECTIONS: "",
     }
     if kind == names.ASK_SCORES:
         fields[names.CANDIDATES] = [0, 1]
@@ -99,6 +99,13 @@ def parts(silo: HostedSilo, kind: str, settings: Settings) -> dict[str, Any]:
     if settings.clipping.form == "adaptive":
         fields[names.CLIP] = 0.5
     return found | {names.PARAMS: dict(start_of(settings))}
+
+
+def form_of_kind(kind: str, **changes: Any) -> KindForm:
+    """The records and fields of an honest task of this kind."""
+    asked = {"privacy.epsilon": None, **OF_KIND.get(kind, {}), **changes}
+    settings = parse_settings(tiny.tree(Path("model"), Path("data"), **asked))
+    return form_of(kind, make_silo_extensions(settings))
 
 
 def message_of(kind: str, records: Mapping[str, Any]) -> Message:

@@ -9,13 +9,12 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from client.task_fields import KINDS as FIELDS
 from client.task_fields import QUERY, TRAIN
 from fedllm import messages as names
 
 from .__main__ import hosted
-from .cases import Case, all_cases
-from .honest import KINDS, message_of, parts, settings_for
+from .cases import WITH_EXTRAS, Case, all_cases
+from .honest import KINDS, form_of_kind, message_of, parts, settings_for
 from .silo import (
     ANSWERED,
     CRASHED,
@@ -78,7 +77,9 @@ VALUES = (
     | st.lists(st.integers(-9, 99), max_size=4)
     | st.lists(st.floats(), max_size=4)
 )
-FIELD_NAMES = sorted({name for _, required, free in FIELDS.values() for name in required | free})
+FORMS = [form_of_kind(kind) for kind in KINDS]
+FORMS += [form_of_kind(TRAIN, **changes) for changes, _, _ in WITH_EXTRAS]
+FIELD_NAMES = sorted({name for form in FORMS for name in form.needed_fields | form.optional})
 
 
 @settings(

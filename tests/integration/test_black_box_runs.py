@@ -220,10 +220,10 @@ def test_other_directions_are_another_release(
     assert torch.equal(numbers[0], numbers[2])
     assert not torch.equal(numbers[0], numbers[1])
     assert len(list(worker.ledger.entries(party="alpha"))) == 2
-    with pytest.raises(ValueError, match="seed of directions"):
+    with pytest.raises(ValueError, match="Expected directions beside the parameters"):
         worker.train(SiloTask(params, 1, 2))
     plain = SiloWorker(tiny_settings(), silo, run="p", ledger=tmp_path / "plain.sqlite")
-    with pytest.raises(ValueError, match="Expected no seed of directions"):
+    with pytest.raises(ValueError, match="Expected nothing beside the parameters of a train task"):
         plain.train(directed("aa"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fedllm import messages as names
 from fedllm.budget.account import SiloAccount
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
@@ -21,6 +22,7 @@ from fedllm.flatness import layer_release
 from fedllm.flatness.layer_release import ScoreRelease, make_score_release
 from fedllm.flatness.layer_scores import make_sharpness
 from fedllm.silo.silo import SiloWorker
+from fedllm.silo.task import SiloTask
 from fedllm.training.statistics import statistics_point
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
@@ -247,6 +249,15 @@ def test_a_sampled_choice_costs_what_is_recorded(
 # -- the worker and its account ------------------------------------------------------------------
 
 
+def scores(
+    asked: SiloWorker, point: dict[str, Tensor], candidates: Sequence[int] = CANDIDATES
+) -> tuple[Tensor, float]:
+    """What the silo answers, and its sampling rate."""
+    extras = {names.CANDIDATES: tuple(candidates)}
+    answer = asked.answer(SiloTask(point, 0, 3, extras, names.ASK_SCORES))
+    return answer.tensors[names.SCORES][names.SCORES], answer.numbers[names.SAMPLING_RATE]
+
+
 def worker(settings: Any, folder: Path, name: str = "alpha") -> SiloWorker:
     silo = next(s for s in load_federation(settings).silos if s.name == name)
     settings = settings.model_copy(
@@ -274,17 +285,17 @@ def test_the_row_is_on_disk_before_the_scores_are_measured(
         return inner(*args, **kwargs)
 
     monkeypatch.setattr(ScoreRelease, "release", watched)
-    first, rate = asked.scores(point, CANDIDATES, 0, 3)
-    again, _ = asked.scores(point, CANDIDATES, 0, 3)
+    first, rate = scores(asked, point)
+    again, _ = scores(asked, point)
     assert torch.equal(first, again)  # seeded: the very same release, and one row
-    other, _ = asked.scores(point, CANDIDATES[1:], 0, 3)
+    other, _ = scores(asked, point, CANDIDATES[1:])
     assert seen == [1, 1, 2]
     assert not torch.equal(first[1:], other)  # other candidates, other noise
     row = scores_rows(tmp_path)[0]
     assert rate == pytest.approx(8 / 60)
     assert row.view(SERVER) == dp_sgd(make_score_release(make()).rate(rate), make().layers.noise, 1)
     with pytest.raises(ValueError, match="at least two ascending layers"):
-        asked.scores(point, [0, 9], 0, 3)
+        scores(asked, point, [0, 9])
     assert len(scores_rows(tmp_path)) == 2
 
 
@@ -302,7 +313,7 @@ def test_no_budget_no_scores(
 
     monkeypatch.setattr(ScoreRelease, "release", reached)
     with pytest.raises(BudgetExceeded, match=r"privacy\.epsilon"):
-        asked.scores(point, CANDIDATES, 0, 3)
+        scores(asked, point)
     assert scores_rows(tmp_path) == []
 
 
@@ -310,8 +321,8 @@ def test_scores_that_nobody_asked_for_are_refused(
     make: Make, tmp_path: Path, point: dict[str, Tensor]
 ) -> None:
     asked = worker(make(**{"layers.form": "public"}), tmp_path)
-    with pytest.raises(ValueError, match=r"layers\.form=public"):
-        asked.scores(point, CANDIDATES, 0, 3)
+    with pytest.raises(ValueError, match="a request that the settings ask for"):
+        scores(asked, point)
     assert scores_rows(tmp_path) == []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fedllm import messages as names
 from fedllm.data.batches import Feature
 from fedllm.data.silos import load_federation
 from fedllm.silo.answered import answered, throwaway_streams, try_without_data
@@ -89,9 +90,9 @@ HUGE: list[tuple[dict[str, Any], Task]] = [
     ({"model.access": "black-box", "privacy.clip": 1e300},
      lambda worker, params: worker.train(SiloTask(params, 1, 2, {"directions": "0" * 32}))),
     ({"codec.name": "linear", "codec.statistics_noise": 1e300},
-     lambda worker, params: worker.statistics(params, 2)),
+     lambda worker, params: worker.answer(SiloTask(params, 0, 2, kind=names.ASK_STATISTICS))),
     ({"layers.form": "private", "layers.keep": 1, "layers.noise": 1e305, "layers.bound": 1e300},
-     lambda worker, params: worker.scores(params, [0, 1], 1, 2)),
+     lambda worker, params: worker.answer(SiloTask(params, 1, 2, {names.CANDIDATES: (0, 1)}, names.ASK_SCORES))),
 ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fedllm import messages as names
 from fedllm.budget.local_policy import LimitRefused, LocalPolicy
 from fedllm.data.silos import load_federation
 from fedllm.silo.server_tensors import check_tensors
@@ -57,9 +58,11 @@ def huge(params: dict[str, Tensor]) -> dict[str, Tensor]:
     "task",
     [
         lambda worker, params: worker.train(SiloTask(params, 1, 2)),
-        lambda worker, params: worker.evaluate(params, 1, 2),
-        lambda worker, params: worker.statistics(params, 2),
-        lambda worker, params: worker.scores(params, [0, 1], 1, 2),
+        lambda worker, params: worker.answer(SiloTask(params, 1, 2, kind=names.EVALUATE)),
+        lambda worker, params: worker.answer(SiloTask(params, 0, 2, kind=names.ASK_STATISTICS)),
+        lambda worker, params: worker.answer(
+            SiloTask(params, 1, 2, {names.CANDIDATES: (0, 1)}, names.ASK_SCORES)
+        ),
     ],
     ids=["train", "evaluate", "statistics", "scores"],
 )

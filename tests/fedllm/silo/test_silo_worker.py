@@ -13,8 +13,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fedllm import messages as names
 from fedllm.data.silos import Silo, load_federation
 from fedllm.silo.evaluation import CountRelease
+from fedllm.silo.extensions.base import Answer
 from fedllm.silo.process import shared_worker
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
@@ -41,6 +43,14 @@ def make_worker(settings: Any, folder: Path, name: str = "alpha", run: str = "ru
 @pytest.fixture
 def params(tiny_settings: Make) -> dict[str, Tensor]:
     return initial_params(shared_tunable(tiny_settings()), tiny_settings())
+
+
+def counts(
+    worker: SiloWorker, params: dict[str, Tensor], server_round: int, planned: int
+) -> tuple[float, float]:
+    """Correct answers and number of examples, as the silo releases them."""
+    numbers = worker.answer(SiloTask(params, server_round, planned, kind=names.EVALUATE)).numbers
+    return numbers[names.CORRECT], numbers[names.COUNT]
 
 
 def rows(worker: SiloWorker) -> list[Any]:
@@ -106,7 +116,7 @@ def test_nothing_is_computed_where_the_ledger_refuses(
     with pytest.raises(type(failure)):
         worker.train(SiloTask(params, 1, 3))
     with pytest.raises(type(failure)):
-        worker.evaluate(params, 1, 3)
+        worker.answer(SiloTask(params, 1, 3, kind=names.EVALUATE))
 
 
 def test_ledger_that_cannot_be_written_stops_the_round(
@@ -272,7 +282,7 @@ def test_private_evaluation_is_noised_and_recorded(
     assert held > 5
     exact = worker.tunable.evaluate(params, worker.held_out_features, 4096)
     truth = np.array([round(exact["accuracy"] * held), held])
-    got = np.array([worker.evaluate(params, r, 3) for r in range(1, 201)]) - truth
+    got = np.array([counts(worker, params, r, 3) for r in range(1, 201)]) - truth
     sample = got.ravel() / (3.0 * 2**0.5)
     low, high = stats.chi2.ppf([5e-7, 1 - 5e-7], sample.size) / sample.size
     assert low < (sample**2).mean() < high
@@ -291,7 +301,7 @@ def test_raw_evaluation_is_exact_and_recorded_as_no_guarantee(
 ) -> None:
     settings = tiny_settings(**PRIVATE | {"evaluation.clients": "raw"})
     worker = make_worker(settings, tmp_path)
-    correct, count = worker.evaluate(params, 1, 3)
+    correct, count = counts(worker, params, 1, 3)
     assert count == len(worker.held_out_features)
     assert 0 <= correct <= count
     assert not is_private(rows(worker)[0].view("outsider"))
@@ -302,8 +312,8 @@ def test_no_evaluation_where_the_settings_ask_for_none(
     tiny_settings: Make, tmp_path: Path, params: dict[str, Tensor]
 ) -> None:
     worker = make_worker(tiny_settings(), tmp_path)
-    with pytest.raises(ValueError, match=r"evaluation\.clients"):
-        worker.evaluate(params, 1, 3)
+    with pytest.raises(ValueError, match="a request that the settings ask for, got 'evaluate'"):
+        worker.answer(SiloTask(params, 1, 3, kind=names.EVALUATE))
 
 
 @pytest.mark.parametrize(
@@ -341,10 +351,9 @@ def test_what_is_private_goes_to_the_silos_log_alone(
     assert opened["kind"] == "repeated-records"
     assert record["round"] == 1
     assert {"examples", "clipped", "nonfinite", "median_norm"} < set(record)
-    public = {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps", "duplicate"}
-    assert set(vars(reply)) == public | {"below"}
-    assert reply.below is None, "no count leaves where the clipping norm is fixed"
-    assert reply.duplicate is None, "a raw update leaves only for a teacher without privacy"
+    public = {"update", "noise_std", "noise_multiplier", "sampling_rate", "steps", "beside"}
+    assert set(vars(reply)) == public
+    assert reply.beside == Answer(), "nothing leaves beside the update of a plain run"
 
 
 def test_workers_and_models_are_shared_within_a_process(
@@ -368,6 +377,6 @@ def test_empty_held_out_data_still_release_noise(
     empty = Silo("alpha", base.train, base.train.select([], "alpha/holdout"))
     worker = SiloWorker(settings, empty, run="r", ledger=tmp_path / "l.sqlite")
     # One draw of a discrete noise is 0 now and then; eight that all are would be none.
-    pairs = [worker.evaluate(params, server_round, 8) for server_round in range(1, 9)]
+    pairs = [counts(worker, params, server_round, 8) for server_round in range(1, 9)]
     assert any(correct != 0 for correct, _ in pairs)
     assert any(count != 0 for _, count in pairs)

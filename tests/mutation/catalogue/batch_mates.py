@@ -13,8 +13,8 @@ MUTATIONS = (
     Mutation(
         "parameters-unchecked",
         "fedllm/silo/silo_in_run.py",
-        "        self.check(params)\n        self.open()",
-        "        self.open()",
+        "        self.check(task.params)\n",
+        "",
         "A server sends parameters that are not finite, or huge, and the silo spends and computes.",
         (f"{_TENSORS}::test_every_task_refuses_before_a_row",),
     ),

@@ -48,20 +48,17 @@ MUTATIONS = (
     ),
     Mutation(
         "scores-on-more-examples-than-recorded",
-        "fedllm/silo/silo.py",
-        "            sampling_rate=account.scores.rate(account.sampling_rate),\n",
-        "            sampling_rate=1.0,\n",
+        "fedllm/silo/extensions/layers.py",
+        "                sampling_rate=account.scores.rate(account.sampling_rate),\n",
+        "                sampling_rate=1.0,\n",
         "The event is that of a small sample, all examples are in it.",
         (_ROW,),
     ),
     Mutation(
         "scores-not-recorded",
-        "fedllm/silo/silo.py",
-        """        account.spend_scores(
-            server_round, release_key(self.settings, "layer-scores", server_round, digest)
-        )
-""",
-        "",
+        "fedllm/silo/extensions/layers.py",
+        "            account.spend_scores(task.round, key)\n",
+        "            pass\n",
         "Scores of private text leave without a row.",
         (_ROW, f"{_RELEASE}::test_no_budget_no_scores"),
     ),

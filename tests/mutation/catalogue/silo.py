@@ -6,28 +6,37 @@ from ..mutation import Mutation
 
 _ACCOUNT = "tests/fedllm/budget/test_silo_account.py"
 _WORKER = "tests/fedllm/silo/test_silo_worker.py"
+_EXTENSIONS = "tests/integration/test_extensions.py"
 _ON_DISK = f"{_WORKER}::test_row_is_on_disk_before_training_begins"
 
 MUTATIONS = (
     Mutation(
         "training-not-recorded",
         "fedllm/silo/silo.py",
-        "            account.spend_training(server_round, key)\n",
-        "            pass\n",
+        "                account.spend_training(task.round, key)\n",
+        "                pass\n",
         "Rounds leave no row: the report says that nothing was released.",
         (_ON_DISK,),
     ),
     Mutation(
         "recorded-after-training",
-        "fedllm/silo/silo.py",
-        """        if self.settings.privacy.noise_by == "client" or not account.private:
-            account.spend_training(server_round, key)
-        # Otherwise the server adds the noise, and records the event before it does.
-        result = self._answered(lambda features: trained(features, streams), self.train_features)
+        "fedllm/silo/silo_in_run.py",
+        """        record(release_key(self.settings, purpose, task.round, digest))
+        streams = self.streams(task.round, digest)
+
+        def made(make: Make) -> Any:
+            return self._answered(lambda chosen: make(chosen, streams), features)
+
+        return [made(make) for make in makes]
 """,
-        """        result = self._answered(lambda features: trained(features, streams), self.train_features)
-        if self.settings.privacy.noise_by == "client" or not account.private:
-            account.spend_training(server_round, key)
+        """        streams = self.streams(task.round, digest)
+
+        def made(make: Make) -> Any:
+            return self._answered(lambda chosen: make(chosen, streams), features)
+
+        found = [made(make) for make in makes]
+        record(release_key(self.settings, purpose, task.round, digest))
+        return found
 """,
         "The row is written after the noise was drawn: a crash in between under-counts.",
         (_ON_DISK,),
@@ -35,17 +44,17 @@ MUTATIONS = (
     Mutation(
         "refusal-ignored",
         "fedllm/silo/silo.py",
-        "            account.spend_training(server_round, key)\n",
-        "            try:\n                account.spend_training(server_round, key)\n"
-        "            except Exception:\n                pass\n",
+        "                account.spend_training(task.round, key)\n",
+        "                try:\n                    account.spend_training(task.round, key)\n"
+        "                except Exception:\n                    pass\n",
         "A silo trains on although its budget or its ledger refused.",
         (f"{_WORKER}::test_nothing_is_computed_where_the_ledger_refuses",),
     ),
     Mutation(
         "evaluation-not-recorded",
-        "fedllm/silo/silo.py",
-        "        account.spend_evaluation(server_round, key)\n",
-        "",
+        "fedllm/silo/extensions/evaluation.py",
+        "            account.spend_evaluation(task.round, key)\n",
+        "            pass\n",
         "Counts on private held-out examples leave without an event.",
         (f"{_WORKER}::test_private_evaluation_is_noised_and_recorded",),
     ),
@@ -184,6 +193,33 @@ MUTATIONS = (
         'nonce = ""',
         "A round that is repeated with new noise counts once: averaging removes the noise.",
         (f"{_WORKER}::test_repetition_with_fresh_noise_costs_a_row",),
+    ),
+    Mutation(
+        "extension-without-its-event",
+        "fedllm/budget/account.py",
+        "        self._beside = duplicate_events(settings) + events_beside(beside, settings.privacy.noise_by)\n",
+        "        self._beside = duplicate_events(settings)\n",
+        "What an extension from outside releases in a round is in no row.",
+        (f"{_EXTENSIONS}::test_an_extension_of_the_silos_from_outside_works_through_a_run",),
+    ),
+    Mutation(
+        "extension-without-room",
+        "fedllm/budget/account.py",
+        "        planned += planned_beside(self.beside, self.rounds, self.sampling_rate)\n",
+        "",
+        "The noise is calibrated as if an extension released nothing: the target is exceeded.",
+        (f"{_EXTENSIONS}::test_the_budget_leaves_room_for_a_toy",),
+    ),
+    Mutation(
+        "extension-not-asked-before-spending",
+        "fedllm/silo/silo_in_run.py",
+        "            extension.check(task)\n",
+        "            pass\n",
+        "Tensors that an extension must refuse are trained on, and paid for.",
+        (
+            f"{_EXTENSIONS}::test_a_toys_extras_are_held_against_its_form_and_are_in_the_fingerprint",
+            "tests/fedllm/silo/test_server_tensors.py::test_a_duplicate_too",
+        ),
     ),
     Mutation(
         "silo-weighs-by-its-number-of-examples",

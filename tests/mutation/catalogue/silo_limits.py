@@ -158,9 +158,9 @@ MUTATIONS = (
     ),
     Mutation(
         "any-codec-kept",
-        "client/codec_task.py",
-        "        check_codec(own, fields.codec_meta)\n",
-        "",
+        "fedllm/silo/extensions/codec.py",
+        '            check_allowed(limits["codecs"], meta)\n',
+        "            pass\n",
         "A silo that allows no codec stores and runs those of the server.",
         (f"{_LIMITS}::test_a_codec_that_the_silo_does_not_allow_is_not_kept",),
     ),

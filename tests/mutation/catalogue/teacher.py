@@ -19,9 +19,9 @@ MUTATIONS = (
     ),
     Mutation(
         "duplicate-without-being-asked-for",
-        "fedllm/silo/silo.py",
-        "            self._check_duplicate(duplicate)\n",
-        "",
+        "fedllm/silo/silo_in_run.py",
+        "        if set(task.extras) != expected:\n",
+        "        if not set(task.extras) >= expected:\n",
         "A server gets raw updates from a silo whose settings, and so whose ledger, promise privacy.",
         (f"{_RUNS}::test_a_raw_update_is_not_given_unless_the_settings_say_so",),
     ),

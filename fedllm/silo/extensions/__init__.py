@@ -1,0 +1,1 @@
+"""Optional parts of a run at a silo; each has its counterpart on the server."""
