@@ -1,8 +1,9 @@
 """A completion endpoint on this machine: llama.cpp's server with the embedded decoder.
 
-    python -m simulations.completion_server [--port 8080] [--model FILE.gguf] [--threads 2]
+    python -m simulations.completion_server [--port 8080] [--model FILE.gguf] [--lora adapter.gguf] [--threads 2]
 
-What ``endpoint.url`` may name (http://127.0.0.1:PORT/v1) to try training through an endpoint. Needs the package
+What ``endpoint.url`` may name (http://127.0.0.1:PORT/v1) to try training through an endpoint. With ``--lora`` it serves
+what ``fedllm export --gguf`` wrote, on top of the base model. Needs the package
 xllamacpp, which holds llama.cpp's own server: pip install xllamacpp.
 """
 
@@ -38,8 +39,14 @@ def why_not() -> str:
 
 
 @contextmanager
-def completion_server(threads: int = 1, wait: float = 120.0) -> Iterator[str]:
-    """Run a server with ``smollm2`` in a separate process during the context; yield its base address.
+def completion_server(
+    threads: int = 1, wait: float = 120.0, *, model: Path | None = None, lora: Path | None = None
+) -> Iterator[str]:
+    """Run a server in a separate process during the context; yield its base address.
+
+    Args:
+        model: GGUF file; by default the embedded ``smollm2``.
+        lora: GGUF adapter on top of it.
 
     Raises:
         RuntimeError: it cannot be started; the message has its last words.
@@ -50,11 +57,14 @@ def completion_server(threads: int = 1, wait: float = 120.0) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "simulations.completion_server", "--port", str(port)]
+    command += [] if model is None else ["--model", str(model)]
+    command += [] if lora is None else ["--lora", str(lora)]
     root = Path(__file__).resolve().parents[1]
+    found = os.environ.get("PYTHONPATH")
     process = subprocess.Popen(
         [*command, "--threads", str(threads)],
         cwd=root,
-        env=os.environ | {"PYTHONPATH": str(root)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(root), found)))},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--model", type=Path, help="GGUF file; by default the embedded smollm2")
+    parser.add_argument("--lora", type=Path, help="GGUF adapter on top of the model")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args(arguments)
     if reason := why_not():
@@ -98,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     params = xllamacpp.CommonParams()
     params.model.path = str(options.model or embedded_file("smollm2"))
+    if options.lora is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(options.lora), 1.0)]
     params.hostnames, params.port = ["127.0.0.1"], options.port
     params.n_parallel, params.n_ctx, params.n_threads_http = 4, 4 * 512, 4
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads

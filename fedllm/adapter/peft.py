@@ -77,12 +77,11 @@ def save_peft_adapter(
         num_transformer_submodules=1,
         prefix_projection=False,
     ).to_dict()
-    plain = {k: sorted(v) if isinstance(v, set) else v for k, v in config.items()}
     # (L, 2, heads, P, d) -> (P, L * 2 * heads * d)
     flat = prefix.detach().float().cpu().permute(3, 0, 1, 2, 4).reshape(spec.length, -1)
-    folder = _made(folder)
-    _write(folder / PEFT_WEIGHTS, save({_PEFT_KEY: flat.contiguous()}, {"format": "pt"}))
-    _write(folder / PEFT_CONFIG, _json(plain))
+    folder = made_folder(folder)
+    write_durably(folder / PEFT_WEIGHTS, save({_PEFT_KEY: flat.contiguous()}, {"format": "pt"}))
+    write_durably(folder / PEFT_CONFIG, pretty_json(config))
 
 
 def load_peft_adapter(folder: str | Path) -> tuple[Tensor, PrefixSpec]:
@@ -124,10 +123,10 @@ def save_adapter(folder: str | Path, params: Mapping[str, Tensor], meta: Mapping
         params: tensors by name; written in float32.
         meta: anything that JSON holds (spec, labels, backbone, guarantee, ...).
     """
-    folder = _made(folder)
+    folder = made_folder(folder)
     tensors = {k: v.detach().float().cpu().contiguous() for k, v in sorted(params.items())}
     data = save(tensors, {"format": "pt"})
-    digest = _write(folder / NATIVE_WEIGHTS, data)
+    digest = write_durably(folder / NATIVE_WEIGHTS, data)
     config = {
         "format": _NATIVE_FORMAT,
         "version": _NATIVE_VERSION,
@@ -135,7 +134,7 @@ def save_adapter(folder: str | Path, params: Mapping[str, Tensor], meta: Mapping
         "sha256": digest,
         "meta": dict(meta),
     }
-    _write(folder / NATIVE_CONFIG, _json(config))
+    write_durably(folder / NATIVE_CONFIG, pretty_json(config))
 
 
 def load_adapter(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -163,17 +162,20 @@ def load_adapter(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]
     return dict(sorted(tensors.items())), config["meta"]
 
 
-def _made(folder: str | Path) -> Path:
+def made_folder(folder: str | Path) -> Path:
+    """Return the folder, made where it is missing."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+def pretty_json(value: Mapping[str, Any]) -> bytes:
+    """Readable JSON with sorted keys; sets, as PEFT's configurations have them, become sorted lists."""
+    listed = {k: sorted(v) if isinstance(v, set) else v for k, v in value.items()}
+    return (json.dumps(listed, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _write(path: Path, data: bytes) -> str:
+def write_durably(path: Path, data: bytes) -> str:
     """Write by a temporary file, flush, fsync and rename; return the file's SHA-256."""
     descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.adapter.export import released_params
 from fedllm.adapter.peft import NATIVE_CONFIG, AdapterError, load_adapter
+from fedllm.adapter.released import released_params
 from fedllm.data.batches import Feature
 from fedllm.models.backbone import Backbone
 from fedllm.run.checkpoints import latest_checkpoint

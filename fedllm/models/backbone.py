@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -140,6 +140,56 @@ def load_backbone(
     precision = resolve_dtype(dtype, where)
     if kind not in (None, "encoder", "decoder"):
         raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
+    opened = _open(name, kind, revision, gguf_file, cache_dir)
+    require_room_for_weights(name, opened.files, precision, where)
+    model = opened.load(dtype=precision)
+    reload = None
+    if not opened.quantised and not is_exact(opened.files, precision):
+        reload = partial(opened.load, dtype=stored_dtype(opened.files))
+    return make_backbone(model.to(where), opened.tokenizer, opened.kind, name, reload=reload)
+
+
+def load_plain(
+    name: str,
+    *,
+    kind: Kind | None = None,
+    revision: str | None = None,
+    gguf_file: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model and its tokenizer as their files hold them, on the CPU, not prepared for training.
+
+    Args:
+        name, kind, revision, gguf_file: as of :func:`load_backbone`.
+        dtype: by default the files' own.
+
+    Raises:
+        ModelError: the model is not found, not usable here, or quantised.
+    """
+    opened = _open(name, kind, revision, gguf_file, None)
+    if opened.quantised:
+        raise ModelError(f"Expected a model whose weights are plain numbers, got model={name!r}")
+    return opened.load(dtype=dtype or stored_dtype(opened.files)), opened.tokenizer
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A model whose configuration and tokenizer were read, and whose weights were not."""
+
+    kind: Kind
+    tokenizer: Any
+    files: Sequence[Path]
+    quantised: bool
+    load: Callable[..., PreTrainedModel]
+
+
+def _open(
+    name: str,
+    kind: Kind | None,
+    revision: str | None,
+    gguf_file: str | None,
+    cache_dir: str | Path | None,
+) -> _Opened:
     source = _source(name, gguf_file, revision, cache_dir)
     options: dict[str, Any] = {"trust_remote_code": False}
     options |= {} if revision is None else {"revision": revision}
@@ -152,15 +202,10 @@ def load_backbone(
         tokenizer = _from_hub(name, AutoTokenizer, source, options)
         files = weight_files(source, revision)
         require_whole_files(name, files)
-        require_room_for_weights(name, files, precision, where)
-        loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
-        load = partial(_weights, name, loader, source, options)
-        model = load(config=config, dtype=precision)
+    loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
     quantised = getattr(config, "quantization_config", None) is not None
-    reload = None
-    if not quantised and not is_exact(files, precision):
-        reload = partial(load, dtype=stored_dtype(files))
-    return make_backbone(model.to(where), tokenizer, kind, name, reload=reload)
+    load = partial(_weights, name, loader, source, options, config=config)
+    return _Opened(kind, tokenizer, files, quantised, load)
 
 
 def make_backbone(

@@ -15,7 +15,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from fedllm.adapter.export import released_params
+from fedllm.adapter.released import released_params
 from fedllm.data.formats.records import Record, normalise_text
 from fedllm.data.holdout import text_hash
 from fedllm.data.public import public_set

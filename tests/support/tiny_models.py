@@ -10,6 +10,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
+    AlbertConfig,
     AutoModel,
     AutoModelForCausalLM,
     BertConfig,
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
 )
 
@@ -32,8 +34,12 @@ _IDS = {"pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3}
 _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "bert": lambda: BertConfig(**_SHAPE, max_position_embeddings=64, pad_token_id=1),
     "roberta": lambda: RobertaConfig(**_SHAPE, max_position_embeddings=66, **_IDS),
+    "albert": lambda: AlbertConfig(
+        **_SHAPE, embedding_size=16, max_position_embeddings=64, pad_token_id=1
+    ),
     "llama": lambda: LlamaConfig(**_GROUPED, **_IDS),
     "qwen2": lambda: Qwen2Config(**_GROUPED, **_IDS),
+    "qwen3": lambda: Qwen3Config(**_GROUPED, **_IDS, head_dim=8),
     "mistral": lambda: MistralConfig(**_GROUPED, **_IDS, sliding_window=12),
     "gpt2": lambda: GPT2Config(
         vocab_size=VOCABULARY,
@@ -45,7 +51,7 @@ _CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         **_IDS,
     ),
 }
-ENCODERS = ("bert", "roberta")
+ENCODERS = ("bert", "roberta", "albert")
 
 
 def make_tiny_model(

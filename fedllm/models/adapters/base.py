@@ -59,6 +59,16 @@ class Adapter(ABC):
         """
         raise ValueError(f"Expected layers among {list(self.layers)}, got {list(layers)}")
 
+    def weight_changes(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the summands of the model's own parameters, by name, that make a plain model with the same outputs.
+
+        In float64.
+
+        Raises:
+            ValueError: no change of weights does what this adapter does.
+        """
+        raise ValueError(f"Expected an adapter that is a change of weights, got a {self.form}")
+
     def first_layer(self, count: int) -> int:
         """Number of the lowest layer that it changes: what enters this layer depends on no tensor.
 

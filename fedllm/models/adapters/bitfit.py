@@ -143,6 +143,18 @@ class BitfitAdapter(Adapter):
         kept = check_kept(self, layers)
         return replace(self, shifts=tuple(s for s in self.shifts if s.layer in (None, *kept)))
 
+    def weight_changes(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``bias`` gets db, and a normalisation's ``weight`` gets dw: its output is linear in both."""
+        modules = dict(self.model.named_modules())
+        found = {}
+        for shift in self.shifts:
+            for part in shift.parts:
+                name = "bias" if part == BIAS else "weight"
+                own = getattr(modules[shift.module], name)
+                change = params[shift_name(shift, part)].detach().double()
+                found[f"{shift.module}.{name}"] = change.view(own.shape)
+        return found
+
     def first_layer(self, count: int) -> int:
         if any(shift.layer is None for shift in self.shifts):
             return 0

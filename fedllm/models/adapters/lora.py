@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from fedllm.models.adapters.base import Adapter, check_kept
 from fedllm.models.adapters.slot import by_example, changed, shared_or_own
@@ -125,6 +126,17 @@ class LoraAdapter(Adapter):
     def keep(self, layers: Sequence[int]) -> LoraAdapter:
         kept = check_kept(self, layers)
         return replace(self, targets=tuple(t for t in self.targets if t.layer in (None, *kept)))
+
+    def weight_changes(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """s B A for each map, transposed where the map stores its matrix so (GPT-2's ``Conv1D``)."""
+        modules = dict(self.model.named_modules())
+        found = {}
+        for target in self.targets:
+            a, b = (params[factor_name(target, f)].detach().double() for f in (A, B))
+            change = self.scale * (b @ a)
+            stored_by_input = isinstance(modules[target.module], Conv1D)
+            found[f"{target.module}.weight"] = change.T if stored_by_input else change
+        return found
 
     def first_layer(self, count: int) -> int:
         if any(target.layer is None for target in self.targets):

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedllm.adapter.export import released_params
+from fedllm.adapter.released import released_params
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings

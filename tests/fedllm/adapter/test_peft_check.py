@@ -16,8 +16,9 @@ import torch
 
 from fedllm.adapter.peft import save_peft_adapter
 from fedllm.adapter.peft_check import why_peft_differs
+from fedllm.models.adapters.plain import PrefixAdapter
 from fedllm.models.backbone import Backbone, load_backbone, make_backbone
-from fedllm.models.prefix import PrefixSpec, init_random
+from fedllm.models.prefix import PREFIX, PrefixSpec, init_random
 
 Checked = Callable[..., str]
 
@@ -36,7 +37,8 @@ def checked(tmp_path: Path, tiny_model: Any, tiny_tokenizer: Any) -> Checked:
         save_peft_adapter(tmp_path, prefix * factor, spec, "base", model.n_layers)
         before = set(vars(model.model))
         try:
-            return why_peft_differs(model, spec, prefix, tmp_path)
+            adapter = PrefixAdapter(model.model, spec)
+            return why_peft_differs(model, adapter, {PREFIX: prefix}, tmp_path)
         finally:
             assert set(vars(model.model)) == before, "nothing of PEFT stays on the frozen model"
 

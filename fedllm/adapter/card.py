@@ -1,0 +1,317 @@
+"""The model card of an export: guarantee first, then use and limits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from fedllm.adapter.lora_gguf import GGUF_WEIGHTS
+from fedllm.adapter.peft import NATIVE_WEIGHTS
+from fedllm.adapter.released import Released
+from fedllm.models.adapters.base import layer_of
+from fedllm.models.prefix import PREFIX
+from fedllm.report.sections.training import metric_rows
+from fedllm.settings.sections import TaskSettings
+from fedllm.tasks.encoder_classification import FEATURE_NORM
+
+HEAD_WEIGHTS = "head.safetensors"
+_FORMS = {
+    "lora": "",
+    "ffa-lora": ", the first factor of each fixed",
+    "rolora": ", one factor of each in a round, in turn",
+    "fedsvd": ", the second factor of each trained and both rewritten by the server after each round",
+}
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The content of an exported folder.
+
+    Attributes:
+        why_not_peft: why there is no PEFT adapter; empty where there is one.
+        gguf: whether there is an adapter for llama.cpp.
+        merged: whether it is a plain model with the adapter merged into it.
+        precision: of a merged model, in words.
+    """
+
+    why_not_peft: str = ""
+    gguf: bool = False
+    merged: bool = False
+    precision: str = ""
+
+    @property
+    def peft(self) -> bool:
+        """True if PEFT loads the folder."""
+        return not self.merged and not self.why_not_peft
+
+    @property
+    def library(self) -> str:
+        """The library's name on the hub."""
+        return "transformers" if self.merged else "peft" if self.peft else "fedllm"
+
+
+def model_card(released: Released, contents: Contents) -> str:
+    """Return the card's text (Markdown with the hub's metadata)."""
+    settings, report = released.settings, released.report
+    model, task = settings.model, settings.task
+    name = model.name
+    if settings.endpoint.active:
+        name = settings.endpoint.model or "a model behind an HTTP endpoint"
+    lines = [
+        "---",
+        f"base_model: {json.dumps(name)}",
+        f"library_name: {contents.library}",
+        "tags:",
+        *(f"- {tag}" for tag in _tags(released, contents)),
+        "---",
+        "",
+        f"# {settings.name}",
+        "",
+        f"> **{_escape(str(report['guarantee']['sentence']))}**",
+        "",
+        "This sentence is about all uses of the training data in the privacy ledger when the model "
+        "was exported. The run's report has the numbers by silo, the assumptions and the ledger's "
+        "last hash.",
+        "",
+        "## Model",
+        "",
+        f"- Base model: `{name}`"
+        + (f", revision `{model.revision}`" if model.revision else "")
+        + (", with the trained change merged into it." if contents.merged else ", frozen."),
+        f"- Trained: {_trained(released)}, in {released.checkpoint.round} federated rounds with "
+        f"{len(report['silos'])} silos.",
+        f"- Task: {task.kind}"
+        + _classes(task)
+        + f"; input column{'s' if len(task.text) > 1 else ''} "
+        + ", ".join(f"`{column}`" for column in task.text)
+        + ".",
+    ]
+    if contents.merged:
+        lines.append(f"- Weights: {contents.precision}.")
+    elif contents.why_not_peft:
+        lines.append(f"- No PEFT adapter: {_escape(contents.why_not_peft)}.")
+    if task.prompt:
+        lines += ["- Prompt:", "", *(f"      {line}" for line in task.prompt.split("\n"))]
+    lines += ["", "## Use", "", *_usage(released, contents), "", "## Quality", ""]
+    lines += _quality(report)
+    lines += ["", "## Privacy", ""]
+    lines += [f"- {item['title']}: {item['text']}" for item in report["assumptions"]]
+    lines += ["", "## Limits", ""]
+    lines += [f"- {item['title']}: {item['text']}" for item in report["not_covered"]]
+    lines += [
+        "- Use: the model was judged on held-out data of the same kind only; on other texts, and for "
+        "decisions about people, it was not examined.",
+        "",
+        f"Run `{released.run.run_id}`; {report['made_by']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _classes(task: TaskSettings) -> str:
+    classes = task.classes
+    return " into " + ", ".join(f"`{label}`" for label in classes) if classes else ""
+
+
+def _tags(released: Released, contents: Contents) -> list[str]:
+    settings = released.settings
+    tags = ["fedllm", "federated-learning"]
+    form = settings.adapter.form
+    if settings.adapter.low_rank:
+        tags.append("lora")
+    elif form == "bitfit":
+        tags.append("bitfit")
+    elif form == "prefix":
+        tags.append("prefix-tuning")
+    if settings.privacy.mode == "dp":
+        tags.append("differential-privacy")
+    if contents.peft:
+        tags.append("base_model:adapter:" + settings.model.name)
+    elif contents.merged:
+        tags.append("base_model:finetune:" + settings.model.name)
+    return tags
+
+
+def _trained(released: Released) -> str:
+    params, settings = released.params, released.settings
+    parts = []
+    adapter = settings.adapter
+    if PREFIX in params:
+        layers, _, _, length, _ = params[PREFIX].shape
+        named = settings.prefix.layers
+        which = "" if named == "all" else f" ({', '.join(map(str, named))})"
+        parts.append(f"a prefix of {length} positions in {layers} layers{which}")
+    if adapter.low_rank:
+        parts.append(
+            f"LoRA (form {adapter.form}{_FORMS[adapter.form]}) of rank {adapter.rank} and alpha {adapter.alpha:g} on "
+            f"the linear maps {_modules(params, 'lora')}"
+        )
+    if adapter.form == "bitfit":
+        parts.append(f"biases and scales (BitFit) of {_modules(params, 'bitfit')}")
+    if settings.endpoint.active:
+        parts.append("the weights of prompts and the calibration of label words")
+    elif has_head(params):
+        parts.append("a classification head")
+    count = sum(value.numel() for value in params.values())
+    return f"{' and '.join(parts)} ({count:,} numbers)"
+
+
+def has_head(params: Mapping[str, Tensor]) -> bool:
+    """Return True if an encoder's classification head is among the tensors."""
+    return "head.weight" in params
+
+
+def _modules(params: Mapping[str, Tensor], kind: str) -> str:
+    """Last parts of the modules' names, and the numbers of their layers."""
+    own = [name for name in params if name.startswith(f"{kind}.")]
+    names = sorted({name.split(".")[-2] for name in own})
+    layers = sorted({n for n in map(layer_of, own) if n is not None})
+    where = f" in layers {', '.join(map(str, layers))}" if layers else ""
+    return ", ".join(f"`{name}`" for name in names) + where
+
+
+def _usage(released: Released, contents: Contents) -> list[str]:
+    settings = released.settings
+    found = _with_transformers(released) if contents.merged else _with_fedllm(settings.task)
+    if contents.peft:
+        found += ["", "or with PEFT alone:", "", *_with_peft(released)]
+    if contents.gguf:
+        found += [
+            "",
+            f"or with llama.cpp and the base model in GGUF: `llama-server -m BASE.gguf --lora {GGUF_WEIGHTS}`.",
+        ]
+    if not contents.peft and not contents.merged:
+        return found
+    named = settings.model.name
+    if contents.peft and (named in ("smollm2", "minilm") or named.endswith(".gguf")):
+        found += [
+            "",
+            f"(`{named}` is a name or file of fedllm's: "
+            f'`fedllm.models.backbone.load_backbone("{named}").model` is the base model.)',
+        ]
+    if settings.task.label_words:
+        pairs = zip(settings.task.classes, settings.task.label_words, strict=False)
+        words = ", ".join(f"`{word}` for {label}" for label, word in pairs)
+        found += ["", f"The class is the likeliest next token after the prompt among {words}."]
+    if settings.task.prompt:
+        found += ["", f"The text stands in the prompt's place `{{{settings.task.text[0]}}}`."]
+    return found
+
+
+def _with_fedllm(task: TaskSettings) -> list[str]:
+    example = json.dumps(dict.fromkeys(task.text, "..."))
+    one = 'predictor.predict(["a text"])'
+    several = f"predictor.predict([{example}])"
+    return [
+        "```python",
+        "from fedllm.adapter.predict import Predictor",
+        "",
+        'predictor = Predictor("FOLDER")  # this folder',
+        several if len(task.text) > 1 else one,
+        "```",
+    ]
+
+
+def _with_peft(released: Released) -> list[str]:
+    settings = released.settings
+    encoder = has_head(released.params)
+    auto = "AutoModel" if encoder else "AutoModelForCausalLM"
+    base = settings.model.name
+    loaded = repr(base)
+    if settings.model.revision:
+        loaded += f", revision={settings.model.revision!r}"
+    lines = [
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {auto}" + (", AutoTokenizer" if encoder else ""),
+        "",
+        f"model = {auto}.from_pretrained({loaded})",
+        'model = PeftModel.from_pretrained(model, "FOLDER").eval()  # this folder',
+    ]
+    if encoder:
+        lines += [f"tokenizer = AutoTokenizer.from_pretrained({loaded})"]
+        lines += _head_code(settings.task, NATIVE_WEIGHTS)
+    lines.append("```")
+    if encoder:
+        lines += ["", f"(the head is in `{NATIVE_WEIGHTS}`: PEFT's file has none)."]
+    elif settings.adapter.low_rank:
+        lines += [
+            "",
+            f"or behind an OpenAI-style server: `vllm serve {base} --enable-lora --max-lora-rank "
+            f"{_served_rank(settings.adapter.rank)} --lora-modules {settings.name}=FOLDER`.",
+        ]
+    else:
+        lines += [
+            "",
+            "(one text at a time, or padded with `position_ids` that do not count the padding).",
+        ]
+    return lines
+
+
+def _served_rank(rank: int) -> int:
+    """The least of vLLM's ranks that holds this one."""
+    return next((r for r in (8, 16, 32, 64, 128, 256, 320, 512) if r >= rank), rank)
+
+
+def _with_transformers(released: Released) -> list[str]:
+    encoder = has_head(released.params)
+    auto = "AutoModel" if encoder else "AutoModelForCausalLM"
+    lines = [
+        "```python",
+        f"from transformers import {auto}, AutoTokenizer",
+        "",
+        f'model = {auto}.from_pretrained("FOLDER").eval()  # this folder',
+        'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
+    ]
+    if encoder:
+        lines += _head_code(released.settings.task, HEAD_WEIGHTS)
+    return [*lines, "```"]
+
+
+def _head_code(task: TaskSettings, file: str) -> list[str]:
+    """Python that classifies a text with ``model``, ``tokenizer`` and the head in a file of the folder."""
+    pooled = ["pooled = hidden[:, 0]"]
+    if task.pooling != "cls":
+        pooled = [
+            'mask = batch["attention_mask"].unsqueeze(-1)',
+            "pooled = (hidden * mask).sum(1) / mask.sum(1)",
+        ]
+    columns = task.text
+    given = '["a text"]' if len(columns) == 1 else f'["{columns[0]}"], ["{columns[1]}"]'
+    if len(columns) > 2:  # see fedllm.tasks.text_columns
+        given = f'["{columns[0]}"], [tokenizer.sep_token.join({list(columns[1:])!r})]'
+    return [
+        "",
+        "import torch",
+        "from safetensors.torch import load_file",
+        "",
+        f'head = load_file("FOLDER/{file}")',
+        f"labels = {list(task.classes)!r}",
+        f"batch = tokenizer({given}, padding=True, truncation=True, max_length={task.max_length}, "
+        'return_tensors="pt")',
+        "with torch.no_grad():",
+        "    hidden = model(**batch).last_hidden_state",
+        *pooled,
+        f"pooled = {FEATURE_NORM:g} * torch.nn.functional.normalize(pooled, dim=-1)",
+        'probabilities = (pooled @ head["head.weight"].T + head["head.bias"]).softmax(-1)',
+        "answers = [labels[i] for i in probabilities.argmax(-1)]",
+    ]
+
+
+def _quality(report: Mapping[str, Any]) -> list[str]:
+    final = report["training"]["final"]
+    if not final:
+        return ["The model was not evaluated."]
+    lines = []
+    for where, record in final.items():
+        values = ", ".join(f"{title} {value}" for title, value in metric_rows(record))
+        lines.append(f"- After round {record['round']}, by the {where}: {values}.")
+    return lines
+
+
+def _escape(text: str) -> str:
+    return text.replace("*", r"\*").replace("<", "&lt;").replace("\n", " ")
