@@ -13,6 +13,7 @@ from fedllm.adapter.lora_gguf import GGUF_WEIGHTS
 from fedllm.adapter.peft import NATIVE_WEIGHTS
 from fedllm.adapter.released import Released
 from fedllm.models.adapters.base import layer_of
+from fedllm.models.embedded import EMBEDDED_NAMES
 from fedllm.models.prefix import PREFIX
 from fedllm.report.sections.training import metric_rows
 from fedllm.settings.sections import TaskSettings
@@ -187,7 +188,7 @@ def _usage(released: Released, contents: Contents) -> list[str]:
     if not contents.peft and not contents.merged:
         return found
     named = settings.model.name
-    if contents.peft and (named in ("smollm2", "minilm") or named.endswith(".gguf")):
+    if contents.peft and _is_own_name(named):
         found += [
             "",
             f"(`{named}` is a name or file of fedllm's: "
@@ -241,7 +242,7 @@ def _with_peft(released: Released) -> list[str]:
     elif settings.adapter.low_rank:
         lines += [
             "",
-            f"or behind an OpenAI-style server: `vllm serve {base} --enable-lora --max-lora-rank "
+            f"or behind an OpenAI-style server: `vllm serve {'BASE' if _is_own_name(base) else base} --enable-lora --max-lora-rank "
             f"{_served_rank(settings.adapter.rank)} --lora-modules {settings.name}=FOLDER`.",
         ]
     else:
@@ -250,6 +251,11 @@ def _with_peft(released: Released) -> list[str]:
             "(one text at a time, or padded with `position_ids` that do not count the padding).",
         ]
     return lines
+
+
+def _is_own_name(model: str) -> bool:
+    """Return True if only fedllm loads a model by this name."""
+    return model in EMBEDDED_NAMES or model.endswith(".gguf")
 
 
 def _served_rank(rank: int) -> int:
