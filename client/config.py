@@ -201,6 +201,11 @@ class ModelSection(Section):
     threads: PositiveInt | None = Field(
         None, description="Number of CPU threads; empty: the experiment's, at most one per core."
     )
+    reuse_gib: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0,
+        description="Maximum GiB, in memory or in a temporary file, for the states of frozen layers that an experiment "
+        "asks to keep (model.reuse); 0: none are kept.",
+    )
 
 
 class SiloConfig(Section):

@@ -54,7 +54,7 @@ def check_size(silo: SiloConfig, settings: Settings, tunable: Tunable) -> None:
     if size > silo.limits.parameters:
         raise LimitRefused(
             f"refused by the silo {silo.name}: Expected at most {silo.limits.parameters} trained numbers "
-            f"(limits.parameters), got {size}: lower prefix.length, or the number of prefix.layers or task.labels"
+            f"(limits.parameters), got {size}: lower adapter.rank or prefix.length, or the number of layers or task.labels"
         )
 
 
@@ -85,6 +85,10 @@ def localised(silo: SiloConfig, settings: Settings) -> Settings:
         model |= {"name": silo.model.path, "revision": None, "gguf_file": None}
     if silo.model.dtype != "experiment":
         model["dtype"] = silo.model.dtype
+    if silo.model.reuse_gib == 0:
+        model["reuse"] = "off"
+    else:
+        model["reuse_gib"] = min(settings.model.reuse_gib, silo.model.reuse_gib)
     tokens = min(settings.client.max_tokens, silo.limits.max_tokens)
     threads = silo.model.threads or min(settings.simulation.threads, os.cpu_count() or 1)
     changed: dict[str, dict[str, Any]] = {

@@ -274,6 +274,19 @@ def test_the_silos_own_folder_device_and_memory_are_used(
     check_limits(load_silo(path), tiny_settings(**asked))  # limits.models is for others' folders
 
 
+@pytest.mark.parametrize(
+    ("own", "reuse", "gib"), [(0.5, "disk", 0.5), (8.0, "disk", 4.0), (0, "off", 4.0)]
+)
+def test_the_server_does_not_decide_how_much_room_is_taken(
+    tiny_settings: Make, tmp_path: Path, own: float, reuse: str, gib: float
+) -> None:
+    """Otherwise a hostile server fills the silo's memory or disk."""
+    asked = tiny_settings(**{"model.reuse": "disk", "model.reuse_gib": 4.0})
+    path = write_silo(tmp_path, asked, tmp_path / "absent.jsonl", **{"model.reuse_gib": own})
+    found = localised(load_silo(path), asked)
+    assert (found.model.reuse, found.model.reuse_gib) == (reuse, gib)
+
+
 def test_a_codec_that_the_silo_does_not_allow_is_not_kept(
     tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,16 @@ MUTATIONS = (
         (f"{_TRUNK}::test_examples_that_differ_in_a_segment_or_a_token_are_two",),
     ),
     Mutation(
+        "room-for-states-as-the-server-says",
+        "client/limits.py",
+        '        model["reuse_gib"] = min(settings.model.reuse_gib, silo.model.reuse_gib)\n',
+        "        pass\n",
+        "A server fills the silo's memory or disk with states.",
+        (
+            "tests/client/test_silo_limits.py::test_the_server_does_not_decide_how_much_room_is_taken",
+        ),
+    ),
+    Mutation(
         "trunk-not-compared",
         "fedllm/tasks/reuse.py",
         "    if off <= allowed:\n",
