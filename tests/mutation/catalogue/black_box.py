@@ -39,7 +39,7 @@ MUTATIONS = (
         "directions-share-their-noise",
         _FILE,
         'streams("noise", place))',
-        'streams("noise", step))',
+        'streams("noise", 0))',
         "Several numbers carry the same noise: their differences are bare.",
         (_LAW,),
     ),

@@ -142,7 +142,7 @@ MUTATIONS = (
         "ledger-where-the-server-says",
         "client/node.py",
         "    ledger = Path(own.ledger)\n",
-        "    ledger = ledger_of(settings, Path(str(fields[names.RUN_FOLDER])))\n",
+        "    ledger = ledger_of(settings, Path(fields.run_folder))\n",
         "Each run folder that a server makes up begins an empty ledger.",
         ("tests/client/test_client.py::test_a_node_with_its_own_data_keeps_its_own_ledger",),
     ),
