@@ -103,12 +103,14 @@ class MadeLaw(NamedTuple):
 
     Attributes:
         settings: the run's; numbers: noise multiplier, clipping norm, and what else decides.
+        trained: names of the tensors that the round trains.
         length: that an honest silo's steps exceed with the probability of `UpdateLaw.limit`; None without a law.
         noise_std: of each entry of its update, as the server computes it.
     """
 
     settings: Settings
     numbers: tuple[float, float, int, int]
+    trained: tuple[str, ...]
     length: float | None
     noise_std: dict[str, float] | None
 
@@ -198,8 +200,9 @@ class UpdateLaw:
     def _made(self, silo: str, own: Settings, noise_multiplier: float) -> MadeLaw:
         """Compute a silo's law, or return the one of an earlier round if its numbers are the same."""
         numbers = (noise_multiplier, self.clip, self.replies, self._noisy)
-        made = self.made.get(silo)
-        if made is None or made.settings is not self.settings or made.numbers != numbers:
+        made, trained = self.made.get(silo), tuple(sorted(self.params))
+        same = made is not None and (made.numbers, made.trained) == (numbers, trained)
+        if made is None or made.settings is not self.settings or not same:
             made = self.made[silo] = self._make(silo, own, numbers)
         return made
 
@@ -222,7 +225,8 @@ class UpdateLaw:
             length = _adam(settings, self.params, self._scales)
         else:
             length = self._steps(settings, mechanism, examples, exponent)
-        return MadeLaw(self.settings, numbers, length, mechanism.noise_std(self.params))
+        trained = tuple(sorted(self.params))
+        return MadeLaw(self.settings, numbers, trained, length, mechanism.noise_std(self.params))
 
     @cached_property
     def _by_silos(self) -> bool:
