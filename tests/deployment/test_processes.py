@@ -200,7 +200,7 @@ def test_a_folder_is_served_once(tmp_path: Path) -> None:
         ("one\ntwo\n\n", 1, "two"),
         ("", 1, "it wrote nothing"),
         ("ssl\nthe SuperNode ends, it has lost its connection: x", 75, "its connection: x"),
-        ("INFO: fine", 0, "knows this node's key no longer"),
+        ("INFO: fine", 0, "no longer knows this node's key"),
     ],
 )
 def test_why_a_node_ended(tmp_path: Path, wrote: str, status: int, said: str) -> None:

@@ -316,6 +316,8 @@ def test_rounds_head_and_settings(tiny_settings: Make) -> None:
     prefix = {"prefix": torch.ones(1, 2, 1, 1, 1)}
     with pytest.raises(ValueError, match=r"Expected a task with a head for awp.head=true"):
         Perturbation(0.1, head=True).at(prefix, prefix)
-    with pytest.raises(ValueError, match=r"Expected prefix.length > 0 or awp.head=true"):
+    with pytest.raises(
+        ValueError, match=r"Expected prefix.length > 0, another adapter.form or awp.head=true"
+    ):
         tiny_settings(**{"awp.form": "batch", "prefix.length": 0})
     assert tiny_settings(**{"awp.form": "batch", "prefix.length": 0, "awp.head": True})
