@@ -268,7 +268,7 @@ def test_no_text_of_an_exception_leaves_after_spending(
 def test_no_text_of_an_unexpected_exception_leaves_before_spending_either(
     kind: type[Exception], tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fedllm.silo import silo as silo_worker
+    from fedllm.silo import silo_in_run
 
     settings = make_settings(tiny_settings)
     silo = silo_with(tmp_path / "silo", settings, GOOD)
@@ -276,7 +276,7 @@ def test_no_text_of_an_unexpected_exception_leaves_before_spending_either(
     def fail(*args: Any, **options: Any) -> Any:
         raise kind("the text of patient 7")
 
-    monkeypatch.setattr(silo_worker, "release_key", fail)
+    monkeypatch.setattr(silo_in_run, "release_key", fail)
     info = ask("train", settings, silo, 1).config_records[names.INFO]
     assert info[names.REASON] == "the task failed at the silo; its own log has the reason"
     assert rows(silo) == 0
