@@ -87,7 +87,7 @@ def kill_at_random_moments(path, times, seed):
     for _ in range(times):
         process = start(RELEASER, path, released, stdout=subprocess.PIPE, text=True)
         lines = [process.stdout.readline()]  # it runs
-        time.sleep(rng.uniform(0, 0.02))
+        time.sleep(rng.uniform(0, 0.1))  # a release is some 10 ms on a slow disk
         os.kill(process.pid, signal.SIGKILL)
         rest, _ = process.communicate(timeout=60)
         lines += rest.splitlines(keepends=True)
