@@ -94,7 +94,7 @@ _OF_A_RUN = KindForm(
 
 
 def form_of(kind: str, extensions: Sequence[SiloExtension]) -> KindForm:
-    """Return what a task of this kind has in a run with these optional parts.
+    """Return the form of a task of this kind in a run with these optional parts.
 
     Raises:
         TaskRefused: no such run has tasks of this kind.

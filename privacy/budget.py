@@ -87,7 +87,7 @@ class Budget:
         return self.accountant.epsilon(events, self.delta)
 
     def terms(self, first: Mapping[DpEvent, int]) -> Terms | None:
-        """Return what the first plan leaves to later ones; None if there is no limit.
+        """Return the budget that the first plan leaves to later ones; None if there is no limit.
 
         A function of the first plan and of this budget alone, see :mod:`privacy.plan_filter`. A budget whose
         accountant is RDP keeps to Renyi divergences throughout.

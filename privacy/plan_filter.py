@@ -140,7 +140,7 @@ def _choose(items: _Items, epsilon: float, delta: float, relation: Relation) -> 
 
 
 def charge(terms: Terms, plan: Mapping[DpEvent, int], place: int, relation: Relation) -> float:
-    """Return what a later plan uses up of the terms' limit; infinite where it cannot be bounded.
+    """Return a later plan's share of the terms' limit; infinite where it cannot be bounded.
 
     Args:
       place: 1 for the first of the later plans, 2 for the next, ...
@@ -176,7 +176,7 @@ def _charge(terms: Terms, items: _Items, place: int, relation: Relation) -> floa
 
 
 def used(terms: Terms, later: Sequence[Mapping[DpEvent, int]], relation: Relation) -> float:
-    """Return what later plans, in the order of their admission, use up of the terms' limit."""
+    """Return the shares of later plans, in the order of their admission, of the terms' limit."""
     return math.fsum(charge(terms, plan, k, relation) for k, plan in enumerate(later, 1))
 
 

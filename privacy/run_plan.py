@@ -153,7 +153,7 @@ class Commitment:
 def commitments(
     ledger: Ledger, adversary: str, party: str, unit: Unit, but: str | None = None
 ) -> list[Commitment]:
-    """Return what each run on a party's data counts for, in the order of admission.
+    """Return the cost of each run on a party's data, in the order of admission.
 
     Runs without a plan that began before the first plan count together as the first: nothing was held to a
     filter then. Such a run that began later stands at its first release.

@@ -11,7 +11,7 @@ from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.silo.process import use_threads
 from fedllm.tasks.generation import Generation
-from server.strategy import PrefixStrategy
+from server.strategy import RoundStrategy
 
 
 class ServerEvaluator:
@@ -29,7 +29,7 @@ class ServerEvaluator:
 
     def __init__(
         self,
-        strategy: PrefixStrategy,
+        strategy: RoundStrategy,
         features: Sequence[Feature],
         *,
         max_tokens: int,
@@ -98,7 +98,7 @@ class ServerEvaluator:
             )
 
 
-def make_evaluator(settings: Settings, strategy: PrefixStrategy, threads: int) -> ServerEvaluator:
+def make_evaluator(settings: Settings, strategy: RoundStrategy, threads: int) -> ServerEvaluator:
     """Return the evaluator of a run.
 
     Args:

@@ -30,7 +30,7 @@ from server.replies.unusable import record_unusable
 from server.robust.limit_warnings import limit_warnings
 from server.run_state import BudgetSpent
 from server.start_check import require_finite_start
-from server.strategy import PrefixStrategy
+from server.strategy import RoundStrategy
 
 FINISHED, STOPPED, INTERRUPTED, FAILED = "finished", "stopped", "interrupted", "failed"
 
@@ -220,12 +220,12 @@ def _make_strategy(
     sizes: Mapping[str, int | None],
     stop: threading.Event,
     emit: Callbacks,
-) -> PrefixStrategy:
+) -> RoundStrategy:
     saved = run.read_json(SCHEDULE, None)
     draws = round_draws(settings, sorted(nodes), saved["rounds"] if saved else None)
     if not saved:  # without rows where each round draws its silos: no file may replay a draw
         run.write_json(SCHEDULE, {"silos": sorted(nodes), "rounds": draws.rows})
-    strategy = PrefixStrategy(
+    strategy = RoundStrategy(
         settings,
         initial_params(tunable, settings),
         tunable=tunable,
@@ -244,7 +244,7 @@ def _make_strategy(
 
 
 def _after_round(
-    run: RunFolder, strategy: PrefixStrategy, evaluator: ServerEvaluator
+    run: RunFolder, strategy: RoundStrategy, evaluator: ServerEvaluator
 ) -> Callable[[int], None]:
     settings = run.settings()
 
@@ -259,7 +259,7 @@ def _after_round(
     return after
 
 
-def _save(run: RunFolder, strategy: PrefixStrategy) -> None:
+def _save(run: RunFolder, strategy: RoundStrategy) -> None:
     """Write a checkpoint, and what is told of the silos."""
     state = strategy.model.state()
     meta: dict[str, Any] = {
@@ -291,7 +291,7 @@ def _save(run: RunFolder, strategy: PrefixStrategy) -> None:
     run.set_state(round=strategy.finished_rounds)
 
 
-def _restore(run: RunFolder, strategy: PrefixStrategy) -> int:
+def _restore(run: RunFolder, strategy: RoundStrategy) -> int:
     """Take up the last checkpoint, where there is one; return its round."""
     checkpoint = latest_checkpoint(run.checkpoints_path)
     if checkpoint is None:

@@ -33,7 +33,7 @@ from server.round_update import RoundUpdate
 from server.run_state import RunState
 
 
-class PrefixStrategy(RunState, Strategy):
+class RoundStrategy(RunState, Strategy):
     """Federated prefix-tuning with equal weights, a server optimiser, and tolerated failures.
 
     Its state, and what it is made of, is :class:`server.run_state.RunState`.

@@ -65,7 +65,7 @@ class LocalGrid(Grid):
         self.sent = 0
 
     def set_run(self, run: Any) -> None:
-        """Ignore: not used."""
+        """Not used."""
         raise NotImplementedError
 
     @property
@@ -74,7 +74,7 @@ class LocalGrid(Grid):
         raise NotImplementedError
 
     def create_message(self, *args: Any, **kwargs: Any) -> Message:
-        """Refuse: not used."""
+        """Not used."""
         raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
@@ -113,7 +113,7 @@ class LocalGrid(Grid):
         return [self.replies.pop(name) for name in message_ids if name in self.replies]
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        """Refuse: not used."""
+        """Not used."""
         raise NotImplementedError
 
 

@@ -74,7 +74,7 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
 
 
 def machine(backbone: Backbone | Any) -> str:
-    """Return what changes roundings next to the device: versions, instructions, threads, precisions."""
+    """Return the causes of other roundings, apart from the device: versions, instructions, threads, precisions."""
     require_full_precision(backbone.onednn)  # as for all that is computed, whatever was set before
     found = {
         **_versions(),

@@ -45,7 +45,7 @@ def couplings(data: DataSettings) -> dict[str, str]:
 
 
 def minor_couplings(data: DataSettings) -> dict[str, str]:
-    """Return what touches few records, or none, in most data sets; in the form of `couplings`."""
+    """Return couplings that touch few records, or none, in most data sets."""
     found = {}
     if data.source == "tweets":
         found["data.source=tweets"] = (

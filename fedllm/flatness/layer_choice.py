@@ -149,7 +149,7 @@ def settings_with_releases(settings: Settings, layers: Sequence[int]) -> Setting
 
 
 def kept_in_a_step(candidates: int, keep: int, search: str) -> int:
-    """Return how many of the candidates a step of the search keeps.
+    """Return the number of candidates that a step of the search keeps.
 
     Args:
         candidates: number of them.

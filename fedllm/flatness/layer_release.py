@@ -163,7 +163,7 @@ class ScoreRelease:
         return 1.0 if self.by_client else float(self.examples)
 
     def kept(self, candidates: int) -> int:
-        """Return how many of so many candidates are voted for."""
+        """Return the number of votes among the candidates."""
         return kept_in_a_step(candidates, self.keep, self.search)
 
     # -- the release -----------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
 def _source(
     name: str, gguf_file: str | None, revision: str | None, cache_dir: str | Path | None
 ) -> str:
-    """Return what from_pretrained is given."""
+    """Return the argument for from_pretrained."""
     if name == "minilm":
         return str(embedded_file(name).parent)
     if name == "smollm2":

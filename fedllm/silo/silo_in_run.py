@@ -105,7 +105,7 @@ class SiloInRun:
         return self._opened
 
     def _note_reuse(self, opened: OpenedSilo) -> None:
-        """Estimate in the silo's own log what the states that are kept will take."""
+        """Write an estimate of the room for kept states into the silo's own log."""
         task = self.tunable.task
         if task.trunk is not None:
             features = [*opened.train, *opened.held_out]
@@ -263,7 +263,7 @@ class SiloInRun:
         return lambda purpose, step: generator(self.settings.seed, *fixed, purpose, step)
 
     def digest(self, task: SiloTask, noise_multiplier: float) -> str:
-        """Return what names a release of this silo for a task.
+        """Return the name of a release of this silo for a task.
 
         Seeded: the fingerprint of all its inputs, since other values must neither meet the same noise, at
         whatever scale, nor pass for the same release. Else the digest of the parameters alone: no hash of

@@ -192,7 +192,7 @@ class NoPrivacy:
         return multiset({event: self.releases})
 
     def cost(self) -> RoundCost:
-        """Return nothing is calibrated."""
+        """Return the round's cost; no noise is calibrated for it."""
         return RoundCost(self.sampling_rate, self.releases)
 
     def release_noise(self) -> None:

@@ -315,7 +315,7 @@ class Priors:
 
 
 def make_priors(settings: Settings) -> Priors:
-    """Return what makes the prior that the settings ask for.
+    """Return the maker of the prior that the settings name.
 
     Args:
         settings: the run's.

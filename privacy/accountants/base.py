@@ -143,7 +143,7 @@ class Accountant(abc.ABC):
         return self._mu(flat)
 
     def note(self, events: Mapping[DpEvent, int]) -> str:
-        """Return what a reader of these events' numbers must know besides `trust`; may be empty.
+        """Return further conditions of these events' numbers, besides `trust`; may be empty.
 
         Raises:
           UnsupportedEvent: An event cannot be represented.

@@ -174,7 +174,7 @@ class LedgerEntry:
             raise LedgerError(f"Entry {self.run}/{self.party}/{self.key}: {error}") from None
 
     def content(self) -> dict[str, Any]:
-        """Return what is hashed and compared: everything but id, time and hash.
+        """Return the fields that are hashed and compared: all but id, time and hash.
 
         Raises:
           LedgerError: The details are too long for a row.

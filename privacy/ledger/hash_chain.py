@@ -45,7 +45,7 @@ def row_hash(previous: str, row_id: int, time: str, content: Mapping[str, Any]) 
 
 
 def row_problems(row: tuple[Any, ...], expected_id: int, previous: str) -> list[str]:
-    """Return what is wrong with a row that should have this id and follow this hash."""
+    """Return the defects of a row that should have this id and follow this hash."""
     row_id, time, *content, recorded_previous, _ = row
     names = ("run", "party", "unit", "purpose", "round", "key", "views", "details")
     problems: list[str] = []
@@ -85,7 +85,7 @@ def _details_cached(text: str) -> None:
 
 
 def head_problems(db: sqlite3.Connection, last: Head) -> list[str]:
-    """Return what is wrong with the head that the file records next to its rows, given the last one."""
+    """Return the defects of the head that the file records next to its rows, given the last row."""
     head = db.execute("SELECT id, hash FROM head").fetchmany(2)
     if head == [tuple(last)]:
         return []

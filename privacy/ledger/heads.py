@@ -47,7 +47,7 @@ class Head(NamedTuple):
     hash: str
 
     def __str__(self) -> str:
-        """Return it as `parse` reads it."""
+        """Return the text that `parse` reads."""
         return f"{self.rows}:{self.hash}"
 
     @classmethod

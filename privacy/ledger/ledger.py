@@ -341,7 +341,7 @@ class Ledger:
         return list(dict.fromkeys(str(party) for party, purpose in rows if purpose != ADOPT))
 
     def head(self) -> Head:
-        """Return how far the ledger went: number and hash of the last row."""
+        """Return number and hash of the last row."""
         rows = self._select("id, hash", "ORDER BY id DESC LIMIT 1")
         return Head(int(rows[0][0]), str(rows[0][1])) if rows else EMPTY
 

@@ -125,7 +125,7 @@ class RoundExtension:
         """Get ready for tasks that are about to be made."""
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
-        """Return what the task of one silo brings along."""
+        """Return the records and fields to add to the task of one silo."""
         return Extras()
 
     def deliver(self, grid: Grid, silos: Sequence[str], server_round: int) -> int:
@@ -135,7 +135,7 @@ class RoundExtension:
     # -- replies to tasks of training ------------------------------------------------------------
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
-        """Return what a reply must be."""
+        """Return the required form of a reply."""
         return form
 
     def update_like(self, like: Tensors) -> Tensors:

@@ -246,7 +246,7 @@ class CentralRelease:
         params: Mapping[str, Tensor],
         count: float = 0.0,
     ) -> str:
-        """Return what names a release: with seeded randomness the fingerprint of all its inputs."""
+        """Return the name of a release: with seeded randomness the fingerprint of all its inputs."""
         if self.settings.privacy.randomness == "os":
             return params_digest(params)
         return SumInputs(
@@ -305,7 +305,7 @@ def make_central_release(
     draws: RoundDraws,
     ledger: Ledger | Path,
 ) -> CentralRelease | None:
-    """Return what adds the noise of a run for all silos together; None where the silos add it, or nobody does.
+    """Return the object that adds a run's noise for all silos together; None where the silos add it, or nobody does.
 
     Args:
         ledger: the server's ledger, open, or its path.

@@ -74,9 +74,9 @@ class AccompaniedGrid(Grid):
         return self.inner.get_nodes()
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Refuse: :class:`server.nodes.pull.Answers` fetches replies."""
+        """Not used: :class:`server.nodes.pull.Answers` fetches replies."""
         raise NotImplementedError
 
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
-        """Refuse: not used."""
+        """Not used."""
         raise NotImplementedError

@@ -159,6 +159,22 @@ def test_an_interrupted_run_resumes_to_the_same_bits(
     assert same_bits(final(cut), final(whole))
 
 
+def test_a_run_that_keeps_states_is_the_run_that_does_not(
+    make: Any, tmp_path: Path, in_process: Federate
+) -> None:
+    """Without noise and with nothing drawn: settings are in the key of seeded noise."""
+    plain = {"privacy.mode": "none", "client.sampling_rate": 1.0, "adapter.layers": [-1]}
+    found = []
+    for reuse in ("off", "memory", "disk"):
+        run = RunFolder.create(make("lora", **plain, **{"model.reuse": reuse}), tmp_path / reuse)
+        assert in_process(run) == "finished"
+        found.append(final(run))
+        logs = "".join(path.read_text() for path in run.path.glob("silo-logs/*.jsonl"))
+        assert ('"kind": "reuse"' in logs) == (reuse != "off")
+    assert same_bits(found[0], found[1])
+    assert same_bits(found[0], found[2])
+
+
 def test_rolora_moves_one_factor_a_round(make: Any, tmp_path: Path, in_process: Federate) -> None:
     settings = make("rolora", **{"server.rounds": 1})
     run = RunFolder.create(settings, tmp_path / "one")

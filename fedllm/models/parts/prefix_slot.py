@@ -68,7 +68,7 @@ class PrefixSlot:
         self.causal = True
 
     def _copy(self) -> PrefixSlot:
-        """Return a copied or pickled model gets an empty slot of its own."""
+        """Return an empty slot for a copied or pickled model."""
         new = PrefixSlot()
         new.geometry, new.causal = self.geometry, self.causal
         return new

@@ -6,7 +6,9 @@ with it: the file has no name from the start, so that no crash leaves it behind.
 
 from __future__ import annotations
 
+import os
 import tempfile
+import threading
 from typing import Any, Protocol
 
 import numpy as np
@@ -47,6 +49,7 @@ class MemoryStore:
     def __init__(self, limit: int) -> None:
         self.limit, self._used = limit, 0
         self._kept: dict[bytes, Tensor] = {}
+        self._writing = threading.Lock()
 
     @property
     def used(self) -> int:
@@ -57,9 +60,10 @@ class MemoryStore:
 
     def put(self, key: bytes, states: Tensor) -> None:
         size = states.numel() * states.element_size()
-        if key not in self._kept and self._used + size <= self.limit:
-            self._kept[key] = states.detach().cpu().clone()
-            self._used += size
+        with self._writing:
+            if key not in self._kept and self._used + size <= self.limit:
+                self._kept[key] = states.detach().cpu().clone()
+                self._used += size
 
 
 class DiskStore:
@@ -72,7 +76,8 @@ class DiskStore:
 
     def __init__(self, limit: int, folder: str | None = None) -> None:
         self.limit, self._end = limit, 0
-        self._file: Any = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - open as long as the store
+        self._file: Any = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115 - open as long as the store
+        self._writing = threading.Lock()
         self._places: dict[bytes, tuple[int, tuple[int, ...], torch.dtype]] = {}
 
     @property
@@ -85,24 +90,27 @@ class DiskStore:
             return None
         start, shape, dtype = place
         size = int(np.prod(shape)) * torch.empty((), dtype=dtype).element_size()
-        self._file.seek(start)
-        data = bytearray(self._file.read(size))
+        # Not seek and read: another thread in between would give this example the states of another one.
+        data = bytearray(os.pread(self._file.fileno(), size, start))
         if len(data) != size:  # somebody cut the file: computed anew
-            del self._places[key]
+            self._places.pop(key, None)
             return None
         return torch.frombuffer(data, dtype=dtype).reshape(shape)
 
     def put(self, key: bytes, states: Tensor) -> None:
         plain = states.detach().cpu().contiguous()
         data = plain.view(torch.uint8).numpy().tobytes()
-        if key in self._places or self._end + len(data) > self.limit:
-            return
-        try:
-            self._file.seek(self._end)
-            self._file.write(data)
-            self._file.flush()
-        except OSError:  # the disk is full: what is kept so far is used, no more is added
-            self.limit = self._end
-            return
-        self._places[key] = (self._end, tuple(plain.shape), plain.dtype)
-        self._end += len(data)
+        with self._writing:
+            if key in self._places or self._end + len(data) > self.limit:
+                return
+            try:
+                written = os.pwrite(self._file.fileno(), data, self._end)
+            except OSError:
+                written = 0
+            if written != len(
+                data
+            ):  # the disk is full: the states so far are used, no more are added
+                self.limit = self._end
+                return
+            self._places[key] = (self._end, tuple(plain.shape), plain.dtype)
+            self._end += len(data)

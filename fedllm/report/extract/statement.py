@@ -62,7 +62,7 @@ class FigureItem(_Part):
     note: Text = ""
 
     def figure(self) -> Figure:
-        """Return it as the report has figures."""
+        """Return the statement as a figure of the report."""
         return Figure(
             self.accountant, _number(self.epsilon), self.bound, _number(self.mu), self.note
         )

@@ -149,7 +149,7 @@ def accountants_part(relation: Relation) -> list[dict[str, Any]]:
 
 
 def page_values(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the markup shows next to the report's content."""
+    """Return values for the markup beyond the report's content."""
     rows = _rows(content)
     settings = content["settings"] or {}
     return {

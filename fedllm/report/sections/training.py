@@ -106,7 +106,7 @@ def metric_rows(evaluation: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def page_values(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the markup shows next to the summary: final values, and metrics with a column."""
+    """Return values for the markup beyond the summary: final values, and metrics with a column."""
     return {
         "final": {where: metric_rows(found) for where, found in summary["final"].items()},
         "metrics": [

@@ -153,7 +153,7 @@ class SiloExtension(PlannedBeside):
     # -- tasks -----------------------------------------------------------------------------------
 
     def brings(self, kind: str) -> TaskForm:
-        """Return what a task of this kind brings for this extension. What no extension expects is refused."""
+        """Return the extras of a task of this kind for this extension; a task with any other extra is refused."""
         return TaskForm()
 
     def check(self, task: SiloTask) -> None:
@@ -174,22 +174,22 @@ class SiloExtension(PlannedBeside):
         return work
 
     def releases(self, task: SiloTask, account: SiloAccount) -> Mapping[str, Make]:
-        """Return what is released beside the update, by record of the reply: each makes tensors by name.
+        """Return further releases, by record of the reply: each makes tensors by name.
 
         Its streams are those of the round: a purpose must be one that nothing else in the round uses.
         """
         return {}
 
     def reply(self, task: SiloTask, result: LocalResult) -> Answer:
-        """Return what goes along with the update: public, or part of what the mechanism released."""
+        """Return additions to the reply: public, or part of the mechanism's release."""
         return Answer()
 
     # -- other tasks -----------------------------------------------------------------------------
 
     def requests(self) -> Mapping[str, Respond]:
-        """Return what answers each other kind of task: ``evaluate``, or ``query.`` and a name."""
+        """Return the handler of each other kind of task: ``evaluate``, or ``query.`` and a name."""
         return {}
 
     def deliveries(self) -> Mapping[str, Delivery]:
-        """Return what is kept, by kind of message (:data:`fedllm.messages.SEND` and a name)."""
+        """Return the deliveries to keep, by kind of message (:data:`fedllm.messages.SEND` and a name)."""
         return {}

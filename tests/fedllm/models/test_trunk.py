@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -139,6 +140,28 @@ def test_a_damaged_file_is_computed_anew() -> None:
     assert store.get(b"b") is None
     store.put(b"b", torch.zeros(2, 4))
     assert store.get(b"a") is not None
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, DiskStore])
+def test_threads_get_the_states_of_their_own_example(kind: Any) -> None:
+    """The states of another example would give it this one's place in the gradient."""
+    store, wrong = kind(1 << 24), []
+
+    def work(first: int) -> None:
+        for turn in range(200):
+            for number in range(first, first + 8):
+                store.put(b"%d" % number, torch.full((64, 16), float(number)))
+                found = store.get(b"%d" % number)
+                if found is None or not bool((found == number).all()):
+                    wrong.append((turn, number))
+
+    threads = [threading.Thread(target=work, args=(8 * n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert store.used == 32 * 64 * 16 * 4
 
 
 @pytest.mark.parametrize("kind", [MemoryStore, DiskStore])

@@ -60,6 +60,14 @@ MUTATIONS = (
         ),
     ),
     Mutation(
+        "states-read-where-another-thread-looked",
+        "fedllm/models/trunk/store.py",
+        "        data = bytearray(os.pread(self._file.fileno(), size, start))\n",
+        "        self._file.seek(start)\n        data = bytearray(self._file.read(size))\n",
+        "An example gets the states of another one, which a second thread reads at that moment.",
+        (f"{_TRUNK}::test_threads_get_the_states_of_their_own_example",),
+    ),
+    Mutation(
         "trunk-not-compared",
         "fedllm/tasks/reuse.py",
         "    if off <= allowed:\n",
