@@ -115,7 +115,7 @@ class Limits(Section):
         description="Maximum number of tokens of a micro-batch; it replaces a larger value of an experiment.",
     )
     parameters: PositiveInt = Field(
-        20_000_000, description="Maximum number of trained parameters, prefix and head together."
+        20_000_000, description="Maximum number of parameters of adapter and head together."
     )
     max_batch: PositiveInt = Field(
         4096,

@@ -190,11 +190,11 @@ class GlobalModel:
             self.average[name] = decay * self.average[name] + (1 - decay) * value
 
     def keep_layers(self, settings: Settings, layers: Sequence[int], kept: Sequence[int]) -> None:
-        """Cut each coordinate that belongs to a layer without a prefix.
+        """Cut each coordinate that belongs to a layer that leaves the adapter.
 
         Args:
             settings: with the kept layers.
-            layers: those that carry a prefix so far.
+            layers: those of the adapter so far.
             kept: those that go on with it.
         """
         self.settings = settings

@@ -116,16 +116,16 @@ class RunState:
         return ArrayRecord(dict(found))
 
     def use_layers(self, settings: Settings, layers: Sequence[int], tunable: Tunable) -> None:
-        """Continue with the layers of ``settings.prefix`` alone, and cut what is kept of each coordinate.
+        """Continue with the layers of ``settings.adapter_layers`` alone, and cut what is kept of each coordinate.
 
         Args:
             settings: with the kept layers.
-            layers: those that carry a prefix so far.
+            layers: those of the adapter so far.
             tunable: the model with the kept layers.
         """
         kept = settings.adapter_layers
         if kept == "all":
-            raise ValueError("Expected the kept layers in prefix.layers, got all")
+            raise ValueError("Expected the kept layers in the settings, got all")
         self.settings, self.tunable = settings, tunable
         self.model.keep_layers(settings, layers, kept)
         for extension in self.extensions:

@@ -174,7 +174,7 @@ def describe_layers(record: Mapping[str, Any]) -> str:
     if record["kept"] is None:
         return f"measuring the sharpness without each of the layers {of} ({record['form']})"
     kept = ", ".join(map(str, record["kept"]))
-    return f"layers {kept} keep their prefix, of {of} ({record['form']})"
+    return f"layers {kept} stay in the adapter, of {of} ({record['form']})"
 
 
 def describe(record: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ def settings_digest(settings: Settings) -> str:
         "public": True,  # the server's
     }
     if not settings.layers.asks_silos:
-        # Of a choice by public text a silo sees prefix.layers alone. Scores of the silos' own are in
+        # Of a choice by public text a silo sees the layers of the adapter alone. Scores of the silos' own are in
         # the plan that the noise is calibrated for.
         without["layers"] = True
     plain = settings.model_dump(mode="json", exclude=without)

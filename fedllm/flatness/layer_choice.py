@@ -1,4 +1,4 @@
-"""From the layers' scores to the layers that keep their prefix, and what that changes elsewhere.
+"""From the layers' scores to the layers that stay in the adapter, and the changes elsewhere.
 
 Guarantee: everything here is post-processing of what was released, or of public text.
 
@@ -30,7 +30,7 @@ _PREFIX = "prefix"
 class Step(Section):
     """One measurement, as it was released, and what it dropped."""
 
-    candidates: tuple[int, ...] = Field(description="Layers with a prefix before, ascending.")
+    candidates: tuple[int, ...] = Field(description="Layers of the adapter before, ascending.")
     scores: dict[str, tuple[float, ...]] = Field(description="By silo, or of the public text.")
     sampling_rates: dict[str, float] = Field(
         description="In training, of the silos that were asked."

@@ -28,7 +28,7 @@ class AwpSettings(Section):
     )
     gamma: PositiveFloat = Field(
         0.002,
-        description="Norm of a layer's perturbation, relative to the norm of that layer's prefix. Phrase-initialised "
+        description="Norm of a layer's perturbation, relative to the norm of that layer's part of the adapter. Phrase-initialised "
         "prefixes are large; `per-example` fails on them from 0.01.",
     )
     rounds: PositiveInt | None = Field(
@@ -47,7 +47,7 @@ class LayersSettings(Section):
         "scores of each silo (an event in the ledger). `private-top-k`: a noisy choice of layers by each silo. "
         "`paper`: the silos' raw scores; this has no guarantee.",
     )
-    keep: PositiveInt = Field(3, description="Number of layers that keep their prefix.")
+    keep: PositiveInt = Field(3, description="Number of layers that stay in the adapter.")
     measure: Literal["ascent", "example-ascent", "random"] = Field(
         "ascent",
         description="Sharpness measure. `ascent`: one ascent step along the gradient of the mean loss (in the private "

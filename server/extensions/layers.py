@@ -1,4 +1,4 @@
-"""The choice of the layers that keep their prefix: before the first round, or after warm-up rounds.
+"""The choice of the layers that stay in the adapter: before the first round, or after warm-up rounds.
 
 Guarantee: a silo's scores carry its own noise, and their event is in its ledger before
 (:mod:`fedllm.flatness.layer_release`). What the server does with them, and with public text, is
@@ -10,7 +10,7 @@ shape: a run that is resumed reads it there, asks no silo again, and cuts what i
 
 Before any training (``layers.after = 0``) the scores are those at a public point with an ordinary random
 head (:func:`fedllm.training.statistics.statistics_point`): with a head of zeros the loss of an encoder
-would not depend on the prefix at all.
+would not depend on the adapter at all.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class LayerChoice(RoundExtension):
         changed = choice.settings(settings)
         run.use_layers(changed, choice.layers, shared_tunable(changed))
         if run.finished_rounds == 0:
-            # The very run that has these prefix.layers from the start. Its scores count after restoring.
+            # The very run that has these layers from the start. Its scores count after restoring.
             run.model.start_from(initial_params(run.tunable, changed))
         else:
             self._count(choice)

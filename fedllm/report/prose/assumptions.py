@@ -195,6 +195,11 @@ def _side_channels(settings: Settings) -> Item:
             "an example that raises is computed a second time. Otherwise each step computes the same shapes "
             "(client.max_batch), whatever it draws."
         )
+    if settings.model.reuse != "off":
+        text += (
+            f" With model.reuse={settings.model.reuse} a step is also shorter for examples that were drawn before. The "
+            "amplification by sampling assumes that nobody learns which examples a step draws."
+        )
     return "Time and size of replies", text
 
 

@@ -20,7 +20,7 @@ PURPOSE = "layer-scores"
 class LayerStepPart(Part):
     """One measurement of the layers' sharpness."""
 
-    candidates: list[int] = Field(description="Layers with a prefix before it.")
+    candidates: list[int] = Field(description="Layers of the adapter before it.")
     mean: list[Real] = Field(description="Score of each, as released: the mean over the silos.")
     noise_std: Real = Field(description="Of the privacy noise in each mean score.")
     dropped: list[int]
@@ -41,7 +41,7 @@ class LayerMuPart(Part):
 
 
 class LayersPart(Part):
-    """The choice of the layers that keep their prefix. Null: not known, or not yet chosen."""
+    """The choice of the layers that stay in the adapter. Null: not known, or not yet chosen."""
 
     form: Literal["public", "private", "private-top-k", "paper"]
     measure: Literal["ascent", "example-ascent", "random"]
@@ -125,8 +125,8 @@ MARKUP = """\
 {% if report.layers %}
 {% set choice = report.layers %}
 <h2>Layers</h2>
-<p>{% if choice.kept is none %}The layers that keep their prefix are not chosen yet{% else %}Of the layers {{ choice.layers | join(", ") }} only <strong>{{ choice.kept | join(", ") }}</strong> keep their prefix, since round {{ choice.round }}{% endif %}:
-a layer is kept where the loss without its prefix is sharper (Privacy-Flat, level 2).
+<p>{% if choice.kept is none %}The layers that stay in the adapter are not chosen yet{% else %}Of the layers {{ choice.layers | join(", ") }} only <strong>{{ choice.kept | join(", ") }}</strong> stay in the adapter, since round {{ choice.round }}{% endif %}:
+a layer is kept where the loss without its part of the adapter is sharper (Privacy-Flat, level 2).
 {% if choice.form == "public" %}The scores are of the server's public text, and use no silo's data.
 {% elif choice.form == "private" %}The scores are relative to the mean over the layers, those of the silos, clipped and noisy: they are events of the ledger.
 {% elif choice.form == "private-top-k" %}The scores count the silos' votes, each a noisy choice: they are events of the ledger.
@@ -134,7 +134,7 @@ a layer is kept where the loss without its prefix is sharper (Privacy-Flat, leve
 {% if choice.steps %}
 <div class="scroll" tabindex="0" role="region" aria-label="Scores of the layers">
 <table>
-<caption>Scores ({{ "random directions" if choice.measure == "random" else "one ascent step" }}, radius {{ "%.3g" | format(choice.radius) }}{% if choice.search == "greedy" %}, one layer dropped at a time{% endif %}); the higher, the more the layer's prefix flattens. The margin is from the lowest that was kept to the highest that was dropped: below the noise, the choice is mostly the noise's.</caption>
+<caption>Scores ({{ "random directions" if choice.measure == "random" else "one ascent step" }}, radius {{ "%.3g" | format(choice.radius) }}{% if choice.search == "greedy" %}, one layer dropped at a time{% endif %}); the higher, the more the layer's part of the adapter flattens. The margin is from the lowest that was kept to the highest that was dropped: below the noise, the choice is mostly the noise's.</caption>
 <thead><tr><th scope="col">Step</th>{% for layer in choice.layers %}<th scope="col" class="num">Layer {{ layer }}</th>{% endfor %}<th scope="col" class="num">Noise (std)</th><th scope="col" class="num">Margin</th><th scope="col">Dropped</th></tr></thead>
 <tbody>
 {% for step in choice.steps %}

@@ -45,6 +45,6 @@ def meaning(settings: Settings) -> str:
 MARKUP = """\
 {% if training.perturbation %}
 {% set awp = training.perturbation %}
-<p>Gradients were taken at adversarially perturbed weights{% if awp.rounds %} in the first {{ awp.rounds | number }} {{ "round" if awp.rounds == 1 else "rounds" }}{% endif %} (form <strong>{{ awp.form }}</strong>, gamma {{ "%.4g" | format(awp.gamma) }} of the norm of each prefix layer{{ " and of the head" if awp.head }}). {{ awp.guarantee }}</p>
+<p>Gradients were taken at adversarially perturbed weights{% if awp.rounds %} in the first {{ awp.rounds | number }} {{ "round" if awp.rounds == 1 else "rounds" }}{% endif %} (form <strong>{{ awp.form }}</strong>, gamma {{ "%.4g" | format(awp.gamma) }} of the norm of each layer of the adapter{{ " and of the head" if awp.head }}). {{ awp.guarantee }}</p>
 {% endif %}
 """

@@ -262,6 +262,16 @@ def test_other_mechanisms_are_described(tmp_path: Path) -> None:
     assert rows["train"]["seen_by"] == ["outsider", "server"]
 
 
+def test_kept_states_are_named_among_the_side_channels(tmp_path: Path) -> None:
+    """The amplification by sampling needs a draw that nobody sees."""
+    for reuse, named in (("off", False), ("memory", True)):
+        folder = tmp_path / reuse
+        folder.mkdir()
+        run = trained(new_run(folder, model={"reuse": reuse}))
+        texts = [item["text"] for item in build(run)["not_covered"] + build(run)["assumptions"]]
+        assert any("shorter for examples that were drawn before" in text for text in texts) == named
+
+
 def test_before_the_first_round(tmp_path: Path) -> None:
     found = page(new_run(tmp_path))
     assert found.words[0].startswith("NOTHING RELEASED YET")
