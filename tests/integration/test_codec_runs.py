@@ -387,14 +387,22 @@ def test_a_codec_that_was_fitted_to_noise_says_so(
     in_process: Federate,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """Noise alone passes for statistics once in a hundred runs: three seeds that all do are one in a million."""
     changes = CLIENT | LINEAR | {"codec.statistics_noise": noise, "privacy.noise_by": by}
-    run = start_run("noisy", **changes, **{"server.rounds": 1, "privacy.epsilon": 1e6})
-    assert in_process(run) == "finished", run.state()["message"]
-    chance = run.read_json("report.json")["encoding"]["prior_chance_of_noise"]
-    assert (chance > 0.01) == hidden
-    assert ("fitted to noise" in caplog.text) == hidden
-    page = (run.path / "report.html").read_text()
-    assert ("the codec was fitted to noise" in page) == hidden
+    changes |= {"server.rounds": 1, "privacy.epsilon": 1e6}
+    verdicts = []
+    for seed in range(3 if hidden else 1):
+        caplog.clear()
+        run = start_run(f"noisy-{seed}", **changes, seed=seed)
+        assert in_process(run) == "finished", run.state()["message"]
+        chance = run.read_json("report.json")["encoding"]["prior_chance_of_noise"]
+        verdicts.append(chance > 0.01)
+        assert ("fitted to noise" in caplog.text) == verdicts[-1]
+        page = (run.path / "report.html").read_text()
+        assert ("the codec was fitted to noise" in page) == verdicts[-1]
+        if verdicts[-1] == hidden:
+            break
+    assert verdicts[-1] == hidden, verdicts
 
 
 def test_statistics_without_a_row_take_the_guarantee_away(
