@@ -23,8 +23,8 @@ from fedllm import __version__
 from fedllm import messages as names
 from fedllm.data.silos import Silo, load_federation, load_silo_file, with_columns
 from fedllm.files.private import note
-from fedllm.models.backbone import resolve_device
 from fedllm.models.embedded import ModelError
+from fedllm.models.loading.placement import resolve_device
 from fedllm.models.memory import limit_device
 from fedllm.run.folder import RunFolder, ledger_of
 from fedllm.settings.experiment import Settings

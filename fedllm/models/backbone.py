@@ -4,55 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.utils import cached_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from fedllm.data.shapes import ROW_MULTIPLE
 from fedllm.kept import Kept
 from fedllm.models import attention
-from fedllm.models.embedded import (
-    EMBEDDED_NAMES,
-    ModelError,
-    convert_gguf,
-    embedded_file,
-    quiet_loading,
-)
+from fedllm.models.loading.placement import resolve_device, resolve_dtype
+from fedllm.models.loading.source import open_model
+from fedllm.models.loading.vocabulary import fix_vocabulary_rows, max_positions, set_pad_token
 from fedllm.models.memory import require_room_for_weights
-from fedllm.models.parts.text_model import Kind, check_kind, kind_of
-from fedllm.models.parts.weight_files import (
-    require_no_pointers,
-    require_whole_files,
-    weight_files,
-)
+from fedllm.models.model_error import ModelError
+from fedllm.models.parts.text_model import Kind
 from fedllm.models.precision import allows_onednn
 from fedllm.models.rotary import separate_tables
-from fedllm.models.weights import is_exact, load_weights, loaded_digest, stored_dtype
+from fedllm.models.weights import is_exact, loaded_digest, stored_dtype
 
-_DTYPES = {
-    "float32": torch.float32,
-    "fp32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "bf16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp16": torch.float16,
-    "float64": torch.float64,
-}
 # Encoders whose pooling layer is unused here and may be dropped (their forward checks for None).
 _POOLER_OPTIONAL = {"bert", "roberta", "xlm-roberta", "camembert"}
 
@@ -140,7 +112,7 @@ def load_backbone(
     precision = resolve_dtype(dtype, where)
     if kind not in (None, "encoder", "decoder"):
         raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
-    opened = _open(name, kind, revision, gguf_file, cache_dir)
+    opened = open_model(name, kind, revision, gguf_file, cache_dir)
     require_room_for_weights(name, opened.files, precision, where)
     model = opened.load(dtype=precision)
     reload = None
@@ -166,46 +138,10 @@ def load_plain(
     Raises:
         ModelError: the model is not found, not usable here, or quantised.
     """
-    opened = _open(name, kind, revision, gguf_file, None)
+    opened = open_model(name, kind, revision, gguf_file, None)
     if opened.quantised:
         raise ModelError(f"Expected a model whose weights are plain numbers, got model={name!r}")
     return opened.load(dtype=dtype or stored_dtype(opened.files)), opened.tokenizer
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A model whose configuration and tokenizer were read, and whose weights were not."""
-
-    kind: Kind
-    tokenizer: Any
-    files: Sequence[Path]
-    quantised: bool
-    load: Callable[..., PreTrainedModel]
-
-
-def _open(
-    name: str,
-    kind: Kind | None,
-    revision: str | None,
-    gguf_file: str | None,
-    cache_dir: str | Path | None,
-) -> _Opened:
-    source = _source(name, gguf_file, revision, cache_dir)
-    options: dict[str, Any] = {"trust_remote_code": False}
-    options |= {} if revision is None else {"revision": revision}
-    if Path(source).is_dir():
-        require_no_pointers(name, Path(source))
-    with quiet_loading():
-        config = _from_hub(name, AutoConfig, source, options)
-        kind = kind or kind_of(config)
-        check_kind(name, config, kind)
-        tokenizer = _from_hub(name, AutoTokenizer, source, options)
-        files = weight_files(source, revision)
-        require_whole_files(name, files)
-    loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
-    quantised = getattr(config, "quantization_config", None) is not None
-    load = partial(_weights, name, loader, source, options, config=config)
-    return _Opened(kind, tokenizer, files, quantised, load)
 
 
 def make_backbone(
@@ -242,9 +178,9 @@ def make_backbone(
             f"Expected attention in both directions in an encoder, got causal attention in model={name!r} "
             f"({type(model).__name__})"
         )
-    _set_pad_token(name, tokenizer, model)
+    set_pad_token(name, tokenizer, model)
     if kind == "decoder":
-        _fix_vocabulary_rows(model.get_output_embeddings())
+        fix_vocabulary_rows(model.get_output_embeddings())
     return Backbone(
         model=model,
         tokenizer=tokenizer,
@@ -257,35 +193,8 @@ def make_backbone(
         dtype=model.dtype,
         device=model.device,
         reload=reload,
-        max_positions=_max_positions(model),
+        max_positions=max_positions(model),
     )
-
-
-def _fix_vocabulary_rows(layer: torch.nn.Module) -> None:
-    """Let the vocabulary layer see a contiguous matrix with a multiple of ``ROW_MULTIPLE`` rows.
-
-    Contiguous: ``logits_to_keep`` passes a strided slice, for which torch takes a batched product that, in
-    bfloat16 on the CPU, copies the whole vocabulary matrix per example. A multiple: so that an example's
-    logits do not depend on the number of examples (see :mod:`fedllm.data.shapes`).
-    """
-    layer.register_forward_pre_hook(_even_rows)
-    layer.register_forward_hook(_own_rows)
-
-
-def _even_rows(module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> Any:
-    hidden = args[0]
-    flat = hidden.reshape(-1, hidden.shape[-1])
-    missing = -flat.shape[0] % ROW_MULTIPLE
-    if missing:
-        flat = torch.nn.functional.pad(flat, (0, 0, 0, missing))
-    flat = flat.contiguous()
-    flat.own_shape = hidden.shape[:-1]  # type: ignore[attr-defined]  # for _own_rows, which gets this tensor
-    return (flat, *args[1:])
-
-
-def _own_rows(module: torch.nn.Module, args: tuple[torch.Tensor, ...], output: Any) -> Any:
-    own: torch.Size = args[0].own_shape  # type: ignore[attr-defined]
-    return output[: own.numel()].reshape(*own, output.shape[-1])
 
 
 MOST_MODELS = 2
@@ -307,128 +216,3 @@ def still_kept(backbone: object) -> bool:
 def was_given_up(backbone: object) -> bool:
     """Return True if a backbone of :func:`shared_backbone` is no longer kept for others."""
     return isinstance(backbone, Backbone) and not _shared.holds(backbone)
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Return the torch device meant by ``device`` ("auto": cuda, else mps, else cpu)."""
-    if device != "auto":
-        try:
-            found = torch.device(device)
-        except RuntimeError as error:
-            raise ValueError(f"Expected 'auto' or a torch device, got device={device!r}") from error
-        if found.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"Expected an available device, got device={device!r} without CUDA")
-        if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"Expected an available device, got device={device!r} with {torch.cuda.device_count()} GPUs"
-            )
-        return found
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the torch dtype meant by ``dtype`` on ``device``."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    if dtype not in _DTYPES:
-        raise ValueError(
-            f"Expected dtype to be one of auto, {', '.join(_DTYPES)}, got dtype={dtype!r}"
-        )
-    return _DTYPES[dtype]
-
-
-def _source(
-    name: str, gguf_file: str | None, revision: str | None, cache_dir: str | Path | None
-) -> str:
-    """Return the argument for from_pretrained."""
-    if name == "minilm":
-        return str(embedded_file(name).parent)
-    if name == "smollm2":
-        return str(convert_gguf(embedded_file(name), cache_dir)[0])
-    path = Path(name).expanduser()
-    if gguf_file is not None:
-        if path.is_dir():
-            path = path / gguf_file
-        else:
-            with _hub_errors(name):
-                path = Path(cast(str, cached_file(name, gguf_file, revision=revision)))
-    if path.suffix == ".gguf":
-        return str(convert_gguf(path, cache_dir)[0])
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"Expected a config.json in the model folder, got model={name!r}")
-        return str(path)
-    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"Expected a model folder or a .gguf file, got model={name!r}")
-    return name
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    """Turn errors of transformers and the hub into one error that names the setting."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"Expected a model that transformers knows, got model={name!r}, which needs Python code of its own "
-                "(auto_map in config.json); code of a model is never run here"
-            ) from error
-        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(
-            f"Expected model to be a hub id, a model folder, a .gguf file or one of "
-            f"{', '.join(EMBEDDED_NAMES)}, got model={name!r}, which could not be loaded"
-            f"{' (HF_HUB_OFFLINE is set)' if offline else ''}: {reason}"
-        ) from error
-
-
-def _from_hub(name: str, auto: Any, source: str, options: dict[str, Any]) -> Any:
-    with _hub_errors(name):
-        return auto.from_pretrained(source, **options)
-
-
-def _weights(
-    name: str, loader: Any, source: str, options: dict[str, Any], **more: Any
-) -> PreTrainedModel:
-    with _hub_errors(name), quiet_loading():
-        return load_weights(name, loader, source, **options, **more)
-
-
-def _set_pad_token(name: str, tokenizer: Any, model: PreTrainedModel) -> None:
-    """Set a pad token: padding is masked, so any existing token serves; no embedding is resized.
-
-    A padding token that the model has no embedding for is replaced.
-    """
-    size = int(model.get_input_embeddings().weight.shape[0])
-    ids = {"pad": tokenizer.pad_token_id, "eos": tokenizer.eos_token_id}
-    ids |= {"unk": tokenizer.unk_token_id, "bos": tokenizer.bos_token_id}
-    found = next((token for token, id_ in ids.items() if id_ is not None and id_ < size), None)
-    if found is None:
-        raise ModelError(
-            f"Expected a pad, eos, unk or bos token among the {size} embeddings, got none in model={name!r} "
-            f"(token ids: {ids})"
-        )
-    if found != "pad":
-        tokenizer.pad_token = getattr(tokenizer, f"{found}_token")
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
-
-
-def _max_positions(model: PreTrainedModel) -> int | None:
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if found is None:
-        return None
-    for name, module in model.named_modules():
-        start = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and start is not None:
-            return int(found) - start - 1  # positions start after the padding's
-    return int(found)

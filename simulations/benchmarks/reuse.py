@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from fedllm.data.batches import Feature
-from fedllm.models.backbone import Backbone, load_backbone, resolve_device
+from fedllm.models.backbone import Backbone, load_backbone
+from fedllm.models.loading.placement import resolve_device
 from fedllm.settings.experiment import Settings
 from fedllm.training.gradients import clipped_gradient_sum
 from fedllm.training.tunable import Tunable, initial_params, make_tunable

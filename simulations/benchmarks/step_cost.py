@@ -33,7 +33,7 @@ from typing import Any
 
 import torch
 
-from fedllm.models.backbone import resolve_device
+from fedllm.models.loading.placement import resolve_device
 from simulations.benchmarks import baseline as assembly
 from simulations.benchmarks.steps import BASELINE, MAKERS, Bench
 from simulations.benchmarks.support import timing

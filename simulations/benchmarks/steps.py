@@ -20,7 +20,8 @@ from fedllm.flatness.distillation import Distillation
 from fedllm.flatness.duplicate import duplicate_update
 from fedllm.flatness.public_teacher import PublicTraining, public_teacher
 from fedllm.flatness.teacher import EmaTeacher
-from fedllm.models.backbone import load_backbone, resolve_device, resolve_dtype
+from fedllm.models.backbone import load_backbone
+from fedllm.models.loading.placement import resolve_device, resolve_dtype
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import TeacherSettings
 from fedllm.training.black_box.directions import Directions, DirectionsPlan

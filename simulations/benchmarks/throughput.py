@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from fedllm.data.batches import Feature
-from fedllm.models.backbone import load_backbone, resolve_device, resolve_dtype
+from fedllm.models.backbone import load_backbone
+from fedllm.models.loading.placement import resolve_device, resolve_dtype
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.steps import LocalWork

@@ -38,7 +38,7 @@ from fedllm.codec import Codec, CodecSettings, Prior, make_codec
 from fedllm.codec.base import compressed_dimension
 from fedllm.codec.prior import prior_from_gradients, prior_from_releases
 from fedllm.codec.statistics import Kind, Statistics
-from fedllm.models.backbone import resolve_device
+from fedllm.models.loading.placement import resolve_device
 from privacy.randomness import RandomSource, generator
 from simulations.benchmarks.codec.gradients import (
     Gradients,

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fedllm.models import memory as device_memory
-from fedllm.models.backbone import load_backbone, resolve_device
+from fedllm.models.backbone import load_backbone
+from fedllm.models.loading.placement import resolve_device
 from fedllm.models.memory import (
     DeviceMemoryError,
     free_bytes,

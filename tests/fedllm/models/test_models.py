@@ -28,15 +28,10 @@ from transformers import (
 from fedllm.data.batches import Feature, collate
 from fedllm.models import embedded
 from fedllm.models.attention import prefix_scope
-from fedllm.models.backbone import (
-    kind_of,
-    load_backbone,
-    make_backbone,
-    resolve_device,
-    resolve_dtype,
-    shared_backbone,
-)
+from fedllm.models.backbone import load_backbone, make_backbone, shared_backbone
 from fedllm.models.embedded import ModelError, cache_folder, convert_gguf, embedded_file
+from fedllm.models.loading.placement import resolve_device, resolve_dtype
+from fedllm.models.parts.text_model import kind_of
 from fedllm.models.prefix import PrefixSpec, init_from_phrase
 
 has_minilm = pytest.mark.skipif(

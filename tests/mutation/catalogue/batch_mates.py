@@ -68,7 +68,7 @@ MUTATIONS = (
     ),
     Mutation(
         "vocabulary-rows-uneven",
-        "fedllm/models/backbone.py",
+        "fedllm/models/loading/vocabulary.py",
         "missing = -flat.shape[0] % ROW_MULTIPLE",
         "missing = 0",
         "The number of batch mates decides the rounding of a decoder's answers.",

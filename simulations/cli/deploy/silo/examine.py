@@ -21,8 +21,9 @@ from client.config import SiloConfig, load_silo
 from client.executor.approval import read_approved
 from client.node import configured_silo
 from fedllm import __version__
-from fedllm.models.backbone import load_backbone, resolve_device
+from fedllm.models.backbone import load_backbone
 from fedllm.models.embedded import EMBEDDED_NAMES
+from fedllm.models.loading.placement import resolve_device
 from fedllm.models.memory import free_bytes
 from fedllm.report.plan_figures import SO_FAR, plan_epsilons, plans_text
 from fedllm.settings.io import parse_settings
