@@ -15,8 +15,8 @@ Method: Li and Liang, "Prefix-Tuning" (2021); with keys and values in every laye
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -342,3 +342,27 @@ def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[No
         yield
     finally:
         here.padding = before
+
+
+def captured_attention(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Return what opens a scope with the prefix, the padding and the count of calls as they are now, in whatever
+    thread and scope it is called."""
+    slot: PrefixSlot | None = getattr(model, _SLOT, None)
+    if slot is None:
+        return nullcontext
+    here = slot.here  # of this thread; in another one the same slot has another state
+    active = here.stack[-1] if here.stack else None
+    padding, calls = here.padding, here.calls
+
+    @contextmanager
+    def scope() -> Iterator[None]:
+        before = here.padding, here.calls
+        here.stack.append(active)
+        here.padding, here.calls = padding, calls
+        try:
+            yield
+        finally:
+            here.stack.pop()
+            here.padding, here.calls = before
+
+    return scope

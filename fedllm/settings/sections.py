@@ -45,6 +45,11 @@ class ModelSettings(Section):
         description="Number format of the states that are kept: the model's own (the result is the same bits), or one "
         "of half the size.",
     )
+    checkpointing: bool = Field(
+        False,
+        description="Keep what enters each layer alone, and compute the layer again in the backward pass. The gradients are "
+        "the same; a step needs less memory and about a third more time.",
+    )
     revision: str | None = Field(
         None, description="Revision on the Hugging Face hub; empty: the default branch."
     )

@@ -16,6 +16,7 @@ from fedllm.data.formats.records import DataError
 from fedllm.data.shapes import Shapes, bucket_length, micro_batches, shapes_for
 from fedllm.models.attention import padding_scope
 from fedllm.models.backbone import Backbone
+from fedllm.models.footprint.recompute import recomputed
 from fedllm.models.rotary import reset_rotary, rotary_limit
 from fedllm.models.trunk.reuse import Trunk
 from fedllm.settings.sections import TaskSettings
@@ -41,6 +42,8 @@ class Task(ABC):
         """One shape for all micro-batches (:mod:`fedllm.training.batch.fixed_shape`); None: buckets of the device."""
         self.trunk: Trunk | None = None
         """The states of examples that are kept below the lowest trained layer; None computes them each time."""
+        self.checkpointing = False
+        """Whether a pass with gradients keeps what enters the layers alone (:mod:`fedllm.models.footprint.recompute`)."""
 
     @abstractmethod
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:
@@ -87,7 +90,8 @@ class Task(ABC):
         model = self.backbone.model
         reset_rotary(model)
         kept = nullcontext() if self.trunk is None else self.trunk.scope(batch, self._whole)
-        with padding_scope(model, batch.attention_mask), kept:
+        again = recomputed(model) if self.checkpointing else nullcontext()
+        with padding_scope(model, batch.attention_mask), kept, again:
             return model(**batch.model_inputs(), **options)
 
     def _whole(self, batch: Batch) -> Any:

@@ -19,6 +19,7 @@ from fedllm.models.adapters.factory import initial_tensors, make_adapter
 from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
 from fedllm.models.backbone import Backbone, shared_backbone, still_kept, was_given_up
 from fedllm.models.endpoint import CompletionEndpoint, endpoint_url
+from fedllm.models.footprint import recompute
 from fedllm.models.generation import generate
 from fedllm.models.precision import require_full_precision
 from fedllm.models.prefix import PrefixSpec
@@ -230,6 +231,9 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"prefix.layers={settings.prefix.layers}"
         )
     check_positions(settings, backbone, task, adapter.positions)
+    if settings.model.checkpointing:
+        recompute.install(backbone.model)
+        task.checkpointing = True
     task.trunk = make_trunk(settings.model, task, adapter.first_layer(backbone.n_layers))
     return Tunable(backbone, task, adapter)
 

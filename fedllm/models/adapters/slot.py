@@ -7,8 +7,8 @@ do not mix, scopes nest. Without an open scope the model computes as before.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -85,6 +85,15 @@ def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
         yield
     finally:
         slot.stack.pop()
+
+
+def captured_changes(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Return what opens a scope with the changes that are active now, in whatever thread and scope it is called."""
+    slot: AdapterSlot | None = getattr(model, _SLOT, None)
+    if slot is None:
+        return nullcontext
+    changes = slot.stack[-1] if slot.stack else {}
+    return lambda: changed(model, changes)
 
 
 def _install(model: nn.Module, names: Mapping[str, Change]) -> AdapterSlot:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fedllm.models.adapters.targets import stack_of
+from fedllm.models.footprint import recompute
 
 _SLOT = "_fedllm_trunk_slot"
 _LOCK = threading.Lock()
@@ -126,6 +127,7 @@ def install(model: nn.Module) -> int:
     Raises:
         ValueError: it has no list of layers.
     """
+    recompute.install(model)  # within: a layer that is left out is not computed again either
     with _LOCK:
         slot: _Slot | None = getattr(model, _SLOT, None)
         if slot is None:

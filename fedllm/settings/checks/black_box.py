@@ -38,6 +38,11 @@ def check_zeroth_order(settings: SettingsTree) -> None:
         _check_endpoint(settings)
     if settings.model.access == "white-box":
         return
+    if settings.model.checkpointing:
+        raise ValueError(
+            "Expected model.checkpointing=false for model.access=black-box (no gradient is taken), got "
+            "model.checkpointing=true"
+        )
     privacy, server = settings.privacy, settings.server
     if settings.codec.active:
         raise ValueError(

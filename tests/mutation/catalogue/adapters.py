@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _ADAPTERS = "tests/fedllm/models/test_adapters.py"
+_RECOMPUTE = "tests/fedllm/models/test_recompute.py"
 _TRUNK = "tests/fedllm/models/test_trunk.py"
 _ROWS = f"{_ADAPTERS}::test_each_row_is_the_gradient_of_one_example_by_ordinary_autograd"
 
@@ -74,5 +75,21 @@ MUTATIONS = (
         "    if True:\n",
         "A model whose layers read more than the states below them trains on wrong gradients.",
         (f"{_TRUNK}::test_a_model_that_is_no_plain_chain_is_computed_as_a_whole",),
+    ),
+    Mutation(
+        "computed-again-with-what-is-active-then",
+        "fedllm/models/footprint/recompute.py",
+        "        again = [captured_changes(self.model), captured_attention(self.model)]\n",
+        "        again: list[Any] = []\n",
+        "A layer is computed again without the adapter, or with the copies of other examples.",
+        (f"{_RECOMPUTE}::test_a_layer_is_computed_again_with_what_was_active_the_first_time",),
+    ),
+    Mutation(
+        "recomputation-outside-of-the-trunk",
+        "fedllm/models/trunk/skip.py",
+        "    recompute.install(model)  #",
+        "    pass  #",
+        "A layer whose states are kept is computed again from states that it was not given.",
+        (f"{_RECOMPUTE}::test_it_lies_within_what_leaves_layers_out_whatever_was_installed_first",),
     ),
 )

@@ -1,0 +1,1 @@
+"""Less memory for a frozen model: layers computed again, quantised weights, more than one device."""
