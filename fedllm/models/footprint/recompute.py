@@ -10,8 +10,8 @@ Method: Chen et al. 2016, arXiv 1604.06174; each layer of the list is a segment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -51,6 +51,23 @@ class _Slot:
         self.__init__()  # type: ignore[misc]
 
 
+class _AsBefore:
+    """Opens the captured scopes; once for each computation: second derivatives take several."""
+
+    def __init__(self, captured: Sequence[Callable[[], AbstractContextManager[None]]]) -> None:
+        self.captured = captured
+        self.open: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        with ExitStack() as stack:
+            for scope in self.captured:
+                stack.enter_context(scope())
+            self.open.append(stack.pop_all())
+
+    def __exit__(self, *error: Any) -> None:
+        self.open.pop().__exit__(*error)
+
+
 class _Call:
     """In the place of one layer's forward."""
 
@@ -61,20 +78,12 @@ class _Call:
         if not (self.slot.active and torch.is_grad_enabled()):
             return self.forward(*args, **options)
         again = [captured_changes(self.model), captured_attention(self.model)]
-
-        @contextmanager
-        def as_before() -> Iterator[None]:
-            with ExitStack() as stack:
-                for scope in again:
-                    stack.enter_context(scope())
-                yield
-
         return checkpoint(
             self.forward,
             *args,
             use_reentrant=False,
             preserve_rng_state=False,  # nothing is drawn: the model is frozen and in eval mode
-            context_fn=lambda: (nullcontext(), as_before()),
+            context_fn=lambda: (nullcontext(), _AsBefore(again)),
             **options,
         )
 
