@@ -345,7 +345,7 @@ def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[No
 
 
 def captured_attention(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
-    """Return what opens a scope with the prefix, the padding and the count of calls as they are now, in whatever
+    """Return a function that opens a scope with the prefix, the padding and the count of calls of now, in whatever
     thread and scope it is called."""
     slot: PrefixSlot | None = getattr(model, _SLOT, None)
     if slot is None:

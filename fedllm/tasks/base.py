@@ -43,7 +43,7 @@ class Task(ABC):
         self.trunk: Trunk | None = None
         """The states of examples that are kept below the lowest trained layer; None computes them each time."""
         self.checkpointing = False
-        """Whether a pass with gradients keeps what enters the layers alone (:mod:`fedllm.models.footprint.recompute`)."""
+        """True: a pass with gradients keeps the layers' inputs alone (:mod:`fedllm.models.footprint.recompute`)."""
 
     @abstractmethod
     def features(self, records: Sequence[Mapping[str, Any]]) -> list[Feature]:

@@ -88,7 +88,7 @@ def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
 
 
 def captured_changes(model: nn.Module) -> Callable[[], AbstractContextManager[None]]:
-    """Return what opens a scope with the changes that are active now, in whatever thread and scope it is called."""
+    """Return a function that opens a scope with the changes active now, in whatever thread and scope it is called."""
     slot: AdapterSlot | None = getattr(model, _SLOT, None)
     if slot is None:
         return nullcontext

@@ -27,7 +27,7 @@ _LOCK = threading.Lock()
 
 
 class _Slot:
-    """Whether this thread's passes keep the layers' inputs alone."""
+    """State of each thread: True where its passes keep the layers' inputs alone."""
 
     def __init__(self) -> None:
         self._local = threading.local()
