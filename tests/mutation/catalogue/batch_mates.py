@@ -37,8 +37,8 @@ MUTATIONS = (
     Mutation(
         "padding-enters-attention",
         "fedllm/tasks/base.py",
-        "        with padding_scope(model, batch.attention_mask), kept:\n",
-        "        with padding_scope(model, torch.ones_like(batch.attention_mask)), kept:\n",
+        "        with padding_scope(model, batch.attention_mask), kept, again:\n",
+        "        with padding_scope(model, torch.ones_like(batch.attention_mask)), kept, again:\n",
         "NaN at padding reaches the tokens by attention.",
         (_PADDING,),
     ),
