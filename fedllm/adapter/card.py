@@ -126,6 +126,8 @@ def _tags(released: Released, contents: Contents) -> list[str]:
         tags.append("lora")
     elif form == "bitfit":
         tags.append("bitfit")
+    elif settings.adapter.whole_weights:
+        tags.append("fine-tuning")
     elif form == "prefix":
         tags.append("prefix-tuning")
     if settings.privacy.mode == "dp":
@@ -153,6 +155,8 @@ def _trained(released: Released) -> str:
         )
     if adapter.form == "bitfit":
         parts.append(f"biases and scales (BitFit) of {_modules(params, 'bitfit')}")
+    if adapter.whole_weights:
+        parts.append(f"changes of the weights of {_modules(params, 'weights')}")
     if settings.endpoint.active:
         parts.append("the weights of prompts and the calibration of label words")
     elif has_head(params):

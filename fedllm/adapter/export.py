@@ -101,6 +101,8 @@ def _why_not_peft(released: Released) -> str:
         return ""
     if form == "bitfit":
         return "PEFT has no form for biases and scales alone; a merged model has them"
+    if settings.adapter.whole_weights:
+        return "PEFT has no form for changes of whole weights; a merged model has them"
     if PREFIX not in params:
         return "PEFT's PREFIX_TUNING holds a prefix, and this model has none"
     if set(params) != {PREFIX}:

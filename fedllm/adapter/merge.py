@@ -108,13 +108,13 @@ def require_mergeable(released: Released) -> None:
         raise ExportError("Expected a model that is here to merge into, got an HTTP endpoint")
     if form == "prefix":
         raise ExportError(
-            "Expected adapter.form=lora (or another of LoRA) or bitfit to merge, got adapter.form=prefix: keys and "
+            "Expected adapter.form=lora (or another of LoRA), bitfit, last-layers or full to merge, got adapter.form=prefix: keys and "
             "values in front of attention are no change of weights; export it without merging, for "
             "fedllm.adapter.predict.Predictor and, with a prefix in all layers of a decoder, for PEFT"
         )
     if form == "head":
         raise ExportError(
-            "Expected adapter.form=lora (or another of LoRA) or bitfit to merge, got adapter.form=head: the base "
+            "Expected adapter.form=lora (or another of LoRA), bitfit, last-layers or full to merge, got adapter.form=head: the base "
             "model was not changed; export without merging writes the head"
         )
 
@@ -135,7 +135,9 @@ def merge(model: PreTrainedModel, adapter: Adapter, params: Mapping[str, Tensor]
     with torch.no_grad():
         for name, change in adapter.weight_changes(params).items():
             weight = own.get(name)
-            if weight is None or _is_tied(model, uses[id(weight)]):
+            places = [] if weight is None else uses[id(weight)]
+            alone = set(places) <= adapter.whole_parameters or not _is_tied(model, places)
+            if weight is None or not alone:
                 raise ExportError(
                     f"Expected a matrix of its own to merge into, got {name}, which is tied"
                 )

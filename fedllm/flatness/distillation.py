@@ -78,7 +78,7 @@ class Distillation:
             with torch.no_grad():
                 theirs, weights = self.tunable.scores(expand_params(teacher, len(part)), part)
             leaves = {name: value.clone().requires_grad_(True) for name, value in params.items()}
-            ours, _ = self.tunable.scores(expand_params(leaves, len(part)), part)
+            ours, _ = self.tunable.scores(self.tunable.expanded(leaves, len(part)), part)
             loss = divergences(ours, theirs, weights, self.temperature).sum() / len(batch)
             grads = torch.autograd.grad(loss, list(leaves.values()))
             total = {n: total[n] + g for n, g in zip(leaves, grads, strict=True)}

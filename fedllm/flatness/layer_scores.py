@@ -35,7 +35,7 @@ from fedllm.flatness.layer_choice import kept_rows
 from fedllm.models.adapters.base import group_of, layer_of
 from fedllm.models.prefix import PREFIX
 from fedllm.settings.experiment import Settings
-from fedllm.tasks.base import Params, expand_params
+from fedllm.tasks.base import Params
 from fedllm.training.batch.contained import Failures, example_rows
 from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
@@ -184,10 +184,16 @@ class _Reduced:
 
     def losses(self, point: Tensor, batch: Batch) -> Tensor:
         """Loss of each example [B] at ``point``: one for all [d], or one an example [B, d]."""
-        given = expand_params(self.params, len(batch))
         sizes = [shape.numel() for shape in self.layout.values()]
-        rows = point.expand(len(batch), -1).split(sizes, dim=1)
-        for (name, shape), piece in zip(self.layout.items(), rows, strict=True):
+        shapes = self.layout.values()
+        if point.dim() == 1:
+            own = {
+                name: piece.reshape(shape)
+                for name, piece, shape in zip(self.layout, point.split(sizes), shapes, strict=True)
+            }
+            return self.tunable.losses(self.tunable.expanded(self.params | own, len(batch)), batch)
+        given = self.tunable.expanded(self.params, len(batch))
+        for name, piece, shape in zip(self.layout, point.split(sizes, dim=1), shapes, strict=True):
             given[name] = piece.reshape(len(batch), *shape)
         return self.tunable.losses(given, batch)
 

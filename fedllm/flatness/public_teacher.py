@@ -23,7 +23,6 @@ from fedllm.data.batches import Feature
 from fedllm.files.durable import write_bytes
 from fedllm.flatness.layer_choice import kept_rows
 from fedllm.settings.experiment import Settings
-from fedllm.tasks.base import expand_params
 from fedllm.training.tunable import Tunable
 from privacy.randomness import generator
 
@@ -181,7 +180,7 @@ def _set_gradient(
         value.grad = torch.zeros_like(value)
     for group in tunable.task.batches(batch, max_tokens):
         part = tunable.task.collate([batch[i] for i in group])
-        loss = tunable.losses(expand_params(weights, len(part)), part).sum() / len(batch)
+        loss = tunable.losses(tunable.expanded(weights, len(part)), part).sum() / len(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         mean += float(loss.detach())
     return mean

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fedllm.settings.section import PositiveFloat, PositiveInt, Section
 
-Form = Literal["prefix", "lora", "ffa-lora", "rolora", "fedsvd", "bitfit", "head"]
+Form = Literal[
+    "prefix", "lora", "ffa-lora", "rolora", "fedsvd", "bitfit", "last-layers", "full", "head"
+]
+TOP = (-1,)
+"""Layers of ``last-layers`` where none are given: fewer coordinates carry less noise."""
 
 
 class AdapterSettings(Section):
@@ -19,8 +23,9 @@ class AdapterSettings(Section):
         description="`prefix`: keys and values in front of the attention layers ([prefix]). `lora`: low-rank changes "
         "of linear maps. `ffa-lora`: LoRA with its first factor fixed, so that means over silos are exact. `rolora`: "
         "LoRA that trains one factor a round, in turn. `fedsvd`: `ffa-lora` whose factors the server rewrites by a "
-        "singular value decomposition after each round. `bitfit`: biases and the scales of normalisations. `head`: "
-        "the classification head alone.",
+        "singular value decomposition after each round. `bitfit`: biases and the scales of normalisations. "
+        "`last-layers`: all weights of the layers in `layers` and the normalisations that follow the last layer. `full`: "
+        "all weights. `head`: the classification head alone.",
     )
     rank: PositiveInt = Field(8, description="LoRA: rank of each change.")
     alpha: PositiveFloat = Field(
@@ -33,9 +38,21 @@ class AdapterSettings(Section):
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
-        description="LoRA and BitFit: `all`, or the numbers of the layers that are changed; negative numbers count "
-        "from the top.",
+        description="LoRA, BitFit and last-layers: `all`, or the numbers of the layers that are changed; negative "
+        "numbers count from the top. Where it is not given, `last-layers` trains the top layer alone, `[-1]`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _top_layer(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("form") == "last-layers":
+            return {"layers": TOP} | data
+        return data
+
+    @property
+    def whole_weights(self) -> bool:
+        """True if the form trains whole matrices, which all examples share."""
+        return self.form in ("last-layers", "full")
 
     @property
     def low_rank(self) -> bool:

@@ -12,6 +12,9 @@ from fedllm.data.batches import Batch, Feature
 from fedllm.models.prefix import PREFIX
 from fedllm.tasks.base import expand_params
 from fedllm.training.batch.contained import Failures, example_rows, report_lost_step
+from fedllm.training.ghost.choice import recorded_names
+from fedllm.training.ghost.clipped import recorded_clipped_sum
+from fedllm.training.ghost.record import record
 from fedllm.training.perturbation import Perturbation
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.clipping import ClippedSum, clip_and_sum
@@ -39,9 +42,19 @@ def per_example_gradients(
         perturbation: each example is differentiated at its own perturbed copy, along the gradient of
             its own loss at ``params``: a second pass over the same batch.
 
+    Tensors that all examples share (whole weights) get their rows from the factors: for a few examples.
+
     Raises:
         ValueError: the perturbation does not fit the tensors.
     """
+    shared = tunable.adapter.shared & params.keys()
+    if shared:
+        if perturbation is not None:
+            raise ValueError(
+                f"Expected awp.form=none or batch for whole weights (a point of its own for each example is a copy of "
+                f"them), got per-example with {min(shared)}"
+            )
+        return record(tunable, params, batch, shared).gradients()
     copies = expand_params(params, len(batch))
     grads = _gradients_of_copies(tunable, copies, batch)
     if perturbation is None:
@@ -78,6 +91,9 @@ def clipped_gradient_sum(
 ) -> ClippedSum:
     """Return the sum over ``features`` of each example's gradient, clipped to ``clip_norm`` over all tensors.
 
+    By a copy of the tensors an example, or where these are too large by the factors of the gradients
+    (:mod:`fedllm.training.ghost`); both are the same sum, to rounding.
+
     Guarantee: the sensitivity of the result to adding or removing one example is ``clip_norm``, in the
     coordinates of ``scales``, with a perturbation too. No feature at all gives zeros (a Poisson batch may
     be empty).
@@ -101,6 +117,23 @@ def clipped_gradient_sum(
         Sums in the order of sorted names (with a codec: one sum of codes, [k]); counts over all
         micro-batches.
     """
+    recorded = tunable.adapter.shared & params.keys()
+    if codec is None and perturbation is None:
+        recorded = recorded_names(tunable, params, max_tokens)
+    if recorded:
+        if codec is not None or perturbation is not None:
+            raise ValueError(
+                "Expected neither codec.noise=in-code nor awp.form=per-example for whole weights (an example's gradient "
+                f"is known by its factors alone), got one with {min(recorded)}"
+            )
+        return recorded_clipped_sum(
+            *(tunable, params, features, recorded),
+            clip_norm=clip_norm,
+            scales=scales,
+            max_tokens=max_tokens,
+            failures=failures,
+            examples=examples,
+        )
     names = sorted(params)
     factors = [scales[name] for name in names]
     sums = [torch.zeros_like(params[name]) for name in names]
@@ -180,8 +213,10 @@ def gradient_sum(
             rows = per_example_gradients(tunable, params, batch, perturbation)
             return [rows[name].sum(0, keepdim=True) for name in names]
         leaves = {name: params[name].clone().requires_grad_(True) for name in names}
-        losses = tunable.losses(expand_params(leaves, len(batch)), batch)
-        grads = torch.autograd.grad(losses.sum(), [leaves[name] for name in names])
+        losses = tunable.losses(tunable.expanded(leaves, len(batch)), batch)
+        grads = torch.autograd.grad(
+            losses.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        )
         return [grad.unsqueeze(0) for grad in grads]
 
     shapes, before = [params[name].shape for name in names], 0

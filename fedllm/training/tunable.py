@@ -17,6 +17,7 @@ from fedllm.kept import Kept
 from fedllm.models.adapters.base import Adapter
 from fedllm.models.adapters.factory import initial_tensors, make_adapter
 from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
+from fedllm.models.adapters.tape import Tape
 from fedllm.models.backbone import Backbone, shared_backbone, still_kept, was_given_up
 from fedllm.models.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.models.footprint import recompute
@@ -117,29 +118,63 @@ class Tunable:
         return Tunable(self.backbone, self.task, self.adapter, held), trained
 
     @contextmanager
-    def adapted(self, params: Mapping[str, Tensor], batch: Batch | None = None) -> Iterator[None]:
+    def adapted(
+        self,
+        params: Mapping[str, Tensor],
+        batch: Batch | None = None,
+        tape: Tape | None = None,
+    ) -> Iterator[None]:
         """Let the model compute with ``params`` in its adapter; products of matrices in full precision.
 
         Args:
             params: one copy for each row of the batch, or one for all with a leading dimension of 1.
             batch: what is to be computed; None: one copy for all.
+            tape: see :meth:`fedllm.models.adapters.base.Adapter.scope`.
         """
         require_full_precision(self.backbone.onednn)
         rows, tokens = (1, 0) if batch is None else batch.input_ids.shape
         shape = None if batch is None else (int(rows), int(tokens))
-        with self.adapter.scope({**params, **self.fixed}, shape):
+        with self.adapter.scope({**params, **self.fixed}, shape, tape):
             yield
 
-    def losses(self, params: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Loss of each example, (B,) float32; ``params`` each with a leading dimension B."""
-        params = with_fillers(params, batch)
-        with self.adapted(params, batch):
+    def expanded(self, params: Mapping[str, Tensor], size: int) -> dict[str, Tensor]:
+        """Give each tensor a leading batch dimension without copying, but those that all examples share: their gradient
+        is not to be summed over copies."""
+        shared = self.adapter.shared
+        own = {name: value for name, value in params.items() if name not in shared}
+        return expand_params(own, size) | {n: v for n, v in params.items() if n in shared}
+
+    def losses(
+        self, params: Mapping[str, Tensor], batch: Batch, tape: Tape | None = None
+    ) -> Tensor:
+        """Loss of each example, (B,) float32; ``params`` each with a leading dimension B.
+
+        Those of the adapter may come without it: all examples share them.
+
+        Args:
+            tape: see :meth:`fedllm.models.adapters.base.Adapter.scope`.
+        """
+        params = self._rows(params, batch)
+        with self.adapted(params, batch, tape):
             return self.task.losses(params, batch)[: len(batch)]
+
+    def _rows(self, params: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The tensors with rows for the batch's fillers, but those that all examples share."""
+        if not batch.fillers:
+            return dict(params)
+        shapes = self.adapter.shapes()
+        whole = {
+            name: value[0] if value.dim() > len(shapes[name]) and value.stride(0) == 0 else value
+            for name, value in params.items()
+            if name in self.adapter.shared or (name in shapes and value.dim() == len(shapes[name]))
+        }
+        own = {name: value for name, value in params.items() if name not in whole}
+        return with_fillers(own, batch) | whole
 
     def scores(self, params: Mapping[str, Tensor], batch: Batch) -> tuple[Tensor, Tensor]:
         """The model's answers, see :meth:`fedllm.tasks.base.Task.scores`; ``params`` as in
         :meth:`losses`."""
-        params = with_fillers(params, batch)
+        params = self._rows(params, batch)
         with self.adapted(params, batch):
             scores, weights = self.task.scores(params, batch)
         return scores[: len(batch)], weights[: len(batch)]

@@ -130,6 +130,29 @@ def _sum_of_extremes(
     )
 
 
+def clip_coefficients(
+    norms: torch.Tensor, finite: torch.Tensor, clip_norm: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the factor that clips each example, and which examples are clipped.
+
+    Args:
+      norms: float64 [B], none below the true norm of its example.
+      finite: bool [B], which norms count; the factor of another example means nothing.
+      clip_norm: The bound, 0 < clip_norm <= 1e30.
+
+    Returns:
+      (float64 [B] factors of at most 1, bool [B]).
+    """
+    if not 0 < clip_norm <= _LARGEST_CLIP_NORM:
+        raise ValueError(
+            f"Expected 0 < clip_norm <= {_LARGEST_CLIP_NORM:g}, got clip_norm={clip_norm}"
+        )
+    clipped = finite & (norms > clip_norm)
+    # Abadi et al. 2016, algorithm 1: min(1, C / norm), times a margin for the rounding of the product.
+    factors = torch.where(clipped, clip_norm / torch.where(clipped, norms, 1.0) * _MARGIN, 1.0)
+    return factors, clipped
+
+
 def clip_and_sum(
     per_example: Sequence[torch.Tensor],
     clip_norm: float,
@@ -164,9 +187,7 @@ def clip_and_sum(
     if ratio > _LARGE_RATIO or not all(1 / _LARGE_RATIO < f < _LARGE_RATIO for f in factors):
         return _sum_of_extremes(per_example, factors, clip_norm)
     norms = torch.where(finite, norms, torch.inf)
-    clipped = finite & (norms > clip_norm)
-    # Abadi et al. 2016, algorithm 1: min(1, C / norm), times a margin for the rounding of the product.
-    coefficients = torch.where(clipped, clip_norm / torch.where(clipped, norms, 1.0) * _MARGIN, 1.0)
+    coefficients, clipped = clip_coefficients(norms, finite, clip_norm)
     keep = torch.nonzero(finite).flatten()  # a NaN times zero would be NaN: leave its row out
     sums: list[torch.Tensor] = []
     for tensor, factor in zip(per_example, factors, strict=True):

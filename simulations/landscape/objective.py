@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fedllm.data.batches import Batch, Feature
-from fedllm.tasks.base import expand_params
 from fedllm.training.tunable import Tunable
 
 
@@ -176,7 +175,7 @@ def _losses_of(
             name: piece.reshape(shape)
             for piece, (name, shape) in zip(pieces, shapes.items(), strict=True)
         }
-        return tunable.losses(expand_params({**fixed, **varied}, len(batch)), batch)
+        return tunable.losses(tunable.expanded({**fixed, **varied}, len(batch)), batch)
 
     return losses
 

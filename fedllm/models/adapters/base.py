@@ -14,6 +14,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from fedllm.models.adapters.tape import Tape
+
 _LAYER = re.compile(r"(?:^|\.)(?:lora|bitfit|weights)\.(\d+)\.")
 _MODULE = re.compile(r"(?:^|\.)(?:lora|bitfit|weights)\.all\.(.+)\.[^.]+$")
 
@@ -35,16 +37,35 @@ class Adapter(ABC):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor that travels from server to silo."""
 
+    @property
+    def shared(self) -> frozenset[str]:
+        """Names of the tensors that all examples share, as copies of them, one an example, would not fit."""
+        return frozenset()
+
+    @property
+    def recordable(self) -> frozenset[str]:
+        """Names of the tensors whose factors a tape can record, see :mod:`fedllm.models.adapters.tape`."""
+        return self.shared
+
+    @property
+    def whole_parameters(self) -> frozenset[str]:
+        """Paths of the model's parameters that change in all places where they are used (tied ones)."""
+        return frozenset()
+
     @abstractmethod
     def scope(
-        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        batch: tuple[int, int] | None = None,
+        tape: Tape | None = None,
     ) -> AbstractContextManager[None]:
         """Within the scope, and in this thread, the model computes with these tensors.
 
         Args:
-            params: each (B, ...), one copy an example, or (1, ...), shared by all; what is fixed in this round may
-                come without the leading dimension. Others than the adapter's own are ignored.
+            params: each (B, ...), one copy an example, or (1, ...), shared by all; what is fixed in this round, or
+                recorded, may come without the leading dimension. Others than the adapter's own are ignored.
             batch: rows and padded tokens of the batch. None: all tensors are shared.
+            tape: records factors of the gradients of its tensors, which are then shared by all.
         """
 
     def fixed(self, server_round: int | None) -> frozenset[str]:

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedllm.models.adapters.base import Adapter, check_kept
 from fedllm.models.adapters.slot import by_example, changed, shared_or_own
+from fedllm.models.adapters.tape import Tape
 from fedllm.models.adapters.targets import chosen_layers, layer_number, stack_of
 
 BIAS, SCALE = "bias", "scale"
@@ -82,7 +83,7 @@ def _epsilon(module: nn.Module) -> float:
     raise ValueError(f"Expected a normalisation with an epsilon, got {type(module).__name__}")
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
     if isinstance(module, nn.LayerNorm):
         return module.weight is not None
     named = type(module).__name__.endswith("RMSNorm") and "Gated" not in type(module).__name__
@@ -161,7 +162,10 @@ class BitfitAdapter(Adapter):
         return super().first_layer(count)
 
     def scope(
-        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        batch: tuple[int, int] | None = None,
+        tape: Tape | None = None,
     ) -> AbstractContextManager[None]:
         changes = {}
         for shift in self.shifts:
@@ -176,7 +180,7 @@ class BitfitAdapter(Adapter):
 
 def _parts(module: nn.Module) -> tuple[str, ...]:
     bias = getattr(module, "bias", None) is not None
-    if _is_norm(module):
+    if is_norm(module):
         return (BIAS, SCALE) if bias else (SCALE,)
     return (BIAS,) if bias and isinstance(module, nn.Linear | Conv1D) else ()
 

@@ -12,6 +12,7 @@ from fedllm.models.adapters.bitfit import BitfitAdapter
 from fedllm.models.adapters.lora import LoraAdapter, LoraForm, initial_factors
 from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
 from fedllm.models.adapters.targets import chosen_layers, find_targets
+from fedllm.models.adapters.weights import WeightsAdapter
 from fedllm.models.backbone import Backbone
 from fedllm.models.prefix import PREFIX, PrefixSpec, init_from_phrase, init_random
 from fedllm.settings.experiment import Settings
@@ -36,6 +37,8 @@ def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
         return HeadAlone()
     if wanted.form == "bitfit":
         return BitfitAdapter.of(backbone.model, wanted.layers)
+    if wanted.form == "last-layers" or wanted.form == "full":
+        return WeightsAdapter.of(backbone.model, wanted.form, wanted.layers)
     assert wanted.form in get_args(LoraForm)
     targets = find_targets(backbone.model, wanted.targets, wanted.layers)
     return LoraAdapter(backbone.model, tuple(targets), wanted.rank, wanted.alpha, wanted.form)

@@ -29,6 +29,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fedllm.models.adapters.base import Adapter, check_kept
 from fedllm.models.adapters.slot import by_example, changed, shared_or_own
+from fedllm.models.adapters.tape import Kind, Tape
 from fedllm.models.adapters.targets import Target
 
 LoraForm = Literal["lora", "ffa-lora", "rolora", "fedsvd"]
@@ -46,6 +47,8 @@ class LowRank:
         scale: s.
         batch: rows and padded tokens; None where both are shared.
         name: of the module, for errors.
+        tensors: names of A and B.
+        tape: records the factors of their gradients; None: the tensors are differentiated.
     """
 
     a: Tensor
@@ -53,14 +56,23 @@ class LowRank:
     scale: float
     batch: tuple[int, int] | None
     name: str
+    tensors: tuple[str, str] = (A, B)
+    tape: Tape | None = None
 
     def __call__(self, module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         """Return output + s B A given, computed in float32."""
         x = given.to(self.a.dtype)
         if self.batch is not None:
             x = by_example(x, self.batch, self.name)
-        change = _product(_product(x, self.a), self.b)
+        inner = self._watched(0, x, _product(x, self.a))
+        change = self._watched(1, inner, _product(inner, self.b))
         return output + (change * self.scale).to(output.dtype).view(output.shape)
+
+    def _watched(self, place: int, given: Tensor, output: Tensor) -> Tensor:
+        tape, tensor = self.tape, self.tensors[place]
+        if tape is None or tensor not in tape.names:
+            return output
+        return tape.watch(tensor, Kind.LINEAR, given, output, self.name)
 
 
 def _product(x: Tensor, factor: Tensor) -> Tensor:
@@ -143,16 +155,24 @@ class LoraAdapter(Adapter):
             return 0
         return super().first_layer(count)
 
+    @property
+    def recordable(self) -> frozenset[str]:
+        return frozenset(
+            factor_name(target, factor) for target in self.targets for factor in (A, B)
+        )
+
     def scope(
-        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        batch: tuple[int, int] | None = None,
+        tape: Tape | None = None,
     ) -> AbstractContextManager[None]:
         changes = {}
         for target in self.targets:
-            a, b = (
-                shared_or_own(params[factor_name(target, factor)], 2, batch) for factor in (A, B)
-            )
+            names = (factor_name(target, A), factor_name(target, B))
+            a, b = (shared_or_own(params[name], 2, batch) for name in names)
             own = batch if 3 in (a.dim(), b.dim()) else None
-            changes[target.module] = LowRank(a, b, self.scale, own, target.module)
+            changes[target.module] = LowRank(a, b, self.scale, own, target.module, names, tape)
         return changed(self.model, changes)
 
 

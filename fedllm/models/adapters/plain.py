@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fedllm.models.adapters.base import Adapter, check_kept
+from fedllm.models.adapters.tape import Tape
 from fedllm.models.attention import prefix_scope
 from fedllm.models.prefix import PREFIX, PrefixSpec
 
@@ -35,7 +36,10 @@ class PrefixAdapter(Adapter):
         return replace(self, spec=replace(self.spec, layers=check_kept(self, layers)))
 
     def scope(
-        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        batch: tuple[int, int] | None = None,
+        tape: Tape | None = None,
     ) -> AbstractContextManager[None]:
         return prefix_scope(self.model, params[PREFIX], self.spec.layers)
 
@@ -49,6 +53,9 @@ class HeadAlone(Adapter):
         return {}
 
     def scope(
-        self, params: Mapping[str, Tensor], batch: tuple[int, int] | None = None
+        self,
+        params: Mapping[str, Tensor],
+        batch: tuple[int, int] | None = None,
+        tape: Tape | None = None,
     ) -> AbstractContextManager[None]:
         return nullcontext()

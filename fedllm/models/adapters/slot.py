@@ -1,4 +1,4 @@
-"""Change a module's output within a scope: hooks that are installed once and read a stack of this thread.
+"""Change a module's output within a scope: hooks and calls that are installed once and read a stack of this thread.
 
 The active changes lie on the model (not in a global), and there on a stack for each thread: models do not mix, threads
 do not mix, scopes nest. Without an open scope the model computes as before.
@@ -7,6 +7,7 @@ do not mix, scopes nest. Without an open scope the model computes as before.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
@@ -25,24 +26,40 @@ class Change(Protocol):
         ...
 
 
+class Replacement(ABC):
+    """Change of one module that computes its output anew, in the place of the module's own forward pass."""
+
+    @abstractmethod
+    def instead(self, module: nn.Module, own: Callable[[Tensor], Tensor], given: Tensor) -> Tensor:
+        """Return the module's output for ``given``; ``own`` is the module's forward pass without a change."""
+
+
 class AdapterSlot:
     """The active changes by module name, a stack for each thread."""
 
     def __init__(self) -> None:
         self._local = threading.local()
         self.hooked: set[str] = set()
+        self.replaced: set[str] = set()
+
+    def holds(self, changes: Mapping[str, Change | Replacement]) -> bool:
+        """True if all these changes have their place in the model."""
+        return all(
+            name in (self.replaced if isinstance(change, Replacement) else self.hooked)
+            for name, change in changes.items()
+        )
 
     @property
-    def stack(self) -> list[Mapping[str, Change]]:
+    def stack(self) -> list[Mapping[str, Change | Replacement]]:
         """Of this thread, innermost scope last."""
         if not hasattr(self._local, "stack"):
             self._local.stack = []
-        stack: list[Mapping[str, Change]] = self._local.stack
+        stack: list[Mapping[str, Change | Replacement]] = self._local.stack
         return stack
 
     def _copy(self) -> AdapterSlot:
         new = AdapterSlot()
-        new.hooked = set(self.hooked)
+        new.hooked, new.replaced = set(self.hooked), set(self.replaced)
         return new
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AdapterSlot:
@@ -50,11 +67,11 @@ class AdapterSlot:
         return new
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"hooked": self.hooked}
+        return {"hooked": self.hooked, "replaced": self.replaced}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._local = threading.local()
-        self.hooked = state["hooked"]
+        self.hooked, self.replaced = state["hooked"], state["replaced"]
 
 
 class _Hook:
@@ -68,17 +85,36 @@ class _Hook:
         if not stack:
             return None
         change = stack[-1].get(self.name)
-        return None if change is None else change(module, args[0], output)
+        if change is None or isinstance(change, Replacement):
+            return None
+        return change(module, args[0], output)
+
+
+class _Call:
+    """In the place of one module's forward pass."""
+
+    def __init__(
+        self, slot: AdapterSlot, name: str, module: nn.Module, own: Callable[..., Any]
+    ) -> None:
+        self.slot, self.name, self.module, self.own = slot, name, module, own
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        stack = self.slot.stack
+        change = stack[-1].get(self.name) if stack else None
+        if not isinstance(change, Replacement):
+            return self.own(*args, **options)
+        (given,) = [*args, *options.values()]
+        return change.instead(self.module, self.own, given)
 
 
 @contextmanager
-def changed(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[None]:
+def changed(model: nn.Module, changes: Mapping[str, Change | Replacement]) -> Iterator[None]:
     """Within the scope, and in this thread, the named modules' outputs are changed.
 
     Scopes nest: the inner one replaces the outer one until it closes.
     """
     slot: AdapterSlot | None = getattr(model, _SLOT, None)
-    if slot is None or not changes.keys() <= slot.hooked:
+    if slot is None or not slot.holds(changes):
         slot = _install(model, changes)
     slot.stack.append(changes)
     try:
@@ -96,14 +132,19 @@ def captured_changes(model: nn.Module) -> Callable[[], AbstractContextManager[No
     return lambda: changed(model, changes)
 
 
-def _install(model: nn.Module, names: Mapping[str, Change]) -> AdapterSlot:
+def _install(model: nn.Module, changes: Mapping[str, Change | Replacement]) -> AdapterSlot:
     with _LOCK:
         slot: AdapterSlot = getattr(model, _SLOT, None) or AdapterSlot()
         setattr(model, _SLOT, slot)
         modules = dict(model.named_modules())
-        for name in sorted(set(names) - slot.hooked):
-            modules[name].register_forward_hook(_Hook(slot, name))
-            slot.hooked.add(name)
+        for name in sorted(changes):
+            module, replaces = modules[name], isinstance(changes[name], Replacement)
+            if replaces and name not in slot.replaced:
+                module.forward = _Call(slot, name, module, module.forward)
+                slot.replaced.add(name)
+            elif not replaces and name not in slot.hooked:
+                module.register_forward_hook(_Hook(slot, name))
+                slot.hooked.add(name)
     return slot
 
 

@@ -28,6 +28,13 @@ def check_adapter(settings: SettingsTree) -> None:
             "Expected an adapter.form other than head for task.kind=generation (it has no head), got "
             "adapter.form=head"
         )
+    if adapter.form == "full" and adapter.layers != "all":
+        raise ValueError(
+            f"Expected adapter.layers=all for adapter.form=full (last-layers trains some), got adapter.layers="
+            f"{list(adapter.layers)}"
+        )
+    if adapter.whole_weights:
+        _check_whole_weights(settings)
     if adapter.form == "rolora" and settings.codec.active:
         raise ValueError(
             "Expected no codec for adapter.form=rolora (a codec is made for the tensors of one round, and rounds "
@@ -42,4 +49,30 @@ def check_adapter(settings: SettingsTree) -> None:
             raise ValueError(
                 "Expected teacher.kind=none and server.averaging=0 for adapter.form=fedsvd (the factors of two rounds "
                 f"have different bases, so that their mean means nothing; use ffa-lora), got {got}"
+            )
+
+
+def _check_whole_weights(settings: SettingsTree) -> None:
+    """Refuse what needs a copy of the trained tensors an example."""
+    form, codec, layers = settings.adapter.form, settings.codec, settings.layers
+    by_example = settings.privacy.unit == "example"
+    own_ascent = layers.form in ("private", "private-top-k") and layers.measure == "ascent"
+    scored = layers.form != "none" and (own_ascent or layers.measure == "example-ascent")
+    refused = {
+        f"codec.noise=before-encoding or privacy.unit=client, got codec.name={codec.name} with codec.noise=in-code "
+        "(a code is made of each example's gradient)": by_example
+        and codec.active
+        and codec.noise == "in-code",
+        f"awp.form=none or batch, got awp.form={settings.awp.form} (each example has a point of its own)": (
+            settings.awp.form == "per-example"
+        ),
+        f"layers.measure=random (or ascent with layers.form=public), got layers.form={layers.form} with "
+        f"layers.measure={layers.measure} (each example has an ascent of its own)": scored,
+    }
+    for words, asked in refused.items():
+        if asked:
+            expected, _, got = words.partition(", got ")
+            raise ValueError(
+                f"Expected {expected} for adapter.form={form} (copies of whole weights, one an example, do not fit), "
+                f"got {got}"
             )
