@@ -76,7 +76,7 @@ class Factors:
         return cls((p, q), *parts, examples, device)
 
     def finite(self) -> Tensor:
-        """Whether all factors of an example are finite, (B,) bool."""
+        """True for each example whose factors are all finite, (B,) bool."""
         found = torch.ones(self.examples, dtype=torch.bool, device=self.device)
         for part in (self.left, self.right, self.rows):
             if part is not None:
@@ -129,7 +129,7 @@ class Factors:
         )
 
     def _by_tokens(self) -> bool:
-        """Whether Gram matrices take less arithmetic than the product. By shapes alone."""
+        """True if Gram matrices take less arithmetic than the product. By shapes alone."""
         (n, m), (p, q) = self._tokens(), self.shape
         return n * (p + q) + m * q + n * m < p * q
 
