@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from client.data_section import DataSection
 from fedllm.budget.local_policy import LocalPolicy
 from fedllm.settings.section import PositiveInt, Rate, Section
 
@@ -34,46 +35,6 @@ class SiloConfigError(ValueError):
 
 Quantity = Literal["update", "size", "evaluation", "statistics", "layer-scores", "duplicate"]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
-
-
-class DataSection(Section):
-    """Location and format of the silo's examples."""
-
-    path: str = Field(
-        description="Data file (JSON Lines, JSON, CSV, TSV, TXT, each also .gz; Parquet), relative to this file; `~` and "
-        "$VARIABLES are expanded."
-    )
-    encoding: str = Field(
-        "utf-8", description="Text encoding of the file; UTF-16 is detected by its byte-order mark."
-    )
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = Field(
-        None,
-        description="Column delimiter of a CSV, TSV or TXT file; empty: detected from the header.",
-    )
-    text: tuple[str, ...] = Field(
-        ("text",),
-        min_length=1,
-        description="Columns with the input, in the order of the experiment's task.text. No other column is read, even if "
-        "an experiment names it.",
-    )
-    target: str = Field("label", description="Column with the class, or with the target text.")
-    labels: tuple[str, ...] = Field(
-        (),
-        description="Classes that the data may contain, as written there. An experiment without one of them is refused, so "
-        "that a refusal reveals nothing about the data. Empty: the target is free text.",
-    )
-    bad_rows: Literal["refuse", "drop"] = Field(
-        "refuse",
-        description="Handling of rows that are not records and of unusable records (no text, half a character, an unknown "
-        "class, no token, ...). `refuse`: the silo does not take part. `drop`: they are dropped. The log has "
-        "their number; the server learns neither.",
-    )
-    holdout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="Share held out for the silo's own evaluation, selected by a hash of the text. The silo sets it and "
-        "its seed: a server that did could learn by repeated requests which text is held out.",
-    )
-    holdout_seed: Annotated[int, Field(ge=0)] = Field(0, description="Seed of this hash.")
 
 
 class BudgetSection(Section):

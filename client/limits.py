@@ -156,6 +156,7 @@ def _amounts(
             "sampling_rate",
         ),
         "task.max_length": (own.task.max_length, limits.max_length, "max_length"),
+        "task.max_prompt": (own.task.max_prompt or 0, limits.max_length, "max_length"),
         "client.max_batch": (own.client.max_batch or 0, limits.max_batch, "max_batch"),
         "zeroth_order.directions": (
             own.zeroth_order.directions if own.model.access == "black-box" else 0,
@@ -209,13 +210,24 @@ def _data(silo: SiloConfig, own: Settings) -> Iterator[str]:
             f"Expected {len(silo.data.text)} columns in task.text (data.text of the silo's file), got "
             f"{len(own.task.text)}"
         )
-    if own.task.has_classes:
-        unknown = [label for label in silo.data.labels if label not in own.task.classes]
-        if not silo.data.labels:
-            yield (
-                "Expected a task without classes, such as task.kind=generation (no data.labels in the silo's "
-                f"file), got task.kind={own.task.kind}"
-            )
+    holds = own.task.facts.holds
+    if holds != silo.data.holds and not {holds, silo.data.holds} <= {"class", "text"}:
+        yield (
+            f"Expected a task of data.form={silo.data.holds} (of the silo's file), got task.kind={own.task.kind}, which "
+            f"reads {holds}"
+        )
+    if own.task.template is not None and not silo.data.template:
+        yield (
+            "Expected no task.template (data.template=false in the silo's file: that of its copy of the model is used), "
+            "got one"
+        )
+    if own.task.has_classes and not silo.data.labels:
+        yield (
+            "Expected a task without classes, such as task.kind=generation (no data.labels in the silo's "
+            f"file), got task.kind={own.task.kind}"
+        )
+    if own.task.facts.names_labels:
+        unknown = [label for label in silo.data.labels if label not in (own.task.labels or ())]
         if unknown:
             yield (
                 "Expected every class of data.labels of the silo's file in task.labels, got none named "

@@ -28,6 +28,7 @@ from fedllm.models.loading.placement import resolve_device
 from fedllm.models.memory import limit_device
 from fedllm.run.folder import RunFolder, ledger_of
 from fedllm.settings.experiment import Settings
+from fedllm.settings.kinds import TASKS
 from fedllm.silo.opened import open_silo_data
 from fedllm.silo.process import shared_worker, use_threads
 from fedllm.silo.silo import SiloWorker
@@ -81,6 +82,8 @@ def _load(own: SiloConfig, version: Any) -> Silo:
         text=data.text,
         target=data.target,
         labels=data.labels,
+        form=data.form,
+        separator=data.separator,
         encoding=data.encoding,
         delimiter=data.delimiter,
         bad_rows=data.bad_rows,
@@ -225,7 +228,7 @@ def describe_node(fields: TaskFields, context: Context) -> tuple[dict[str, Any],
         names.REASON: "",
         "version": __version__,
         "device": str(resolve_device(settings.model.device)),
-        "tasks": "classification,generation",
+        "tasks": ",".join(TASKS),
         "units": "example,client",
     }
     numbers: dict[str, Any] = {}

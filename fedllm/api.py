@@ -201,9 +201,7 @@ def report(path: RunFolder | str | Path) -> dict[str, Any]:
     return content
 
 
-def predict(
-    path: RunFolder | str | Path, texts: Sequence[str | Mapping[str, Any]]
-) -> list[dict[str, Any]] | list[str]:
+def predict(path: RunFolder | str | Path, texts: Sequence[str | Mapping[str, Any]]) -> list[Any]:
     """Use a trained model on texts.
 
     Args:
@@ -211,7 +209,8 @@ def predict(
         texts: texts, or mappings with the columns of ``task.text``.
 
     Returns:
-        In order: ``{"label": ..., "probabilities": {...}}`` of each text, or the text that the model writes.
+        In order, by the task: ``{"label": ..., "probabilities": {...}}`` of each text, the text that the model writes, or
+        what :meth:`fedllm.adapter.predict.Predictor.predict` lists.
 
     Raises:
         PredictError: there is no model, or a text lacks a column.

@@ -1,10 +1,28 @@
-"""Metrics of classification, language modelling and generation."""
+"""Metrics of classification, regression, tags, language modelling and generation."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from typing import Any
+
+SHOWN = (
+    *(
+        "loss",
+        "accuracy",
+        "micro_f1",
+        "macro_f1",
+        "perplexity",
+        "bleu",
+        "rouge_l",
+        "mse",
+        "mae",
+        "pearson",
+        "spearman",
+    ),
+    *("tag_accuracy", "entity_precision", "entity_recall", "entity_f1"),
+)
+"""Metrics of all tasks, in the order in which they are shown."""
 
 
 def accuracy(predicted: Sequence[int], expected: Sequence[int]) -> float:
@@ -38,6 +56,99 @@ def macro_f1(
         counts[int(e)] += 1
     scores = [2 * true_positives[c] / counts[c] if counts[c] else 0.0 for c in present]
     return sum(scores) / len(scores)
+
+
+def multilabel_scores(
+    predicted: Sequence[Sequence[bool]], expected: Sequence[Sequence[bool]]
+) -> dict[str, float]:
+    """Return ``accuracy`` (share of examples whose labels are all right: subset accuracy), ``micro_f1``, ``macro_f1``.
+
+    Args:
+        predicted, expected: for each example, whether it has each of the labels.
+
+    F1 is 2 TP / (2 TP + FP + FN), and 0 where that is 0 / 0: of all decisions together, and as the mean over labels.
+    Raises ValueError for unequal lengths or none.
+    """
+    _check_pairs("predicted", predicted, "expected", expected)
+    columns = list(zip(*expected, strict=True))
+    guesses = list(zip(*predicted, strict=True))
+    hits = [
+        sum(p and e for p, e in zip(guess, column, strict=True))
+        for guess, column in zip(guesses, columns, strict=True)
+    ]
+    named = [sum(guess) + sum(column) for guess, column in zip(guesses, columns, strict=True)]
+    each = [2 * hit / count if count else 0.0 for hit, count in zip(hits, named, strict=True)]
+    right = sum(list(p) == list(e) for p, e in zip(predicted, expected, strict=True))
+    return {
+        "accuracy": right / len(expected),
+        "micro_f1": 2 * sum(hits) / sum(named) if sum(named) else 0.0,
+        "macro_f1": sum(each) / len(each),
+    }
+
+
+def regression_scores(predicted: Sequence[float], expected: Sequence[float]) -> dict[str, float]:
+    """Return ``mse``, ``mae``, and where both vary the correlations ``pearson`` and ``spearman`` (by scipy).
+
+    Raises ValueError for unequal lengths or none.
+    """
+    _check_pairs("predicted", predicted, "expected", expected)
+    errors = [p - e for p, e in zip(predicted, expected, strict=True)]
+    found = {
+        "mse": sum(error * error for error in errors) / len(errors),
+        "mae": sum(map(abs, errors)) / len(errors),
+    }
+    if len(set(predicted)) > 1 and len(set(expected)) > 1:
+        from scipy.stats import pearsonr, spearmanr
+
+        found["pearson"] = float(pearsonr(predicted, expected).statistic)
+        found["spearman"] = float(spearmanr(predicted, expected).statistic)
+    return found
+
+
+def tag_scores(
+    predicted: Sequence[Sequence[str]], expected: Sequence[Sequence[str]], labels: Sequence[str]
+) -> dict[str, float]:
+    """Return ``tag_accuracy``, and for tags of entities ``entity_precision``, ``entity_recall`` and ``entity_f1``.
+
+    Tags are of entities where each of ``labels`` is ``O``, ``B-...`` or ``I-...``. An entity is right where its first
+    word, its last word and its type are (as in the CoNLL tasks; Tjong Kim Sang and Buchholz 2000). A share of nothing is 0.
+    Raises ValueError for unequal lengths or no word at all.
+    """
+    _check_pairs("predicted", predicted, "expected", expected)
+    words = [
+        pair for p, e in zip(predicted, expected, strict=True) for pair in zip(p, e, strict=True)
+    ]
+    if not words:
+        raise ValueError("Expected at least one word with a tag, got none")
+    found = {"tag_accuracy": sum(p == e for p, e in words) / len(words)}
+    if any(label != "O" and label[:2] not in ("B-", "I-") for label in labels):
+        return found
+    given = {(row, *entity) for row, tags in enumerate(predicted) for entity in entities(tags)}
+    wanted = {(row, *entity) for row, tags in enumerate(expected) for entity in entities(tags)}
+    right = len(given & wanted)
+    return found | {
+        "entity_precision": right / len(given) if given else 0.0,
+        "entity_recall": right / len(wanted) if wanted else 0.0,
+        "entity_f1": 2 * right / (len(given) + len(wanted)) if given or wanted else 0.0,
+    }
+
+
+def entities(tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """Return (first word, last word, type) of each entity of a sentence (IOB2).
+
+    An entity begins at ``B-X``, and at an ``I-X`` that does not continue one of type X (which a model may write): so
+    count the script conlleval and the package seqeval by default.
+    """
+    found: list[tuple[int, int, str]] = []
+    start, kind = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        head, _, own = tag.partition("-")
+        if kind and not (head == "I" and own == kind):
+            found.append((start, place - 1, kind))
+            kind = ""
+        if not kind and head in ("B", "I"):
+            start, kind = place, own
+    return found
 
 
 def perplexity(sum_nll: float, n_tokens: int) -> float:

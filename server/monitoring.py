@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from fedllm.metrics import SHOWN
 from fedllm.run.folder import RunFolder
 
 
@@ -87,8 +88,7 @@ class LogProgress:
 
 
 def _numbers(record: Mapping[str, Any]) -> str:
-    shown = ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
-    return ", ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
+    return ", ".join(f"{name} {record[name]:.4f}" for name in SHOWN if name in record)
 
 
 class TensorBoard:

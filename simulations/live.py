@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedllm.metrics import SHOWN
 from fedllm.report.plan_figures import SO_FAR
 from fedllm.settings.experiment import Settings
 
@@ -179,7 +180,6 @@ def describe_layers(record: Mapping[str, Any]) -> str:
 
 def describe(record: Mapping[str, Any]) -> str:
     """Describe one evaluation in one line."""
-    shown = ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
-    numbers = "  ".join(f"{name} {record[name]:.4f}" for name in shown if name in record)
+    numbers = "  ".join(f"{name} {record[name]:.4f}" for name in SHOWN if name in record)
     where = "" if record["where"] == "server" else " (by the silos)"
     return f"round {record['round']:>4}{where}  {numbers}"

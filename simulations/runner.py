@@ -52,9 +52,7 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
     _quiet()
     federation = load_federation(settings)
     nodes = len(federation.silos)
-    for sentence in warnings_of_repeats(
-        federation.silos, (*settings.task.text, settings.task.target)
-    ):
+    for sentence in warnings_of_repeats(federation.silos, settings.task.columns.names):
         logging.getLogger(__name__).warning("Warning: %s", sentence)
     stop = threading.Event()
     outcome: dict[str, Any] = {"status": "failed"}

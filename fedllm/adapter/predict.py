@@ -12,19 +12,16 @@ from torch import Tensor
 from fedllm.adapter.peft import NATIVE_CONFIG, AdapterError, load_adapter
 from fedllm.adapter.released import released_params
 from fedllm.data.batches import Feature
+from fedllm.data.record_forms import ASSISTANT, USER, Message, messages_of, words_of
 from fedllm.models.backbone import Backbone
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import SettingsError, parse_recorded
-from fedllm.tasks.base import expand_params
-from fedllm.tasks.decoder_classification import LabelWordClassification
-from fedllm.tasks.encoder_classification import HeadClassification
-from fedllm.tasks.endpoint_classification import EndpointClassification
+from fedllm.tasks.base import Task, expand_params
+from fedllm.tasks.chat.task import Chat
 from fedllm.tasks.generation import Generation
 from fedllm.training.tunable import Tunable, make_tunable
-
-_Classification = HeadClassification | LabelWordClassification | EndpointClassification
 
 
 class PredictError(ValueError):
@@ -68,61 +65,84 @@ class Predictor:
     def predict(
         self, texts: Sequence[str | Mapping[str, Any]], *, max_new_tokens: int | None = None
     ) -> list[Any]:
-        """Classes or texts, one for each input, in order.
+        """Answers, one for each input, in order.
 
         Args:
             texts: texts, or mappings with the columns of ``task.text`` (needed where the task reads
-                several columns).
-            max_new_tokens: generation only: tokens written at most, by default
+                several columns). For chat a text is a question; a mapping holds a conversation, whose answers behind the
+                last question are left out.
+            max_new_tokens: generation and chat only: tokens written at most, by default
                 ``evaluation.max_new_tokens``.
 
         Returns:
-            For classification ``{"label": str, "probabilities": {label: float}}``; for generation the
-            text that the model writes (greedy).
+            For classification ``{"label": str, "probabilities": {label: float}}``; for multilabel ``{"labels":
+            [str], "probabilities": {label: float}}``; for regression a number; for tokens ``{"words": [str], "tags":
+            [str | None]}``; for generation and chat the text that the model writes (greedy).
 
         Raises:
-            PredictError: an input lacks a column.
+            PredictError: an input lacks a column, or holds something else than the task reads.
         """
-        features = self.tunable.task.features([self._record(text) for text in texts])
-        if not features:
-            return []
         task = self.tunable.task
+        limit = max_new_tokens or self.settings.evaluation.max_new_tokens
+        try:
+            if isinstance(task, Chat):
+                prompts = [task.prompt_of(self._conversation(text)) for text in texts]
+                return list(self.tunable.write(self.params, prompts, limit))
+            features = task.features([self._record(text) for text in texts])
+        except PredictError:
+            raise
+        except ValueError as error:
+            raise PredictError(str(error)) from error
         if isinstance(task, Generation):
-            limit = max_new_tokens or self.settings.evaluation.max_new_tokens
             prompts = [feature.meta["prompt"] for feature in features]
             return list(self.tunable.write(self.params, prompts, limit))
-        if isinstance(task, _Classification):
-            return self._classify(task, features)
-        raise PredictError(f"Expected classification or generation, got {type(task).__name__}")
+        return self._answered(task, features)
+
+    def _conversation(self, text: str | Mapping[str, Any]) -> list[Message]:
+        """Return the messages to answer: up to the last that is not the assistant's."""
+        column = self.settings.task.target
+        if isinstance(text, str):
+            return [{"role": USER, "content": text}]
+        if column not in text:
+            raise PredictError(f"Expected the column {column!r}, got {sorted(map(str, text))}")
+        messages = messages_of(text[column])
+        while messages and messages[-1]["role"] == ASSISTANT:
+            messages.pop()
+        if not messages:
+            raise PredictError("Expected a conversation with a message to answer, got none")
+        return messages
 
     def _record(self, text: str | Mapping[str, Any]) -> dict[str, Any]:
         task = self.settings.task
         # A target is read with every record; this one influences nothing that is returned.
-        target = task.classes[0] if task.classes else ""
+        target = self.tunable.task.public_record()[task.target]
         if isinstance(text, str):
             if len(task.text) != 1:
                 raise PredictError(
                     f"Expected mappings with the columns {', '.join(task.text)}, got a text alone"
                 )
-            return {task.text[0]: text, task.target: target}
+            text = {task.text[0]: text}
         missing = [column for column in task.text if column not in text]
         if missing:
             raise PredictError(f"Expected the column {missing[0]!r}, got {sorted(map(str, text))}")
+        if task.facts.holds == "tags":
+            target *= len(words_of(text[task.text[0]]))
         return {**{column: text[column] for column in task.text}, task.target: target}
 
     @torch.no_grad()
-    def _classify(self, task: _Classification, features: Sequence[Feature]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = [{} for _ in features]
+    def _answered(self, task: Task, features: Sequence[Feature]) -> list[Any]:
+        found: list[Any] = [None for _ in features]
         for group in task.batches(features, self._max_tokens):
-            batch = task.collate([features[i] for i in group])
+            chosen = [features[i] for i in group]
+            batch = task.collate(chosen)
+            rows = expand_params(self.params, len(batch.input_ids))
             with self.tunable.adapted(expand_params(self.params, 1)):
-                logits = task.logits(expand_params(self.params, len(batch)), batch)
-            for index, row in zip(group, logits.double().softmax(-1).tolist(), strict=True):
-                shares = dict(zip(task.labels, row, strict=True))
-                found[index] = {
-                    "label": max(shares, key=shares.__getitem__),
-                    "probabilities": shares,
-                }
+                try:
+                    answers = task.answers(rows, batch, chosen)
+                except TypeError as error:
+                    raise PredictError(str(error)) from error
+            for index, answer in zip(group, list(answers), strict=True):
+                found[index] = answer
         return found
 
 

@@ -19,6 +19,9 @@ class Feature:
         target: class index for classification, else None.
         target_mask: for generation, 1 at each token whose prediction counts in the loss, 0
             elsewhere; same length as ``input_ids``. Else None.
+        values: numbers that are the target, as many in each example: 0 or 1 for each label, or one number. Else None.
+        token_targets: for tags, the class index of each token where ``target_mask`` is 1; same length as
+            ``input_ids``. Else None.
         segments: for models that tell the first text from the second: the number of each token's text, as the
             tokenizer gives it; same length as ``input_ids``. Else None.
         meta: whatever the task wants to keep (never sent to the model).
@@ -29,6 +32,8 @@ class Feature:
     target_mask: list[int] | None = None
     segments: list[int] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    values: list[float] | None = None
+    token_targets: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,6 +53,8 @@ class Batch:
         target_mask: (B, T) int64, 1 where the prediction *of* that token counts, or None.
         fillers: number of rows at the end that only fill a fixed shape.
         token_type_ids: (B, T) int64, the number of each token's text, or None where the model has no such input.
+        values: (B, K) float32, the numbers that are each example's target, or None.
+        token_targets: (B, T) int64, the class index of each token where ``target_mask`` is 1, or None.
     """
 
     input_ids: Tensor
@@ -57,6 +64,8 @@ class Batch:
     target_mask: Tensor | None = None
     fillers: int = 0
     token_type_ids: Tensor | None = None
+    values: Tensor | None = None
+    token_targets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.input_ids.shape[0] - self.fillers
@@ -143,7 +152,10 @@ def collate(
     has_target = {f.target is not None for f in features}
     has_mask = {f.target_mask is not None for f in features}
     has_segments = {f.segments is not None for f in features}
-    if max(map(len, (has_target, has_mask, has_segments))) > 1:
+    has_values = {None if f.values is None else len(f.values) for f in features}
+    has_classes = {f.token_targets is not None for f in features}
+    kinds_of_target: list[set[Any]] = [has_target, has_mask, has_segments, has_values, has_classes]
+    if max(map(len, kinds_of_target)) > 1:
         raise ValueError("Expected all features to have the same kind of target, got a mixture")
     fillers = 0 if rows is None else rows - len(features)
     if fillers < 0:
@@ -152,6 +164,7 @@ def collate(
     attention = torch.zeros_like(ids)
     counted = torch.zeros_like(ids)
     segments = torch.zeros_like(ids)
+    classes = torch.zeros_like(ids)
     for row, feature in enumerate(features):
         n = len(feature.input_ids)
         if n == 0:
@@ -161,6 +174,12 @@ def collate(
         attention[row, where] = 1
         if feature.segments is not None:
             segments[row, where] = torch.tensor(feature.segments, dtype=torch.long)
+        if feature.token_targets is not None:
+            if len(feature.token_targets) != n:
+                raise ValueError(
+                    f"Expected token_targets of {n} entries in row {row}, got {len(feature.token_targets)}"
+                )
+            classes[row, where] = torch.tensor(feature.token_targets, dtype=torch.long)
         if feature.target_mask is not None:
             if len(feature.target_mask) != n:
                 raise ValueError(
@@ -176,4 +195,11 @@ def collate(
     positions = None if position_offset is None else position_ids(attention, position_offset)
     mask = counted if has_mask == {True} else None
     kinds = segments if has_segments == {True} else None
-    return Batch(ids, attention, positions, targets, mask, fillers, kinds)
+    batch = Batch(ids, attention, positions, targets, mask, fillers, kinds)
+    if has_values != {None}:
+        given = [f.values or [] for f in features]
+        rest = [[0.0] * len(given[0])] * fillers
+        batch.values = torch.tensor([*given, *rest], dtype=torch.float32)
+    if has_classes == {True}:
+        batch.token_targets = classes
+    return batch

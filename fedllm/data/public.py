@@ -25,6 +25,7 @@ from fedllm.data.formats.sources import load_file
 from fedllm.data.formats.tweets import load_tweets, normalise_tweet
 from fedllm.data.labels import class_place
 from fedllm.data.silos import Federation, first_by_hash, load_federation
+from fedllm.data.usable_rows import checked
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import PublicSettings
 from fedllm.settings.sections import DataSettings, TaskSettings
@@ -83,7 +84,10 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     labelled = labelled or not task.has_classes
     found = _read(public, settings.data)
     records, others = _as_task(found, public, task, labelled)
-    require_text(TextDataset(records, found.name, task.text), task.text)
+    if task.columns.form in ("class", "text"):
+        require_text(TextDataset(records, found.name, task.text), task.text)
+    else:
+        checked(TextDataset(records, found.name, task.columns.names), task.columns, "refuse")
     tweets = "tweets" in (settings.data.source, public.source)
     key = _key(normalise_tweet if tweets else normalise_text, task.text)
     federation = load_federation(_with_all_evaluation(settings))
@@ -95,7 +99,7 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
             f"records: {others} of classes that public.labels does not name, "
             f"{len(records) - len(kept)} that the server evaluates on"
         )
-    dataset = TextDataset(kept, found.name, (*task.text, task.target))
+    dataset = TextDataset(kept, found.name, task.columns.names)
     dataset = first_by_hash(dataset, public.limit, task.text, settings.seed)
     shared = _shared(dataset, federation, key)
     return PublicData(dataset, len(found), others, len(records) - len(kept), shared)
@@ -134,6 +138,8 @@ def _as_task(
             f"{', '.join(columns)}"
         )
     target = public.target or ("label" if tweets else task.target)
+    if task.columns.form == "messages":
+        target = columns[0]
     require_columns(found, (*columns, target) if labelled else columns)
     classes = task.classes or None
     filler = classes[0] if classes else ""

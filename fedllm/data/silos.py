@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 from fedllm.data.formats.hub import load_hub
 from fedllm.data.formats.records import BadRows, DataError, Record, TextDataset, require_columns
 from fedllm.data.formats.sources import load_file, load_folder
 from fedllm.data.formats.tweets import load_tweets
 from fedllm.data.holdout import split_holdout, text_hash
-from fedllm.data.labels import class_place
 from fedllm.data.partition import partition
+from fedllm.data.record_forms import in_own_words
 from fedllm.data.usable_rows import checked, division_fault, usable_rows
 from fedllm.settings.experiment import Settings
-from fedllm.settings.sections import DataSettings, TaskSettings
+from fedllm.settings.kinds import Form, RecordColumns
+from fedllm.settings.sections import DataSettings
 
 
 @dataclass(frozen=True)
@@ -26,26 +28,6 @@ class Silo:
     name: str
     train: TextDataset
     held_out: TextDataset
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The columns that a task uses, and the classes of its target (empty for free text)."""
-
-    text: tuple[str, ...]
-    target: str
-    labels: tuple[str, ...]
-
-    @classmethod
-    def of(cls, task: TaskSettings) -> _Columns:
-        return cls(task.text, task.target, task.classes)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (*self.text, self.target)
-
-
-_columns = lru_cache(maxsize=16)(_Columns.of)
 
 
 @dataclass(frozen=True)
@@ -69,7 +51,7 @@ def load_federation(settings: Settings) -> Federation:
     return _load(
         settings.data,
         settings.seed,
-        _columns(settings.task),
+        settings.task.columns,
         settings.evaluation.clients_holdout,
         settings.evaluation.max_examples,
     )
@@ -82,6 +64,8 @@ def load_silo_file(
     text: Sequence[str] = ("text",),
     target: str = "label",
     labels: Sequence[str] = (),
+    form: Form | Literal[""] = "",
+    separator: str = "|",
     encoding: str = "utf-8",
     delimiter: str | None = None,
     bad_rows: BadRows = "refuse",
@@ -95,7 +79,9 @@ def load_silo_file(
 
     Args:
         text, target: columns; no other is kept.
-        labels: classes that the target may be; empty for free text.
+        labels: classes, labels or tags that the target is made of; empty for others.
+        form: what the columns hold; empty: a class where there are labels, else a text.
+        separator: between labels that are written as one text.
         delimiter: of delimited text; None finds it from the header.
         bad_rows: what is done with rows that are no records (:func:`fedllm.data.formats.sources.load_file`), and with
             records that cannot be used (:mod:`fedllm.data.usable_rows`).
@@ -104,17 +90,19 @@ def load_silo_file(
     Raises:
         DataError: as :func:`fedllm.data.formats.sources.load_file` and :func:`fedllm.data.usable_rows.checked`.
     """
+    own = RecordColumns(
+        tuple(text), target, form or ("class" if labels else "text"), tuple(labels), separator
+    )
     dataset = load_file(
         path,
-        columns=(*text, target),
+        columns=own.names,
         encoding=encoding,
         delimiter=delimiter,
         bad_rows=bad_rows,
     )
-    dataset = checked(dataset, text, target, labels, bad_rows)
+    dataset = checked(dataset, own, bad_rows)
     if labels:  # as the silo names them: what an experiment calls its classes must decide nothing
-        records = [r | {target: labels[class_place(r[target], labels) or 0]} for r in dataset]
-        dataset = replace(dataset, records=records)
+        dataset = replace(dataset, records=[in_own_words(record, own) for record in dataset])
     return _silo(name, dataset, holdout, holdout_seed, text)
 
 
@@ -142,17 +130,17 @@ def evaluation_set(settings: Settings) -> TextDataset:
     Raises:
         DataError: as :func:`load_federation`, or as :func:`fedllm.data.usable_rows.checked`.
     """
-    columns, data = _Columns.of(settings.task), settings.data
+    columns, data = settings.task.columns, settings.data
     if data.validation is not None:
         found = _validation(data, columns, settings.evaluation.max_examples, settings.seed)
     else:
         found = load_federation(settings).evaluation
-    return checked(found, columns.text, columns.target, columns.labels, data.bad_rows)
+    return checked(found, columns, data.bad_rows)
 
 
 @lru_cache(maxsize=4)
 def _validation(
-    data: DataSettings, columns: _Columns, max_examples: int | None, seed: int
+    data: DataSettings, columns: RecordColumns, max_examples: int | None, seed: int
 ) -> TextDataset:
     found = _source(data, str(data.validation), columns.names)
     return first_by_hash(found, max_examples, columns.text, seed)
@@ -162,7 +150,7 @@ def _validation(
 def _load(
     data: DataSettings,
     seed: int,
-    columns: _Columns,
+    columns: RecordColumns,
     clients_holdout: float,
     max_examples: int | None,
 ) -> Federation:

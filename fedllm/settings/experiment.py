@@ -19,7 +19,7 @@ from fedllm.settings.checks.sections import (
     check_relation,
     check_server,
 )
-from fedllm.settings.kinds import TASKS
+from fedllm.settings.checks.task import check_task_sections
 from fedllm.settings.tree import SettingsTree
 
 
@@ -41,11 +41,7 @@ class Settings(SettingsTree):
             )
         if self.data.source != "tweets" and self.data.path is None:
             raise ValueError(f"Expected data.path for data.source={self.data.source}, got none")
-        if self.evaluation.clients != "off" and not TASKS[self.task.kind].accuracy:
-            raise ValueError(
-                f"Expected evaluation.clients=off for task.kind={self.task.kind} (the silos' evaluation "
-                f"counts correct answers), got evaluation.clients={self.evaluation.clients}"
-            )
+        check_task_sections(self)
         if self.privacy.unit == "client" and self.evaluation.clients == "private":
             raise ValueError(
                 "Expected evaluation.clients off or raw for privacy.unit=client (a silo's counts "

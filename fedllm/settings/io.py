@@ -31,8 +31,9 @@ class SettingsError(ValueError):
 def load_settings(path: str | Path, overrides: Iterable[str] = ()) -> Settings:
     """Read an experiment's TOML file, apply ``section.key=value`` overrides, and check it.
 
-    Relative ``data.path``, ``public.path`` and ``privacy.noise`` are taken relative to the file; ``~``
-    and ``$VARIABLES`` are expanded. The noise's file is read here, so that the settings hold what it says.
+    Relative ``data.path``, ``public.path``, ``privacy.noise`` and ``task.template`` are taken relative to the file;
+    ``~`` and ``$VARIABLES`` are expanded. The files of noise and template are read here, so that the settings hold what
+    they say.
 
     Args:
         path: the TOML file.
@@ -324,6 +325,10 @@ def _with_paths(settings: Settings, base: Path) -> Settings:
         except ValueError as error:
             raise SettingsError(str(error)) from None
         changed["privacy"] = settings.privacy.model_copy(update={"noise": text})
+    template = settings.task.template
+    if template is not None and "{" not in template:
+        text = _template_text(template, base)
+        changed["task"] = settings.task.model_copy(update={"template": text})
     for name, section in (("data", settings.data), ("public", settings.public)):
         path = section.path
         if path is not None and section.source == "files":
@@ -332,3 +337,19 @@ def _with_paths(settings: Settings, base: Path) -> Settings:
                 expanded = (base / expanded).resolve()
             changed[name] = section.model_copy(update={"path": str(expanded)})
     return settings.model_copy(update=changed)
+
+
+def _template_text(named: str, base: Path) -> str:
+    """Return the chat template in a file; a template in place of a file's name has braces."""
+    file = base / Path(os.path.expandvars(os.path.expanduser(named)))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SettingsError(
+            f"Expected a chat template (Jinja, with braces) or a file with one in task.template, got {named!r}: {error}"
+        ) from None
+    if "{" not in text:
+        raise SettingsError(
+            f"Expected a chat template (Jinja, with braces) in task.template={named}, got none"
+        )
+    return text

@@ -7,11 +7,37 @@ registered elsewhere, which loads models: :func:`fedllm.tasks.register_task`, :f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 Facts = TypeVar("Facts")
+Form = Literal["class", "text", "messages", "labels", "number", "tags"]
+"""Content of the columns of a record; :mod:`fedllm.data.record_forms` reads each."""
+
+
+@dataclass(frozen=True)
+class RecordColumns:
+    """The columns of a record that a task reads, and what they hold.
+
+    Attributes:
+        text: columns of the input.
+        target: column of the target; for conversations that of the input.
+        form: what they hold.
+        labels: classes, labels or tags that the target is made of; empty for other forms.
+        separator: between labels that are written as one text.
+    """
+
+    text: tuple[str, ...]
+    target: str
+    form: Form = "text"
+    labels: tuple[str, ...] = ()
+    separator: str = "|"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns, each once."""
+        return tuple(dict.fromkeys((*self.text, self.target)))
 
 
 @dataclass(frozen=True)
@@ -21,13 +47,35 @@ class TaskFacts:
     Attributes:
         classes: whether the target column holds one of ``task.labels``, whose number is ``Feature.target``; else it
             holds a text, and a feature has a ``target_mask``.
-        accuracy: whether ``Task.evaluate`` returns ``accuracy``, so that the silos can count correct answers.
+        accuracy: whether ``Task.evaluate`` returns ``accuracy``, the share of examples with a correct answer, so that
+            the silos can count them.
         backbone: the kind of backbone it needs; None for either.
+        form: what a record holds; empty: a class with ``classes``, else a text.
+        columns: names of the columns of input and target where the settings name none; None: ``text`` and ``label``.
+        scores: whether ``Task.scores`` has a meaning: answers as shares, which a teacher's can be compared with.
     """
 
     classes: bool
     accuracy: bool = False
     backbone: Literal["encoder", "decoder"] | None = None
+    form: Form | Literal[""] = ""
+    columns: tuple[str, str] | None = None
+    scores: bool = True
+
+    @property
+    def holds(self) -> Form:
+        """Form of a record, by default that of a class or a text."""
+        return self.form or ("class" if self.classes else "text")
+
+    @property
+    def names_labels(self) -> bool:
+        """True if the target is made of ``task.labels``."""
+        return self.holds in ("class", "labels", "tags")
+
+    @property
+    def writes(self) -> bool:
+        """True if the model writes the target: its loss is over the vocabulary."""
+        return self.holds in ("text", "messages")
 
 
 @dataclass(frozen=True)
@@ -115,12 +163,35 @@ class Kinds(Generic[Facts]):
     def __contains__(self, name: object) -> bool:
         return name in self._facts
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._facts)
+
 
 TASKS = Kinds(
     "task.kind",
     {
         "classification": TaskFacts(classes=True, accuracy=True),
         "generation": TaskFacts(classes=False, backbone="decoder"),
+        "chat": TaskFacts(
+            classes=False, backbone="decoder", form="messages", columns=("messages", "messages")
+        ),
+        "multilabel": TaskFacts(
+            classes=False,
+            accuracy=True,
+            backbone="encoder",
+            form="labels",
+            columns=("text", "labels"),
+        ),
+        "regression": TaskFacts(
+            classes=False,
+            backbone="encoder",
+            form="number",
+            columns=("text", "score"),
+            scores=False,
+        ),
+        "tokens": TaskFacts(
+            classes=False, backbone="encoder", form="tags", columns=("tokens", "tags")
+        ),
     },
 )
 CODECS = Kinds(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fedllm.settings.kinds import TASKS
+from fedllm.settings.checks.task_section import check_task, filled_columns
+from fedllm.settings.kinds import TASKS, RecordColumns, TaskFacts
 from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, Rate, Section
 
 
@@ -85,20 +86,25 @@ class TaskSettings(Section):
 
     kind: Annotated[str, AfterValidator(TASKS.check)] = Field(
         "classification",
-        description="Task: `classification` assigns a class to a text, `generation` writes a text for an input. Another "
-        "package may register more.",
+        description="Task: `classification` assigns a class to a text, `generation` writes a text for an input, `chat` the "
+        "assistant's turns of a conversation; `multilabel` assigns any number of labels, `regression` a number, `tokens` a "
+        "tag to each word. Another package may register more.",
     )
     text: tuple[str, ...] = Field(
         ("text",),
         min_length=1,
         description="Columns with the input (two for sentence pairs). Encoders join the second and later columns into one "
-        "second text, with the tokenizer's separator in between.",
+        "second text, with the tokenizer's separator in between. Default for chat: `messages`; for tokens: `tokens`.",
     )
-    target: str = Field("label", description="Column with the class, or with the target text.")
+    target: str = Field(
+        "label",
+        description="Column with the class, or with the target text. Default for multilabel: `labels`; for regression: "
+        "`score`; for tokens: `tags`. Chat has one column.",
+    )
     labels: tuple[str, ...] | None = Field(
         None,
-        description="Ordered class names, as written in the data. They must not be collected from private data. Unused for "
-        "generation.",
+        description="Ordered class names (labels, tags), as written in the data. They must not be collected from private "
+        "data. Unused for generation, chat and regression.",
     )
     label_words: tuple[str, ...] | None = Field(
         None,
@@ -115,35 +121,69 @@ class TaskSettings(Section):
     )
     max_length: PositiveInt = Field(
         64,
-        description="Maximum number of tokens of an input, and of a target text; longer ones are truncated.",
+        description="Maximum number of tokens of an input, and of a target text; longer ones are truncated. Chat: of the "
+        "last answer.",
     )
+    max_prompt: PositiveInt | None = Field(
+        None,
+        description="Chat: maximum number of tokens of a conversation before its last answer. Beyond it the oldest turns are "
+        "left out (a system message stays), and only then text is truncated. Empty: max_length.",
+    )
+    template: str | None = Field(
+        None,
+        description="Chat: template (Jinja, as in a tokenizer's chat_template), or the path of a file with one, which is read "
+        "with the settings. Empty: the tokenizer's own.",
+    )
+    separator: str = Field(
+        "|",
+        min_length=1,
+        description="Multilabel: separator of the labels where the column holds them as one text.",
+    )
+    threshold: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Multilabel: least probability at which a label is assigned."
+    )
+    target_range: tuple[float, float] | None = Field(
+        None,
+        description="Regression: least and largest number, [low, high]. It must be public, and not be taken from private "
+        "data. Numbers beyond it are trained on as its ends.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_columns(cls, values: Any) -> Any:
+        return filled_columns(values)
 
     @model_validator(mode="after")
     def _check(self) -> TaskSettings:
-        if self.has_classes:
-            if not self.labels or len(self.labels) < 2:
-                raise ValueError(
-                    f"Expected task.labels with at least 2 classes for task.kind={self.kind}, "
-                    f"got task.labels={self.labels}"
-                )
-            if len(set(self.labels)) != len(self.labels):
-                raise ValueError(f"Expected distinct task.labels, got {self.labels}")
-            if self.label_words is not None and len(self.label_words) != len(self.labels):
-                raise ValueError(
-                    f"Expected as many task.label_words as task.labels ({len(self.labels)}), "
-                    f"got task.label_words={self.label_words}"
-                )
+        check_task(self)
         return self
 
     @property
+    def facts(self) -> TaskFacts:
+        """What settings and data must know of the kind of task."""
+        return TASKS[self.kind]
+
+    @property
     def has_classes(self) -> bool:
-        """True if the target is one of ``labels``; else it is a text."""
-        return TASKS[self.kind].classes
+        """True if the target is one of ``labels``."""
+        return self.facts.classes
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes of the target; empty where it is a text."""
+        """The classes of the target; empty where it is none of a list of classes."""
         return self.labels or () if self.has_classes else ()
+
+    @property
+    def columns(self) -> RecordColumns:
+        """The columns of a record, and what they hold."""
+        facts = self.facts
+        labels = self.labels or () if facts.names_labels else ()
+        return RecordColumns(self.text, self.target, facts.holds, labels, self.separator)
+
+    @property
+    def prompt_length(self) -> int:
+        """Chat: most tokens before the last answer."""
+        return self.max_prompt or self.max_length
 
 
 class DataSettings(Section):

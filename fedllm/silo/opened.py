@@ -9,6 +9,7 @@ from typing import Any
 
 from fedllm.data.batches import Feature
 from fedllm.data.formats.records import BadRows, TextDataset
+from fedllm.data.record_forms import RecordError
 from fedllm.data.silos import Silo
 from fedllm.data.usable_rows import checked, usable_rows
 from fedllm.tasks.base import Task
@@ -64,8 +65,7 @@ def _open(silo: Silo, rule: BadRows, task: Task) -> OpenedSilo:
 
 
 def _opened(dataset: TextDataset, rule: BadRows, task: Task) -> tuple[TextDataset, list[Feature]]:
-    named = task.settings
-    dataset = checked(dataset, named.text, named.target, named.classes, rule)
+    dataset = checked(dataset, task.settings.columns, rule)
     try:
         features = task.features(dataset.records)
         bounds = (task.longest, task.vocabulary)
@@ -81,6 +81,8 @@ def model_fault(record: Mapping[str, Any], task: Task) -> str | None:
     """Return the reason why the model cannot process a record, or None if it can."""
     try:
         (feature,) = task.features([record])
+    except RecordError as error:
+        return error.fault
     except Exception as error:
         return f"the tokenizer raises {type(error).__name__}"
     return feature_fault(feature, task.longest, task.vocabulary)

@@ -100,7 +100,7 @@ class SiloInRun:
             task, left_out = self.settings.task, self._opened.left_out
             if left_out:
                 self._append_to_log({"kind": "left-out-records", "of": left_out})
-            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))
+            self._append_to_log(repeats(self._opened.silo, task.columns.names))
             self._note_reuse(self._opened)
         return self._opened
 

@@ -13,9 +13,13 @@ from fedllm.models.backbone import Backbone
 from fedllm.settings.kinds import TASKS, TaskFacts
 from fedllm.settings.sections import TaskSettings
 from fedllm.tasks.base import Params, Task
+from fedllm.tasks.chat.task import Chat
 from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification
 from fedllm.tasks.generation import Generation
+from fedllm.tasks.heads.multilabel import MultiLabel
+from fedllm.tasks.heads.regression import Regression
+from fedllm.tasks.heads.tokens import TokenTags
 
 __all__ = ["Params", "Task", "TaskFacts", "TaskKind", "make_task", "register_task", "task_kind"]
 
@@ -42,7 +46,14 @@ def _classification(settings: TaskSettings, backbone: Backbone, prefix_length: i
     return kind(settings, backbone, prefix_length)
 
 
-_MAKERS: dict[str, Make] = {"classification": _classification, "generation": Generation}
+_MAKERS: dict[str, Make] = {
+    "classification": _classification,
+    "generation": Generation,
+    "chat": Chat,
+    "multilabel": MultiLabel,
+    "regression": Regression,
+    "tokens": TokenTags,
+}
 
 
 def register_task(kind: TaskKind) -> Callable[[], None]:

@@ -23,6 +23,7 @@ from fedllm.settings.sections import TaskSettings
 
 Params = Mapping[str, Tensor]
 """Trainable tensors by name, or the same with a leading batch dimension ("per example")."""
+PUBLIC_WORD = "the"
 
 
 class Task(ABC):
@@ -80,6 +81,29 @@ class Task(ABC):
             one prediction, or the vocabulary for each target token); and (B, N): the weight of each
             prediction in its example's loss, 0 if there is none, with sum 1 for each example.
         """
+
+    def answers(self, params: Params, batch: Batch, features: Sequence[Feature]) -> Sequence[Any]:
+        """The model's answers as plain values, one for each feature of the batch, for ``fedllm predict``.
+
+        Args:
+            params: as in :meth:`losses`; the adapter is in place already.
+
+        Raises:
+            TypeError: the task has none (one that writes is asked for texts instead).
+        """
+        raise TypeError(f"Expected a task with answers to predict, got {type(self).__name__}")
+
+    def public_record(self) -> dict[str, Any]:
+        """A record that is a function of the settings alone: one word, of the first class."""
+        record = dict.fromkeys(self.settings.text, PUBLIC_WORD)
+        return record | {self.settings.target: (self.settings.classes or (PUBLIC_WORD,))[0]}
+
+    def probe(self, ids: list[int]) -> Feature:
+        """A feature of these tokens, at least two, with a public target."""
+        classes = self.settings.classes
+        if not classes:
+            return Feature(ids, target_mask=[0] + [1] * (len(ids) - 1))
+        return Feature(ids, target=len(ids) % len(classes))
 
     @abstractmethod
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:

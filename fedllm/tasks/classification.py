@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fedllm.data.batches import Batch
+from fedllm.data.batches import Batch, Feature
 from fedllm.metrics import accuracy, macro_f1
 from fedllm.models.backbone import Backbone
 from fedllm.settings.sections import TaskSettings
@@ -38,6 +39,17 @@ class Classification(Task):
     def scores(self, params: Params, batch: Batch) -> tuple[Tensor, Tensor]:
         scores = self.logits(params, batch).unsqueeze(1)
         return scores, torch.ones(scores.shape[:2], device=scores.device)
+
+    def answers(
+        self, params: Params, batch: Batch, features: Sequence[Feature]
+    ) -> list[dict[str, Any]]:
+        """Return ``label``, and ``probabilities`` by label, of each example."""
+        found: list[dict[str, Any]] = []
+        for row in self.logits(params, batch)[: len(batch)].double().softmax(-1).tolist():
+            shares = dict(zip(self.labels, row, strict=True))
+            best = self.labels[max(range(len(row)), key=row.__getitem__)]
+            found.append({"label": best, "probabilities": shares})
+        return found
 
     def evaluate(self, params: Params, batches: Sequence[Batch]) -> dict[str, float]:
         """Compute loss, accuracy and macro-F1 over batches."""

@@ -23,6 +23,8 @@ class Generation(Task):
     """
 
     padding_side = "left"
+    stops: list[int] | None = None
+    """Tokens that end a text; None: as the model's own configuration says."""
 
     def __init__(self, settings: TaskSettings, backbone: Backbone, prefix_length: int) -> None:
         super().__init__(settings, backbone, prefix_length)
@@ -80,11 +82,12 @@ class Generation(Task):
         """Return logits (B, N, V) at the last N tokens, which predict N - 1 tokens and one that is not there; and
         which of the N - 1 count, (B, N - 1).
 
-        N is one more than the longest target has, or the whole length where shapes are fixed.
+        N is one more than there are tokens from the first that counts on, or the whole length where shapes are fixed.
         """
         counted = required(batch.target_mask, "target_mask")
+        length = counted.shape[1]
         fixed = self.shapes.tokens is not None
-        keep = counted.shape[1] if fixed else int(counted.sum(1).max()) + 1
+        keep = length if fixed else min(length, length + 1 - int(counted.argmax(1).min()))
         logits = self.run(batch, use_cache=False, logits_to_keep=keep).logits.float()
         return logits, counted[:, -keep + 1 :].float()
 

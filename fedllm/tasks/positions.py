@@ -26,6 +26,8 @@ def check_positions(settings: Settings, backbone: Backbone, task: Task, prefix: 
     if longest is None:
         return
     parts = [f"task.max_length={settings.task.max_length}"]
+    if settings.task.max_prompt is not None:
+        parts.append(f"task.max_prompt={settings.task.max_prompt}")
     if isinstance(task, Generation):
         writes = settings.evaluation.max_new_tokens if settings.evaluation.generate else 0
         longest = max(longest, longest - settings.task.max_length + writes)

@@ -35,14 +35,15 @@ def training_bytes(settings: Settings, tunable: Tunable) -> int:
     )
     gated = any("gate" in module for module, _ in backbone.model.named_modules())
     per_token = _HIDDEN * hidden + (_GATED if gated else _PLAIN) * wide
-    longest = max(1, settings.task.max_length * (1 if settings.task.has_classes else 2))
+    task = settings.task
+    longest = task.max_length + (task.prompt_length if task.facts.writes else 0)
     tokens = max(client.max_tokens, longest)
     kept = tokens * backbone.n_layers * per_token * item
     vocabulary = int(getattr(config, "vocab_size", 0))
     # Scores of the vocabulary in the model's format and, for the loss, in float32 with two copies.
     of_scores = vocabulary * (2 * item + 12)
     examples = min(max(1, tokens // _SHORTEST), 2 * int(client.batch_size or 1))
-    if not settings.task.has_classes:
+    if task.facts.writes:
         kept += tokens * of_scores
     elif backbone.kind == "decoder":
         kept += examples * of_scores

@@ -205,7 +205,7 @@ class Tunable:
         """
         if not isinstance(self.task, Generation):
             raise ValueError(f"Expected a generation task, got {type(self.task).__name__}")
-        backbone = self.backbone
+        backbone, stops = self.backbone, self.task.stops
         moved = {name: value.to(backbone.device) for name, value in params.items()}
         texts = []
         for prompt in prompts:
@@ -218,6 +218,7 @@ class Tunable:
                     offset=self.adapter.positions,
                     max_new_tokens=max_new_tokens,
                     do_sample=False,
+                    **({} if stops is None else {"eos_token_id": stops}),
                     pad_token_id=backbone.tokenizer.pad_token_id,
                 )
             new = out[0, len(prompt) :]

@@ -207,7 +207,7 @@ def _lines(result: dict[str, Any]) -> list[tuple[str, list[str]]]:
         ("norm", [f"{row['norm']:.3g}" for row in rows]),
         *(
             (name, [f"{row['metrics'][name]:.4f}" for row in rows])
-            for name in ("loss", "accuracy", "perplexity")
+            for name in ("loss", "accuracy", "perplexity", "mae", "entity_f1")
             if all(name in row["metrics"] for row in rows)
         ),
     ]

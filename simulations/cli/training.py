@@ -54,6 +54,7 @@ def finish(folder: RunFolder, as_json: bool) -> None:
 
 def summary(folder: RunFolder, console: Console) -> None:
     """Print the last evaluation, each silo's spending and the path of the report."""
+    from fedllm.metrics import SHOWN
     from fedllm.report.plan_figures import SO_FAR
     from simulations.live import epsilon_label, target_text
     from simulations.plans.epsilons import planned_epsilons
@@ -62,11 +63,7 @@ def summary(folder: RunFolder, console: Console) -> None:
     records = folder.metrics()
     table = Table(title="Model, evaluated on the server's examples")
     shown = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
-    columns = [
-        name
-        for name in ("loss", "accuracy", "macro_f1", "perplexity", "bleu", "rouge_l")
-        if shown and name in shown[-1]
-    ]
+    columns = [name for name in SHOWN if shown and name in shown[-1]]
     for name in ("round", *columns):
         table.add_column(name, justify="right")
     for record in dict.fromkeys((0, len(shown) - 1) if shown else ()):

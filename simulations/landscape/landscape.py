@@ -395,7 +395,9 @@ def _key(
         "layers": list(layers),
         "model": tunable.backbone.weights_digest,
         "task": settings.task.model_dump(mode="json"),
-        "examples": [[f.input_ids, f.target, f.target_mask] for f in features],
+        "examples": [
+            [f.input_ids, f.target, f.target_mask, f.values, f.token_targets] for f in features
+        ],
     }
     digest.update(json.dumps(head, sort_keys=True).encode("utf-8"))
     for name, value in sorted(subject.params.items()):

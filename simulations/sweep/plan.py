@@ -24,9 +24,9 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 
 from fedllm.run.folder import RunFolderError, read_removed, read_settings
 from fedllm.settings.experiment import Settings
@@ -41,12 +41,25 @@ METRICS = {
     "macro_f1": True,
     "bleu": True,
     "rouge_l": True,
+    "micro_f1": True,
+    "pearson": True,
+    "spearman": True,
+    "tag_accuracy": True,
+    "entity_f1": True,
     "loss": False,
     "perplexity": False,
+    "mse": False,
+    "mae": False,
 }
 """Metrics; True if larger is better."""
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _FACTORS = {"epsilon": "epsilon = [...]", "seed": "seeds = [...]"}
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        raise ValueError(f"Expected metric among {', '.join(METRICS)}, got {name!r}")
+    return name
 
 
 class SweepFile(Section):
@@ -61,7 +74,7 @@ class SweepFile(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     settings: Changes = Field(default_factory=dict)
     datasets: dict[str, Changes] = Field(default_factory=dict)
-    metric: Literal["accuracy", "macro_f1", "bleu", "rouge_l", "loss", "perplexity"] = "accuracy"
+    metric: Annotated[str, AfterValidator(_known_metric)] = "accuracy"
     folder: str | None = None
 
 

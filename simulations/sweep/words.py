@@ -8,7 +8,7 @@ from typing import Any
 
 from fedllm.report.guarantee import accountant_title, shown
 
-SHARES = ("accuracy", "macro_f1", "rouge_l")
+SHARES = ("accuracy", "micro_f1", "macro_f1", "rouge_l", "tag_accuracy", "entity_f1")
 """Metrics in [0, 1]: shown in percent, differences in points."""
 
 COLUMNS = (

@@ -135,5 +135,7 @@ def _rows_of(batch: Batch, rows: Sequence[int]) -> Batch:
         targets=part(batch.targets),
         target_mask=part(batch.target_mask),
         token_type_ids=part(batch.token_type_ids),
+        values=part(batch.values),
+        token_targets=part(batch.token_targets),
         fillers=0,
     )

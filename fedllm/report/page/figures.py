@@ -22,7 +22,13 @@ from fedllm.report.page.svg import (
 )
 
 Point = tuple[float, float]
-_SCORES = {"accuracy": "accuracy", "macro_f1": "macro-F1"}
+_SCORES = {
+    "accuracy": "accuracy",
+    "micro_f1": "micro-F1",
+    "macro_f1": "macro-F1",
+    "tag_accuracy": "tag accuracy",
+    "entity_f1": "entity F1",
+}
 
 
 def epsilon_curves(

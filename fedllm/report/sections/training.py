@@ -12,11 +12,20 @@ from fedllm.settings.experiment import Settings
 
 METRICS: tuple[tuple[str, str, str], ...] = (
     ("accuracy", "Accuracy", "{:.1%}"),
+    ("micro_f1", "Micro-F1", "{:.3f}"),
     ("macro_f1", "Macro-F1", "{:.3f}"),
     ("loss", "Loss", "{:.4f}"),
     ("perplexity", "Perplexity", "{:.2f}"),
     ("bleu", "BLEU", "{:.2f}"),
     ("rouge_l", "ROUGE-L", "{:.3f}"),
+    ("mse", "Mean squared error", "{:.4g}"),
+    ("mae", "Mean absolute error", "{:.4g}"),
+    ("pearson", "Pearson", "{:.3f}"),
+    ("spearman", "Spearman", "{:.3f}"),
+    ("tag_accuracy", "Tag accuracy", "{:.1%}"),
+    ("entity_precision", "Entity precision", "{:.3f}"),
+    ("entity_recall", "Entity recall", "{:.3f}"),
+    ("entity_f1", "Entity F1", "{:.3f}"),
     ("examples", "Examples", "{:.0f}"),
 )
 """Key in a record, title, and how a value is printed."""

@@ -23,9 +23,9 @@ def check_adapter(settings: SettingsTree) -> None:
             f"Expected privacy.prefix_scale=1 for adapter.form={adapter.form} (there is no prefix), got "
             f"privacy.prefix_scale={settings.privacy.prefix_scale}"
         )
-    if adapter.form == "head" and settings.task.kind == "generation":
+    if adapter.form == "head" and settings.task.facts.writes:
         raise ValueError(
-            "Expected an adapter.form other than head for task.kind=generation (it has no head), got "
+            f"Expected an adapter.form other than head for task.kind={settings.task.kind} (it has no head), got "
             "adapter.form=head"
         )
     if adapter.form == "full" and adapter.layers != "all":

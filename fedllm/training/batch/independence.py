@@ -110,10 +110,7 @@ def _random_feature(tunable: Tunable, length: int, rng: torch.Generator) -> Feat
     ids = torch.randint(0, size, (length,), generator=rng).tolist()
     pad = tunable.backbone.tokenizer.pad_token_id
     ids = [i if i != pad else (i + 1) % size for i in ids]
-    classes = tunable.task.settings.classes
-    if not classes:
-        return Feature(ids, target_mask=[0] + [1] * (length - 1))
-    return Feature(ids, target=length % len(classes))
+    return tunable.task.probe(ids)
 
 
 def _gradients(

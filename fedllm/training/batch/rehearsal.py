@@ -14,17 +14,13 @@ from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.training.gradients import per_example_gradients
 from fedllm.training.tunable import Tunable
 
-WORD = "the"
 EXAMPLES = 32
 """Number of the server's examples whose losses are looked at before a run."""
 
 
 def public_feature(tunable: Tunable) -> Feature:
-    """Return an example that is a function of task and model alone: one word, of the first class."""
-    task = tunable.task.settings
-    record = dict.fromkeys(task.text, WORD)
-    record[task.target] = (task.classes or (WORD,))[0]
-    (feature,) = tunable.task.features([record])
+    """Return an example that is a function of task and model alone, such as one word of the first class."""
+    (feature,) = tunable.task.features([tunable.task.public_record()])
     return feature
 
 

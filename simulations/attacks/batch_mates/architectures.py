@@ -60,6 +60,16 @@ _CONFIGS: dict[str, tuple[Literal["encoder", "decoder"], str, dict[str, Any]]] =
     ),
 }
 ARCHITECTURES = tuple(_CONFIGS)
+_TASKS: dict[str, dict[str, Any]] = {
+    "multilabel": {"labels": ["a", "b", "c"]},
+    "regression": {"target_range": [0.0, 100.0]},
+    "tokens": {"labels": ["O", "B-x", "I-x"]},
+    "chat": {
+        "template": "{% for m in messages %}{{ 'w110 ' if m.role == 'user' else 'w111 ' }}{{ m.content }} [SEP] {% endfor %}"
+        "{% if add_generation_prompt %}w111 {% endif %}"
+    },
+}
+"""Settings of kinds of tasks beside text and label."""
 
 
 def tiny_backbone(architecture: str, dtype: torch.dtype) -> Backbone:
@@ -81,8 +91,8 @@ def tiny_tunable(
 ) -> tuple[Settings, Tunable]:
     """The tiny model with an adapter (a prefix of four, LoRA of rank 3) in every layer, to classify or to generate."""
     backbone = tiny_backbone(architecture, dtype)
-    tree: dict[str, Any] = {"kind": task, "text": ["text"], "target": "label"}
-    tree["max_length"] = 64 if task == "classification" else 48
+    tree: dict[str, Any] = {"kind": task, **_TASKS.get(task, {"text": ["text"], "target": "label"})}
+    tree["max_length"] = 48 if backbone.kind == "decoder" and task != "classification" else 64
     if task == "classification":
         tree["labels"] = ["a", "b"]
         if backbone.kind == "decoder":
@@ -109,6 +119,31 @@ def random_records(lengths: list[int], seed: int) -> list[dict[str, str]]:
         }
         for length in lengths
     ]
+
+
+def task_records(task: str, lengths: list[int], seed: int) -> list[dict[str, Any]]:
+    """Return records of random words, in the form of a kind of task."""
+    draw = random.Random(seed)
+    found: list[dict[str, Any]] = []
+    for record in random_records(lengths, seed):
+        text, words = record["text"], record["text"].split()
+        forms: dict[str, dict[str, Any]] = {
+            "multilabel": {"text": text, "labels": [x for x in "abc" if draw.random() < 0.5]},
+            "regression": {"text": text, "score": 100 * draw.random()},
+            "tokens": {"tokens": words, "tags": [draw.choice(["O", "B-x", "I-x"]) for _ in words]},
+            "chat": {
+                "messages": [
+                    {"role": role, "content": " ".join(part)}
+                    for start in range(0, len(words), 8)
+                    for role, part in (
+                        ("user", words[start : start + 3]),
+                        ("assistant", words[start + 3 : start + 8] or ["w9"]),
+                    )
+                ]
+            },
+        }
+        found.append(forms.get(task, record))
+    return found
 
 
 def _tokenizer(kind: str) -> PreTrainedTokenizerFast:

@@ -24,6 +24,7 @@ from fedllm.data.formats.sources import load_folder
 from fedllm.data.labels import class_place
 from fedllm.data.silos import load_silo_file
 from fedllm.data.usable_rows import checked
+from fedllm.settings.kinds import RecordColumns
 
 COLUMNS = ("text", "label")
 GOOD = [{"text": "very good", "label": "1"}, {"text": "bad, really", "label": "0"}]
@@ -164,7 +165,7 @@ def test_a_row_that_is_no_text_is_one_rows_fault(tmp_path: Path) -> None:
     raw = b'text,label\nvery good,1\ncaf\xe9,1\n"bad, really",0\n'
     file = written(tmp_path / "a.csv", raw)
     data = load_file(file, columns=COLUMNS, bad_rows="drop")
-    kept = checked(data, ("text",), "label", ("0", "1"), "drop")
+    kept = checked(data, RecordColumns(("text",), "label", "class", ("0", "1")), "drop")
     assert kept.records == GOOD
     assert "bytes that are no text in data.encoding" in kept.left_out[0]
 
@@ -201,7 +202,7 @@ def test_only_the_columns_that_are_used_are_required(tmp_path: Path) -> None:
     assert data.records == [*GOOD, {"text": None, "label": "0"}]
     assert load_file(file).columns == ("text", "label", "extra")
     with pytest.raises(DataError, match=r"1 of 3 records .*'text': no text \(null\)"):
-        checked(data, ("text",), "label", ("0", "1"), "refuse")
+        checked(data, RecordColumns(("text",), "label", "class", ("0", "1")), "refuse")
 
 
 # -- Parquet and folders ---------------------------------------------------------------------------

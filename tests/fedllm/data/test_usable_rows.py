@@ -15,6 +15,7 @@ from fedllm.data.silos import Silo, load_silo_file
 from fedllm.data.usable_rows import checked
 from fedllm.models.backbone import load_backbone
 from fedllm.models.embedded import ModelError
+from fedllm.settings.kinds import RecordColumns
 from fedllm.silo.opened import open_silo_data
 from fedllm.training.tunable import make_tunable, shared_tunable
 
@@ -45,21 +46,21 @@ def test_a_bad_row_is_refused_or_left_out(
     change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     data = dataset(GOOD, GOOD | change, GOOD)
-    columns = (("text",), "label", ("low", "high"))
+    columns = RecordColumns(("text",), "label", "class", ("low", "high"))
     with pytest.raises(DataError, match="1 of 3 records of rows cannot be used") as raised:
-        checked(data, *columns, "refuse")
+        checked(data, columns, "refuse")
     assert "counted from 0: 1" in str(raised.value)
     with caplog.at_level(logging.WARNING):
-        assert checked(data, *columns, "drop").records == [GOOD, GOOD]
+        assert checked(data, columns, "drop").records == [GOOD, GOOD]
     assert "1 of 3 records" in caplog.text
     with pytest.raises(DataError, match="got none"):
-        checked(dataset(GOOD | change), *columns, "drop")
+        checked(dataset(GOOD | change), columns, "drop")
 
 
 def test_a_target_may_be_a_text_or_several() -> None:
     good = [{"text": "w5", "label": value} for value in ("w7", ["w7", "w8"])]
     bad = [{"text": "w5", "label": value} for value in (None, [], ["w7", None], "\udcff", 3)]
-    kept = checked(dataset(*good, *bad), ("text",), "label", (), "drop")
+    kept = checked(dataset(*good, *bad), RecordColumns(("text",), "label"), "drop")
     assert kept.records == good
 
 

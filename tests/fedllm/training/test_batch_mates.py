@@ -26,7 +26,11 @@ from fedllm.training.tunable import Tunable, initial_params
 from simulations.attacks.batch_mates import attack as batch_mates
 from simulations.attacks.batch_mates import padding as padding_poison
 from simulations.attacks.batch_mates import rounding as batch_rounding
-from simulations.attacks.batch_mates.architectures import random_records, tiny_tunable
+from simulations.attacks.batch_mates.architectures import (
+    random_records,
+    task_records,
+    tiny_tunable,
+)
 from tests.support.tiny_tunables import shaken
 
 CASES = [
@@ -47,6 +51,12 @@ CASES = [
     ("gpt_neox", torch.float32, "classification"),
     ("phi3-longrope", torch.float32, "classification"),
     ("llama-dynamic", torch.float32, "generation"),
+    ("bert", torch.float32, "multilabel"),
+    ("bert:lora", torch.bfloat16, "regression"),
+    ("bert", torch.float32, "tokens"),
+    ("bert-wide", torch.bfloat16, "tokens"),
+    ("llama", torch.float32, "chat"),
+    ("llama-wide:lora", torch.bfloat16, "chat"),
 ]
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
 
@@ -96,7 +106,7 @@ def test_a_gradient_is_the_same_bits_alone_and_among_others(
     name, _, form = architecture.partition(":")
     settings, tunable = tiny_tunable(name, dtype, task, form or "prefix")
     tunable, params = tunable.part(params_at(tunable, settings, size, seed))
-    features = tunable.task.features(random_records([mine, *lengths], seed))
+    features = tunable.task.features(task_records(task, [mine, *lengths], seed))
     among = gradients(tunable, params, features)[0]
     alone = gradients(tunable, params, features[:1])[0]
     assert same(alone, among)

@@ -28,7 +28,7 @@ MUTATIONS = (
     ),
     Mutation(
         "padding-multiplied-not-selected",
-        "fedllm/tasks/encoder_classification.py",
+        "fedllm/tasks/heads/pooled.py",
         "hidden.masked_fill(mask == 0, 0.0).sum(1)",
         "(hidden * mask).sum(1)",
         "NaN at padding reaches the features of the example.",
@@ -44,7 +44,7 @@ MUTATIONS = (
     ),
     Mutation(
         "head-by-matrix-product",
-        "fedllm/tasks/encoder_classification.py",
+        "fedllm/tasks/heads/pooled.py",
         '(params["head.weight"] * pooled.unsqueeze(1)).sum(-1)',
         'torch.einsum("bch,bh->bc", params["head.weight"], pooled)',
         "A product of matrices rounds otherwise where the batch has one example.",

@@ -109,7 +109,7 @@ MUTATIONS = (
     ),
     Mutation(
         "surrogates-are-text",
-        "fedllm/data/usable_rows.py",
+        "fedllm/data/record_forms.py",
         """        value.encode("utf-8")
 """,
         """        value.encode("utf-8", "surrogatepass")

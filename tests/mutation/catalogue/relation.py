@@ -136,7 +136,7 @@ MUTATIONS = (
     Mutation(
         "repeated-records-not-counted",
         "fedllm/silo/silo_in_run.py",
-        "            self._append_to_log(repeats(self._opened.silo, (*task.text, task.target)))\n",
+        "            self._append_to_log(repeats(self._opened.silo, task.columns.names))\n",
         "",
         "A silo never learns that a record is in its data several times.",
         (

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from fedllm.models.loading.placement import resolve_device
 from fedllm.models.memory import free_bytes
 from fedllm.report.plan_figures import SO_FAR, plan_epsilons, plans_text
 from fedllm.settings.io import parse_settings
+from fedllm.settings.kinds import TASKS
 from privacy.accountants import make_accountant
 from privacy.file_system import file_system_of
 from privacy.guarantee import SERVER, Relation, Unit
@@ -165,10 +167,13 @@ def _model(silo: SiloConfig) -> tuple[bool, str]:
 
 
 def _data(silo: SiloConfig) -> tuple[bool, str]:
-    names = list(silo.data.labels) or None
-    task = {"text": list(silo.data.text), "target": silo.data.target, "labels": names}
-    kind = {} if names else {"kind": "generation"}
-    loaded = configured_silo(silo, parse_settings({"task": {**task, **kind}}))
+    data = silo.data
+    task: dict[str, Any] = {"text": list(data.text), "target": data.target}
+    task["labels"] = list(data.labels) or None
+    task["kind"] = next(kind for kind in TASKS if TASKS[kind].holds == data.holds)
+    if data.holds == "number":
+        task["target_range"] = [0.0, 1.0]  # not used by what is read here
+    loaded = configured_silo(silo, parse_settings({"task": task}))
     held = f", {len(loaded.held_out)} held out" if silo.data.holdout else ""
     left = [f"; left out: {what}" for what in loaded.train.left_out]
     return True, f"{silo.data.path}: {len(loaded.train)} examples{held}{''.join(left)}"

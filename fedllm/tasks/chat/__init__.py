@@ -1,0 +1,1 @@
+"""Conversations: templates, turns that are trained on, and the task."""

@@ -1,0 +1,1 @@
+"""Tasks of a linear head on an encoder, apart from one class for each text."""
