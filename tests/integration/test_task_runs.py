@@ -1,0 +1,208 @@
+"""Whole runs of each kind of task: real client and server code within this process, then predict and report."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+from whole_runs import final, rows
+
+from fedllm.adapter.export import export_adapter
+from fedllm.adapter.predict import PredictError, Predictor
+from fedllm.budget.account import EVALUATE, TRAIN, sampling_rate
+from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.run.folder import RunFolder
+from fedllm.training.mechanism import make_mechanism
+from fedllm.training.tunable import initial_params, shared_tunable
+from privacy.events.multiset import multiset
+from simulations.cli.main import app
+from tests.support import task_files
+
+Start = Callable[..., RunFolder]
+Federate = Callable[..., str]
+METRICS = {
+    "multilabel": {"accuracy", "micro_f1", "macro_f1"},
+    "regression": {"mse", "mae"},
+    "tokens": {"tag_accuracy", "entity_precision", "entity_recall", "entity_f1"},
+    "chat": {"perplexity", "bleu", "rouge_l"},
+}
+TITLES = {
+    "multilabel": "Micro-F1",
+    "regression": "Mean absolute error",
+    "tokens": "Entity F1",
+    "chat": "Perplexity",
+}
+
+
+@pytest.fixture
+def start(start_run: Start, decoder_folder: Path, tmp_path: Path) -> Callable[..., RunFolder]:
+    def make(kind: str, **changes: Any) -> RunFolder:
+        own = task_files.changes(kind, task_files.save(kind, tmp_path / "data"), decoder_folder)
+        usual = {"server.rounds": 2, "evaluation.generate": 2, "evaluation.max_new_tokens": 4}
+        return start_run("run", **own | usual | changes)
+
+    return make
+
+
+def call(*words: object, **options: Any) -> str:
+    result = CliRunner().invoke(app, list(map(str, words)), env={"COLUMNS": "160"}, **options)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.mark.parametrize("kind", METRICS)
+def test_a_run_of_this_kind(kind: str, start: Any, in_process: Federate, tmp_path: Path) -> None:
+    """It ends, moves the model, costs what its mechanism says; the report has its numbers, and the model answers."""
+    run = start(kind)
+    assert in_process(run) == "finished", run.state()["message"]
+    settings = run.settings()
+    tunable = shared_tunable(settings)
+    params, begun = final(run), initial_params(tunable, settings)
+    assert all(bool(value.isfinite().all()) for value in params.values())
+    assert any(not torch.equal(value, begun[name]) for name, value in params.items())
+    for silo in load_federation(settings).silos:
+        rate = sampling_rate(settings, len(silo.train))
+        noise = settings.privacy.noise_multiplier
+        mechanism = make_mechanism(settings, sampling_rate=rate, noise_multiplier=noise)
+        spent = [r for r in rows(run, TRAIN) if r.party == silo.name]
+        assert [Counter(multiset(row.views["server"])) for row in spent] == [
+            Counter(mechanism.events(number)) for number in (1, 2)
+        ]
+    last = [m for m in run.metrics() if m["kind"] == "evaluation" and m["where"] == "server"][-1]
+    assert METRICS[kind] <= set(last)
+    records = evaluation_set(settings).records
+    again = tunable.evaluate(params, tunable.task.features(records), 512)
+    assert again["loss"] == pytest.approx(last["loss"], rel=1e-4)
+    page = (run.path / "report.html").read_text("utf-8")
+    assert TITLES[kind] in page
+    report = json.loads((run.path / "report.json").read_text("utf-8"))
+    assert METRICS[kind] <= set(report["training"]["final"]["server"])
+    predictor = Predictor(run)
+    answers = predictor.predict(records[:3])
+    check_answers(kind, answers, settings)
+    if kind != "tokens":
+        assert predictor.predict(["w4 w5"]), "a text alone"
+    export_adapter(run, tmp_path / "out")
+    exported_answers = Predictor(tmp_path / "out").predict(records[:3], max_new_tokens=4)
+    assert exported_answers == answers
+    lines = call(
+        "predict", run.path, "--file", settings.data.path + "/validation.jsonl"
+    ).splitlines()
+    assert len(lines) == 40
+    assert (
+        json.loads(
+            call("predict", run.path, "--file", settings.data.path + "/validation.jsonl", "--json")
+        )[:3]
+        == answers
+    )
+
+
+def check_answers(kind: str, answers: list[Any], settings: Any) -> None:
+    assert len(answers) == 3
+    for answer in answers:
+        if kind == "multilabel":
+            assert (
+                set(answer["labels"]) <= set(answer["probabilities"]) == set(settings.task.labels)
+            )
+        elif kind == "regression":
+            assert 0 <= answer <= 60
+        elif kind == "tokens":
+            assert len(answer["words"]) == len(answer["tags"])
+            assert set(answer["tags"]) <= set(settings.task.labels)
+        else:
+            assert isinstance(answer, str)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "client": {"privacy.unit": "client"},
+    "black-box": {"model.access": "black-box"},
+    "perturbed": {"awp.form": "per-example"},
+    "lora": {"adapter.form": "lora", "adapter.rank": 2},
+    "reuse": {"adapter.form": "lora", "adapter.layers": [-1], "model.reuse": "memory"},
+    "fixed-shape": {"client.max_batch": 24, "privacy.accountant": "pld"},
+    "codec": {"codec.name": "linear", "codec.ratio": 4},
+    "ema": {"teacher.kind": "ema"},
+    "layers": {"layers.form": "private", "layers.examples": 16, "layers.keep": 1},
+}
+QUICK = {("chat", "fixed-shape"), ("tokens", "reuse"), ("regression", "black-box")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        pytest.param(kind, part, marks=() if (kind, part) in QUICK else pytest.mark.slow)
+        for kind in METRICS
+        for part in PARTS
+    ],
+)
+def test_a_run_with_an_optional_part(
+    kind: str, part: str, start: Any, in_process: Federate
+) -> None:
+    run = start(kind, **PARTS[part])
+    assert in_process(run) == "finished", run.state()["message"]
+    assert len(rows(run, TRAIN)) == 8
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "tokens", "chat"])
+def test_a_teacher_is_distilled_from_on_public_records(
+    kind: str, start: Any, in_process: Federate, tmp_path: Path
+) -> None:
+    public = tmp_path / "public.jsonl"
+    records = [r | {"text": r["text"] + " w9"} for r in task_files.make_records(20, 1234)]
+    text = "".join(json.dumps(task_files.in_form(kind, record)) + "\n" for record in records)
+    public.write_text(text, encoding="utf-8")
+    run = start(
+        kind,
+        **{
+            "teacher.kind": "public",
+            "teacher.public_steps": 2,
+            "teacher.distillation": 0.5,
+            "public.source": "files",
+            "public.path": str(public),
+            "server.rounds": 1,
+        },
+    )
+    assert in_process(run) == "finished", run.state()["message"]
+
+
+def test_silos_count_examples_with_exactly_the_right_labels(
+    start: Any, in_process: Federate
+) -> None:
+    run = start("multilabel", **{"evaluation.clients": "raw", "evaluation.clients_holdout": 0.3})
+    assert in_process(run) == "finished", run.state()["message"]
+    assert sorted({row.party for row in rows(run, EVALUATE)}) == ["alpha", "beta", "delta", "gamma"]
+    told = [m for m in run.metrics() if m["kind"] == "evaluation" and m["where"] != "server"]
+    assert 0 <= told[-1]["accuracy"] <= 1
+
+
+def test_a_conversation_line_by_line(start: Any, in_process: Federate) -> None:
+    run = start("chat", **{"server.rounds": 1})
+    assert in_process(run) == "finished", run.state()["message"]
+    predictor = Predictor(run)
+    first = predictor.predict(["w9 w10"])[0]
+    messages = [
+        {"role": "user", "content": "w9 w10"},
+        {"role": "assistant", "content": first or "..."},
+        {"role": "user", "content": "w11"},
+    ]
+    second = predictor.predict([{"messages": messages}])[0]
+    assert call("predict", run.path, "--chat", input="w9 w10\n\nw11\n") == f"{first}\n{second}\n"
+    assert call("predict", run.path, "w9 w10") == f"{first}\n"
+    with pytest.raises(PredictError, match="a message to answer"):
+        predictor.predict([{"messages": messages[1:2]}])
+    failed = CliRunner().invoke(app, ["predict", str(run.path)])
+    assert failed.exit_code == 2
+
+
+def test_only_a_model_that_chats_does(start: Any, in_process: Federate) -> None:
+    run = start("regression", **{"server.rounds": 1})
+    assert in_process(run) == "finished", run.state()["message"]
+    failed = CliRunner().invoke(app, ["predict", str(run.path), "--chat"])
+    assert failed.exit_code == 2
+    assert "task.kind=chat for --chat, got task.kind=regression" in failed.output
