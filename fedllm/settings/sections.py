@@ -160,7 +160,7 @@ class TaskSettings(Section):
 
     @property
     def facts(self) -> TaskFacts:
-        """What settings and data must know of the kind of task."""
+        """Facts of the kind of task."""
         return TASKS[self.kind]
 
     @property
