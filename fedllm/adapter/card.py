@@ -83,6 +83,7 @@ def model_card(released: Released, contents: Contents) -> str:
         f"- Base model: `{name}`"
         + (f", revision `{model.revision}`" if model.revision else "")
         + (", with the trained change merged into it." if contents.merged else ", frozen."),
+        *_quantised(released, contents),
         f"- Trained: {_trained(released)}, in {released.checkpoint.round} federated rounds with "
         f"{len(report['silos'])} silos.",
         f"- Task: {task.kind}"
@@ -111,6 +112,27 @@ def model_card(released: Released, contents: Contents) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _quantised(released: Released, contents: Contents) -> list[str]:
+    """How a quantised run's model differs from what is exported; nothing for plain weights."""
+    how = released.settings.model.quantization
+    if how == "none":
+        return []
+    here = (
+        "The change was added to its plain weights"
+        if contents.merged
+        else "PEFT puts it on the plain weights"
+    )
+    if not contents.merged and not contents.peft:
+        here = "fedllm computes with the same"
+    elif contents.peft:
+        here += ", fedllm on the same as in training"
+    return [
+        f"- In training the matrices in the base model's layers were in {how.removesuffix('bit')} bits. {here}. On plain "
+        "weights the outputs differ from those of the training by the rounding of these matrices; the quality below was "
+        "measured with them."
+    ]
 
 
 def _classes(task: TaskSettings) -> str:

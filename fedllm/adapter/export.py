@@ -91,7 +91,7 @@ def export_adapter(
 def _loaded(released: Released) -> Tunable:
     if released.settings.endpoint.active:
         raise AdapterError("Expected a model that is here, got one behind an HTTP endpoint")
-    return shared_tunable(released.settings)
+    return shared_tunable(released.plain)
 
 
 def _why_not_peft(released: Released) -> str:
@@ -116,7 +116,7 @@ def _save_peft(folder: Path, released: Released) -> str:
     """Write the PEFT files if PEFT computes the same with them as the run did; else return why not."""
     model, params = released.settings.model, released.params
     try:
-        tunable = shared_tunable(released.settings)
+        tunable = shared_tunable(released.plain)
     except ValueError as error:
         return f"the model is not here to compare PEFT's outputs with: {error}"
     with TemporaryDirectory() as trial:

@@ -75,7 +75,7 @@ def export_merged(source: RunFolder | str | Path, out: str | Path) -> Merged:
     require_mergeable(released)
     folder = Path(out).expanduser().absolute()
     _require_ours(folder)
-    tunable = shared_tunable(released.settings)
+    tunable = shared_tunable(released.plain)
     backbone, adapter = tunable.backbone, tunable.adapter
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -38,6 +38,12 @@ class Released:
     settings: Settings
     report: Mapping[str, Any]
 
+    @property
+    def plain(self) -> Settings:
+        """The settings with the base model's plain weights: an adapter of a quantised model is exported for those."""
+        model = self.settings.model.model_copy(update={"quantization": "none"})
+        return self.settings.model_copy(update={"model": model})
+
     @classmethod
     def find(cls, source: RunFolder | str | Path) -> Released:
         """Read a run's last checkpoint, or the one that is named.

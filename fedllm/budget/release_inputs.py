@@ -15,6 +15,7 @@ import json
 import platform
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from typing import Any
 
 import numpy
@@ -66,11 +67,17 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
     plain = json.dumps([config.to_dict(), config._attn_implementation], sort_keys=True, default=str)
     return {
         "weights": backbone.weights_digest,
-        "dtype": str(backbone.dtype),
+        "dtype": _format(backbone),
         "model_config": hashlib.sha256(plain.encode()).hexdigest(),
         "tokenizer": backbone.tokenizer_digest,
         "device": _device(backbone.device),
     }
+
+
+def _format(backbone: Backbone) -> str:
+    """Number format and, where there is one, quantization."""
+    how = backbone.quantization
+    return str(backbone.dtype) if how == "none" else f"{backbone.dtype} {how}"
 
 
 def machine(backbone: Backbone | Any) -> str:
@@ -82,6 +89,8 @@ def machine(backbone: Backbone | Any) -> str:
         "mkldnn": torch.backends.mkldnn.enabled,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }
+    if getattr(backbone, "quantization", "none") == "4bit":
+        found["bitsandbytes"] = version("bitsandbytes")
     return json.dumps(found, sort_keys=True)
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.kept import Kept
 from fedllm.models import attention
+from fedllm.models.footprint.quantise import Quantization, quantise, quantised_digest
 from fedllm.models.loading.placement import resolve_device, resolve_dtype
 from fedllm.models.loading.source import open_model
 from fedllm.models.loading.vocabulary import fix_vocabulary_rows, max_positions, set_pad_token
@@ -41,6 +42,7 @@ class Backbone:
         reload: loads the weights as they are stored, where ``dtype`` rounded them; else None.
         max_positions: longest sequence that the position embeddings allow, the prefix included
             for decoders; None where not stated.
+        quantization: of the linear maps in the layers.
     """
 
     model: PreTrainedModel
@@ -55,6 +57,7 @@ class Backbone:
     device: torch.device
     reload: Callable[[], PreTrainedModel] | None = None
     max_positions: int | None = None
+    quantization: Quantization = "none"
 
     @cached_property
     def onednn(self) -> bool:
@@ -63,7 +66,10 @@ class Backbone:
 
     @cached_property
     def weights_digest(self) -> str:
-        """SHA-256 of the weights in memory, before any rounding to this dtype; see :func:`loaded_digest`."""
+        """SHA-256 of the weights, before any rounding to this dtype or to fewer bits; see :func:`loaded_digest`."""
+        if self.quantization != "none":
+            assert self.reload is not None
+            return quantised_digest(self.model, self.reload)
         return loaded_digest(self.model, self.reload)
 
     @cached_property
@@ -89,6 +95,7 @@ def load_backbone(
     revision: str | None = None,
     gguf_file: str | None = None,
     cache_dir: str | Path | None = None,
+    quantization: Quantization = "none",
 ) -> Backbone:
     """Load a model, freeze it and prepare it for prefixes.
 
@@ -102,6 +109,7 @@ def load_backbone(
         gguf_file: name of a GGUF file within the folder or hub repository ``name``.
         cache_dir: where converted GGUF files are kept (see ``fedllm.models.embedded.cache_folder``); the
             hub's own cache follows the hub's environment variables, HF_HUB_OFFLINE included.
+        quantization: "8bit" or "4bit" for the linear maps in the layers (:mod:`fedllm.models.footprint.quantise`).
 
     Raises:
         ModelError: the model is not found, or not usable here.
@@ -113,12 +121,21 @@ def load_backbone(
     if kind not in (None, "encoder", "decoder"):
         raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
     opened = open_model(name, kind, revision, gguf_file, cache_dir)
-    require_room_for_weights(name, opened.files, precision, where)
+    if opened.quantised and quantization != "none":
+        raise ModelError(
+            f"Expected model.quantization=none for model={name!r} (its weights are quantised already), got "
+            f"model.quantization={quantization}"
+        )
+    require_room_for_weights(name, opened.files, precision, where, quantization)
     model = opened.load(dtype=precision)
+    quantise(model, quantization, where)
     reload = None
-    if not opened.quantised and not is_exact(opened.files, precision):
+    exact = quantization == "none" and is_exact(opened.files, precision)
+    if not opened.quantised and not exact:
         reload = partial(opened.load, dtype=stored_dtype(opened.files))
-    return make_backbone(model.to(where), opened.tokenizer, opened.kind, name, reload=reload)
+    found = make_backbone(model.to(where), opened.tokenizer, opened.kind, name, reload=reload)
+    found.quantization = quantization
+    return found
 
 
 def load_plain(

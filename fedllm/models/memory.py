@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from fedllm.models.footprint.quantise import bits_per_weight
+
+_NUMBERED = re.compile(r"\.\d+\.")
+"""In the name of a tensor that belongs to a layer."""
 RESERVE = 256 * 2**20
 """Bytes of a device that are left to the driver, the libraries' workspaces and the process itself."""
 
@@ -53,31 +59,43 @@ def limit_device(device: torch.device, gibibytes: float) -> None:
     _limits[device.index or 0] = wanted
 
 
-def weights_bytes(files: Sequence[Path], dtype: torch.dtype) -> int | None:
+def weights_bytes(
+    files: Sequence[Path], dtype: torch.dtype, quantization: str = "none"
+) -> int | None:
     """Return the bytes of a model's weights in a number format, from the heads of its safetensors files; None if
-    there are others."""
-    total = 0
+    there are others.
+
+    Args:
+        quantization: of the matrices in numbered layers.
+    """
+    total, bits = 0, bits_per_weight(quantization)
     for file in files:
         if file.suffix != ".safetensors":
             return None
         with safe_open(file, "pt") as opened:
             for name in opened.keys():  # noqa: SIM118
-                count = 1
-                for size in opened.get_slice(name).get_shape():
-                    count *= size
-                total += count * dtype.itemsize
+                shape = opened.get_slice(name).get_shape()
+                packed = bits is not None and len(shape) == 2 and _NUMBERED.search(name)
+                each = bits / 8 if packed and bits else dtype.itemsize
+                total += math.ceil(math.prod(shape) * each)
     return total if files else None
 
 
 def require_room_for_weights(
-    name: str, files: Sequence[Path], dtype: torch.dtype, device: torch.device
+    name: str,
+    files: Sequence[Path],
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str = "none",
 ) -> None:
     """Refuse to load a model that does not fit.
+
+    On a CPU the plain weights must fit, which are in memory before they are quantised.
 
     Raises:
         DeviceMemoryError: it does not.
     """
-    needed = weights_bytes(files, dtype)
+    needed = weights_bytes(files, dtype, "none" if device.type == "cpu" else quantization)
     if needed is None:
         return
     free = free_bytes(device)

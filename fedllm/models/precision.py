@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fedllm.models.footprint.quantise import quantised_sizes
+
 _ONEDNN_ABOVE = 16**3
 """Multiplications of a product in 16 bits above which torch passes it to oneDNN."""
 _REDUCED = (
@@ -35,13 +37,14 @@ def allows_onednn(model: nn.Module, dtype: torch.dtype, device: torch.device) ->
     """
     if device.type != "cpu" or dtype not in (torch.bfloat16, torch.float16):
         return True
-    matrices = (
+    matrices = [
         weight.shape[-2:].numel()
         for module in model.modules()
         if not isinstance(module, nn.Embedding)
         for weight in module.parameters(recurse=False)
         if weight.dim() > 1
-    )
+    ]
+    matrices += [rows * columns for rows, columns in quantised_sizes(model)]
     return all(size > _ONEDNN_ABOVE for size in matrices)
 
 

@@ -46,6 +46,12 @@ class ModelSettings(Section):
         description="Number format of the states that are kept: the model's own (the result is the same bits), or one "
         "of half the size.",
     )
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none",
+        description="Store the matrices in the frozen layers in 8 bits (a scale a row) or in 4 (NF4, a scale for 64 numbers; "
+        "needs the package bitsandbytes). They are unpacked where they are multiplied, and nothing else is rounded. The "
+        "same in all silos.",
+    )
     checkpointing: bool = Field(
         False,
         description="Keep what enters each layer alone, and compute the layer again in the backward pass. The gradients are "

@@ -257,6 +257,7 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             device=model.device,
             revision=model.revision,
             gguf_file=model.gguf_file,
+            quantization=model.quantization,
         )
     adapter = make_adapter(settings, backbone)
     task = make_task(settings.task, backbone, adapter.positions)

@@ -37,7 +37,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def tuned_run(
-    tmp_path: Path, model: Path, kind: str, spread: float = 1.0, **sections: Mapping[str, Any]
+    tmp_path: Path, model: Path, kind: str, /, spread: float = 1.0, **sections: Mapping[str, Any]
 ) -> tuple[RunFolder, Tunable, dict[str, torch.Tensor]]:
     """A run of one round with parameters away from their start, its ledger and its checkpoint.
 

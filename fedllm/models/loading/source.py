@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.utils import cached_file
 
 from fedllm.models.embedded import EMBEDDED_NAMES, convert_gguf, embedded_file, quiet_loading
+from fedllm.models.footprint.quantise import require_own_rows
 from fedllm.models.model_error import ModelError
 from fedllm.models.parts.text_model import Kind, check_kind, kind_of
 from fedllm.models.parts.weight_files import (
@@ -64,6 +65,7 @@ def open_model(
         require_whole_files(name, files)
     loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
     quantised = getattr(config, "quantization_config", None) is not None
+    require_own_rows(name, getattr(config, "quantization_config", None))
     load = partial(_weights, name, loader, source, options, config=config)
     return Opened(kind, tokenizer, files, quantised, load)
 

@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForCausalLM
 
 from fedllm.adapter.export import export_adapter
+from fedllm.adapter.merge import export_merged
 from fedllm.adapter.peft import load_adapter
 from fedllm.adapter.peft_check import why_peft_differs
 from fedllm.adapter.predict import Predictor
-from fedllm.training.tunable import Tunable
+from fedllm.adapter.released import Released
+from fedllm.training.tunable import Tunable, make_tunable
 from tests.support.tiny_models import ENCODERS
 from tests.support.tuned_runs import LABELS, TEXTS, tuned_run
 
@@ -229,3 +231,34 @@ def test_a_copy_elsewhere_is_whole(tmp_path: Path, model_folder: ModelFolder) ->
     shutil.move(tmp_path / "out", tmp_path / "moved")
     shutil.rmtree(run.path)
     assert Predictor(tmp_path / "moved").predict(TEXTS[:2]) == before
+
+
+@pytest.mark.parametrize("how", ["8bit", "4bit"])
+def test_an_adapter_of_a_quantised_model_is_exported_for_the_plain_weights(
+    tmp_path: Path, model_folder: ModelFolder, how: str
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder = model_folder("llama")
+    settings = {"form": "lora", **LORA}
+    run, tunable, params = tuned_run(
+        tmp_path, folder, "words", spread=0.1, adapter=settings, model={"quantization": how}
+    )
+    assert tunable.backbone.quantization == how
+    plain = make_tunable(Released.find(run).plain)
+    assert plain.backbone.quantization == "none"
+    expected = run_outputs(plain, params)
+    assert not torch.allclose(expected, run_outputs(tunable, params), atol=1e-3)
+    assert export_adapter(run, tmp_path / "out").peft
+    export_merged(run, tmp_path / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    with torch.no_grad():
+        found = output(merged(IDS, attention_mask=torch.ones_like(IDS)))
+    assert torch.allclose(found, expected, atol=1e-4)
+    bits = how.removesuffix("bit")
+    for place, said in (("out", "PEFT puts it on the plain"), ("merged", "added to its plain")):
+        card = (tmp_path / place / "README.md").read_text()
+        assert f"layers were in {bits} bits" in card
+        assert said in card
+    answers = Predictor(tmp_path / "out").predict(TEXTS)
+    with_run = Predictor(run, backbone=tunable.backbone).predict(TEXTS)
+    assert answers == with_run

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..mutation import Mutation
 
 _ADAPTERS = "tests/fedllm/models/test_adapters.py"
+_QUANTISE = "tests/fedllm/models/test_quantise.py"
 _RECOMPUTE = "tests/fedllm/models/test_recompute.py"
 _TRUNK = "tests/fedllm/models/test_trunk.py"
 _ROWS = f"{_ADAPTERS}::test_each_row_is_the_gradient_of_one_example_by_ordinary_autograd"
@@ -91,5 +92,30 @@ MUTATIONS = (
         "    pass  #",
         "A layer whose states are kept is computed again from states that it was not given.",
         (f"{_RECOMPUTE}::test_it_lies_within_what_leaves_layers_out_whatever_was_installed_first",),
+    ),
+    Mutation(
+        "activations-in-eight-bits",
+        "fedllm/models/footprint/quantise.py",
+        "        return nn.functional.linear(x, layer.matrix(x.dtype), layer.bias)\n",
+        "        step = x.abs().max() / 127\n"
+        "        return nn.functional.linear((x / step).round() * step, layer.matrix(x.dtype), layer.bias)\n",
+        "The largest activation of the batch decides how every example's are rounded.",
+        (f"{_QUANTISE}::test_an_example_does_not_depend_on_its_batch_mates",),
+    ),
+    Mutation(
+        "outliers-of-the-batch",
+        "fedllm/models/footprint/quantise.py",
+        '    if told.get("load_in_8bit") and threshold:\n',
+        "    if False:\n",
+        "A checkpoint is taken whose products look for outliers in the whole batch.",
+        (f"{_QUANTISE}::test_checkpoints_that_are_quantised_already",),
+    ),
+    Mutation(
+        "one-noise-for-two-quantizations",
+        "fedllm/budget/release_inputs.py",
+        '    return str(backbone.dtype) if how == "none" else f"{backbone.dtype} {how}"\n',
+        "    return str(backbone.dtype)\n",
+        "Seeded noise meets the gradients of the plain and of the quantised model: their difference has none.",
+        (f"{_QUANTISE}::test_the_digest_is_that_of_the_plain_weights_and_the_fingerprint_is_not",),
     ),
 )
