@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fedllm.models.adapters.slot import by_example
+from fedllm.models.footprint.recompute import computing_again
 
 
 class Kind(Enum):
@@ -86,7 +87,10 @@ class Tape:
         else:
             kept = apart(kept)
         use = Use(kind, kept)
-        self.uses[name].append(use)
+        if (
+            not computing_again()
+        ):  # of a layer that is computed twice the first use is the one that counts
+            self.uses[name].append(use)
         watched: Tensor = _Watch.apply(output, self.anchor, use, apart)  # type: ignore[no-untyped-call]
         return watched
 

@@ -166,7 +166,7 @@ def _bitsandbytes() -> Any:
         import bitsandbytes.functional as library
     except ImportError as error:
         raise ModelError(
-            "Expected the package bitsandbytes for model.quantization=4bit (pip install 'fedllm[quantization]'), got "
+            "Expected the package bitsandbytes for model.quantization=4bit (pip install bitsandbytes), got "
             f"{type(error).__name__}: {error}"
         ) from error
     finally:

@@ -51,6 +51,20 @@ class _Slot:
         self.__init__()  # type: ignore[misc]
 
 
+class _Again(threading.local):
+    """How many computations in the backward pass this thread is within."""
+
+    depth = 0
+
+
+_again = _Again()
+
+
+def computing_again() -> bool:
+    """Return True in a layer's second computation, whose values were all seen in the first."""
+    return _again.depth > 0
+
+
 class _AsBefore:
     """Opens the captured scopes; once for each computation: second derivatives take several."""
 
@@ -63,8 +77,10 @@ class _AsBefore:
             for scope in self.captured:
                 stack.enter_context(scope())
             self.open.append(stack.pop_all())
+        _again.depth += 1
 
     def __exit__(self, *error: Any) -> None:
+        _again.depth -= 1
         self.open.pop().__exit__(*error)
 
 

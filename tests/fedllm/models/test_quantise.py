@@ -24,7 +24,7 @@ from fedllm.models.footprint.quantise import (
 from fedllm.models.memory import weights_bytes
 from fedllm.models.model_error import ModelError
 from fedllm.models.precision import allows_onednn
-from fedllm.settings.io import parse_settings
+from fedllm.settings.io import SettingsError, parse_settings
 from fedllm.training.batch.independence import measure_difference
 from fedllm.training.gradients import per_example_gradients
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
@@ -227,12 +227,19 @@ def test_checkpoints_that_are_quantised_already(encoder_folder: Path, tmp_path: 
     require_own_rows("x", {"quant_method": "gptq", "bits": 4})
 
 
+def test_whole_weights_are_refused() -> None:
+    with pytest.raises(
+        SettingsError, match=r"Expected model\.quantization=none for adapter\.form=full"
+    ):
+        parse_settings({"model": {"quantization": "8bit"}, "adapter": {"form": "full"}})
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     quantising._bitsandbytes.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
     model = make_tiny_model("bert", torch.float32)
-    with pytest.raises(ModelError, match=r"Expected the package bitsandbytes .*fedllm\[quant"):
+    with pytest.raises(ModelError, match=r"Expected the package bitsandbytes .*pip install bits"):
         quantise(model, "4bit")
     quantising._bitsandbytes.cache_clear()

@@ -13,12 +13,13 @@ from torch.autograd.profiler import profile
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AlbertConfig, AutoModel
 
+from fedllm.models.adapters.tape import Tape
 from fedllm.models.attention import install, padding_scope, prefix_scope
 from fedllm.models.footprint import recompute
 from fedllm.models.trunk import skip
 from fedllm.settings.io import SettingsError, parse_settings
 from fedllm.tasks.base import expand_params
-from fedllm.training.gradients import per_example_gradients
+from fedllm.training.gradients import clipped_gradient_sum, per_example_gradients
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from simulations.attacks.batch_mates.architectures import (
     random_records,
@@ -28,7 +29,10 @@ from simulations.attacks.batch_mates.architectures import (
 from tests.support.tiny_models import make_tiny_model
 from tests.support.tiny_tunables import shaken
 
-LAYERS = {"bert": "encoder.layer", "llama": "model.layers", "gpt2": "transformer.h"}
+LAST = {
+    "bert": "encoder.layer.1.output.dense.weight",
+    "gpt2": "transformer.h.1.mlp.c_proj.weight",
+}
 CASES = [
     ("bert", "classification", "prefix"),
     ("bert", "classification", "lora"),
@@ -160,6 +164,34 @@ def test_each_layer_is_computed_twice_and_only_with_gradients() -> None:
     assert len(calls) == 3
     per_example_gradients(plainly(tunable), params, batch)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    ("architecture", "form"), [("bert", "last-layers"), ("bert", "full"), ("gpt2", "full")]
+)
+def test_factors_of_whole_weights_are_the_same_and_recorded_once(
+    architecture: str, form: str
+) -> None:
+    settings, tunable = made(architecture, "classification", form)
+    params, batch = some(tunable, settings, [3, 6, 4])
+    scales, found = dict.fromkeys(params, 1.0), []
+    features = tunable.task.features(random_records([3, 6, 4], 1))
+    for model in (tunable, plainly(tunable)):
+        total = clipped_gradient_sum(
+            model, params, features, clip_norm=0.1, scales=scales, max_tokens=512
+        )
+        assert total.clipped >= 1
+        found.append(total.sums)
+        tape = Tape(model.adapter.shared, tuple(batch.input_ids.shape))  # type: ignore[arg-type]
+        small = {n: v for n, v in params.items() if n not in model.adapter.shared}
+        losses = model.losses(params | expand_params(small, len(batch)), batch, tape)
+        first = {name: len(uses) for name, uses in tape.uses.items()}
+        torch.autograd.grad(losses.sum(), tape.anchor, allow_unused=True)
+        assert {name: len(uses) for name, uses in tape.uses.items()} == first
+        assert all(
+            use.gradient is not None for use in tape.uses["weights.01." + LAST[architecture]]
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_second_derivatives_are_the_same() -> None:

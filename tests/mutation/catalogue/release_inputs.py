@@ -21,7 +21,7 @@ MUTATIONS = (
     Mutation(
         "release-blind-to-the-dtype",
         "fedllm/budget/release_inputs.py",
-        '"dtype": str(backbone.dtype),',
+        '"dtype": _format(backbone),',
         '"dtype": "auto",',
         f"auto became bfloat16 after a resume elsewhere: {_TWO}",
         (_MACHINE,),
