@@ -37,6 +37,12 @@ from fedllm.models.parts.prefix_slot import ActivePrefix, PrefixSlot
 from fedllm.models.parts.selection import Padding
 
 ATTENTION_NAME = "fedllm_prefix"
+
+
+class NotPlainAttention(ValueError):
+    """Attention of a form that a prefix has no meaning in, and that torch's own attention leaves out."""
+
+
 _SLOT = "_fedllm_prefix_slot"
 
 
@@ -225,7 +231,7 @@ def _check_options(module: nn.Module, layer: int | None, options: dict[str, Any]
     """Refuse forms of attention whose meaning with a prefix is not defined here."""
     for refused in ("softcap", "s_aux", "position_bias"):
         if options.get(refused) is not None:
-            raise ValueError(
+            raise NotPlainAttention(
                 f"Expected plain attention, got {refused} in layer {layer} "
                 f"({type(module).__name__}), which prefixes do not support"
             )
@@ -332,11 +338,17 @@ def prefix_scope(
 def padding_scope(model: PreTrainedModel, attention_mask: Tensor) -> Iterator[None]:
     """Mask states at padding, whatever their values, within the scope, in this thread.
 
+    Does nothing for a model without prefix attention, whose batches have no padding (:mod:`fedllm.models.grouping`).
+
     Args:
-        model: a model prepared by :func:`install`, to be run on one batch.
+        model: to be run on one batch.
         attention_mask: (B, T), 0 at padding.
     """
-    here = _slot(model).here
+    slot: PrefixSlot | None = getattr(model, _SLOT, None)
+    if slot is None:
+        yield
+        return
+    here = slot.here
     before, here.padding = here.padding, Padding(attention_mask)
     try:
         yield

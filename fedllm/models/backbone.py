@@ -15,7 +15,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fedllm.kept import Kept
 from fedllm.models import attention
+from fedllm.models.adapters.targets import stack_of
 from fedllm.models.footprint.quantise import Quantization, quantise, quantised_digest
+from fedllm.models.grouping import Grouping, grouping_of, require_direction
 from fedllm.models.loading.placement import resolve_device, resolve_dtype
 from fedllm.models.loading.source import open_model
 from fedllm.models.loading.vocabulary import fix_vocabulary_rows, max_positions, set_pad_token
@@ -32,11 +34,14 @@ _POOLER_OPTIONAL = {"bert", "roberta", "xlm-roberta", "camembert"}
 
 @dataclass(eq=False)
 class Backbone:
-    """A frozen model (eval mode, no gradients, prefix attention installed) and its tokenizer.
+    """A frozen model (eval mode, no gradients, prefix attention installed where it can be) and its tokenizer.
 
     Attributes:
         kind: "encoder" (hidden states, no pooling layer) or "decoder" (causal language model).
-        n_layers, kv_heads, head_dim: attention geometry, as observed in a forward pass.
+        n_layers: attention layers that can take a prefix, as observed in a forward pass; without prefixes, layers.
+        kv_heads, head_dim: attention geometry, as observed in a forward pass; 0 without prefixes.
+        no_prefix: why the model cannot take a prefix; None: it can.
+        grouping: how examples share a micro-batch, see :mod:`fedllm.models.grouping`.
         hidden_size: size of the hidden states.
         name: as asked for.
         reload: loads the weights as they are stored, where ``dtype`` rounded them; else None.
@@ -58,6 +63,8 @@ class Backbone:
     reload: Callable[[], PreTrainedModel] | None = None
     max_positions: int | None = None
     quantization: Quantization = "none"
+    no_prefix: str | None = None
+    grouping: Grouping = "padded"
 
     @cached_property
     def onednn(self) -> bool:
@@ -97,7 +104,7 @@ def load_backbone(
     cache_dir: str | Path | None = None,
     quantization: Quantization = "none",
 ) -> Backbone:
-    """Load a model, freeze it and prepare it for prefixes.
+    """Load a model, freeze it and prepare it for prefixes, where it can take any.
 
     Args:
         name: a hub id, a local folder, a ``.gguf`` file, or an embedded name ("minilm", "smollm2").
@@ -170,31 +177,23 @@ def make_backbone(
 ) -> Backbone:
     """Return a Backbone around a model that is already in memory, on its device and in its dtype.
 
-    Freezes the model, installs prefix attention and gives the tokenizer a padding token.
+    Freezes the model, installs prefix attention where it can be, and gives the tokenizer a padding token. A model that
+    cannot take prefixes computes with its own attention; the reason is kept.
 
     Args:
         reload: loads the weights as they are stored, where the model was rounded.
 
     Raises:
-        ModelError: prefixes are not supported for the model (the message says why).
+        ModelError: the model is of another kind, or does not compute a short text.
     """
     config = model.config
     if kind == "encoder" and config.model_type in _POOLER_OPTIONAL:
         model.pooler = None
     model.eval().requires_grad_(False)
     separate_tables(model)
-    try:
-        attention.install(model, causal=kind == "decoder")
-    except ValueError as error:
-        raise ModelError(f"model={name!r} cannot take prefixes: {error}") from error
-    shape = attention.geometry(model)
-    if kind == "decoder" and not shape.causal:
-        raise ModelError(f"Expected causal attention in a decoder, got none in model={name!r}")
-    if kind == "encoder" and shape.causal:
-        raise ModelError(
-            f"Expected attention in both directions in an encoder, got causal attention in model={name!r} "
-            f"({type(model).__name__})"
-        )
+    no_prefix = _install_prefixes(model, kind)
+    require_direction(name, model, kind)
+    shape = attention.geometry_or_none(model)
     set_pad_token(name, tokenizer, model)
     if kind == "decoder":
         fix_vocabulary_rows(model.get_output_embeddings())
@@ -202,16 +201,31 @@ def make_backbone(
         model=model,
         tokenizer=tokenizer,
         kind=kind,
-        n_layers=shape.n_layers,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
+        n_layers=stack_of(model)[1] if shape is None else shape.n_layers,
+        kv_heads=0 if shape is None else shape.kv_heads,
+        head_dim=0 if shape is None else shape.head_dim,
         hidden_size=int(config.get_text_config().hidden_size),
         name=name,
         dtype=model.dtype,
         device=model.device,
         reload=reload,
         max_positions=max_positions(model),
+        no_prefix=no_prefix,
+        grouping=grouping_of(model, kind),
     )
+
+
+def _install_prefixes(model: PreTrainedModel, kind: Kind) -> str | None:
+    """Install prefix attention; return why it cannot be, or None."""
+    try:
+        attention.install(model, causal=kind == "decoder")
+    except ValueError as error:
+        if isinstance(
+            error, attention.NotPlainAttention
+        ):  # which torch's own attention would leave out
+            model.set_attn_implementation("eager")
+        return str(error)
+    return None
 
 
 MOST_MODELS = 2

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedllm.data.batches import position_ids
 from fedllm.models.backbone import Backbone
+from fedllm.models.parts.model_inputs import takes_positions
 
 
 @torch.no_grad()
@@ -37,10 +38,9 @@ def generate(
         raise ValueError(f"Expected a decoder to generate with, got the encoder {backbone.name}")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("Expected padding on the left for generation, got padding on the right")
+    if takes_positions(backbone.model):
+        options["position_ids"] = position_ids(attention_mask, offset)
     tokens: Tensor = backbone.model.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids(attention_mask, offset),
-        **options,
+        input_ids=input_ids, attention_mask=attention_mask, **options
     )
     return tokens

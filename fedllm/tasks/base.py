@@ -17,6 +17,7 @@ from fedllm.data.shapes import Shapes, bucket_length, micro_batches, shapes_for
 from fedllm.models.attention import padding_scope
 from fedllm.models.backbone import Backbone
 from fedllm.models.footprint.recompute import recomputed
+from fedllm.models.parts.model_inputs import takes_positions
 from fedllm.models.rotary import reset_rotary, rotary_limit
 from fedllm.models.trunk.reuse import Trunk
 from fedllm.settings.sections import TaskSettings
@@ -126,7 +127,8 @@ class Task(ABC):
     @cached_property
     def shapes(self) -> Shapes:
         """Return the padding and grouping of examples."""
-        return self.fixed or shapes_for(self.backbone.device, self.longest_input)
+        backbone = self.backbone
+        return self.fixed or shapes_for(backbone.device, self.longest_input, backbone.grouping)
 
     @property
     def longest_input(self) -> int | None:
@@ -157,18 +159,23 @@ class Task(ABC):
 
         The examples of one micro-batch are of one bucket, whose length they are padded to (examples of
         several buckets are padded to the longest of these).
+
+        Raises:
+            ValueError: examples that may not share a micro-batch of this model (:mod:`fedllm.models.grouping`).
         """
         shapes = self.shapes
+        if shapes.exact:
+            _require_one_group(shapes, features)
         longest = max((len(feature.input_ids) for feature in features), default=0)
         length = bucket_length(shapes, longest) if features else 0  # of no shorter one a longer
-        rows = None if shapes.tokens is None or not features else shapes.rows(length)
+        counted = self.backbone.kind == "decoder" and takes_positions(self.backbone.model)
         batch = collate(
             features,
             self.backbone.tokenizer.pad_token_id,
             self.padding_side,
-            position_offset=self.prefix_length if self.backbone.kind == "decoder" else None,
+            position_offset=self.prefix_length if counted else None,
             length=length,
-            rows=None if rows is None else max(rows, len(features)),
+            rows=shapes.rows(length, len(features)) if features else None,
         )
         device = self.backbone.device
         return batch if device.type == "cpu" else batch.to(device)
@@ -177,6 +184,21 @@ class Task(ABC):
         """Indices of micro-batches of one bucket, at most ``max_tokens`` padded tokens each."""
         lengths = [len(feature.input_ids) for feature in features]
         return micro_batches(lengths, max_tokens, self.shapes)
+
+
+def _require_one_group(shapes: Shapes, features: Sequence[Feature]) -> None:
+    """Refuse examples of several lengths, or several examples, in one micro-batch of a model that mixes them.
+
+    Raises:
+        ValueError: they are.
+    """
+    lengths = sorted({len(feature.input_ids) for feature in features})
+    if len(lengths) > 1 or (shapes.alone and len(features) > 1):
+        wanted = "one example" if shapes.alone else "examples of one length"
+        raise ValueError(
+            f"Expected {wanted} in a micro-batch of this model, which would mix them, got {len(features)} of "
+            f"lengths {lengths}"
+        )
 
 
 def expand_params(params: Params, size: int) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ from fedllm.models.backbone import Backbone, shared_backbone, still_kept, was_gi
 from fedllm.models.endpoint import CompletionEndpoint, endpoint_url
 from fedllm.models.footprint import recompute
 from fedllm.models.generation import generate
+from fedllm.models.grouping import Grouping
 from fedllm.models.precision import require_full_precision
 from fedllm.models.prefix import PrefixSpec
 from fedllm.settings.experiment import Settings
@@ -40,6 +41,7 @@ class Remote:
     name: str
     kind: str = "endpoint"
     max_positions: int | None = None
+    grouping: Grouping = "padded"
     onednn: bool = True
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -271,8 +273,22 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
     if settings.model.checkpointing:
         recompute.install(backbone.model)
         task.checkpointing = True
+    _check_fixed_shape(settings, backbone)
     task.trunk = make_trunk(settings.model, task, adapter.first_layer(backbone.n_layers))
     return Tunable(backbone, task, adapter)
+
+
+def _check_fixed_shape(settings: Settings, backbone: Backbone) -> None:
+    """Refuse steps of a fixed shape for a model that cannot be padded to it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if settings.client.max_batch is not None and backbone.grouping != "padded":
+        raise ValueError(
+            f"Expected no client.max_batch for model.name={backbone.name!r}, whose micro-batches cannot be padded to one "
+            f"shape without mixing examples or padding into an example, got client.max_batch={settings.client.max_batch}"
+        )
 
 
 MOST_TUNABLES = 8

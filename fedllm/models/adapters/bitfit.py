@@ -20,6 +20,7 @@ from fedllm.models.adapters.base import Adapter, check_kept
 from fedllm.models.adapters.slot import by_example, changed, shared_or_own
 from fedllm.models.adapters.tape import Tape
 from fedllm.models.adapters.targets import chosen_layers, layer_number, stack_of
+from fedllm.models.adapters.used import is_used
 
 BIAS, SCALE = "bias", "scale"
 
@@ -57,7 +58,7 @@ class Shifted:
         if self.batch is not None:
             found = by_example(output, self.batch, self.name)
         if self.scale is not None:
-            x = normalised(module, given).float().view(found.shape)
+            x = normalised(module, given).float().reshape(found.shape)
             found = found + (x * self._wide(self.scale)).to(output.dtype)
         if self.bias is not None:
             found = found + self._wide(self.bias).to(output.dtype)
@@ -84,9 +85,11 @@ def _epsilon(module: nn.Module) -> float:
 
 
 def is_norm(module: nn.Module) -> bool:
+    """Return True for a normalisation with a scale that is a factor of its output."""
     if isinstance(module, nn.LayerNorm):
         return module.weight is not None
-    named = type(module).__name__.endswith("RMSNorm") and "Gated" not in type(module).__name__
+    kind = type(module).__name__
+    named = kind.endswith(("RMSNorm", "T5LayerNorm")) and "Gated" not in kind
     return named and isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
@@ -126,7 +129,7 @@ class BitfitAdapter(Adapter):
             if layer not in wanted or module is output or "experts" in name.split("."):
                 continue
             parts = _parts(module)
-            if parts:
+            if parts and is_used(model, name):
                 bias = getattr(module, "bias", None)
                 size = (module.weight if bias is None else bias).numel()
                 found.append(Shift(name, layer, parts, int(size)))

@@ -14,6 +14,7 @@ from fedllm.models.adapters.plain import HeadAlone, PrefixAdapter
 from fedllm.models.adapters.targets import chosen_layers, find_targets
 from fedllm.models.adapters.weights import WeightsAdapter
 from fedllm.models.backbone import Backbone
+from fedllm.models.model_error import ModelError
 from fedllm.models.prefix import PREFIX, PrefixSpec, init_from_phrase, init_random
 from fedllm.settings.experiment import Settings
 from fedllm.settings.sections import PrefixSettings
@@ -24,10 +25,16 @@ def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
     """The adapter of these settings.
 
     Raises:
-        ValueError: layers, targets or a rank that the model does not have; the setting is named.
+        ValueError: layers, targets or a rank that the model does not have, or a prefix that it cannot take; the
+            setting is named.
     """
     wanted = settings.adapter
     if wanted.form == "prefix":
+        if backbone.no_prefix is not None and settings.prefix.length > 0:
+            raise ModelError(
+                f"Expected a model that can take prefixes for adapter.form=prefix, got model={backbone.name!r} "
+                f"(adapter.form=lora has no such limit): {backbone.no_prefix}"
+            )
         layers = chosen_layers(settings.prefix.layers, backbone.n_layers, "prefix.layers")
         if settings.prefix.length == 0 or not layers:
             return HeadAlone()

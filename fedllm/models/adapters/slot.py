@@ -155,13 +155,15 @@ def by_example(values: Tensor, batch: tuple[int, int], what: str) -> Tensor:
     would break the bound on what one example contributes.
 
     Args:
-        values: (B, ..., D), or (B T, D) with the examples' tokens one after another.
+        values: (B, ..., D), or (B T, D) with the examples' tokens one after another; of one example anything (..., D).
         batch: (B, T).
 
     Raises:
         ValueError: another first dimension.
     """
     rows, tokens = batch
+    if rows == 1:  # whatever the module sees, there is no other example
+        return values.reshape(1, -1, values.shape[-1])
     if values.dim() > 2 and values.shape[0] == rows:
         return values.reshape(rows, -1, values.shape[-1])
     if values.dim() == 2 and values.shape[0] in (rows, rows * tokens):

@@ -10,6 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from fedllm.models.adapters.used import is_used, require_used
+
 ALL_LINEAR = "all-linear"
 
 
@@ -82,18 +84,20 @@ def find_targets(
 
     Args:
         targets: names as PEFT's ``target_modules``: a module is meant whose path is the name or ends in it after a
-            dot. ``"all-linear"``: every linear map within the layers.
+            dot. ``"all-linear"``: every linear map within the layers that the model uses, without experts and
+            gates of one number.
         layers: numbers of the layers; negative ones count from the top.
 
     Raises:
-        ValueError: a name or a layer that the model does not have, or a module that sees tokens of several examples
-            in an order of its own (an expert).
+        ValueError: a name or a layer that the model does not have, a module that it does not use, or one that sees
+            tokens of several examples in an order of its own (an expert).
     """
     stack, count = stack_of(model)
     wanted = set(chosen_layers(layers, count))
     linear = [t for t in _linear_maps(model, stack) if t.layer is None or t.layer in wanted]
     if targets == ALL_LINEAR:
-        return [t for t in linear if t.layer is not None and not _is_expert(t.module)]
+        inner = [t for t in linear if t.layer is not None and not _is_expert(t.module)]
+        return [t for t in inner if t.outputs > 1 and is_used(model, t.module)]
     found: list[Target] = []
     for name in targets:
         matching = [t for t in linear if t.module == name or t.module.endswith(f".{name}")]
@@ -108,6 +112,8 @@ def find_targets(
                 f"Expected adapter.targets outside of experts (a router sends them tokens of several examples, so that "
                 f"no example's gradient is known), got {name!r}, which is {experts[0]}"
             )
+        for target in matching:
+            require_used(model, target.module, "adapter.targets")
         found += [t for t in matching if t not in found]
     order = {t: place for place, t in enumerate(linear)}
     return sorted(found, key=lambda t: order[t])

@@ -34,6 +34,8 @@ class Trunk:
         dtype: number format in which they are kept; None: the model's own.
 
     Attributes:
+        free_rows: compute the rows that are missing alone. Elsewhere kernels are chosen by the number of rows, which is
+            fixed: the whole batch is computed.
         computed, reused: examples whose states were computed, and those whose states were there.
     """
 
@@ -41,6 +43,7 @@ class Trunk:
         self, model: nn.Module, layer: int, store: Store, dtype: torch.dtype | None = None
     ) -> None:
         self.model, self.layer, self.store, self.dtype = model, layer, store, dtype
+        self.free_rows = next(model.parameters()).device.type == "cpu"
         self.computed = self.reused = 0
         install(model)
 
@@ -60,13 +63,11 @@ class Trunk:
         found = [self.store.get(key) for key in keys]
         missing = [row for row, states in enumerate(found) if states is None]
         if missing:
-            on_cpu = batch.input_ids.device.type == "cpu"
-            # Elsewhere kernels are chosen by the number of rows, which is fixed: the whole batch is computed.
-            part = _rows_of(batch, missing) if on_cpu else batch
+            part = _rows_of(batch, missing) if self.free_rows else batch
             fresh = states_entering(self.model, self.layer, lambda: run(part))
             for place, row in enumerate(missing):
                 real = batch.attention_mask[row].bool()
-                own = fresh[place if on_cpu else row][real]
+                own = fresh[place if self.free_rows else row][real]
                 kept = own if self.dtype is None else own.to(self.dtype)
                 found[row] = kept
                 if row < len(batch):  # a filler is no example

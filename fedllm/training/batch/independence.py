@@ -25,6 +25,8 @@ from fedllm.training.gradients import per_example_gradients
 from fedllm.training.tunable import Tunable
 
 MATES = 4
+_TOKENS = 2**30
+"""Of a micro-batch: all examples of a bucket together."""
 _measured: WeakKeyDictionary[Tunable, Independence] = WeakKeyDictionary()
 
 
@@ -116,9 +118,14 @@ def _random_feature(tunable: Tunable, length: int, rng: torch.Generator) -> Feat
 def _gradients(
     tunable: Tunable, params: Mapping[str, Tensor], features: list[Feature]
 ) -> list[Tensor]:
-    found = per_example_gradients(tunable, params, tunable.task.collate(features))
-    flat = torch.cat([found[name].flatten(1) for name in sorted(found)], dim=1)
-    return list(flat.double().cpu())
+    rows: list[Tensor] = [torch.empty(0)] * len(features)
+    for group in tunable.task.batches(features, _TOKENS):
+        batch = tunable.task.collate([features[i] for i in group])
+        found = per_example_gradients(tunable, params, batch)
+        flat = torch.cat([found[name].flatten(1) for name in sorted(found)], dim=1)
+        for place, row in zip(group, flat.double().cpu(), strict=True):
+            rows[place] = row
+    return rows
 
 
 def _difference(value: Tensor, expected: Tensor) -> float:

@@ -46,7 +46,7 @@ def most_rows(tunable: Tunable, max_tokens: int) -> int:
     """Most examples of one micro-batch: of the shortest, padded."""
     shapes = tunable.task.shapes
     shortest = shapes.bucket_length(1)
-    return shapes.rows(shortest) or max(1, max_tokens // shortest)
+    return shapes.most(shortest, max_tokens)
 
 
 def recorded_bytes(tunable: Tunable, params: Mapping[str, Tensor], tokens: int) -> int:

@@ -79,7 +79,7 @@ def tiny_backbone(architecture: str, dtype: torch.dtype) -> Backbone:
     auto = AutoModel if kind == "encoder" else AutoModelForCausalLM
     config = AutoConfig.for_model(model_type, **shape)
     model = auto.from_config(config).to(dtype)
-    return make_backbone(model, _tokenizer(kind), kind, architecture)
+    return make_backbone(model, tiny_tokenizer(kind), kind, architecture)
 
 
 @lru_cache(maxsize=32)
@@ -91,22 +91,27 @@ def tiny_tunable(
 ) -> tuple[Settings, Tunable]:
     """The tiny model with an adapter (a prefix of four, LoRA of rank 3) in every layer, to classify or to generate."""
     backbone = tiny_backbone(architecture, dtype)
+    settings = tiny_settings(backbone, task, form)
+    return settings, make_tunable(settings, backbone)
+
+
+def tiny_settings(backbone: Backbone, task: str, form: str, **sections: Any) -> Settings:
+    """Settings for a tiny model: one of two classes, or words to write; ``sections`` are added."""
     tree: dict[str, Any] = {"kind": task, **_TASKS.get(task, {"text": ["text"], "target": "label"})}
     tree["max_length"] = 48 if backbone.kind == "decoder" and task != "classification" else 64
     if task == "classification":
         tree["labels"] = ["a", "b"]
         if backbone.kind == "decoder":
             tree |= {"label_words": ["w10", "w11"], "prompt": "{text} w5"}
-    settings = parse_settings(
+    return parse_settings(
         {
-            "model": {"name": architecture},
+            "model": {"name": backbone.name} | sections.get("model", {}),
             "data": {"source": "files", "path": "."},
-            "adapter": {"form": form, "rank": 3},
-            "prefix": {"length": 4, "init": "random", "init_std": 0.5},
+            "adapter": {"form": form, "rank": 3} | sections.get("adapter", {}),
+            "prefix": {"length": 4, "init": "random", "init_std": 0.5} | sections.get("prefix", {}),
             "task": tree,
         }
     )
-    return settings, make_tunable(settings, backbone)
 
 
 def random_records(lengths: list[int], seed: int) -> list[dict[str, str]]:
@@ -146,7 +151,8 @@ def task_records(task: str, lengths: list[int], seed: int) -> list[dict[str, Any
     return found
 
 
-def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words."""
     special = {"[UNK]": 0, "[PAD]": 1, "[CLS]": 2, "[SEP]": 3}
     words = special | {f"w{i}": i for i in range(4, WORDS)}
     tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))

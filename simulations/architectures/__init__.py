@@ -1,0 +1,1 @@
+"""Try every adapter on a tiny random model of each family of architectures."""
