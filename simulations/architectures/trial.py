@@ -184,4 +184,8 @@ def _plain(message: str, family: Family) -> str:
         .replace(", got (heads, key size, value size, causal)", ", got several")
         .rstrip()
     )
+    known = re.search(r"normalisations for adapter\.form=\S+ got (\S+) of (\w+) \(", text)
+    if known:
+        own = ".".join(known[1].split(".")[-2:])
+        return f"Expected linear maps, embeddings and normalisations alone, got `{own}` of `{known[2]}`"
     return re.sub(r"; \w+ computes its own", "; the model computes its own", text)
