@@ -36,6 +36,11 @@ class AdapterSettings(Section):
         description="LoRA: linear maps that are changed, by name as in PEFT's `target_modules`, for example "
         '`["query", "value"]`; `all-linear`: all within the layers.',
     )
+    init: Literal["random", "principal"] = Field(
+        "random",
+        description="LoRA: start of the first factor of each change; the second one starts at zero. `random`: random "
+        "orthonormal rows. `principal`: the principal directions of the inputs of each map on the text of [public].",
+    )
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
         description="LoRA, BitFit and last-layers: `all`, or the numbers of the layers that are changed; negative "

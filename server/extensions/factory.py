@@ -15,6 +15,7 @@ from server.extensions.central_noise import CentralNoise, make_central_release
 from server.extensions.codec import EncodedUpdates
 from server.extensions.fedsvd import FedSvd
 from server.extensions.layers import LayerChoice
+from server.extensions.principal import PrincipalStart
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
 from server.extensions.zeroth_order import ScalarEstimates
 
@@ -56,6 +57,8 @@ def make_extensions(
     )
     if settings.layers.form != "none":
         found.append(LayerChoice(folder))
+    if settings.adapter.init == "principal":  # after the choice, which begins anew
+        found.append(PrincipalStart())
     if settings.codec.active:
         found.append(EncodedUpdates(folder, trusted))
     if settings.model.access == "black-box":

@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from fedllm.adapter.predict import Predictor
+from fedllm.data.public import public_set
 from fedllm.models.adapters.base import layer_of
+from fedllm.models.adapters.lora import LoraAdapter
+from fedllm.models.adapters.principal import principal_factors
 from fedllm.report.build import build
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder
@@ -131,6 +134,44 @@ def test_a_run_of_this_form(
     assert build(run)["silos"]
     answers = Predictor(run).predict(["w4 w5 w40"])
     assert answers[0]["label"] in chosen.task.labels
+
+
+@pytest.mark.parametrize("part", ["plain", "layers-random"])
+def test_the_first_factors_come_from_public_text(
+    make: Any, tmp_path: Path, in_process: Federate, part: str
+) -> None:
+    """The principal directions, which a run with fixed factors keeps; the report names the use of the text."""
+    settings = make("ffa-lora", **PARTS[part], **{"adapter.init": "principal"})
+    run = RunFolder.create(settings, tmp_path / "run")
+    assert in_process(run) == "finished", run.state()["message"]
+    found = final(run)
+    chosen = run.settings_of(found)
+    tunable = make_tunable(chosen)
+    features = tunable.task.features(public_set(settings, labelled=False).records)
+    assert isinstance(tunable.adapter, LoraAdapter)
+    batches = [tunable.task.collate([feature]) for feature in features]
+    expected = principal_factors(tunable.adapter, batches, tunable.task.run)
+    drawn = initial_params(tunable, chosen)
+    for name, value in expected.items():
+        # One text a batch here, many there: equal to rounding.
+        turned = (found[name] @ value.T).abs()
+        assert torch.allclose(turned, torch.eye(len(value)), atol=1e-3), name
+        assert not torch.allclose(found[name], drawn[name], atol=1e-2)
+    assert "the first factors of LoRA" in (run.path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "message"),
+    [
+        ("bitfit", {}, r"LoRA form for adapter\.init=principal, got adapter\.form=bitfit"),
+        ("lora", {"public.source": "none"}, r"public\.source for adapter\.init=principal"),
+    ],
+)
+def test_principal_directions_need_lora_and_public_text(
+    make: Any, form: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Exception, match=message):
+        make(form, **{"adapter.init": "principal"}, **changes)
 
 
 @pytest.mark.parametrize(("form", "part"), sorted(REFUSED))

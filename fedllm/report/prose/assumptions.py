@@ -280,6 +280,11 @@ def _uses_of_public_text(settings: Settings) -> str:
     teacher = settings.teacher
     uses = {
         "the choice of layers": settings.layers.form == "public",
+        "the first factors of LoRA": settings.adapter.init == "principal",
+        "the codec's statistics": settings.codec.active
+        and settings.codec.needs_prior
+        and settings.codec.prior_source == "public"
+        and settings.public.source != "none",
         "the training of the teacher": teacher.kind == "public",
         "the distillation from the teacher": teacher.kind != "none" and teacher.distillation > 0,
     }

@@ -12,6 +12,7 @@ def check_adapter(settings: SettingsTree) -> None:
         ValueError: both settings are named.
     """
     adapter = settings.adapter
+    _check_start(settings)
     if adapter.form == "prefix":
         if adapter.layers != "all":
             raise ValueError(
@@ -81,3 +82,18 @@ def _check_whole_weights(settings: SettingsTree) -> None:
                 f"Expected {expected} for adapter.form={form} (copies of whole weights, one an example, do not fit), "
                 f"got {got}"
             )
+
+
+def _check_start(settings: SettingsTree) -> None:
+    adapter = settings.adapter
+    if adapter.init == "random":
+        return
+    if not adapter.low_rank:
+        raise ValueError(
+            f"Expected a LoRA form for adapter.init={adapter.init}, got adapter.form={adapter.form}"
+        )
+    if settings.public.source == "none":
+        raise ValueError(
+            f"Expected public.source for adapter.init={adapter.init}: public text that the server has, got "
+            "public.source=none"
+        )

@@ -1,6 +1,6 @@
 """Accuracy without privacy by form of the adapter, trained centrally: the yardstick of all private figures.
 
-    python -m simulations.benchmarks.reference --out reference.jsonl [--task sst2 --task mnli] [--model minilm]
+    python -m simulations.benchmarks.adapters.accuracy --out reference.jsonl [--task sst2 --task mnli] [--model minilm]
         [--form lora ...] [--examples 20000] [--passes 1] [--seeds 3] [--choose 4000]
 
 The learning rate of each arm is chosen on training examples: a seed that is not judged trains on `--choose` of them
@@ -25,8 +25,8 @@ import torch
 
 from fedllm.models.backbone import Backbone, load_backbone
 from fedllm.training.tunable import initial_params, make_tunable
-from simulations.benchmarks.reference.central import Schedule, train
-from simulations.benchmarks.reference.tasks import TASKS, Record, ReferenceTask
+from simulations.benchmarks.adapters.central import Schedule, train
+from simulations.benchmarks.adapters.tasks import TASKS, Record, ReferenceTask
 from simulations.benchmarks.support import workload
 
 TUNING_SEED = 1000

@@ -1,6 +1,6 @@
 """Speed of private gradient sums with the states of the frozen trunk kept, and without.
 
-    python -m simulations.benchmarks.reuse [--model minilm --model smollm2] [--passes 5] [--json OUT]
+    python -m simulations.benchmarks.adapters.reuse [--model minilm --model smollm2] [--passes 5] [--json OUT]
 
 One row a model and adapter: LoRA in the top third of the layers, and for an encoder the head alone. The same
 examples are passed over again and again, with `model.reuse = "memory"` and with `off`, in turn and in one process,

@@ -1,1 +1,0 @@
-"""Accuracy without privacy, by form of the adapter: the yardstick of all private figures."""
