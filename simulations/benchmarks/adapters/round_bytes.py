@@ -23,7 +23,7 @@ from simulations.benchmarks.adapters.accuracy import ARMS, Arm
 from simulations.benchmarks.support import workload
 from simulations.in_process import federate
 
-SILOS, TEXTS = 2, 16
+SILOS, TEXTS = 2, 40
 
 
 def round_of(
@@ -47,8 +47,14 @@ def round_of(
             "adapter": adapter,
             "prefix": {"length": 2, "phrase": workload.PHRASE, "layers": chosen},
             "task": {"labels": workload.LABELS, "max_length": 32},
-            "data": {"source": "files", "path": str(text), "partition": "iid", "silos": SILOS},
-            "client": {"batch_size": TEXTS // 2},
+            "data": {
+                "source": "files",
+                "path": folder,
+                "train": text.name,
+                "partition": "iid",
+                "silos": SILOS,
+            },
+            "client": {"batch_size": 8},
             "server": {"rounds": 1},
             "privacy": {"mode": "dp", "noise_multiplier": 1.0},
             "evaluation": {"every": 1000, "max_examples": 4},
