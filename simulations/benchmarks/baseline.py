@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -37,7 +37,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from fedllm.data.batches import Feature
+from fedllm.models.adapters.targets import layer_number, stack_of
 from fedllm.models.embedded import quiet_loading
+from fedllm.settings.adapter import AdapterSettings
 from fedllm.training.tunable import Tunable
 from simulations.benchmarks.support.timing import timed
 from simulations.benchmarks.support.workload import LABEL_WORDS, LABELS, PROMPT
@@ -48,7 +50,13 @@ Encoded = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Choice:
-    """Parameters that both sides share."""
+    """Parameters that both sides share.
+
+    Attributes:
+        adapter: its form, and rank and alpha of LoRA.
+        targets: paths of the maps that LoRA changes.
+        layers: numbers of the layers that the adapter changes.
+    """
 
     folder: str
     kind: str
@@ -61,6 +69,9 @@ class Choice:
     learning_rate: float
     dtype: torch.dtype
     device: torch.device
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    targets: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,8 +104,11 @@ def load_tokenizer(choice: Choice) -> Any:
 
 
 def load_model(choice: Choice) -> nn.Module:
-    """Return the model with a PEFT prefix, in training mode without dropout."""
-    from peft import PrefixTuningConfig, get_peft_model
+    """Return the model with PEFT's adapter, in training mode without dropout.
+
+    Forms that PEFT does not have (``bitfit``, ``last-layers``, ``full``) are the plain model with the same parameters
+    unfrozen; a decoder's tied vocabulary stays frozen, since Opacus has no rule for it.
+    """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     decoder = choice.kind == "decoder"
@@ -107,15 +121,50 @@ def load_model(choice: Choice) -> nn.Module:
             model = AutoModelForSequenceClassification.from_pretrained(
                 choice.folder, dtype=choice.dtype, num_labels=len(LABELS)
             )
-        config = PrefixTuningConfig(
-            task_type="CAUSAL_LM" if decoder else "SEQ_CLS",
-            num_virtual_tokens=choice.prefix_length,
-        )
-        adapted: nn.Module = get_peft_model(model, config).to(choice.device)
+        adapted = _adapted(choice, model).to(choice.device)
     for module in adapted.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return adapted.train()
+
+
+def _adapted(choice: Choice, model: Any) -> nn.Module:
+    from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+
+    form, task = choice.adapter.form, "CAUSAL_LM" if choice.kind == "decoder" else "SEQ_CLS"
+    config: Any = None
+    if form == "prefix":
+        config = PrefixTuningConfig(task_type=task, num_virtual_tokens=choice.prefix_length)
+    elif choice.adapter.low_rank:
+        config = LoraConfig(
+            task_type=task,
+            r=choice.adapter.rank,
+            lora_alpha=int(choice.adapter.alpha),
+            target_modules=list(choice.targets),
+        )
+    if config is not None:
+        adapted: nn.Module = get_peft_model(model, config)
+        for name, parameter in adapted.named_parameters():
+            if form in ("ffa-lora", "fedsvd") and ".lora_A." in name:
+                parameter.requires_grad_(False)
+        return adapted
+    stack, _ = stack_of(model)
+    for name, parameter in model.named_parameters():
+        layer = layer_number(name, stack)
+        parameter.requires_grad_(_is_trained(form, name, layer, choice.layers))
+    if choice.kind == "decoder":
+        model.get_input_embeddings().requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(False)
+    plain: nn.Module = model
+    return plain
+
+
+def _is_trained(form: str, name: str, layer: int | None, layers: Sequence[int]) -> bool:
+    """Whether a parameter of the plain model is trained; the head always is."""
+    if name.startswith("classifier.") or form == "full":
+        return True
+    norm_or_bias = name.endswith(".bias") or "norm" in name.lower()
+    return layer in layers and (form == "last-layers" or (form == "bitfit" and norm_or_bias))
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:

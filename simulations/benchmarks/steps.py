@@ -73,6 +73,9 @@ class Bench:
         self.batch_size = options.batch or batch
         self.max_tokens = options.max_tokens or tokens
         self.prefix_length = options.prefix_length
+        self.adapter: dict[str, Any] = {"form": options.adapter}
+        if options.adapter in ("lora", "ffa-lora"):
+            self.adapter |= {"rank": options.rank, "alpha": 2.0 * options.rank}
         self.records, self.origin = workload.load_texts(self.batch_size, options.data)
 
     def steps(self, names: Sequence[str]) -> dict[str, Step]:
@@ -110,6 +113,7 @@ class Bench:
             max_tokens=self.max_tokens,
             prefix_length=self.prefix_length,
             device=str(self.device),
+            adapter=self.adapter,
         )
 
 
@@ -248,6 +252,9 @@ def assembly_step(private: bool, scene: Scene) -> Step:
         learning_rate=settings.client.learning_rate,
         dtype=resolve_dtype("auto", bench.device),
         device=bench.device,
+        adapter=scene.settings.adapter,
+        targets=tuple(t.module for t in getattr(scene.tunable.adapter, "targets", ())),
+        layers=scene.tunable.layers,
     )
     words = assembly.word_ids(choice, backbone.tokenizer)
     model = assembly.load_model(choice)

@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     source = workload.model_source(options.model)
     layers = load_backbone(source.folder, device="cpu").n_layers
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(
         f"| adapter | up | down | up, linear codec 1:{options.ratio} | down |\n| --- | --- | --- | --- | --- |"
     )

@@ -61,7 +61,7 @@ class ReferenceTask:
         task |= {"labels": self.labels} if self.labels else {}
         task |= {"prompt": self.prompt} if decoder or not self.labels else {}
         task |= {"label_words": self.label_words} if decoder and self.labels else {}
-        prefix = {"length": 0}
+        prefix: dict[str, Any] = {"length": 0}
         if adapter["form"] == "prefix":
             prefix = {"length": adapter.pop("length", 2), "phrase": self.phrase}
             prefix |= {"layers": adapter.pop("layers")} if "layers" in adapter else {}

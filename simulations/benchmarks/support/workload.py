@@ -162,8 +162,13 @@ def settings_for(
     prefix_length: int,
     max_length: int = MAX_LENGTH,
     device: str = "auto",
+    adapter: dict[str, Any] | None = None,
 ) -> Settings:
-    """Return the settings of one local round at example level (or without privacy) on two classes."""
+    """Return the settings of one local round at example level (or without privacy) on two classes.
+
+    Args:
+        adapter: the section ``[adapter]``; None: a prefix.
+    """
     tree: dict[str, Any] = {
         "name": "benchmark",
         "model": {"name": source.folder, "device": device},
@@ -179,4 +184,6 @@ def settings_for(
     }
     if kind == "decoder":
         tree["task"] |= {"label_words": LABEL_WORDS, "prompt": PROMPT}
+    if adapter is not None:
+        tree["adapter"] = adapter
     return Settings.model_validate(tree)
