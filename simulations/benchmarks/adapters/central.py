@@ -17,12 +17,12 @@ from fedllm.training.tunable import Tunable
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast: Adam, whose rate rises over the first twentieth of the steps and then falls to zero.
+    """Steps and learning rates: a linear rise over the first twentieth of the steps, then a linear fall to zero.
 
     Attributes:
         passes: over the training examples.
         batch: examples of a step.
-        rate: Adam's largest learning rate.
+        rate: the largest learning rate of Adam.
         max_tokens: of a micro-batch.
     """
 
