@@ -27,6 +27,17 @@ TAMPERED: dict[str, dict[str, Any]] = {
     "an ascent without noise": {"awp.form": "batch"},
     "longer texts": {"task.max_length": 600},
     "2^53 tokens": {"task.max_length": 2**53},
+    "a template without end": {
+        "task.kind": "chat",
+        "task.labels": None,
+        "task.template": "{% for i in range(99999) %}{% for j in range(99999) %}a{% endfor %}{% endfor %}",
+    },
+    "numbers in place of classes": {
+        "task.kind": "regression",
+        "task.labels": None,
+        "task.target_range": [0.0, 1e-300],
+    },
+    "tags in place of classes": {"task.kind": "tokens", "task.text": ["text"]},
     "another model": {"model.name": "minilm"},
     "a path as model": {"model.name": "/etc/passwd"},
     "another device": {"model.device": "cuda:7"},

@@ -90,16 +90,28 @@ def test_a_run_of_this_kind(kind: str, start: Any, in_process: Federate, tmp_pat
         assert predictor.predict(["w4 w5"]), "a text alone"
     export_adapter(run, tmp_path / "out")
     exported_answers = Predictor(tmp_path / "out").predict(records[:3], max_new_tokens=4)
-    assert exported_answers == answers
+    assert near(exported_answers, answers)
     lines = call(
         "predict", run.path, "--file", settings.data.path + "/validation.jsonl"
     ).splitlines()
     assert len(lines) == 40
-    assert (
-        json.loads(
-            call("predict", run.path, "--file", settings.data.path + "/validation.jsonl", "--json")
-        )[:3]
-        == answers
+    written = call(
+        "predict", run.path, "--file", settings.data.path + "/validation.jsonl", "--json"
+    )
+    assert near(json.loads(written)[:3], answers)
+
+
+def near(first: list[Any], second: list[Any]) -> bool:
+    """Return True if answers are equal to rounding, which memory's alignment changes."""
+    return len(first) == len(second) and all(
+        a == pytest.approx(b, rel=1e-4)
+        if isinstance(b, float)
+        else a == b
+        or (
+            a["labels"] == b["labels"]
+            and a["probabilities"] == pytest.approx(b["probabilities"], rel=1e-4)
+        )
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -124,6 +136,8 @@ PARTS: dict[str, dict[str, Any]] = {
     "black-box": {"model.access": "black-box"},
     "perturbed": {"awp.form": "per-example"},
     "lora": {"adapter.form": "lora", "adapter.rank": 2},
+    "last-layers": {"adapter.form": "last-layers"},
+    "full": {"adapter.form": "full", "model.checkpointing": True},
     "reuse": {"adapter.form": "lora", "adapter.layers": [-1], "model.reuse": "memory"},
     "fixed-shape": {"client.max_batch": 24, "privacy.accountant": "pld"},
     "codec": {"codec.name": "linear", "codec.ratio": 4},

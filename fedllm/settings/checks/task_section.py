@@ -93,5 +93,5 @@ def _check_range(task: Any) -> None:
             "in it, and a range taken from the data would tell its extremes), got none"
         )
     low, high = given
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not (math.isfinite(low) and math.isfinite(high - low) and low < high):
         raise ValueError(f"Expected finite low < high in task.target_range, got {list(given)}")

@@ -31,6 +31,7 @@ from . import (
     report,
     silo,
     silo_limits,
+    tasks,
     teacher,
     vouching,
 )
@@ -39,6 +40,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *mechanism.MUTATIONS,
     *batch_mates.MUTATIONS,
     *adapters.MUTATIONS,
+    *tasks.MUTATIONS,
     *perturbation.MUTATIONS,
     *randomness.MUTATIONS,
     *release_inputs.MUTATIONS,
