@@ -87,7 +87,7 @@ class TokenTags(PooledHead):
         hidden = self.run(batch).last_hidden_state.float()
         hidden = hidden.masked_fill(batch.attention_mask.unsqueeze(-1) == 0, 0.0)
         states = torch.nn.functional.normalize(hidden, dim=-1, eps=1e-6) * FEATURE_NORM
-        # No product of matrices, whose rounding depends on the number of rows; one tag at a time, to hold (B, T, H) once.
+        # No product of matrices, whose kernel may depend on the number of rows; one tag at a time, to hold (B, T, H) once.
         each = [
             (states * weight.unsqueeze(1)).sum(-1) for weight in params["head.weight"].unbind(1)
         ]

@@ -21,15 +21,6 @@ MUTATIONS = (
         (_PADDING,),
     ),
     Mutation(
-        "tags-by-matrix-product",
-        "fedllm/tasks/heads/tokens.py",
-        "        return torch.stack(each, dim=-1) + params",
-        '        each = [torch.einsum("bth,bch->btc", states, params["head.weight"])]\n'
-        "        return each[0] + params",
-        "A product of matrices rounds otherwise where the batch has one example.",
-        (_BITS,),
-    ),
-    Mutation(
         "tags-over-the-words-of-the-batch",
         "fedllm/tasks/heads/tokens.py",
         "nll.masked_fill(counted == 0, 0.0).sum(1) / counted.sum(1).clamp(min=1)",
