@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedllm.adapter.head_code import head_code
 from fedllm.adapter.lora_gguf import GGUF_WEIGHTS
 from fedllm.adapter.peft import NATIVE_WEIGHTS
 from fedllm.adapter.released import Released
@@ -17,7 +18,6 @@ from fedllm.models.embedded import EMBEDDED_NAMES
 from fedllm.models.prefix import PREFIX
 from fedllm.report.sections.training import metric_rows
 from fedllm.settings.sections import TaskSettings
-from fedllm.tasks.encoder_classification import FEATURE_NORM
 
 HEAD_WEIGHTS = "head.safetensors"
 _FORMS = {
@@ -136,8 +136,11 @@ def _quantised(released: Released, contents: Contents) -> list[str]:
 
 
 def _classes(task: TaskSettings) -> str:
-    classes = task.classes
-    return " into " + ", ".join(f"`{label}`" for label in classes) if classes else ""
+    """Describe the answers in words."""
+    if task.target_range is not None:
+        return " within {:g} to {:g}".format(*task.target_range)
+    labels = task.labels if task.facts.names_labels else None
+    return " into " + ", ".join(f"`{label}`" for label in labels) if labels else ""
 
 
 def _tags(released: Released, contents: Contents) -> list[str]:
@@ -224,13 +227,25 @@ def _usage(released: Released, contents: Contents) -> list[str]:
         pairs = zip(settings.task.classes, settings.task.label_words, strict=False)
         words = ", ".join(f"`{word}` for {label}" for label, word in pairs)
         found += ["", f"The class is the likeliest next token after the prompt among {words}."]
+    if settings.task.facts.holds == "messages":
+        found += ["", _template_words(settings.task)]
     if settings.task.prompt:
         found += ["", f"The text stands in the prompt's place `{{{settings.task.text[0]}}}`."]
     return found
 
 
+def _template_words(task: TaskSettings) -> str:
+    """Say which template a conversation needs."""
+    if task.template is None:
+        return "A conversation is written by the tokenizer's own chat template."
+    return "A conversation is written by this chat template: " + json.dumps(task.template)
+
+
 def _with_fedllm(task: TaskSettings) -> list[str]:
     example = json.dumps(dict.fromkeys(task.text, "..."))
+    if task.facts.holds == "messages":
+        asked = {task.target: [{"role": "user", "content": "..."}]}
+        example = json.dumps(asked)
     one = 'predictor.predict(["a text"])'
     several = f"predictor.predict([{example}])"
     return [
@@ -238,7 +253,7 @@ def _with_fedllm(task: TaskSettings) -> list[str]:
         "from fedllm.adapter.predict import Predictor",
         "",
         'predictor = Predictor("FOLDER")  # this folder',
-        several if len(task.text) > 1 else one,
+        several if len(task.text) > 1 or task.facts.holds == "messages" else one,
         "```",
     ]
 
@@ -261,7 +276,7 @@ def _with_peft(released: Released) -> list[str]:
     ]
     if encoder:
         lines += [f"tokenizer = AutoTokenizer.from_pretrained({loaded})"]
-        lines += _head_code(settings.task, NATIVE_WEIGHTS)
+        lines += head_code(settings.task, NATIVE_WEIGHTS)
     lines.append("```")
     if encoder:
         lines += ["", f"(the head is in `{NATIVE_WEIGHTS}`: PEFT's file has none)."]
@@ -300,38 +315,8 @@ def _with_transformers(released: Released) -> list[str]:
         'tokenizer = AutoTokenizer.from_pretrained("FOLDER")',
     ]
     if encoder:
-        lines += _head_code(released.settings.task, HEAD_WEIGHTS)
+        lines += head_code(released.settings.task, HEAD_WEIGHTS)
     return [*lines, "```"]
-
-
-def _head_code(task: TaskSettings, file: str) -> list[str]:
-    """Python that classifies a text with ``model``, ``tokenizer`` and the head in a file of the folder."""
-    pooled = ["pooled = hidden[:, 0]"]
-    if task.pooling != "cls":
-        pooled = [
-            'mask = batch["attention_mask"].unsqueeze(-1)',
-            "pooled = (hidden * mask).sum(1) / mask.sum(1)",
-        ]
-    columns = task.text
-    given = '["a text"]' if len(columns) == 1 else f'["{columns[0]}"], ["{columns[1]}"]'
-    if len(columns) > 2:  # see fedllm.tasks.text_columns
-        given = f'["{columns[0]}"], [tokenizer.sep_token.join({list(columns[1:])!r})]'
-    return [
-        "",
-        "import torch",
-        "from safetensors.torch import load_file",
-        "",
-        f'head = load_file("FOLDER/{file}")',
-        f"labels = {list(task.classes)!r}",
-        f"batch = tokenizer({given}, padding=True, truncation=True, max_length={task.max_length}, "
-        'return_tensors="pt")',
-        "with torch.no_grad():",
-        "    hidden = model(**batch).last_hidden_state",
-        *pooled,
-        f"pooled = {FEATURE_NORM:g} * torch.nn.functional.normalize(pooled, dim=-1)",
-        'probabilities = (pooled @ head["head.weight"].T + head["head.bias"]).softmax(-1)',
-        "answers = [labels[i] for i in probabilities.argmax(-1)]",
-    ]
 
 
 def _quality(report: Mapping[str, Any]) -> list[str]:

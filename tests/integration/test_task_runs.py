@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,31 @@ def test_a_teacher_is_distilled_from_on_public_records(
         },
     )
     assert in_process(run) == "finished", run.state()["message"]
+
+
+@pytest.mark.parametrize("kind", ["multilabel", "regression", "tokens"])
+def test_the_card_of_a_head_has_code_that_answers(
+    kind: str, start: Any, in_process: Federate, tmp_path: Path
+) -> None:
+    """The code of the card is run as it stands, and must give the run's answers."""
+    run = start(kind, **{"server.rounds": 1, "adapter.form": "lora", "adapter.rank": 2})
+    assert in_process(run) == "finished", run.state()["message"]
+    export_adapter(run, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text("utf-8")
+    code = next(b for b in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "PeftModel" in b)
+    words = ["w9", "w40", "w41 w42"]
+    code = code.replace("FOLDER", str(tmp_path / "out")).replace('["a", "text"]', repr(words))
+    names: dict[str, Any] = {}
+    exec(code.replace('["a text"]', '["w9 w40"]'), names)
+    if kind == "tokens":
+        (expected,) = Predictor(run).predict([{"tokens": words}])
+        assert names["answers"] == expected["tags"]
+        return
+    (expected,) = Predictor(run).predict(["w9 w40"])
+    (answer,) = names["answers"]
+    assert answer == (
+        expected["labels"] if kind == "multilabel" else pytest.approx(expected, rel=1e-4)
+    )
 
 
 def test_silos_count_examples_with_exactly_the_right_labels(
