@@ -40,8 +40,10 @@ class Released:
 
     @property
     def plain(self) -> Settings:
-        """The settings with the base model's plain weights: an adapter of a quantised model is exported for those."""
-        model = self.settings.model.model_copy(update={"quantization": "none"})
+        """The settings with the base model's plain weights on one device: an adapter of a quantised model is exported
+        for those."""
+        changes = {"quantization": "none", "device_map": "none"}
+        model = self.settings.model.model_copy(update=changes)
         return self.settings.model_copy(update={"model": model})
 
     @classmethod

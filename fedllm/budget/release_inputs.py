@@ -27,6 +27,7 @@ import transformers
 from fedllm import __version__
 from fedllm.budget.release_id import Fingerprinted
 from fedllm.models.backbone import Backbone
+from fedllm.models.footprint.spread import placement_of
 from fedllm.models.precision import require_full_precision
 
 
@@ -70,7 +71,7 @@ def model_inputs(backbone: Backbone | Any) -> dict[str, str]:
         "dtype": _format(backbone),
         "model_config": hashlib.sha256(plain.encode()).hexdigest(),
         "tokenizer": backbone.tokenizer_digest,
-        "device": _device(backbone.device),
+        "device": _place(backbone),
     }
 
 
@@ -78,6 +79,12 @@ def _format(backbone: Backbone) -> str:
     """Number format and, where there is one, quantization."""
     how = backbone.quantization
     return str(backbone.dtype) if how == "none" else f"{backbone.dtype} {how}"
+
+
+def _place(backbone: Backbone) -> str:
+    """The device, and where there are several, which module is where."""
+    placed = placement_of(backbone.model)
+    return " ".join([_device(backbone.device), *([json.dumps(placed)] if placed else [])])
 
 
 def machine(backbone: Backbone | Any) -> str:

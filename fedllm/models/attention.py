@@ -33,6 +33,7 @@ from fedllm.models.parts.attention_layers import (
     common_geometry,
     number_layers,
 )
+from fedllm.models.parts.input_device import input_device
 from fedllm.models.parts.prefix_slot import ActivePrefix, PrefixSlot
 from fedllm.models.parts.selection import Padding
 
@@ -141,8 +142,8 @@ def _prepend(
         )
     prefix_key, prefix_value = active.layers[layer]
     shape = (batch, -1, -1, -1)
-    key = torch.cat([prefix_key.to(key.dtype).expand(shape), key], dim=2)
-    value = torch.cat([prefix_value.to(value.dtype).expand(shape), value], dim=2)
+    key = torch.cat([prefix_key.to(key).expand(shape), key], dim=2)
+    value = torch.cat([prefix_value.to(value).expand(shape), value], dim=2)
     return key, value, mask
 
 
@@ -189,7 +190,7 @@ def install(model: PreTrainedModel, *, causal: bool = True) -> None:
     before = model.config._attn_implementation
     try:
         model.set_attn_implementation(ATTENTION_NAME)
-        ids = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+        ids = torch.zeros(1, 2, dtype=torch.long, device=input_device(model))
         calls = _probed(name, model, ids)
         shared = number_layers(name, calls)
         slot.geometry = common_geometry(name, calls)

@@ -17,12 +17,14 @@ from fedllm.kept import Kept
 from fedllm.models import attention
 from fedllm.models.adapters.targets import stack_of
 from fedllm.models.footprint.quantise import Quantization, quantise, quantised_digest
+from fedllm.models.footprint.spread import DeviceMap, spread
 from fedllm.models.grouping import Grouping, grouping_of, require_direction
 from fedllm.models.loading.placement import resolve_device, resolve_dtype
 from fedllm.models.loading.source import open_model
 from fedllm.models.loading.vocabulary import fix_vocabulary_rows, max_positions, set_pad_token
 from fedllm.models.memory import require_room_for_weights
 from fedllm.models.model_error import ModelError
+from fedllm.models.parts.input_device import input_device
 from fedllm.models.parts.text_model import Kind
 from fedllm.models.precision import allows_onednn
 from fedllm.models.rotary import separate_tables
@@ -103,6 +105,7 @@ def load_backbone(
     gguf_file: str | None = None,
     cache_dir: str | Path | None = None,
     quantization: Quantization = "none",
+    device_map: DeviceMap = "none",
 ) -> Backbone:
     """Load a model, freeze it and prepare it for prefixes, where it can take any.
 
@@ -117,6 +120,7 @@ def load_backbone(
         cache_dir: where converted GGUF files are kept (see ``fedllm.models.embedded.cache_folder``); the
             hub's own cache follows the hub's environment variables, HF_HUB_OFFLINE included.
         quantization: "8bit" or "4bit" for the linear maps in the layers (:mod:`fedllm.models.footprint.quantise`).
+        device_map: "auto" for more than one device, or a device by module (:mod:`fedllm.models.footprint.spread`).
 
     Raises:
         ModelError: the model is not found, or not usable here.
@@ -133,14 +137,17 @@ def load_backbone(
             f"Expected model.quantization=none for model={name!r} (its weights are quantised already), got "
             f"model.quantization={quantization}"
         )
-    require_room_for_weights(name, opened.files, precision, where, quantization)
+    alone = device_map == "none"
+    first = where if alone else torch.device("cpu")
+    require_room_for_weights(name, opened.files, precision, first, quantization)
     model = opened.load(dtype=precision)
-    quantise(model, quantization, where)
+    quantise(model, quantization, first)
     reload = None
-    exact = quantization == "none" and is_exact(opened.files, precision)
+    exact = alone and quantization == "none" and is_exact(opened.files, precision)
     if not opened.quantised and not exact:
         reload = partial(opened.load, dtype=stored_dtype(opened.files))
-    found = make_backbone(model.to(where), opened.tokenizer, opened.kind, name, reload=reload)
+    spread(model, device_map, where)
+    found = make_backbone(model, opened.tokenizer, opened.kind, name, reload=reload)
     found.quantization = quantization
     return found
 
@@ -207,7 +214,7 @@ def make_backbone(
         hidden_size=int(config.get_text_config().hidden_size),
         name=name,
         dtype=model.dtype,
-        device=model.device,
+        device=input_device(model),
         reload=reload,
         max_positions=max_positions(model),
         no_prefix=no_prefix,

@@ -30,6 +30,7 @@ from fedllm.data.shapes import ROW_MULTIPLE
 from fedllm.models.adapters.bitfit import is_norm
 from fedllm.models.attention import geometry_or_none, padding_scope
 from fedllm.models.model_error import ModelError
+from fedllm.models.parts.input_device import input_device
 from fedllm.models.parts.model_inputs import takes_positions
 from fedllm.models.parts.text_model import Kind
 
@@ -63,7 +64,7 @@ def rows_are_the_same_bits(model: PreTrainedModel) -> bool:
     On a CPU, where the number of rows is free, and on a few lengths; elsewhere it is fixed by the length
     (:mod:`fedllm.data.shapes`).
     """
-    if model.device.type != "cpu":
+    if input_device(model).type != "cpu":
         return True
     rng = torch.Generator().manual_seed(0)
     size = int(model.get_input_embeddings().weight.shape[0])
@@ -182,7 +183,7 @@ def _public_tokens(model: PreTrainedModel) -> Tensor:
     """(1, N) tokens that differ, as far as the vocabulary goes, and of which none is a padding token of usual models."""
     size = int(model.get_input_embeddings().weight.shape[0])
     ids = (torch.arange(_TOKENS) * 7 + 5) % max(size, 1)
-    return ids[None].to(model.device)
+    return ids[None].to(input_device(model))
 
 
 def _states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:

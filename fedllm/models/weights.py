@@ -171,6 +171,8 @@ def loaded_digest(
     if exact is not state:
         for name, value in state.items():
             there = exact.get(name)
+            if there is not None and value.is_meta:  # offloaded (device_map): not in memory
+                continue
             if there is None or not torch.equal(there.to(value.dtype), value.cpu()):
                 raise ModelError(
                     f"Expected the weights that were loaded, got others for {name}: the files changed since"

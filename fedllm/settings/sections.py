@@ -26,6 +26,12 @@ class ModelSettings(Section):
         "Prefixes, heads, clipping and noise always use float32.",
     )
     device: str = Field("auto", description="Device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.")
+    device_map: Literal["none", "auto"] = Field(
+        "none",
+        description="`auto` spreads the frozen layers over all GPUs (with `device` = `cuda:1` over that one), and what "
+        "does not fit them stays in the machine's memory, from where it is moved for each computation; then use "
+        "`checkpointing` too.",
+    )
     access: Literal["white-box", "black-box"] = Field(
         "white-box",
         description="Access to the model. `white-box` uses its gradients; `black-box` uses only its outputs and trains by "

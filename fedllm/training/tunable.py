@@ -260,6 +260,7 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             revision=model.revision,
             gguf_file=model.gguf_file,
             quantization=model.quantization,
+            device_map=model.device_map,
         )
     adapter = make_adapter(settings, backbone)
     task = make_task(settings.task, backbone, adapter.positions)

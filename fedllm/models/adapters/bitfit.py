@@ -58,10 +58,10 @@ class Shifted:
         if self.batch is not None:
             found = by_example(output, self.batch, self.name)
         if self.scale is not None:
-            x = normalised(module, given).float().reshape(found.shape)
-            found = found + (x * self._wide(self.scale)).to(output.dtype)
+            x = normalised(module, given.to(output.device)).float().reshape(found.shape)
+            found = found + (x * self._wide(self.scale).to(output.device)).to(output.dtype)
         if self.bias is not None:
-            found = found + self._wide(self.bias).to(output.dtype)
+            found = found + self._wide(self.bias).to(output)
         return found.view(shape)
 
     def _wide(self, value: Tensor) -> Tensor:

@@ -61,11 +61,11 @@ class LowRank:
 
     def __call__(self, module: nn.Module, given: Tensor, output: Tensor) -> Tensor:
         """Return output + s B A given, computed in float32."""
-        x = given.to(self.a.dtype)
+        x = given.to(output.device, self.a.dtype)  # a model may lie on several devices
         if self.batch is not None:
             x = by_example(x, self.batch, self.name)
-        inner = self._watched(0, x, _product(x, self.a))
-        change = self._watched(1, inner, _product(inner, self.b))
+        inner = self._watched(0, x, _product(x, self.a.to(x.device)))
+        change = self._watched(1, inner, _product(inner, self.b.to(x.device)))
         return output + (change * self.scale).to(output.dtype).view(output.shape)
 
     def _watched(self, place: int, given: Tensor, output: Tensor) -> Tensor:

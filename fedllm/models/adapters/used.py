@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from fedllm.models.parts.input_device import input_device
+
 _found: WeakKeyDictionary[nn.Module, frozenset[str] | None] = WeakKeyDictionary()
 _TOKENS = 8
 
@@ -60,11 +62,11 @@ def _record(model: PreTrainedModel) -> frozenset[str]:
     handles = [
         module.register_forward_hook(lambda _m, _a, output, name=name: add(name, output))
         for name, module in model.named_modules()
-        if isinstance(getattr(module, "weight", None), nn.Parameter)
+        if isinstance(getattr(module, "weight", None), Tensor)  # quantised ones have no parameter
         and not isinstance(module, nn.Embedding)
     ]
     try:
-        ids = torch.zeros(1, _TOKENS, dtype=torch.long, device=model.device)
+        ids = torch.zeros(1, _TOKENS, dtype=torch.long, device=input_device(model))
         with torch.enable_grad():
             result = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
         grads = torch.autograd.grad(result.sum(), list(zeros.values()), allow_unused=True)

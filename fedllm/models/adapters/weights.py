@@ -26,6 +26,7 @@ from fedllm.models.adapters.parameters import Parameter, Place, Vector, find_par
 from fedllm.models.adapters.slot import Change, Replacement, by_example, changed, shared_or_own
 from fedllm.models.adapters.tape import Kind, Tape
 from fedllm.models.adapters.trial import norms_above, require_own_uses
+from fedllm.models.parts.input_device import input_device
 
 WeightsForm = Literal["last-layers", "full"]
 _TRIAL = (3, 5)
@@ -172,9 +173,9 @@ class WeightsAdapter(Adapter):
             ValueError: a module does not keep the examples apart; it is named.
         """
         params = {name: torch.zeros(shape) for name, shape in self.shapes().items()}
-        params = {name: value.to(self.model.device) for name, value in params.items()}
+        params = {name: value.to(input_device(self.model)) for name, value in params.items()}
         vectors = {n: v.expand(_TRIAL[0], -1) for n, v in params.items() if n not in self.shared}
-        ids = torch.arange(_TRIAL[0] * _TRIAL[1], device=self.model.device).view(_TRIAL)
+        ids = torch.arange(_TRIAL[0] * _TRIAL[1], device=input_device(self.model)).view(_TRIAL)
         ids = ids % int(self.model.get_input_embeddings().weight.shape[0])
         with torch.no_grad(), self.scope(params | vectors, _TRIAL, Tape(self.shared, _TRIAL)):
             self.model(input_ids=ids, attention_mask=torch.ones_like(ids))

@@ -28,15 +28,16 @@ class Padding:
         """Store ``attention_mask`` (B, T), 0 at padding."""
         self.shape = attention_mask.shape
         self._kept = -(attention_mask != 0).to(torch.int64)
-        self._by_width: dict[torch.dtype, Tensor] = {}
+        self._by_width: dict[tuple[torch.dtype, torch.device], Tensor] = {}
 
     def cleared(self, states: Sequence[Tensor], tokens: int) -> Sequence[Tensor]:
         """Return the tensors of one dtype (four dimensions, the first B and dimension ``tokens`` T) with zeros at
         padding; the gradient of what stood there is zero too, whatever comes from behind."""
         integers = _INTEGERS[states[0].element_size()]
-        kept = self._by_width.get(integers)
+        place = (integers, states[0].device)
+        kept = self._by_width.get(place)
         if kept is None:
-            kept = self._by_width[integers] = self._kept.to(integers)
+            kept = self._by_width[place] = self._kept.to(states[0].device, integers)
         shape = [self.shape[0], 1, 1, 1]
         shape[tokens] = self.shape[1]
         kept = kept.view(shape)

@@ -56,11 +56,13 @@ def check_adapter(settings: SettingsTree) -> None:
 def _check_whole_weights(settings: SettingsTree) -> None:
     """Refuse what needs a copy of the trained tensors an example."""
     form, codec, layers = settings.adapter.form, settings.codec, settings.layers
-    if settings.model.quantization != "none":
-        raise ValueError(
-            f"Expected model.quantization=none for adapter.form={form} (it trains the matrices themselves), got "
-            f"model.quantization={settings.model.quantization}"
-        )
+    for name in ("quantization", "device_map"):
+        got = getattr(settings.model, name)
+        if got != "none":
+            raise ValueError(
+                f"Expected model.{name}=none for adapter.form={form} (it trains the matrices themselves), got "
+                f"model.{name}={got}"
+            )
     by_example = settings.privacy.unit == "example"
     own_ascent = layers.form in ("private", "private-top-k") and layers.measure == "ascent"
     scored = layers.form != "none" and (own_ascent or layers.measure == "example-ascent")

@@ -61,7 +61,7 @@ class Factors:
         reached = [(use, use.gradient) for use in uses if use.gradient is not None]
         left, right, ids, rows = [], [], [], []
         for use, gradient in reached:
-            given, slope = use.given[:examples], gradient[:examples].float()
+            given, slope = use.given[:examples].to(device), gradient[:examples].to(device).float()
             if use.kind is Kind.LOOKUP:
                 ids.append(given)
                 rows.append(slope)
