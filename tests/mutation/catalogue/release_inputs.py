@@ -29,7 +29,7 @@ MUTATIONS = (
     Mutation(
         "release-blind-to-the-device",
         "fedllm/budget/release_inputs.py",
-        '"device": _device(backbone.device),',
+        '"device": _place(backbone),',
         '"device": "auto",',
         f"auto became a GPU after a resume elsewhere: {_TWO}",
         (_MACHINE,),
