@@ -119,6 +119,8 @@ def _save_peft(folder: Path, released: Released) -> str:
         tunable = shared_tunable(released.plain)
     except ValueError as error:
         return f"the model is not here to compare PEFT's outputs with: {error}"
+    if tunable.backbone.kind == "encoder-decoder":
+        return "the files of an encoder-decoder's adapter are fedllm's own"
     with TemporaryDirectory() as trial:
         _write_peft(trial, tunable, model, params)
         why_not = why_peft_differs(tunable.backbone, tunable.adapter, params, trial)

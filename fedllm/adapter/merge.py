@@ -77,6 +77,11 @@ def export_merged(source: RunFolder | str | Path, out: str | Path) -> Merged:
     _require_ours(folder)
     tunable = shared_tunable(released.plain)
     backbone, adapter = tunable.backbone, tunable.adapter
+    if backbone.kind == "encoder-decoder":
+        raise ExportError(
+            f"Expected an encoder or a decoder to merge into, got the encoder-decoder model.name={backbone.name!r}; export "
+            "without merging, for fedllm.adapter.predict.Predictor"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +39,7 @@ class Backbone:
     """A frozen model (eval mode, no gradients, prefix attention installed where it can be) and its tokenizer.
 
     Attributes:
-        kind: "encoder" (hidden states, no pooling layer) or "decoder" (causal language model).
+        kind: "encoder" (hidden states, no pooling layer), "decoder" (causal language model) or "encoder-decoder".
         n_layers: attention layers that can take a prefix, as observed in a forward pass; without prefixes, layers.
         kv_heads, head_dim: attention geometry, as observed in a forward pass; 0 without prefixes.
         no_prefix: why the model cannot take a prefix; None: it can.
@@ -111,7 +111,8 @@ def load_backbone(
 
     Args:
         name: a hub id, a local folder, a ``.gguf`` file, or an embedded name ("minilm", "smollm2").
-        kind: "encoder" or "decoder"; None finds it from the model's configuration.
+        kind: "encoder", "decoder" (or an encoder-decoder, whose decoder writes) or "encoder-decoder"; None finds it from
+            the model's configuration.
         dtype: "auto" (float32 on the CPU and on mps; on cuda bfloat16 where the GPU has it, else
             float16), "float32", "bfloat16", "float16" or "float64".
         device: "auto" (cuda, else mps, else cpu) or a torch device.
@@ -129,8 +130,10 @@ def load_backbone(
     """
     where = resolve_device(device)
     precision = resolve_dtype(dtype, where)
-    if kind not in (None, "encoder", "decoder"):
-        raise ValueError(f"Expected kind to be 'encoder', 'decoder' or None, got kind={kind!r}")
+    if kind not in (None, *get_args(Kind)):
+        raise ValueError(
+            f"Expected kind to be 'encoder', 'decoder', 'encoder-decoder' or None, got kind={kind!r}"
+        )
     opened = open_model(name, kind, revision, gguf_file, cache_dir)
     if opened.quantised and quantization != "none":
         raise ModelError(
@@ -225,7 +228,7 @@ def make_backbone(
 def _install_prefixes(model: PreTrainedModel, kind: Kind) -> str | None:
     """Install prefix attention; return why it cannot be, or None."""
     try:
-        attention.install(model, causal=kind == "decoder")
+        attention.install(model, causal=kind != "encoder")
     except ValueError as error:
         if isinstance(
             error, attention.NotPlainAttention

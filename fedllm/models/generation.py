@@ -29,12 +29,12 @@ def generate(
         options: passed on to ``generate`` (max_new_tokens, do_sample, num_beams, ...).
 
     Returns:
-        (B, T + new tokens), or (B * num_return_sequences, ...).
+        (B, T + new tokens), or (B * num_return_sequences, ...); of an encoder-decoder (B, 1 + new tokens).
 
     Raises:
         ValueError: the model is an encoder, or an example is padded on the right.
     """
-    if backbone.kind != "decoder":
+    if backbone.kind == "encoder":
         raise ValueError(f"Expected a decoder to generate with, got the encoder {backbone.name}")
     if not bool(attention_mask[:, -1].all()):
         raise ValueError("Expected padding on the left for generation, got padding on the right")

@@ -6,7 +6,7 @@ it in their state, convolutions read their neighbours, and a mask that is added 
 one length, without padding.
 
 A micro-batch holds one example where experts are behind a router (how many tokens an expert gets, and so how its products are
-rounded, depends on all examples), and where a module computes once for all examples (DeBERTa's projections of relative
+rounded, depends on all examples), where an encoder and a decoder each have a length, and where a module computes once for all examples (DeBERTa's projections of relative
 positions), so that what an adapter changes there is no single example's. So it does where kernels round an example
 differently in a micro-batch of another number of rows.
 
@@ -43,7 +43,7 @@ _ROWS = 3
 
 def grouping_of(model: PreTrainedModel, kind: Kind) -> Grouping:
     """Return how examples may share a micro-batch of ``model``, which is frozen and in eval mode."""
-    if has_experts(model) or not sees_examples_apart(model):
+    if kind == "encoder-decoder" or has_experts(model) or not sees_examples_apart(model):
         return "alone"
     if geometry_or_none(model) is not None and padding_is_inert(model, kind):
         return "padded"
@@ -86,7 +86,12 @@ def _with_gradient(model: PreTrainedModel, ids: Tensor) -> tuple[Tensor, Tensor]
 
 
 def _is_causal(model: PreTrainedModel) -> bool:
-    """Return True if the first token's result has no derivative by the last one's embedding."""
+    """Return True if the first token's result has no derivative by the last one's embedding; of an encoder-decoder
+    it is not asked."""
+    if model.config.is_encoder_decoder:
+        with torch.no_grad():
+            _states(model, _public_tokens(model), torch.ones_like(_public_tokens(model)))
+        return True
     states, embedded = _from_embeddings(model, _public_tokens(model))
     first = states[0, 0].float()
     weights = torch.linspace(-1, 1, len(first), device=first.device).sin()
@@ -189,6 +194,8 @@ def _public_tokens(model: PreTrainedModel) -> Tensor:
 def _states(model: Any, ids: Tensor, mask: Tensor) -> Tensor:
     """The model's first output (1, T, ...): hidden states or logits."""
     inputs = {"input_ids": ids, "attention_mask": mask}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids
     if takes_positions(model):
         inputs["position_ids"] = position_ids(mask, 0)
     with padding_scope(model, mask):

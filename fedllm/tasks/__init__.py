@@ -16,6 +16,7 @@ from fedllm.tasks.base import Params, Task
 from fedllm.tasks.chat.task import Chat
 from fedllm.tasks.decoder_classification import LabelWordClassification
 from fedllm.tasks.encoder_classification import HeadClassification
+from fedllm.tasks.encoder_decoder import EncoderDecoderGeneration
 from fedllm.tasks.generation import Generation
 from fedllm.tasks.heads.multilabel import MultiLabel
 from fedllm.tasks.heads.regression import Regression
@@ -46,9 +47,14 @@ def _classification(settings: TaskSettings, backbone: Backbone, prefix_length: i
     return kind(settings, backbone, prefix_length)
 
 
+def _generation(settings: TaskSettings, backbone: Backbone, prefix_length: int) -> Task:
+    kind = EncoderDecoderGeneration if backbone.kind == "encoder-decoder" else Generation
+    return kind(settings, backbone, prefix_length)
+
+
 _MAKERS: dict[str, Make] = {
     "classification": _classification,
-    "generation": Generation,
+    "generation": _generation,
     "chat": Chat,
     "multilabel": MultiLabel,
     "regression": Regression,
@@ -87,7 +93,13 @@ def make_task(settings: TaskSettings, backbone: Backbone, prefix_length: int) ->
         ValueError: the settings lack what this kind of backbone needs, or need another kind; the message names it.
     """
     needed = TASKS[settings.kind].backbone
-    if needed not in (None, backbone.kind):
+    if backbone.kind == "encoder-decoder":
+        if settings.kind != "generation":
+            raise ValueError(
+                f"Expected task.kind=generation for the encoder-decoder model.name={backbone.name!r}, got "
+                f"task.kind={settings.kind}"
+            )
+    elif needed not in (None, backbone.kind):
         words = {"decoder": "a decoder (causal language model)", "encoder": "an encoder"}
         raise ValueError(
             f"Expected {words[str(needed)]} for task.kind={settings.kind}, got "

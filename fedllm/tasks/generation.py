@@ -63,6 +63,10 @@ class Generation(Task):
     def initial_params(self) -> dict[str, Tensor]:
         return {}
 
+    def written(self, tokens: Tensor, prompt: int) -> Tensor:
+        """Return what was written (N,), of all tokens that the model returns for a prompt of so many tokens."""
+        return tokens[prompt:]
+
     def token_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the sum of the negative log-likelihoods and number of the target tokens, each (B,)."""
         logits, _ = self._predictions(batch)

@@ -38,6 +38,8 @@ def make_trunk(settings: ModelSettings, task: Task, first_layer: int) -> Trunk |
     dtype = _FORMATS[settings.reuse_dtype]
     model = backbone.model
     try:
+        if backbone.kind == "encoder-decoder":
+            raise ValueError("an encoder-decoder has two lists of layers")
         if first_layer < backbone.n_layers != install(model):
             raise ValueError(f"its {backbone.n_layers} attention layers are not layers of a list")
         trunk = Trunk(model, min(first_layer, install(model)), MemoryStore(limit), dtype)

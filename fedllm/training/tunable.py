@@ -223,7 +223,7 @@ class Tunable:
                     **({} if stops is None else {"eos_token_id": stops}),
                     pad_token_id=backbone.tokenizer.pad_token_id,
                 )
-            new = out[0, len(prompt) :]
+            new = self.task.written(out[0], len(prompt))
             texts.append(str(backbone.tokenizer.decode(new, skip_special_tokens=True)).strip())
         return texts
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
+from fedllm.models.loading.source import LOADERS
 from fedllm.models.parts.text_model import Kind
 
 WORDS = 120
@@ -181,11 +182,50 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+_T5 = {
+    "vocab_size": WORDS,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "num_heads": 4,
+    "relative_attention_num_buckets": 8,
+    "initializer_factor": 1.0,
+    "pad_token_id": 1,
+    "eos_token_id": 3,
+    "decoder_start_token_id": 1,
+}
+_BART = _IDS | {
+    "vocab_size": WORDS,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 128,
+    "decoder_start_token_id": 3,
+    "forced_eos_token_id": None,
+    "init_std": 0.2,
+}
+FAMILIES += (
+    Family("T5", "t5", "encoder-decoder", _T5),
+    Family(
+        "Flan-T5",
+        "t5",
+        "encoder-decoder",
+        _T5 | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    ),
+    Family("BART", "bart", "encoder-decoder", _BART),
+)
+
+
 def tiny_model(family: Family, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A random model of the family, the same each time."""
     torch.manual_seed(0)
-    auto: Any = AutoModel if family.kind == "encoder" else AutoModelForCausalLM
-    model: PreTrainedModel = auto.from_config(
+    model: PreTrainedModel = LOADERS[family.kind].from_config(
         AutoConfig.for_model(family.model_type, **family.config)
     )
     return model.to(dtype)

@@ -19,13 +19,14 @@ through the library's own model, one example at a time and without padding.
 
 * **Micro-batches**: *padded*: examples of one bucket of lengths, and NaN in the place of padding reaches no token. *One length*: padding would reach
   tokens (a state, a convolution, an added mask), so examples of one length share a micro-batch, without padding. *One example*: a router sends tokens to
-  experts, a module computes once for all examples, or kernels round by the number of examples. It is measured when a model is loaded
+  experts, a module computes once for all examples, encoder and decoder each have a length, or kernels round by the number of examples. It is measured when a model is loaded
   (`fedllm/models/grouping.py`), so that a large model of a family may differ from the tiny one. Smaller micro-batches take longer;
   `client.max_batch` needs *padded*.
 * **Rows**: an example's LoRA gradient alone and among others: the same *bits*, or the largest difference over its norm. On a CPU, in float32.
 * **Reuse**: whether `model.reuse` keeps the states below the trained layers, with the same bits.
 
-LoRA changes the linear maps that the model uses, experts left out. A layer that is used many times (ALBERT) gets one adapter.
+LoRA changes the linear maps that the model uses, experts left out. A layer that is used many times (ALBERT) gets one adapter. Encoder-decoders
+train for `task.kind = "generation"`: the encoder reads the prompt. Their adapters are exported in fedllm's own format alone.
 """
 
 

@@ -164,7 +164,7 @@ def _reuse_refusal(family: Family) -> str | None:
         log.propagate = propagated
     if tunable.task.trunk is None:
         found = [text for text in messages.kept if "model.reuse" in text]
-        return found[0].partition(": ")[2] if found else "its layers are one, used many times"
+        return found[0].rpartition("Error: ")[2] if found else "its layers are one, used many times"
     tunable, params = at_random(tunable, settings)
     features = features_of(tunable)
     expected = gradients(tunable.without_reuse(), params, features)
@@ -184,6 +184,7 @@ def _plain(message: str, family: Family) -> str:
         .replace(", got (heads, key size, value size, causal)", ", got several")
         .rstrip()
     )
+    text = re.sub(r"(the encoder-decoder) (\w+|model=\.\.\.)(?=,|$)", r"\1", text)
     known = re.search(r"normalisations for adapter\.form=\S+ got (\S+) of (\w+) \(", text)
     if known:
         own = ".".join(known[1].split(".")[-2:])

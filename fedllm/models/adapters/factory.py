@@ -45,6 +45,11 @@ def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
     if wanted.form == "bitfit":
         return BitfitAdapter.of(backbone.model, wanted.layers)
     if wanted.form == "last-layers" or wanted.form == "full":
+        if backbone.kind == "encoder-decoder":
+            raise ModelError(
+                f"Expected adapter.form=lora (or another of LoRA) or bitfit for the encoder-decoder model={backbone.name!r}, got "
+                f"adapter.form={wanted.form}"
+            )
         return WeightsAdapter.of(backbone.model, wanted.form, wanted.layers)
     assert wanted.form in get_args(LoraForm)
     targets = find_targets(backbone.model, wanted.targets, wanted.layers)

@@ -85,7 +85,7 @@ def find_targets(
     Args:
         targets: names as PEFT's ``target_modules``: a module is meant whose path is the name or ends in it after a
             dot. ``"all-linear"``: every linear map within the layers that the model uses, without experts and
-            gates of one number.
+            gates of one number; of an encoder-decoder with all layers its encoder's too, whose maps have no number.
         layers: numbers of the layers; negative ones count from the top.
 
     Raises:
@@ -96,7 +96,12 @@ def find_targets(
     wanted = set(chosen_layers(layers, count))
     linear = [t for t in _linear_maps(model, stack) if t.layer is None or t.layer in wanted]
     if targets == ALL_LINEAR:
-        inner = [t for t in linear if t.layer is not None and not _is_expert(t.module)]
+        lists = _other_lists(model, stack) if layers == "all" else ()
+        inner = [
+            t
+            for t in linear
+            if (t.layer is not None or t.module.startswith(lists)) and not _is_expert(t.module)
+        ]
         return [t for t in inner if t.outputs > 1 and is_used(model, t.module)]
     found: list[Target] = []
     for name in targets:
@@ -132,6 +137,14 @@ def _linear_maps(model: PreTrainedModel, stack: str) -> Iterator[Target]:
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear | Conv1D) and module is not output:
             yield Target(name, layer_number(name, stack), *sizes_of(module))
+
+
+def _other_lists(model: PreTrainedModel, stack: str) -> tuple[str, ...]:
+    """Paths of the other lists of layers, with a dot behind: an encoder-decoder's encoder."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return ()
+    lists = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    return tuple(f"{name}." for name in lists if name != stack)
 
 
 def _is_expert(module: str) -> bool:

@@ -68,7 +68,8 @@ def _record(model: PreTrainedModel) -> frozenset[str]:
     try:
         ids = torch.zeros(1, _TOKENS, dtype=torch.long, device=input_device(model))
         with torch.enable_grad():
-            result = model(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
+            both = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
+            result = model(input_ids=ids, attention_mask=torch.ones_like(ids), **both)[0]
         grads = torch.autograd.grad(result.sum(), list(zeros.values()), allow_unused=True)
     finally:
         for handle in handles:

@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.utils import cached_file
 
 from fedllm.models.embedded import EMBEDDED_NAMES, convert_gguf, embedded_file, quiet_loading
@@ -23,6 +30,13 @@ from fedllm.models.parts.weight_files import (
     weight_files,
 )
 from fedllm.models.weights import load_weights
+
+LOADERS: dict[Kind, Any] = {
+    "encoder": AutoModel,
+    "decoder": AutoModelForCausalLM,
+    "encoder-decoder": AutoModelForSeq2SeqLM,
+}
+"""Auto classes that load a model, by its kind."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +72,13 @@ def open_model(
         require_no_pointers(name, Path(source))
     with quiet_loading():
         config = _from_hub(name, AutoConfig, source, options)
-        kind = kind or kind_of(config)
+        found = kind_of(config)
+        kind = found if kind is None or (kind, found) == ("decoder", "encoder-decoder") else kind
         check_kind(name, config, kind)
         tokenizer = _from_hub(name, AutoTokenizer, source, options)
         files = weight_files(source, revision)
         require_whole_files(name, files)
-    loader = AutoModelForCausalLM if kind == "decoder" else AutoModel
+    loader = LOADERS[kind]
     quantised = getattr(config, "quantization_config", None) is not None
     require_own_rows(name, getattr(config, "quantization_config", None))
     load = partial(_weights, name, loader, source, options, config=config)

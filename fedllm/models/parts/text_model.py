@@ -12,12 +12,14 @@ from transformers.models.auto.modeling_auto import (
 
 from fedllm.models.model_error import ModelError
 
-Kind = Literal["encoder", "decoder"]
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
 _OTHER_INPUTS = {"vision_config": "images", "audio_config": "sound"}
 
 
 def kind_of(config: PreTrainedConfig) -> Kind:
-    """Return True if a configuration describes a decoder (causal language model) or an encoder."""
+    """Return what a configuration describes: a decoder (causal language model), an encoder, or both in one model."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "encoder-decoder"
     architectures = getattr(config, "architectures", None) or []
     if getattr(config, "is_decoder", False):
         return "decoder"
@@ -33,12 +35,14 @@ def check_kind(name: str, config: PreTrainedConfig, kind: Kind) -> None:
     """Refuse what is no model of text of this kind.
 
     Raises:
-        ModelError: an encoder-decoder, a model of images or sound too, or no decoder where one is needed.
+        ModelError: a model of another kind, or of images or sound too.
     """
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"Expected an encoder or decoder, got the encoder-decoder model={name!r}")
+    both = getattr(config, "is_encoder_decoder", False)
+    if both != (kind == "encoder-decoder"):
+        got = f"the encoder-decoder model={name!r}" if both else f"model={name!r}"
+        raise ModelError(f"Expected an {kind}, got {got} of type {config.model_type}")
     others = [what for part, what in _OTHER_INPUTS.items() if getattr(config, part, None)]
-    if others and kind_of(config) == "encoder":
+    if others and kind_of(config) != "decoder":
         raise ModelError(
             f"Expected a model of text alone, got model={name!r} of type {config.model_type}, which reads "
             f"{' and '.join(others)} too; use the text model of its family"

@@ -98,7 +98,7 @@ def tiny_tunable(
 def tiny_settings(backbone: Backbone, task: str, form: str, **sections: Any) -> Settings:
     """Settings for a tiny model: one of two classes, or words to write; ``sections`` are added."""
     tree: dict[str, Any] = {"kind": task, **_TASKS.get(task, {"text": ["text"], "target": "label"})}
-    tree["max_length"] = 48 if backbone.kind == "decoder" and task != "classification" else 64
+    tree["max_length"] = 48 if backbone.kind != "encoder" and task != "classification" else 64
     if task == "classification":
         tree["labels"] = ["a", "b"]
         if backbone.kind == "decoder":

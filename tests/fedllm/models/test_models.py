@@ -115,8 +115,10 @@ def test_wrong_kind_and_encoder_decoder_are_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="got kind='both'"):
         load_backbone(str(path), kind="both")
     T5Config(vocab_size=9).save_pretrained(tmp_path / "t5")
-    with pytest.raises(ModelError, match="encoder-decoder model="):
-        load_backbone(str(tmp_path / "t5"))
+    with pytest.raises(ModelError, match="Expected an encoder, got the encoder-decoder model="):
+        load_backbone(str(tmp_path / "t5"), kind="encoder")
+    with pytest.raises(ModelError, match="Expected an encoder-decoder, got model="):
+        load_backbone(str(path), kind="encoder-decoder")
 
 
 def test_tokenizer_without_pad_gets_one(tmp_path, tiny_model, tiny_tokenizer):
