@@ -85,8 +85,8 @@ MUTATIONS = (
     Mutation(
         "experts-see-batch-mates",
         "fedllm/models/grouping.py",
-        "    if has_experts(model) or not sees_examples_apart(model):",
-        "    if not sees_examples_apart(model):",
+        '    if kind == "encoder-decoder" or has_experts(model) or not sees_examples_apart(model):',
+        '    if kind == "encoder-decoder" or not sees_examples_apart(model):',
         "How many tokens an expert gets, and so its rounding, depends on batch mates.",
         ("tests/fedllm/models/test_families.py::test_how_examples_are_grouped",),
     ),
