@@ -5,8 +5,8 @@ of every layer's input once more, and it rounds in its own way, so that what is 
 product here is of the recorded factors, whose norms were taken. It keeps the gradients of the matrices' outputs until
 the norms are known: as many numbers as the inputs that are kept anyway.
 
-Guarantee: as for :func:`fedllm.training.gradients.clipped_gradient_sum`. A norm is never below the true one
-(:meth:`Factors.squared_norms`), an example that is not finite is replaced by zero in both factors, and what an example adds
+Guarantee: as for :func:`fedllm.training.gradients.clipped_gradient_sum`. A norm is never below the true one, and covers
+the rounding of what is added (:mod:`fedllm.training.ghost.factors`); an example that is not finite is replaced by zero in both factors, and what an example adds
 is a function of that example and public values.
 """
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fedllm.data.batches import Feature
 from fedllm.training.batch.contained import Failures, report_lost_step
+from fedllm.training.ghost.factors import ROUNDING
 from fedllm.training.ghost.record import Recorded, record
 from fedllm.training.tunable import Tunable
 from privacy.mechanisms.clipping import ClippedSum, clip_coefficients
@@ -82,13 +83,16 @@ def clipped(
     device = next(iter(found.factors.values())).device
     finite = torch.ones(examples, dtype=torch.bool, device=device)
     squares = torch.zeros(examples, dtype=torch.float64, device=device)
+    rounding = torch.zeros_like(squares)
     for name, row in found.rows.items():
         finite &= row.flatten(1).isfinite().all(1)
         squares += (row.flatten(1).double() * scales[name]).square().sum(1)
     for name, factors in found.factors.items():
         finite &= factors.finite()
-        squares += factors.squared_norms() * scales[name] ** 2
-    norms = squares.sqrt()
+        own, sizes = factors.measure()
+        squares += own * scales[name] ** 2
+        rounding += sizes * (scales[name] * ROUNDING)
+    norms = squares.sqrt() + rounding
     counted = torch.arange(examples, device=device) < real
     finite &= norms.isfinite()
     kept = finite & counted

@@ -8,11 +8,12 @@ between two uses are in the norm.
 **Norms** (Goodfellow 2015, arXiv 1510.01799, for one token; Li et al. 2022, arXiv 2110.05679, for several):
 ``||L^T R||^2 = sum_{s,t} <L_s, L_t> <R_s, R_t>``, two Gram matrices of the tokens; or the product itself where that takes
 less arithmetic. In float64, as squares of float32 neither overflow nor underflow there. Where terms cancel, rounding is
-relative to A = sum_t ||L_t|| ||R_t|| and not to the norm, so that its bound times A^2 is added to the square.
+relative to A = sum_t ||L_t|| ||R_t|| and not to the norm: the bound on that of the square, times A^2, is added to it.
 
 **Sums** (Bu et al. 2023, arXiv 2210.00038): ``sum_i c_i L_i^T R_i`` is one product over the tokens of all examples. It
 is of the very factors that the norm is of: no second backward pass rounds in another way. Each token's outer product is
 formed of c_i ||R_t|| L_t and R_t / ||R_t||, which neither overflow nor make a finite product NaN, whatever the factors.
+That product is rounded to float32, again relative to A: so :data:`ROUNDING` times A is part of the length that is clipped.
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ from fedllm.models.adapters.tape import Kind, Use
 
 _ROOM = 2**26
 """Bytes of float64 that a norm takes at a time."""
-_ROUNDING = 2.0**-40
-"""Square of the relative rounding of a sum of products in float32, of A."""
+ROUNDING = 2.0**-20
+"""Rounding of a sum of products in float32, relative to A: three roundings of each term (2^-22.4) and those of a sum of
+some hundred terms."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,13 @@ class Factors:
                 found = found & part.flatten(1).isfinite().all(1)
         return found
 
-    def squared_norms(self) -> Tensor:
-        """Squares of the norms, not below the true ones, (B,) float64. Those of a row that is not finite mean nothing."""
-        return torch.cat([self._squared(chosen) for chosen in self._chunks()])
+    def measure(self) -> tuple[Tensor, Tensor]:
+        """Squares of the norms, not below the true ones, and A; each (B,) float64.
+
+        Those of a row that is not finite mean nothing.
+        """
+        found = [self._measured(chosen) for chosen in self._chunks()]
+        return torch.cat([squares for squares, _ in found]), torch.cat([size for _, size in found])
 
     def weighted_sum(self, weights: Tensor, kept: Tensor) -> Tensor:
         """sum_i weights_i L_i^T R_i over the kept rows, (p, q) float32.
@@ -128,19 +134,20 @@ class Factors:
             0 if self.ids is None else self.ids.shape[1],
         )
 
-    def _by_tokens(self) -> bool:
+    @property
+    def by_tokens(self) -> bool:
         """True if Gram matrices take less arithmetic than the product. By shapes alone."""
         (n, m), (p, q) = self._tokens(), self.shape
         return n * (p + q) + m * q + n * m < p * q
 
     def _chunks(self) -> Iterator[slice]:
         (n, m), (p, q) = self._tokens(), self.shape
-        each = n * (p + q) + m * q + (2 * (n + m) ** 2 if self._by_tokens() else p * q)
+        each = n * (p + q) + m * q + (2 * (n + m) ** 2 if self.by_tokens else p * q)
         step = max(1, _ROOM // (8 * max(1, each)))
         for first in range(0, self.examples, step):
             yield slice(first, first + step)
 
-    def _squared(self, chosen: slice) -> Tensor:
+    def _measured(self, chosen: slice) -> tuple[Tensor, Tensor]:
         count = len(range(*chosen.indices(self.examples)))
         sizes = torch.zeros(count, dtype=torch.float64, device=self.device)
         left, right, rows = (
@@ -153,14 +160,14 @@ class Factors:
             sizes = sizes + rows.norm(dim=2).sum(1)
         ids = None if self.ids is None else self.ids[chosen]
         if left is None and rows is None:  # no loss depends on it
-            return sizes
-        if self._by_tokens():
+            return sizes, sizes
+        if self.by_tokens:
             found = _by_gram(left, right, ids, rows)
         else:
             found = _by_product(left, right, ids, rows, self.shape)
         n, m = self._tokens()
         terms = sum(self.shape) + (n + m) ** 2
-        return found.clamp(min=0) + (terms * torch.finfo(torch.float64).eps + _ROUNDING) * sizes**2
+        return found.clamp(min=0) + terms * torch.finfo(torch.float64).eps * sizes**2, sizes
 
 
 def _by_gram(
