@@ -260,6 +260,30 @@ def test_norms_are_never_below_the_true_ones_whatever_the_factors(
         assert float(added.norm()) == pytest.approx(length * math.sqrt(float(true)), rel=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(1, 3), (2, 2), (60, 70)])
+def test_rounding_of_terms_that_cancel_stays_within_the_clipping_norm(
+    shape: tuple[int, int],
+) -> None:
+    """Two tokens' products differ in the last place, and the same way in all entries: what is left is rounding."""
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        left = torch.randn(1, 1, 1, generator=rng).expand(1, 1, shape[0])
+        right, other = (torch.rand(1, 1, 1, generator=rng) + 0.5 for _ in range(2))
+        right = right.expand(1, 1, shape[1])
+        use = Use(
+            *(
+                Kind.LINEAR,
+                torch.cat([right, right * other], 1),
+                torch.cat([left, -left / other], 1),
+            )
+        )
+        factors = Factors.of([use], shape, 1, torch.device("cpu"))
+        true = math.sqrt(float(factors.measure()[0]))
+        for clip in (true / 2, true * 2):
+            found = clipped(Recorded({}, {"w": factors}), 1, 1, clip, {"w": 1.0})
+            assert float(found.sums[0].double().norm()) <= clip
+
+
 def test_a_row_that_is_not_finite_is_selected_out_of_both_factors() -> None:
     """NaN in one factor and infinity in the other would both survive a weight of zero."""
     left, right = torch.ones(3, 2, 4), torch.ones(3, 2, 5)
