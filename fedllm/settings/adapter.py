@@ -43,8 +43,9 @@ class AdapterSettings(Section):
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
-        description="LoRA, BitFit and last-layers: `all`, or the numbers of the layers that are changed; negative "
-        "numbers count from the top. Where it is not given, `last-layers` trains the top layer alone, `[-1]`.",
+        description="LoRA, BitFit, last-layers and full: `all`, or the numbers of the layers that are changed; negative "
+        "numbers count from the top. Where it is not given, `last-layers` trains the top layer alone, `[-1]`. `full` "
+        "trains what is outside of the layers too.",
     )
 
     @model_validator(mode="before")

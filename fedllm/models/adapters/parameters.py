@@ -78,15 +78,16 @@ def find_parameters(
     """The parameters that a form trains, in the model's order; a tied one comes once.
 
     Args:
-        form: `last-layers`: all within these layers, and of the modules ``above``. `full`: all of the model.
-        layers: numbers of the layers, for `last-layers`; negative ones count from the top.
+        form: `last-layers`: all within these layers, and of the modules ``above``. `full`: all within these layers, and all
+            outside of layers.
+        layers: numbers of the layers; negative ones count from the top.
         above: paths of modules that follow the layers.
 
     Raises:
         ValueError: a layer that the model does not have, or a parameter of a kind that is not known here, by name.
     """
     stack, count = stack_of(model)
-    wanted = set(chosen_layers(layers, count))
+    wanted: set[int | None] = {*chosen_layers(layers, count)}
     places: dict[int, list[tuple[str, nn.Module, str, Tensor]]] = {}
     for path, module in model.named_modules():
         for own, value in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -94,8 +95,8 @@ def find_parameters(
     found = []
     for uses in places.values():
         numbers = {layer_number(path, stack) for path, *_ in uses}
-        kept = numbers & wanted or {path for path, *_ in uses} & set(above)
-        if form == "last-layers" and not kept:
+        outside = form == "full" and None in numbers
+        if not (outside or numbers & wanted or {path for path, *_ in uses} & set(above)):
             continue
         if len(numbers) > 1:
             raise ValueError(

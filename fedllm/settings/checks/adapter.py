@@ -29,11 +29,6 @@ def check_adapter(settings: SettingsTree) -> None:
             f"Expected an adapter.form other than head for task.kind={settings.task.kind} (it has no head), got "
             "adapter.form=head"
         )
-    if adapter.form == "full" and adapter.layers != "all":
-        raise ValueError(
-            f"Expected adapter.layers=all for adapter.form=full (last-layers trains some), got adapter.layers="
-            f"{list(adapter.layers)}"
-        )
     if adapter.whole_weights:
         _check_whole_weights(settings)
     if adapter.form == "rolora" and settings.codec.active:

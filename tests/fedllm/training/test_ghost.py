@@ -17,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedllm.data.batches import Feature
 from fedllm.models.adapters.tape import Kind, Use
@@ -491,6 +492,34 @@ def test_other_number_formats(dtype: torch.dtype) -> None:
     rel = 0.05 if dtype is torch.bfloat16 else 1e-4
     assert sorted(found.norms.tolist()) == pytest.approx(sorted(norms), rel=rel)
     assert norm_of(dict(zip(point, found.sums, strict=True))) <= 0.5 * len(features)
+
+
+def flops_of_addmm_(total: Tensor, a: Tensor, b: Tensor, **_: Any) -> int:
+    """The counter knows the product that adds in place by no number of its own."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+flops_of_addmm_._get_raw = True  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("form", ["last-layers", "full"])
+def test_no_copy_of_a_matrix_is_made_for_an_example(form: str) -> None:
+    """And the arithmetic is at most half as much again as that of plain gradients."""
+    settings, tunable = tiny_tunable("bert-wide", torch.float32, "classification", form)
+    point = initial_params(tunable, settings)
+    features = tunable.task.features(random_records([6] * 12, 1))
+    counted = []
+    for compute in (
+        lambda: gradient_sum(tunable, point, features, max_tokens=512),
+        lambda: summed(tunable, point, features, 0.5),
+    ):
+        more = {torch.ops.aten.addmm_: flops_of_addmm_}
+        with FlopCounterMode(display=False, custom_mapping=more) as count, Shapes() as mode:
+            compute()
+        counted.append(count.get_total_flops())
+        largest = max(math.prod(shape) for _, shapes in mode.seen for shape in shapes)
+        assert largest < 2 * 384 * 384
+    assert 1 < counted[1] / counted[0] < 1.5
 
 
 def test_what_needs_a_copy_an_example_is_refused() -> None:
