@@ -54,14 +54,12 @@ class Tape:
 
     Attributes:
         anchor: is to be among the inputs of ``torch.autograd.grad``, so that the backward pass reaches every use.
-        open: False after the forward pass: layers that are computed again in the backward pass are no further uses.
     """
 
     def __init__(self, names: Collection[str], batch: tuple[int, int]) -> None:
         self.names = frozenset(names)
         self.batch = batch
         self.anchor = torch.zeros((), requires_grad=True)
-        self.open = True
         self.uses: dict[str, list[Use]] = {name: [] for name in sorted(self.names)}
 
     def watch(self, name: str, kind: Kind, given: Tensor, output: Tensor, module: str) -> Tensor:
@@ -76,8 +74,6 @@ class Tape:
         Raises:
             ValueError: values that are not kept apart by example, see :func:`by_example`.
         """
-        if not self.open:
-            return output
         own: torch.Size | None = getattr(given, "own_shape", None)
 
         def apart(values: Tensor) -> Tensor:

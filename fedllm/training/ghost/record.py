@@ -52,7 +52,6 @@ def record(
     }
     shared = {name: params[name].detach() for name in tape.names}
     losses = tunable.losses(leaves | shared, batch, tape)
-    tape.open = False
     found = torch.autograd.grad(
         losses.sum(),
         [tape.anchor, *leaves.values()],
