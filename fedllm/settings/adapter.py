@@ -44,8 +44,8 @@ class AdapterSettings(Section):
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all",
         description="LoRA, BitFit, last-layers and full: `all`, or the numbers of the layers that are changed; negative "
-        "numbers count from the top. Where it is not given, `last-layers` trains the top layer alone, `[-1]`. `full` "
-        "trains what is outside of the layers too.",
+        "numbers count from the top. Default of `last-layers`: the top layer, `[-1]`. `full` "
+        "also trains all modules outside of layers.",
     )
 
     @model_validator(mode="before")
