@@ -137,6 +137,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "black-box": {"model.access": "black-box"},
     "perturbed": {"awp.form": "per-example"},
     "lora": {"adapter.form": "lora", "adapter.rank": 2},
+    "head": {"adapter.form": "head"},
     "last-layers": {"adapter.form": "last-layers"},
     "full": {"adapter.form": "full", "model.checkpointing": True},
     "reuse": {"adapter.form": "lora", "adapter.layers": [-1], "model.reuse": "memory"},
@@ -154,6 +155,7 @@ QUICK = {("chat", "fixed-shape"), ("tokens", "reuse"), ("regression", "black-box
         pytest.param(kind, part, marks=() if (kind, part) in QUICK else pytest.mark.slow)
         for kind in METRICS
         for part in PARTS
+        if (kind, part) != ("chat", "head")  # it has none
     ],
 )
 def test_a_run_with_an_optional_part(

@@ -11,9 +11,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from fedllm.data.formats.records import DataError
+from fedllm.data.formats.records import DataError, TextDataset
+from fedllm.data.silos import Silo
 from fedllm.models.embedded import convert_gguf, embedded_file
 from fedllm.settings.io import load_settings, parse_settings
+from fedllm.silo.opened import open_silo_data
 from fedllm.tasks import make_task
 from fedllm.tasks.base import Task
 from fedllm.tasks.chat.template import ChatTemplate, TemplateFault
@@ -89,6 +91,21 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_row() -> Non
         task.features([{"messages": talk("w4", "w5")}, {"messages": talk("w4", "w5", "w6", "w7")}])
     with pytest.raises(DataError, match=r"record 0 .*TemplateError: only one question"):
         chat_task(template=DEMANDS).features([{"messages": talk("w4", "w5", "w6", "w7")}])
+
+
+@pytest.mark.parametrize("rule", ["refuse", "drop"])
+def test_a_silo_finds_what_its_template_refuses_before_anything_is_spent(rule: Any) -> None:
+    records = [{"messages": talk("w4", "w5")}, {"messages": talk("w4", "w5", "w6", "w7")}]
+    data = TextDataset(records, "rows", ("messages",))
+    silo = Silo("clinic", data, data.select([]))
+    task = chat_task(template=DEMANDS)
+    if rule == "drop":
+        opened = open_silo_data(silo, rule, task)
+        assert len(opened.train) == 1
+        assert "only one question" in opened.left_out[0]
+        return
+    with pytest.raises(DataError, match=r"1 of 2 records of rows .*only one question"):
+        open_silo_data(silo, rule, task)
 
 
 def test_no_template_is_one_error_that_names_the_setting() -> None:
