@@ -146,7 +146,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "ema": {"teacher.kind": "ema"},
     "layers": {"layers.form": "private", "layers.examples": 16, "layers.keep": 1},
 }
-QUICK = {("chat", "fixed-shape"), ("tokens", "reuse"), ("regression", "black-box")}
+QUICK = {("chat", "fixed-shape")}
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,13 @@ def test_a_run_with_an_optional_part(
     assert len(rows(run, TRAIN)) == 8
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "tokens", "chat"])
+SOME_SLOW = [
+    "tokens",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("multilabel", "regression", "chat")),
+]
+
+
+@pytest.mark.parametrize("kind", [SOME_SLOW[0], SOME_SLOW[1], SOME_SLOW[3]])
 def test_a_teacher_is_distilled_from_on_public_records(
     kind: str, start: Any, in_process: Federate, tmp_path: Path
 ) -> None:
@@ -188,7 +194,7 @@ def test_a_teacher_is_distilled_from_on_public_records(
     assert in_process(run) == "finished", run.state()["message"]
 
 
-@pytest.mark.parametrize("kind", ["multilabel", "regression", "tokens"])
+@pytest.mark.parametrize("kind", SOME_SLOW[:3])
 def test_the_card_of_a_head_has_code_that_answers(
     kind: str, start: Any, in_process: Federate, tmp_path: Path
 ) -> None:
@@ -242,6 +248,7 @@ def test_a_conversation_line_by_line(start: Any, in_process: Federate) -> None:
     assert failed.exit_code == 2
 
 
+@pytest.mark.slow
 def test_only_a_model_that_chats_does(start: Any, in_process: Federate) -> None:
     run = start("regression", **{"server.rounds": 1})
     assert in_process(run) == "finished", run.state()["message"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from itertools import groupby
 from typing import Any
 
@@ -48,6 +49,11 @@ DEMANDS = (
 def tokenizer() -> PreTrainedTokenizerFast:
     found: Any = tiny_backbone("llama", torch.float32).tokenizer
     return found  # type: ignore[no-any-return]
+
+
+@cache
+def smollm2_tokenizer() -> Any:
+    return AutoTokenizer.from_pretrained(convert_gguf(embedded_file("smollm2"))[0])
 
 
 def talk(*turns: str) -> list[dict[str, str]]:
@@ -139,8 +145,7 @@ def test_a_template_without_an_end_gets_the_tokenizers(tokenizer: Any) -> None:
 @needs_smollm2
 def test_text_that_joins_the_prompt_is_kept_apart() -> None:
     """SmolLM2's tokenizer makes one token of two line breaks; the prompt's own must stay as in use."""
-    folder, _ = convert_gguf(embedded_file("smollm2"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = smollm2_tokenizer()
     template = ChatTemplate(tokenizer, None, "smollm2")
     messages = talk("hi", "\nhello")
     turns = template.turns(messages)
@@ -189,7 +194,7 @@ LLAMA_3 = (
 )
 def test_the_manners_of_known_templates(template: str | None, answers: list[str]) -> None:
     """With the control tokens of SmolLM2's tokenizer in the place of their own."""
-    tokenizer = AutoTokenizer.from_pretrained(convert_gguf(embedded_file("smollm2"))[0])
+    tokenizer = smollm2_tokenizer()
     found = ChatTemplate(tokenizer, template, "smollm2")
     messages = talk("hi there", "hello, you", "and now?", "later ")
     turns = found.turns(messages)
