@@ -38,6 +38,7 @@ class Shapes:
         longest: tokens that the model takes at most; no bucket is longer. None: no bound.
         exact: a bucket for each length, so that there is no padding.
         alone: one example a micro-batch.
+        limit: most rows of a micro-batch; None: no bound.
     """
 
     least: int = 4
@@ -47,6 +48,7 @@ class Shapes:
     shortest: int = 0
     exact: bool = False
     alone: bool = False
+    limit: int | None = None
 
     def bucket_length(self, length: int) -> int:
         """Return the number of tokens that an example of ``length`` tokens is padded to.
@@ -66,12 +68,15 @@ class Shapes:
         if self.alone:
             return None
         if self.tokens is not None:
-            return max(examples, 1, self.tokens // bucket)
+            return max(examples, 1, self._limited(self.tokens // bucket))
         return -(-examples // ROW_MULTIPLE) * ROW_MULTIPLE if self.exact else None
 
     def most(self, bucket: int, max_tokens: int) -> int:
         """Return the most examples of a micro-batch of a bucket, of at most so many padded tokens."""
-        return 1 if self.alone else max(1, (self.tokens or max_tokens) // bucket)
+        return 1 if self.alone else max(1, self._limited((self.tokens or max_tokens) // bucket))
+
+    def _limited(self, rows: int) -> int:
+        return rows if self.limit is None else min(rows, self.limit)
 
 
 bucket_length = lru_cache(maxsize=4096)(Shapes.bucket_length)

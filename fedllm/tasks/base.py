@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -44,6 +45,8 @@ class Task(ABC):
         """One shape for all micro-batches (:mod:`fedllm.training.batch.fixed_shape`); None: buckets of the device."""
         self.trunk: Trunk | None = None
         """The states of examples that are kept below the lowest trained layer; None computes them each time."""
+        self.rows_limit: int | None = None
+        """Most rows of a micro-batch, so that copies of trained tensors fit; None: no bound."""
         self.checkpointing = False
         """True: a pass with gradients keeps the layers' inputs alone (:mod:`fedllm.models.footprint.recompute`)."""
 
@@ -128,7 +131,10 @@ class Task(ABC):
     def shapes(self) -> Shapes:
         """Return the padding and grouping of examples."""
         backbone = self.backbone
-        return self.fixed or shapes_for(backbone.device, self.longest_input, backbone.grouping)
+        if self.fixed is not None:
+            return self.fixed
+        found = shapes_for(backbone.device, self.longest_input, backbone.grouping)
+        return replace(found, limit=self.rows_limit)
 
     @property
     def longest_input(self) -> int | None:

@@ -32,6 +32,7 @@ from fedllm.tasks.endpoint_classification import EndpointClassification
 from fedllm.tasks.generation import Generation
 from fedllm.tasks.positions import check_positions
 from fedllm.tasks.reuse import make_trunk
+from fedllm.training.batch.rows import rows_limit
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,9 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"{settings.adapter.form}, prefix.length={settings.prefix.length}, "
             f"prefix.layers={settings.prefix.layers}"
         )
+    task.rows_limit = rows_limit(
+        adapter, task.initial_params(), by_example=takes_gradients_one_by_one(settings)
+    )
     check_positions(settings, backbone, task, adapter.positions)
     if settings.model.checkpointing:
         recompute.install(backbone.model)
@@ -277,6 +281,12 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
     _check_fixed_shape(settings, backbone)
     task.trunk = make_trunk(settings.model, task, adapter.first_layer(backbone.n_layers))
     return Tunable(backbone, task, adapter)
+
+
+def takes_gradients_one_by_one(settings: Settings) -> bool:
+    """Return True if something takes gradients one by one, so that none is known by its factors."""
+    scored = settings.layers.form != "none"
+    return settings.awp.form == "per-example" or settings.codec.active or scored
 
 
 def _check_fixed_shape(settings: Settings, backbone: Backbone) -> None:
@@ -299,11 +309,9 @@ _shared = Kept[str, Tunable](MOST_TUNABLES)
 
 def shared_tunable(settings: Settings) -> Tunable:
     """The frozen model with its task, for the same model, task and prefix shape once, while it is kept."""
+    parts = (settings.model, settings.task, settings.adapter, settings.prefix, settings.endpoint)
     key = "\n".join(
-        part.model_dump_json()
-        for part in (
-            *(settings.model, settings.task, settings.adapter, settings.prefix, settings.endpoint),
-        )
+        [str(takes_gradients_one_by_one(settings)), *(part.model_dump_json() for part in parts)]
     )
     _shared.drop(lambda tunable: was_given_up(tunable.backbone))
     found = _shared.get(key, lambda: make_tunable(settings))

@@ -57,7 +57,8 @@ class FixedShape:
             raise ValueError(
                 "Expected a task with a bound on its tokens for client.max_batch, got one without"
             )
-        parts = -(-most // max(1, max_tokens // length))
+        room = max(1, max_tokens // length)
+        parts = -(-most // min(room, tunable.task.rows_limit or room))
         rows = -(-most // parts)
         task = copy.copy(tunable.task)
         task.fixed = Shapes(least=length, tokens=rows * length, longest=length)

@@ -7,12 +7,11 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from fedllm.training.batch.rows import COPIES
 from fedllm.training.tunable import Tunable
 
 log = logging.getLogger("fedllm")
 
-COPIES = 2**30
-"""Bytes of copies in one micro-batch above which factors are recorded instead."""
 _told: set[str] = set()
 
 
