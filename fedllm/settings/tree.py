@@ -64,6 +64,12 @@ class SettingsTree(Section):
         return self.prefix.length if self.adapter.form == "prefix" else 0
 
     @property
+    def one_by_one(self) -> bool:
+        """True if something takes examples' gradients one by one: own perturbations, a codec, scores of layers."""
+        own = self.awp.form == "per-example" or self.codec.active
+        return own or self.layers.form != "none"
+
+    @property
     def adapter_layers(self) -> Literal["all"] | tuple[int, ...]:
         """Numbers of the layers that the adapter changes: ``prefix.layers`` or ``adapter.layers``."""
         return self.prefix.layers if self.adapter.form == "prefix" else self.adapter.layers

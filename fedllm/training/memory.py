@@ -8,30 +8,29 @@ The estimate is of what one micro-batch takes beside the weights, from shapes al
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fedllm.models.memory import RESERVE, DeviceMemoryError, dtype_word, free_bytes, gibibytes
 from fedllm.settings.experiment import Settings
-from fedllm.training.batch.footprint import Numbers, micro_batch_bytes, numbers_of_model
-from fedllm.training.tunable import Tunable, takes_gradients_one_by_one
-
-
-def numbers_of(settings: Settings, tunable: Tunable) -> Numbers:
-    """Return what the memory of a micro-batch depends on."""
-    return numbers_of_model(
-        tunable,
-        server_round=1,
-        max_tokens=settings.client.max_tokens,
-        by_example=takes_gradients_one_by_one(settings),
-        perturbed=settings.awp.form == "per-example",
-    )
+from fedllm.training.batch.footprint import micro_batch_bytes, numbers_of_model
+from fedllm.training.tunable import Tunable
 
 
 def training_bytes(settings: Settings, tunable: Tunable) -> int:
     """Estimate of what the largest micro-batch of training takes beside the weights."""
     client, shapes = settings.client, tunable.task.shapes
     longest = max(1, settings.task.max_length * (1 if settings.task.has_classes else 2))
-    numbers = numbers_of(settings, tunable)
-    drawn = _most_drawn(settings)
+    numbers = numbers_of_model(
+        tunable,
+        1,
+        client.max_tokens,
+        by_example=settings.one_by_one,
+        perturbed=settings.awp.form == "per-example",
+    )
+    silos = settings.privacy.silos.values()
+    drawn = None  # where rates are given, and no sizes
+    if client.sampling_rate is None and not any(silo.sampling_rate for silo in silos):
+        drawn = _most_drawn([client.batch_size, *(silo.batch_size for silo in silos)])
     buckets = {shapes.bucket_length(length) for length in range(1, longest + 1)}
     sizes = []
     for bucket in buckets:
@@ -42,14 +41,9 @@ def training_bytes(settings: Settings, tunable: Tunable) -> int:
     return max(sizes)
 
 
-def _most_drawn(settings: Settings) -> int | None:
-    """Examples that a Poisson batch hardly ever has more of; None where its expected size is not known."""
-    own = settings.privacy.silos.values()
-    if settings.client.sampling_rate is not None or any(silo.sampling_rate for silo in own):
-        return None
-    size = max(
-        int(size or 1) for size in (settings.client.batch_size, *(s.batch_size for s in own))
-    )
+def _most_drawn(expected: Sequence[int | None]) -> int:
+    """Examples that a Poisson batch of these expected sizes hardly ever has more of."""
+    size = max(int(size or 1) for size in expected)
     return size + 8 * math.isqrt(size) + 8
 
 

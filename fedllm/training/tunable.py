@@ -271,9 +271,7 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
             f"{settings.adapter.form}, prefix.length={settings.prefix.length}, "
             f"prefix.layers={settings.prefix.layers}"
         )
-    task.rows_limit = rows_limit(
-        adapter, task.initial_params(), by_example=takes_gradients_one_by_one(settings)
-    )
+    task.rows_limit = rows_limit(adapter, task.initial_params(), by_example=settings.one_by_one)
     check_positions(settings, backbone, task, adapter.positions)
     if settings.model.checkpointing:
         recompute.install(backbone.model)
@@ -281,12 +279,6 @@ def make_tunable(settings: Settings, backbone: Backbone | None = None) -> Tunabl
     _check_fixed_shape(settings, backbone)
     task.trunk = make_trunk(settings.model, task, adapter.first_layer(backbone.n_layers))
     return Tunable(backbone, task, adapter)
-
-
-def takes_gradients_one_by_one(settings: Settings) -> bool:
-    """Return True if something takes gradients one by one, so that none is known by its factors."""
-    scored = settings.layers.form != "none"
-    return settings.awp.form == "per-example" or settings.codec.active or scored
 
 
 def _check_fixed_shape(settings: Settings, backbone: Backbone) -> None:
@@ -310,9 +302,7 @@ _shared = Kept[str, Tunable](MOST_TUNABLES)
 def shared_tunable(settings: Settings) -> Tunable:
     """The frozen model with its task, for the same model, task and prefix shape once, while it is kept."""
     parts = (settings.model, settings.task, settings.adapter, settings.prefix, settings.endpoint)
-    key = "\n".join(
-        [str(takes_gradients_one_by_one(settings)), *(part.model_dump_json() for part in parts)]
-    )
+    key = "\n".join([str(settings.one_by_one), *(part.model_dump_json() for part in parts)])
     _shared.drop(lambda tunable: was_given_up(tunable.backbone))
     found = _shared.get(key, lambda: make_tunable(settings))
     still_kept(found.backbone)

@@ -27,9 +27,9 @@ from fedllm.data.batches import Feature
 from fedllm.models.backbone import load_backbone, resolve_device
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings
+from fedllm.training.batch.footprint import micro_batch_bytes, numbers_of_model
 from fedllm.training.gradients import clipped_gradient_sum
-from fedllm.training.memory import micro_batch_bytes, numbers_of
-from fedllm.training.perturbation import perturbation_of
+from fedllm.training.perturbation import Perturbation, perturbation_of
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 from simulations.benchmarks.support import timing, workload
 
@@ -50,7 +50,7 @@ FEWER = (
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained and how.
+    """Adapter and model of one row.
 
     Attributes:
         name: in the table.
@@ -128,14 +128,17 @@ def measure(name: str, case: Case, rows: int, tokens: int, device: torch.device)
     whole = make_tunable(settings, backbone)
     tunable, params = whole.part(initial_params(whole, settings), 1)
     params = {name: value.to(device) for name, value in params.items()}
-    _step(tunable, settings, params, _features(tunable, 1, 8))
+    own = perturbation_of(settings.awp, 1) if settings.awp.form == "per-example" else None
+    _step(tunable, own, params, _features(tunable, 1, 8))
     features = _features(tunable, rows, tokens)
     tokens = tunable.task.shapes.bucket_length(tokens)
+    numbers = numbers_of_model(
+        tunable, 1, rows * tokens, by_example=settings.one_by_one, perturbed=own is not None
+    )
     _give_back()
     started = timing.start_peak(device)
-    _step(tunable, settings, params, features)
+    _step(tunable, own, params, features)
     peak = timing.read_peak(started, device)
-    numbers = numbers_of(settings, tunable)
     held = peak.peak - peak.before
     estimate = micro_batch_bytes(numbers, rows, tokens)
     return Row(name, case.name, rows, tokens, held, peak.kind, estimate)
@@ -152,12 +155,11 @@ def _features(tunable: Tunable, rows: int, tokens: int) -> list[Feature]:
 
 
 def _step(
-    tunable: Tunable, settings: Settings, params: dict[str, Any], features: list[Feature]
+    tunable: Tunable, own: Perturbation | None, params: dict[str, Any], features: list[Feature]
 ) -> None:
     tokens = len(features) * tunable.task.shapes.bucket_length(len(features[0]))
     groups = tunable.task.batches(features, tokens)
     assert len(groups) == 1
-    own = perturbation_of(settings.awp, 1) if settings.awp.form == "per-example" else None
     clipped_gradient_sum(
         tunable,
         params,

@@ -38,13 +38,13 @@ _ID = 2
 """Float32 numbers in the room of a token's id."""
 _BLOCKS = 2 * 2**26
 """Most bytes of float64 that the norms of factors take (:mod:`fedllm.training.ghost.factors`)."""
-_FIXED = 2**25
-"""What small tensors and libraries take, whatever the shape."""
+_FIXED = 42 * 2**20
+"""Bytes of small tensors and of libraries, for any shape."""
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the memory of a micro-batch depends on, besides its shape.
+    """Sizes that the memory of a micro-batch depends on, besides its shape.
 
     Attributes:
         item: bytes of a number in the model's format.
@@ -89,13 +89,13 @@ def micro_batch_bytes(numbers: Numbers, rows: int, tokens: int) -> int:
     kept = max(kept_bytes(numbers, rows, tokens), every * numbers.outputs)
     recorded = every * numbers.inputs
     if numbers.inputs:
-        recorded += min(_BLOCKS, 4 * every * (numbers.hidden + numbers.wide))
+        recorded += min(_BLOCKS, 2 * every * (numbers.hidden + numbers.wide))
     passing = passing_bytes(numbers, rows, tokens)
     return _FIXED + kept + recorded + copied_bytes(numbers, rows) + passing
 
 
 def kept_bytes(numbers: Numbers, rows: int, tokens: int) -> int:
-    """What automatic differentiation keeps of the layers and of the loss."""
+    """Return the bytes that automatic differentiation keeps of the layers and of the loss."""
     every = rows * tokens
     feed = (_GATED if numbers.gated else _PLAIN) * numbers.wide
     each = (_HIDDEN * numbers.hidden + feed + tokens + numbers.prefix) * numbers.item
@@ -111,22 +111,22 @@ def kept_bytes(numbers: Numbers, rows: int, tokens: int) -> int:
 
 
 def copied_bytes(numbers: Numbers, rows: int) -> int:
-    """What copies of the trained tensors take, and the sums of those without."""
+    """Return the bytes of the copies of trained tensors, and of the sums of those without."""
     copies = 5 if numbers.perturbed else 2.5  # copy, gradient, and a part of the latter's squares
-    return int(rows * numbers.copied * _FLOAT * copies + 3 * numbers.shared * _FLOAT)
+    return int(rows * numbers.copied * _FLOAT * copies + 2.5 * numbers.shared * _FLOAT)
 
 
 def passing_bytes(numbers: Numbers, rows: int, tokens: int) -> int:
-    """What lives within the computation of a layer only."""
-    feed = (4 if numbers.gated else 3) * numbers.wide
-    return int(rows * tokens * (8 * numbers.hidden + feed) * _FLOAT + 2 * numbers.unpacked)
+    """Return the bytes that live within the computation of a layer only."""
+    feed = (3 if numbers.gated else 2) * numbers.wide
+    return int(rows * tokens * (4 * numbers.hidden + feed) * _FLOAT + 2 * numbers.unpacked)
 
 
 def numbers_of_model(
     tunable: Tunable,
-    *,
     server_round: int | None,
     max_tokens: int,
+    *,
     by_example: bool,
     perturbed: bool,
 ) -> Numbers:

@@ -21,14 +21,23 @@ from fedllm.models.memory import (
     weights_bytes,
 )
 from fedllm.training.batch import rows
-from fedllm.training.batch.footprint import copied_bytes, kept_bytes, micro_batch_bytes
+from fedllm.training.batch.footprint import (
+    copied_bytes,
+    kept_bytes,
+    micro_batch_bytes,
+    numbers_of_model,
+)
 from fedllm.training.batch.rows import COPIES, rows_limit
 from fedllm.training.gradients import clipped_gradient_sum, per_example_gradients
-from fedllm.training.memory import numbers_of, require_room_for_training, training_bytes
+from fedllm.training.memory import require_room_for_training, training_bytes
 from fedllm.training.tunable import Tunable, initial_params, make_tunable
 
 Make = Callable[..., Any]
 CPU = torch.device("cpu")
+
+
+def numbers_of(tunable: Tunable) -> Any:
+    return numbers_of_model(tunable, 1, 4096, by_example=False, perturbed=False)
 
 
 def saved_bytes(tunable: Tunable, settings: Any, records: list[dict[str, Any]]) -> tuple[int, int]:
@@ -70,7 +79,7 @@ def test_the_estimate_is_above_what_is_kept_and_below_three_times_it(
     tunable = make_tunable(settings)
     kept, tokens = saved_bytes(tunable, settings, records)
     count = len(records)
-    numbers = numbers_of(settings, tunable)
+    numbers = numbers_of(tunable)
     found = kept_bytes(numbers, count, tokens // count) + copied_bytes(numbers, count)
     assert kept < found < 3 * kept
     whole = settings.model_copy(
@@ -150,13 +159,13 @@ def test_rows_of_a_fixed_shape_are_cut_too() -> None:
 def test_the_estimate_of_factors_and_of_copies(tiny_settings: Make) -> None:
     """Many short examples take copies, long ones what is kept of their tokens."""
     settings = tiny_settings(**{"adapter.form": "lora"})
-    numbers = numbers_of(settings, make_tunable(settings))
+    numbers = numbers_of(make_tunable(settings))
     assert numbers.copied > 0
     assert numbers.inputs == numbers.shared == 0
     assert copied_bytes(numbers, 64) == 64 * copied_bytes(numbers, 1)
     assert micro_batch_bytes(numbers, 64, 8) > micro_batch_bytes(numbers, 8, 64)
     settings = tiny_settings(**{"adapter.form": "full"})
-    whole = numbers_of(settings, make_tunable(settings))
+    whole = numbers_of(make_tunable(settings))
     assert whole.inputs > 0
     assert whole.shared > whole.copied
 
