@@ -21,6 +21,10 @@ that all contribute the same vector of norm 1 attain it. A dominating pair of ea
 composition (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorem 10). Several Gaussian mechanisms on one sample are
 one for each S (`privacy.events.constructors.poisson_sampled`), so the same holds for their multiplier together.
 
+A sum with shares of discrete Gaussian noise (`privacy.secure_sum.bound`) is the same with the multiplier of the Gaussian
+mechanism that dominates it: for a shift by |S| records the probability of A lies between the same two bounds (that is what
+domination says), and nothing else of the normal distribution is used.
+
 Other kinds:
 
 * Gaussian, discrete Gaussian, one number or vector with noise of a family, without sampling: the contribution is at
@@ -50,6 +54,7 @@ from scipy.stats import binom
 from privacy.events import constructors as ev
 from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
+    DiscreteGaussianSumDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     VectorNoiseDpEvent,
@@ -57,6 +62,7 @@ from privacy.events.kinds import (
 )
 from privacy.events.multiset import is_private, multiset
 from privacy.events.serialization import kind
+from privacy.secure_sum.bound import noise_multiplier
 
 MOST = 1000
 """Largest number of copies: the mixture has a Gaussian for each."""
@@ -92,6 +98,9 @@ def _of_copies(event: DpEvent, copies: int) -> DpEvent:
         rate, inner = event.sampling_probability, event.event
         if isinstance(inner, dp.GaussianDpEvent):
             return _mixture(inner.noise_multiplier, rate, copies)
+        if isinstance(inner, DiscreteGaussianSumDpEvent):
+            noise = noise_multiplier(inner.sigma, inner.shares, inner.sensitivity)
+            return _mixture(noise, rate, copies)
         if isinstance(inner, dp.LaplaceDpEvent | ScalarNoiseDpEvent | VectorNoiseDpEvent):
             some = -math.expm1(copies * math.log1p(-rate)) if rate < 1 else 1.0
             return dp.PoissonSampledDpEvent(some, _of_copies(inner, copies))
@@ -101,6 +110,8 @@ def _of_copies(event: DpEvent, copies: int) -> DpEvent:
         return dp.LaplaceDpEvent(event.noise_multiplier / copies)
     if isinstance(event, DiscreteGaussianDpEvent):
         return DiscreteGaussianDpEvent(event.sigma, event.sensitivity * copies)
+    if isinstance(event, DiscreteGaussianSumDpEvent):
+        return DiscreteGaussianSumDpEvent(event.sigma, event.shares, event.sensitivity * copies)
     if isinstance(event, ScalarNoiseDpEvent):
         return ev.scalar_noise(noise_of(event).scaled(1 / copies))
     if isinstance(event, VectorNoiseDpEvent):

@@ -6,7 +6,13 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.accountants.vector_bound import gaussian_bound, why_no_bound
-from privacy.events.kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent, noise_of
+from privacy.events.kinds import (
+    DiscreteGaussianSumDpEvent,
+    ScalarNoiseDpEvent,
+    VectorNoiseDpEvent,
+    noise_of,
+)
+from privacy.secure_sum.bound import noise_multiplier
 
 
 def as_accounted(event: DpEvent) -> DpEvent:
@@ -15,6 +21,7 @@ def as_accounted(event: DpEvent) -> DpEvent:
     * One number with Gaussian or Laplace noise: dp_accounting's own event.
     * A vector of one coordinate: one number.
     * Another vector with scalar noise: the Gaussian mechanism whose mu bounds it, see `vector_bound`.
+    * A sum with shares of discrete Gaussian noise: the Gaussian mechanism that dominates it, see `secure_sum.bound`.
 
     Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
     least what the event costs.
@@ -30,6 +37,8 @@ def as_accounted(event: DpEvent) -> DpEvent:
             return as_accounted(ScalarNoiseDpEvent(event.family, event.parameters))
         if why_unsupported(event) is None:
             return dp.GaussianDpEvent(1 / gaussian_bound(noise_of(event)))
+    if isinstance(event, DiscreteGaussianSumDpEvent):
+        return dp.GaussianDpEvent(noise_multiplier(event.sigma, event.shares, event.sensitivity))
     if isinstance(event, ScalarNoiseDpEvent):
         values = dict(event.parameters)
         if event.family == "gaussian":

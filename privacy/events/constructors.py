@@ -13,6 +13,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
+    DiscreteGaussianSumDpEvent,
     NoGuaranteeDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
@@ -49,6 +50,24 @@ def discrete_gaussian(sigma: float, sensitivity: int = 1, count: int = 1) -> DpE
     if isinstance(sensitivity, bool) or sensitivity != int(sensitivity) or sensitivity < 1:
         raise ValueError(f"Expected a whole sensitivity >= 1, got sensitivity={sensitivity}")
     return _repeated(DiscreteGaussianDpEvent(float(sigma), int(sensitivity)), count)
+
+
+def discrete_gaussian_sum(
+    sigma: float, shares: int, sensitivity: float, count: int = 1, sampling_rate: float = 1.0
+) -> DpEvent:
+    """Return the event of `count` sums of integer vectors with `shares` shares of discrete Gaussian noise.
+
+    Args:
+      sigma: Parameter of one share, 4 to 2^40.
+      shares: Number of shares that the adversary does not know, 1 to 10^4.
+      sensitivity: L2 norm that one record moves the integers by at most, rounding included, 1 to 2^100.
+      count, sampling_rate: As of `scalar_noise`.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+    one = DiscreteGaussianSumDpEvent(float(sigma), shares, float(sensitivity))
+    return _repeated(one, count, sampling_rate)
 
 
 def pure_dp(epsilon: float) -> DpEvent:

@@ -9,6 +9,7 @@ from dp_accounting import dp_event as dp
 from dp_accounting.dp_event import DpEvent
 
 from privacy.mechanisms.scalar_noise import ScalarNoise, noise_from_dict
+from privacy.secure_sum.bound import check_shares
 
 Parameters = tuple[tuple[str, float], ...]
 
@@ -38,6 +39,30 @@ class DiscreteGaussianDpEvent(DpEvent):  # type: ignore[misc]
 
     sigma: float
     sensitivity: int = 1
+
+
+@attr.s(frozen=True, auto_attribs=True)
+class DiscreteGaussianSumDpEvent(DpEvent):  # type: ignore[misc]
+    """A vector of integers with several silos' shares of discrete Gaussian noise, seen as a sum.
+
+    `privacy.secure_sum.bound` has the Gaussian mechanism that dominates it, and the proof.
+
+    Attributes:
+      sigma: Parameter of one share, on each entry independently; 4 to 2^40.
+      shares: Number of shares that the adversary does not know, 1 to 10^4.
+      sensitivity: L2 norm by which one record moves the integers at most, rounding included; 1 to 2^100. Replace-one doubles it.
+
+    Raises:
+      ValueError: A parameter is out of range.
+    """
+
+    sigma: float
+    shares: int
+    sensitivity: float
+
+    def __attrs_post_init__(self) -> None:
+        """Check the ranges that the bound is proven for."""
+        check_shares(self.sigma, self.shares, self.sensitivity)
 
 
 @attr.s(frozen=True, auto_attribs=True)

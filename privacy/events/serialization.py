@@ -17,6 +17,7 @@ from dp_accounting.dp_event import DpEvent
 
 from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
+    DiscreteGaussianSumDpEvent,
     NoGuaranteeDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
@@ -109,6 +110,10 @@ _KINDS: dict[str, tuple[type[DpEvent], dict[str, _Reader]]] = {
     "DiscreteGaussian": (
         DiscreteGaussianDpEvent,
         {"sigma": _number, "sensitivity": _whole_positive},
+    ),
+    "DiscreteGaussianSum": (
+        DiscreteGaussianSumDpEvent,
+        {"sigma": _number, "shares": _whole_positive, "sensitivity": _number},
     ),
     "PureDp": (PureDpEvent, {"epsilon": _number}),
     "ScalarNoise": (ScalarNoiseDpEvent, {"family": _text, "parameters": _pairs}),

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from dp_accounting.dp_event import DpEvent
 
-from privacy.events.constructors import gaussian, no_guarantee
+from privacy.events.constructors import discrete_gaussian_sum, gaussian, no_guarantee
 from privacy.guarantee import Adversary
+from privacy.secure_sum.shares import honest_shares
 
 MOST_COLLUDING = 64
 """Numbers of colluding clients that one row states a view for, at most: each is in every row of a run."""
@@ -31,12 +32,17 @@ def with_colluders(event: DpEvent, colluding: Iterable[int]) -> dict[str, DpEven
     Raises:
       ValueError: More than MOST_COLLUDING numbers.
     """
+    numbers = _few(colluding)
+    return same_for_all(event) | {Adversary(f"colluding:{m}"): event for m in numbers}
+
+
+def _few(colluding: Iterable[int]) -> tuple[int, ...]:
     numbers = tuple(colluding)
     if len(numbers) > MOST_COLLUDING:
         raise ValueError(
             f"Expected at most {MOST_COLLUDING} numbers of colluding clients in a row, got {len(numbers)}"
         )
-    return same_for_all(event) | {Adversary(f"colluding:{m}"): event for m in numbers}
+    return numbers
 
 
 def distributed_gaussian(
@@ -76,6 +82,49 @@ def distributed_gaussian(
             raise ValueError(f"Expected 1 <= m < clients={clients} colluding clients, got m={m}")
         left = gaussian(noise_multiplier * math.sqrt((clients - m) / clients))
         views[Adversary(f"colluding:{m}")] = left if secure_aggregation else share
+    return views
+
+
+def distributed_discrete_gaussian(
+    sigma: float,
+    silos: int,
+    sensitivity: float,
+    *,
+    secure_aggregation: bool,
+    dropouts: int = 0,
+    colluding: Iterable[int] = (),
+    count: int = 1,
+    sampling_rate: float = 1.0,
+) -> dict[str, DpEvent]:
+    """Return the views of `count` integer sums to which each of n silos adds a share of discrete Gaussian noise.
+
+    With secure aggregation the server and the outsider face the n - dropouts shares that are in every sum that is opened, and m
+    colluding silos take theirs away. That assumes of the protocol that nobody learns more than one sum a release, that the silos in it
+    are at least n - dropouts, and that its cryptography holds. Without this assumption, one's own share is all that protects: state
+    that view as well.
+
+    Args:
+      sigma: Parameter of one share, 4 to 2^40 steps of the grid.
+      silos: n, the number of silos that are asked.
+      sensitivity: L2 norm that one record moves its silo's integers by, in steps, rounding included.
+      secure_aggregation: Whether the server learns the sum only. The outsider sees what follows from sums in either case.
+      dropouts: Number of silos that may be missing in a sum.
+      colluding: The numbers m of colluding silos to state views for, at most MOST_COLLUDING of them.
+      count, sampling_rate: As of `constructors.scalar_noise`; the rate is that of the silo whose record is protected.
+
+    Raises:
+      ValueError: A value is out of range, or dropouts + m >= n (no one's noise is left).
+    """
+
+    def seen(shares: int) -> DpEvent:
+        return discrete_gaussian_sum(sigma, shares, sensitivity, count, sampling_rate)
+
+    numbers = _few(colluding)
+    whole, alone = seen(honest_shares(silos, dropouts, 0)), seen(1)
+    views = {"outsider": whole, "server": whole if secure_aggregation else alone}
+    for m in numbers:
+        left = seen(honest_shares(silos, dropouts, m))
+        views[Adversary(f"colluding:{m}")] = left if secure_aggregation else alone
     return views
 
 
