@@ -216,6 +216,23 @@ def test_a_run_that_keeps_states_is_the_run_that_does_not(
     assert same_bits(found[0], found[2])
 
 
+@pytest.mark.slow
+def test_whole_runs_with_less_memory(make: Any, tmp_path: Path, in_process: Federate) -> None:
+    """Checkpointing and a device map give the same bits; fewer bits of the weights give another model."""
+    plain = {"privacy.mode": "none", "client.sampling_rate": 1.0, "server.rounds": 1}
+    found = {}
+    for name, model in {
+        "plain": {},
+        "again": {"model.checkpointing": True, "model.device_map": "auto"},
+        "packed": {"model.checkpointing": True, "model.quantization": "8bit"},
+    }.items():
+        run = RunFolder.create(make("lora", **plain, **model), tmp_path / name)
+        assert in_process(run) == "finished"
+        found[name] = final(run)
+    assert same_bits(found["plain"], found["again"])
+    assert not same_bits(found["plain"], found["packed"])
+
+
 def test_rolora_moves_one_factor_a_round(make: Any, tmp_path: Path, in_process: Federate) -> None:
     settings = make("rolora", **{"server.rounds": 1})
     run = RunFolder.create(settings, tmp_path / "one")
