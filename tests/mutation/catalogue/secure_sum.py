@@ -116,6 +116,14 @@ MUTATIONS = (
         (f"{_GRID}::test_noise_beyond_the_room_left_for_it_is_improbable_enough",),
     ),
     Mutation(
+        "entries-are-not-cut",
+        f"{_FOLDER}ring.py",
+        "    return (np.clip(integers, -largest, largest) + noise).astype(_DTYPES[bits])\n",
+        "    return (integers + noise).astype(_DTYPES[bits])\n",
+        "One silo's large entry makes the sum wrap around.",
+        (f"{_GRID}::test_cutting_entries_moves_neighbours_no_further_apart",),
+    ),
+    Mutation(
         "copies-move-the-sum-by-one",
         "privacy/copies.py",
         "        return DiscreteGaussianSumDpEvent(event.sigma, event.shares, event.sensitivity * copies)\n",

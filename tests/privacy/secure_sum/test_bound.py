@@ -54,6 +54,25 @@ def test_quantiles_of_the_sum_are_as_close_as_the_theorem_says(sigma, shares):
     assert largest == pytest.approx((1 + total**-2 / 24) / total, rel=0.01 * total**-2)
 
 
+@pytest.mark.parametrize("sigma", [4, 5.3, 20])
+def test_the_ratio_in_step_three_is_as_small_as_the_proof_says(sigma):
+    """E g(X') / g(x) on both sides of a = sigma, and that 1 / g is P[S = x] over the normal mass of the cell."""
+    x = np.arange(0, math.ceil(30 * sigma))
+    u = np.linspace(-0.5, 0.5, 2001)
+    kernel = np.cosh(np.outer(x, u) / sigma**2) * np.exp(-(u**2) / (2 * sigma**2))
+    g = np.trapezoid(kernel, u, axis=1)
+    log_mass = special.log_ndtr(-(x - 0.5) / sigma)
+    log_mass += np.log1p(-np.exp(special.log_ndtr(-(x + 0.5) / sigma) - log_mass))
+    mass = np.exp(log_mass)
+    density = np.exp(-((x / sigma) ** 2) / 2) / (sigma * math.sqrt(2 * math.pi))
+    assert np.allclose(density * g, mass, rtol=1e-5, atol=0)
+    inner = mass * g
+    expected = np.cumsum(inner[::-1])[::-1][1:] / np.cumsum(mass[::-1])[::-1][1:]  # over x' > x
+    ratio = (expected / g[:-1])[1 : math.ceil(20 * sigma)]
+    assert ratio.min() > 1
+    assert ratio.max() <= 1 + 0.82 / sigma**2
+
+
 def test_a_sum_of_shares_is_nearly_a_discrete_gaussian():
     """Step 4 of the proof with shares so small that the difference can be seen, against its bound."""
     with mpmath.workdps(40):
@@ -134,6 +153,16 @@ def test_composition_is_above_the_exact_one():
     for epsilon in (0.0, 0.3, 1.0):
         exact = exact_delta(p, (10, 10), 1.0, epsilon)
         assert exact <= make_accountant("pld").delta({event: 1}, epsilon) <= exact * 1.1
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.1])
+def test_two_sums_of_one_sample_are_one_vector(rate):
+    """Both releases see the same Poisson sample: the exact mixture has the vector shift (10, 10)."""
+    p = pmf(20, 1, reach=10)
+    event = ev.poisson_sampled(rate, [ev.discrete_gaussian_sum(20, 1, 10)] * 2)
+    for epsilon in (0.0, 0.3, 1.0):
+        exact = exact_delta(p, (10, 10), rate, epsilon)
+        assert exact <= make_accountant("pld").delta({event: 1}, epsilon) <= exact * 1.2
 
 
 @pytest.mark.parametrize(("sigma", "shift"), [(4, 1), (8, 3), (20, 20)])
