@@ -131,6 +131,7 @@ class Bench:
         metrics = tunable.evaluate(found, seen, options.max_tokens)
         if not self.task.labels and options.write:
             metrics |= tunable.writing_metrics(found, seen[: options.write], 64)
+        metrics.pop("examples", None)  # the row names those that are trained on
         return metrics | {"seconds": seconds}
 
     def choose(self, arm: Arm) -> dict[str, float]:
