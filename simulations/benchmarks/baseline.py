@@ -107,7 +107,7 @@ def load_model(choice: Choice) -> nn.Module:
     """Return the model with PEFT's adapter, in training mode without dropout.
 
     Forms that PEFT does not have (``bitfit``, ``last-layers``, ``full``) are the plain model with the same parameters
-    unfrozen; a decoder's tied vocabulary stays frozen, since Opacus has no rule for it.
+    unfrozen, less those that Opacus has no rule for: position embeddings, a decoder's tied vocabulary.
     """
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -151,7 +151,9 @@ def _adapted(choice: Choice, model: Any) -> nn.Module:
     stack, _ = stack_of(model)
     for name, parameter in model.named_parameters():
         layer = layer_number(name, stack)
-        parameter.requires_grad_(_is_trained(form, name, layer, choice.layers))
+        trained = _is_trained(form, name, layer, choice.layers)
+        # Opacus has no gradients by example where one row of ids stands for all examples.
+        parameter.requires_grad_(trained and "position_embeddings" not in name)
     if choice.kind == "decoder":
         model.get_input_embeddings().requires_grad_(False)
         model.get_output_embeddings().requires_grad_(False)
