@@ -30,7 +30,7 @@ from simulations.benchmarks.adapters.tasks import TASKS, Record, ReferenceTask
 from simulations.benchmarks.support import workload
 
 TUNING_SEED = 1000
-HELD_OUT = 500
+HELD_OUT = 1000
 """Training examples that judge the learning rates."""
 GRIDS = {
     "head": (1e-2, 3e-2, 1e-1),
