@@ -34,12 +34,12 @@ HELD_OUT = 1000
 """Training examples that judge the learning rates."""
 GRIDS = {
     "head": (1e-2, 3e-2, 1e-1),
-    "prefix": (3e-3, 1e-2, 3e-2),
-    "lora": (3e-4, 1e-3, 3e-3),
+    "prefix": (1e-2, 3e-2, 1e-1),
+    "lora": (1e-3, 3e-3, 1e-2),
     "ffa-lora": (1e-3, 3e-3, 1e-2),
     "bitfit": (1e-3, 3e-3, 1e-2),
-    "last-layers": (3e-5, 1e-4, 3e-4),
-    "full": (3e-5, 1e-4, 3e-4),
+    "last-layers": (1e-4, 3e-4, 1e-3),
+    "full": (1e-4, 3e-4, 1e-3),
 }
 OF_LAYERS = ("prefix", "lora", "ffa-lora", "bitfit", "last-layers")
 
