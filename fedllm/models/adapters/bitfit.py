@@ -31,13 +31,13 @@ class Shift:
 
     Attributes:
         module: its path.
-        layer: number of its layer; None for one outside of the layers.
+        layer: number of its layer.
         parts: "bias", "scale" or both.
         size: entries of each.
     """
 
     module: str
-    layer: int | None
+    layer: int
     parts: tuple[str, ...]
     size: int
 
@@ -108,25 +108,28 @@ class BitfitAdapter(Adapter):
     form: ClassVar[str] = "bitfit"
 
     def __post_init__(self) -> None:
-        layers = {s.layer for s in self.shifts if s.layer is not None}
-        object.__setattr__(self, "layers", tuple(sorted(layers)))
+        object.__setattr__(self, "layers", tuple(sorted({s.layer for s in self.shifts})))
 
     @classmethod
     def of(cls, model: PreTrainedModel, layers: Literal["all"] | Sequence[int]) -> BitfitAdapter:
-        """The biases and scales within the layers; with "all" those outside of the layers too.
+        """The biases and scales within the layers. Those outside of the layers stay: they belong to no layer, so that
+        a choice of layers could neither keep nor drop them.
 
         Raises:
             ValueError: a layer that the model does not have, or nothing to train in them.
         """
         stack, count = stack_of(model)
-        wanted: set[int | None] = {*chosen_layers(layers, count)}
-        if layers == "all":
-            wanted.add(None)
+        wanted = set(chosen_layers(layers, count))
         found = []
         output = model.get_output_embeddings()
         for name, module in model.named_modules():
             layer = layer_number(name, stack)
-            if layer not in wanted or module is output or "experts" in name.split("."):
+            if (
+                layer is None
+                or layer not in wanted
+                or module is output
+                or "experts" in name.split(".")
+            ):
                 continue
             parts = _parts(module)
             if parts and is_used(model, name):
@@ -145,7 +148,7 @@ class BitfitAdapter(Adapter):
 
     def keep(self, layers: Sequence[int]) -> BitfitAdapter:
         kept = check_kept(self, layers)
-        return replace(self, shifts=tuple(s for s in self.shifts if s.layer in (None, *kept)))
+        return replace(self, shifts=tuple(s for s in self.shifts if s.layer in kept))
 
     def weight_changes(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """``bias`` gets db, and a normalisation's ``weight`` gets dw: its output is linear in both."""
@@ -158,11 +161,6 @@ class BitfitAdapter(Adapter):
                 change = params[shift_name(shift, part)].detach().double()
                 found[f"{shift.module}.{name}"] = change.view(own.shape)
         return found
-
-    def first_layer(self, count: int) -> int:
-        if any(shift.layer is None for shift in self.shifts):
-            return 0
-        return super().first_layer(count)
 
     def scope(
         self,
@@ -190,5 +188,4 @@ def _parts(module: nn.Module) -> tuple[str, ...]:
 
 def shift_name(shift: Shift, part: str) -> str:
     """Name of the trained tensor that holds a difference."""
-    place = "all" if shift.layer is None else f"{shift.layer:02d}"
-    return f"bitfit.{place}.{shift.module}.{part}"
+    return f"bitfit.{shift.layer:02d}.{shift.module}.{part}"
