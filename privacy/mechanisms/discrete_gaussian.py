@@ -171,8 +171,7 @@ def whole_discrete_gaussian(size: int, sigma: int, rng: RandomSource) -> npt.NDA
     """Draw independent samples of the discrete Gaussian of a whole parameter, exactly and fast at any of them.
 
     Algorithm 3 with the discrete Laplace distribution of scale sigma, in place of floor(sigma) + 1: it holds for every whole scale. A
-    proposal y is then accepted with probability exp(-(|y| - sigma)^2 / (2 sigma^2)), a fraction of small numbers. 10^5 samples take
-    0.1 s of a CPU.
+    proposal y is then accepted with probability exp(-(|y| - sigma)^2 / (2 sigma^2)), a fraction of small numbers.
 
     Args:
       size: Number of samples, >= 0.
