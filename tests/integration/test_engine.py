@@ -119,6 +119,7 @@ def finish(process: subprocess.Popen[str], status: int) -> str:
     return output
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_resume_gives_the_same_bits(
     folder: Path,
     reference: Path,

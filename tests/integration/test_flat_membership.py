@@ -93,6 +93,7 @@ def test_canaries_and_coins(experiment: Experiment) -> None:
     assert 0.3 < coins(experiment, 5).mean() < 0.7
 
 
+@pytest.mark.slow
 def test_members_of_federated_models_are_known_without_privacy_and_not_with_it(
     experiment: Experiment, tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_what_is_done_is_kept_and_a_changed_arm_runs_again(
     assert all(sweep.run_path(trial).exists() for trial in old), "no ledger is thrown away"
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..., Path]) -> None:
     """kill -9 to the sweep: its worker ends with it, and the resumed run has the same bits and rows."""
     arms = {"plain": {}}
@@ -250,6 +251,7 @@ def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..
         assert sorted(rows_of(sweep, trial)) == sorted(rows_of(reference, same))
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_done_and_a_failed_cell_stops_no_other(
     write: Callable[..., Path],
 ) -> None:

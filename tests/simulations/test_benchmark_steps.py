@@ -196,7 +196,7 @@ def test_dp_tax_measures_memory_in_processes_of_their_own(
 
 
 @needs_assembly
-@pytest.mark.parametrize("architecture", ["bert", "llama"])
+@pytest.mark.parametrize("architecture", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
 def test_throughput_measures_both_sides(
     folder: Callable[[str], str],
     architecture: str,
