@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedllm.adapter.quiet_peft import quiet_peft
 from fedllm.models.embedded import file_sha256
 from fedllm.models.prefix import PrefixSpec
 
@@ -63,7 +64,8 @@ def save_peft_adapter(
         )
     if tuple(prefix.shape) != spec.shape:
         raise ValueError(f"Expected a prefix of shape {spec.shape}, got {tuple(prefix.shape)}")
-    from peft import PrefixTuningConfig
+    with quiet_peft():
+        from peft import PrefixTuningConfig
 
     config = PrefixTuningConfig(
         task_type="CAUSAL_LM",

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from fedllm.adapter.quiet_peft import quiet_peft
 from fedllm.adapter.same_outputs import compare_outputs, twin
 from fedllm.models.adapters.base import Adapter
 from fedllm.models.backbone import Backbone
@@ -29,12 +30,14 @@ def why_peft_differs(
     Args:
         params: the adapter's tensors, without a batch dimension.
     """
-    import peft
+    with quiet_peft():
+        import peft
     import transformers
 
     who = f"PEFT {peft.__version__} with transformers {transformers.__version__}"
     try:
-        model: Any = peft.PeftModel.from_pretrained(twin(backbone.model), str(folder)).eval()
+        with quiet_peft():
+            model: Any = peft.PeftModel.from_pretrained(twin(backbone.model), str(folder)).eval()
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         return f"{who} cannot use it: {type(error).__name__}: {text}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from fedllm.adapter.peft import PEFT_CONFIG, PEFT_WEIGHTS, made_folder, pretty_json, write_durably
+from fedllm.adapter.quiet_peft import quiet_peft
 from fedllm.models.adapters.lora import A, B, LoraAdapter, factor_name
 from fedllm.models.parts.text_model import Kind
 
@@ -35,7 +36,8 @@ def save_peft_lora(
         backbone_name: what PEFT takes as the base model's name or path.
         kind: a decoder's adapter is one of AutoModelForCausalLM, an encoder's one of AutoModel.
     """
-    from peft import LoraConfig
+    with quiet_peft():
+        from peft import LoraConfig
 
     modules = dict(adapter.model.named_modules())
     alpha: Any = int(adapter.alpha) if float(adapter.alpha).is_integer() else adapter.alpha
