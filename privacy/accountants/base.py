@@ -16,11 +16,11 @@ from privacy.events.serialization import kind
 from privacy.guarantee import Relation
 
 
-def _flat(events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
+def _flat(events: Mapping[DpEvent, int], relation: Relation) -> Counter[DpEvent]:
     """Return the multiset of base events, in the form that accountants know them by."""
     result: Counter[DpEvent] = Counter()
     for event, count in multiset(events).items():
-        result[as_accounted(event)] += count
+        result[as_accounted(event, relation.doubles)] += count
     return multiset(result)
 
 
@@ -64,7 +64,7 @@ class Accountant(abc.ABC):
 
     def why_unsupported(self, events: Mapping[DpEvent, int]) -> str | None:
         """Return the reason why some event cannot be represented, or None if all can."""
-        return self._why_unsupported(_flat(events))
+        return self._why_unsupported(_flat(events, self.relation))
 
     def _why_unsupported(self, events: Counter[DpEvent]) -> str | None:
         for event in events:
@@ -83,7 +83,7 @@ class Accountant(abc.ABC):
         return self.why_unsupported(events) is None
 
     def _prepared(self, events: Mapping[DpEvent, int]) -> Counter[DpEvent]:
-        flat = _flat(events)
+        flat = _flat(events, self.relation)
         reason = self._why_unsupported(flat)
         if reason is not None:
             raise UnsupportedEvent(reason)

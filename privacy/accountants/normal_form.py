@@ -15,7 +15,7 @@ from privacy.events.kinds import (
 from privacy.secure_sum.bound import noise_multiplier
 
 
-def as_accounted(event: DpEvent) -> DpEvent:
+def as_accounted(event: DpEvent, replace: bool = False) -> DpEvent:
     """Return the event that stands for this one; the same event where none does.
 
     * One number with Gaussian or Laplace noise: dp_accounting's own event.
@@ -24,9 +24,15 @@ def as_accounted(event: DpEvent) -> DpEvent:
     * A sum with shares of discrete Gaussian noise: the Gaussian mechanism that dominates it, see `secure_sum.bound`.
 
     Guarantee: what it costs by any accountant that gives a bound, alone, sampled and composed, is at
-    least what the event costs.
+    least what the event costs. A sampled event whose Gaussian mechanism dominates it, but does not equal it, is left as it is under
+    replace-one: there the sampled pair is of three distributions, and domination is of two.
+
+    Args:
+      replace: Whether the neighbouring relation is replace-one.
     """
     if isinstance(event, dp.PoissonSampledDpEvent):
+        if replace and _is_dominated(event.event):
+            return event
         return dp.PoissonSampledDpEvent(event.sampling_probability, as_accounted(event.event))
     if isinstance(event, dp.SelfComposedDpEvent):  # several releases of one sample
         return dp.SelfComposedDpEvent(as_accounted(event.event), event.count)
@@ -51,9 +57,27 @@ def as_accounted(event: DpEvent) -> DpEvent:
 def why_unsupported(event: DpEvent) -> str | None:
     """Return the reason why no accountant can represent an event with a vector in it, or None."""
     if isinstance(event, dp.PoissonSampledDpEvent | dp.SelfComposedDpEvent):
-        return why_unsupported(event.event)
+        reason = why_unsupported(event.event)
+        if (
+            reason is None
+            and isinstance(event, dp.PoissonSampledDpEvent)
+            and _is_dominated(event.event)
+        ):
+            return "its amplification by sampling is proven for zero-out and add-or-remove-one only"
+        return reason
     if isinstance(event, dp.ComposedDpEvent):
         return next(filter(None, map(why_unsupported, event.events)), None)
     if isinstance(event, VectorNoiseDpEvent) and event.dimension != 1:
         return why_no_bound(noise_of(event))
     return None
+
+
+def _is_dominated(event: DpEvent) -> bool:
+    """Return True if a Gaussian mechanism stands for an event or a part of it without being equal to it."""
+    if isinstance(event, dp.SelfComposedDpEvent):
+        return _is_dominated(event.event)
+    if isinstance(event, dp.ComposedDpEvent):
+        return any(map(_is_dominated, event.events))
+    if isinstance(event, VectorNoiseDpEvent):
+        return event.dimension != 1 and event.family != "gaussian"
+    return isinstance(event, DiscreteGaussianSumDpEvent)

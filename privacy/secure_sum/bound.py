@@ -7,7 +7,8 @@ Gaussian of parameter s. Of the sum, the adversary sees everything. One record m
 Theorem. For s >= 4 and k <= 10^4 the mechanism is mu-GDP with mu = sensitivity * (1 + sigma^-2) / sigma: its pair of output
 distributions is dominated by that of the Gaussian mechanism with noise multiplier 1 / mu. A pair that dominates takes the
 mechanism's place under adaptive composition and under Poisson sampling (Zhu, Dong and Wang 2022, arXiv 2106.08567, theorems 10
-and 11), so every accountant that bounds the (sampled) Gaussian mechanism bounds this one. Only the L2 norm of w enters.
+and 11), so every accountant that bounds the (sampled) Gaussian mechanism bounds this one; under replace-one without sampling only
+(`normal_form`). Only the L2 norm of w enters.
 
 Proof.
 

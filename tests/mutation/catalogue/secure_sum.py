@@ -12,6 +12,14 @@ _QUANTILES = f"{_BOUND}::test_quantiles_of_the_sum_are_as_close_as_the_theorem_s
 
 MUTATIONS = (
     Mutation(
+        "sampled-domination-under-replace-one",
+        "privacy/accountants/normal_form.py",
+        "        if replace and _is_dominated(event.event):\n",
+        "        if False:\n",
+        "A sampled sum gets a number under replace-one, where domination by a Gaussian is not proven.",
+        (f"{_BOUND}::test_a_sampled_sum_has_no_number_under_replace_one",),
+    ),
+    Mutation(
         "share-divided-among-all-silos",
         f"{_FOLDER}shares.py",
         "    return silos - dropouts - colluding\n",

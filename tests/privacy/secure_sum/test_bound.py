@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special
 
-from privacy.accountants import make_accountant
+from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.rdp import ORDERS
 from privacy.copies import events_of_copies
 from privacy.events import constructors as ev
@@ -21,6 +21,7 @@ from privacy.events.kinds import DiscreteGaussianSumDpEvent
 from privacy.events.serialization import UnknownEvent, event_from_json, event_to_json
 from privacy.guarantee import Relation
 from privacy.secure_sum.bound import noise_multiplier
+from tests.support.scalar_noise import PAPER_STRONG
 
 CASES = [(4, 1), (4, 3), (5.5, 2), (8, 1), (16, 5)]
 
@@ -247,3 +248,18 @@ def test_copies_of_a_record_cost_at_least_the_exact_mixture(rate):
         e = math.exp(epsilon)
         exact = max(np.maximum(mixed - e * p, 0).sum(), np.maximum(p - e * mixed, 0).sum())
         assert exact <= make_accountant("pld").delta(events, epsilon) <= exact * 1.6 + 1e-6
+
+
+@pytest.mark.parametrize("accountant", ["pld", "rdp"])
+def test_a_sampled_sum_has_no_number_under_replace_one(accountant):
+    """Domination is of pairs, and a replaced record in a sampled sum makes three distributions."""
+    for event in (
+        ev.discrete_gaussian_sum(50, 8, 100, 3, 0.1),
+        ev.vector_noise(PAPER_STRONG, 9, 1, 0.1),
+    ):
+        replace = make_accountant(accountant, Relation.REPLACE_ONE)
+        assert "zero-out and add-or-remove-one only" in str(replace.why_unsupported({event: 1}))
+        with pytest.raises(UnsupportedEvent):
+            replace.epsilon({event: 1}, 1e-5)
+        for relation in (Relation.ZERO_OUT, Relation.ADD_OR_REMOVE_ONE):
+            assert make_accountant(accountant, relation).epsilon({event: 1}, 1e-5) < math.inf
