@@ -143,12 +143,14 @@ def run(
         'finished'
     """
     from fedllm.run.folder import RunFolder
+    from fedllm.run.lock import sole_use
 
     runner = _simulations("runner", "flwr", "ray")
     settings = _settings(experiment)
     runner.prepare(settings)
     made = RunFolder.create(settings, folder)
-    runner.simulate(made, [] if watch is None else watch(made))
+    with sole_use(made.path):
+        runner.simulate(made, [] if watch is None else watch(made))
     return made
 
 
@@ -160,22 +162,25 @@ def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFo
         watch: as in :func:`run`.
 
     Raises:
-        RunFolderError: it is no run's folder, the run is finished, or an earlier version's mechanism is gone.
+        RunFolderError: it is no run's folder, the run is finished, another process works on it, or an earlier
+            version's mechanism is gone.
         MissingPackage: Flower or Ray is not installed.
 
     Example:
         >>> run = fedllm.resume("runs/first")
     """
     from fedllm.run.folder import RunFolder, RunFolderError
+    from fedllm.run.lock import sole_use
 
     folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
     folder.require_current()
-    if folder.state()["status"] == "finished":
-        raise RunFolderError(
-            f"Expected an unfinished run, {folder.path if path is folder else path} is finished"
-        )
-    runner = _simulations("runner", "flwr", "ray")
-    runner.simulate(folder, [] if watch is None else watch(folder))
+    with sole_use(folder.path):
+        if folder.state()["status"] == "finished":
+            raise RunFolderError(
+                f"Expected an unfinished run, {folder.path if path is folder else path} is finished"
+            )
+        runner = _simulations("runner", "flwr", "ray")
+        runner.simulate(folder, [] if watch is None else watch(folder))
     return folder
 
 

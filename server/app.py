@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedllm.report.extract.keys import KeyProblem, load_node_key
 from fedllm.run.folder import RunFolder
+from fedllm.run.lock import sole_use
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import SettingsError, from_json, load_settings
 from server.deployment.folder import Folder
@@ -24,7 +22,7 @@ from server.run import FAILED, run_experiment
 app = ServerApp()
 log = logging.getLogger("fedllm")
 HANDOVER = 120.0
-"""Seconds: a server app learns that its run was stopped by its next heartbeat, and ends then."""
+"""Seconds to wait for the folder of a run that was just stopped: its server app learns of it by its next heartbeat."""
 
 
 @app.main()
@@ -37,7 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     commas; empty takes those that are there).
 
     Raises:
-        RuntimeError: the run failed, or another process has its folder; Flower then shows it as failed.
+        RuntimeError: the run failed; Flower then shows it as failed.
+        RunFolderError: another process works in its folder still, :data:`HANDOVER` seconds later.
     """
     _log_to_stdout()
     config = context.run_config
@@ -49,17 +48,14 @@ def main(grid: Grid, context: Context) -> None:
         run = RunFolder.create(settings_of(config), folder)
     log.info("run folder: %s", run.path)
     names = [name.strip() for name in str(config.get("silos", "")).split(",")]
-    try:
-        with _sole_use(run.path):
-            status = run_experiment(
-                grid,
-                run,
-                expected_silos=[name for name in names if name],
-                callbacks=[LogProgress()],
-                extracts=extracts_of(run, Path.cwd()),
-            )
-    except Timeout:
-        raise RuntimeError(f"Another process is at work in the run folder {run.path}") from None
+    with sole_use(run.path, HANDOVER):
+        status = run_experiment(
+            grid,
+            run,
+            expected_silos=[name for name in names if name],
+            callbacks=[LogProgress()],
+            extracts=extracts_of(run, Path.cwd()),
+        )
     if status == FAILED:
         raise RuntimeError(str(run.state()["message"]))
 
@@ -80,27 +76,6 @@ def extracts_of(run: RunFolder, folder: Path) -> Extracts | None:
         except KeyProblem as error:
             log.warning("the silo %s cannot vouch for its ledger: %s", name, error)
     return Extracts(run, keys, place.extracts)
-
-
-@contextmanager
-def _sole_use(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; who resumes a run that was just stopped waits for its last process.
-
-    The lock is the system's: it goes with its process, however that ends.
-
-    Raises:
-        Timeout: another process has it still after :data:`HANDOVER` seconds.
-    """
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process that works in %s", folder)
-        lock.acquire(timeout=HANDOVER)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _log_to_stdout() -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from fedllm.files.durable import plain
 from fedllm.run.folder import RunFolder
-from simulations.sweep.locks import locked
+from fedllm.run.lock import sole_use
 
 EVALUATED = "cell.json"
 """Files that a finished trial adds to its run folder: answers by example, and the cost of a round."""
@@ -131,7 +131,7 @@ def main() -> None:
         reporter.begin()
         try:
             run = RunFolder.open(task["run"])
-            with locked(run.path / ".worker-lock", wait=30.0):
+            with sole_use(run.path, wait=30.0):
                 status = run_trial(run, reporter, stop)
                 message = str(run.state()["message"])
         except Exception as error:

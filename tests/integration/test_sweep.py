@@ -20,7 +20,8 @@ import torch
 from scipy import stats
 
 from fedllm.run.checkpoints import latest_checkpoint
-from fedllm.run.folder import RunFolder, read_settings
+from fedllm.run.folder import RunFolder, RunFolderError, read_settings
+from fedllm.run.lock import sole_use
 from simulations.sweep.execute import Outcome, execute, is_done
 from simulations.sweep.plan import Sweep, Trial, load_sweep
 from simulations.sweep.report import HTML, JSON, MARKDOWN, write_results
@@ -229,12 +230,10 @@ def test_a_killed_sweep_goes_on_to_the_same_models(done: Any, write: Callable[..
 
     def free() -> bool:
         """The worker holds the run's lock as long as it lives."""
-        from simulations.sweep.locks import locked
-
         try:
-            with locked(path / ".worker-lock"):
+            with sole_use(path):
                 return True
-        except BlockingIOError:
+        except RunFolderError:
             return False
 
     wait_for(free, 60.0)

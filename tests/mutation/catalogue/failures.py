@@ -10,8 +10,17 @@ _EVALUATION = "tests/server/test_failed_evaluation.py"
 _PRIVATE = "tests/fedllm/files/test_private_file.py"
 _START = "tests/integration/test_before_the_first_row.py"
 _ROWS = "tests/fedllm/data/test_usable_rows.py"
+_LOCK = "tests/integration/test_run_lock.py"
 
 MUTATIONS = (
+    Mutation(
+        "run-folder-without-its-lock",
+        "fedllm/run/lock.py",
+        "            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "Two processes resume one run, and both spend.",
+        (f"{_LOCK}::test_who_waits_gets_the_lock_when_it_is_free",),
+    ),
     Mutation(
         "failing-example-aborts-the-step",
         "fedllm/training/batch/contained.py",
