@@ -162,8 +162,8 @@ def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFo
         watch: as in :func:`run`.
 
     Raises:
-        RunFolderError: it is no run's folder, the run is finished, another process works on it, or an earlier
-            version's mechanism is gone.
+        RunFolderError: it is no run's folder, the run is finished, another process works on it, its report is
+            signed, or an earlier version's mechanism is gone.
         MissingPackage: Flower or Ray is not installed.
 
     Example:
@@ -171,6 +171,7 @@ def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFo
     """
     from fedllm.run.folder import RunFolder, RunFolderError
     from fedllm.run.lock import sole_use
+    from fedllm.run.signed_report import MOVE, require_unsigned
 
     folder = path if isinstance(path, RunFolder) else RunFolder.open(path)
     folder.require_current()
@@ -179,29 +180,32 @@ def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFo
             raise RunFolderError(
                 f"Expected an unfinished run, {folder.path if path is folder else path} is finished"
             )
+        require_unsigned(folder.path, MOVE)
         runner = _simulations("runner", "flwr", "ray")
         runner.simulate(folder, [] if watch is None else watch(folder))
     return folder
 
 
-def report(path: RunFolder | str | Path) -> dict[str, Any]:
+def report(path: RunFolder | str | Path, to: str | Path | None = None) -> dict[str, Any]:
     """Make ``report.html`` and ``report.json`` again from the ledger and the metrics.
 
     Args:
         path: the run's folder, however damaged.
+        to: the folder to write into; by default the run's.
 
     Returns:
         What ``report.json`` holds: ``headline`` (the guarantee), ``silos``, ``problems``, ...
 
     Raises:
-        RunFolderError: it is no run's folder, or cannot be written to.
+        RunFolderError: it is no run's folder, its report is signed (which is never overwritten), or the folder cannot
+            be written to.
 
     Example:
         >>> fedllm.report("runs/first")["headline"]
     """
     from fedllm.report import write_report
 
-    page = write_report(path)
+    page = write_report(path, to)
     content: dict[str, Any] = json.loads(page.with_name("report.json").read_text(encoding="utf-8"))
     return content
 

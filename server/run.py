@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ from fedllm.flatness.layer_choice import settings_with_releases
 from fedllm.models.backbone import Backbone
 from fedllm.run import environment
 from fedllm.run.checkpoints import keep, latest_checkpoint, save_checkpoint
-from fedllm.run.folder import SCHEDULE, RunFolder
+from fedllm.run.folder import SCHEDULE, RunFolder, RunFolderError
+from fedllm.run.signed_report import MOVE, require_unsigned
 from fedllm.settings.experiment import Settings
 from fedllm.silo.process import cores, use_threads
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
@@ -65,9 +67,10 @@ def run_experiment(
         came to its end and no silo has trained in any round).
 
     Raises:
-        RunFolderError: the run's settings name what this version has no longer.
+        RunFolderError: the run's settings name what this version has no longer, or its report is signed.
     """
     run.require_current()
+    require_unsigned(run.path, MOVE)
     settings = run.settings()
     stop = stop or threading.Event()
     status, message, came_to_its_end = FAILED, "", False
@@ -157,7 +160,10 @@ def run_experiment(
         if status in (FINISHED, STOPPED):
             export_adapter(run, run.adapter_path)
         if status != INTERRUPTED:  # Ctrl-C should not have to wait for the accountants
-            write_report(run)
+            try:
+                write_report(run)
+            except RunFolderError as error:  # one of the run under way was signed
+                logging.getLogger(__name__).warning("no report of the run's end: %s", error)
     return status
 
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,11 @@ from fedllm.report.extract.store import INDEX
 from fedllm.report.ledger_reading import read_ledger
 from fedllm.report.page.render import HTML, JSON
 from fedllm.run.folder import LEDGER, RunFolderError, ledger_of, read_settings
+from fedllm.run.signed_report import EMPTY, SIGNATURE, require_unsigned
 
-SIGNATURE = "report.sig.json"
 FORMAT = "fedllm-report-signature"
 VERSION = 1
+_SIGNER = re.compile(re.escape(EMPTY[: EMPTY.index(">") + 1]).encode() + rb".*?</p>", re.DOTALL)
 _DOMAIN = b"fedllm report signature v1\n"
 """Goes before the signed bytes, so that a signature made for another purpose cannot serve here."""
 
@@ -155,6 +158,8 @@ def sign_report(
 ) -> dict[str, Any]:
     """Sign the report of a run folder and write ``report.sig.json`` next to it.
 
+    The page is given its signer's name, role and key before; whether the signature holds, only ``fedllm verify`` tells.
+
     Args:
         name, role: who signs; part of what is signed.
         trusted: of a deployed run, the node keys that its extracts are verified with.
@@ -167,20 +172,28 @@ def sign_report(
             that it was computed from: then make the report again, and read it, before signing.
     """
     folder = folder.expanduser().resolve()
+    try:
+        require_unsigned(folder, f"to sign it anew, first move {SIGNATURE} elsewhere")
+    except RunFolderError as error:
+        raise SignatureError(str(error)) from None
     files = {file: _read(folder / file, "report") for file in (JSON, HTML)}
     report = _report(files[JSON], folder / JSON)
     digest = sha256(files[JSON]).hexdigest()
     if digest not in files[HTML].decode("utf-8", "replace"):
         raise SignatureError(f"Expected {HTML} made of {JSON}, got two that do not belong together")
+    stood_on = _stood_on(folder, report, trusted or Trusted())
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    line = _signer_line(name, role, fingerprint(key.public_key()), time)
+    files[HTML] = _with_signer(files[HTML], line)
     statement = {
         "format": FORMAT,
         "version": VERSION,
         "run_id": report["run"]["run_id"],
         "headline": report["headline"],
         "files": {file: sha256(data).hexdigest() for file, data in files.items()},
-        **_stood_on(folder, report, trusted or Trusted()),
+        **stood_on,
         "signer": {"name": name, "role": role},
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "time": time,
     }
     signed = {
         "statement": statement,
@@ -188,10 +201,31 @@ def sign_report(
         "signature": key.sign(_signed_bytes(statement)).hex(),
     }
     try:
+        write_bytes(folder / HTML, files[HTML])
         write_bytes(folder / SIGNATURE, json_bytes(signed))
     except OSError as error:
         raise SignatureError(f"Cannot write {folder / SIGNATURE}: {error}") from error
     return statement
+
+
+def _signer_line(name: str, role: str, digest: str, time: str) -> str:
+    """Return the page's line about its signer."""
+    who = escape(", ".join(part for part in (name, role) if part) or "an unnamed signer")
+    return (
+        f'<p class="soft" id="signer">Signed by <strong>{who}</strong> on {time}, with the key <code>{digest}</code>. '
+        "This line proves nothing: <code>fedllm verify RUN --public-key KEY.pub.pem</code>, with the signer's public key "
+        "from a trusted source, tells whether the signature holds.</p>"
+    )
+
+
+def _with_signer(page: bytes, line: str) -> bytes:
+    """Return the page with the line in the place of the one about no signer, or an earlier one."""
+    found = _SIGNER.findall(page)
+    if len(found) != 1:
+        raise SignatureError(
+            f"Expected {HTML} with one line about its signer, got {len(found)}: make the report again"
+        )
+    return page.replace(found[0], line.encode("utf-8"))
 
 
 def _stood_on(folder: Path, report: Mapping[str, Any], trusted: Trusted) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_resume_of_a_run_in_progress_is_one_line_and_a_dead_process_is_no_obstac
         assert holder.stdout.readline() == "held\n"
         began = time.monotonic()
         refused = resume(run.path)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         assert (refused.exit_code, refused.stdout) == (2, "")
         assert refused.stderr.strip().splitlines() == [
             f"fedllm: Expected a run that no other process works on, {run.path} is in use by process "

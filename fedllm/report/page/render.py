@@ -34,6 +34,7 @@ from fedllm.report.sections import (
     training,
 )
 from fedllm.run.folder import RunFolder, RunFolderError
+from fedllm.run.signed_report import EMPTY, require_unsigned
 
 JSON, HTML = "report.json", "report.html"
 _TONES = {
@@ -67,20 +68,28 @@ _SECTIONS = {
 }
 
 
-def write_report(run: RunFolder | str | Path) -> Path:
-    """Write ``report.json`` and ``report.html`` into the run folder, however damaged that is.
+def write_report(run: RunFolder | str | Path, to: str | Path | None = None) -> Path:
+    """Write ``report.json`` and ``report.html`` of a run folder, however damaged that is.
+
+    Args:
+        to: the folder to write into, made where there is none; by default the run folder.
 
     Returns:
         Path of ``report.html``.
 
     Raises:
-        RunFolderError: it is no run folder, or cannot be written to.
+        RunFolderError: it is no run folder, a signed report stands in the folder to write into, or it cannot be
+            written to.
     """
-    content = build(run)
     folder = run.path if isinstance(run, RunFolder) else Path(run).expanduser().resolve()
+    if to is not None:
+        folder = Path(to).expanduser().resolve()
+    require_unsigned(folder, "write this one elsewhere: `fedllm report RUN --to FOLDER`")
+    content = build(run)
     data = json_bytes(content)
     page = render(content, sha256(data).hexdigest())
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / JSON, data)
         write_text(folder / HTML, page)
     except OSError as error:
@@ -139,6 +148,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         report=content,
         digest=digest,
         style=Markup(_style(content)),
+        signer=Markup(EMPTY),
         tone=_tone(guarantee),
         meaning=plain_words(content),
         glossary=[{"title": title, "text": text} for title, text in GLOSSARY],

@@ -65,6 +65,7 @@ PAGE = """\
 <p class="soft">Run <code>{{ run.run_id or "not known" }}</code>, started {{ run.created | moment }}, {{ run.status }}
 after {{ run.round }}{% if run.rounds is not none %} of {{ run.rounds }}{% endif %} rounds{% if run.message %} ({{ run.message }}){% endif %}.
 Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
+{{ signer }}
 
 <dl class="tiles">
   <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% elif g.level == "if-fixed" %}, conditional{% elif g.level == "not-as-asked" %}, by proof{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>

@@ -16,6 +16,14 @@ def report(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of report.json and exit.")
     ] = False,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to",
+            help="Folder to write into; default: the run folder. A signed report is never overwritten.",
+            metavar="FOLDER",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Rebuild report.html and report.json from the ledger and the metrics.
@@ -32,10 +40,9 @@ def report(
         raise ValueError("Expected RUN, a run folder; got none")
     import fedllm
     from fedllm.report.page.render import HTML, JSON
-    from fedllm.report.signature import SIGNATURE
 
-    found = fedllm.report(path)
-    folder = path.expanduser().resolve()
+    found = fedllm.report(path, to)
+    folder = (to or path).expanduser().resolve()
     if as_json:
         typer.echo((folder / JSON).read_text(encoding="utf-8"), nl=False)
     else:
@@ -44,10 +51,5 @@ def report(
         typer.echo(f"fedllm: missing or damaged: {problem}", err=True)
     for note in found["notes"]:
         typer.echo(f"fedllm: {note}", err=True)
-    if (folder / SIGNATURE).exists():
-        typer.echo(
-            f"fedllm: {SIGNATURE} was made for an earlier report and does not hold for this one",
-            err=True,
-        )
     if found["problems"]:
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from report_runs import NOISE, enter, finished, new_run, trained
 from typer.testing import CliRunner
 
+import fedllm
 from fedllm.report import write_report
 from fedllm.report.signature import (
     SIGNATURE,
@@ -26,7 +27,7 @@ from fedllm.report.signature import (
     sign_report,
     verify_report,
 )
-from fedllm.run.folder import RunFolder
+from fedllm.run.folder import RunFolder, RunFolderError
 from privacy.events.constructors import dp_sgd
 from privacy.ledger.ledger import Ledger
 from simulations.cli.main import app
@@ -106,10 +107,80 @@ def test_an_altered_report_is_told(tmp_path: Path) -> None:
 
 def test_a_report_made_again_is_not_the_signed_one(tmp_path: Path) -> None:
     run, public = signed(tmp_path)
+    kept = (run.path / SIGNATURE).read_bytes()
+    (run.path / SIGNATURE).unlink()
     run.write_json("silos.json", {})
-    done = CliRunner().invoke(app, ["report", str(run.path)])
-    assert f"{SIGNATURE} was made for an earlier report" in done.stderr
+    write_report(run)
+    (run.path / SIGNATURE).write_bytes(kept)
     assert failing(run, public) == {"report.json", "report.html"}
+
+
+def test_a_signed_report_is_never_overwritten(tmp_path: Path) -> None:
+    run, public = signed(tmp_path)
+    run.write_json("silos.json", {})
+    before = {path.name: path.read_bytes() for path in run.path.glob("report.*")}
+    done = CliRunner().invoke(app, ["report", str(run.path)])
+    assert (done.exit_code, done.stdout) == (2, "")
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("fedllm: Expected a report that is not signed, got ")
+    assert line.endswith("write this one elsewhere: `fedllm report RUN --to FOLDER`")
+    for again in (lambda: write_report(run), lambda: fedllm.report(run.path)):
+        with pytest.raises(RunFolderError, match="never overwritten"):
+            again()
+    key = load_private_key(tmp_path / "keys" / "officer.pem")
+    with pytest.raises(SignatureError, match="never overwritten; to sign it anew"):
+        sign_report(run.path, key)
+    assert {path.name: path.read_bytes() for path in run.path.glob("report.*")} == before
+    assert failing(run, public) == set()
+
+
+def test_a_report_is_written_elsewhere_on_request(tmp_path: Path) -> None:
+    run, public = signed(tmp_path)
+    other = tmp_path / "new" / "place"
+    done = CliRunner().invoke(app, ["report", str(run.path), "--to", str(other), "--json"])
+    assert done.exit_code == 0, done.stderr
+    found = json.loads((other / "report.json").read_text())
+    assert json.loads(done.stdout) == found
+    assert "Not signed when this page was made." in (other / "report.html").read_text()
+    assert failing(run, public) == set()
+    (other / SIGNATURE).touch()
+    assert CliRunner().invoke(app, ["report", str(run.path), "--to", str(other)]).exit_code == 2
+
+
+def test_a_run_with_a_signed_report_is_not_resumed(tmp_path: Path) -> None:
+    run, _ = signed(tmp_path)
+    run.set_state(status="stopped")
+    done = CliRunner().invoke(app, ["resume", str(run.path)])
+    assert done.exit_code == 2
+    (line,) = done.stderr.strip().splitlines()
+    assert line.endswith(
+        f"first move report.html, report.json and {SIGNATURE} to a folder of their own"
+    )
+
+
+def test_the_page_shows_who_signed_and_that_it_proves_nothing(tmp_path: Path) -> None:
+    run = finished(new_run(tmp_path))
+    write_report(run)
+    assert "Not signed when this page was made." in (run.path / "report.html").read_text()
+    key = Ed25519PrivateKey.generate()
+    statement = sign_report(run.path, key, name="<b>Ada</b> & Söhne", role="officer")
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Not signed when" not in page
+    assert "Signed by <strong>&lt;b&gt;Ada&lt;/b&gt; &amp; Söhne, officer</strong>" in page
+    assert statement["time"] in page
+    assert fingerprint(key.public_key()) in page
+    assert "This line proves nothing: <code>fedllm verify" in page
+    assert verify_report(run.path).ok
+    (run.path / SIGNATURE).unlink()
+    sign_report(run.path, key)
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert page.count('id="signer"') == 1
+    assert "Signed by <strong>an unnamed signer</strong>" in page
+    assert verify_report(run.path).ok
+    (run.path / SIGNATURE).unlink()
+    (run.path / "report.html").write_text(page.replace('id="signer"', ""), encoding="utf-8")
+    with pytest.raises(SignatureError, match="with one line about its signer, got 0"):
+        sign_report(run.path, key)
 
 
 def test_a_wrong_key_is_told_apart(tmp_path: Path) -> None:
@@ -121,6 +192,7 @@ def test_a_wrong_key_is_told_apart(tmp_path: Path) -> None:
 
 def test_whoever_signs_again_with_another_key_is_found_out(tmp_path: Path) -> None:
     run, public = signed(tmp_path)
+    (run.path / SIGNATURE).unlink()
     write_report(run)
     sign_report(run.path, Ed25519PrivateKey.generate(), name="Ada Lovelace")
     assert failing(run, public) == {"key"}
@@ -246,6 +318,7 @@ def test_what_is_not_fit_to_be_signed_is_refused(tmp_path: Path) -> None:
     enter(run, "A", 4, dp_sgd(0.02, NOISE, 1))
     sign_report(run.path, key)  # what was spent since is not in the report; it says so by its head
     page = (run.path / "report.html").read_text()
+    (run.path / SIGNATURE).unlink()
     write_report(run)
     (run.path / "report.html").write_text(page)
     with pytest.raises(SignatureError, match="do not belong together"):

@@ -12,6 +12,14 @@ _ACCOUNTING = "fedllm/report/accounting.py"
 
 MUTATIONS = (
     Mutation(
+        "signed-report-overwritten",
+        "fedllm/report/page/render.py",
+        "    require_unsigned(folder, ",
+        "    require_unsigned(folder / 'none', ",
+        "`fedllm report` destroys the files that a signature is of.",
+        (f"{_SIGNING[0]}::test_a_signed_report_is_never_overwritten",),
+    ),
+    Mutation(
         "report-rounds-epsilon-down",
         _GUARANTEE,
         "quantize(step, rounding=ROUND_CEILING)",
