@@ -1,4 +1,4 @@
-"""Where the signature of a run's report stands, and the rule that a signed report is never overwritten.
+"""Place of the signature of a run's report, and the rule that a signed report is never overwritten.
 
 Whoever checks a signature needs the very files that were signed: a report that was made again in their place would make a
 valid signature fail.
@@ -32,6 +32,6 @@ def require_unsigned(folder: Path, way: str) -> None:
 
 
 MOVE = f"first move report.html, report.json and {SIGNATURE} to a folder of their own"
-"""What who resumes a run with a signed report does before."""
+"""Advice to whoever resumes a run with a signed report."""
 EMPTY = '<p class="soft" id="signer">Not signed when this page was made.</p>'
 """The page's line about its signer before it is signed; signing fills it in."""
