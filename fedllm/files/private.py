@@ -1,13 +1,16 @@
-"""Append to files that only their owner may read: mode 0600, in a folder of mode 0700 where it is created."""
+"""Write files that only their owner may read: mode 0600, in a folder of mode 0700 where it is created."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from fedllm.files.durable import fsync_folder
 
 log = logging.getLogger("fedllm.silo")
 
@@ -25,6 +28,25 @@ def append_private(path: Path, text: str) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     with os.fdopen(handle, "a", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replace a file by `data` in one step, mode 0600; it is on the disk when this returns.
+
+    Raises:
+        OSError: the file cannot be written; the old one is still there.
+    """
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:  # mkstemp made it with mode 0600
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
 
 
 def note(path: Path, record: Mapping[str, Any]) -> None:

@@ -98,9 +98,9 @@ def distributed_discrete_gaussian(
 ) -> dict[str, DpEvent]:
     """Return the views of `count` integer sums to which each of n silos adds a share of discrete Gaussian noise.
 
-    With secure aggregation the server and the outsider face the n - dropouts shares that are in every sum that is opened, and m
-    colluding silos take theirs away. That assumes of the protocol that nobody learns more than one sum a release, that the silos in it
-    are at least n - dropouts, and that its cryptography holds. Without this assumption, one's own share is all that protects: state
+    With secure aggregation the server and the outsider face the shares that are in every sum that can be opened, and m colluding silos
+    take theirs away (`privacy.secure_sum.shares.honest_shares`). That assumes of the protocol that a silo's vector is in one sum at
+    most, of at least so many honest silos, and that its cryptography holds. Without this assumption, one's own share is all that protects: state
     that view as well.
 
     Args:
@@ -113,7 +113,7 @@ def distributed_discrete_gaussian(
       count, sampling_rate: As of `constructors.scalar_noise`; the rate is that of the silo whose record is protected.
 
     Raises:
-      ValueError: A value is out of range, or dropouts + m >= n (no one's noise is left).
+      ValueError: A value is out of range, or 2 * dropouts >= n - m (one silo's two secrets could be opened).
     """
 
     def seen(shares: int) -> DpEvent:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -13,20 +14,66 @@ from privacy.randomness import RandomSource
 from privacy.secure_sum import bound, grid, ring
 
 
-def honest_shares(silos: int, dropouts: int, colluding: int) -> int:
-    """Return the number of shares that are in the sum and unknown to the adversary: silos - dropouts - colluding.
+@cache
+def most_missing(silos: int, dropouts: int, colluding: int) -> int:
+    """Return how many honest silos a malicious server can leave out of a sum that it learns, at most.
 
-    At most `dropouts` silos do not answer, and at most `colluding` of those that do tell the server their share.
+    At least `dropouts`, and no more where silos - colluding > dropouts^2 + dropouts + 1. Without drop-outs 0.
+
+    The protocol (`fedllm.secure`, after Bonawitz et al. 2017). n silos, m of them the server's, N = n - m honest; t may drop out, and
+    k = n - t shares restore a secret. For each session a silo j has two secrets in shares: the seed b_j of its self-mask and the key s_j of
+    its pairwise masks. An honest silo i is told once which silos advanced, A_i (itself among them, |A_i| >= k), masks its vector once, and
+    is told once which silos answered, U_i (a subset of A_i, |U_i| >= k). It then reveals its shares of b_j for j in U_i, and of s_j for j in
+    D_i = A_i - U_i. The server may tell every silo other sets.
+
+    Each silo's vector is in one sum at most. The server holds m shares of every secret, so it learns b_j only if k - m = N - t honest silos
+    have j in U_i, and s_j only if as many have j in D_i. No silo does both, and 2 (N - t) > N as 2 t < N: never both secrets. A vector whose
+    b_j is hidden is uniform. Let b_j be known, and j have been told A. Its masks that are shared with an honest silo of A cancel only in
+    the sum over all silos that were told A (A is in the derivation of masks), and can be taken away only if s of the other silo is known.
+    So what is learned is one sum for each A, over the honest silos G that were told A and whose b is known; nothing if an honest silo of A
+    is neither in G nor of a known s.
+
+    Size of G. Honest silos outside G are e silos outside A and x silos of A with a known s: |G| = N - e - x, and |A| <= n - e. A silo i of G
+    has |D_i| <= |A| - k <= t - e, any other |D_i| <= t, and each has at most x of the x silos in D_i. Each of the x is in N - t sets D_i. So
+
+        x (N - t) <= (N - e - x) min(x, t - e) + (e + x) min(x, t),   0 <= e <= t.
+
+    The largest e + x < N of which this holds is returned. It is attained: where the inequality holds, sets D_i of these sizes exist that
+    have each of the x silos in N - t of them (deal the places round), and all of them leave G to U_i.
+
+    Closed form, for t >= 1 and N >= 3 t: e + x = t + s with the largest s <= t of which s (N - t - s) <= t^2. (For s >= 1 and x <= t the
+    inequality is N s <= t x + s (t + s), largest at x = t, e = s; x > t means e < s, and N <= t + e + t^2 / s.) It is s = 0 where
+    N - t - 1 > t^2. The simpler bound s <= t^2 / (N - 2 t) holds too.
 
     Raises:
-      ValueError: A number is negative, or nobody's noise is left.
+      ValueError: A number is negative, or 2 * dropouts >= silos - colluding.
     """
-    if min(dropouts, colluding) < 0 or silos - dropouts - colluding < 1:
+    honest = silos - colluding
+    if min(dropouts, colluding) < 0 or 2 * dropouts >= honest:
         raise ValueError(
-            "Expected dropouts >= 0, colluding >= 0 and dropouts + colluding < silos, got "
+            "Expected dropouts >= 0, colluding >= 0 and 2 * dropouts < silos - colluding, got "
             f"silos={silos}, dropouts={dropouts}, colluding={colluding}"
         )
-    return silos - dropouts - colluding
+    limit = min(honest - 1, dropouts + dropouts**2 // (honest - 2 * dropouts))
+    for missing in range(limit, dropouts, -1):
+        for outside in range(dropouts + 1):
+            keyless = missing - outside
+            opened = (honest - missing) * min(keyless, dropouts - outside)
+            opened += missing * min(keyless, dropouts)
+            if keyless * (honest - dropouts) <= opened:
+                return missing
+    return dropouts
+
+
+def honest_shares(silos: int, dropouts: int, colluding: int) -> int:
+    """Return the number of shares that are in every sum the server can learn and that it does not know.
+
+    The colluding silos tell the server their shares; `most_missing` honest ones it can leave out, although it follows no rule.
+
+    Raises:
+      ValueError: A number is negative, or 2 * dropouts >= silos - colluding.
+    """
+    return silos - colluding - most_missing(silos, dropouts, colluding)
 
 
 def share_sigma(noise_multiplier: float, sensitivity: float, honest: int) -> int:

@@ -20,6 +20,8 @@ EXTRACT = b"fedllm ledger extract v1\n"
 """Domain of extracts."""
 HEAD = b"fedllm ledger head v1\n"
 """Domain of heads."""
+SUM = b"fedllm secure sum v1\n"
+"""Domain of introductions to secure sums."""
 _LONGEST = 300
 """Characters of a signature in hexadecimal at most: one on P-521 in DER has 278."""
 

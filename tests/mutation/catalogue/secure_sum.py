@@ -22,7 +22,7 @@ MUTATIONS = (
     Mutation(
         "share-divided-among-all-silos",
         f"{_FOLDER}shares.py",
-        "    return silos - dropouts - colluding\n",
+        "    return silos - colluding - most_missing(silos, dropouts, colluding)\n",
         "    return silos\n",
         "Silos that drop out or collude are counted on: what honest survivors add is too little noise.",
         (f"{_SHARES}::test_views_count_the_shares_that_each_adversary_does_not_know",),
@@ -30,8 +30,8 @@ MUTATIONS = (
     Mutation(
         "share-ignores-colluding-silos",
         f"{_FOLDER}shares.py",
-        "    return silos - dropouts - colluding\n",
-        "    return silos - dropouts\n",
+        "    return silos - colluding - most_missing(silos, dropouts, colluding)\n",
+        "    return silos - most_missing(silos, dropouts, colluding)\n",
         "The shares of colluding silos, which the server knows, count as noise.",
         (f"{_SHARES}::test_honest_shares_suffice_and_no_smaller_share_does",),
     ),

@@ -1,0 +1,1 @@
+"""Secure sums: a server learns the sum of silos' integer vectors, and of each vector nothing else."""
