@@ -64,7 +64,7 @@ def needed_quantities(settings: Settings) -> dict[Quantity, str]:
         "update": (True, "training"),
         "size": (settings.data.sizes == "public", "data.sizes=public"),
         "evaluation": (
-            settings.evaluation.clients != "off",
+            settings.evaluation.by_silos,
             f"evaluation.clients={settings.evaluation.clients}",
         ),
         "statistics": (
@@ -233,7 +233,7 @@ def _data(silo: SiloConfig, own: Settings) -> Iterator[str]:
                 "Expected every class of data.labels of the silo's file in task.labels, got none named "
                 + ", ".join(unknown)
             )
-    if own.evaluation.clients != "off" and silo.data.holdout == 0:
+    if own.evaluation.by_silos and silo.data.holdout == 0:
         yield (
             "Expected evaluation.clients=off (data.holdout=0 in the silo's file), got "
             f"evaluation.clients={own.evaluation.clients}"

@@ -147,7 +147,7 @@ def run(
 
     runner = _simulations("runner", "flwr", "ray")
     settings = _settings(experiment)
-    runner.prepare(settings)
+    settings = runner.prepare(settings)
     made = RunFolder.create(settings, folder)
     with sole_use(made.path):
         runner.simulate(made, [] if watch is None else watch(made))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 from fedllm.data.batches import Feature
-from fedllm.data.silos import evaluation_set
+from fedllm.data.public import evaluation_set
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.silo.process import use_threads
@@ -19,7 +19,7 @@ class ServerEvaluator:
 
     Args:
         strategy: whose model, view of what was spent and records these are.
-        features: the server's own examples.
+        features: the server's own examples; without any the model is not evaluated here.
         max_tokens: padded tokens of a micro-batch.
         threads, threads_after: CPU threads of an evaluation, and of the process after it.
         last_round: the round whose evaluation writes texts.
@@ -48,6 +48,8 @@ class ServerEvaluator:
 
     def evaluate(self, server_round: int) -> None:
         """Evaluate the model after a round, and emit the figures."""
+        if not self.features:
+            return
         params, tunable = self.strategy.model.released, self.strategy.tunable
         use_threads(self.threads)
         try:
@@ -78,7 +80,9 @@ class ServerEvaluator:
         found = [
             r for r in run.metrics() if r["kind"] == "evaluation" and r["round"] == server_round
         ]
-        if not any(record.get("where") == "server" for record in found):
+        told = any(r["kind"] == "silo" and r["round"] == server_round for r in run.metrics())
+        evaluated = any(record.get("where") == "server" for record in found)
+        if not evaluated if self.features else not told:
             self.try_evaluate(server_round)
             self.report_spending(server_round)
 

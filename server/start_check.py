@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fedllm.data.silos import evaluation_set
+from fedllm.data.public import evaluation_set
 from fedllm.models.embedded import ModelError
 from fedllm.settings.experiment import Settings
 from fedllm.training.batch.rehearsal import rehearse, require_finite_losses
@@ -19,7 +19,7 @@ def require_finite_start(tunable: Tunable, settings: Settings) -> None:
     try:
         params = initial_params(tunable, settings)
         rehearse(tunable, params, gradients=settings.model.access != "black-box")
-        features = tunable.task.features(evaluation_set(settings).records)
+        features = tunable.task.features(evaluation_set(settings).records)  # maybe none
         require_finite_losses(tunable, params, features, settings.client.max_tokens)
     except ModelError as error:
         raise RunStopped(str(error)) from None

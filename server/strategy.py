@@ -52,9 +52,8 @@ class RoundStrategy(RunState, Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One task for each silo, where the settings ask the silos to evaluate this round."""
-        if self.settings.evaluation.clients == "off" or not is_evaluation_round(
-            self.settings, server_round
-        ):
+        asked = self.settings.evaluation.by_silos
+        if not asked or not is_evaluation_round(self.settings, server_round):
             return []
         chosen = self.staying(sorted(self.nodes))
         return self.tasks(MessageType.EVALUATE, chosen, server_round, arrays, config)

@@ -88,8 +88,7 @@ class LiveView:
         elif kind == "silo":
             self.epsilon[record["silo"]] = record["epsilon"]
         elif kind == "evaluation":
-            if record["where"] == "server":
-                self.evaluations.append(record)
+            self.evaluations.append(record)
             self._print(f"  {describe(record)}  [{time.monotonic() - self.began:.0f} s]")
         elif kind == "end":
             self.note = f"{record['status']} {record['message']}".strip()

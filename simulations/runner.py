@@ -15,9 +15,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedllm.budget.evaluation_choice import decide_evaluation
 from fedllm.budget.plan import for_silos
+from fedllm.data.public import evaluation_set
 from fedllm.data.repeated_records import warnings_of_repeats
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.silos import load_federation
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.training.tunable import shared_tunable
@@ -25,17 +27,22 @@ from server.monitoring import Callback
 from server.run import FINISHED, STOPPED, run_experiment
 
 
-def prepare(settings: Settings) -> None:
+def prepare(settings: Settings) -> Settings:
     """Load data and model once, so that what is wrong with them shows before a run folder is made.
+
+    Returns:
+        The settings of the run: with ``evaluation.clients`` decided.
 
     Raises:
         ValueError: RAY_ADDRESS is set, or the data, the model or the settings are not usable, alone or with these silos; the
             message says why.
     """
     require_own_engine()
+    settings = decide_evaluation(settings)
     federation = load_federation(settings)
     for_silos(settings, federation.names)
     shared_tunable(settings).task.features(evaluation_set(settings).records)
+    return settings
 
 
 def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from fedllm.data.formats.hub import load_hub
 from fedllm.data.formats.records import (
@@ -23,8 +24,9 @@ from fedllm.data.formats.records import (
 )
 from fedllm.data.formats.sources import load_file
 from fedllm.data.formats.tweets import load_tweets, normalise_tweet
+from fedllm.data.holdout import split_holdout
 from fedllm.data.labels import class_place
-from fedllm.data.silos import Federation, first_by_hash, load_federation
+from fedllm.data.silos import Federation, first_by_hash, given_evaluation, load_federation
 from fedllm.data.usable_rows import checked
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import PublicSettings
@@ -33,6 +35,9 @@ from fedllm.settings.sections import DataSettings, TaskSettings
 MOST_SHARED = 0.1
 """Share of the public texts that may be texts of the silos too, before they are refused:
 common short texts do occur in both; one file under both names is a mistake."""
+EVALUATION_SHARE = 0.2
+"""Share of the public text that the server evaluates on, where it has nothing else to evaluate on."""
+Source = Literal["validation", "holdout", "public", "none"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,46 @@ class PublicData:
     other_classes: int
     in_evaluation: int
     in_silos: int
+
+
+def evaluation_source(settings: Settings) -> Source:
+    """Return what the server's evaluation examples are taken from: ``validation`` (a file or split of its own),
+    ``holdout`` (examples of the silos), ``public`` (a share of the text of ``[public]``) or ``none``."""
+    if settings.data.validation is not None:
+        return "validation"
+    if settings.data.holdout > 0:
+        return "holdout"
+    return "none" if settings.public.source == "none" else "public"
+
+
+def evaluation_set(settings: Settings) -> TextDataset:
+    """Return the server's own evaluation examples; empty where it has none (:func:`evaluation_source`).
+
+    Those that cannot be used follow the silos' rule. Public text whose classes cannot be read as the task's gives none.
+
+    Raises:
+        DataError: as :func:`fedllm.data.silos.load_federation`, or as :func:`fedllm.data.usable_rows.checked`.
+    """
+    columns, source = settings.task.columns, evaluation_source(settings)
+    if source == "none":
+        return given_evaluation(settings)
+    if source != "public":
+        return checked(given_evaluation(settings), columns, settings.data.bad_rows)
+    try:
+        found = _read(settings.public, settings.data)
+        records, _ = _as_task(found, settings.public, settings.task, labelled=True)
+    except (
+        DataError
+    ):  # text without classes serves other uses: load_public says what is wrong with it
+        return TextDataset([], "no evaluation data", columns.names)
+    judged = _judged_public(TextDataset(records, found.name, columns.names), settings)
+    most = settings.evaluation.max_examples
+    return first_by_hash(judged, most, columns.text, settings.seed)
+
+
+def _judged_public(public: TextDataset, settings: Settings) -> TextDataset:
+    """Return the public records that the server evaluates on: by a hash of the text, whatever their classes."""
+    return split_holdout(public, EVALUATION_SHARE, settings.seed, columns=settings.task.text)[1]
 
 
 def public_set(settings: Settings, *, labelled: bool = True) -> TextDataset:
@@ -91,7 +136,11 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     tweets = "tweets" in (settings.data.source, public.source)
     key = _key(normalise_tweet if tweets else normalise_text, task.text)
     federation = load_federation(_with_all_evaluation(settings))
-    judged = {key(record) for record in federation.evaluation.records}
+    if evaluation_source(settings) == "public":
+        read = TextDataset(records, found.name, task.columns.names)
+        judged = {key(record) for record in _judged_public(read, settings).records}
+    else:
+        judged = {key(record) for record in federation.evaluation.records}
     kept = [record for record in records if key(record) not in judged]
     if not kept:
         raise DataError(

@@ -32,7 +32,7 @@ class Silo:
 
 @dataclass(frozen=True)
 class Federation:
-    """All silos of a simulation, and the server's own examples, which no silo has."""
+    """All silos of a simulation, and the server's own examples, which no silo has; maybe none."""
 
     silos: tuple[Silo, ...]
     evaluation: TextDataset
@@ -123,19 +123,20 @@ def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
     return Silo(silo.name, renamed(silo.train), renamed(silo.held_out))
 
 
-def evaluation_set(settings: Settings) -> TextDataset:
-    """Return the server's own examples alone, of which those that cannot be used follow the silos' rule. With
-    ``data.validation`` nothing else is read, so that a server needs none of the silos' files.
+def given_evaluation(settings: Settings) -> TextDataset:
+    """Return the examples of ``data.validation``, else those held out from the silos (``data.holdout``), else none. With
+    ``data.validation`` nothing else is read, so that a server needs none of the silos' files; without both nothing is
+    read at all.
 
     Raises:
-        DataError: as :func:`load_federation`, or as :func:`fedllm.data.usable_rows.checked`.
+        DataError: as :func:`load_federation`.
     """
     columns, data = settings.task.columns, settings.data
     if data.validation is not None:
-        found = _validation(data, columns, settings.evaluation.max_examples, settings.seed)
-    else:
-        found = load_federation(settings).evaluation
-    return checked(found, columns, data.bad_rows)
+        return _validation(data, columns, settings.evaluation.max_examples, settings.seed)
+    if data.holdout > 0:
+        return load_federation(settings).evaluation
+    return TextDataset([], "no evaluation data", columns.names)
 
 
 @lru_cache(maxsize=4)
@@ -170,9 +171,7 @@ def _load(
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
         evaluation = first_by_hash(evaluation, max_examples, text, seed)
     else:
-        raise DataError(
-            "Expected data.validation or data.holdout > 0 for the server's evaluation, got neither"
-        )
+        evaluation = train.select([], f"{train.name}/evaluation")
     options: dict[str, object] = {}
     if data.partition == "natural":
         options = {"column": data.silo_column, "names": data.silo_names}

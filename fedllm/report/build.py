@@ -17,6 +17,7 @@ from fedllm.report.guarantee import headline
 from fedllm.report.guarded import guarded
 from fedllm.report.held import add_held
 from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_covered
+from fedllm.report.prose.evaluation_data import evaluation_data
 from fedllm.report.prose.ledger_notes import adopted, notes_of
 from fedllm.report.prose.reproduction import reproduction
 from fedllm.report.record import RunRecord, read_run
@@ -113,6 +114,7 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "made_by": f"fedllm {__version__}",
         "headline": statement.sentence,
         "guarantee": asdict(statement),
+        "evaluation_data": None if settings is None else evaluation_data(settings),
         "problems": run.problems,
         "notes": [*run.notes, *notes_on(run.entries), *notes_of(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},

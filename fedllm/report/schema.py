@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from fedllm.report.guarantee import GuaranteePart
+from fedllm.report.prose.evaluation_data import EvaluationDataPart
 from fedllm.report.schema_base import Part, Real, TitledPart
 from fedllm.report.sections.black_box import BlackBoxPart
 from fedllm.report.sections.copies import CopiesPart
@@ -65,6 +66,9 @@ class Report(Part):
     made_by: str
     headline: str
     guarantee: GuaranteePart
+    evaluation_data: EvaluationDataPart | None = Field(
+        description="Whose texts the server has. Null: the settings are lost."
+    )
     problems: list[str] = Field(description="What is missing or damaged in the run folder.")
     notes: list[str] = Field(description="What is unfinished.")
     run: RunPart

@@ -51,7 +51,7 @@ class CountRelease:
     """The release of a silo's two counts (correct answers, number of examples): what it is, and what it costs.
 
     Attributes:
-        form: ``evaluation.clients``.
+        form: ``evaluation.clients``; an undecided ``auto`` is ``off``.
         noise: noise multiplier of the pair, ``evaluation.clients_noise``.
         contained: whether an example that raises counts as incorrect (``privacy.mode = "dp"``), instead of raising.
         max_tokens: padded tokens of a micro-batch.
@@ -100,7 +100,7 @@ class CountRelease:
 def make_count_release(settings: Settings) -> CountRelease:
     """Return the release that the settings ask a silo for."""
     return CountRelease(
-        form=settings.evaluation.clients,
+        form=settings.evaluation.clients if settings.evaluation.by_silos else "off",
         noise=settings.evaluation.clients_noise,
         contained=settings.privacy.mode == "dp",
         max_tokens=settings.client.max_tokens,

@@ -22,8 +22,7 @@ from fedllm.codec import Codec, Layout, make_codec
 from fedllm.codec.prior import NOISE_ALONE, Prior
 from fedllm.codec.store import read_codec, write_codec
 from fedllm.data.formats.records import Record
-from fedllm.data.public import public_set
-from fedllm.data.silos import evaluation_set
+from fedllm.data.public import evaluation_set, public_set
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
 from fedllm.training.encoding import Encoding
@@ -121,7 +120,13 @@ def _make(
 def _public_records(settings: Settings) -> list[Record]:
     """The text of ``[public]``; without one the server's evaluation examples, whose classes are unused."""
     if settings.public.source == "none":
-        return list(evaluation_set(settings).records)
+        records = list(evaluation_set(settings).records)
+        if not records:
+            raise ValueError(
+                "Expected public.source (or data.validation) for codec.prior_source=public: text that the server "
+                "has, got public.source=none"
+            )
+        return records
     return list(public_set(settings, labelled=False).records)
 
 

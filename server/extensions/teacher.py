@@ -21,8 +21,7 @@ from torch import Tensor
 from fedllm import messages as names
 from fedllm.data.batches import Feature
 from fedllm.data.formats.records import DataError
-from fedllm.data.public import load_public
-from fedllm.data.silos import evaluation_set
+from fedllm.data.public import evaluation_set, load_public
 from fedllm.flatness.public_teacher import PublicTraining, TeacherError, public_teacher
 from fedllm.flatness.teacher import Teacher, make_distillation, make_teacher
 from fedllm.run.folder import RunFolder
@@ -215,7 +214,7 @@ def _trained(folder: RunFolder, run: ServerRun) -> dict[str, Tensor]:
     if described is None:
         public = load_public(settings)
         judged = tunable.task.features(evaluation_set(settings).records)
-        metrics = tunable.evaluate(weights, judged, settings.client.max_tokens)
+        metrics = tunable.evaluate(weights, judged, settings.client.max_tokens) if judged else {}
         folder.write_json(
             DESCRIPTION,
             {

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 def view(as_json: bool) -> Watch:
     """Return the callback that shows a run while it trains: its folder, then the live view."""
+    from fedllm.report.prose.evaluation_data import evaluation_data
     from simulations.live import LiveView
 
     def watch(folder: RunFolder) -> list[LiveView]:
         console = Console(stderr=as_json)
         console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
+        console.print(evaluation_data(folder.settings())["sentence"], highlight=False, markup=False)
         return [LiveView(folder.settings(), console)]
 
     return watch
@@ -61,15 +63,22 @@ def summary(folder: RunFolder, console: Console) -> None:
 
     found = json.loads((folder.path / "report.json").read_text(encoding="utf-8"))
     records = folder.metrics()
-    table = Table(title="Model, evaluated on the server's examples")
-    shown = [r for r in records if r["kind"] == "evaluation" and r["where"] == "server"]
-    columns = [name for name in SHOWN if shown and name in shown[-1]]
-    for name in ("round", *columns):
-        table.add_column(name, justify="right")
-    for record in dict.fromkeys((0, len(shown) - 1) if shown else ()):
-        row = shown[record]
-        table.add_row(str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row))
-    console.print(table)
+    judges = {"server": "on the server's examples", "silos": "by the silos"}
+    for where, title in judges.items():
+        table = Table(title=f"Model, evaluated {title}")
+        shown = [r for r in records if r["kind"] == "evaluation" and r["where"] == where]
+        columns = [name for name in SHOWN if shown and name in shown[-1]]
+        for name in ("round", *columns):
+            table.add_column(name, justify="right")
+        for record in dict.fromkeys((0, len(shown) - 1) if shown else ()):
+            row = shown[record]
+            table.add_row(
+                str(row["round"]), *(f"{row[name]:.4f}" for name in columns if name in row)
+            )
+        if shown:
+            console.print(table)
+    if not any(record["kind"] == "evaluation" for record in records):
+        console.print("The model was not evaluated: nobody has texts to evaluate on.")
     silos = folder.read_json("silos.json")
     title = epsilon_label(folder.settings(), len(silos))
     spent = Table(title=f"Epsilon by silo: {title}")
@@ -99,4 +108,7 @@ def summary(folder: RunFolder, console: Console) -> None:
     console.print(spent)
     console.print(f"released: {SO_FAR}", highlight=False)
     console.print(found.get("headline", ""), highlight=False)
+    texts = found.get("evaluation_data")
+    if texts:
+        console.print(texts["sentence"], highlight=False, markup=False)
     console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)

@@ -18,8 +18,8 @@ from torch import Tensor
 from fedllm.adapter.released import released_params
 from fedllm.data.formats.records import Record, normalise_text
 from fedllm.data.holdout import text_hash
-from fedllm.data.public import public_set
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.public import evaluation_set, public_set
+from fedllm.data.silos import load_federation
 from fedllm.models.backbone import Backbone
 from fedllm.run.checkpoints import Checkpoint, latest_checkpoint, load_checkpoint
 from fedllm.run.folder import RunFolder

@@ -16,6 +16,7 @@ from dp_accounting.dp_event import DpEvent
 
 from fedllm.budget import plan
 from fedllm.budget.account import SiloAccount
+from fedllm.budget.evaluation_choice import decide_evaluation
 from fedllm.budget.round_draws import round_draws
 from fedllm.budget.schedule import participation, planned_rounds
 from fedllm.data.silos import load_federation
@@ -43,6 +44,7 @@ def plan_experiment(settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: the data cannot be read, or the settings do not fit the silos.
     """
+    settings = decide_evaluation(settings)
     federation = load_federation(settings)
     sizes = {silo.name: len(silo.train) for silo in federation.silos}
     settings = plan.for_silos(_with_releases(settings), federation.names)

@@ -28,6 +28,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from fedllm.data.public import evaluation_source
 from fedllm.run.folder import RunFolderError, read_removed, read_settings
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import SettingsError, apply_overrides, settings_of
@@ -293,6 +294,11 @@ def _trial(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Pa
     parts = [sweep, _slug(dataset), _slug(arm)]
     tree["name"] = "-".join(filter(None, parts))[:50].strip("-.")
     settings = settings_of(tree, source=source, folder=home)
+    if evaluation_source(settings) == "none":
+        raise SettingsError(
+            f"{source}: Expected data.validation, data.holdout > 0 or public.source (a sweep compares arms on the "
+            "server's evaluation examples), got none of them"
+        )
     epsilon = settings.privacy.epsilon
     if settings.privacy.mode == "none":
         epsilon = None  # one run for all of them: epsilon changes nothing in it

@@ -95,12 +95,14 @@ def answers(run: RunFolder) -> list[list[Any]] | None:
     """
     from fedllm.adapter.predict import Predictor
     from fedllm.data.holdout import text_hash
-    from fedllm.data.silos import evaluation_set
+    from fedllm.data.public import evaluation_set
 
     settings = run.settings()
     if settings.task.kind != "classification":
         return None
     records = evaluation_set(settings).records
+    if not records:
+        return None
     found = Predictor(run).predict(list(records))
     return [
         [

@@ -30,7 +30,8 @@ from typing import Any
 
 import tomli_w
 
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.public import evaluation_set
+from fedllm.data.silos import load_federation
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import load_settings
 from privacy.ledger.ledger import Ledger

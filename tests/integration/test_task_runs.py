@@ -17,7 +17,8 @@ from whole_runs import final, rows
 from fedllm.adapter.export import export_adapter
 from fedllm.adapter.predict import PredictError, Predictor
 from fedllm.budget.account import EVALUATE, TRAIN, sampling_rate
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.public import evaluation_set
+from fedllm.data.silos import load_federation
 from fedllm.run.folder import RunFolder
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.tunable import initial_params, shared_tunable

@@ -22,7 +22,8 @@ from whole_runs import final, rounds
 from fedllm import messages as names
 from fedllm.budget.account import EVALUATE, TRAIN, sampling_rate
 from fedllm.codec import CodecFacts, Layout, register_codec
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.public import evaluation_set
+from fedllm.data.silos import load_federation
 from fedllm.flatness.teacher import register_teacher
 from fedllm.run.folder import RunFolder
 from fedllm.settings.io import SettingsError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fedllm.data.silos import evaluation_set
+from fedllm.data.public import evaluation_set
 from fedllm.models.backbone import load_backbone
 from fedllm.models.prefix import PREFIX
 from fedllm.tasks.base import expand_params

@@ -149,7 +149,7 @@ def render(content: Mapping[str, Any], digest: str) -> str:
         digest=digest,
         style=Markup(_style(content)),
         signer=Markup(EMPTY),
-        tone=_tone(guarantee),
+        tone=_tone(content),
         meaning=plain_words(content),
         glossary=[{"title": title, "text": text} for title, text in GLOSSARY],
         **spent.page_values(content),
@@ -176,10 +176,12 @@ def _style(content: Mapping[str, Any]) -> str:
     return text
 
 
-def _tone(guarantee: Mapping[str, Any]) -> str:
+def _tone(content: Mapping[str, Any]) -> str:
+    guarantee = content["guarantee"]
     tone = _TONES[guarantee["level"]]
     lost = any(epsilon == float("inf") for epsilon in guarantee["others"].values())
-    return "warn" if tone == "good" and lost else tone
+    has_texts = bool((content["evaluation_data"] or {}).get("share"))
+    return "warn" if tone == "good" and (lost or has_texts) else tone
 
 
 def _figure(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -50,6 +50,11 @@ PAGE = """\
 <body>
 <main>
 <p class="guarantee {{ tone }}" id="guarantee">{{ g.sentence }}</p>
+{% if report.evaluation_data %}
+{% set own = report.evaluation_data %}
+<div class="notice {{ "bad" if own.share else "soft" }}" id="server-texts"><strong>What the server has of the silos' texts:</strong>
+{{ own.sentence }}</div>
+{% endif %}
 
 {% include "unguarded.html" %}
 {% if report.problems %}

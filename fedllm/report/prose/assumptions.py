@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fedllm.data.coupling import AS_DIVIDED, couplings, minor_couplings
+from fedllm.data.public import EVALUATION_SHARE, evaluation_source
 from fedllm.report.sections.black_box import DIRECTIONS, ENDPOINT, clipping
 from fedllm.report.sections.perturbation import meaning
 from fedllm.settings.checks.black_box import noises_numbers
@@ -219,20 +220,19 @@ def not_covered(settings: Settings) -> list[Item]:
     """Return (title, text) of what no number in the report speaks about."""
     evaluation, data = settings.evaluation, settings.data
     items: list[Item] = []
-    if data.validation is not None:
-        held = f"The server's evaluation examples ({data.validation})"
-    else:
-        held = (
-            f"The {data.holdout:.0%} of the examples that were held out of all silos (chosen by a "
-            "hash of the text)"
-        )
-    items.append(
-        (
-            "Evaluation data",
+    held = {
+        "validation": f"The server's evaluation examples ({data.validation})",
+        "holdout": f"The {data.holdout:.0%} of the examples that were held out of all silos (chosen by a "
+        "hash of the text)",
+        "public": f"The {EVALUATION_SHARE:.0%} of the public text that the server evaluates on (chosen by a hash "
+        "of the text)",
+    }.get(evaluation_source(settings))
+    if held is not None:
+        text = (
             f"{held} are known to the server, and the metrics on them are exact. They never train, "
-            "and nothing here protects them.",
+            "and nothing here protects them."
         )
-    )
+        items.append(("Evaluation data", text))
     if settings.endpoint.active:
         items.append(("What the endpoint sees", ENDPOINT))
     if evaluation.clients == "private":

@@ -82,7 +82,7 @@ def check_fixed_shape(settings: SettingsTree) -> None:
             work,
         ),
         f"evaluation.clients={settings.evaluation.clients}": (
-            settings.evaluation.clients != "off",
+            settings.evaluation.by_silos,
             "evaluation.clients=off",
             work,
         ),

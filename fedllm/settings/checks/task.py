@@ -12,7 +12,7 @@ def check_task_sections(settings: SettingsTree) -> None:
         ValueError: both settings are named.
     """
     task, facts = settings.task, settings.task.facts
-    if settings.evaluation.clients != "off" and not facts.accuracy:
+    if settings.evaluation.by_silos and not facts.accuracy:
         raise ValueError(
             f"Expected evaluation.clients=off for task.kind={task.kind} (the silos' evaluation "
             f"counts correct answers), got evaluation.clients={settings.evaluation.clients}"

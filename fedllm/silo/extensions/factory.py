@@ -48,7 +48,7 @@ def make_silo_extensions(settings: Settings) -> list[SiloExtension]:
         found.append(SiloClip())
     if settings.teacher.kind == "nonprivate":
         found.append(SiloDuplicate(StepPlan.of(settings)))
-    if settings.evaluation.clients != "off":
+    if settings.evaluation.by_silos:
         found.append(SiloEvaluation())
     found += [made for make in _registered if (made := make(settings)) is not None]
     return found

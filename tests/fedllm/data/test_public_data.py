@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fedllm.data.formats.records import DataError, normalise_text
-from fedllm.data.public import load_public, public_set
+from fedllm.data.public import evaluation_set, load_public, public_set
 from fedllm.data.silos import load_federation
 from fedllm.settings.io import SettingsError
 
@@ -92,6 +92,28 @@ def test_other_columns_and_classes(tiny_settings: Make, tmp_path: Path) -> None:
     assert len(public_set(tiny_settings(**bare), labelled=False)) == 4
     with pytest.raises(DataError, match="label"):
         public_set(tiny_settings(**bare))
+
+
+def test_a_share_of_public_text_is_evaluated_on_where_nothing_else_is_there(
+    tiny_settings: Make, public_file: Path
+) -> None:
+    settings = tiny_settings(**of(public_file, **{"data.validation": None}))
+    judged, trained = texts(evaluation_set(settings)), texts(public_set(settings))
+    unlabelled = texts(public_set(settings, labelled=False))
+    assert judged
+    assert trained == unlabelled
+    assert not set(judged) & set(trained)
+    whole = texts(public_set(tiny_settings(**of(public_file))))
+    assert set(judged) | set(trained) >= set(whole)
+    assert len(judged) < len(trained)
+
+
+def test_public_text_without_classes_evaluates_nothing(tiny_settings: Make, tmp_path: Path) -> None:
+    path = tmp_path / "bare.csv"
+    path.write_text("text\n" + "".join(f"w{i} w9\n" for i in range(10, 50)), encoding="utf-8")
+    settings = tiny_settings(**of(path, **{"data.validation": None}))
+    assert len(evaluation_set(settings)) == 0
+    assert len(public_set(settings, labelled=False)) > 20
 
 
 def test_tweets_of_others_are_public_to_named_silos(tiny_settings: Make) -> None:

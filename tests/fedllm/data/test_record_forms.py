@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedllm.data.formats.records import DataError
-from fedllm.data.public import load_public
+from fedllm.data.public import evaluation_set, load_public
 from fedllm.data.record_forms import (
     fault_of,
     labels_of,
@@ -23,7 +23,7 @@ from fedllm.data.record_forms import (
     tags_of,
     words_of,
 )
-from fedllm.data.silos import evaluation_set, load_federation
+from fedllm.data.silos import load_federation
 from fedllm.settings.io import parse_settings
 from tests.support import task_files
 

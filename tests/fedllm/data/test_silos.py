@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from fedllm.data.formats.records import DataError
-from fedllm.data.silos import evaluation_set, load_federation, load_silo_file, with_columns
+from fedllm.data.public import evaluation_set, evaluation_source
+from fedllm.data.silos import load_federation, load_silo_file, with_columns
 
 Make = Callable[..., Any]
 
@@ -80,6 +81,15 @@ def test_server_holdout_is_in_no_silo(tiny_settings: Make) -> None:
     assert evaluation_set(settings).records == federation.evaluation.records
 
 
+def test_no_default_hands_the_server_a_silos_text(tiny_settings: Make, word_files: Path) -> None:
+    settings = tiny_settings(**{"data.validation": None})
+    federation = load_federation(settings)
+    assert evaluation_source(settings) == "none"
+    assert len(evaluation_set(settings)) == len(federation.evaluation) == 0
+    rows = (word_files / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sum(len(silo.train) for silo in federation.silos) == len(rows)
+
+
 def test_evaluation_is_cut_by_hash(tiny_settings: Make) -> None:
     few = evaluation_set(tiny_settings(**{"evaluation.max_examples": 10}))
     more = evaluation_set(tiny_settings(**{"evaluation.max_examples": 20}))
@@ -105,7 +115,6 @@ def test_synthetic_partitions_divide_without_overlap(kind: str, tiny_settings: M
     ("changes", "named"),
     [
         ({"data.partition": "iid"}, "data.silos"),
-        ({"data.validation": None, "data.holdout": 0.0}, "data.validation or data.holdout"),
         ({"data.silo_column": "company"}, "company"),
         ({"data.train": "absent.jsonl"}, "absent.jsonl"),
         ({"data.silo_names": ["alpha", "omega"]}, "omega"),

@@ -20,6 +20,22 @@ MUTATIONS = (
         (f"{_SIGNING[0]}::test_a_signed_report_is_never_overwritten",),
     ),
     Mutation(
+        "holdout-by-default",
+        "fedllm/settings/sections.py",
+        "        0.0,\n        description=\"Share of the silos' examples that the server gets",
+        "        0.1,\n        description=\"Share of the silos' examples that the server gets",
+        "A tenth of the silos' texts goes to the server, and nobody asked for it.",
+        ("tests/fedllm/data/test_silos.py::test_no_default_hands_the_server_a_silos_text",),
+    ),
+    Mutation(
+        "holdout-below-a-green-line",
+        "fedllm/report/page/render.py",
+        "(lost or has_texts)",
+        "lost",
+        "The report of a run whose server has the silos' texts begins in green.",
+        ("tests/integration/test_evaluation_data.py::test_a_holdout_is_in_the_first_lines",),
+    ),
+    Mutation(
         "report-rounds-epsilon-down",
         _GUARANTEE,
         "quantize(step, rounding=ROUND_CEILING)",
