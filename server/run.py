@@ -127,6 +127,7 @@ def run_experiment(
             status, message = STOPPED, str(error)
             strategy.save()
             evaluator.try_evaluate(strategy.finished_rounds)
+            evaluator.report_spending(strategy.finished_rounds)
         except (Stopped, RunStopped):
             if strategy.moved_rounds == strategy.finished_rounds > 0:
                 strategy.save()  # whatever server.checkpoint_every

@@ -48,6 +48,7 @@ class LiveView:
         if self.console.is_terminal:
             self.live = Live(self.render(), console=self.console, refresh_per_second=4)
             self.live.start()
+        self._print(f"{settings.name}: {self.note}")
 
     def record(self, record: Mapping[str, Any]) -> None:
         kind = record["kind"]
@@ -79,6 +80,11 @@ class LiveView:
                 self._say(f"round {record['round']}: {item['silo']} not used: {item['reason']}")
             for item in record["left"]:
                 self._say(f"round {record['round']}: {item['silo']} leaves: {item['reason']}")
+            self._print(
+                f"  round {record['round']:>4} of {self.settings.server.rounds}  "
+                f"{record['replied']} silos  sent {self.bytes / 1e6:.1f} MB  "
+                f"[{time.monotonic() - self.began:.0f} s]"
+            )
         elif kind == "replies":
             for item in [*record["failed"], *record["refused"]]:
                 self._say(f"{record['what']}: {item['silo']} not used: {item['reason']}")

@@ -62,6 +62,9 @@ class _OneLine(click.Command):
 class OneLineErrors(_OneLine, TyperCommand):
     """A command whose errors about input are one line on stderr and exit status 2."""
 
+    def format_arguments(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write nothing: Typer writes the arguments among the options, and click 8.5 would write them again."""
+
 
 class OneLineGroup(_OneLine, TyperGroup):
     """A command group whose errors about input are one line on stderr and exit status 2."""

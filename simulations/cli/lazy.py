@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import click
 import typer
+from typer.core import TyperArgument
+from typer.utils import get_params_from_function
 
 from simulations.output import OneLineErrors, OneLineGroup
 
@@ -47,14 +49,28 @@ def load_command(table: Table, name: str) -> click.Command:
     """Import the file of a command or group and build the command."""
     module, _, attribute = table[name][0].partition(":")
     found = getattr(import_module(module), attribute)
-    if not isinstance(found, typer.Typer):
-        function, found = found, typer.Typer(**_OPTIONS)
-        found.command(name, cls=OneLineErrors)(function)
-    return typer.main.get_command(found)
+    if isinstance(found, typer.Typer):
+        return typer.main.get_command(found)
+    app = typer.Typer(**_OPTIONS)
+    app.command(name, cls=OneLineErrors)(found)
+    command = typer.main.get_command(app)
+    _restore_argument_help(command, found)
+    return command
 
 
-def lazy_group(name: str, help: str, commands: Table) -> typer.Typer:
+def _restore_argument_help(command: click.Command, function: Any) -> None:
+    """Give arguments their help texts again: click 8.5 sets them to None after Typer 0.20 has set them."""
+    described = get_params_from_function(function)
+    for argument in command.params:
+        if isinstance(argument, TyperArgument) and argument.help is None and argument.name:
+            argument.help = getattr(described[argument.name].default, "help", None)
+
+
+def lazy_group(name: str, help: str, commands: Table, *, first: bool = False) -> typer.Typer:
     """Make a group from a table of commands.
+
+    Args:
+        first: this is the command itself, with ``--version`` and shell completion, and none of its groups.
 
     Example:
         ``lazy_group("tool", "Tools.", {"hello": ("tools.hello:hello", "Greet somebody.")})`` is a command ``tool``
@@ -64,9 +80,28 @@ def lazy_group(name: str, help: str, commands: Table) -> typer.Typer:
     class Group(LazyGroup):
         table = commands
 
-    app = typer.Typer(name=name, help=help, no_args_is_help=True, cls=Group, **_OPTIONS)
-    app.callback()(_nothing)  # makes Typer treat this as a group
+    options = dict(_OPTIONS) | {"add_completion": first}
+    app = typer.Typer(name=name, help=help, no_args_is_help=True, cls=Group, **options)
+    app.callback()(_with_version if first else _nothing)  # makes Typer treat this as a group
     return app
 
 
 def _nothing() -> None: ...
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from fedllm import __version__
+
+        typer.echo(f"fedllm {__version__}")
+        raise typer.Exit()
+
+
+def _with_version(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None: ...

@@ -77,7 +77,10 @@ COMMANDS: Table = {
 """Import path and first help line of every command; a test compares the line with the docstring."""
 
 app = lazy_group(
-    "fedllm", "Federated, differentially private fine-tuning of language models.", COMMANDS
+    "fedllm",
+    "Federated, differentially private fine-tuning of language models.",
+    COMMANDS,
+    first=True,
 )
 
 

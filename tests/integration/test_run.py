@@ -158,6 +158,9 @@ def test_budget_ends_the_run_with_a_model_and_a_report(
         for silo in SILOS:
             epsilon = make_accountant("rdp").epsilon(ledger.spent("server", party=silo), 1e-5)
             assert 3.0 < epsilon <= 4.0
+            told = [r for r in run.metrics() if r["kind"] == "silo" and r["silo"] == silo]
+            assert told[-1]["round"] == state["round"], "the last table has no gap"
+            assert told[-1]["epsilon"] == pytest.approx(epsilon)
     assert (run.path / "report.html").exists()
     assert any(run.adapter_path.iterdir())
     assert in_process(RunFolder.open(run.path)) == "stopped", "a resume spends nothing more"

@@ -10,7 +10,20 @@ from rich.console import Console
 from fedllm.report.plan_figures import SO_FAR
 from fedllm.run.folder import RunFolder
 from simulations.cli.training import summary
+from simulations.live import LiveView
 from simulations.plans.epsilons import planned_epsilons
+
+
+def test_an_output_that_is_no_terminal_gets_a_line_a_round(
+    start_run: Callable[..., RunFolder], in_process: Callable[..., str]
+) -> None:
+    run, text = start_run("run", **{"server.rounds": 3}), io.StringIO()
+    view = LiveView(run.settings(), Console(file=text, width=250))
+    assert "starting workers" in text.getvalue(), "it is silent while the model loads"
+    assert in_process(run, callbacks=[view]) == "finished"
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    found = [line[:6] for line in lines if line[:1] == ["round"] and line[2] == "of"]
+    assert found == [["round", str(i), "of", "3", "4", "silos"] for i in (1, 2, 3)]
 
 
 def test_the_plans_epsilon_stands_beside_that_of_what_was_released(

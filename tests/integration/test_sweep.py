@@ -18,10 +18,12 @@ import pytest
 import tomli_w
 import torch
 from scipy import stats
+from typer.testing import CliRunner
 
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError, read_settings
 from fedllm.run.lock import sole_use
+from simulations.cli.main import app
 from simulations.sweep.execute import Outcome, execute, is_done
 from simulations.sweep.plan import Sweep, Trial, load_sweep
 from simulations.sweep.report import HTML, JSON, MARKDOWN, write_results
@@ -292,6 +294,21 @@ def test_two_sweeps_of_one_folder_do_not_run_at_once(write: Callable[..., Path])
     assert process.returncode == 2
     assert "Another process is at work" in output
     assert os.listdir(sweep.runs_folder) == []
+
+
+def test_a_dry_run_starts_no_process_and_writes_nothing(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*words: Any, **options: Any) -> None:
+        raise AssertionError(f"a dry run started {words}")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    file = write({"plain": {}, "averaged": {"server": {"averaging": 0.5}}})
+    before = sorted(file.parent.rglob("*"))
+    found = CliRunner().invoke(app, ["sweep", str(file), "--dry-run"], prog_name="fedllm")
+    assert found.exit_code == 0, found.output
+    assert "4 runs, 0 of them done" in found.stdout
+    assert sorted(file.parent.rglob("*")) == before
 
 
 @pytest.mark.slow

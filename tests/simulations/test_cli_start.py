@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import os
 import subprocess
 import sys
 from importlib import import_module
@@ -16,6 +17,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from client import config
+from fedllm import __version__
 from server.deployment import folder
 from simulations.benchmarks import start_time
 from simulations.cli import deploy, ledger
@@ -86,6 +88,52 @@ def test_help_costs_few_times_a_bare_python() -> None:
     seconds = start_time.measure([(), ("run",)], repeats=3)
     assert list(seconds) == [start_time.NOTHING, "fedllm --help", "fedllm run --help"]
     assert max(start_time.ratios(seconds).values()) < 20
+
+
+def test_the_help_says_what_each_argument_is() -> None:
+    for words, line in {
+        ("run",): "EXPERIMENT  The experiment's TOML file.  [required]",
+        ("sign",): "RUN  A run folder.  [required]",
+        ("ledger", "show"): "PATH  A ledger file.  [required]",
+        ("sweep",): "FILE  The sweep's TOML file.  [required]",
+    }.items():
+        assert fedllm(*words, "--help").stdout.count(line) == 1, words
+
+
+def test_every_argument_has_a_help_text() -> None:
+    for words in start_time.commands():
+        text = fedllm(*words, "--help").stdout
+        for line in text.partition("Arguments:\n")[2].partition("\n\n")[0].splitlines():
+            if line[2:3] != " ":  # no continuation
+                described = line.replace("[required]", "").split(maxsplit=1)
+                assert len(described) == 2, (words, line)
+
+
+def test_the_version() -> None:
+    found = fedllm("--version")
+    assert (found.exit_code, found.stdout) == (0, f"fedllm {__version__}\n")
+    assert fedllm("deploy", "--version").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("fedllm re", ["resume", "report"]),
+        ("fedllm deploy st", ["status", "stop"]),
+        ("fedllm run --s", ["--set"]),
+    ],
+)
+def test_the_shell_completes_commands_and_options(line: str, expected: list[str]) -> None:
+    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+    done = subprocess.run(
+        [sys.executable, "-c", "from simulations.cli.main import app; app(prog_name='fedllm')"],
+        cwd=ROOT,
+        env=os.environ | words | {"_FEDLLM_COMPLETE": "complete_bash"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == expected, done.stderr
 
 
 def test_an_unknown_command_is_one_line_with_the_nearest_name() -> None:

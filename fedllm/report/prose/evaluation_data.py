@@ -1,4 +1,4 @@
-"""Whose texts the server has for its evaluation, in one sentence."""
+"""State in one sentence which texts the server evaluates on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fedllm.settings.experiment import Settings
 
 
 class EvaluationDataPart(Part):
-    """What the server evaluates on."""
+    """The server's evaluation examples."""
 
     source: Source
     share: float = Field(description="Share of the silos' examples that the server has as text.")
