@@ -34,22 +34,48 @@ def decide_evaluation(settings: Settings) -> Settings:
     """
     if settings.evaluation.clients != "auto":
         return settings
-    off = _with(settings, clients="off")
-    if not _possible(settings):
+
+    def having(**changes: object) -> Settings:
+        changed = settings.evaluation.model_copy(update=changes)
+        return settings.model_copy(update={"evaluation": changed})
+
+    off, privacy = having(clients="off"), settings.privacy
+    possible = (
+        evaluation_source(settings.data, settings.public) == "none"
+        and settings.task.facts.accuracy
+        and settings.data.sizes == "public"
+        and settings.model.access == "white-box"
+        and settings.client.max_batch is None
+        and (privacy.unit, privacy.noise_by, privacy.ledger) == ("example", "client", None)
+    )
+    if not possible:
         return off
     share = settings.evaluation.clients_holdout or HELD_OUT
-    chosen = _with(settings, clients="private", clients_holdout=share)
-    whole = _with(settings, clients="off", clients_holdout=0.0)
+    chosen = having(clients="private", clients_holdout=share)
+    counts = make_count_release(chosen)
+    whole = having(clients="off", clients_holdout=0.0)
     sizes = {silo.name: len(silo.train) for silo in load_federation(whole).silos}
-    error = noise_error([share * size for size in sizes.values()], make_count_release(chosen).sigma)
-    affordable = all(_affordable(chosen.for_silo(name)) for name in sizes)
-    if min(sizes.values()) < FEWEST or error > MOST_ERROR or not affordable:
+    if not counts.private or min(sizes.values()) < FEWEST:
         return off
+    if noise_error([share * size for size in sizes.values()], counts.sigma) > MOST_ERROR:
+        return off
+    for name in sizes:
+        own = chosen.for_silo(name)
+        if own.privacy.noise_multiplier is not None or own.privacy.epsilon is None:
+            return off  # noise by hand leaves no known room
+        mu = math.sqrt(planned_evaluations(own).total()) / counts.sigma
+        if not affordable(mu, own.privacy.epsilon, own.privacy.delta):
+            return off
     try:
         load_federation(chosen)
     except DataError:
         return off
     return chosen
+
+
+def affordable(mu: float, epsilon: float, delta: float) -> bool:
+    """Return True if releases that are mu-GDP take at most :data:`MOST_COST` of a target, as squared mu."""
+    return gaussian_epsilon(mu / math.sqrt(MOST_COST), delta) <= epsilon
 
 
 def noise_error(held_out: Sequence[float], sigma: float) -> float:
@@ -63,33 +89,3 @@ def noise_error(held_out: Sequence[float], sigma: float) -> float:
         sigma: standard deviation of the noise of one count.
     """
     return sigma * math.sqrt(2 * len(held_out)) / sum(held_out)
-
-
-def _possible(settings: Settings) -> bool:
-    """Return True if the settings alone rule nothing out."""
-    privacy = settings.privacy
-    return (
-        evaluation_source(settings) == "none"
-        and settings.task.facts.accuracy
-        and settings.data.sizes == "public"
-        and settings.model.access == "white-box"
-        and settings.client.max_batch is None
-        and (privacy.mode, privacy.unit, privacy.noise_by) == ("dp", "example", "client")
-        and privacy.ledger is None
-        and privacy.noise_multiplier is None
-    )
-
-
-def _affordable(own: Settings) -> bool:
-    """Return True if a silo's evaluations of the whole run cost at most :data:`MOST_COST` of its target."""
-    privacy = own.privacy
-    if privacy.epsilon is None or privacy.noise_multiplier is not None:
-        return False
-    sigma = make_count_release(own).sigma
-    mu = math.sqrt(planned_evaluations(own).total()) / sigma
-    return gaussian_epsilon(mu / math.sqrt(MOST_COST), privacy.delta) <= privacy.epsilon
-
-
-def _with(settings: Settings, **changes: object) -> Settings:
-    changed = settings.evaluation.model_copy(update=changes)
-    return settings.model_copy(update={"evaluation": changed})

@@ -26,7 +26,7 @@ from fedllm.data.formats.sources import load_file
 from fedllm.data.formats.tweets import load_tweets, normalise_tweet
 from fedllm.data.holdout import split_holdout
 from fedllm.data.labels import class_place
-from fedllm.data.silos import Federation, first_by_hash, given_evaluation, load_federation
+from fedllm.data.silos import Federation, first_by_hash, load_federation, validation_set
 from fedllm.data.usable_rows import checked
 from fedllm.settings.experiment import Settings
 from fedllm.settings.flatness import PublicSettings
@@ -59,14 +59,14 @@ class PublicData:
     in_silos: int
 
 
-def evaluation_source(settings: Settings) -> Source:
+def evaluation_source(data: DataSettings, public: PublicSettings) -> Source:
     """Return what the server's evaluation examples are taken from: ``validation`` (a file or split of its own),
     ``holdout`` (examples of the silos), ``public`` (a share of the text of ``[public]``) or ``none``."""
-    if settings.data.validation is not None:
+    if data.validation is not None:
         return "validation"
-    if settings.data.holdout > 0:
+    if data.holdout > 0:
         return "holdout"
-    return "none" if settings.public.source == "none" else "public"
+    return "none" if public.source == "none" else "public"
 
 
 def evaluation_set(settings: Settings) -> TextDataset:
@@ -77,26 +77,35 @@ def evaluation_set(settings: Settings) -> TextDataset:
     Raises:
         DataError: as :func:`fedllm.data.silos.load_federation`, or as :func:`fedllm.data.usable_rows.checked`.
     """
-    columns, source = settings.task.columns, evaluation_source(settings)
+    columns, most = settings.task.columns, settings.evaluation.max_examples
+    source, none = (
+        evaluation_source(settings.data, settings.public),
+        TextDataset([], "no evaluation data", columns.names),
+    )
     if source == "none":
-        return given_evaluation(settings)
+        return none
     if source != "public":
-        return checked(given_evaluation(settings), columns, settings.data.bad_rows)
+        found = (
+            validation_set(settings.data, columns, most, settings.seed)
+            if source == "validation"
+            else load_federation(settings).evaluation
+        )
+        return checked(found, columns, settings.data.bad_rows)
     try:
         found = _read(settings.public, settings.data)
         records, _ = _as_task(found, settings.public, settings.task, labelled=True)
     except (
         DataError
     ):  # text without classes serves other uses: load_public says what is wrong with it
-        return TextDataset([], "no evaluation data", columns.names)
-    judged = _judged_public(TextDataset(records, found.name, columns.names), settings)
-    most = settings.evaluation.max_examples
+        return none
+    read = TextDataset(records, found.name, columns.names)
+    judged = _judged_public(read, columns.text, settings.seed)
     return first_by_hash(judged, most, columns.text, settings.seed)
 
 
-def _judged_public(public: TextDataset, settings: Settings) -> TextDataset:
+def _judged_public(public: TextDataset, text: Sequence[str], seed: int) -> TextDataset:
     """Return the public records that the server evaluates on: by a hash of the text, whatever their classes."""
-    return split_holdout(public, EVALUATION_SHARE, settings.seed, columns=settings.task.text)[1]
+    return split_holdout(public, EVALUATION_SHARE, seed, columns=text)[1]
 
 
 def public_set(settings: Settings, *, labelled: bool = True) -> TextDataset:
@@ -136,9 +145,9 @@ def load_public(settings: Settings, *, labelled: bool = True) -> PublicData:
     tweets = "tweets" in (settings.data.source, public.source)
     key = _key(normalise_tweet if tweets else normalise_text, task.text)
     federation = load_federation(_with_all_evaluation(settings))
-    if evaluation_source(settings) == "public":
+    if evaluation_source(settings.data, public) == "public":
         read = TextDataset(records, found.name, task.columns.names)
-        judged = {key(record) for record in _judged_public(read, settings).records}
+        judged = {key(record) for record in _judged_public(read, task.text, settings.seed).records}
     else:
         judged = {key(record) for record in federation.evaluation.records}
     kept = [record for record in records if key(record) not in judged]

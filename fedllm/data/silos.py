@@ -123,26 +123,15 @@ def with_columns(silo: Silo, names: Mapping[str, str]) -> Silo:
     return Silo(silo.name, renamed(silo.train), renamed(silo.held_out))
 
 
-def given_evaluation(settings: Settings) -> TextDataset:
-    """Return the examples of ``data.validation``, else those held out from the silos (``data.holdout``), else none. With
-    ``data.validation`` nothing else is read, so that a server needs none of the silos' files; without both nothing is
-    read at all.
-
-    Raises:
-        DataError: as :func:`load_federation`.
-    """
-    columns, data = settings.task.columns, settings.data
-    if data.validation is not None:
-        return _validation(data, columns, settings.evaluation.max_examples, settings.seed)
-    if data.holdout > 0:
-        return load_federation(settings).evaluation
-    return TextDataset([], "no evaluation data", columns.names)
-
-
 @lru_cache(maxsize=4)
-def _validation(
+def validation_set(
     data: DataSettings, columns: RecordColumns, max_examples: int | None, seed: int
 ) -> TextDataset:
+    """Return the examples of ``data.validation``. Nothing else is read: a server needs none of the silos' files.
+
+    Raises:
+        DataError: they cannot be read.
+    """
     found = _source(data, str(data.validation), columns.names)
     return first_by_hash(found, max_examples, columns.text, seed)
 
@@ -166,7 +155,7 @@ def _load(
         train = usable_rows(train, partial(_undivided, divided_by), data.bad_rows)
     train = first_by_hash(train, data.limit, text, seed + 3)
     if data.validation is not None:
-        evaluation = _validation(data, columns, max_examples, seed)
+        evaluation = validation_set(data, columns, max_examples, seed)
     elif data.holdout > 0:
         train, evaluation = split_holdout(train, data.holdout, seed, columns=text)
         evaluation = first_by_hash(evaluation, max_examples, text, seed)

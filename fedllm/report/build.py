@@ -114,7 +114,9 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "made_by": f"fedllm {__version__}",
         "headline": statement.sentence,
         "guarantee": asdict(statement),
-        "evaluation_data": None if settings is None else evaluation_data(settings),
+        "evaluation_data": None
+        if settings is None
+        else evaluation_data(settings.data, settings.public, settings.evaluation),
         "problems": run.problems,
         "notes": [*run.notes, *notes_on(run.entries), *notes_of(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},

@@ -21,9 +21,11 @@ def view(as_json: bool) -> Watch:
 
     def watch(folder: RunFolder) -> list[LiveView]:
         console = Console(stderr=as_json)
+        settings = folder.settings()
+        texts = evaluation_data(settings.data, settings.public, settings.evaluation)
         console.print(f"run folder: {folder.path}", highlight=False, soft_wrap=True)
-        console.print(evaluation_data(folder.settings())["sentence"], highlight=False, markup=False)
-        return [LiveView(folder.settings(), console)]
+        console.print(texts["sentence"], highlight=False, markup=False)
+        return [LiveView(settings, console)]
 
     return watch
 

@@ -294,7 +294,7 @@ def _trial(sweep: str, arm: str, dataset: str, tree: Tree, source: str, home: Pa
     parts = [sweep, _slug(dataset), _slug(arm)]
     tree["name"] = "-".join(filter(None, parts))[:50].strip("-.")
     settings = settings_of(tree, source=source, folder=home)
-    if evaluation_source(settings) == "none":
+    if evaluation_source(settings.data, settings.public) == "none":
         raise SettingsError(
             f"{source}: Expected data.validation, data.holdout > 0 or public.source (a sweep compares arms on the "
             "server's evaluation examples), got none of them"

@@ -226,7 +226,7 @@ def not_covered(settings: Settings) -> list[Item]:
         "hash of the text)",
         "public": f"The {EVALUATION_SHARE:.0%} of the public text that the server evaluates on (chosen by a hash "
         "of the text)",
-    }.get(evaluation_source(settings))
+    }.get(evaluation_source(data, settings.public))
     if held is not None:
         text = (
             f"{held} are known to the server, and the metrics on them are exact. They never train, "

@@ -6,7 +6,8 @@ from pydantic import Field
 
 from fedllm.data.public import EVALUATION_SHARE, Source, evaluation_source
 from fedllm.report.schema_base import Part
-from fedllm.settings.experiment import Settings
+from fedllm.settings.flatness import PublicSettings
+from fedllm.settings.sections import DataSettings, EvaluationSettings
 
 
 class EvaluationDataPart(Part):
@@ -17,13 +18,15 @@ class EvaluationDataPart(Part):
     sentence: str
 
 
-def evaluation_data(settings: Settings) -> dict[str, object]:
+def evaluation_data(
+    data: DataSettings, public: PublicSettings, evaluation: EvaluationSettings
+) -> dict[str, object]:
     """Return what the server evaluates on, as plain values of :class:`EvaluationDataPart`."""
-    source, data = evaluation_source(settings), settings.data
+    source = evaluation_source(data, public)
     by_silos = {
         "private": " The silos evaluate on texts of their own and send noisy counts, which the ledger has.",
         "raw": " The silos evaluate on texts of their own and send exact counts.",
-    }.get(settings.evaluation.clients, "")
+    }.get(evaluation.clients, "")
     sentence = {
         "holdout": f"The server has {data.holdout:.3g} of the silos' examples as plain text, to evaluate on "
         f"(data.holdout={data.holdout:g}). Nothing protects these texts, and no epsilon is about them.",

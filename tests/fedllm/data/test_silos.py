@@ -84,7 +84,7 @@ def test_server_holdout_is_in_no_silo(tiny_settings: Make) -> None:
 def test_no_default_hands_the_server_a_silos_text(tiny_settings: Make, word_files: Path) -> None:
     settings = tiny_settings(**{"data.validation": None})
     federation = load_federation(settings)
-    assert evaluation_source(settings) == "none"
+    assert evaluation_source(settings.data, settings.public) == "none"
     assert len(evaluation_set(settings)) == len(federation.evaluation) == 0
     rows = (word_files / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert sum(len(silo.train) for silo in federation.silos) == len(rows)
