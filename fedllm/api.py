@@ -154,16 +154,19 @@ def run(
     return made
 
 
-def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFolder:
+def resume(
+    path: RunFolder | str | Path, *, watch: Watch | None = None, changed_data: bool = False
+) -> RunFolder:
     """Resume an interrupted run; the result equals that of an uninterrupted run.
 
     Args:
         path: the run's folder.
         watch: as in :func:`run`.
+        changed_data: whether to go on with other data than the run was begun with, which the report then says.
 
     Raises:
         RunFolderError: it is no run's folder, the run is finished, another process works on it, its report is
-            signed, or an earlier version's mechanism is gone.
+            signed, its data have changed, or an earlier version's mechanism is gone.
         MissingPackage: Flower or Ray is not installed.
 
     Example:
@@ -182,7 +185,8 @@ def resume(path: RunFolder | str | Path, *, watch: Watch | None = None) -> RunFo
             )
         require_unsigned(folder.path, MOVE)
         runner = _simulations("runner", "flwr", "ray")
-        runner.simulate(folder, [] if watch is None else watch(folder))
+        watchers = [] if watch is None else watch(folder)
+        runner.simulate(folder, watchers, changed_data=changed_data)
     return folder
 
 

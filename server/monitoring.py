@@ -32,7 +32,7 @@ class Callback(Protocol):
 class MetricsFile:
     """Appends the records to the run folder's ``metrics.jsonl``."""
 
-    KINDS = ("round", "silo", "evaluation", "replies")
+    KINDS = ("round", "silo", "evaluation", "replies", "warning")
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
@@ -101,7 +101,7 @@ class TensorBoard:
 
     def record(self, record: Mapping[str, Any]) -> None:
         kind = record["kind"]
-        if kind not in MetricsFile.KINDS:
+        if kind not in MetricsFile.KINDS or kind == "warning":
             return
         group = {"silo": f"silo/{record.get('silo')}", "evaluation": f"eval/{record.get('where')}"}
         for name, value in record.items():

@@ -47,6 +47,7 @@ def run_experiment(
     callbacks: Sequence[Callback] = (),
     evaluation_threads: int | None = None,
     extracts: Extracts | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Run (or go on with) the experiment of a run folder.
 
@@ -61,6 +62,7 @@ def run_experiment(
         evaluation_threads: CPU threads of the server's evaluations; None takes all cores (where the
             silos' processes wait meanwhile).
         extracts: of the silos' ledgers, in a deployment.
+        notes: what else the run's record and its report warn of.
 
     Returns:
         The run's status: ``finished``, ``stopped`` (budget spent), ``interrupted`` or ``failed`` (also where it
@@ -86,8 +88,9 @@ def run_experiment(
             grid, settings, stop, expected_nodes, wanted=expected_silos, backbone=_digest(tunable)
         )
         nodes, sizes = _of_the_run(run, found.nodes), found.sizes
-        for sentence in found.problems:
-            everyone.record({"kind": "warning", "round": 0, "message": f"without {sentence}"})
+        absent = [f"without {sentence}" for sentence in found.problems]
+        for sentence in absent:
+            everyone.record({"kind": "warning", "round": 0, "message": sentence})
         settings = _checked(settings, run, tunable, nodes)
         grid = grid if extracts is None else extracts.begin(grid, nodes)
         strategy = _make_strategy(settings, run, tunable, nodes, sizes, stop, everyone)
@@ -95,6 +98,8 @@ def run_experiment(
             extension.before_run(grid)
         settings = strategy.settings
         first = _restore(run, strategy)
+        for sentence in absent:  # again: what was recorded before a run's first round is gone now
+            run_metrics.record({"kind": "warning", "round": first, "message": sentence})
         record_unusable(run_metrics.record, first, "the first question of the run", found)
         for extension in strategy.extensions:
             extension.after_restore(grid)
@@ -111,7 +116,7 @@ def run_experiment(
                 "targets": {name: strategy.spending.target(name) for name in sorted(nodes)},
             }
         )
-        for sentence in (*warnings(settings, sizes), *limit_warnings(settings, sizes)):
+        for sentence in (*notes, *warnings(settings, sizes), *limit_warnings(settings, sizes)):
             everyone.record({"kind": "warning", "round": first, "message": sentence})
         run.set_state(status="running", message="")
         evaluator = make_evaluator(settings, strategy, evaluation_threads or cores())

@@ -132,6 +132,7 @@ def federate(
     silo_files: Sequence[Path] = (),
     node_keys: Mapping[str, NodeKey] | None = None,
     memory: Path | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
     """Run a run folder's experiment in this process, or resume it; return its status.
 
@@ -139,6 +140,7 @@ def federate(
         silo_files: silo configs, one node per config; none: the silos of the settings' data.
         node_keys: of each silo, as in a deployment: their signed extracts are verified and kept.
         memory: where the last heads of the silos' ledgers are kept across runs.
+        notes: what else the run's record warns of.
     """
     from client.app import app
 
@@ -153,4 +155,5 @@ def federate(
         callbacks=callbacks,
         evaluation_threads=run.settings().simulation.threads,
         extracts=None if node_keys is None else Extracts(run, node_keys, memory),
+        notes=notes,
     )

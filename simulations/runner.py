@@ -19,12 +19,20 @@ from fedllm.budget.evaluation_choice import decide_evaluation
 from fedllm.budget.plan import for_silos
 from fedllm.data.public import evaluation_set
 from fedllm.data.repeated_records import warnings_of_repeats
-from fedllm.data.silos import load_federation
+from fedllm.data.silos import Federation, load_federation
+from fedllm.data.suspicious import warnings_of_missing
+from fedllm.run.data_digests import same_data
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
+from fedllm.silo.check_all import require_usable
 from fedllm.training.tunable import shared_tunable
 from server.monitoring import Callback
 from server.run import FINISHED, STOPPED, run_experiment
+
+CHANGED_DATA = (
+    "the run went on with other data than it was begun with (`fedllm resume --changed-data`): a record's guarantee is over "
+    "all rounds in which it was among the data, before and after"
+)
 
 
 def prepare(settings: Settings) -> Settings:
@@ -41,17 +49,25 @@ def prepare(settings: Settings) -> Settings:
     settings = decide_evaluation(settings)
     federation = load_federation(settings)
     for_silos(settings, federation.names)
-    shared_tunable(settings).task.features(evaluation_set(settings).records)
+    task = shared_tunable(settings).task
+    task.features(evaluation_set(settings).records)
+    require_usable(federation.silos, settings.data.bad_rows, task)
     return settings
 
 
-def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
+def simulate(
+    run: RunFolder, callbacks: Sequence[Callback] = (), *, changed_data: bool = False
+) -> str:
     """Train until the run ends, is interrupted (Ctrl-C) or fails; the status is returned.
 
     The first Ctrl-C gives up the round in progress and keeps all finished ones; ``resume`` continues.
 
+    Args:
+        changed_data: whether to go on with other data than the run was begun with.
+
     Raises:
-        DataError: the data cannot be read or divided.
+        DataError: the data cannot be read or divided, or a silo has records that cannot be used.
+        RunFolderError: the data are not those that the run was begun with.
         RuntimeError: Flower's engine failed.
     """
     require_own_engine()
@@ -59,8 +75,7 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
     _quiet()
     federation = load_federation(settings)
     nodes = len(federation.silos)
-    for sentence in warnings_of_repeats(federation.silos, settings.task.columns.names):
-        logging.getLogger(__name__).warning("Warning: %s", sentence)
+    notes = begin_data(run, federation, changed_data)
     stop = threading.Event()
     outcome: dict[str, Any] = {"status": "failed"}
     server_app = ServerApp()
@@ -68,7 +83,7 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         outcome["status"] = run_experiment(
-            grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks
+            grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks, notes=notes
         )
 
     from flwr.simulation import run_simulation
@@ -98,6 +113,37 @@ def simulate(run: RunFolder, callbacks: Sequence[Callback] = ()) -> str:
             signal.signal(signal.SIGINT, previous)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return str(outcome["status"])
+
+
+def begin_data(run: RunFolder, federation: Federation, changed_data: bool = False) -> list[str]:
+    """Check a simulated run's data before it begins or goes on, and warn of what is suspicious in them.
+
+    The warnings count private records: they are for the terminal of whoever holds all data, and in no file of the run.
+
+    Returns:
+        What the run's record has to tell of the data.
+
+    Raises:
+        DataError: a silo has records that cannot be used.
+        RunFolderError: the data are not those that the run was begun with, and ``changed_data`` is False.
+    """
+    settings = run.settings()
+    task, columns = shared_tunable(settings).task, settings.task.columns
+    require_usable(federation.silos, settings.data.bad_rows, task)
+    data = {silo.name: (silo.train, silo.held_out) for silo in federation.silos}
+    changed = same_data(
+        run.path,
+        data | {"the server's evaluation": (federation.evaluation,)},
+        begun=run.state()["status"] != "created",
+        accept=changed_data,
+    )
+    texts = columns.names if columns.form == "text" else columns.text
+    for sentence in (
+        *warnings_of_missing([silo.train for silo in federation.silos], texts),
+        *warnings_of_repeats(federation.silos, columns.names),
+    ):
+        logging.getLogger(__name__).warning("Warning: %s", sentence)
+    return [CHANGED_DATA] if changed else []
 
 
 def require_own_engine() -> None:

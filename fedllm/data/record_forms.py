@@ -12,6 +12,7 @@ from typing import Any
 
 from fedllm.data.formats.records import DataError, Record
 from fedllm.data.labels import class_place, class_text
+from fedllm.data.suspicious import printed_turns
 from fedllm.settings.kinds import Form, RecordColumns
 
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
@@ -46,6 +47,8 @@ def text_fault(value: Any) -> str | None:
         value.encode("utf-8")
     except UnicodeEncodeError:
         return "half a character (a lone surrogate), or bytes that are no text in data.encoding"
+    if printed_turns(value):
+        return "a conversation as Python prints it, in place of text (a list of messages is read by task.kind=chat)"
     return None
 
 

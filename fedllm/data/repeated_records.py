@@ -47,9 +47,14 @@ def warnings_of_repeats(silos: Sequence[Silo], columns: Sequence[str]) -> list[s
     if within:
         name = max(within, key=lambda silo: within[silo].largest)
         most = within[name].largest
+        copies, examples = (
+            sum(getattr(count, what) for count in counts.values())
+            for what in ("surplus", "examples")
+        )
         found.append(
             f"{sum(count.groups for count in within.values())} training records occur more than once within a "
-            f"silo, one of them {most} times (silo {name}): the stated epsilon is that of one copy; "
+            f"silo, one of them {most} times (silo {name}), and {copies / examples:.1%} of all {examples} are copies: the "
+            f"stated epsilon is that of one copy; "
             f"`fedllm account --ledger LEDGER --party {name!r} --copies {most}` says that of all"
         )
     holders: Counter[tuple[str, ...]] = Counter()

@@ -43,10 +43,10 @@ def usable_rows(
     if not faults:
         return dataset
     kinds = "; ".join(f"{count} of: {kind}" for kind, count in Counter(faults.values()).items())
-    first = ", ".join(str(row) for row in list(faults)[:5])
+    first = ", ".join(dataset.place(row) for row in list(faults)[:5])
     found = (
         f"{len(faults)} of {len(dataset)} records of {dataset.name} cannot be used ({kinds}); the "
-        f"first, counted from 0: {first}"
+        f"first: {first}"
     )
     if rule == "refuse":
         raise DataError(

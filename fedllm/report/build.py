@@ -20,6 +20,7 @@ from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_cove
 from fedllm.report.prose.evaluation_data import evaluation_data
 from fedllm.report.prose.ledger_notes import adopted, notes_of
 from fedllm.report.prose.reproduction import reproduction
+from fedllm.report.prose.strength import rated, strength_part
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.schema import SCHEMA_ID, VERSION
 from fedllm.report.sections.black_box import black_box
@@ -45,6 +46,8 @@ from privacy.ledger.ledger import LedgerEntry
 
 DELTA = 1e-5
 """Delta if neither the settings nor the ledger state one."""
+WARNINGS = 100
+"""Different warnings that the report lists at most."""
 NO_MECHANISM = "privacy.mode=none: training without clipping or noise"
 WITHHELD = "withheld: anyone who knows it can compute the noise"
 
@@ -102,6 +105,9 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
     )
     if vouching is not None:
         statement = vouched_headline(statement, vouching)
+    meaning = in_plain_words(run, accounted, statement, unit, relation)
+    strength = strength_part(statement, meaning, _sizes(run))
+    statement = rated(statement, strength)
     runs = sorted({entry.run for entry in run.entries})
     counted = max(len(runs), 1 + vouching.other_runs) if vouching is not None else len(runs)
     part = None if vouching is None else vouching.part
@@ -117,6 +123,8 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "evaluation_data": None
         if settings is None
         else evaluation_data(settings.data, settings.public, settings.evaluation),
+        "strength": strength,
+        "warnings": _warnings(run),
         "problems": run.problems,
         "notes": [*run.notes, *notes_on(run.entries), *notes_of(run.verification)],
         "run": {"folder": run.path.name, "name": run.name, **_state(run)},
@@ -124,8 +132,8 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         "epsilon_by_round": epsilon_by_round(run, accounted, statement, unit, accounts),
         "privacy_curves": curves_of_the_largest(run, accounted, statement, unit, relation),
         "copies": copies_of_a_record(run, accounted, statement, unit, accounts),
-        "meaning": in_plain_words(run, accounted, statement, unit, relation),
-        "accountants": accountants_part(relation),
+        "meaning": meaning,
+        "accountants": accountants_part(relation, accounted),
         "releases": releases(run.entries, run.run_id),
         "encoding": encoded,
         "layers": chosen,
@@ -208,6 +216,21 @@ def _defects(run: RunRecord) -> list[str]:
         defects += _unrecorded(run) + unrecorded_statistics(run)
         defects += unrecorded_scores(run)
     return defects
+
+
+def _sizes(run: RunRecord) -> dict[str, int | None]:
+    """Return each silo's number of examples; None where it is private or lost."""
+    found = {}
+    for name, silo in run.silos.items():
+        size = silo.get("examples") if isinstance(silo, dict) else None
+        found[name] = size if isinstance(size, int) else None
+    return found
+
+
+def _warnings(run: RunRecord) -> list[str]:
+    """Return what the run warned of when it began, and on its way: as the terminal printed it, each sentence once."""
+    found = [record.get("message") for record in run.metrics if record["kind"] == "warning"]
+    return list(dict.fromkeys(text for text in found if isinstance(text, str)))[:WARNINGS]
 
 
 def _state(run: RunRecord) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from fedllm.report.guarantee import GuaranteePart
 from fedllm.report.prose.evaluation_data import EvaluationDataPart
+from fedllm.report.prose.strength import StrengthPart
 from fedllm.report.schema_base import Part, Real, TitledPart
 from fedllm.report.sections.black_box import BlackBoxPart
 from fedllm.report.sections.copies import CopiesPart
@@ -69,6 +70,8 @@ class Report(Part):
     evaluation_data: EvaluationDataPart | None = Field(
         description="Whose texts the server has. Null: the settings are lost."
     )
+    strength: StrengthPart | None = Field(description="Null: no finite epsilon is stated.")
+    warnings: list[str] = Field(description="What the run warned of, as the terminal printed it.")
     problems: list[str] = Field(description="What is missing or damaged in the run folder.")
     notes: list[str] = Field(description="What is unfinished.")
     run: RunPart

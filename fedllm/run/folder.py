@@ -6,7 +6,8 @@ Files: ``settings.toml`` (resolved), ``state.json``, ``metrics.jsonl``, ``silos.
 ``codec.safetensors`` and ``codec.json``, with a teacher trained on public text ``teacher.safetensors``
 and ``teacher.json``, and ``silo-logs/``: NAME.jsonl. What is in the
 folder is public, or was released with a guarantee, or without one, that the ledger knows of; the
-exceptions are the silo logs of a simulation, each private to its silo and read by nothing here, and what
+exceptions are the silo logs of a simulation, each private to its silo and read by nothing here, the keyed
+digests of its data among them (:mod:`fedllm.run.data_digests`), and what
 was measured on demand: ``membership.json`` (an attack, made of the silos' texts) and ``landscape/``
 (which says on whose text).
 """

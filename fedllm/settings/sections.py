@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from fedllm.settings.checks.task_section import check_task, filled_columns
-from fedllm.settings.kinds import TASKS, RecordColumns, TaskFacts
+from fedllm.settings.kinds import TASKS, Form, RecordColumns, TaskFacts
 from fedllm.settings.section import NonNegativeInt, PositiveFloat, PositiveInt, Rate, Section
+
+_PHRASE_LABELS = 20
+"""Labels that the default phrase names at most."""
 
 
 class ModelSettings(Section):
@@ -84,9 +87,10 @@ class PrefixSettings(Section):
         "phrase",
         description="Initial value: `phrase` uses the activations of the setting `phrase`, `random` uses Gaussian noise.",
     )
-    phrase: str = Field(
-        "Classify the sentiment of this text as negative, neutral or positive:",
-        description="Text whose keys and values initialise the prefix. It must not contain private data.",
+    phrase: str | None = Field(
+        None,
+        description="Text whose keys and values initialise the prefix. It must not contain private data. Empty: a phrase "
+        "made of `task.kind` and `task.labels`.",
     )
     init_std: PositiveFloat = Field(
         0.02, description='Standard deviation of the noise of `init = "random"`.'
@@ -191,6 +195,20 @@ class TaskSettings(Section):
         facts = self.facts
         labels = self.labels or () if facts.names_labels else ()
         return RecordColumns(self.text, self.target, facts.holds, labels, self.separator)
+
+    @property
+    def phrase(self) -> str:
+        """Phrase that a prefix begins with where none is named: of public settings alone."""
+        labels = ", ".join((self.labels or ())[:_PHRASE_LABELS])
+        phrases: dict[Form, str] = {
+            "class": f"Assign one of these classes to the text: {labels}.",
+            "labels": f"Assign any of these labels to the text: {labels}.",
+            "tags": f"Tag each word of the text with one of these tags: {labels}.",
+            "number": "Give the number that belongs to the text:",
+            "text": "Write the text that belongs to the input:",
+            "messages": "Write the assistant's next turn of the conversation:",
+        }
+        return phrases[self.facts.holds]
 
     @property
     def prompt_length(self) -> int:

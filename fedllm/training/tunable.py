@@ -336,5 +336,7 @@ def trained_size(tunable: Tunable) -> int:
 def initial_params(tunable: Tunable, settings: Settings) -> dict[str, Tensor]:
     """The tensors that travel, before training, float32 on the CPU, a function of the settings alone."""
     params = tunable.task.initial_params()
-    params |= initial_tensors(tunable.adapter, settings.prefix, settings.seed, tunable.backbone)
+    params |= initial_tensors(
+        tunable.adapter, settings.prefix, settings.seed, tunable.backbone, settings.task.phrase
+    )
     return {name: params[name].float().cpu() for name in sorted(params)}

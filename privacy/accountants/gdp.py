@@ -46,7 +46,7 @@ class ExactGdpAccountant(_GdpAccountant):
 
 
 class CltGdpAccountant(_GdpAccountant):
-    """The central-limit approximation: an approximation that under-reports, never a bound.
+    """The central-limit approximation: it may be below the true epsilon or above it, and is never a bound.
 
     mu^2 = sum of q^2 (exp(1/sigma^2) - 1) over sampled steps (Bu et al. 2020, "Deep learning with
     Gaussian differential privacy", corollary 5.3), plus 1/sigma^2 for each unsampled Gaussian.
@@ -54,7 +54,7 @@ class CltGdpAccountant(_GdpAccountant):
 
     name = "gdp-clt"
     is_bound = False
-    trust = "an approximation that under-reports epsilon; not a bound"
+    trust = "an approximation, which may be below the true epsilon or above it; not a bound"
 
     def _refusal(self, event: DpEvent) -> str | None:
         if isinstance(event, dp.GaussianDpEvent):

@@ -113,4 +113,6 @@ def summary(folder: RunFolder, console: Console) -> None:
     texts = found.get("evaluation_data")
     if texts:
         console.print(texts["sentence"], highlight=False, markup=False)
+    if found.get("strength"):
+        console.print(found["strength"]["words"], highlight=False)
     console.print(f"report: {folder.path / 'report.html'}", highlight=False, soft_wrap=True)

@@ -70,10 +70,13 @@ class ProgressReporter:
 
 def run_trial(run: RunFolder, reporter: ProgressReporter, stop: threading.Event) -> str:
     """Run or resume a run folder's experiment and evaluate it; return the run's status."""
+    from fedllm.data.silos import load_federation
     from simulations.in_process import federate
+    from simulations.runner import begin_data
 
     status = str(run.state()["status"])
     if status not in _DONE:
+        begin_data(run, load_federation(run.settings()))
         status = federate(run, stop=stop, callbacks=[reporter])
     if status not in _DONE:
         return status

@@ -91,7 +91,7 @@ def test_one_rule_in_both(
         log = tmp_path / "beta" / "rounds.jsonl" if files else run.silo_log_path("beta")
         logs[kind] = log.read_text(encoding="utf-8") if log.exists() else ""
     assert "1 of 20 records of" in logs["deployed"]
-    assert "counted from 0: 7" in logs["deployed"]
+    assert "records.jsonl line 8" in logs["deployed"]
     if rule == "drop":
         assert "1 of 20 records of" in logs["simulated"]
 

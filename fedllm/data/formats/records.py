@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 Record = dict[str, Any]
 
+Place = tuple[str, int]
+"""Origin of a record: file and unit (``notes.csv line``), and number from 1."""
+
 BadRows = Literal["refuse", "drop"]
 """Handling of unusable rows: refuse the whole data set, or drop the row."""
 
@@ -31,13 +34,14 @@ class TextDataset:
 
     ``records`` has one dict an example, ``name`` says where they come from (for error messages and
     reports), ``columns`` are the keys that every record has, ``left_out`` tells of each time that records which
-    cannot be used were left out.
+    cannot be used were left out. ``places`` says where each record was read; it is empty where that is not known.
     """
 
     records: list[Record]
     name: str
     columns: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -50,8 +54,17 @@ class TextDataset:
 
     def select(self, indices: Iterable[int], name: str | None = None) -> TextDataset:
         """Return the examples at ``indices``, in that order, as a data set that shares the records."""
-        chosen = [self.records[index] for index in indices]
-        return replace(self, records=chosen, name=name or self.name)
+        rows = list(indices)
+        chosen = [self.records[row] for row in rows]
+        places = tuple(self.places[row] for row in rows) if self.places else ()
+        return replace(self, records=chosen, name=name or self.name, places=places)
+
+    def place(self, row: int) -> str:
+        """Return where a record was read, in words; its number from 0 where that is not known."""
+        if not self.places:
+            return f"record {row} (counted from 0)"
+        source, number = self.places[row]
+        return f"{source} {number}"
 
     def column(self, name: str) -> list[Any]:
         """Return the values of one column; raises DataError if there is no such column."""

@@ -18,7 +18,14 @@ from typing import Any
 from fedllm.data.formats.delimited import delimited_rows
 from fedllm.data.formats.encodings import decode_text
 from fedllm.data.formats.parquet import parquet_rows
-from fedllm.data.formats.records import BadRows, DataError, Record, RowError, TextDataset
+from fedllm.data.formats.records import (
+    BadRows,
+    DataError,
+    Place,
+    Record,
+    RowError,
+    TextDataset,
+)
 
 log = logging.getLogger("fedllm.data")
 
@@ -70,8 +77,9 @@ def load_file(
             f"{file}{f'; {hint}' if hint else ''}"
         )
     rows: Iterable[tuple[int, Record | RowError]]
+    unit = "line"
     if ending == ".parquet":
-        rows = parquet_rows(file, columns)
+        rows, unit = parquet_rows(file, columns), "row"
     else:
         raw = read_bytes(file, packed=packed)
         text = decode_text(raw, encoding, str(file), mark_bad=bad_rows == "drop")
@@ -80,11 +88,12 @@ def load_file(
                 text, str(file), delimiter=delimiter, first=_FIRST[ending], columns=columns or ()
             )
         elif ending == ".json" and text.lstrip()[:1] == "[":
-            rows = array_rows(text, str(file))
+            rows, unit = array_rows(text, str(file)), "element"
         else:
             rows = jsonl_rows(text, str(file))
-    records, left_out = _kept(rows, str(file), bad_rows, limit)
-    return _dataset(records, str(file), columns, left_out)
+    records, numbers, left_out = _kept(rows, str(file), bad_rows, limit)
+    places = [(f"{file} {unit}", number) for number in numbers]
+    return _dataset(records, str(file), columns, left_out, places)
 
 
 def ending_of(file: Path) -> tuple[str | None, bool]:
@@ -130,13 +139,15 @@ def load_folder(
     wanted = [column for column in columns if column != silo_column]
     records: list[Record] = []
     left_out: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     for name, file in files.items():
         found = load_file(
             file, columns=wanted, encoding=encoding, delimiter=delimiter, bad_rows=bad_rows
         )
         records += [record | {silo_column: name} for record in found]
         left_out += found.left_out
-    return TextDataset(records, str(folder), (*wanted, silo_column), left_out)
+        places += found.places
+    return TextDataset(records, str(folder), (*wanted, silo_column), left_out, places)
 
 
 def read_bytes(file: Path, *, packed: bool) -> bytes:
@@ -214,9 +225,10 @@ def _object(value: Any, name: str, unit: str, number: int, written: str) -> Reco
 
 def _kept(
     rows: Iterable[tuple[int, Record | RowError]], name: str, rule: BadRows, limit: int | None
-) -> tuple[list[Record], list[str]]:
-    """Return the records, and the lines that hold none."""
+) -> tuple[list[Record], list[int], list[str]]:
+    """Return the records, the number of each, and the lines that hold none."""
     records: list[Record] = []
+    numbers: list[int] = []
     faults: list[str] = []
     for line, row in rows:
         if isinstance(row, RowError):
@@ -225,17 +237,22 @@ def _kept(
             faults.append(str(line))
             continue
         records.append(row)
+        numbers.append(line)
         if limit is not None and len(records) >= limit:
             break
     if not faults:
-        return records, []
+        return records, numbers, []
     found = f"{len(faults)} of {len(faults) + len(records)} rows of {name} are no records; the first, by line: {', '.join(faults[:5])}"
     log.warning("left out: %s", found)
-    return records, [found]
+    return records, numbers, [found]
 
 
 def _dataset(
-    records: list[Record], name: str, columns: Sequence[str] | None, left_out: Sequence[str]
+    records: list[Record],
+    name: str,
+    columns: Sequence[str] | None,
+    left_out: Sequence[str],
+    places: Sequence[Place],
 ) -> TextDataset:
     """Return the records with the wanted columns, None where one has no such key."""
     if not records:
@@ -248,7 +265,7 @@ def _dataset(
             f"Expected column '{missing[0]}' in {name}, got columns {', '.join(present) or '(none)'}"
         )
     chosen = [{column: record.get(column) for column in wanted} for record in records]
-    return TextDataset(chosen, name, wanted, tuple(left_out))
+    return TextDataset(chosen, name, wanted, tuple(left_out), tuple(places))
 
 
 def _excerpt(row: str) -> str:

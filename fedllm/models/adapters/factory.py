@@ -57,17 +57,19 @@ def make_adapter(settings: Settings, backbone: Backbone) -> Adapter:
 
 
 def initial_tensors(
-    adapter: Adapter, prefix: PrefixSettings, seed: int, backbone: Backbone
+    adapter: Adapter, prefix: PrefixSettings, seed: int, backbone: Backbone, phrase: str
 ) -> dict[str, Tensor]:
     """The adapter's tensors before training, float32 on the CPU, a function of settings and model alone.
 
     Args:
         prefix: how a prefix begins.
         seed: of what is drawn.
+        phrase: the task's, where ``prefix`` names none.
     """
     if isinstance(adapter, PrefixAdapter):
         if prefix.init == "phrase":
-            return {PREFIX: init_from_phrase(backbone, adapter.spec, prefix.phrase)}
+            named = phrase if prefix.phrase is None else prefix.phrase
+            return {PREFIX: init_from_phrase(backbone, adapter.spec, named)}
         rng = generator(seed, "prefix-init")
         return {PREFIX: init_random(adapter.spec, prefix.init_std, rng)}
     if isinstance(adapter, LoraAdapter):

@@ -118,11 +118,11 @@ def trade_off_curve(curves: Mapping[str, Any], accountant: str) -> str:
         axes.set_xlabel("false alarms (record was not used)")
         axes.set_ylabel("missed (record was used)")
 
-    at = min(points, key=lambda p: abs(p[0] - 0.05))
+    at = min(points, key=lambda p: abs(p[0] - 0.01))
     title = (
         "Trade-off curve: whoever tests whether one record was used, with false alarms in "
-        f"{at[0]:.0%} of the cases, misses at least {math.floor(1000 * at[1]) / 10:g}% of the records "
-        f"that were used, by the {accountant} accountant; by guessing, {1 - at[0]:.0%}."
+        f"{at[0]:.0%} of the cases, recognises at most {math.ceil(1000 * (1 - at[1]) - 1e-9) / 10:g}% of the records "
+        f"that were used, by the {accountant} accountant; by guessing, {at[0]:.0%}."
     )
     if gaussian:
         title += f" The Gaussian curve of mu {round_up(curves['mu'], 4)} is never above it."

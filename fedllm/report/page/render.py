@@ -49,6 +49,8 @@ _TONES = {
     "nothing-released": "warn",
 }
 
+_BY_STRENGTH = {"strong": "good", "moderate": "fair", "weak": "warn", "none": "bad"}
+
 _SECTIONS = {
     "black-box.html": black_box.MARKUP,
     "copies.html": copies.MARKUP,
@@ -177,11 +179,17 @@ def _style(content: Mapping[str, Any]) -> str:
 
 
 def _tone(content: Mapping[str, Any]) -> str:
-    guarantee = content["guarantee"]
+    """Return the colour of the first lines: the worst of what is guaranteed, to whom, and how strongly."""
+    guarantee, strength = content["guarantee"], content.get("strength")
     tone = _TONES[guarantee["level"]]
     lost = any(epsilon == float("inf") for epsilon in guarantee["others"].values())
     has_texts = bool((content["evaluation_data"] or {}).get("share"))
-    return "warn" if tone == "good" and (lost or has_texts) else tone
+    tones = [
+        tone,
+        "warn" if lost or has_texts else tone,
+        tone if strength is None else _BY_STRENGTH[strength["level"]],
+    ]
+    return max(tones, key=("good", "fair", "warn", "bad").index)
 
 
 def _figure(content: Mapping[str, Any], curves: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,12 +7,14 @@ STYLE = """\
   color-scheme: light dark;
   --page: #ffffff; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --grid: #d9dee3; --tint: #f5f7f9;
   --good: #116329; --good-tint: #e6f5ea; --warn: #7a4b00; --warn-tint: #fff4d6;
+  --fair: #0b4a85; --fair-tint: #e4f0fb;
   --bad: #a40e16; --bad-tint: #ffe9e8;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --page: #14181d; --ink: #e4e8ec; --soft: #a3acb6; --line: #39424c; --grid: #353d46; --tint: #1c2229;
     --good: #7ddc97; --good-tint: #13291b; --warn: #f0c25e; --warn-tint: #2e2510;
+    --fair: #8cc4ff; --fair-tint: #11263a;
     --bad: #ff9d97; --bad-tint: #381717;
   }
 }
@@ -30,10 +32,12 @@ p { margin: .5rem 0; max-width: 48rem; }
   margin: 0; max-width: none; padding: 1rem 1.25rem; border-left: .4rem solid; border-radius: .25rem;
   font-size: 1.1rem; line-height: 1.45; font-weight: 600; overflow-wrap: anywhere;
 }
+#strength { margin-top: .35rem; font-size: 1rem; font-weight: 400; }
 .good { color: var(--good); background: var(--good-tint); border-color: var(--good); }
+.fair { color: var(--fair); background: var(--fair-tint); border-color: var(--fair); }
 .warn { color: var(--warn); background: var(--warn-tint); border-color: var(--warn); }
 .bad { color: var(--bad); background: var(--bad-tint); border-color: var(--bad); }
-strong.good, strong.warn, strong.bad { background: none; }
+strong.good, strong.fair, strong.warn, strong.bad { background: none; }
 td.bad { background: none; border-color: var(--line); }
 .notice { margin: .75rem 0; padding: .6rem 1rem; border-left: .3rem solid; border-radius: .25rem; max-width: none; }
 .notice ul { margin: .25rem 0; padding-left: 1.25rem; }
@@ -94,6 +98,7 @@ footer { margin-top: 2.5rem; font-size: .8rem; }
     color-scheme: light;
     --page: #ffffff; --ink: #000000; --soft: #444444; --line: #bbbbbb; --grid: #dddddd; --tint: #f7f7f7;
     --good: #116329; --good-tint: #e6f5ea; --warn: #7a4b00; --warn-tint: #fff4d6; --bad: #a40e16; --bad-tint: #ffe9e8;
+    --fair: #0b4a85; --fair-tint: #e4f0fb;
   }
   body { max-width: none; padding: 0; font-size: 9.5pt; }
   h1 { font-size: 15pt; } h2 { font-size: 11.5pt; margin-top: 1.25rem; }

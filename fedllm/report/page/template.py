@@ -50,6 +50,9 @@ PAGE = """\
 <body>
 <main>
 <p class="guarantee {{ tone }}" id="guarantee">{{ g.sentence }}</p>
+{% if report.strength %}
+<p class="guarantee {{ tone }}" id="strength">{{ report.strength.words }}</p>
+{% endif %}
 {% if report.evaluation_data %}
 {% set own = report.evaluation_data %}
 <div class="notice {{ "bad" if own.share else "soft" }}" id="server-texts"><strong>What the server has of the silos' texts:</strong>
@@ -60,6 +63,10 @@ PAGE = """\
 {% if report.problems %}
 <div class="notice warn" id="problems"><strong>Missing or damaged in this run folder:</strong>
 <ul>{% for problem in report.problems %}<li>{{ problem }}</li>{% endfor %}</ul></div>
+{% endif %}
+{% if report.warnings %}
+<div class="notice warn" id="warnings"><strong>The run warned:</strong>
+<ul>{% for text in report.warnings %}<li>{{ text }}</li>{% endfor %}</ul></div>
 {% endif %}
 {% if report.notes %}
 <div class="notice warn" id="notes"><strong>Unfinished:</strong>

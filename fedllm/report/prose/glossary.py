@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import floor
+from math import ceil
 from typing import Any
 
 GLOSSARY: tuple[tuple[str, str], ...] = (
@@ -80,7 +80,7 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
     if found is None:
         return None
     alarms = found["false_alarms"]
-    least = max(0, floor(1000 * found["missed"] - 1e-9)) / 10
+    most = min(100.0, ceil(1000 * (1 - found["missed"]) - 1e-9) / 10)
     subject = _SUBJECTS[guarantee["unit"]]
     who = {
         "outsider": "Somebody who sees the released model",
@@ -96,11 +96,13 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
         if guarantee["level"] == "conditional"
         else "for anybody who cannot break the cipher that the noise comes from"
     )
+    recognises = f"recognises at most {most:g}%"
+    if most >= 100:
+        recognises = "may recognise (as far as is proven) 100%"
     if content.get("vouching") is not None:
         source += ", as far as what the silos vouch for is true"
     return (
         f"{who}{limit} and tries to tell whether {subject} was used in the training, and who raises a "
-        f"false alarm in {alarms:.0%} of the cases in which it was not, misses at least {least:g}% of "
-        f"the cases in which it was. By guessing alone, {1 - alarms:.0%} would be missed. This holds "
-        f"whatever else is known about the data, {source}."
+        f"false alarm in {alarms:.0%} of the cases in which it was not, {recognises} of the cases in which it was. By "
+        f"guessing alone it would be {alarms:.0%}. This holds whatever else is known about the data, {source}."
     )

@@ -50,7 +50,7 @@ def privacy_curves(
     fine = np.linspace(0.0, end, _FINE if accountant_name == "pld" else _COARSE)
     deltas = np.array([accountant.delta(events, float(epsilon)) for epsilon in fine])
     chosen = np.unique(np.linspace(0, fine.size - 1, _SHOWN).astype(int))
-    alphas = np.unique(np.r_[0.0, np.geomspace(1e-4, 0.02, 20), np.linspace(0.02, 1.0, 99)])
+    alphas = np.unique(np.r_[0.0, 0.01, np.geomspace(1e-4, 0.02, 20), np.linspace(0.02, 1.0, 99)])
     missed = trade_off(fine, deltas, alphas)
     missed_of_mu: list[float | None] = [None] * alphas.size
     if mu is not None:

@@ -27,7 +27,7 @@ CURVES = 8
 """Silos in the drawing of epsilon by round."""
 POINTS = 8
 """Rounds at which each of them is accounted."""
-FALSE_ALARMS = 0.05
+FALSE_ALARMS = 0.01
 """Rate at which the guarantee is put in plain words."""
 DISTINCT = 64
 """Silos with differing events up to which that is computed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,12 +12,16 @@ from pydantic import Field
 
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
+from fedllm.report.guarantee import shown
 from fedllm.report.guarded import guarded
 from fedllm.report.record import RunRecord
 from fedllm.report.schema_base import Part, Real
 from privacy.accountants import make_accountant
 from privacy.guarantee import SERVER, Adversary, Relation
 from privacy.ledger.ledger import composed
+
+CLEARLY = 0.99
+"""An approximation below this share of the headline's (tight) bound under-reports."""
 
 
 class FigurePart(Part):
@@ -136,7 +141,10 @@ def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[st
     return {**found, "spent": spent}
 
 
-def accountants_part(relation: Relation) -> list[dict[str, Any]]:
+def accountants_part(
+    relation: Relation, accounted: Sequence[SiloAccounting] = ()
+) -> list[dict[str, Any]]:
+    """Return what each accountant may be trusted for; of an approximation, whether it is below the headline here."""
     table = []
     for name, title in accounting.ACCOUNTANTS:
         try:
@@ -144,8 +152,29 @@ def accountants_part(relation: Relation) -> list[dict[str, Any]]:
         except (ValueError, KeyError):
             continue
         row = {"name": name, "title": title, "bound": bool(accountant.is_bound)}
-        table.append(row | {"trust": str(getattr(accountant, "trust", ""))})
+        trust = str(getattr(accountant, "trust", ""))
+        if not accountant.is_bound:
+            trust += _below(name, accounted)
+        table.append(row | {"trust": trust})
     return table
+
+
+def _below(name: str, accounted: Sequence[SiloAccounting]) -> str:
+    """Say where an approximation is clearly below the bound of the headline; empty where it nowhere is."""
+    found = []
+    for silo in accounted:
+        for adversary, figures in silo.figures.items():
+            own = next((f.epsilon for f in figures if f.accountant == name), None)
+            bound = silo.headline(adversary).epsilon
+            if own is not None and bound is not None and own < CLEARLY * bound < math.inf:
+                found.append((own / bound, own, bound, silo.name, adversary))
+    if not found:
+        return ""
+    _, own, bound, silo_name, adversary = min(found)
+    return (
+        f"; here it under-reports: {own:.3f} in place of {shown(bound)} (silo {silo_name}, against the "
+        f"{adversary})"
+    )
 
 
 def page_values(content: Mapping[str, Any]) -> dict[str, Any]:

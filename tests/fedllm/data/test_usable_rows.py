@@ -49,7 +49,7 @@ def test_a_bad_row_is_refused_or_left_out(
     columns = RecordColumns(("text",), "label", "class", ("low", "high"))
     with pytest.raises(DataError, match="1 of 3 records of rows cannot be used") as raised:
         checked(data, columns, "refuse")
-    assert "counted from 0: 1" in str(raised.value)
+    assert "the first: record 1 (counted from 0)" in str(raised.value)
     with caplog.at_level(logging.WARNING):
         assert checked(data, columns, "drop").records == [GOOD, GOOD]
     assert "1 of 3 records" in caplog.text

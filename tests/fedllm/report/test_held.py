@@ -130,7 +130,7 @@ def test_what_holds_under_a_condition_alone_is_not_called_guaranteed(
     silo, found = levelled(path, relation)
     assert found.level == "if-fixed"
     assert found.sentence.startswith("Guaranteed ONLY UNDER A CONDITION: ")
-    assert _tone(asdict(found)) == "warn"
+    assert _tone({"guarantee": asdict(found), "evaluation_data": None}) == "warn"
     assert found.reasons == (silo.held["server"].note,)
     _, seeded = levelled(path, relation, seeded=True)
     assert seeded.level == "conditional"
@@ -186,5 +186,5 @@ def test_plain_words_and_curves_are_of_what_holds(tmp_path: Path) -> None:
     assert content["privacy_curves"] is None
     missed = content["meaning"]["missed"]
     epsilon, delta = guarantee["epsilon"], guarantee["delta"]
-    line = max(1 - delta - math.exp(epsilon) * 0.05, math.exp(-epsilon) * (1 - delta - 0.05))
+    line = max(1 - delta - math.exp(epsilon) * 0.01, math.exp(-epsilon) * (1 - delta - 0.01))
     assert missed == pytest.approx(line, rel=1e-12)

@@ -10,9 +10,34 @@ _EVALUATION = "tests/server/test_failed_evaluation.py"
 _PRIVATE = "tests/fedllm/files/test_private_file.py"
 _START = "tests/integration/test_before_the_first_row.py"
 _ROWS = "tests/fedllm/data/test_usable_rows.py"
+_DATA = "tests/integration/test_data_before_the_run.py"
 _LOCK = "tests/integration/test_run_lock.py"
 
 MUTATIONS = (
+    Mutation(
+        "simulated-silos-not-checked",
+        "fedllm/silo/check_all.py",
+        "    if not faults:\n",
+        "    if faults or not faults:\n",
+        "A bad row of one silo is found in a round, after all have paid for it.",
+        (f"{_DATA}::test_a_bad_row_of_any_silo_ends_the_command_at_once",),
+    ),
+    Mutation(
+        "changed-data-go-unnoticed",
+        "fedllm/run/data_digests.py",
+        "if kept.get(name) != now.get(name))",
+        "if name not in kept)",
+        "A resumed run trains on other records than its first rounds, and nobody is told.",
+        (f"{_DATA}::test_resume_checks_the_rows_again_and_notices_changed_data",),
+    ),
+    Mutation(
+        "digests-without-their-key",
+        "fedllm/run/data_digests.py",
+        "        digest = hmac.new(key, digestmod=hashlib.sha256)",
+        "        digest = hashlib.sha256()",
+        "Who knows all records but one tests guesses of that one against the run folder.",
+        (f"{_DATA}::test_the_digests_are_keyed_and_private",),
+    ),
     Mutation(
         "run-folder-without-its-lock",
         "fedllm/run/lock.py",

@@ -7,10 +7,27 @@ from ..mutation import Mutation
 _REPORT = "tests/fedllm/report/test_report.py"
 _SIGNATURE = "fedllm/report/signature.py"
 _SIGNING = ("tests/fedllm/report/test_signature.py",)
+_STRENGTH = "tests/fedllm/report/test_strength.py"
 _GUARANTEE = "fedllm/report/guarantee.py"
 _ACCOUNTING = "fedllm/report/accounting.py"
 
 MUTATIONS = (
+    Mutation(
+        "green-whatever-the-epsilon",
+        "fedllm/report/prose/strength.py",
+        "    place = next((i for i, limit in enumerate(limits) if epsilon <= limit), len(limits))",
+        "    place = 0",
+        "A guarantee of epsilon = 1000 is shown as strong protection.",
+        (f"{_STRENGTH}::test_the_limits",),
+    ),
+    Mutation(
+        "delta-of-any-size",
+        "fedllm/report/prose/strength.py",
+        '        place = max(place, ORDER.index("none" if published >= ONE else "weak"))',
+        "        place = max(place, 0)",
+        "A delta that allows to publish whole records is shown as strong protection.",
+        (f"{_STRENGTH}::test_the_limits",),
+    ),
     Mutation(
         "signed-report-overwritten",
         "fedllm/report/page/render.py",
