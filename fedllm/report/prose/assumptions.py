@@ -311,7 +311,8 @@ def _copies(settings: Settings) -> str:
         "in one silo cost together is larger than k times that: each copy is drawn by itself, and what they "
         "contribute adds up. The numbers for 2 and 4 are in this report (copies), others by `fedllm account "
         "--copies K`. A record that several silos hold costs their events together (`--parties A,B`). How often "
-        "a record occurs is private: each silo counts it into its own log."
+        "a record occurs is private and stands in no report: each silo counts it into its own log, and `fedllm run` warns "
+        "of it on the terminal."
     )
 
 
