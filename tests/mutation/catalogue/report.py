@@ -47,8 +47,8 @@ MUTATIONS = (
     Mutation(
         "holdout-below-a-green-line",
         "fedllm/report/page/render.py",
-        "(lost or has_texts)",
-        "lost",
+        '"warn" if lost or has_texts else tone',
+        '"warn" if lost else tone',
         "The report of a run whose server has the silos' texts begins in green.",
         ("tests/integration/test_evaluation_data.py::test_a_holdout_is_in_the_first_lines",),
     ),
