@@ -12,6 +12,7 @@ import pytest
 from report_runs import enter, finish_round, new_run, page, trained
 
 from fedllm.report import build, write_report
+from fedllm.report.page.render import _tone
 from fedllm.report.prose.strength import strength_of
 from privacy.events.constructors import dp_sgd, gaussian
 
@@ -148,3 +149,14 @@ def test_the_central_limit_is_said_to_under_report_only_where_it_does(tmp_path: 
     )
     assert found is not None
     assert float(found[1]) < 0.99 * float(found[2])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_strong_guarantee_is_not_green_where_the_server_has_texts(share: float) -> None:
+    content = {
+        "guarantee": {"level": "guaranteed", "others": {"server": 0.5}},
+        "strength": {"level": "strong"},
+        "evaluation_data": {"share": share},
+    }
+    assert _tone(content) == ("warn" if share else "good")
+    assert _tone(content | {"strength": {"level": "none"}}) == "bad"

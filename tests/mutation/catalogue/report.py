@@ -50,7 +50,7 @@ MUTATIONS = (
         '"warn" if lost or has_texts else tone',
         '"warn" if lost else tone',
         "The report of a run whose server has the silos' texts begins in green.",
-        ("tests/integration/test_evaluation_data.py::test_a_holdout_is_in_the_first_lines",),
+        (f"{_STRENGTH}::test_a_strong_guarantee_is_not_green_where_the_server_has_texts",),
     ),
     Mutation(
         "report-rounds-epsilon-down",
