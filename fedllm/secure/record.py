@@ -111,7 +111,7 @@ class Record:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = FileLock(f"{self.path}.lock", mode=0o600)
             lock.acquire()
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # the second: a file system without locks
             raise SumRefused(f"Cannot lock the record of sums {self.path}: {error}") from error
         try:
             yield
