@@ -145,7 +145,7 @@ def run(
     from fedllm.run.folder import RunFolder
     from fedllm.run.lock import sole_use
 
-    runner = _simulations("runner", "flwr", "ray")
+    runner = _simulations("runner", "flwr")
     settings = _settings(experiment)
     settings = runner.prepare(settings)
     made = RunFolder.create(settings, folder)
@@ -184,7 +184,7 @@ def resume(
                 f"Expected an unfinished run, {folder.path if path is folder else path} is finished"
             )
         require_unsigned(folder.path, MOVE)
-        runner = _simulations("runner", "flwr", "ray")
+        runner = _simulations("runner", "flwr")
         watchers = [] if watch is None else watch(folder)
         runner.simulate(folder, watchers, changed_data=changed_data)
     return folder
@@ -246,7 +246,17 @@ def _settings(experiment: Settings | str | Path) -> Settings:
 
 def _simulations(module: str, *needed: str) -> ModuleType:
     """Import a module of ``simulations``, which builds on this package and is therefore imported when it is used."""
-    for package in ("simulations", *needed):
+    require_packages("simulations", *needed)
+    return import_module(f"simulations.{module}")
+
+
+def require_packages(*names: str) -> None:
+    """Refuse to simulate without these packages.
+
+    Raises:
+        MissingPackage: one is not installed.
+    """
+    for package in names:
         try:
             found = find_spec(package) is not None
         except ModuleNotFoundError:
@@ -256,4 +266,3 @@ def _simulations(module: str, *needed: str) -> ModuleType:
                 f"Expected the package {package} to simulate an experiment, got none installed: "
                 f"pip install {_INSTALL[package]}"
             )
-    return import_module(f"simulations.{module}")

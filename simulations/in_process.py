@@ -97,16 +97,24 @@ class LocalGrid(Grid):
             self.sent += 1
             task = over_the_wire(message, f"message-{self.sent}")
             ids.append(task.metadata.message_id)
-            try:
-                reply = self.client_app(task, self.contexts[task.metadata.dst_node_id])
-            except Exception as error:  # as Flower's engine does
-                reply = Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=task)
-            arrived: Message | None = reply
-            if self.tamper is not None:
-                arrived = self.tamper(task, reply)
+            arrived: Message | None = self._reply(task)
+            if self.tamper is not None and arrived is not None:
+                arrived = self.tamper(task, arrived)
             if arrived is not None:
                 self.replies[ids[-1]] = over_the_wire(arrived, f"reply-{self.sent}")
         return ids
+
+    def answered(self, message: Message, message_id: str) -> Message:
+        """Return the reply to a message, as it arrives."""
+        reply = self._reply(over_the_wire(message, message_id))
+        return over_the_wire(reply, message_id.replace("message", "reply"))
+
+    def _reply(self, task: Message) -> Message:
+        try:
+            reply: Message = self.client_app(task, self.contexts[task.metadata.dst_node_id])
+        except Exception as error:  # as Flower's engine does
+            return Message(Error(2, f"{type(error).__name__}: {error}"), reply_to=task)
+        return reply
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies that are there."""
@@ -115,6 +123,37 @@ class LocalGrid(Grid):
     def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
         """Not used."""
         raise NotImplementedError
+
+
+class TurnGrid(LocalGrid):
+    """Answers one message at each look for replies, so that a run shows its progress and can be stopped in between.
+
+    Nothing runs at the same time: silos and server share the model's one copy. Replies have no time limit, since no
+    machine can be lost.
+    """
+
+    in_turn = True
+
+    def __init__(self, client_app: Any, nodes: int) -> None:
+        super().__init__(client_app, nodes)
+        self.waiting: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Keep the messages for later; ids of the messages."""
+        ids = []
+        for message in messages:
+            ids.append(f"message-{self.sent + 1 + len(ids)}")
+            self.waiting[ids[-1]] = message
+        self.sent += len(ids)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Answer the oldest of these messages that has no answer yet; its reply."""
+        asked = set(message_ids)
+        for name in self.waiting:
+            if name in asked:
+                return [self.answered(self.waiting.pop(name), name)]
+        return []
 
 
 def over_the_wire(message: Message, message_id: str) -> Message:

@@ -42,7 +42,7 @@ class LiveView:
         self.targets: dict[str, Mapping[str, Any]] = {}
         self.left: dict[str, str] = {}
         self.bytes = 0
-        self.note = "starting workers and loading the model"
+        self.note = "starting and loading the model"
         self.began = time.monotonic()
         self.live: Live | None = None
         if self.console.is_terminal:
@@ -58,6 +58,12 @@ class LiveView:
             self.progress.reset(self.task, completed=record["round"])
             self.note = f"{len(self.sizes)} silos connected"
             self._print(f"{self.settings.name}: {self.note}, {record['rounds']} rounds")
+        elif kind == "engine":
+            how = {
+                "in-process": "in this process, one silo after the other",
+                "ray": "on Flower's Ray engine, in worker processes",
+            }
+            self._say(f"engine: {record['silos']} silos {how[record['engine']]}")
         elif kind == "warning":
             self._say(f"warning: {record['message']}")
         elif kind == "teacher":

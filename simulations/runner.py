@@ -1,4 +1,4 @@
-"""Run an experiment on Flower's Ray engine, in this process, with a live view; or continue with one."""
+"""Run an experiment on this machine, in this process or on Flower's Ray engine; or continue with one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedllm.api import require_packages
 from fedllm.budget.evaluation_choice import decide_evaluation
 from fedllm.budget.plan import for_silos
 from fedllm.data.public import evaluation_set
@@ -27,7 +29,8 @@ from fedllm.settings.experiment import Settings
 from fedllm.silo.check_all import require_usable
 from fedllm.training.tunable import shared_tunable
 from server.monitoring import Callback
-from server.run import FINISHED, STOPPED, run_experiment
+from server.run import FAILED, FINISHED, STOPPED, run_experiment
+from simulations.in_process import TurnGrid
 
 CHANGED_DATA = (
     "the run went on with other data than it was begun with (`fedllm resume --changed-data`): a record's guarantee is over "
@@ -42,12 +45,15 @@ def prepare(settings: Settings) -> Settings:
         The settings of the run: with ``evaluation.clients`` decided.
 
     Raises:
-        ValueError: RAY_ADDRESS is set, or the data, the model or the settings are not usable, alone or with these silos; the
+        ValueError: the engine is Ray and it is not installed or RAY_ADDRESS is set, or the data, the model or the settings are not usable, alone or with these silos; the
             message says why.
     """
-    require_own_engine()
+    if settings.simulation.engine == "ray":
+        require_own_engine()
     settings = decide_evaluation(settings)
     federation = load_federation(settings)
+    if settings.simulation.engine_for(len(federation.silos)) == "ray":
+        require_own_engine()
     for_silos(settings, federation.names)
     task = shared_tunable(settings).task
     task.features(evaluation_set(settings).records)
@@ -68,16 +74,47 @@ def simulate(
     Raises:
         DataError: the data cannot be read or divided, or a silo has records that cannot be used.
         RunFolderError: the data are not those that the run was begun with.
-        RuntimeError: Flower's engine failed.
+        EngineFault: Flower's Ray engine could not start, or died; one line, which the run's state has too.
     """
-    require_own_engine()
     settings = run.settings()
     _quiet()
     federation = load_federation(settings)
     nodes = len(federation.silos)
+    engine = settings.simulation.engine_for(nodes)
+    if engine == "ray":
+        require_own_engine()
     notes = begin_data(run, federation, changed_data)
+    for callback in callbacks:
+        callback.record({"kind": "engine", "round": 0, "engine": engine, "silos": nodes})
     stop = threading.Event()
-    outcome: dict[str, Any] = {"status": "failed"}
+    with _interrupts(stop):
+        if engine == "ray":
+            return _on_ray(run, settings, nodes, stop, callbacks, notes)
+        from client.app import app as client_app
+
+        grid = TurnGrid(client_app, nodes)
+        return run_experiment(
+            grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks, notes=notes
+        )
+
+
+def _on_ray(
+    run: RunFolder,
+    settings: Settings,
+    nodes: int,
+    stop: threading.Event,
+    callbacks: Sequence[Callback],
+    notes: Sequence[str],
+) -> str:
+    """Train on Flower's Ray engine; the status is returned.
+
+    Raises:
+        EngineFault: the engine could not start, or died.
+    """
+    from client.app import app as client_app
+    from simulations.ray_engine import EngineFault, run_on_ray
+
+    outcome = {"status": FAILED}
     server_app = ServerApp()
 
     @server_app.main()
@@ -86,10 +123,17 @@ def simulate(
             grid, run, stop=stop, expected_nodes=nodes, callbacks=callbacks, notes=notes
         )
 
-    from flwr.simulation import run_simulation
+    try:
+        run_on_ray(server_app, client_app, nodes, backend_config(settings, nodes), stop)
+    except EngineFault as fault:
+        run.set_state(status=FAILED, message=str(fault))
+        raise
+    return outcome["status"]
 
-    from client.app import app as client_app
 
+@contextmanager
+def _interrupts(stop: threading.Event) -> Iterator[None]:
+    """Have the first Ctrl-C (or SIGTERM) set ``stop``, and the second do what it did before."""
     previous = signal.getsignal(signal.SIGINT)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -102,17 +146,11 @@ def simulate(
         signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, interrupt)
     try:
-        run_simulation(
-            server_app=server_app,
-            client_app=client_app,
-            num_supernodes=nodes,
-            backend_config=backend_config(settings, nodes),
-        )
+        yield
     finally:
         if in_main:
             signal.signal(signal.SIGINT, previous)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return str(outcome["status"])
 
 
 def begin_data(run: RunFolder, federation: Federation, changed_data: bool = False) -> list[str]:
@@ -147,11 +185,13 @@ def begin_data(run: RunFolder, federation: Federation, changed_data: bool = Fals
 
 
 def require_own_engine() -> None:
-    """Refuse an environment that sends Ray to a cluster of another program.
+    """Refuse an environment without Ray, or one that sends Ray to a cluster of another program.
 
     Raises:
-        ValueError: RAY_ADDRESS names one. Ray itself tries for minutes before it says so.
+        MissingPackage: Ray is not installed.
+        ValueError: RAY_ADDRESS names a cluster. Ray itself tries for minutes before it says so.
     """
+    require_packages("ray")
     address = os.environ.get("RAY_ADDRESS", "")
     if address not in ("", "local"):
         raise ValueError(

@@ -395,11 +395,22 @@ class EvaluationSettings(Section):
         return self.clients in ("private", "raw")
 
 
-class SimulationSettings(Section):
-    """Resources of a simulation on one machine (Ray)."""
+MOST_IN_PROCESS = 32
+"""Silos of a simulation that train one after the other without being asked to."""
 
+
+class SimulationSettings(Section):
+    """Engine and resources of a simulation on one machine."""
+
+    engine: Literal["auto", "in-process", "ray"] = Field(
+        "auto",
+        description="`in-process`: the silos train one after the other in this process, which has one copy of the model. "
+        "`ray`: Flower's Ray engine, with worker processes. Both give the same bits. `auto` is `ray` from 33 silos on, or "
+        "where `workers` is above 1 or `gpus_per_worker` above 0, else `in-process`.",
+    )
     workers: PositiveInt | None = Field(
-        None, description="Number of worker processes; empty: one per CPU core (or per GPU share)."
+        None,
+        description="Ray: number of worker processes; empty: one per CPU core (or per GPU share).",
     )
     threads: PositiveInt = Field(
         1,
@@ -407,8 +418,15 @@ class SimulationSettings(Section):
         "number of workers changes nothing.",
     )
     gpus_per_worker: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="GPUs per worker; 0.25 puts four workers on one GPU."
+        0.0, description="Ray: GPUs per worker; 0.25 puts four workers on one GPU."
     )
+
+    def engine_for(self, silos: int) -> Literal["in-process", "ray"]:
+        """Return the engine of a simulation with this number of silos."""
+        if self.engine != "auto":
+            return self.engine
+        asked = (self.workers or 1) > 1 or self.gpus_per_worker > 0
+        return "ray" if asked or silos > MOST_IN_PROCESS else "in-process"
 
 
 class OutputSettings(Section):

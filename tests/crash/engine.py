@@ -32,7 +32,7 @@ from tests.crash.crash import (
 )
 
 SEEDED = "seeded noise by the silos"
-ROUNDS = {"server.rounds": 20, "simulation.workers": 2}
+ROUNDS = {"server.rounds": 20, "simulation.engine": "ray", "simulation.workers": 2}
 
 
 def kill_engine_runs(

@@ -92,10 +92,16 @@ def test_without_ray_one_error_says_what_to_install() -> None:
         "Expected the package ray to simulate an experiment, got none installed: "
         "pip install 'flwr[simulation]'"
     )
-    code = "import fedllm\ntry:\n    fedllm.run(fedllm.Settings())\nexcept ValueError as error:\n    print(error)"
+    code = "import fedllm\ntry:\n    fedllm.run(fedllm.Settings(simulation={'engine': 'ray'}))\nexcept ValueError as error:\n    print(error)"
     assert python(ABSENT + code).stdout == f"{message}\n"
     command = "from simulations.cli.main import main\nmain()"
-    done = python(ABSENT + command, "run", "simulations/experiments/tweets.toml")
+    done = python(
+        ABSENT + command,
+        "run",
+        "simulations/experiments/tweets.toml",
+        "--set",
+        "simulation.engine=ray",
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"fedllm: {message}\n"
 

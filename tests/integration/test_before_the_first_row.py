@@ -92,12 +92,14 @@ def test_an_engine_of_another_program_is_named_at_once(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
     began = time.monotonic()
-    for call in (lambda: prepare(tiny_settings()), lambda: simulate(start_run("ray"))):
+    ray = {"simulation.engine": "ray"}
+    for call in (lambda: prepare(tiny_settings(**ray)), lambda: simulate(start_run("ray", **ray))):
         with pytest.raises(ValueError, match=r"got RAY_ADDRESS=127\.0\.0\.1:6379; unset it"):
             call()
     assert time.monotonic() - began < 5
+    prepare(tiny_settings())  # in this process: nothing is asked of Ray
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    prepare(tiny_settings())
+    prepare(tiny_settings(**ray))
 
 
 @pytest.mark.slow
@@ -105,6 +107,7 @@ def test_the_command_says_so_in_one_line(word_files: Path, tmp_path: Path) -> No
     experiment = tmp_path / "e.toml"
     experiment.write_text(f'[data]\nsource = "files"\npath = "{word_files}"\n', encoding="utf-8")
     command = [sys.executable, "-m", "simulations.cli.main", "run", str(experiment)]
+    command += ["--set", "simulation.engine=ray"]
     done = subprocess.run(
         command,
         capture_output=True,

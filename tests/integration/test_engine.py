@@ -19,8 +19,12 @@ from torch import Tensor
 from fedllm.run.checkpoints import latest_checkpoint
 from fedllm.run.folder import RunFolder, RunFolderError
 from fedllm.settings.io import to_toml
+from fedllm.settings.sections import SimulationSettings
 from privacy.ledger.ledger import Ledger
+from simulations import ray_engine
 from simulations.cli.resume import resume
+from simulations.ray_engine import MOST_START_SECONDS, START_SECONDS, start_seconds
+from simulations.runner import simulate
 
 ROOT = Path(__file__).resolve().parents[2]
 ROUNDS = 30
@@ -119,23 +123,26 @@ def finish(process: subprocess.Popen[str], status: int) -> str:
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["in-process", pytest.param("ray", marks=pytest.mark.slow)])
 def test_ctrl_c_then_resume_gives_the_same_bits(
+    engine: str,
     folder: Path,
     reference: Path,
     tiny_settings: Callable[..., Any],
     started: Callable[..., subprocess.Popen[str]],
 ) -> None:
-    """SIGINT to the whole process group, as a terminal sends it; two workers, then one process."""
-    experiment = folder / "experiment.toml"
-    settings = tiny_settings(**CHANGES, **{"simulation.workers": 2})
+    """SIGINT to the whole process group, as a terminal sends it."""
+    experiment = folder / f"{engine}.toml"
+    settings = tiny_settings(**CHANGES, **{"simulation.engine": engine, "simulation.workers": 2})
     experiment.write_text(to_toml(settings), encoding="utf-8")
-    run = folder / "interrupted"
+    run = folder / f"interrupted-{engine}"
     process = started("run", experiment, "--run", run)
     wait_for_round(run, 4, process)
     os.killpg(process.pid, signal.SIGINT)
     output = finish(process, 130)
     assert "resume" in output
+    place = {"in-process": "in this process", "ray": "on Flower's Ray engine"}[engine]
+    assert f"engine: 4 silos {place}" in output
     assert "Traceback" not in output
     state = RunFolder.open(run).state()
     assert state["status"] == "interrupted"
@@ -157,7 +164,8 @@ def test_killed_then_resumed_gives_the_same_bits(
 ) -> None:
     """SIGKILL to the driver alone, mid-round: nothing can be saved or told any more."""
     experiment = folder / "killed.toml"
-    experiment.write_text(to_toml(tiny_settings(**CHANGES)), encoding="utf-8")
+    settings = tiny_settings(**CHANGES, **{"simulation.engine": "ray"})
+    experiment.write_text(to_toml(settings), encoding="utf-8")
     run = folder / "killed"
     process = started("run", experiment, "--run", run)
     wait_for_round(run, 8, process)
@@ -173,9 +181,121 @@ def test_killed_then_resumed_gives_the_same_bits(
 def test_the_number_of_workers_changes_nothing(
     workers: int, folder: Path, reference: Path, tiny_settings: Callable[..., Any]
 ) -> None:
-    from simulations.runner import simulate
-
-    settings = tiny_settings(**CHANGES, **{"simulation.workers": workers})
+    settings = tiny_settings(
+        **CHANGES, **{"simulation.engine": "ray", "simulation.workers": workers}
+    )
     run = RunFolder.create(settings, folder / f"workers-{workers}")
     assert simulate(run) == "finished"
     assert_same(run.path, reference)
+
+
+@pytest.mark.parametrize(
+    ("changes", "silos", "expected"),
+    [
+        ({}, 1, "in-process"),
+        ({}, 32, "in-process"),
+        ({}, 33, "ray"),
+        ({"workers": 2}, 4, "ray"),
+        ({"workers": 1}, 4, "in-process"),
+        ({"gpus_per_worker": 0.5}, 4, "ray"),
+        ({"engine": "ray"}, 1, "ray"),
+        ({"engine": "in-process", "workers": 2}, 1000, "in-process"),
+    ],
+)
+def test_the_engine_by_settings_and_silos(
+    changes: dict[str, Any], silos: int, expected: str
+) -> None:
+    assert SimulationSettings(**changes).engine_for(silos) == expected
+
+
+def test_a_busy_machine_gives_ray_more_time_to_start() -> None:
+    assert start_seconds(0.5, 2) == START_SECONDS
+    assert start_seconds(8.0, 2) == 4 * START_SECONDS
+    assert start_seconds(1000.0, 2) == MOST_START_SECONDS
+
+
+def test_rays_node_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine where the node registers late: Ray asks once, and gets the answer of a later look."""
+    looks: list[str] = []
+
+    def late(address: str) -> str:
+        looks.append(address)
+        if len(looks) < 4:
+            raise RuntimeError("no node yet")
+        return "node"
+
+    monkeypatch.setattr(ray_engine.services, "get_node", late)
+    with ray_engine._patient(30):
+        assert ray_engine.services.get_node("here") == "node"
+    assert len(looks) == 4
+    looks.clear()
+    with ray_engine._patient(0.1), pytest.raises(RuntimeError, match="no node yet"):
+        ray_engine.services.get_node("here")
+
+
+def test_an_engine_that_cannot_start_is_one_line(
+    start_run: Callable[..., RunFolder],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def refused(*words: Any, **options: Any) -> None:
+        raise ConnectionError("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr("ray.init", refused)
+    run = start_run("run", **{"simulation.engine": "ray"})
+    began = time.monotonic()
+    with pytest.raises(ray_engine.EngineFault) as caught:
+        simulate(run)
+    assert time.monotonic() - began < 60, "nobody waits for silos that cannot come"
+    message = str(caught.value)
+    assert "got a failure: The current node timed out during startup." in message
+    assert "\n" not in message
+    assert run.state()["status"] == "failed"
+    assert run.state()["message"] == message
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["ray::ClientAppActor", "raylet"])
+def test_a_lost_worker_is_replaced_and_a_dead_engine_named(
+    victim: str,
+    folder: Path,
+    reference: Path,
+    tiny_settings: Callable[..., Any],
+    started: Callable[..., subprocess.Popen[str]],
+) -> None:
+    experiment = folder / "lost.toml"
+    settings = tiny_settings(**CHANGES, **{"simulation.engine": "ray", "simulation.workers": 2})
+    experiment.write_text(to_toml(settings), encoding="utf-8")
+    run = folder / f"lost-{victim.replace(':', '')}"
+    process = started("run", experiment, "--run", run)
+    wait_for_round(run, 8, process)
+    killed = [pid for pid, name in children(process.pid) if name.startswith(victim)]
+    os.kill(killed[0], signal.SIGKILL)
+    killed_at = time.monotonic()
+    output = process.communicate(timeout=150)[0]
+    assert "Traceback" not in output
+    if victim == "raylet":
+        assert process.returncode == 2, output
+        assert time.monotonic() - killed_at < 60
+        lines = [line for line in output.splitlines() if "Ray engine to run" in line]
+        assert len(lines) == 1, output
+        assert RunFolder.open(run).state()["status"] == "failed"
+        return
+    assert process.returncode == 0, output
+    assert_same(run, reference)
+
+
+def children(parent: int) -> list[tuple[int, str]]:
+    """Process id and name of all that descend from a process."""
+    found, below = {}, {parent}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (path / "stat").read_text()
+            name = (path / "cmdline").read_bytes().split(b"\0")[0].decode()
+        except OSError:
+            continue
+        found[int(path.name)] = (int(stat.rpartition(")")[2].split()[1]), name)
+    for _ in range(5):
+        below |= {pid for pid, (above, _) in found.items() if above in below}
+    return [(pid, found[pid][1].rpartition("/")[2]) for pid in below - {parent} if pid in found]

@@ -19,7 +19,7 @@ def test_an_output_that_is_no_terminal_gets_a_line_a_round(
 ) -> None:
     run, text = start_run("run", **{"server.rounds": 3}), io.StringIO()
     view = LiveView(run.settings(), Console(file=text, width=250))
-    assert "starting workers" in text.getvalue(), "it is silent while the model loads"
+    assert "starting and loading" in text.getvalue(), "it is silent while the model loads"
     assert in_process(run, callbacks=[view]) == "finished"
     lines = [line.split() for line in text.getvalue().splitlines()]
     found = [line[:6] for line in lines if line[:1] == ["round"] and line[2] == "of"]
