@@ -8,7 +8,10 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import InMemoryGrid
 
+from fedllm.budget.evaluation_choice import decide_evaluation
+from fedllm.data.silos import load_federation
 from fedllm.report.extract.keys import KeyProblem, load_node_key
 from fedllm.run.folder import RunFolder
 from fedllm.run.lock import sole_use
@@ -17,6 +20,7 @@ from fedllm.settings.io import SettingsError, from_json, load_settings
 from server.deployment.folder import Folder
 from server.extracts import Extracts
 from server.monitoring import LogProgress
+from server.nodes.simulated import require_a_node_for_each_silo
 from server.run import FAILED, run_experiment
 
 app = ServerApp()
@@ -32,9 +36,10 @@ def main(grid: Grid, context: Context) -> None:
     Keys: ``settings`` (resolved settings as JSON) or ``experiment`` (a TOML file inside the app, or an
     absolute path); ``overrides`` (``"section.key=value; ..."``); ``run-folder`` (an existing run is gone
     on with; a relative one is below the working directory); ``silos`` (names to wait for, separated by
-    commas; empty takes those that are there).
+    commas; empty takes those that are there, in Flower's simulation one for each silo).
 
     Raises:
+        RunStopped: Flower's simulation has not one node for each silo; nothing was written or asked.
         RuntimeError: the run failed; Flower then shows it as failed.
         RunFolderError: another process works in its folder still, :data:`HANDOVER` seconds later.
     """
@@ -42,16 +47,21 @@ def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     given = str(config.get("run-folder", ""))
     folder = Path(given).absolute() if given else None
-    if folder and (folder / "state.json").exists():
-        run = RunFolder.open(folder)
-    else:
-        run = RunFolder.create(settings_of(config), folder)
+    begun = RunFolder.open(folder) if folder and (folder / "state.json").exists() else None
+    settings = settings_of(config) if begun is None else begun.settings()
+    expected = None
+    if isinstance(grid, InMemoryGrid):  # Flower's simulation: the nodes have no names
+        settings = decide_evaluation(settings)
+        expected = len(load_federation(settings).silos)
+        require_a_node_for_each_silo(grid, expected)
+    run = begun or RunFolder.create(settings, folder)
     log.info("run folder: %s", run.path)
     names = [name.strip() for name in str(config.get("silos", "")).split(",")]
     with sole_use(run.path, HANDOVER):
         status = run_experiment(
             grid,
             run,
+            expected_nodes=expected,
             expected_silos=[name for name in names if name],
             callbacks=[LogProgress()],
             extracts=extracts_of(run, Path.cwd()),
