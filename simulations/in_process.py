@@ -140,7 +140,7 @@ class TurnGrid(LocalGrid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keep the messages for later; ids of the messages."""
-        ids = []
+        ids: list[str] = []
         for message in messages:
             ids.append(f"message-{self.sent + 1 + len(ids)}")
             self.waiting[ids[-1]] = message

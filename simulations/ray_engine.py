@@ -31,6 +31,8 @@ START_SECONDS = 60.0
 MOST_START_SECONDS = 600.0
 LOOK_SECONDS = 2.0
 """Seconds between two looks at Ray's processes."""
+END_SECONDS = 5.0
+"""Seconds that a dead Ray has to end."""
 CORE = ("raylet", "gcs_server")
 """Processes without which no worker can run."""
 
@@ -119,7 +121,7 @@ class _SteadyBackend(raybackend.RayBackend):
     ended: threading.Event
 
     def __init__(self, backend_config: Any) -> None:
-        self.lock = threading.Lock()
+        self.lock, self.dead = threading.Lock(), threading.Event()
         try:
             super().__init__(backend_config)
         except Exception as error:
@@ -139,6 +141,27 @@ class _SteadyBackend(raybackend.RayBackend):
         except Exception as error:
             self.fail(error)
             raise
+        assert self.pool is not None
+        self.pool.fetch_result_and_return_actor_to_pool = self._fetch  # type: ignore[method-assign]
+
+    def _fetch(self, future: Any) -> tuple[Message, Context]:
+        """Wait for a worker's answer as long as Ray lives; Flower would wait for ever."""
+        assert self.pool is not None
+        while not ray.wait([future], timeout=LOOK_SECONDS)[0]:
+            if self.dead.is_set():
+                raise EngineFault("the engine has ended")
+        _, reply, context = ray.get(future)
+        self.pool.add_actor_back_to_pool(future)
+        return reply, context
+
+    def terminate(self) -> None:
+        """End Ray; where it is dead, do not wait for its answer."""
+        if not self.dead.is_set():
+            super().terminate()
+            return
+        ending = threading.Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(END_SECONDS)
 
     def process_message(self, message: Message, context: Context) -> tuple[Message, Context]:
         """Let a worker answer; where it is lost, once more by another.
@@ -158,19 +181,20 @@ class _SteadyBackend(raybackend.RayBackend):
         if pool is None:
             return
         with self.lock:
-            kept = [actor for actor in pool.pool if actor._actor_id.hex() != lost]
-            new = len(pool.pool) - len(kept)
+            workers: list[Any] = list(pool.pool)
+            kept = [worker for worker in workers if worker._actor_id.hex() != lost]
+            new = len(workers) - len(kept)
             pool.pool[:] = [*kept, *(pool.create_actor_fn() for _ in range(new))]
 
     def _watch(self) -> None:
         """Report a death of one of Ray's own processes."""
         while not self.ended.wait(LOOK_SECONDS):
             node = ray._private.worker._global_node
-            dead = [kind for kind, _ in node.dead_processes()] if node is not None else []
-            lost = [kind for kind in dead if kind in CORE]
+            ended: list[Any] = [] if node is None else node.dead_processes()
+            lost = [kind for kind, _ in ended if kind in CORE]
             if lost and not self.ended.is_set():
+                self.dead.set()
                 self.fail(f"its process {lost[0]} ended")
-                ray.shutdown()
                 return
 
 

@@ -26,6 +26,7 @@ from fedllm.data.suspicious import warnings_of_missing
 from fedllm.run.data_digests import same_data
 from fedllm.run.folder import RunFolder
 from fedllm.settings.experiment import Settings
+from fedllm.settings.sections import SimulationSettings
 from fedllm.silo.check_all import require_usable
 from fedllm.training.tunable import shared_tunable
 from server.monitoring import Callback
@@ -89,7 +90,7 @@ def simulate(
     stop = threading.Event()
     with _interrupts(stop):
         if engine == "ray":
-            return _on_ray(run, settings, nodes, stop, callbacks, notes)
+            return _on_ray(run, settings.simulation, nodes, stop, callbacks, notes)
         from client.app import app as client_app
 
         grid = TurnGrid(client_app, nodes)
@@ -100,7 +101,7 @@ def simulate(
 
 def _on_ray(
     run: RunFolder,
-    settings: Settings,
+    simulation: SimulationSettings,
     nodes: int,
     stop: threading.Event,
     callbacks: Sequence[Callback],
@@ -124,7 +125,7 @@ def _on_ray(
         )
 
     try:
-        run_on_ray(server_app, client_app, nodes, backend_config(settings, nodes), stop)
+        run_on_ray(server_app, client_app, nodes, backend_config(simulation, nodes), stop)
     except EngineFault as fault:
         run.set_state(status=FAILED, message=str(fault))
         raise
@@ -200,9 +201,8 @@ def require_own_engine() -> None:
         )
 
 
-def backend_config(settings: Settings, nodes: int) -> Any:
+def backend_config(simulation: SimulationSettings, nodes: int) -> Any:
     """Return Flower's configuration of the Ray engine: one CPU slot is one worker process."""
-    simulation = settings.simulation
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = simulation.workers or max(1, (cores or 1) // simulation.threads)
     workers = min(workers, nodes)
