@@ -256,7 +256,7 @@ def test_an_engine_that_cannot_start_is_one_line(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["ray::ClientAppActor"])
+@pytest.mark.parametrize("victim", ["ray::ClientAppActor", "raylet"])
 def test_a_lost_worker_is_replaced_and_a_dead_engine_named(
     victim: str,
     folder: Path,
