@@ -84,25 +84,32 @@ class Relation(StrEnum):
         return f"{subject} replaced by {other}"
 
 
-class Adversary(str):
-    """Adversary and its view: "outsider", "server" or "colluding:m".
+_KINDS = {"outsider": 0, "sum-only": 1, "server": 2, "colluding": 2}
+"""Kinds of adversaries, with their rank; within one the number of silos that it controls decides."""
 
-    An outsider sees only the released final model; the server sees every message; colluding:m sees
-    every message and controls m >= 1 of the clients. A string, so that it serves as a key;
-    construction validates and canonicalises.
+
+class Adversary(str):
+    """Adversary and its view: "outsider", "sum-only", "sum-only:m", "server" or "colluding:m".
+
+    An outsider sees only the released final model. "sum-only" is a server that learns of each release in training the sum over
+    the silos alone, as secure aggregation promises; sum-only:m learns this and controls m >= 1 of the clients, whose noise
+    it knows. The server sees every message; colluding:m sees every message and controls m >= 1 of the clients. A string, so
+    that it serves as a key; construction validates and canonicalises.
     """
 
     __slots__ = ()
 
     def __new__(cls, text: str) -> Adversary:
         """Parse the name of an adversary; ValueError if it is none."""
-        if text in ("outsider", "server"):
+        if text in ("outsider", "sum-only", "server"):
             return super().__new__(cls, text)
         kind, _, number = str(text).partition(":")
-        if kind == "colluding" and number.isascii() and number.isdigit() and int(number) >= 1:
-            return super().__new__(cls, f"colluding:{int(number)}")
+        known = kind in ("sum-only", "colluding")
+        if known and number.isascii() and number.isdigit() and int(number) >= 1:
+            return super().__new__(cls, f"{kind}:{int(number)}")
         raise ValueError(
-            f'Expected adversary "outsider", "server" or "colluding:m" with m >= 1, got {text!r}'
+            'Expected adversary "outsider", "sum-only", "sum-only:m", "server" or "colluding:m" with m >= 1, '
+            f"got {text!r}"
         )
 
     @property
@@ -111,21 +118,34 @@ class Adversary(str):
         return int(self.partition(":")[2] or 0)
 
     @property
-    def strength(self) -> int:
-        """Greater for anyone who sees more: outsider 0, server 1, colluding:m 1 + m."""
-        return 0 if self == "outsider" else 1 + self.colluders
+    def strength(self) -> tuple[int, int]:
+        """Greater for anyone who sees more: outsider < sum-only < sum-only:1 < ... < server < colluding:1 < ...
+
+        A server that sees every message knows more than one that learns sums, however many clients this one controls: a
+        client's own message is at least as private in a sum as alone.
+        """
+        return _KINDS[self.partition(":")[0]], self.colluders
+
+    @property
+    def sees_sums(self) -> bool:
+        """True if the adversary learns of training the sums over clients alone."""
+        return self.partition(":")[0] == "sum-only"
 
     def describe(self) -> str:
         """Return the adversary in words."""
         if self == "outsider":
             return "an outsider who sees only the released final model"
+        if self == "sum-only":
+            return "a server that learns only sums over the clients"
         if self == "server":
             return "a server that sees every message"
         plural = "clients" if self.colluders > 1 else "client"
-        return f"an adversary that sees every message and controls {self.colluders} other {plural}"
+        seen = "learns only sums over the clients" if self.sees_sums else "sees every message"
+        return f"an adversary that {seen} and controls {self.colluders} other {plural}"
 
 
 OUTSIDER = Adversary("outsider")
+SUM_ONLY = Adversary("sum-only")
 SERVER = Adversary("server")
 
 

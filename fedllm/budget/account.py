@@ -9,10 +9,11 @@ records each event durably before the noisy value is made.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from dp_accounting.dp_event import ComposedDpEvent, DpEvent, NoOpDpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import DpEvent, NoOpDpEvent
 
 from fedllm.budget.calibration import TrainingPlan
 from fedllm.budget.limits import (
@@ -26,8 +27,9 @@ from fedllm.budget.limits import (
 from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.plan import check_evaluations, planned_evaluations
 from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
-from fedllm.budget.schedule import planned_evaluation_rounds
+from fedllm.budget.schedule import planned_evaluation_rounds, sampling_rate
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
+from fedllm.budget.views import SumTerms, row_views, summed
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
@@ -37,7 +39,6 @@ from fedllm.training.noise import multiplier_of_scale
 from fedllm.training.statistics import make_statistics_release
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded
-from privacy.events.constructors import no_guarantee
 from privacy.events.multiset import is_private, multiset
 from privacy.events.views import with_colluders
 from privacy.guarantee import Relation, Unit
@@ -67,6 +68,7 @@ class SiloAccount:
         sampling_rate: of each example in each local step.
         mechanism: of the silo in the run: what a round costs and releases.
         counts, scores, statistics: what it releases in an evaluation, for a choice of layers, and for the codec.
+        terms: of the sums, once they are known; None where there are none.
         clip: clipping norm that the next row tells of; adaptive clipping moves it, at no cost.
         bounds: the budgets that each step must keep to.
 
@@ -119,8 +121,12 @@ class SiloAccount:
         self._viewed: tuple[Counter[DpEvent], dict[str, DpEvent]] | None = None
         self._others = -1  # rows of other runs and units when their units were compared
         self.noise_multiplier = 0.0  # makes the mechanism that the noise is looked for
+        self.terms: SumTerms | None = None
         if self.private:
             self.noise_multiplier = self._noise_multiplier()
+            stored = self._stored_terms()
+            if stored is not None:
+                self.join_sum(stored)
         if own is not None:
             trains = self.private and self.rounds > 0
             own.check_mechanism(self.sampling_rate, self.noise_multiplier, trains)
@@ -137,6 +143,22 @@ class SiloAccount:
         self.mechanism = make_mechanism(
             self.settings, sampling_rate=self.sampling_rate, noise_multiplier=value
         )
+
+    def join_sum(self, terms: SumTerms) -> None:
+        """Take the terms of a run with ``privacy.noise_by = "sum"``; call before anything is recorded.
+
+        Raises:
+            LimitRefused: less noise than this silo's budgets ask for, or other terms than the run began with.
+            ValueError: the mechanism is of no sum, or there is no room for such a sum.
+        """
+        terms.check(self.noise_multiplier, self.terms or self._stored_terms())
+        self.noise_multiplier = terms.noise_multiplier
+        self.mechanism = summed(self.mechanism).among(terms.silos, terms.dimension)
+        self.terms = terms
+
+    def _stored_terms(self) -> SumTerms | None:
+        row = self.book.stored_row()
+        return None if row is None else SumTerms.of_details(json.loads(row.details))
 
     def training_events(self, server_round: int) -> Counter[DpEvent]:
         """The events of one round of training, those of a teacher that is trained without privacy included."""
@@ -278,7 +300,9 @@ class SiloAccount:
             rounds=self.rounds,
             beside=self._planned_beside_training(),
         )
-        return plan.noise_multiplier(self.bounds, self.book.sequence)
+        # A bound against somebody stronger (a silo's own, against the server) is asked with the plan.
+        able = [b for b in self.bounds if b.budget.adversary.strength <= self.adversary.strength]
+        return plan.noise_multiplier(able, self.book.sequence)
 
     def _planned_beside_training(self) -> Counter[DpEvent]:
         """Non-training events to reserve budget for, excluding releases that intentionally have no guarantee."""
@@ -412,39 +436,15 @@ class SiloAccount:
             "relation": str(self.relation),
             SIZES: self.settings.data.sizes,
             "randomness": privacy.randomness,
-        }
+        } | ({} if self.terms is None else self.terms.details())
 
     @property
     def _colluding(self) -> tuple[int, ...]:
         named = self.settings.privacy.colluding
-        return () if named == "others" else named  # a silo does not know how many there are
+        numbers = () if named == "others" else named  # a silo does not know how many there are
+        mine = (self.own.colluding,) if self.own is not None and self.own.colluding else ()
+        return tuple(sorted({*numbers, *mine}))
 
     def _views(self, events: Mapping[DpEvent, int]) -> dict[str, DpEvent]:
-        parts: list[DpEvent] = [
-            event if count == 1 else SelfComposedDpEvent(event, count)
-            for event, count in events.items()
-        ]
-        event = parts[0] if len(parts) == 1 else ComposedDpEvent(parts)
-        if self.private and self.settings.privacy.noise_by == "server":
-            seen = no_guarantee(
-                "privacy.noise_by=server: the server sees each update without noise"
-            )
-            return with_colluders(seen, self._colluding) | {"outsider": event}
-        # The silo's own noise protects what it sends: whoever colludes knows nothing of it.
-        return with_colluders(event, self._colluding)
-
-
-def sampling_rate(settings: Settings, examples: int) -> float:
-    """Probability of each example to be in a local step's batch.
-
-    ``client.sampling_rate``, or ``client.batch_size`` over the number of examples, at most 1. The
-    latter depends on the number of examples, which is then public (``data.sizes``).
-
-    Raises:
-        ValueError: no examples.
-    """
-    if settings.client.sampling_rate is not None:
-        return settings.client.sampling_rate
-    if examples < 1:
-        raise ValueError(f"Expected at least one training example at the silo, got {examples}")
-    return min(1.0, float(settings.client.batch_size or 1) / examples)
+        noise_by = self.settings.privacy.noise_by if self.private else "client"
+        return row_views(events, noise_by, self._colluding, self.mechanism)

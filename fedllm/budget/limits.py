@@ -103,9 +103,19 @@ def planned_beside(
     return planned
 
 
+def sum_only(colluding: int) -> Adversary:
+    """Return the server that learns sums and controls so many other silos."""
+    return Adversary(f"sum-only:{colluding}" if colluding else "sum-only")
+
+
 def protected_from(settings: Settings) -> Adversary:
-    """The strongest of server and outsider that the mechanism protects from."""
-    return Adversary("outsider" if settings.privacy.noise_by == "server" else "server")
+    """The strongest adversary that the noise is calibrated against."""
+    colluding = settings.secure.colluding
+    return {
+        "client": Adversary("server"),
+        "server": Adversary("outsider"),
+        "sum": sum_only(colluding),
+    }[settings.privacy.noise_by]
 
 
 def bounds_of(settings: Settings) -> tuple[Bound, ...]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedllm.budget.limits import Bound
+from fedllm.budget.limits import Bound, sum_only
 from fedllm.settings.experiment import Settings
 from privacy.budget import Budget
-from privacy.guarantee import Adversary, Relation, Unit
+from privacy.guarantee import SERVER, Relation, Unit
 
 
 class LimitRefused(ValueError):
@@ -28,13 +28,16 @@ class LocalPolicy:
 
     Guarantee: with a finite ``epsilon``, all rows that an account with these bounds writes to the
     silo's ledger, together with those that are there already, keep to (epsilon, delta) of ``unit``
-    under ``relation`` against the server, by an accountant that is a bound.
+    under ``relation`` against ``against``, by an accountant that is a bound.
 
     Attributes:
         epsilon: over all runs on the silo's ledger; infinite for no budget.
         delta: of that epsilon.
         unit, relation: what it is stated for.
         accountant: name of the accountant that holds it.
+        against: "server", who sees every message, or "sum-only", who learns sums over silos alone where a run has
+            ``privacy.noise_by = "sum"``: this assumes the protocol and its cryptography.
+        colluding: against "sum-only": number of other silos that may collude with the server, at least.
         rounds: rounds of training in one run at most.
         noise_multiplier: the least noise over sensitivity of a release.
         sampling_rate: the largest probability of an example to be in a local step.
@@ -46,6 +49,8 @@ class LocalPolicy:
     unit: str = "example"
     relation: str = "zero-out"
     accountant: str = "pld"
+    against: str = "server"
+    colluding: int = 0
     rounds: int = 1000
     noise_multiplier: float = 0.0
     sampling_rate: float = 1.0
@@ -57,7 +62,7 @@ class LocalPolicy:
             self.epsilon,
             self.delta,
             Relation(self.relation),
-            Adversary("server"),
+            SERVER if self.against == "server" else sum_only(self.colluding),
             self.accountant,
         )
         scope = "all that the silo ever released"
@@ -82,10 +87,16 @@ class LocalPolicy:
                 "Expected data.sizes=private (budget.relation=add-or-remove-one of the silo config, which "
                 f"needs a secret number of examples), got data.sizes={settings.data.sizes}"
             )
-        if privacy.noise_by != "client":
+        if privacy.noise_by == "server":
             raise LimitRefused(
-                "Expected privacy.noise_by=client (what leaves this silo has its noise already, and a row in "
+                "Expected privacy.noise_by=client or sum (what leaves this silo has its noise already, and a row in "
                 f"its own ledger), got privacy.noise_by={privacy.noise_by}"
+            )
+        asked = settings.secure.colluding
+        if privacy.noise_by == "sum" and self.against == "sum-only" and asked < self.colluding:
+            raise LimitRefused(
+                f"Expected secure.colluding >= {self.colluding} (budget.colluding of the silo config), got "
+                f"secure.colluding={asked}"
             )
 
     def check_mechanism(self, sampling_rate: float, noise_multiplier: float, private: bool) -> None:

@@ -66,3 +66,19 @@ def evaluation_rounds(settings: Settings) -> int:
 def planned_evaluation_rounds(settings: Settings) -> int:
     """Return the number of evaluations that a run's plan holds: one each, and the spare ones."""
     return evaluation_rounds(settings) + settings.privacy.spare_rounds
+
+
+def sampling_rate(settings: Settings, examples: int) -> float:
+    """Probability of each example to be in a local step's batch.
+
+    ``client.sampling_rate``, or ``client.batch_size`` over the number of examples, at most 1. The
+    latter depends on the number of examples, which is then public (``data.sizes``).
+
+    Raises:
+        ValueError: no examples.
+    """
+    if settings.client.sampling_rate is not None:
+        return settings.client.sampling_rate
+    if examples < 1:
+        raise ValueError(f"Expected at least one training example at the silo, got {examples}")
+    return min(1.0, float(settings.client.batch_size or 1) / examples)

@@ -18,7 +18,7 @@ from fedllm.report.accounting import Figure, SiloAccounting
 from fedllm.report.guarantee import shown
 from privacy.accountants import ACCOUNTANTS, UnsupportedEvent, make_accountant
 from privacy.budget import Budget, BudgetExceeded
-from privacy.guarantee import Adversary, Relation, Unit
+from privacy.guarantee import SERVER, Adversary, Relation, Unit
 from privacy.ledger.ledger import Ledger, LedgerError
 from privacy.run_plan import Commitment, RecordedBudget, commitments, outside
 
@@ -104,7 +104,8 @@ def _held(
         if not budget.this_run
         and budget.delta <= delta
         and Relation(budget.relation) is relation
-        and Adversary(budget.adversary).strength >= min(1, Adversary(adversary).strength)
+        and Adversary(budget.adversary).strength
+        >= min(SERVER.strength, Adversary(adversary).strength)
         and _keeps(budget, plans, adversary, relation)
     ]
     if not held:

@@ -19,6 +19,7 @@ from fedllm.settings.checks.sections import (
     check_relation,
     check_server,
 )
+from fedllm.settings.checks.secure_sum import check_secure_sum
 from fedllm.settings.checks.task import check_task_sections
 from fedllm.settings.tree import SettingsTree
 
@@ -55,6 +56,7 @@ class Settings(SettingsTree):
         check_flatness(self)
         check_zeroth_order(self)
         check_server(self)
+        check_secure_sum(self)
         return self
 
     def for_silo(self, name: str) -> Settings:

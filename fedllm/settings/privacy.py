@@ -100,11 +100,12 @@ class PrivacySettings(Section):
         "Below 1, the head gets more of the clipping norm and the prefix more of the noise. The guarantee does "
         "not change.",
     )
-    noise_by: Literal["client", "server"] = Field(
+    noise_by: Literal["client", "server", "sum"] = Field(
         "client",
-        description="Unit client: party that adds the noise. `client` (local DP) protects against the server; `server` "
-        "(central DP) requires a trusted server and protects against outsiders only. Unit example: always "
-        "`client`.",
+        description="Party that adds the noise. `client` (local DP) protects against the server. `sum`: each silo adds a share, "
+        "and sends a masked integer vector of which the server learns the sum over the silos alone ([secure]); epsilon is "
+        "then stated against a server that learns sums only, and assumes secure cryptography. `server` (central DP; unit "
+        "client) requires a trusted server and protects against outsiders only.",
     )
     relation: Literal["zero-out", "add-or-remove-one", "replace-one"] = Field(
         "zero-out",
@@ -167,7 +168,7 @@ class PrivacySettings(Section):
         self._check_mechanism()
         if self.unit == "example" and self.noise_by == "server":
             raise ValueError(
-                "Expected privacy.noise_by=client for privacy.unit=example (per-example clipping and "
+                "Expected privacy.noise_by=client or sum for privacy.unit=example (per-example clipping and "
                 "noise happen at the silo), got privacy.noise_by=server"
             )
         for name, own in self.silos.items():
@@ -206,4 +207,25 @@ class ClippingSettings(Section):
         0.01,
         description="Share p of the noise's cost (1/z^2) that is spent on the counts. The sum then gets 1/sqrt(1-p) times "
         "the noise multiplier z, and the count of B expected records an error of z/(2 sqrt(p) B).",
+    )
+
+
+class SecureSettings(Section):
+    """Secure aggregation, with privacy.noise_by = "sum"."""
+
+    drop_outs: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Number t of silos that may be missing in a round. With 0 a round has one message per silo, and a "
+        "missing silo loses the round. Above 0 each round has a second, small exchange, and the others add more noise. "
+        "More than twice as many silos have to be neither missing nor colluding: 2 t < n - `colluding`.",
+    )
+    colluding: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="Number of other silos that may give the server their noise and keys. epsilon is calibrated and "
+        "kept to against the server together with so many silos.",
+    )
+    bits: Literal[32, 64] = Field(
+        64,
+        description="Bits of each integer that is sent. 32 halves the message, and refuses large models and much noise, for "
+        "which there is no room.",
     )

@@ -10,7 +10,7 @@ from pydantic import Field
 from fedllm.settings.adapter import AdapterSettings
 from fedllm.settings.codec import CodecSettings
 from fedllm.settings.flatness import AwpSettings, LayersSettings, PublicSettings, TeacherSettings
-from fedllm.settings.privacy import ClippingSettings, PrivacySettings
+from fedllm.settings.privacy import ClippingSettings, PrivacySettings, SecureSettings
 from fedllm.settings.section import Section
 from fedllm.settings.sections import (
     ClientSettings,
@@ -46,6 +46,7 @@ class SettingsTree(Section):
     client: ClientSettings = ClientSettings()
     server: ServerSettings = ServerSettings()
     privacy: PrivacySettings = PrivacySettings()
+    secure: SecureSettings = SecureSettings()
     clipping: ClippingSettings = ClippingSettings()
     codec: CodecSettings = CodecSettings()
     awp: AwpSettings = AwpSettings()

@@ -34,6 +34,7 @@ from fedllm.training.steps import (
     check_noise,
     plain_update,
 )
+from fedllm.training.sum_share.mechanism import SumShare
 from fedllm.training.zeroth_order import Estimates, ZerothOrder, plain_sum
 from privacy.events.constructors import no_guarantee
 from privacy.events.multiset import multiset
@@ -249,6 +250,13 @@ class Kind:
 KINDS: list[Kind] = [
     Kind("dp-sgd", lambda settings: True, DpSgd.of),
     Kind("client-update", lambda settings: settings.privacy.unit == "client", ClientUpdate.of),
+    Kind(
+        "sum-share",
+        lambda settings: settings.privacy.noise_by == "sum",
+        lambda its, rate, noise: SumShare.of(
+            StepPlan.of(its), its.privacy, its.secure, its.clipping, rate, noise
+        ),
+    ),
     Kind("zeroth-order", lambda settings: settings.model.access == "black-box", ZerothOrder.of),
     Kind("no-privacy", lambda settings: settings.privacy.mode == "none", NoPrivacy.of),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from dp_accounting.dp_event import DpEvent
 
@@ -90,7 +90,6 @@ def distributed_discrete_gaussian(
     silos: int,
     sensitivity: float,
     *,
-    secure_aggregation: bool,
     dropouts: int = 0,
     colluding: Iterable[int] = (),
     count: int = 1,
@@ -98,16 +97,15 @@ def distributed_discrete_gaussian(
 ) -> dict[str, DpEvent]:
     """Return the views of `count` integer sums to which each of n silos adds a share of discrete Gaussian noise.
 
-    With secure aggregation the server and the outsider face the shares that are in every sum that can be opened, and m colluding silos
-    take theirs away (`privacy.secure_sum.shares.honest_shares`). That assumes of the protocol that a silo's vector is in one sum at
-    most, of at least so many honest silos, and that its cryptography holds. Without this assumption, one's own share is all that protects: state
-    that view as well.
+    "sum-only" and the outsider, who sees what follows from sums, face the honest shares that are in every sum that is opened, and with
+    sum-only:m the m colluding silos take theirs away (`privacy.secure_sum.shares.honest_shares`). That assumes of the protocol that a
+    silo's vector is in one sum at most, of at least so many honest silos, and that its cryptography holds. "server" and colluding:m are
+    without this assumption: they see the message itself, which one's own share alone protects.
 
     Args:
       sigma: Parameter of one share, 4 to 2^40 steps of the grid.
       silos: n, the number of silos that are asked.
       sensitivity: L2 norm that one record moves its silo's integers by, in steps, rounding included.
-      secure_aggregation: Whether the server learns the sum only. The outsider sees what follows from sums in either case.
       dropouts: Number of silos that may be missing in a sum.
       colluding: The numbers m of colluding silos to state views for, at most MOST_COLLUDING of them.
       count, sampling_rate: As of `constructors.scalar_noise`; the rate is that of the silo whose record is protected.
@@ -119,13 +117,36 @@ def distributed_discrete_gaussian(
     def seen(shares: int) -> DpEvent:
         return discrete_gaussian_sum(sigma, shares, sensitivity, count, sampling_rate)
 
+    return views_of_sum(seen, silos, dropouts, _few(colluding))
+
+
+def views_of_sum(
+    seen: Callable[[int], DpEvent], silos: int, dropouts: int, colluding: Iterable[int]
+) -> dict[str, DpEvent]:
+    """Return the views of what is released in a sum over silos, as `distributed_discrete_gaussian`.
+
+    Args:
+      seen: The event to somebody to whom so many shares of the sum are unknown.
+      silos, dropouts: As there.
+      colluding: Numbers m of colluding silos.
+    """
     numbers = _few(colluding)
-    whole, alone = seen(honest_shares(silos, dropouts, 0)), seen(1)
-    views = {"outsider": whole, "server": whole if secure_aggregation else alone}
+    whole, alone = seen(unknown_shares(silos, dropouts, 0)), seen(1)
+    views = {"outsider": whole, "sum-only": whole, "server": alone}
     for m in numbers:
-        left = seen(honest_shares(silos, dropouts, m))
-        views[Adversary(f"colluding:{m}")] = left if secure_aggregation else alone
+        views[Adversary(f"sum-only:{m}")] = seen(unknown_shares(silos, dropouts, m))
+        views[Adversary(f"colluding:{m}")] = alone
     return views
+
+
+def unknown_shares(silos: int, dropouts: int, colluding: int) -> int:
+    """Return the number of shares in an opened sum that the server and so many silos do not know; at least one's own.
+
+    The protocol promises something where 2 dropouts < silos - colluding alone (`shares.honest_shares`).
+    """
+    if not 2 * dropouts < silos - colluding:
+        return 1
+    return honest_shares(silos, dropouts, colluding)
 
 
 def server_gaussian(

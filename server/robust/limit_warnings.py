@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from fedllm.budget.account import sampling_rate
+from fedllm.budget.schedule import sampling_rate
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import make_mechanism
 from server.robust.update_law import is_unknown, why_no_law

@@ -16,7 +16,8 @@ from whole_runs import final, rows
 
 from fedllm.adapter.export import export_adapter
 from fedllm.adapter.predict import PredictError, Predictor
-from fedllm.budget.account import EVALUATE, TRAIN, sampling_rate
+from fedllm.budget.account import EVALUATE, TRAIN
+from fedllm.budget.schedule import sampling_rate
 from fedllm.data.public import evaluation_set
 from fedllm.data.silos import load_federation
 from fedllm.run.folder import RunFolder

@@ -20,7 +20,8 @@ from toy_parts import BRIER, EPSILON, EVERY_OTHER, ONE_BIT, STEP, ZEROS, Brier, 
 from whole_runs import final, rounds
 
 from fedllm import messages as names
-from fedllm.budget.account import EVALUATE, TRAIN, sampling_rate
+from fedllm.budget.account import EVALUATE, TRAIN
+from fedllm.budget.schedule import sampling_rate
 from fedllm.codec import CodecFacts, Layout, register_codec
 from fedllm.data.public import evaluation_set
 from fedllm.data.silos import load_federation

@@ -92,3 +92,37 @@ def test_relation_is_dp_accountings():
         dp_accounting.NeighboringRelation.REPLACE_ONE,
         dp_accounting.NeighboringRelation.REPLACE_SPECIAL,
     }
+
+
+def test_adversaries_are_ordered_by_what_they_see():
+    names = [
+        "outsider",
+        "sum-only",
+        "sum-only:1",
+        "sum-only:12",
+        "server",
+        "colluding:1",
+        "colluding:3",
+    ]
+    mixed = names[3:] + names[:3]
+    assert sorted(mixed, key=lambda name: Adversary(name).strength) == names
+    assert len({Adversary(name).strength for name in names}) == len(names)
+    assert [Adversary(name).sees_sums for name in names] == [
+        False,
+        True,
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
+    assert Adversary("sum-only:012") == "sum-only:12"
+    assert Adversary("sum-only:12").colluders == 12
+    assert "learns only sums" in Adversary("sum-only").describe()
+    assert (
+        "learns only sums over the clients and controls 1 other client"
+        in Adversary("sum-only:1").describe()
+    )
+    for wrong in ("sum-only:0", "sum-only:", "sum-only:-1", "sum-only:x", "sum", "sum-only:1:2"):
+        with pytest.raises(ValueError, match="Expected adversary"):
+            Adversary(wrong)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedllm.budget.account import sampling_rate
+from fedllm.budget.schedule import sampling_rate
 from fedllm.models.embedded import cache_folder
 from fedllm.settings.io import load_settings
 from privacy.calibration import calibrate_noise_multiplier

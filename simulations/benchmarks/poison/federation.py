@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedllm.budget.account import sampling_rate
+from fedllm.budget.schedule import sampling_rate
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import make_mechanism
 from privacy.mechanisms.clipping import clip_and_sum

@@ -16,9 +16,9 @@ import pytest
 from dp_accounting import rdp as dp_rdp
 from scipy import stats
 
-from fedllm.budget.account import SiloAccount, sampling_rate
+from fedllm.budget.account import SiloAccount
 from fedllm.budget.release_id import release_key
-from fedllm.budget.schedule import evaluation_rounds
+from fedllm.budget.schedule import evaluation_rounds, sampling_rate
 from fedllm.run.folder import ledger_of
 from privacy.accountants import make_accountant
 from privacy.budget import BudgetExceeded, OutsidePlan

@@ -250,8 +250,8 @@ MUTATIONS = (
     Mutation(
         "stronger-adversary-as-weaker",
         "privacy/guarantee.py",
-        'return 0 if self == "outsider" else 1 + self.colluders',
-        'return 0 if self == "outsider" else 1',
+        'return _KINDS[self.partition(":")[0]], self.colluders',
+        'return _KINDS[self.partition(":")[0]], 0',
         "Colluders are given the server's view, although they know their own noise.",
         ("tests/privacy/ledger/test_ledger.py", "tests/privacy/test_vocabulary.py"),
     ),

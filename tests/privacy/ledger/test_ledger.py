@@ -132,6 +132,13 @@ def test_views_fall_back_to_a_stronger_adversary_only():
     assert one.view("colluding:1") == ev.gaussian(2.0)
     assert one.view("colluding:2") == ev.gaussian(2.0)
     assert one.view("colluding:3") == ev.gaussian(1.0)
+    for who in ("sum-only", "sum-only:1", "sum-only:99"):  # a row of before has no such view
+        assert one.view(who) == ev.gaussian(3.0)
+    summed = entry(views=views | {"sum-only": ev.gaussian(9.0), "sum-only:2": ev.gaussian(7.0)})
+    assert summed.view("sum-only") == ev.gaussian(9.0)
+    assert summed.view("sum-only:1") == summed.view("sum-only:2") == ev.gaussian(7.0)
+    assert summed.view("sum-only:3") == summed.view("server") == ev.gaussian(3.0)
+    assert summed.view("outsider") == ev.gaussian(5.0)
     with pytest.raises(LedgerError, match="colluding:5"):
         one.view("colluding:5")
     with pytest.raises(LedgerError, match="colluding:5"):

@@ -139,47 +139,39 @@ def test_bad_input_is_one_clear_error(wrong):
 
 def test_views_count_the_shares_that_each_adversary_does_not_know():
     views = distributed_discrete_gaussian(
-        100, 10, 50.0, secure_aggregation=True, dropouts=2, colluding=[1, 3], sampling_rate=0.1
+        100, 10, 50.0, dropouts=2, colluding=[1, 3, 6, 9], sampling_rate=0.1
     )
     shares = {who: event.event.shares for who, event in views.items()}
-    assert shares == {"outsider": 8, "server": 8, "colluding:1": 7, "colluding:3": 4}
+    assert shares == {
+        "outsider": 8, "sum-only": 8, "server": 1,
+        "sum-only:1": 7, "sum-only:3": 4, "sum-only:6": 1, "sum-only:9": 1,  # 2 t < n - m no longer: one's own
+        "colluding:1": 1, "colluding:3": 1, "colluding:6": 1, "colluding:9": 1,
+    }  # fmt: skip
     assert {event.sampling_probability for event in views.values()} == {0.1}
     assert all(
         e.event == DiscreteGaussianSumDpEvent(100.0, shares[w], 50.0) for w, e in views.items()
     )
-    alone = distributed_discrete_gaussian(
-        100, 10, 50.0, secure_aggregation=False, dropouts=2, colluding=[1, 3]
-    )
-    assert {who: event.shares for who, event in alone.items()} == {
-        "outsider": 8, "server": 1, "colluding:1": 1, "colluding:3": 1,
-    }  # fmt: skip
 
 
-@pytest.mark.parametrize(("t", "m"), [(10, 1), (9, 1), (0, 10), (2, 8)])
-def test_views_without_anybody_s_noise_are_refused(t, m):
-    with pytest.raises(ValueError, match="Expected"):
-        distributed_discrete_gaussian(
-            100, 10, 50, secure_aggregation=True, dropouts=t, colluding=[m]
-        )
+def test_too_many_views_are_refused():
     with pytest.raises(ValueError, match=f"at most {MOST_COLLUDING}"):
-        distributed_discrete_gaussian(
-            4, 100, 50, secure_aggregation=True, colluding=range(1, MOST_COLLUDING + 2)
-        )
+        distributed_discrete_gaussian(4, 100, 50, colluding=range(1, MOST_COLLUDING + 2))
 
 
 def test_epsilon_grows_with_what_the_adversary_knows_in_a_ledger():
-    def epsilon(t, who, whole=True):
+    def epsilon(t, who):
         views = distributed_discrete_gaussian(
-            400, 8, 1000, secure_aggregation=whole, dropouts=t, colluding=[1, 2, 3], count=50, sampling_rate=0.05
-        )  # fmt: skip
+            400, 8, 1000, dropouts=t, colluding=[1, 2, 3], count=50, sampling_rate=0.05
+        )
         row = LedgerEntry("run", "server", "client", "train", 0, "round-0", views)
         return make_accountant("pld").epsilon(composed([row], who), 1e-5)
 
-    found = [epsilon(0, who) for who in ("server", "colluding:1", "colluding:2", "colluding:3")]
+    found = [epsilon(0, f"sum-only{who}") for who in ("", ":1", ":2", ":3")]
     assert found == sorted(found)
     assert len(set(found)) == 4
-    assert epsilon(1, "server") == found[1] < epsilon(1, "colluding:2") == found[3]
-    assert epsilon(0, "server", whole=False) > found[3]
+    assert epsilon(0, "outsider") == found[0]
+    assert epsilon(1, "sum-only") == found[1] < epsilon(1, "sum-only:2") == found[3]
+    assert epsilon(0, "server") == epsilon(0, "colluding:3") > found[3]
 
 
 @pytest.mark.parametrize("bits", [32, 64])
@@ -192,10 +184,10 @@ def test_a_whole_sum_at_a_calibrated_target(bits, t, m):
     ).noise_multiplier
     plan = plan_shares(wanted, clip, d, silos, dropouts=t, colluding=m, bits=bits)
     views = distributed_discrete_gaussian(
-        plan.sigma, silos, plan.sensitivity, secure_aggregation=True, dropouts=t, colluding=[m] if m else [],
-        count=steps, sampling_rate=rate,
+        plan.sigma, silos, plan.sensitivity, dropouts=t, colluding=[m] if m else [], count=steps,
+        sampling_rate=rate,
     )  # fmt: skip
-    worst = views[f"colluding:{m}" if m else "server"]
+    worst = views[f"sum-only:{m}" if m else "sum-only"]
     epsilon = make_accountant("pld").epsilon({worst: 1}, 1e-5)
     assert 1.97 < epsilon <= 2.0
 
