@@ -57,6 +57,17 @@ class BudgetSection(Section):
     accountant: Literal["pld", "rdp"] = Field(
         "pld", description="Accountant that enforces the bound."
     )
+    against: Literal["server", "sum-only"] = Field(
+        "server",
+        description="Adversary of the bound. `server` sees every message of the silo: a run with privacy.noise_by=sum must "
+        "then fit by the silo's own share of the noise alone. `sum-only` learns sums over the silos alone in such a run, which "
+        "rests on the protocol's cryptography; other runs count as against the server.",
+    )
+    colluding: Annotated[int, Field(ge=0, le=1000)] = Field(
+        0,
+        description="With against=sum-only: number of other silos that may collude with the server. Runs with a smaller "
+        "secure.colluding are refused.",
+    )
 
 
 class Limits(Section):
@@ -219,6 +230,11 @@ class SiloConfig(Section):
                 "sampling is stated for it), got budget.relation=replace-one"
             )
         self._check_secret_number()
+        if self.budget.colluding and self.budget.against != "sum-only":
+            raise ValueError(
+                "Expected budget.against=sum-only for budget.colluding (who sees every message learns nothing more from other "
+                f"silos), got budget.colluding={self.budget.colluding} with budget.against={self.budget.against}"
+            )
         if "none" in self.limits.mechanisms and self.budget.epsilon < math.inf:
             raise ValueError(
                 "Expected budget.epsilon=inf to allow limits.mechanisms=none (training without a guarantee "
@@ -264,6 +280,8 @@ class SiloConfig(Section):
             unit=budget.unit,
             relation=budget.relation,
             accountant=budget.accountant,
+            against=budget.against,
+            colluding=budget.colluding,
             rounds=limits.rounds,
             noise_multiplier=limits.noise_multiplier,
             sampling_rate=limits.sampling_rate,

@@ -17,12 +17,14 @@ from dp_accounting.dp_event import DpEvent
 from fedllm.budget.limits import (
     MOST_MECHANISMS,
 )
+from fedllm.budget.sums.terms import SumTerms
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
 from fedllm.silo.evaluation import make_count_release
 from fedllm.training.mechanism import Mechanism, make_mechanism
 from fedllm.training.statistics import make_statistics_release
+from fedllm.training.sum_share.mechanism import SumShare
 from privacy.accountants import Accountant, make_accountant
 from privacy.events.serialization import event_from_json, event_to_json
 from privacy.guarantee import Relation
@@ -40,12 +42,17 @@ class _Told(NamedTuple):
 
 
 class SpendingView:
-    """Counts of events by silo, against the adversary that the settings protect from."""
+    """Counts of events by silo, against the adversary that the settings protect from.
+
+    Attributes:
+        terms: of the sums over silos (``privacy.noise_by = "sum"``), to be set before the first round.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.events: dict[str, Counter[DpEvent]] = {}
         self.mechanism: dict[str, dict[str, float]] = {}
+        self.terms: SumTerms | None = None
         self._made: dict[str, _Told] = {}
 
     def add_training(
@@ -73,6 +80,10 @@ class SpendingView:
                 sampling_rate=sampling_rate,
                 noise_multiplier=noise_multiplier,
             )
+            if isinstance(mechanism, SumShare):
+                if self.terms is None:
+                    raise ValueError("a sum over silos before its terms are known")
+                mechanism = mechanism.among(self.terms.silos, self.terms.dimension)
             told = self._made[silo] = _Told(numbers, mechanism, duplicate_events(own))
         found = told.mechanism.events(server_round) + told.beside
         counts = self.events.get(silo, Counter()) + found
@@ -130,6 +141,7 @@ class SpendingView:
     def copy(self) -> SpendingView:
         """The view as it is now, to fall back to."""
         view = SpendingView(self.settings)
+        view.terms = self.terms
         view.mechanism = dict(self.mechanism)
         view._made = self._made
         view.events = {silo: counts.copy() for silo, counts in self.events.items()}

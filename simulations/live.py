@@ -159,6 +159,9 @@ def epsilon_label(settings: Settings, silos: int) -> str:
         return "privacy.mode=none: no guarantee"
     if privacy.noise_by == "server":
         adversary = "an outsider (none against the server)"
+    elif privacy.noise_by == "sum":
+        most = settings.secure.colluding
+        adversary = "a server that learns sums only" + (f" and {most} other silos" if most else "")
     else:
         colluding = (silos - 1,) if privacy.colluding == "others" else privacy.colluding
         most = max((0, *colluding))

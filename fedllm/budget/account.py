@@ -9,7 +9,6 @@ records each event durably before the noisy value is made.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -23,13 +22,15 @@ from fedllm.budget.limits import (
     planned_beside,
     protected_from,
     requests_beside,
+    split_bounds,
 )
 from fedllm.budget.local_policy import LocalPolicy
 from fedllm.budget.plan import check_evaluations, planned_evaluations
 from fedllm.budget.recorded_rows import SIZES, refuse_other_units, refuse_public_sizes
 from fedllm.budget.schedule import planned_evaluation_rounds, sampling_rate
 from fedllm.budget.silo_plan import PlanBook, Proposal, private_part, recorded_anew
-from fedllm.budget.views import SumTerms, row_views, summed
+from fedllm.budget.sums.terms import SumTerms
+from fedllm.budget.sums.views import row_views
 from fedllm.flatness.duplicate import duplicate_events
 from fedllm.flatness.layer_release import make_score_release
 from fedllm.settings.experiment import Settings
@@ -124,8 +125,7 @@ class SiloAccount:
         self.terms: SumTerms | None = None
         if self.private:
             self.noise_multiplier = self._noise_multiplier()
-            stored = self._stored_terms()
-            if stored is not None:
+            if (stored := self.book.stored_terms()) is not None:
                 self.join_sum(stored)
         if own is not None:
             trains = self.private and self.rounds > 0
@@ -148,17 +148,20 @@ class SiloAccount:
         """Take the terms of a run with ``privacy.noise_by = "sum"``; call before anything is recorded.
 
         Raises:
-            LimitRefused: less noise than this silo's budgets ask for, or other terms than the run began with.
-            ValueError: the mechanism is of no sum, or there is no room for such a sum.
+            LimitRefused, ValueError: as :meth:`SumTerms.check` and :meth:`SumTerms.joined`.
+            BudgetExceeded: the silo's own budget is against the server, and a share alone costs more.
         """
-        terms.check(self.noise_multiplier, self.terms or self._stored_terms())
-        self.noise_multiplier = terms.noise_multiplier
-        self.mechanism = summed(self.mechanism).among(terms.silos, terms.dimension)
+        before = self.mechanism
+        terms.check(before.noise_multiplier, self.terms or self.book.stored_terms())
+        self.mechanism = terms.joined(before)
+        if self.rounds and self.book.stored_row() is None:
+            _, stronger = split_bounds(self.bounds, self.adversary)
+            try:
+                self.book.admit(stronger, self._plan_of(self.rounds))
+            except BudgetExceeded:
+                self.mechanism = before
+                raise
         self.terms = terms
-
-    def _stored_terms(self) -> SumTerms | None:
-        row = self.book.stored_row()
-        return None if row is None else SumTerms.of_details(json.loads(row.details))
 
     def training_events(self, server_round: int) -> Counter[DpEvent]:
         """The events of one round of training, those of a teacher that is trained without privacy included."""
@@ -282,12 +285,10 @@ class SiloAccount:
         privacy = self.settings.privacy
         if privacy.noise_multiplier is not None:
             return privacy.noise_multiplier
-        scaled = multiplier_of_scale(self.settings)
-        if scaled is not None:
+        if (scaled := multiplier_of_scale(self.settings)) is not None:
             return scaled
-        stored = self.book.stored_noise()
-        if stored is not None:  # resumed: the run keeps the noise that it began with
-            return stored
+        if (stored := self.book.stored_noise()) is not None:
+            return stored  # resumed: the run keeps the noise that it began with
         for entry in self.ledger.entries(party=self.party, run=self.run):
             if entry.purpose == TRAIN:  # begun before plans were kept
                 return float(str(entry.details["noise_multiplier"]))
@@ -300,9 +301,8 @@ class SiloAccount:
             rounds=self.rounds,
             beside=self._planned_beside_training(),
         )
-        # A bound against somebody stronger (a silo's own, against the server) is asked with the plan.
-        able = [b for b in self.bounds if b.budget.adversary.strength <= self.adversary.strength]
-        return plan.noise_multiplier(able, self.book.sequence)
+        made_for, _ = split_bounds(self.bounds, self.adversary)
+        return plan.noise_multiplier(made_for, self.book.sequence)
 
     def _planned_beside_training(self) -> Counter[DpEvent]:
         """Non-training events to reserve budget for, excluding releases that intentionally have no guarantee."""

@@ -118,6 +118,15 @@ def protected_from(settings: Settings) -> Adversary:
     }[settings.privacy.noise_by]
 
 
+def split_bounds(bounds: Sequence[Bound], adversary: Adversary) -> tuple[list[Bound], list[Bound]]:
+    """Return the bounds that noise against an adversary is made for, and those against somebody stronger.
+
+    The latter are a silo's own, for sums: noise in a sum has no size against who sees each message.
+    """
+    able = [bound for bound in bounds if bound.budget.adversary.strength <= adversary.strength]
+    return able, [bound for bound in bounds if bound not in able]
+
+
 def bounds_of(settings: Settings) -> tuple[Bound, ...]:
     """The budgets of a silo whose own settings (``Settings.for_silo``) these are."""
     privacy = settings.privacy

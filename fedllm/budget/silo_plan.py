@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from dp_accounting.dp_event import DpEvent
 
 from fedllm.budget.limits import Bound
+from fedllm.budget.sums.terms import SumTerms
 from privacy.budget import BudgetExceeded, OutsidePlan
 from privacy.events.multiset import is_private
 from privacy.guarantee import Adversary, Unit
@@ -94,6 +95,11 @@ class PlanBook:
         """Return the noise multiplier that the stored plan is for."""
         row = self.stored_row()
         return None if row is None else float(json.loads(row.details)["noise_multiplier"])
+
+    def stored_terms(self) -> SumTerms | None:
+        """Return the terms of sums that the stored plan is for; None without."""
+        row = self.stored_row()
+        return None if row is None else SumTerms.of_details(json.loads(row.details))
 
     def sequence(
         self, bound: Bound, mine: RunPlan | None = None

@@ -16,13 +16,14 @@ from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.accountants.normal_form import as_accounted
 from privacy.events.kinds import (
     DiscreteGaussianDpEvent,
+    DiscreteGaussianSumDpEvent,
     PureDpEvent,
     ScalarNoiseDpEvent,
     VectorNoiseDpEvent,
 )
 from privacy.events.multiset import is_private
 from privacy.events.serialization import event_to_json, kind
-from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.guarantee import OUTSIDER, SERVER, SUM_ONLY, Adversary, Relation, Unit
 from privacy.ledger.ledger import LedgerEntry, LedgerError, composed
 
 EVERYBODY = "server"
@@ -255,11 +256,11 @@ def epsilon_by_round(
 
 
 def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
-    """Return (sampling rate, noise multiplier, number) of the Gaussian mechanisms, from the server's view, or the
-    outsider's where the server sees the values without noise."""
+    """Return (sampling rate, noise multiplier, number) of the Gaussian mechanisms, from the server's view (of sums over
+    silos: of the sum), or the outsider's where the server sees the values without noise."""
     found: Counter[tuple[float, float]] = Counter()
     for row in rows:
-        events = composed([row], SERVER)
+        events = composed([row], SUM_ONLY)
         if not all(is_private(event) for event in events):
             events = composed([row], OUTSIDER)
         for event, count in events.items():
@@ -268,7 +269,7 @@ def trainings(rows: Iterable[LedgerEntry]) -> list[tuple[float, float, int]]:
                 rate, inner = event.sampling_probability, dp.GaussianDpEvent(event.noise_multiplier)
             if isinstance(event, dp.PoissonSampledDpEvent):
                 rate, inner = float(event.sampling_probability), event.event
-            if isinstance(inner, VectorNoiseDpEvent):
+            if isinstance(inner, VectorNoiseDpEvent | DiscreteGaussianSumDpEvent):
                 inner = as_accounted(inner)
             if isinstance(inner, dp.GaussianDpEvent):
                 found[rate, float(inner.noise_multiplier)] += count
@@ -296,6 +297,9 @@ def describe_event(event: DpEvent) -> str:
         return f"a mechanism of pure privacy (a noisy choice), epsilon {event.epsilon:.6g}"
     if isinstance(event, DiscreteGaussianDpEvent):
         return f"discrete Gaussian, sigma {event.sigma:.6g}, sensitivity {event.sensitivity}"
+    if isinstance(event, DiscreteGaussianSumDpEvent):
+        shares = f"{event.shares} shares" if event.shares > 1 else "one share"
+        return f"integers with {shares} of discrete Gaussian noise, sigma {event.sigma:.6g}, sensitivity {event.sensitivity:.6g}"
     if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
         values = ", ".join(f"{name} {value:.6g}" for name, value in event.parameters)
         what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"

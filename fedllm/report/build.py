@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedllm import __version__
+from fedllm.budget.limits import protected_from
 from fedllm.budget.recorded_rows import notes_on, proven_relation
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
@@ -20,6 +21,7 @@ from fedllm.report.prose.assumptions import SETTINGS_LOST, assumptions, not_cove
 from fedllm.report.prose.evaluation_data import evaluation_data
 from fedllm.report.prose.ledger_notes import adopted, notes_of
 from fedllm.report.prose.reproduction import reproduction
+from fedllm.report.prose.secure_sum import make_sum_assumption
 from fedllm.report.prose.strength import rated, strength_part
 from fedllm.report.record import RunRecord, read_run
 from fedllm.report.schema import SCHEMA_ID, VERSION
@@ -102,6 +104,9 @@ def build(source: RunFolder | str | Path) -> dict[str, Any]:
         lost=lost,
         released=bool(training["finished_rounds"]) or any(silo.rows for silo in accounted),
         unproven=unproven(run),
+        assumed=None
+        if settings is None
+        else make_sum_assumption(protected_from(settings), run.own),
     )
     if vouching is not None:
         statement = vouched_headline(statement, vouching)

@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from fedllm.report.accounting import ACCOUNTANTS, Figure, SiloAccounting
+from fedllm.report.prose.secure_sum import SumAssumption
 from fedllm.report.schema_base import Part, Real
 from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
 
@@ -19,6 +20,7 @@ Level = Literal[
     "not-as-asked",
     "conditional",
     "if-fixed",
+    "sum-only",
     "outsider-only",
     "some-silos",
     "none",
@@ -30,6 +32,7 @@ STATED: tuple[Level, ...] = (
     "not-as-asked",
     "conditional",
     "if-fixed",
+    "sum-only",
     "outsider-only",
 )
 """The levels with a finite epsilon, the better ones first."""
@@ -49,6 +52,7 @@ class GuaranteePart(Part):
         "not-as-asked",
         "conditional",
         "if-fixed",
+        "sum-only",
         "outsider-only",
         "some-silos",
         "none",
@@ -56,7 +60,7 @@ class GuaranteePart(Part):
         "nothing-released",
     ] = Field(
         description="guaranteed; not-as-asked: at another epsilon than the settings name; conditional: only against those who do not know the seed of the "
-        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; outsider-only: none against the server; some-silos: none for the silos whose ledgers nothing vouches for, what holds for the others is in the sentence and under silos; none: no guarantee; unknown: what would tell "
+        "noise; if-fixed: only if what was released was fixed beforehand, since no budget was held over it; sum-only: against a server that learns sums over the silos alone, which rests on cryptography; outsider-only: none against the server; some-silos: none for the silos whose ledgers nothing vouches for, what holds for the others is in the sentence and under silos; none: no guarantee; unknown: what would tell "
         "is missing or damaged, no epsilon is stated; nothing-released: no data was used yet."
     )
     sentence: str
@@ -66,7 +70,7 @@ class GuaranteePart(Part):
     delta: float
     unit: Literal["example", "client"]
     relation: Literal["zero-out", "add-or-remove-one", "replace-one"]
-    adversary: str = Field(description="outsider, server, or colluding:m.")
+    adversary: str = Field(description="outsider, sum-only, sum-only:m, server, or colluding:m.")
     accountant: str
     bound: bool = Field(description="Whether epsilon is a proven upper bound.")
     reasons: list[str]
@@ -80,7 +84,8 @@ class Headline:
     Attributes:
         level: "guaranteed"; "not-as-asked" (at another epsilon than the settings name, on purpose);
             "conditional" (seeded noise); "if-fixed" (only if what was released was fixed beforehand: no budget
-            was held over it); "outsider-only" (none against the server); "some-silos" (none for silos whose ledger
+            was held over it); "sum-only" (against a server that learns sums over the silos alone, which rests on
+            cryptography); "outsider-only" (none against the server); "some-silos" (none for silos whose ledger
             nothing vouches for); "none"; "unknown" (the record is lost, no epsilon can be stated); "nothing-released"
             (no data was used yet).
         sentence: the statement in words.
@@ -113,6 +118,7 @@ def headline(
     lost: Sequence[str] = (),
     released: bool = True,
     unproven: str | None = None,
+    assumed: SumAssumption | None = None,
 ) -> Headline:
     """Choose and word the statement.
 
@@ -121,6 +127,7 @@ def headline(
             reason for no guarantee at all.
         lost: why no epsilon can be stated at all: what tells it is missing.
         released: whether anything was released yet.
+        assumed: what the statement rests on where noise adds up in sums over the silos.
         unproven: why the settings' epsilon is none that is guaranteed; goes before the statement.
     """
     subject = _SUBJECTS[unit]
@@ -174,6 +181,13 @@ def headline(
         return make("nothing-released", sentence, Figure("none", 0.0, True), str(SERVER), [])
     server_safe = math.isfinite(worst[SERVER].epsilon_or_inf)
     adversary = SERVER if server_safe else OUTSIDER
+    summed = (
+        assumed is not None
+        and assumed.adversary in worst
+        and math.isfinite(worst[assumed.adversary].epsilon_or_inf)
+    )
+    if assumed is not None and summed:
+        adversary = assumed.adversary
     statement = _statement(worst[adversary], adversary, unit, relation, delta, len(silos))
     conditions = _conditions(silos, adversary)
     if more := [c for c in conditions if c != worst[adversary].note]:
@@ -181,10 +195,22 @@ def headline(
     if worst[adversary].accountant == "filter":
         fixed = max(silo.headline(adversary).epsilon_or_inf for silo in silos)
         statement += f" Had all runs been fixed beforehand: epsilon = {shown(fixed)} (PLD)."
-    if server_safe:
+    if assumed is not None and summed:
+        stronger = [a for a in map(Adversary, worst) if a.strength > adversary.strength]
+        in_sums = [a for a in stronger if a.sees_sums]
+        alone = [a for a in stronger if not a.sees_sums]
+        found = [_collusion(worst[a], a, worst[adversary], reasons[a]) for a in in_sums]
+        found += ["Without the assumption, by a silo's own share of the noise alone:"]
+        found += [
+            _collusion(worst[a], a, worst[SERVER], reasons[a])
+            for a in alone
+            if a == SERVER or worst[a] != worst[SERVER]
+        ]
+        statement = " ".join([assumed.text, statement, *found])
+    elif server_safe:
         found = [_collusion(worst[a], a, worst[SERVER], reasons[a]) for a in colluding]
         statement = " ".join([statement, *found])
-    if not server_safe:
+    if not server_safe and not summed:
         sentence = (
             "NO GUARANTEE against the server: epsilon is infinite. "
             f"{_listed(reasons[SERVER] or [worst[SERVER].note])} "
@@ -202,6 +228,8 @@ def headline(
     if conditions:
         sentence = f"Guaranteed ONLY UNDER A CONDITION: {statement}"
         return make("if-fixed", sentence, worst[adversary], str(adversary), conditions)
+    if summed:
+        return make("sum-only", f"Guaranteed: {statement}", worst[adversary], str(adversary), [])
     return make("guaranteed", f"Guaranteed: {statement}", worst[adversary], str(adversary), [])
 
 
@@ -238,7 +266,7 @@ def _statement(
 ) -> str:
     subject = _SUBJECTS[unit]
     whom = adversary.describe()
-    if adversary == SERVER:
+    if adversary == SERVER or adversary.sees_sums:
         whom += ", and so against an outsider who sees the released model"
     among = f" (the largest of {silos} silos)" if silos > 1 else ""
     return (
@@ -262,7 +290,7 @@ def _collusion(figure: Figure, adversary: Adversary, server: Figure, reasons: Se
     whom = adversary.describe()
     if math.isinf(figure.epsilon_or_inf):
         return f"NO GUARANTEE against {whom}. {_listed(reasons or [figure.note])}"
-    if figure == server:
+    if figure == server and adversary != SERVER:
         return f"The same epsilon holds against {whom}."
     return f"Against {whom}: epsilon = {shown(figure.epsilon)}, {_by(figure)}."
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from fedllm.budget.limits import protected_from
 from fedllm.budget.plan import colluding_numbers
 from fedllm.report.accounting import Accounts
 from fedllm.report.extract.compose import Vouching, compose
@@ -14,7 +15,7 @@ from fedllm.report.extract.store import Expected, Found
 from fedllm.report.guarantee import STATED, Headline
 from fedllm.report.record import RunRecord, unfinished
 from fedllm.run.folder import SCHEDULE, RunFolderError, read_json_file
-from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
+from privacy.guarantee import OUTSIDER, SERVER, SUM_ONLY, Adversary, Relation, Unit
 
 WORD = (
     "On the word of {whose}: {each} vouches for its own ledger by an extract that is signed with its node key; what a "
@@ -40,12 +41,17 @@ def vouch(
     names = {*run.extracts.silos, *_drawn_from(run)}
     settings = run.settings
     colluding = () if settings is None else colluding_numbers(settings.privacy, len(names))
+    against = SERVER if settings is None else protected_from(settings)
+    sums = set[Adversary]()
+    if against.sees_sums:
+        sums = {against, SUM_ONLY, *(Adversary(f"sum-only:{m}") for m in colluding)}
     found = compose(
         run.extracts,
         unit=unit,
         relation=relation,
         delta=delta,
-        adversaries={OUTSIDER, SERVER, *(Adversary(f"colluding:{m}") for m in colluding)},
+        adversaries={OUTSIDER, SERVER, *(Adversary(f"colluding:{m}") for m in colluding), *sums},
+        against=against if against.sees_sums else SERVER,
         accounts=accounts,
     )
     run.entries, run.complete = found.entries, found.whole

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from fedllm.budget.limits import protected_from
 from fedllm.report.plan_figures import plan_epsilons
 from fedllm.run.folder import RunFolder
-from privacy.guarantee import OUTSIDER, SERVER, Relation, Unit
+from privacy.guarantee import Relation, Unit
 from privacy.ledger.ledger import Ledger
 
 
@@ -15,7 +16,7 @@ def planned_epsilons(run: RunFolder, silos: Iterable[str]) -> dict[str, float | 
     settings, found = run.settings(), dict[str, float | None](dict.fromkeys(silos))
     if not run.ledger_path.exists():  # the silos' own ledgers are with them
         return found
-    adversary = OUTSIDER if settings.privacy.noise_by == "server" else SERVER
+    adversary = protected_from(settings)
     with Ledger(run.ledger_path, read_only=True) as ledger:
         for name in found:
             privacy = settings.for_silo(name).privacy

@@ -104,6 +104,7 @@ def privacy_texts(row: Mapping[str, Any]) -> tuple[str, str]:
         "not-as-asked": "not the requested epsilon",
         "conditional": "if the seed is secret",
         "if-fixed": "if fixed beforehand",
+        "sum-only": "if only sums are seen",
         "outsider-only": "against outsiders only",
     }
     return shown(found["epsilon"]), details.get(found["level"], "")

@@ -30,7 +30,7 @@ from fedllm.report.held import FILTER, PLAN, held_by_plan
 from fedllm.report.sections.ledger import vouching_row
 from privacy.accountants import ACCOUNTANTS as KNOWN
 from privacy.events.multiset import is_private
-from privacy.guarantee import Adversary, Relation, Unit
+from privacy.guarantee import SERVER, Adversary, Relation, Unit
 from privacy.ledger.ledger import LedgerEntry, composed
 
 PLANNED = "of the run's plan, which was fixed before its first release{by}; the releases so far are within it"
@@ -75,12 +75,14 @@ def compose(
     delta: float,
     adversaries: Collection[str],
     accounts: Accounts,
+    against: Adversary = SERVER,
 ) -> Vouching:
     """Make the accounts of all silos that vouch; say of the others why they do not.
 
     Args:
         unit, relation, delta: of the report; an extract for others does not count.
         adversaries: to state, outsider and server among them.
+        against: in whose view the server counted what it was told.
     """
     result = Vouching()
     for name, one in found.silos.items():
@@ -93,7 +95,7 @@ def compose(
             entries = _entries(one.extract, len(result.entries) + 1, adversaries)
             account = _Account(one.extract, entries, adversaries, accounts)
             silo = account.silo()
-            check_told(one.expected, silo, account, accounts)
+            check_told(one.expected, silo, account, accounts, against)
         except FAILURES as error:
             why = str(error)
             if not isinstance(error, ExtractError):

@@ -62,31 +62,38 @@ class Sent(Protocol):
         ...
 
 
-def check_told(expected: Expected, silo: SiloAccounting, sent: Sent, accounts: Accounts) -> None:
+def check_told(
+    expected: Expected,
+    silo: SiloAccounting,
+    sent: Sent,
+    accounts: Accounts,
+    against: Adversary = SERVER,
+) -> None:
     """Check that an extract covers what its silo released; the module says when it does.
 
     Args:
         silo: the account that the report would state of the silo.
+        against: in whose view the server counted what it was told.
 
     Raises:
         ExtractError: it does not.
     """
     told = None if expected.told is None else _read(expected.told)
-    released = sent.released(SERVER)
+    released = sent.released(against)
     if told is not None and released is not None:
         if _within(released, told):
             return
-        if expected.final or not _within(Multiset((sent.planned(SERVER) or {}) | released), told):
+        if expected.final or not _within(Multiset((sent.planned(against) or {}) | released), told):
             raise ExtractError(LEFT_OUT)
     if told is not None and expected.final:
-        _check_cost(silo, silo.headline(SERVER), SERVER, told, accounts)
+        _check_cost(silo, silo.headline(against), against, told, accounts)
         return
     compared = told is not None and released is None and not silo.other_rows
     for adversary in silo.figures:
         if not compared and not _counts_all(silo, adversary, sent):
             raise ExtractError(UNKNOWN if told is None else LAGGING)
         held = silo.held.get(adversary)
-        if told is None or Adversary(adversary).strength < SERVER.strength:
+        if told is None or Adversary(adversary).strength < against.strength:
             continue
         if released is None or (held is not None and held.accountant == FILTER):
             _check_cost(silo, silo.stated(adversary), adversary, told, accounts)

@@ -29,7 +29,7 @@ from fedllm.report.extract.statement import (
 from fedllm.report.held import add_held_of
 from privacy.accountants import UnsupportedEvent, make_accountant
 from privacy.events.multiset import is_private
-from privacy.guarantee import SERVER, Relation, Unit
+from privacy.guarantee import Relation, Unit
 from privacy.ledger.adoption import adoption_sentence, lost_heads
 from privacy.ledger.entry import canonical_json
 from privacy.ledger.ledger import Ledger, LedgerEntry
@@ -148,7 +148,7 @@ def _account(silo: SiloAccounting) -> dict[str, AccountItem]:
 
 def _budget(ledger: Ledger, silo: str, own: LocalPolicy) -> BudgetItem:
     taken: Counter[DpEvent] = Counter()
-    for commitment in commitments(ledger, SERVER, silo, Unit(own.unit)):
+    for commitment in commitments(ledger, own.bound().budget.adversary, silo, Unit(own.unit)):
         taken.update(commitment.planned)
         taken.update(commitment.raw)
     spent: float | None = math.inf

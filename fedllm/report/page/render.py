@@ -42,6 +42,7 @@ _TONES = {
     "not-as-asked": "warn",
     "conditional": "warn",
     "if-fixed": "warn",
+    "sum-only": "warn",
     "outsider-only": "bad",
     "some-silos": "bad",
     "none": "bad",

@@ -80,7 +80,7 @@ Report of {{ report.made | moment }} by {{ report.made_by }}.</p>
 {{ signer }}
 
 <dl class="tiles">
-  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% elif g.level == "if-fixed" %}, conditional{% elif g.level == "not-as-asked" %}, by proof{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>
+  <div><dt>epsilon{% if g.level == "outsider-only" %}, outsiders only{% elif g.level == "conditional" %}, seed unknown{% elif g.level == "if-fixed" %}, conditional{% elif g.level == "sum-only" %}, sums only{% elif g.level == "not-as-asked" %}, by proof{% endif %}</dt><dd>{{ "none stated" if g.level == "unknown" else g.epsilon | epsilon }}</dd></div>
   <div><dt>target epsilon</dt><dd>{{ report.target.epsilon | number if report.target.epsilon is not none and report.settings.privacy.mode == "dp" else "none" }}</dd></div>
   <div><dt>delta</dt><dd>{{ "%g" | format(g.delta) }}</dd></div>
   <div><dt>privacy unit</dt><dd>{{ g.unit }}</dd></div>

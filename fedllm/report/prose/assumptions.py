@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fedllm.data.coupling import AS_DIVIDED, couplings, minor_couplings
 from fedllm.data.public import EVALUATION_SHARE, evaluation_source
+from fedllm.report.prose.secure_sum import EXACT_NOISE, noise_of_a_sum
 from fedllm.report.sections.black_box import DIRECTIONS, ENDPOINT, clipping
 from fedllm.report.sections.perturbation import meaning
 from fedllm.settings.checks.black_box import noises_numbers
@@ -84,6 +85,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
                 f"silo's data. It was used for {used_for}, without noise, and nothing protects it.",
             )
         )
+    if privacy.noise_by == "sum":
+        items.append(("Noise in integers", EXACT_NOISE))
     items.append(
         (
             "Floating-point noise",
@@ -95,7 +98,9 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
         )
     )
     if privacy.unit == "example":
-        items.append(("Rounding between examples", _rounding(settings)))
+        items.append(
+            ("Rounding between examples", _rounding(settings.model.device, settings.codec.active))
+        )
     items.append(("Sizes of the silos", _sizes(settings)))
     items.append(_side_channels(settings))
     items.append(
@@ -106,6 +111,8 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
             + (
                 ", not that of the others."
                 if privacy.noise_by == "client"
+                else "; of a sum, its share of the noise is missing for the others as well: count it among secure.colluding."
+                if privacy.noise_by == "sum"
                 else "; the server, which adds the noise, must do so honestly."
             ),
         )
@@ -137,15 +144,14 @@ def assumptions(settings: Settings, *, seeded: bool, runs: int) -> list[Item]:
     return items
 
 
-def _rounding(settings: Settings) -> str:
+def _rounding(device: str, in_codes: bool) -> str:
     """Describe the remaining dependence of an example on its batch mates, with its number."""
-    device = settings.model.device
     text = (
         "The sensitivity takes an example's gradient to be a function of that example. It is computed in shapes that "
         "its own length decides, and nothing of a batch mate enters it but by rounding. The sensitivity counts "
         "rounding as 0. "
     )
-    if settings.codec.active:
+    if in_codes:
         text += (
             "Rounding in the projection to a code, before the code is clipped, was not measured. "
         )
@@ -350,6 +356,8 @@ def _relation(settings: Settings) -> str:
 
 def _noise(settings: Settings) -> str:
     privacy = settings.privacy
+    if privacy.noise_by == "sum":
+        return noise_of_a_sum(settings.secure)
     if privacy.unit == "example":
         return (
             "The silo, in each local step, before anything leaves it. So the guarantee holds against "

@@ -39,7 +39,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "Adversary",
         "Against whom the number holds: an outsider sees the released model only; the server sees "
-        "every message; colluding:m sees every message and controls m of the other silos.",
+        "every message; colluding:m sees every message and controls m of the other silos. With secure aggregation sum-only is a "
+        "server that learns sums over the silos alone, and sum-only:m controls m of the other silos as well.",
     ),
     (
         "Silo",
@@ -85,10 +86,12 @@ def plain_words(content: Mapping[str, Any]) -> str | None:
     who = {
         "outsider": "Somebody who sees the released model",
         "server": "Somebody who sees every message of the training",
-    }.get(found["adversary"], "The adversary")
+        "sum-only": "A server that learns sums over the silos alone",
+    }.get(found["adversary"].partition(":")[0], "The adversary")
     limit = {
         "conditional": ", and does not know the seed of the noise,",
         "outsider-only": " and nothing else",
+        "sum-only": ", as far as the masks hide all but their sum,",
         "if-fixed": ", where what was released was fixed beforehand,",
     }.get(guarantee["level"], "")
     source = (

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fedllm.report.accounting import adversaries_in, composed_or_why, describe_event
 from fedllm.report.schema_base import Part
-from privacy.events.kinds import ScalarNoiseDpEvent, VectorNoiseDpEvent
+from privacy.events.kinds import DiscreteGaussianSumDpEvent, ScalarNoiseDpEvent, VectorNoiseDpEvent
 from privacy.guarantee import Adversary
 from privacy.ledger.ledger import LedgerEntry
 
@@ -82,6 +82,9 @@ def _mechanism(event: DpEvent) -> str:
         return f"Poisson sampling, then {_mechanism(event.event)}"
     if isinstance(event, dp.GaussianDpEvent):
         return "Gaussian mechanism" if event.noise_multiplier > 0 else "no noise"
+    if isinstance(event, DiscreteGaussianSumDpEvent):
+        shares = f"{event.shares} shares" if event.shares > 1 else "one share"
+        return f"integers with {shares} of discrete Gaussian noise"
     if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
         what = "one number" if isinstance(event, ScalarNoiseDpEvent) else "a vector"
         return f"{what} with {event.family} noise"
@@ -100,6 +103,8 @@ def _parameters(event: DpEvent) -> dict[str, float]:
         return {"sampling rate": rate} | _parameters(event.event)
     if isinstance(event, dp.GaussianDpEvent) and event.noise_multiplier > 0:
         return {"noise multiplier": float(event.noise_multiplier)}
+    if isinstance(event, DiscreteGaussianSumDpEvent):
+        return {"sigma of a share": event.sigma, "sensitivity": event.sensitivity}
     if isinstance(event, ScalarNoiseDpEvent | VectorNoiseDpEvent):
         return dict(event.parameters)
     return {}

@@ -20,7 +20,7 @@ from fedllm.report.held import FILTER, PLAN
 from fedllm.report.record import RunRecord
 from fedllm.report.schema_base import Part, Real
 from fedllm.report.sections.curves import least_missed, missed_at, privacy_curves
-from privacy.guarantee import OUTSIDER, SERVER, Relation, Unit
+from privacy.guarantee import OUTSIDER, SERVER, Adversary, Relation, Unit
 from privacy.ledger.ledger import composed
 
 CURVES = 8
@@ -187,6 +187,9 @@ def in_plain_words(
 
 
 def drawn_adversary(statement: Headline) -> str:
+    """Return the adversary that figures are drawn for: that of the statement, else the server."""
+    if Adversary(statement.adversary).sees_sums:
+        return statement.adversary
     return OUTSIDER if statement.level == "outsider-only" else SERVER
 
 

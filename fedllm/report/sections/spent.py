@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import Field
 
+from fedllm.budget.limits import protected_from
 from fedllm.report import accounting
 from fedllm.report.accounting import Accounts, SiloAccounting
 from fedllm.report.guarantee import shown
@@ -64,7 +65,7 @@ class SiloTargetPart(Part):
     run_epsilon: Real | None = Field(description="For this run alone.")
     delta: float | None
     spent: Real | None = Field(
-        description="Epsilon against the server at the silo's delta; null where that is the report's."
+        description="Epsilon at the silo's delta, against the server (secure aggregation: one that learns sums); null where that is the report's."
     )
 
 
@@ -124,16 +125,18 @@ def _target(silo: SiloAccounting, run: RunRecord, accounts: Accounts) -> dict[st
         return {"epsilon": None, "run_epsilon": None, "delta": None, "spent": None}
     privacy = run.settings.for_silo(silo.name).privacy
     spent = None
-    known = run.whole(silo.name) and not silo.reasons.get(SERVER, ["no row"])
+    guarded_from = protected_from(run.settings)
+    against = guarded_from if guarded_from.sees_sums else SERVER
+    known = run.whole(silo.name) and not silo.reasons.get(against, ["no row"])
     if privacy.delta != accounts.delta and known:
         parties = (silo.name, accounting.EVERYBODY)
         rows = [row for row in run.entries if row.party in parties]
-        name = silo.headline(SERVER).accountant
+        name = silo.headline(against).accountant
         own = Accounts(accounts.relation, privacy.delta)
         figure = guarded(
             f"epsilon of {silo.name} at its own delta",
             run.problems,
-            lambda: own.figure(name, composed(rows, SERVER)) if name != "none" else None,
+            lambda: own.figure(name, composed(rows, against)) if name != "none" else None,
             None,
         )
         spent = None if figure is None else figure.epsilon
@@ -294,7 +297,7 @@ are what was done. Nothing proves that they are; see the first line.</p>
   <td data-label="{{ column.title }}{{ "" if column.bound else " (no bound)" }}" class="num{{ " lead" if column.name == g.accountant }}{{ " bad" if row.reasons }}{{ "" if column.bound else " approximation" }}"><span>{% if figure is none or figure.epsilon is none %}n/a{% else %}{{ "" if column.bound or row.reasons else "≈ " }}{{ figure.epsilon | epsilon }}{% if figure.mu is not none %} <small>mu {{ figure.mu | mu }}</small>{% endif %}{% if row.held and column.name == "pld" %} <small>{{ "under a condition" if row.held.epsilon is none else ("by plan " if row.held.accountant == "plan" else "by the filter ") ~ (row.held.epsilon | epsilon) }}</small>{% endif %}{% endif %}</span></td>
   {% endfor %}
   {% if own_targets %}
-  <td data-label="target" class="num"><span>{{ row.silo.target.epsilon | number }}{% if row.silo.target.run_epsilon is not none %} <small>{{ row.silo.target.run_epsilon | number }} in this run</small>{% endif %}{% if row.silo.target.delta != g.delta %} <small>at delta {{ "%g" | format(row.silo.target.delta) }}{% if row.silo.target.spent is not none %}: spent {{ row.silo.target.spent | epsilon }} against the server{% endif %}</small>{% endif %}</span></td>
+  <td data-label="target" class="num"><span>{{ row.silo.target.epsilon | number }}{% if row.silo.target.run_epsilon is not none %} <small>{{ row.silo.target.run_epsilon | number }} in this run</small>{% endif %}{% if row.silo.target.delta != g.delta %} <small>at delta {{ "%g" | format(row.silo.target.delta) }}{% if row.silo.target.spent is not none %}: spent {{ row.silo.target.spent | epsilon }} against {{ g.adversary if g.adversary.startswith("sum-only") else "the server" }}{% endif %}</small>{% endif %}</span></td>
   {% endif %}
   <td data-label="examples" class="num"><span>{{ row.silo.examples | number }}</span></td>
   <td data-label="sampling rate" class="num"><span>{{ steps(row.silo.trainings, "sampling_rate", "%.4g") }}</span></td>

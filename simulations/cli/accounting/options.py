@@ -96,6 +96,7 @@ Copies = Annotated[
 Opponent = Annotated[
     str,
     typer.Option(
-        help="Adversary: outsider, server (sees every message), or colluding:m (with m silos)."
+        help="Adversary: outsider, sum-only or sum-only:m (learns sums over silos, with m of them), server (sees every message), or "
+        "colluding:m (with m silos)."
     ),
 ]

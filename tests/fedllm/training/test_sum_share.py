@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from fedllm.codec.random_projection import RandomProjection
 from fedllm.data.batches import Feature
+from fedllm.training.encoding import Encoding
 from fedllm.training.gradients import clipped_gradient_sum, gradient_scales
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.steps import LocalWork, Tally, plain_update
@@ -20,6 +23,7 @@ from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of, tensor_o
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
 from privacy.accountants import make_accountant
 from privacy.events.constructors import dp_sgd, gaussian
+from privacy.events.kinds import DiscreteGaussianSumDpEvent
 from privacy.mechanisms.clipping import clip_vector
 from privacy.randomness import generator
 from privacy.secure_sum import ring
@@ -173,3 +177,77 @@ def test_nothing_is_made_before_the_silos_are_known(
         bare.train(work(tunable, params, features))
     with pytest.raises(ValueError, match="as the silos agreed on"):
         bare.among(3, size(params) + 1).train(work(tunable, params, features))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("extra", [{}, COUNTED, {"privacy.prefix_scale": 0.25}])
+@pytest.mark.parametrize("codec", [False, True])
+def test_one_example_moves_a_silo_s_integers_by_at_most_the_sensitivity(
+    extra: Any, codec: bool, tunable: Tunable, params: Any, features: Any, tiny_settings: Make
+) -> None:
+    """Over neighbouring data sets of real gradients, with and without noise in the code; the bound is nearly attained."""
+    changes = SUMMED | extra | {"privacy.clip": 1e-3, "privacy.noise_multiplier": 1e-3}
+    settings = tiny_settings(**changes)
+    one = mechanism(settings, params)
+    encoding = None
+    if codec:
+        if one.adaptive:
+            pytest.skip("no codec with adaptive clipping")
+        coded = tiny_settings(**changes | {"codec.name": "random-projection", "codec.noise": "in-code", "codec.ratio": 4.0})  # fmt: skip
+        made = RandomProjection(size(params), size(params) // 4, 3)
+        encoding = Encoding.of(made, "1", coded, params)
+        one = one.among(3, made.code_dimension)
+    # hardly any noise would be a fine grid; the sensitivity is in steps, so any noise will do
+    plan = one.shares
+
+    def integers(chosen: list[Feature]) -> np.ndarray:
+        local = replace(work(tunable, params, chosen, 0), encoding=encoding)
+        vector, count = one._example(local, Tally(), plan)
+        tail = [] if one.count_share is None else [count * one._count_steps]
+        return np.append(vector.numpy(), np.array(tail, dtype=np.int64)).astype(float)
+
+    whole = integers(features)
+    moved = [
+        float(np.linalg.norm(whole - integers(features[:i] + features[i + 1 :])))
+        for i in range(len(features))
+    ]
+    assert max(moved) <= plan.sensitivity
+    assert min(moved) > 0.95 * plan.sensitivity
+
+
+@pytest.mark.parametrize(("t", "m"), [(0, 0), (1, 0), (1, 2)])
+def test_the_share_is_what_the_event_says(t: int, m: int, params: Any, tiny_settings: Make) -> None:
+    """Computed again from first principles: norm of one record over the grid's step, and the honest shares' noise."""
+    settings = tiny_settings(**SUMMED | {"secure.drop_outs": t, "secure.colluding": m})
+    one = mechanism(settings, params, silos=9)
+    [event] = one.events(1)
+    assert isinstance(event, DiscreteGaussianSumDpEvent)
+    assert event.shares == 9 - t - m
+    assert event.sensitivity >= 2.0**-one.shares.exponent + math.sqrt(size(params))
+    assert event.sigma == one.shares.sigma
+    assert event.sigma * math.sqrt(event.shares) / event.sensitivity >= 1.3
+    assert one.shares.largest * 9 + 50 * one.shares.sigma < 2**63
+
+
+def test_epsilon_is_never_below_that_of_the_sum_of_shares_in_numbers(tiny_settings: Make) -> None:
+    """One number, three silos: the hockey-stick divergence of the very distribution of the sum, by convolution."""
+    settings = tiny_settings(**SUMMED | {"privacy.noise_multiplier": 1.0})
+    one = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0).among(3, 1)  # type: ignore[attr-defined]
+    plan = one.shares
+    x = np.arange(-10 * plan.sigma, 10 * plan.sigma + 1)
+    share = np.exp(-((x / plan.sigma) ** 2) / 2)
+    share /= share.sum()
+    total = np.convolve(np.convolve(share, share), share)
+    shift = math.floor(plan.sensitivity)
+    there, here = np.append(total, np.zeros(shift)), np.append(np.zeros(shift), total)
+    for delta in (1e-3, 1e-6):
+        stated = make_accountant("pld").epsilon(one.events(1), delta)
+        assert np.maximum(there - math.exp(stated) * here, 0).sum() <= delta
+        assert np.maximum(there - math.exp(stated * 0.97) * here, 0).sum() > delta
+
+
+def test_sampling_amplifies_at_the_silo_s_own_rate(params: Any, tiny_settings: Make) -> None:
+    for rate in (0.5, 0.01):
+        [event] = mechanism(tiny_settings(**SUMMED), params, rate=rate).events(1)
+        assert event.sampling_probability == rate
+    [event] = mechanism(tiny_settings(**CLIENT), params, rate=0.01).events(1)
+    assert isinstance(event, DiscreteGaussianSumDpEvent)  # a silo's update is in every sum

@@ -137,7 +137,7 @@ MUTATIONS = (
     Mutation(
         "colluders-given-the-servers-sentence",
         _GUARANTEE,
-        "    if figure == server:\n",
+        "    if figure == server and adversary != SERVER:\n",
         "    if True:\n",
         "Clients that collude are said to learn no more than the server, whatever the ledger says.",
         ("tests/fedllm/report/test_curves.py",),

@@ -100,14 +100,6 @@ MUTATIONS = (
         (f"{_BOUND}::test_what_is_not_proven_is_refused",),
     ),
     Mutation(
-        "own-share-passes-for-the-whole-sum",
-        "privacy/events/views.py",
-        '    views = {"outsider": whole, "server": whole if secure_aggregation else alone}\n',
-        '    views = {"outsider": whole, "server": whole}\n',
-        "A server that sees each silo's message is reported to see the noise of all silos.",
-        (f"{_SHARES}::test_views_count_the_shares_that_each_adversary_does_not_know",),
-    ),
-    Mutation(
         "ring-without-room-for-all-silos",
         f"{_FOLDER}ring.py",
         "    room = (int(2 ** (bits - 1)) - 1 - tail) // silos\n",

@@ -121,9 +121,9 @@ MUTATIONS = (
     ),
     Mutation(
         "server-given-the-outsiders-event",
-        "fedllm/budget/account.py",
-        'return with_colluders(seen, self._colluding) | {"outsider": event}',
-        "return with_colluders(event, self._colluding)",
+        "fedllm/budget/sums/views.py",
+        'return with_colluders(seen, colluding) | {"outsider": event}',
+        "return with_colluders(event, colluding)",
         "A server that sees bare updates is said to be protected against.",
         ("tests/server/test_central_noise.py", _ACCOUNT),
     ),
@@ -170,8 +170,8 @@ MUTATIONS = (
     Mutation(
         "resumed-run-calibrates-anew",
         "fedllm/budget/account.py",
-        """        if stored is not None:  # resumed: the run keeps the noise that it began with
-            return stored
+        """        if (stored := self.book.stored_noise()) is not None:
+            return stored  # resumed: the run keeps the noise that it began with
         for entry in self.ledger.entries(party=self.party, run=self.run):
 """,
         "        for entry in ():\n",
@@ -181,8 +181,8 @@ MUTATIONS = (
     Mutation(
         "restarted-silo-trains-without-noise",
         "fedllm/budget/account.py",
-        "        if stored is not None:  # resumed: the run keeps the noise that it began with\n            return stored",
-        "        if stored is not None:\n            return 1e-12",
+        "            return stored  # resumed: the run keeps the noise that it began with\n",
+        "            return 1e-12\n",
         "Noise is attached in the first round only: a silo that restarts sends gradients bare.",
         (f"{_ACCOUNT}::test_resumed_run_keeps_its_noise_and_its_plan",),
     ),

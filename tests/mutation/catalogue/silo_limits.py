@@ -63,7 +63,7 @@ MUTATIONS = (
     Mutation(
         "noise-by-the-server-at-a-silo-of-its-own",
         "fedllm/budget/local_policy.py",
-        '        if privacy.noise_by != "client":\n',
+        '        if privacy.noise_by == "server":\n',
         "        if False:\n",
         "The silo's update leaves without noise, and its ledger knows nothing of it.",
         (f"{_LIMITS}::test_noise_that_the_silo_does_not_add_itself_is_refused",),

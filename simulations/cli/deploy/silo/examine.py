@@ -31,7 +31,7 @@ from fedllm.settings.io import parse_settings
 from fedllm.settings.kinds import TASKS
 from privacy.accountants import make_accountant
 from privacy.file_system import file_system_of
-from privacy.guarantee import SERVER, Relation, Unit
+from privacy.guarantee import Relation, Unit
 from privacy.ledger.guard import Guard
 from privacy.ledger.ledger import Ledger
 from server.deployment.folder import NODE, split_address
@@ -194,14 +194,15 @@ def _ledger(silo: SiloConfig) -> tuple[bool, str]:
         report = ledger.verify()
         if not report.ok or report.notes:
             return False, f"{path}: {[*report.problems, *report.notes][0]}"
-        events = ledger.spent(SERVER, party=silo.name, unit=Unit(budget.unit))
+        against = silo.local_policy().bound().budget.adversary
+        events = ledger.spent(against, party=silo.name, unit=Unit(budget.unit))
         rows = len(ledger.entries(party=silo.name))
         plans = plan_epsilons(
             ledger,
             silo.name,
             unit=Unit(budget.unit),
             relation=Relation(budget.relation),
-            adversary=SERVER,
+            adversary=against,
             delta=budget.delta,
             accountant=budget.accountant,
         )
