@@ -51,6 +51,7 @@ from privacy.events.constructors import discrete_gaussian_sum, gaussian, poisson
 from privacy.events.kinds import DiscreteGaussianSumDpEvent
 from privacy.events.multiset import multiset
 from privacy.mechanisms.adaptive_clipping import share_below, split
+from privacy.randomness import RandomSource
 from privacy.secure_sum import ring
 from privacy.secure_sum.contributions import LARGEST_NORM, MOST_RECORDS, count_weight
 from privacy.secure_sum.ring import Ring
@@ -291,16 +292,33 @@ class SumShare:
             integers, count = self._example(work, tally, plan)
         else:
             integers, count = self._client(work, tally, plan)
-        if integers.numel() != self.dimension:
+        message = self.message(integers, count, work.streams("noise", self.plan.count))
+        return tally.result({SUM: tensor_of(message)})
+
+    def message(self, integers: Tensor, count: int, rng: RandomSource) -> Ring:
+        """Return clipped records' integers, and their count, with the silo's share of the noise, modulo 2^bits.
+
+        Guarantee: in a sum over the silos its event is :meth:`events`, if one record moves the integers as
+        :mod:`privacy.secure_sum.contributions` says and the doubled count by 1.
+
+        Args:
+            integers: int64 [dimension].
+            count: doubled centred count of norms at most the clipping norm; not used for a fixed norm.
+            rng: the silo's own source, used for nothing else.
+
+        Raises:
+            ValueError: another number of integers than the silos agreed on.
+        """
+        plan = self.shares
+        if integers.shape != (self.dimension,):
             raise ValueError(
                 f"Expected {self.dimension} numbers in an update, as the silos agreed on, got {integers.numel()}"
             )
         vector = integers.numpy()
         if self.count_share is not None:
             vector = np.append(vector, np.int64(count * self._count_steps))
-        noise = draw_share(self.entries, plan.sigma, work.streams("noise", self.plan.count))
-        message = ring.encode(vector, noise, plan.largest, plan.bits)
-        return tally.result({SUM: tensor_of(message)})
+        noise = draw_share(self.entries, plan.sigma, rng)
+        return ring.encode(vector, noise, plan.largest, plan.bits)
 
     def _example(self, work: LocalWork, tally: Tally, plan: SharePlan) -> tuple[Tensor, int]:
         batch = poisson_batch(work.features, self.sampling_rate, work.streams("sample", 0))

@@ -23,8 +23,8 @@ MUTATIONS = (
     Mutation(
         "share-smaller-than-its-event",
         _MECHANISM,
-        "draw_share(self.entries, plan.sigma, work",
-        "draw_share(self.entries, plan.sigma * 9 // 10, work",
+        "draw_share(self.entries, plan.sigma, rng)",
+        "draw_share(self.entries, plan.sigma * 9 // 10, rng)",
         "The share that is drawn is smaller than the one in the ledger.",
         (f"{_TESTS}::test_the_mean_of_a_sum_is_that_of_clipped_updates_and_its_noise",),
     ),
