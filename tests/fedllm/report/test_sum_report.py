@@ -12,8 +12,14 @@ from report_runs import finish_round, new_run
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.sums.terms import SumTerms
 from fedllm.report import build, write_report
-from fedllm.report.checks import check_report
 from fedllm.report.guarantee import shown
+from fedllm.report.signature import (
+    generate_key,
+    load_private_key,
+    load_public_key,
+    sign_report,
+    verify_report,
+)
 from fedllm.run.folder import RunFolder
 from privacy.accountants import make_accountant
 from privacy.ledger.ledger import Ledger, composed
@@ -78,7 +84,9 @@ def test_the_first_line_names_the_assumption_and_each_adversary(
         assert others[name] == pytest.approx(of_ledger(run, name)), name
     assert others["outsider"] == others["sum-only"] < others["sum-only:2"] < others["server"]
     assert others["server"] == others["colluding:1"]
-    _, _, without = rest.partition("Without the assumption, by a silo's own share of the noise alone:")
+    _, _, without = rest.partition(
+        "Without the assumption, by a silo's own share of the noise alone:"
+    )
     assert f"epsilon = {shown(others['server'])}" in without
     assert f"epsilon = {shown(others['sum-only:2'])}" in rest.partition("Without the")[0]
     assert math.isfinite(others["server"])
@@ -100,13 +108,21 @@ def test_an_account_at_a_silo_alone_would_state_more(tmp_path: Path) -> None:
 
 def test_the_page_is_written_and_is_verified(tmp_path: Path) -> None:
     run = run_of_sums(tmp_path)
+    run.set_state(status="finished", round=ROUNDS)
     write_report(run)
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "assumes that the server relays keys honestly" in page
-    assert not [p for p in check_report(run.path / "report.json") if p]
+    public, _ = generate_key(tmp_path / "keys" / "officer.pem")
+    sign_report(run.path, load_private_key(tmp_path / "keys" / "officer.pem"), name="Ada", role="officer")  # fmt: skip
+    found = verify_report(run.path, load_public_key(public))
+    assert found.ok, [check.text for check in found.checks if not check.ok]
+    assert found.statement is not None
+    assert "ASSUMES that the masks hide all but their sum" in found.statement["headline"]
 
 
 def test_a_seed_is_named_before_the_assumption(tmp_path: Path) -> None:
     found = build(run_of_sums(tmp_path, randomness="seeded"))
     assert found["guarantee"]["level"] == "conditional"
-    assert found["headline"].startswith("Guaranteed ONLY against those who do not know the seed: ASSUMES")
+    assert found["headline"].startswith(
+        "Guaranteed ONLY against those who do not know the seed: ASSUMES"
+    )
