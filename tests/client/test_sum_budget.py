@@ -43,5 +43,5 @@ def test_colluding_silos_need_a_budget_against_sums(tiny_settings: Make, tmp_pat
 
 def test_noise_by_a_server_is_still_refused(tiny_settings: Make, tmp_path: Path) -> None:
     own = silo(tmp_path, tiny_settings(), **{"budget.unit": "client", "budget.against": "sum-only"})
-    with pytest.raises(LimitRefused, match="Expected privacy.noise_by=client or sum"):
+    with pytest.raises(LimitRefused, match=r"Expected privacy\.noise_by=client or sum"):
         check_limits(own, tiny_settings(**{"privacy.unit": "client", "privacy.noise_by": "server"}))
