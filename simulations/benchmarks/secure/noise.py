@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings
-from fedllm.training.mechanism import make_mechanism
+from fedllm.training.mechanism import Mechanism, make_mechanism
 from fedllm.training.steps import LocalWork
 from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of
 from fedllm.training.tunable import Tunable, initial_params, shared_tunable
@@ -62,10 +62,9 @@ def work(tunable: Tunable, params: dict[str, Tensor], *seed: str | int) -> Local
 
 
 def measured(
-    tunable: Tunable, params: dict[str, Tensor], settings: Settings, silos: int, noise: float
+    tunable: Tunable, params: dict[str, Tensor], one: Mechanism, silos: int
 ) -> tuple[float, SumShare | None]:
     """Return the standard deviation of the noise in the mean of a round, and the mechanism of a sum."""
-    one = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise)
     if not isinstance(one, SumShare):
         total = torch.zeros(0)
         for silo in range(silos):
@@ -106,11 +105,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     wrong, started = 0, time.process_time()
     for silos in options.silos:
-        alone, _ = measured(tunable, params, local, silos, noise)
+        alone, _ = measured(
+            tunable, params, make_mechanism(local, sampling_rate=1.0, noise_multiplier=noise), silos
+        )
         for colluding in (0, 1):
             for missing in (0, 1):
-                settings = settings_of("sum", noise, missing, colluding)
-                together, one = measured(tunable, params, settings, silos, noise)
+                made = make_mechanism(
+                    settings_of("sum", noise, missing, colluding),
+                    sampling_rate=1.0,
+                    noise_multiplier=noise,
+                )
+                together, one = measured(tunable, params, made, silos)
                 assert one is not None
                 expected = 1 / math.sqrt(honest_shares(silos, missing, colluding))
                 off = together / alone / expected - 1

@@ -24,7 +24,7 @@ from fedllm.run.folder import RunFolder
 from privacy.accountants import make_accountant
 from privacy.ledger.ledger import Ledger, composed
 
-SILOS = {"A": 100, "B": 400, "C": 200, "D": 100}
+SILOS = {"A": 100, "B": 200, "C": 100, "D": 200}
 ROUNDS = 3
 
 
@@ -58,12 +58,11 @@ def of_ledger(run: RunFolder, adversary: str) -> float:
     pld = make_accountant("pld")
     return max(
         float(pld.epsilon(composed([r for r in rows if r.party == n], adversary), 1e-5))
-        for n in SILOS
+        for n in ("A", "B")  # the others are the same
     )
 
 
-@pytest.mark.parametrize("pinned", [False, True])
-@pytest.mark.parametrize("m", [0, 1])
+@pytest.mark.parametrize(("pinned", "m"), [(False, 0), (True, 1)])
 def test_the_first_line_names_the_assumption_and_each_adversary(
     pinned: bool, m: int, tmp_path: Path
 ) -> None:
