@@ -184,10 +184,12 @@ def _work_or_last_answer(
 def _task(message: Message, worker: SiloWorker, fields: TaskFields) -> SiloTask:
     """Return the task of a message, with the tensors that the worker's model and extensions need."""
     kind, arrays = message.metadata.message_type, message.content.array_records
-    downlink = worker.settings.codec.downlink
-    params = read_params(arrays[names.PARAMS], worker.initial, downlink, "parameters")
+    downlink, params = worker.settings.codec.downlink, {}
+    form = form_of(kind, worker.extensions)
+    if names.PARAMS in form.records:
+        params = read_params(arrays[names.PARAMS], worker.initial, downlink, "parameters")
     extras = dict(fields.extras)
-    for record in form_of(kind, worker.extensions).extras.tensors:
+    for record in form.extras.tensors:
         extras[record] = read_params(arrays[record], worker.initial, "none", f"a {record}")
     return SiloTask(params, fields.round, fields.planned_rounds, extras, kind)
 

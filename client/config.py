@@ -22,7 +22,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from client.data_section import DataSection
+from client.identity import NodeIdentity
 from fedllm.budget.local_policy import LocalPolicy
+from fedllm.report.extract.keys import KeyProblem, node_key_of
 from fedllm.settings.section import PositiveInt, Rate, Section
 
 ENVIRONMENT = "FEDLLM_SILO"
@@ -180,6 +182,28 @@ class ModelSection(Section):
     )
 
 
+class SecureSection(Section):
+    """Secure sums (privacy.noise_by=sum): the other silos' keys."""
+
+    peers: dict[str, str] = Field(
+        {},
+        max_length=1000,
+        description="Public key of each other silo's node by its name, as in nodes/NAME.pub of the deployment. With any "
+        "here, a run with an unknown silo or another key is refused; empty: the server relays the keys, and could read "
+        "single updates if it were dishonest.",
+    )
+
+    @field_validator("peers")
+    @classmethod
+    def _check_peers(cls, value: dict[str, str]) -> dict[str, str]:
+        try:
+            return {
+                name: node_key_of(line, f"secure.peers.{name}").line for name, line in value.items()
+            }
+        except KeyProblem as error:
+            raise ValueError(str(error)) from None
+
+
 class SiloConfig(Section):
     """Config of one silo."""
 
@@ -221,6 +245,7 @@ class SiloConfig(Section):
     budget: BudgetSection
     limits: Limits = Limits()
     model: ModelSection = ModelSection()
+    secure: SecureSection = SecureSection()
 
     @model_validator(mode="after")
     def _check(self) -> SiloConfig:
@@ -270,6 +295,10 @@ class SiloConfig(Section):
             :12
         ]  # a name may hold what no file may
         return (Path(self.state) / f"ledger-{name}.head",)
+
+    def identity(self) -> NodeIdentity:
+        """Return the node's key, and the keys of its peers."""
+        return NodeIdentity(Path(self.key), tuple(sorted(self.secure.peers.items())))
 
     def local_policy(self) -> LocalPolicy:
         """Return budget and limits in the form that the silo's account enforces."""
@@ -353,7 +382,7 @@ def template(name: str, *, epsilon: float = 3.0, delta: float = 1e-5) -> str:
     lines += _documented(
         silo, ("name", "ledger", "state", "log", "cache", "approved", "key", "extract")
     )
-    for section in ("data", "budget", "limits", "model"):
+    for section in ("data", "budget", "limits", "model", "secure"):
         part = getattr(silo, section)
         summary = (type(part).__doc__ or "").strip().splitlines()[0]
         lines += ["", f"# {summary}", f"[{section}]"]

@@ -129,6 +129,7 @@ def _open_own(own: SiloConfig, fields: TaskFields) -> SiloWorker:
         ledger=ledger,
         log=None if own.log is None else Path(own.log),
         own=own.local_policy(),
+        identity=own.identity(),
         heads=own.kept_heads,
     )
 

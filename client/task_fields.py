@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flwr.app import Message
@@ -86,11 +86,23 @@ _FIXED = {
     QUERY: KindForm(_CONFIG_ALONE, _SETTINGS_ALONE, frozenset({names.BACKBONE})),
 }
 _DELIVERY = KindForm(_CONFIG_ALONE, _SETTINGS_ALONE)
+_EXCHANGE = KindForm(
+    _CONFIG_ALONE,
+    frozenset({names.SETTINGS, names.RUN_ID, names.RUN_FOLDER, names.ROUND, names.PLANNED_ROUNDS}),
+    frozenset({names.BACKBONE}),
+)
 _OF_A_RUN = KindForm(
     frozenset({names.CONFIG, names.PARAMS}),
     frozenset({names.SETTINGS, names.RUN_ID, names.RUN_FOLDER, names.ROUND, names.PLANNED_ROUNDS}),
     frozenset({names.BACKBONE}),
 )
+
+
+def _plain(kind: str) -> KindForm:
+    """The form of a kind of task that is not fixed, before the extras of its settings."""
+    if kind.startswith(names.SEND):
+        return _DELIVERY
+    return _EXCHANGE if kind.startswith(names.EXCHANGE) else _OF_A_RUN
 
 
 def form_of(kind: str, extensions: Sequence[SiloExtension]) -> KindForm:
@@ -108,9 +120,10 @@ def form_of(kind: str, extensions: Sequence[SiloExtension]) -> KindForm:
     if kind in deliveries:
         records = _DELIVERY.records | {deliveries[kind].record}
         return KindForm(records, _DELIVERY.required, extras=extras)
-    if kind != TRAIN and not any(kind in each.requests() for each in extensions):
+    answered = {name for each in extensions for name in (*each.requests(), *each.exchanges())}
+    if kind not in {TRAIN, *answered}:
         raise TaskRefused(f"Expected a task that the settings ask for, got {shortened(kind)}")
-    return KindForm(_OF_A_RUN.records, _OF_A_RUN.required, _OF_A_RUN.optional, extras)
+    return replace(_plain(kind), extras=extras)
 
 
 def read_fields(message: Message, kind: str) -> TaskFields:
@@ -122,7 +135,7 @@ def read_fields(message: Message, kind: str) -> TaskFields:
         SettingsError: the settings are not valid, see :func:`fedllm.settings.io.from_json`.
     """
     content: Any = message.content
-    plain = _FIXED.get(kind, _DELIVERY if kind.startswith(names.SEND) else _OF_A_RUN)
+    plain = _FIXED.get(kind, _plain(kind))
     # What the settings cannot change first: the settings themselves are among it.
     _check_names(
         f"records of a {kind} task", _known(content, plain.records), plain.records, {names.LEDGER}

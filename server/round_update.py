@@ -126,7 +126,7 @@ class RoundUpdate:
 
     def check(self, found: Replies[Contribution]) -> None:
         """Refuse those of the accepted updates that no honest silo sends (:mod:`server.robust.update_law`)."""
-        law = UpdateLaw(
+        law: UpdateLaw | None = UpdateLaw(
             settings=self.settings,
             clip=self.clip,
             replies=self.settings.server.rounds * self.silos,
@@ -135,7 +135,9 @@ class RoundUpdate:
             made=self.laws,
         )
         for extension in self.extensions:
-            law = extension.limit(law)
+            law = None if law is None else extension.limit(law)
+        if law is None:
+            return
         found.accepted, refused = law.check(found.accepted)
         found.refused += [{"silo": name, "reason": why} for name, why in refused.items()]
 

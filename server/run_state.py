@@ -158,10 +158,10 @@ class RunState:
         kind: str,
         chosen: Sequence[str],
         server_round: int,
-        arrays: ArrayRecord,
+        arrays: ArrayRecord | None,
         config: ConfigRecord,
     ) -> list[Message]:
-        """One message of this kind for each of the silos, with the parameters and the settings."""
+        """One message of this kind for each of the silos, with the parameters (if any) and the settings."""
         self.asked = list(chosen)
         asking = Asking(kind, server_round, arrays)
         for extension in self.extensions:
@@ -175,7 +175,9 @@ class RunState:
             fixed = self._fixed_fields(name)
             self._fixed[name] = self.settings, fixed
         fields = ConfigRecord({**config, **fixed, names.ROUND: asking.server_round})
-        content = RecordDict({names.PARAMS: asking.arrays})
+        content = RecordDict()
+        if asking.arrays is not None:
+            content[names.PARAMS] = asking.arrays
         for extra in extras:
             fields.update(extra.fields)
             content.update(extra.records)

@@ -70,7 +70,8 @@ def features_digest(features: Sequence[Feature]) -> str:
 
 
 class Fingerprinted:
-    """Base of a frozen dataclass of str, int, float, bool, None and tensors, and of tuples and mappings of them."""
+    """Base of a frozen dataclass of str, int, float, bool, None and tensors, of tuples and mappings of them, and of
+    other such classes."""
 
     def fingerprint(self) -> str:
         """Return SHA-256 of the class's name and of each field's name, type and value; floats and tensors to the last
@@ -95,6 +96,8 @@ def _plain(values: Iterable[Any]) -> list[Any]:
             found.append(["int", str(value)])
         elif isinstance(value, float):
             found.append(["float", value.hex()])
+        elif isinstance(value, Fingerprinted):
+            found.append(["object", value.fingerprint()])
         elif isinstance(value, tuple):
             found.append(["tuple", _plain(value)])
         elif isinstance(value, Tensor):
@@ -105,7 +108,7 @@ def _plain(values: Iterable[Any]) -> list[Any]:
             found.append(["mapping", [list(pair) for pair in zip(names, plain, strict=True)]])
         else:
             raise TypeError(
-                "Expected str, int, float, bool, None, tensors, and tuples or mappings of them, got "
+                "Expected str, int, float, bool, None, tensors, Fingerprinted, and tuples or mappings of them, got "
                 f"{type(value).__name__}"
             )
     return found

@@ -19,6 +19,7 @@ from fedllm.data.silos import Silo
 from fedllm.kept import Kept
 from fedllm.models.backbone import still_kept, was_given_up
 from fedllm.settings.experiment import Settings
+from fedllm.silo.identity import Identity
 from fedllm.silo.silo import SiloWorker
 from privacy.ledger.ledger import Ledger
 
@@ -37,6 +38,7 @@ def shared_worker(
     ledger: Path,
     log: Path | None,
     own: LocalPolicy | None = None,
+    identity: Identity | None = None,
     heads: tuple[Path, ...] = (),
 ) -> SiloWorker:
     """Return the worker of this silo in this run, made once while it is kept.
@@ -47,10 +49,11 @@ def shared_worker(
     run's noise and plan are. An open ledger is closed when the last worker that uses it has gone.
 
     Args:
+        identity: the silo's own key and those of its peers; None in a simulation.
         heads: files with heads of the ledger, next to the one that lies next to it (:mod:`privacy.ledger.heads`).
     """
     own_key = (silo.name, str(ledger), os.getpid())
-    key = (run, settings.model_dump_json(), own)
+    key = (run, settings.model_dump_json(), own, identity)
     with _lock:
         if own_key not in _workers:
             _workers[own_key] = Kept(MOST_RUNS)
@@ -58,7 +61,9 @@ def shared_worker(
 
     def make() -> SiloWorker:
         opened = shared_ledger(ledger, heads)
-        return SiloWorker(settings, silo, run=run, ledger=opened, log=log, own=own)
+        return SiloWorker(
+            settings, silo, run=run, ledger=opened, log=log, own=own, identity=identity
+        )
 
     kept.drop(lambda worker: was_given_up(worker.tunable.backbone))
     known = key in kept

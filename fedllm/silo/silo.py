@@ -63,13 +63,16 @@ class SiloWorker(SiloInRun):
             return mechanism.train(replace(work, features=features, streams=streams))
 
         def record(key: str) -> None:
-            if self.settings.privacy.noise_by == "client" or not account.private:
+            if self.settings.privacy.noise_by != "server" or not account.private:
                 account.spend_training(task.round, key)
             # Otherwise the server adds the noise, and records the event before it does.
 
         makes = [trained, *beside.values()]
         result, *others = self.release(task, TRAIN, makes, record, self.train_features)
         self._write_log(task.round, result)
+        with refusing():
+            for extension in self.extensions:
+                result = extension.seal(task, result)
         replies = [extension.reply(task, result) for extension in self.extensions]
         tensors: Mapping[str, Mapping[str, Tensor]] = dict(zip(beside, others, strict=True))
         return TrainReply(
@@ -90,6 +93,11 @@ class SiloWorker(SiloInRun):
             TaskRefused: the settings ask for no such task, or it brings other extras than theirs.
         """
         for extension in self.extensions:
+            exchange = extension.exchanges().get(task.kind)
+            if exchange is not None:
+                with refusing():
+                    self.check_extras(task)
+                    return exchange(task)
             respond = extension.requests().get(task.kind)
             if respond is not None:
                 return respond(task, self.prepare(task))

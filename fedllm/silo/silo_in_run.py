@@ -28,6 +28,7 @@ from fedllm.settings.experiment import Settings
 from fedllm.silo.answered import answered, try_without_data
 from fedllm.silo.extensions.base import Make
 from fedllm.silo.extensions.factory import make_silo_extensions
+from fedllm.silo.identity import Identity
 from fedllm.silo.opened import OpenedSilo, open_silo_data
 from fedllm.silo.server_tensors import check_tensors
 from fedllm.silo.task import SiloTask
@@ -53,6 +54,7 @@ class SiloInRun:
         ledger: the silo's ledger, open, or its path.
         log: file for what only the silo itself may see (counts of clipped gradients, ...), or None.
         own: what the silo itself allows, see :mod:`fedllm.budget.local_policy`.
+        identity: the silo's own key and those of its peers; None in a simulation.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class SiloInRun:
         ledger: Ledger | Path,
         log: Path | None = None,
         own: LocalPolicy | None = None,
+        identity: Identity | None = None,
     ) -> None:
         self.own = own
+        self.identity = identity
         self.settings = settings.for_silo(silo.name)
         self.silo = silo
         self.run = run
@@ -132,7 +136,10 @@ class SiloInRun:
             rehearse(self.tunable, task.params, gradients=gradients)
             self._rehearsed = True
         with refusing():
-            return self.account(task.planned_rounds)
+            account = self.account(task.planned_rounds)
+            for extension in self.extensions:
+                extension.admit(task, account)
+        return account
 
     def check_extras(self, task: SiloTask) -> None:
         """Refuse extras that are not those of the settings, which alone decide what leaves; reads no data.

@@ -66,10 +66,10 @@ class ServerRun(Protocol):
         kind: str,
         chosen: Sequence[str],
         server_round: int,
-        arrays: ArrayRecord,
+        arrays: ArrayRecord | None,
         config: ConfigRecord,
     ) -> list[Message]:
-        """One task for each of the silos."""
+        """One task for each of the silos; without parameters where ``arrays`` is None."""
         ...
 
     def use_layers(self, settings: Settings, layers: Sequence[int], tunable: Tunable) -> None:
@@ -79,11 +79,11 @@ class ServerRun(Protocol):
 
 @dataclass(frozen=True)
 class Asking:
-    """A batch of tasks, one a silo: their kind, their round and the parameters as they travel."""
+    """A batch of tasks, one a silo: their kind, their round and the parameters as they travel (None: without)."""
 
     kind: str
     server_round: int
-    arrays: ArrayRecord
+    arrays: ArrayRecord | None
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class RoundExtension:
         """
         return reply
 
-    def limit(self, law: UpdateLaw) -> UpdateLaw:
-        """Return the law that bounds the norms of the round's updates."""
+    def limit(self, law: UpdateLaw) -> UpdateLaw | None:
+        """Return the law that bounds the norms of the round's updates; None where single updates are not seen."""
         return law
 
     def forget(self, silos: Sequence[str]) -> None:

@@ -42,7 +42,7 @@ class ScalarEstimates(RoundExtension):
     def prepare_tasks(self, asking: Asking) -> None:
         """Draw the directions of a round, at the model as the silos receive it."""
         self._seed = ""
-        if asking.kind == MessageType.TRAIN:
+        if asking.kind == MessageType.TRAIN and asking.arrays is not None:
             settings = self.run.settings
             sent = decode_params(asking.arrays.to_torch_state_dict(), settings.codec.downlink)
             _, sent = self.run.tunable.part(sent, asking.server_round)

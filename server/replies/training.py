@@ -36,6 +36,7 @@ class TrainingForm:
         smallest_noise: bound of the noise multiplier; 0 where the silos add no noise.
         counts: whether what the silo says of its mechanism is what was spent.
         texts: further fields of ``info``, and the value of each.
+        told: further fields of ``info`` whose text the silo chooses, and the most characters of each.
         shares: further fields of ``metrics``: noisy shares.
         records: further records of tensors, and the shapes and dtypes of each.
     """
@@ -49,6 +50,7 @@ class TrainingForm:
     smallest_noise: float
     counts: bool = True
     texts: Mapping[str, str] = field(default_factory=dict)
+    told: Mapping[str, int] = field(default_factory=dict)
     shares: Sequence[str] = ()
     records: Mapping[str, Spec] = field(default_factory=dict)
 
@@ -64,6 +66,7 @@ class TrainingReply:
         noise_multiplier, sampling_rate, steps: the mechanism, by the silo's word.
         shares: the noisy shares, by name.
         records: the further tensors, by record.
+        told: the further texts, by field.
     """
 
     update: dict[str, Tensor]
@@ -74,6 +77,7 @@ class TrainingReply:
     steps: int
     shares: Mapping[str, float]
     records: Mapping[str, dict[str, Tensor]]
+    told: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
@@ -85,8 +89,9 @@ def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
     """
     only_records(content, [names.INFO, names.METRICS, names.UPDATE, *form.records])
     info = texts_of(content, names.INFO)
-    info.only([*ENVELOPE, names.RUN_ID, names.ROUND, *form.texts])
+    info.only([*ENVELOPE, names.RUN_ID, names.ROUND, *form.texts, *form.told])
     info.same({names.RUN_ID: form.run_id, names.ROUND: form.server_round, **form.texts})
+    told_texts = dict(zip(form.told, info.texts(form.told), strict=True))
     metrics = numbers_of(content, names.METRICS)
     stds = [names.NOISE_STD + name for name in form.noisy]
     metrics.only([names.NOISE_MULTIPLIER, names.SAMPLING_RATE, names.STEPS, *form.shares, *stds])
@@ -113,4 +118,5 @@ def read_training(content: RecordDict, form: TrainingForm) -> TrainingReply:
         steps=steps,
         shares={name: numbers[name] for name in form.shares},
         records=records,
+        told=told_texts,
     )

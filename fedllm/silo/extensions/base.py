@@ -5,8 +5,9 @@ Most have a half on the server (``server/extensions``), which sends the extras t
 
 A task of training calls, in this order: ``brings`` and ``check`` before any data are read; ``mechanism`` and
 ``prepare`` for the round's work; ``releases``; then, after the release was tried without data, the row was written and
-the release was made, ``reply``. Any other task is a request, which one extension answers (``requests``), or a delivery
-(``deliveries``), which reads no data.
+the release was made, ``seal`` and ``reply``. Any other task is a request, which one extension answers (``requests``), or
+one without parameters (``exchanges``) or a delivery (``deliveries``), which read no data. Before a task that may release
+something, ``admit`` sees the account.
 
 Guarantee: the settings of the silo decide which extensions there are, and so what is released. What a hook computes of
 data leaves only through :meth:`SiloRun.release`, which writes the row first. Its event is among those that the account
@@ -24,12 +25,15 @@ from torch import Tensor
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.limits import PlannedBeside
 from fedllm.data.batches import Feature
+from fedllm.data.silos import Silo
 from fedllm.settings.experiment import Settings
+from fedllm.silo.identity import Identity
 from fedllm.silo.task import SiloTask
 from fedllm.silo.task_form import ArrayForm, TaskForm
 from fedllm.training.mechanism import Mechanism
 from fedllm.training.steps import LocalResult, LocalWork, Streams
 from fedllm.training.tunable import Tunable
+from privacy.ledger.ledger import Ledger
 
 Tensors = Mapping[str, Tensor]
 Make = Callable[[list[Feature], Streams], Any]
@@ -59,6 +63,8 @@ class Answer:
         )
 
 
+Exchange = Callable[[SiloTask], Answer]
+"""``exchange(task)`` answers a task without parameters, which reads no data and releases nothing of them."""
 Respond = Callable[[SiloTask, SiloAccount], Answer]
 """``respond(task, account)`` answers a request; the task is checked, the data are open, nothing is recorded."""
 
@@ -67,7 +73,11 @@ class SiloRun(Protocol):
     """A silo in a run, as its extensions see it; see :class:`fedllm.silo.silo_in_run.SiloInRun`."""
 
     settings: Settings
+    silo: Silo
+    run: str
+    ledger: Ledger
     tunable: Tunable
+    identity: Identity | None
 
     @property
     def train_features(self) -> list[Feature]:
@@ -163,6 +173,13 @@ class SiloExtension(PlannedBeside):
             ValueError: they do not; the message is a function of public values.
         """
 
+    def admit(self, task: SiloTask, account: SiloAccount) -> None:
+        """Fit the silo's account to the run before it plans or records anything; read no data.
+
+        Raises:
+            ValueError: the task may not release anything; the message is a function of public values.
+        """
+
     # -- a round of training ---------------------------------------------------------------------
 
     def mechanism(self, mechanism: Mechanism, task: SiloTask) -> Mechanism:
@@ -180,6 +197,14 @@ class SiloExtension(PlannedBeside):
         """
         return {}
 
+    def seal(self, task: SiloTask, result: LocalResult) -> LocalResult:
+        """Return the result as it leaves: the same release, hidden from who must not see it alone.
+
+        Raises:
+            ValueError: it cannot be hidden, whatever it is; the message is a function of public values.
+        """
+        return result
+
     def reply(self, task: SiloTask, result: LocalResult) -> Answer:
         """Return additions to the reply: public, or part of the mechanism's release."""
         return Answer()
@@ -188,6 +213,10 @@ class SiloExtension(PlannedBeside):
 
     def requests(self) -> Mapping[str, Respond]:
         """Return the handler of each other kind of task: ``evaluate``, or ``query.`` and a name."""
+        return {}
+
+    def exchanges(self) -> Mapping[str, Exchange]:
+        """Return the handler of each kind of task without parameters (``query.`` and a name)."""
         return {}
 
     def deliveries(self) -> Mapping[str, Delivery]:
