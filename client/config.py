@@ -397,7 +397,7 @@ def _documented(section: BaseModel, keys: Iterable[str]) -> list[str]:
     for key in keys:
         value = getattr(section, key)
         lines.append(f"# {type(section).model_fields[key].description}")
-        if value is None:
+        if value is None or value == {}:
             lines.append(f"# {key} =")
         else:
             plain = list(value) if isinstance(value, tuple) else value

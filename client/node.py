@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from flwr.app import Context
 
 from client.config import SiloConfig, silo_config_of
+from client.data_section import DataSection
 from client.limits import check_limits, check_size, localised
 from client.task_fields import TaskFields
 from fedllm import __version__
@@ -66,19 +67,19 @@ def configured_silo(own: SiloConfig, settings: Settings) -> Silo:
         DataError: as :func:`fedllm.data.silos.load_silo_file`.
     """
     status = Path(own.data.path).stat() if Path(own.data.path).exists() else None
-    silo = _load(own, None if status is None else (status.st_mtime_ns, status.st_size))
+    version = None if status is None else (status.st_mtime_ns, status.st_size)
+    silo = _load(own.name, own.data, version)
     task = settings.task
     new = dict(zip(own.data.text, task.text, strict=True))
     return with_columns(silo, new | {own.data.target: task.target})
 
 
 @lru_cache(maxsize=2)
-def _load(own: SiloConfig, version: Any) -> Silo:
+def _load(name: str, data: DataSection, version: Any) -> Silo:
     """Load the silo's data, once for the same file on disk."""
-    data = own.data
     return load_silo_file(
         data.path,
-        own.name,
+        name,
         text=data.text,
         target=data.target,
         labels=data.labels,

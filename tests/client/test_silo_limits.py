@@ -382,7 +382,7 @@ def test_the_template_is_a_valid_file(tmp_path: Path) -> None:
     assert (silo.name, silo.budget.epsilon) == ("Nord-Klinik", 3.0)
     assert silo.limits.randomness == ("os",)
     text = path.read_text(encoding="utf-8")
-    assert text.count("\n[") == 4
+    assert text.count("\n[") == 5
     assert all(len(line) < 400 for line in text.splitlines())
 
 
