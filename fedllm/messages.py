@@ -61,6 +61,8 @@ ADVANCE = "secure-advance"
 """JSON, with a reply: a silo's packets for the other silos, for a session to come."""
 OPENING = "secure-opening"
 """JSON, with a reply: a silo's shares of what opens the sum of a session."""
+PINNED = "pinned-peers"
+"""With an introduction: 1 where the silo knows its peers' keys itself, 0 where it takes those that the server relays."""
 
 LEDGER = "ledger"
 """Texts: with a reply a signed extract of the silo's ledger and its signed head; with a task the last of these heads."""

@@ -46,7 +46,10 @@ class RoundStrategy(RunState, Strategy):
     ) -> Iterable[Message]:
         """One task for each silo of this round that is still in the run."""
         drawn = self.draws.silos(server_round, self.model.params)
-        return self.tasks(MessageType.TRAIN, self.staying(drawn), server_round, arrays, config)
+        chosen: Sequence[str] = self.staying(drawn)
+        for extension in self.extensions:
+            chosen = extension.taking_part(chosen, server_round)
+        return self.tasks(MessageType.TRAIN, chosen, server_round, arrays, config)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -93,6 +96,7 @@ class RoundStrategy(RunState, Strategy):
         reading.check(found)
         accepted, left = found.accepted, found.left
         for extension in self.extensions:
+            extension.require(found)
             extension.forget(found.without_codec)
         record = self.record | {
             "replied": len(accepted),

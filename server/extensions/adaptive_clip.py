@@ -24,9 +24,11 @@ class AdaptiveClip(RoundExtension):
 
     Args:
         quantile, learning_rate: of ``[clipping]``.
+        told: whether each silo tells its own share; else another extension finds the share of all.
     """
 
-    def __init__(self, *, quantile: float, learning_rate: float) -> None:
+    def __init__(self, *, quantile: float, learning_rate: float, told: bool = True) -> None:
+        self.told = told
         self.quantile, self.learning_rate = quantile, learning_rate
 
     def task_extras(self, asking: Asking, silo: str) -> Extras:
@@ -34,7 +36,7 @@ class AdaptiveClip(RoundExtension):
         return Extras(fields={names.CLIP: self.run.clip} if train else {})
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
-        return replace(form, shares=(*form.shares, names.BELOW))
+        return replace(form, shares=(*form.shares, names.BELOW)) if self.told else form
 
     def after_move(
         self,

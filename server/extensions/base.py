@@ -6,9 +6,9 @@ of them, in the list's order; a hook that takes and returns a value passes it fr
 Guarantee: a hook sees what the silos sent. With noise by the silos that is released, and whatever a hook makes of it
 is post-processing; an extension that adds noise itself states its own guarantee.
 
-A round calls, in this order: ``before_round``, ``prepare_tasks``, ``task_extras``, ``deliver``; then ``reply_form``,
-``update_like`` and ``read`` for the replies, ``limit`` for their norms, ``forget``, ``combine``, ``expand``,
-``after_move``.
+A round calls, in this order: ``before_round``, ``taking_part``, ``prepare_tasks``, ``task_extras``, ``deliver``; then
+``reply_form``, ``update_like`` and ``read`` for the replies, ``limit`` for their norms, ``require``, ``forget``,
+``combine``, ``expand``, ``after_move``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fedllm.settings.experiment import Settings
 from fedllm.training.tunable import Tunable
 from server.aggregation import Contribution, MeanUpdate
 from server.global_model import GlobalModel
+from server.replies import Replies
 from server.replies.training import TrainingForm, TrainingReply
 from server.robust.update_law import UpdateLaw
 from server.spending import SpendingView
@@ -41,6 +42,7 @@ class ServerRun(Protocol):
     tunable: Tunable
     model: GlobalModel
     nodes: dict[str, int]
+    sizes: Mapping[str, int | None]
     draws: RoundDraws
     left: dict[str, str]
     spending: SpendingView
@@ -121,6 +123,10 @@ class RoundExtension:
     def before_round(self, grid: Grid) -> None:
         """Act before a round; may change the run's layers."""
 
+    def taking_part(self, silos: Sequence[str], server_round: int) -> Sequence[str]:
+        """Return those of a round's silos that are asked to train."""
+        return silos
+
     def prepare_tasks(self, asking: Asking) -> None:
         """Get ready for tasks that are about to be made."""
 
@@ -153,6 +159,13 @@ class RoundExtension:
     def limit(self, law: UpdateLaw) -> UpdateLaw | None:
         """Return the law that bounds the norms of the round's updates; None where single updates are not seen."""
         return law
+
+    def require(self, found: Replies[Contribution]) -> None:
+        """Refuse to go on with these replies of a round.
+
+        Raises:
+            RunStopped: the round cannot be finished with them.
+        """
 
     def forget(self, silos: Sequence[str]) -> None:
         """Note that these silos lack what :meth:`deliver` sent them."""

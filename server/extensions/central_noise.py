@@ -313,7 +313,7 @@ def make_central_release(
     Raises:
         ValueError: as for :class:`CentralRelease`.
     """
-    if settings.privacy.mode == "none" or settings.privacy.noise_by == "client":
+    if settings.privacy.mode == "none" or settings.privacy.noise_by != "server":
         return None
     opened = ledger if isinstance(ledger, Ledger) else Ledger(ledger)
     return CentralRelease(settings, run=run, silos=silos, draws=draws, ledger=opened)

@@ -111,10 +111,14 @@ class EncodedUpdates(RoundExtension):
     Args:
         folder: of the run; it keeps the codec.
         trusted: adds the noise where the silos do not; else None.
+        summed: whether only the sum of the codes is seen, which another extension decodes.
     """
 
-    def __init__(self, folder: RunFolder, trusted: CentralRelease | None) -> None:
+    def __init__(
+        self, folder: RunFolder, trusted: CentralRelease | None, *, summed: bool = False
+    ) -> None:
         self.folder = folder
+        self.summed = summed
         self.trusted = trusted
         self._encoding: Encoding | None = None
 
@@ -147,6 +151,8 @@ class EncodedUpdates(RoundExtension):
 
     def reply_form(self, form: TrainingForm) -> TrainingForm:
         texts = {**form.texts, names.CODEC_VERSION: self.encoding.version}
+        if self.summed:
+            return replace(form, texts=texts)
         return replace(form, update=self.encoding.codec.code_spec(), texts=texts)
 
     def update_like(self, like: Tensors) -> Tensors:
@@ -160,6 +166,8 @@ class EncodedUpdates(RoundExtension):
         Raises:
             UpdateRefused: no code of this codec.
         """
+        if self.summed:
+            return reply
         try:
             code = self.encoding.codec.decode_code(Code(reply.update))
         except ValueError as error:

@@ -16,6 +16,7 @@ from server.extensions.codec import EncodedUpdates
 from server.extensions.fedsvd import FedSvd
 from server.extensions.layers import LayerChoice
 from server.extensions.principal import PrincipalStart
+from server.extensions.secure_sum import SecureSums
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
 from server.extensions.zeroth_order import ScalarEstimates
 
@@ -59,8 +60,12 @@ def make_extensions(
         found.append(LayerChoice(folder))
     if settings.adapter.init == "principal":  # after the choice, which begins anew
         found.append(PrincipalStart())
+    summed, codec = settings.privacy.mode == "dp" and settings.privacy.noise_by == "sum", None
     if settings.codec.active:
-        found.append(EncodedUpdates(folder, trusted))
+        codec = EncodedUpdates(folder, trusted, summed=summed)
+        found.append(codec)
+    if summed:  # after the codec, whose length the silos agree on
+        found.append(SecureSums(folder, codec))
     if settings.model.access == "black-box":
         numbers = ScalarEstimates(
             DirectionsPlan.of(settings),
@@ -77,7 +82,13 @@ def make_extensions(
         )
     clipping = settings.clipping
     if settings.privacy.mode == "dp" and clipping.form == "adaptive":
-        found.append(AdaptiveClip(quantile=clipping.quantile, learning_rate=clipping.learning_rate))
+        found.append(
+            AdaptiveClip(
+                quantile=clipping.quantile,
+                learning_rate=clipping.learning_rate,
+                told=not summed,
+            )
+        )
     if settings.adapter.form == "fedsvd":
         found.append(FedSvd())
     if settings.teacher.kind != "none":

@@ -34,7 +34,7 @@ def _expected_noise(settings: Settings, examples: int | None) -> float | None:
 def _loud_silos(settings: Settings, sizes: Mapping[str, int | None]) -> list[str]:
     """Return silos whose calibrated noise is expected above ``server.max_noise_ratio`` times the median silo's."""
     privacy = settings.privacy
-    if privacy.mode != "dp" or privacy.noise_by == "server" or privacy.noise_multiplier is not None:
+    if privacy.mode != "dp" or privacy.noise_by != "client" or privacy.noise_multiplier is not None:
         return []
     each = {name: _expected_noise(settings.for_silo(name), size) for name, size in sizes.items()}
     known = {name: noise for name, noise in each.items() if noise is not None}
@@ -51,6 +51,8 @@ def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[
     Args:
         sizes: public number of examples of each silo, None where private.
     """
+    if settings.privacy.mode == "dp" and settings.privacy.noise_by == "sum":
+        return []  # nobody sees a single update; the sum has a law of its own
     reasons = {why_no_law(settings.for_silo(name), size) for name, size in sizes.items()}
     if is_unknown(make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0)):
         reasons = {"its mechanism is one of another package"}

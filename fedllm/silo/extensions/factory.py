@@ -11,6 +11,7 @@ from fedllm.silo.extensions.codec import SiloCodec
 from fedllm.silo.extensions.duplicate import SiloDuplicate
 from fedllm.silo.extensions.evaluation import SiloEvaluation
 from fedllm.silo.extensions.layers import SiloScores
+from fedllm.silo.extensions.secure_sum import SecureSum
 from fedllm.silo.extensions.zeroth_order import SiloDirections
 from fedllm.training.black_box.directions import DirectionsPlan
 from fedllm.training.steps import StepPlan
@@ -44,6 +45,8 @@ def make_silo_extensions(settings: Settings) -> list[SiloExtension]:
         found.append(SiloCodec(settings.codec))
     if settings.model.access == "black-box":
         found.append(SiloDirections(DirectionsPlan.of(settings)))
+    if private and settings.privacy.noise_by == "sum":
+        found.append(SecureSum(settings.secure))
     if private and settings.clipping.form == "adaptive":
         found.append(SiloClip())
     if settings.teacher.kind == "nonprivate":
