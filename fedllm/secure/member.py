@@ -156,17 +156,22 @@ class Member:
             roster = self._joined(change.state)
             _check_vector(vector, roster)
             after = change.state.after_mask(number, {})
-            long_term = session.long_term_key(after.master, self.run, self.name)
-            if roster.drop_outs:
-                masked, shares = self._double(
-                    roster, number, after.master, long_term, given, vector, context
-                )
-            else:
-                if given:
-                    raise SumRefused("Expected no packets where secure.drop_outs = 0, got some")
-                masked, shares = self._single(roster, number, long_term, vector, context), {}
+            masked, shares = self._masked(after, roster, number, given, vector, context)
             change.keep(change.state.after_mask(number, shares))
         return masked
+
+    def require_ready(self, session_number: int, packets_by_peer: Mapping[str, bytes]) -> None:
+        """Check all that `mask` checks but the vector, and change nothing: for use before a vector is made.
+
+        Raises:
+            SumRefused: as :meth:`mask`.
+        """
+        number = reading.read_session(session_number)
+        given = dict(reading.read_by_name(packets_by_peer, "packets"))
+        state = self._record.read()
+        roster = self._joined(state)
+        state.after_mask(number, {})
+        self._masked(state, roster, number, given, np.zeros(0, dtype=f"uint{roster.bits}"), "")
 
     def open(self, session_number: int, answered: Sequence[str]) -> Opening:
         """Return this silo's shares of the seeds of silos that answered, and of the session's keys of those that did not.
@@ -209,6 +214,23 @@ class Member:
                 f"Expected that silo {self.name!r} joined a roster of the run {self.run!r} before"
             )
         return Roster.from_text(state.roster)
+
+    def _masked(
+        self,
+        state: State,
+        roster: Roster,
+        number: int,
+        given: Mapping[str, object],
+        vector: Ring,
+        context: str,
+    ) -> tuple[Ring, dict[str, tuple[bytes, bytes]]]:
+        """Return the vector under the session's masks, and the shares of the peers' secrets that came for it."""
+        long_term = session.long_term_key(state.master, self.run, self.name)
+        if roster.drop_outs:
+            return self._double(roster, number, state.master, long_term, given, vector, context)
+        if given:
+            raise SumRefused("Expected no packets where secure.drop_outs = 0, got some")
+        return self._single(roster, number, long_term, vector, context), {}
 
     def _single(
         self, roster: Roster, number: int, long_term: bytes, vector: Ring, context: str
