@@ -9,10 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedllm.report.extract.keys import load_signing_key, node_key_of
-
-SECURE_SUM = b"fedllm secure sum v1\n"
-"""Domain of what a silo signs for secure sums."""
+from fedllm.report.extract.keys import SUM, load_signing_key, node_key_of
 
 
 @dataclass(frozen=True)
@@ -40,9 +37,9 @@ class NodeIdentity:
         """
         if not self.key.exists():
             return ""
-        return load_signing_key(self.key).sign(SECURE_SUM, text)
+        return load_signing_key(self.key).sign(SUM, text)
 
     def verify(self, name: str, text: str, signature: str) -> bool:
         """Return True if the signature is the pinned silo's, of this text; False for a silo that is not pinned."""
         line = dict(self.peers).get(name)
-        return line is not None and node_key_of(line).verifies(SECURE_SUM, text, signature)
+        return line is not None and node_key_of(line).verifies(SUM, text, signature)

@@ -23,6 +23,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedllm import messages as names
+from fedllm.budget.views import summed
 from fedllm.codec.base import Spec
 from fedllm.codec.downlink import decode_params
 from fedllm.run.folder import RunFolder
@@ -32,7 +33,7 @@ from fedllm.secure.roster import Roster
 from fedllm.secure.sums import Sums
 from fedllm.settings.experiment import Settings
 from fedllm.silo.extensions.secure_sum import sum_context
-from fedllm.training.mechanism import make_mechanism
+from fedllm.training.mechanism import Mechanism, make_mechanism
 from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of
 from privacy.secure_sum import ring
 from privacy.secure_sum.ring import Ring
@@ -85,12 +86,15 @@ class SecureSums(RoundExtension):
             raise ValueError("Expected the roster of the run, got a call before it was made")
         return self._roster
 
+    def _fitted(self, mechanism: Mechanism) -> SumShare:
+        """A silo's mechanism, or the server's, among the silos of the roster."""
+        roster, made = self.roster, summed(mechanism)
+        return made.among(len(roster.names), roster.dimension - made.adaptive)
+
     @property
     def mechanism(self) -> SumShare:
         """The mechanism of a sum, at the round's clipping norm."""
-        roster, settings = self.roster, self.run.settings
-        made = _summed(settings, roster.noise_multiplier)
-        made = made.among(len(roster.names), roster.dimension - made.adaptive)
+        made = self._fitted(_made(self.run.settings, self.roster.noise_multiplier))
         return made.at_clip(self.run.clip if made.adaptive else None)
 
     # -- before the rounds -----------------------------------------------------------------------
@@ -117,6 +121,7 @@ class SecureSums(RoundExtension):
                     )
         self.session = max([self.session, *(each.said.session for each in found.values())])
         pinned = sorted(name for name, each in found.items() if each.pinned)
+        self.run.spending.fit = self._fitted
         before = {} if saved is None else saved
         self._save({**before, "roster": self.roster.to_text(), "pinned": pinned})
 
@@ -128,7 +133,7 @@ class SecureSums(RoundExtension):
         if self.codec is not None:
             numbers = self.codec.encoding.codec.code_dimension
         try:
-            made = _summed(settings, noise).among(len(found), numbers)
+            made = summed(_made(settings, noise)).among(len(found), numbers)
             return Roster.make(
                 [each.said for each in found.values()],
                 drop_outs=settings.secure.drop_outs,
@@ -386,12 +391,9 @@ class SecureSums(RoundExtension):
         return params, {"in_sum": float(len(counted)), "silos_of_sum": float(len(self.roster.names))}
 
 
-def _summed(settings: Settings, noise_multiplier: float) -> SumShare:
-    """Return the mechanism of a sum as the server knows it: what it depends on is public."""
-    made = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
-    if not isinstance(made, SumShare):
-        raise ValueError(f"Expected a mechanism whose releases can be summed, got {made}")
-    return made
+def _made(settings: Settings, noise_multiplier: float) -> Mechanism:
+    """Return the mechanism of a silo as the server knows it: what a sum depends on is public."""
+    return make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
 
 
 def _why(missing: Sequence[Item]) -> str:

@@ -25,6 +25,7 @@ from typing import Any
 from fedllm import messages as names
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.release_id import Fingerprinted, params_digest
+from fedllm.budget.views import SumTerms
 from fedllm.secure.errors import SumRefused
 from fedllm.secure.member import Member
 from fedllm.secure.messages import names_from_text, packets_from_text
@@ -36,7 +37,7 @@ from fedllm.silo.task import SiloTask
 from fedllm.silo.task_form import Read, TaskForm
 from fedllm.task_errors import TaskRefused
 from fedllm.training.steps import LocalResult
-from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of, tensor_of
+from fedllm.training.sum_share.mechanism import SUM, ring_of, tensor_of
 
 FOLDER = "sums"
 """Folder of the silo's durable records, beside its ledger."""
@@ -128,7 +129,6 @@ class SecureSum(SiloExtension):
             None if identity is None else identity.sign,
             identity.verify if identity is not None and identity.pins else None,
         )
-        self._own_noise: float | None = None
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -143,8 +143,10 @@ class SecureSum(SiloExtension):
         """Join the roster of a task of training, and give the account the common noise before it plans anything.
 
         Raises:
-            TaskRefused: another roster than that of the run, or one that this silo's settings, size or ledger do not
-                allow; a session that is not above the last, or packets that are not those of the peers.
+            LimitRefused: a roster with less noise than this silo's size and ledger ask for, or with other terms than those
+                of the plan in its ledger.
+            TaskRefused: another roster than that of the run, or one that the settings do not allow; a session that is not
+                above the last, or packets that are not those of the peers.
         """
         if task.kind == names.ASK_INTRODUCTION:
             return
@@ -166,32 +168,8 @@ class SecureSum(SiloExtension):
     def _fit(self, roster: Roster, account: SiloAccount) -> None:
         """Check the roster's plan, and let the account count and release what it says."""
         self._check_plan(roster)
-        mechanism = account.mechanism
-        if not isinstance(mechanism, SumShare):
-            raise TaskRefused(f"Expected a mechanism whose releases can be summed, got {mechanism}")
-        entries = roster.dimension - mechanism.adaptive
-        if self._own_noise is None:
-            self._own_noise = account.noise_multiplier
-        planned = account.book.stored_noise()
-        if roster.noise_multiplier < self._own_noise:
-            raise TaskRefused(
-                f"Expected a noise multiplier >= {self._own_noise!r}, which this silo's own ledger and size ask for, in "
-                f"the roster, got {roster.noise_multiplier!r}"
-            )
-        if planned is not None and roster.noise_multiplier != planned:
-            raise TaskRefused(
-                f"Expected the noise multiplier {planned!r} of the run's plan in the roster, got "
-                f"{roster.noise_multiplier!r}"
-            )
-        if (mechanism.silos, mechanism.dimension, mechanism.noise_multiplier) != (
-            len(roster.names),
-            entries,
-            roster.noise_multiplier,
-        ):
-            account.noise_multiplier = roster.noise_multiplier
-            account.mechanism = replace(
-                mechanism, noise_multiplier=roster.noise_multiplier
-            ).among(len(roster.names), entries)
+        entries = roster.dimension - account.mechanism.adaptive
+        account.join_sum(SumTerms(len(roster.names), entries, roster.noise_multiplier))
 
     def _check_plan(self, roster: Roster) -> None:
         secure = self.secure
