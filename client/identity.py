@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedllm.report.extract.keys import SUM, load_signing_key, node_key_of
+from fedllm.report.extract.keys import load_signing_key, node_key_of
+from fedllm.secure.signing import signer, verifier
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class NodeIdentity:
         """
         if not self.key.exists():
             return ""
-        return load_signing_key(self.key).sign(SUM, text)
+        return signer(load_signing_key(self.key))(text)
 
     def verify(self, name: str, text: str, signature: str) -> bool:
         """Return True if the signature is the pinned silo's, of this text; False for a silo that is not pinned."""
-        line = dict(self.peers).get(name)
-        return line is not None and node_key_of(line).verifies(SUM, text, signature)
+        pinned = {peer: node_key_of(line) for peer, line in self.peers if peer == name}
+        return verifier(pinned)(name, text, signature)

@@ -160,7 +160,9 @@ class SecureSums(RoundExtension):
         found = self._ask(grid, chosen, tasks, read, "the introduction to secure sums")
         missing = found.failed + found.refused
         if missing and not begun:
-            raise RunStopped(f"Expected the keys of all silos before the first sum, {_why(missing)}")
+            raise RunStopped(
+                f"Expected the keys of all silos before the first sum, {_why(missing)}"
+            )
         if not found.accepted:
             raise RunStopped(f"No silo introduced itself; {_why(missing + found.left)}")
         return dict(found.accepted)
@@ -338,9 +340,7 @@ class SecureSums(RoundExtension):
         if not self.roster.drop_outs or self._grid is None:
             return []
         run, answered, session = self.run, sums.answered(), self.session
-        fields = ConfigRecord(
-            {names.SESSION: session, names.ANSWERED: names_to_text(answered)}
-        )
+        fields = ConfigRecord({names.SESSION: session, names.ANSWERED: names_to_text(answered)})
         tasks = run.tasks(names.ASK_OPENING, answered, run.finished_rounds + 1, None, fields)
 
         def read(name: str, content: RecordDict) -> Any:
@@ -388,7 +388,10 @@ class SecureSums(RoundExtension):
         server_round: int,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Tell how many silos are in the round's sum."""
-        return params, {"in_sum": float(len(counted)), "silos_of_sum": float(len(self.roster.names))}
+        return params, {
+            "in_sum": float(len(counted)),
+            "silos_of_sum": float(len(self.roster.names)),
+        }
 
 
 def _made(settings: Settings, noise_multiplier: float) -> Mechanism:

@@ -237,4 +237,3 @@ class SecureSum(SiloExtension):
         with _refusing():
             opening = self.member.open(task.extras[names.SESSION], task.extras[names.ANSWERED])
         return Answer(texts={names.OPENING: opening.to_text()})
-
