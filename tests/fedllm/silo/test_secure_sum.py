@@ -160,21 +160,34 @@ def test_a_sum_is_opened_once_and_by_enough(silos: SummedSilos) -> None:
             silos.worker("alpha").answer(again)
 
 
-def test_nothing_is_released_before_the_roster(silos: SummedSilos) -> None:
+EVALUATED = {
+    "evaluation.clients": "private",
+    "evaluation.clients_holdout": 0.2,
+    "evaluation.clients_noise": 5.0,
+    "evaluation.every": 1,
+    "secure.drop_outs": 1,
+}
+
+
+def test_nothing_is_released_before_the_roster(tiny_settings: Make, tmp_path: Path) -> None:
     """The plan's row would have another noise than the sums."""
-    settings = silos.settings
-    evaluating = settings.model_copy(
-        update={
-            "evaluation": settings.evaluation.model_copy(
-                update={"clients": "private", "clients_holdout": 0.2, "clients_noise": 5.0}
-            )
-        }
-    )
-    silos.settings = evaluating
-    worker = silos.worker("beta")
+    silos = SummedSilos(tiny_settings(**SUMS, **EVALUATED), tmp_path, CHOSEN)
+    worker = silos.workers["beta"]
     with pytest.raises(TaskRefused, match="roster of the run"):
         worker.answer(silos.task(names.EVALUATE, {}))
     assert worker.ledger.entries() == []
+
+
+def test_an_evaluation_is_planned_with_the_noise_of_the_sums(
+    tiny_settings: Make, tmp_path: Path
+) -> None:
+    silos = SummedSilos(tiny_settings(**SUMS, **EVALUATED), tmp_path, CHOSEN)
+    silos.begin(silos.roster(noise_multiplier=1.5), 1)  # which is joined, and no round has been
+    worker = silos.workers["beta"]
+    worker.answer(silos.task(names.EVALUATE, {}))
+    rows = worker.ledger.entries()
+    assert [row.purpose for row in rows] == ["plan", "evaluate"]
+    assert {row.details["noise_multiplier"] for row in rows} == {1.5}
 
 
 def test_the_masked_vector_is_a_function_of_the_round_it_is_for(silos: SummedSilos) -> None:

@@ -1,0 +1,86 @@
+"""Time and bytes of a round with secure sums, next to the same round whose silos add their own noise.
+
+    python -m simulations.benchmarks.secure.round [--silos 8] [--rounds 6] [--model minilm] [--json OUT]
+
+One process answers all messages, so that nothing but the work is in the seconds: all silos' training, masks and shares, and the
+server's part. Messages cross as protobuf's bytes. The first round warms up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from fedllm.run.folder import RunFolder
+from fedllm.settings.experiment import Settings
+from fedllm.settings.io import parse_settings
+from simulations.benchmarks.round_cost import experiment
+from simulations.in_process import federate
+
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
+    "noise by the silos": {},
+    "sum, nobody missing (t=0)": {"privacy": {"noise_by": "sum"}},
+    "sum, one may be missing (t=1)": {"privacy": {"noise_by": "sum"}, "secure": {"drop_outs": 1}},
+    "sum of 32 bits (t=1)": {
+        "privacy": {"noise_by": "sum"},
+        "secure": {"drop_outs": 1, "bits": 32},
+    },
+}
+"""Settings of each way, by section."""
+
+
+def changed(settings: Settings, sections: dict[str, dict[str, Any]]) -> Settings:
+    """Return the settings with other values in some sections, checked."""
+    tree = settings.model_dump(mode="json")
+    for section, values in sections.items():
+        tree[section] |= values
+    return parse_settings(tree)
+
+
+def measured(settings: Settings) -> dict[str, Any]:
+    """Return the median seconds of a warm round, its spread, and the bytes that all silos send in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = RunFolder.create(settings, Path(folder) / "run")
+        status = federate(run)
+        if status != "finished":
+            raise RuntimeError(f"the run ended {status}: {run.state()['message']}")
+        found = [record for record in run.metrics() if record["kind"] == "round"][1:]
+    seconds = [float(record["seconds"]) for record in found]
+    return {
+        "seconds": statistics.median(seconds),
+        "range": [min(seconds), max(seconds)],
+        "bytes_up": int(found[-1]["bytes_up"]),
+    }
+
+
+def main() -> None:
+    """Measure, print, and optionally write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--silos", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6, help="the first one warms up")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    base = experiment(args.silos, 1, args.rounds, args.batch, args.model)
+    found = {name: measured(changed(base, sections)) for name, sections in WAYS.items()}
+    plain = found["noise by the silos"]["seconds"]
+    print(
+        f"a warm round of {args.silos} silos, 1 local step, batches of {args.batch}, {args.model}"
+    )
+    for name, row in found.items():
+        low, high = row["range"]
+        print(
+            f"  {name:32s} {row['seconds']:.3f} s ({low:.3f} to {high:.3f}; x {row['seconds'] / plain:.2f}), "
+            f"{row['bytes_up'] / 2**20:.2f} MiB from the silos"
+        )
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
