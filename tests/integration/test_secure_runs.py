@@ -26,8 +26,15 @@ CLIENT = {"privacy.noise_by": "sum", "privacy.unit": "client"}
 
 
 def in_the_clear(patch: pytest.MonkeyPatch) -> None:
-    """Masks are nothing: what the silos send is what they release."""
+    """Masks are nothing: what the silos send is what they release. No report is written."""
     patch.setattr(masks, "add_mask", lambda vector, seed, sign=1: None)
+    rounds_alone(patch)
+
+
+def rounds_alone(patch: pytest.MonkeyPatch) -> None:
+    """A run ends with its last round: neither adapter nor report, which take longer than all of it."""
+    patch.setattr("fedllm.report.write_report", lambda run: None)
+    patch.setattr("fedllm.adapter.export.export_adapter", lambda run, path: None)
 
 
 class Without:
@@ -88,9 +95,10 @@ def test_masks_change_no_bit_of_the_model_and_a_missing_silo_is_missing_alone(
 
 
 def test_a_lost_round_is_repeated_in_another_session(
-    start_run: Start, in_process: Federate
+    start_run: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unit client, and nobody may be missing."""
+    rounds_alone(monkeypatch)
     run = start_run("run", **CLIENT, **{"privacy.spare_rounds": 1})
     assert in_process(run, Without("gamma", 2)) == "failed"
     message = run.state()["message"]
@@ -114,7 +122,11 @@ def test_a_lost_round_is_repeated_in_another_session(
     assert not same_bits(final(whole), final(resumed)), "the repeated round has noise of its own"
 
 
-def test_a_silo_that_left_is_missing_from_then_on(start_run: Start, in_process: Federate) -> None:
+def test_a_silo_that_left_is_missing_from_then_on(
+    start_run: Start, in_process: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds_alone(monkeypatch)
+
     class Leaving(Without):
         def __call__(self, task: Message, reply: Message) -> Message:
             if task.metadata.message_type == names.TRAIN and config(task)[names.ROUND] >= 2:
