@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from fedllm import messages as names
-from fedllm.budget.views import summed
+from fedllm.budget.sums.terms import SumTerms
 from fedllm.codec.base import Spec
 from fedllm.codec.downlink import decode_params
 from fedllm.run.folder import RunFolder
@@ -33,7 +33,7 @@ from fedllm.secure.roster import Roster
 from fedllm.secure.sums import Sums
 from fedllm.settings.experiment import Settings
 from fedllm.silo.extensions.secure_sum import sum_context
-from fedllm.training.mechanism import Mechanism, make_mechanism
+from fedllm.training.mechanism import make_mechanism
 from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of
 from privacy.secure_sum import ring
 from privacy.secure_sum.ring import Ring
@@ -86,15 +86,12 @@ class SecureSums(RoundExtension):
             raise ValueError("Expected the roster of the run, got a call before it was made")
         return self._roster
 
-    def _fitted(self, mechanism: Mechanism) -> SumShare:
-        """A silo's mechanism, or the server's, among the silos of the roster."""
-        roster, made = self.roster, summed(mechanism)
-        return made.among(len(roster.names), roster.dimension - made.adaptive)
-
     @property
     def mechanism(self) -> SumShare:
         """The mechanism of a sum, at the round's clipping norm."""
-        made = self._fitted(_made(self.run.settings, self.roster.noise_multiplier))
+        roster = self.roster
+        made = _made(self.run.settings, roster.noise_multiplier)
+        made = made.among(len(roster.names), roster.dimension - made.adaptive)
         return made.at_clip(self.run.clip if made.adaptive else None)
 
     # -- before the rounds -----------------------------------------------------------------------
@@ -121,7 +118,9 @@ class SecureSums(RoundExtension):
                     )
         self.session = max([self.session, *(each.said.session for each in found.values())])
         pinned = sorted(name for name, each in found.items() if each.pinned)
-        self.run.spending.fit = self._fitted
+        roster, adaptive = self.roster, _made(self.run.settings, 1.0).adaptive
+        numbers = roster.dimension - adaptive
+        self.run.spending.terms = SumTerms(len(roster.names), numbers, roster.noise_multiplier)
         before = {} if saved is None else saved
         self._save({**before, "roster": self.roster.to_text(), "pinned": pinned})
 
@@ -133,7 +132,7 @@ class SecureSums(RoundExtension):
         if self.codec is not None:
             numbers = self.codec.encoding.codec.code_dimension
         try:
-            made = summed(_made(settings, noise)).among(len(found), numbers)
+            made = _made(settings, noise).among(len(found), numbers)
             return Roster.make(
                 [each.said for each in found.values()],
                 drop_outs=settings.secure.drop_outs,
@@ -394,9 +393,12 @@ class SecureSums(RoundExtension):
         }
 
 
-def _made(settings: Settings, noise_multiplier: float) -> Mechanism:
+def _made(settings: Settings, noise_multiplier: float) -> SumShare:
     """Return the mechanism of a silo as the server knows it: what a sum depends on is public."""
-    return make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
+    made = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
+    if not isinstance(made, SumShare):
+        raise ValueError(f"Expected a mechanism whose releases can be summed, got {made}")
+    return made
 
 
 def _why(missing: Sequence[Item]) -> str:

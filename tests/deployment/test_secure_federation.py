@@ -11,7 +11,7 @@ from deployments import make_folder
 from faulty_nodes import FaultyFederation, write_experiment
 from whole_runs import rounds
 
-from fedllm.budget.views import with_shares
+from fedllm.training.sum_share.mechanism import with_shares
 from privacy.ledger.ledger import Ledger
 from server.extensions.secure_sum import FILE
 

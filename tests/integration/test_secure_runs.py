@@ -12,10 +12,9 @@ from flwr.app import ArrayRecord, Error, Message
 from whole_runs import config, final, rounds, rows, same_bits
 
 from fedllm import messages as names
-from fedllm.budget.views import with_shares
 from fedllm.run.folder import RunFolder
 from fedllm.secure import masks
-from fedllm.training.sum_share.mechanism import SUM
+from fedllm.training.sum_share.mechanism import SUM, with_shares
 from server.extensions.secure_sum import FILE
 
 Start = Callable[..., RunFolder]

@@ -25,7 +25,7 @@ from typing import Any
 from fedllm import messages as names
 from fedllm.budget.account import SiloAccount
 from fedllm.budget.release_id import Fingerprinted, params_digest
-from fedllm.budget.views import SumTerms
+from fedllm.budget.sums.terms import SumTerms
 from fedllm.secure.errors import SumRefused
 from fedllm.secure.member import Member
 from fedllm.secure.messages import names_from_text, packets_from_text
@@ -129,6 +129,7 @@ class SecureSum(SiloExtension):
             None if identity is None else identity.sign,
             identity.verify if identity is not None and identity.pins else None,
         )
+        self._pins = identity is not None and identity.pins
 
     # -- tasks -----------------------------------------------------------------------------------
 
@@ -169,7 +170,8 @@ class SecureSum(SiloExtension):
         """Check the roster's plan, and let the account count and release what it says."""
         self._check_plan(roster)
         entries = roster.dimension - account.mechanism.adaptive
-        account.join_sum(SumTerms(len(roster.names), entries, roster.noise_multiplier))
+        silos, noise = len(roster.names), roster.noise_multiplier
+        account.join_sum(SumTerms(silos, entries, noise, pinned=self._pins))
 
     def _check_plan(self, roster: Roster) -> None:
         secure = self.secure
@@ -208,11 +210,12 @@ class SecureSum(SiloExtension):
 
     def introduce(self, task: SiloTask, account: SiloAccount) -> Answer:
         """Say the silo's key of the run, the noise multiplier that it asks for, and whether it knows its peers' keys."""
-        identity = self.run.identity
-        pins = identity is not None and identity.pins
         with _refusing():
             text = self.member.introduce().to_text()
-        numbers = {names.NOISE_MULTIPLIER: account.noise_multiplier, names.PINNED: float(pins)}
+        numbers = {
+            names.NOISE_MULTIPLIER: account.noise_multiplier,
+            names.PINNED: float(self._pins),
+        }
         return Answer(numbers=numbers, texts={names.INTRODUCTION: text})
 
     def exchanges(self) -> Mapping[str, Exchange]:
