@@ -32,6 +32,7 @@ from fedllm.silo.extensions.duplicate import SiloDuplicate
 from fedllm.silo.extensions.evaluation import SiloEvaluation
 from fedllm.silo.extensions.factory import make_silo_extensions, register_silo_extension
 from fedllm.silo.extensions.layers import SiloScores
+from fedllm.silo.extensions.secure_sum import SecureSum
 from fedllm.silo.extensions.zeroth_order import SiloDirections
 from fedllm.silo.silo import SiloWorker
 from fedllm.silo.task import SiloTask
@@ -49,6 +50,7 @@ from server.extensions.central_noise import CentralNoise
 from server.extensions.codec import EncodedUpdates
 from server.extensions.factory import make_extensions, register_extension
 from server.extensions.layers import LayerChoice
+from server.extensions.secure_sum import SecureSums
 from server.extensions.teacher import DuplicateTeacher, TeacherPull
 from server.extensions.zeroth_order import ScalarEstimates
 from server.replies import ReplyRefused
@@ -200,6 +202,7 @@ def test_an_idle_extension_changes_nothing(start_run: Start, in_process: Federat
         ({"teacher.kind": "ema"}, [TeacherPull]),
         ({"awp.form": "per-example"}, []),
         ({"clipping.form": "adaptive"}, [AdaptiveClip]),
+        ({"privacy.noise_by": "sum", "client.local_steps": 1}, [SecureSums]),
         ({"privacy.unit": "client", "privacy.noise_by": "server"}, [CentralNoise]),
         (
             {
@@ -229,6 +232,7 @@ KINDS = (
     EncodedUpdates,
     LayerChoice,
     ScalarEstimates,
+    SecureSums,
     TeacherPull,
 )
 
@@ -283,6 +287,7 @@ def test_run_makes_extensions_by_the_factory_alone() -> None:
         ({"privacy.unit": "client", "privacy.noise_by": "server"}, []),
         ({"codec.name": "int8"}, [SiloCodec]),
         ({"clipping.form": "adaptive"}, [SiloClip]),
+        ({"privacy.noise_by": "sum", "client.local_steps": 1}, [SecureSum]),
         ({"privacy.mode": "none", "teacher.kind": "nonprivate"}, [SiloDuplicate]),
         ({"model.access": "black-box"}, [SiloDirections]),
         ({"layers.form": "private", "layers.keep": 1}, [SiloScores]),
@@ -300,6 +305,8 @@ def test_the_settings_decide_which_extensions_a_silo_has(
 OPTIONAL = (
     "fedllm.codec",
     "fedllm.flatness",
+    "fedllm.secure",
+    "fedllm.training.sum_share",
     "fedllm.training.adaptive_clip",
     "fedllm.training.black_box",
     "fedllm.training.encoding",
@@ -310,7 +317,8 @@ OPTIONAL = (
 )
 BESIDE = {"BELOW", "CANDIDATES", "CLIP", "CODEC", "CODEC_META", "CODEC_VERSION", "CORRECT", "COUNT"}
 BESIDE |= {"DIRECTIONS", "DUPLICATE", "EVALUATE", "SCORES", "STATISTICS", "SEND_CODEC"}
-BESIDE |= {"ASK_SCORES", "ASK_STATISTICS"}
+BESIDE |= {"ASK_SCORES", "ASK_STATISTICS", "ASK_INTRODUCTION", "ASK_ADVANCE", "ASK_OPENING"}
+BESIDE |= {"SESSION", "ROSTER", "PACKETS", "ANSWERED", "INTRODUCTION", "ADVANCE", "OPENING"}
 
 
 @pytest.mark.parametrize(
