@@ -193,17 +193,16 @@ class SecureSums(RoundExtension):
 
         Raises:
             BudgetSpent: so many silos left that no sum can be opened.
-            RunStopped: too few silos advanced.
+            RunStopped: so many are away.
             Stopped: the run was asked to stop.
         """
         run, roster = self.run, self.roster
         self._grid = grid
         staying = [name for name in roster.names if name in run.nodes and name not in run.left]
         if len(staying) < roster.threshold:
-            gone = "; ".join(f"{n}: {why}" for n, why in run.left.items() if n in roster.names)
-            raise BudgetSpent(
+            raise self._stop()(
                 f"{len(staying)} of the {len(roster.names)} silos of the secure sums can still take part, fewer than the "
-                f"{roster.threshold} that a sum needs (secure.drop_outs={roster.drop_outs}); left: {gone}"
+                f"{roster.threshold} that a sum needs (secure.drop_outs={roster.drop_outs}); {_why(self._gone())}"
             )
         self.session += 1
         self._save(self.folder.read_json(FILE))
@@ -301,15 +300,23 @@ class SecureSums(RoundExtension):
         roster = self.roster
         if len(found.accepted) >= roster.threshold:
             return
-        missing = found.failed + found.refused + found.left
-        left = {name: why for name, why in self.run.left.items() if name in roster.names}
-        missing += [{"silo": name, "reason": why} for name, why in left.items()]
-        kind = RunStopped if found.failed or found.refused else BudgetSpent
-        raise kind(
+        missing = found.failed + found.refused + found.left + self._gone()
+        raise self._stop(len(found.left))(
             f"The sum of session {self.session} is lost: {len(found.accepted)} of {len(roster.names)} silos answered, "
             f"{roster.threshold} are needed (secure.drop_outs={roster.drop_outs}); {_why(missing)}. Nothing else is lost: "
             "`fedllm resume` repeats the round in a session of its own"
         )
+
+    def _gone(self) -> list[Item]:
+        """The silos of the roster that have left the run, or are not there."""
+        run, away = self.run, "its node is not there"
+        gone = [name for name in self.roster.names if name in run.left or name not in run.nodes]
+        return [{"silo": name, "reason": run.left.get(name, away)} for name in gone]
+
+    def _stop(self, leaving: int = 0) -> type[RunStopped]:
+        """The error for a sum that cannot be: the budget's end where too many have left for good."""
+        left = leaving + sum(name in self.run.left for name in self.roster.names)
+        return BudgetSpent if left > self.roster.drop_outs else RunStopped
 
     # -- the model -------------------------------------------------------------------------------
 

@@ -1,17 +1,20 @@
-"""Time and bytes of a round with secure sums, next to the same round whose silos add their own noise.
+"""CPU seconds and bytes of a round with secure sums, next to the same round whose silos add their own noise.
 
     python -m simulations.benchmarks.secure.round [--silos 8] [--rounds 6] [--model minilm] [--json OUT]
 
 One process answers all messages, so that nothing but the work is in the seconds: all silos' training, masks and shares, and the
-server's part. Messages cross as protobuf's bytes. The first round warms up.
+server's part. CPU seconds, so that a machine which does other things as well gives the same numbers. Messages cross as protobuf's bytes. The first round warms up.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +44,35 @@ def changed(settings: Settings, sections: dict[str, dict[str, Any]]) -> Settings
     return parse_settings(tree)
 
 
+class Clock:
+    """A run's observer: the CPU seconds of this process when each round has ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """Note the end of a round."""
+        if record["kind"] == "round":
+            self.ends.append(time.process_time())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def measured(settings: Settings) -> dict[str, Any]:
-    """Return the median seconds of a warm round, its spread, and the bytes that all silos send in it."""
+    """Return the median CPU seconds of a warm round, their range, and the bytes that all silos send in it."""
+    clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder.create(settings, Path(folder) / "run")
-        status = federate(run)
+        status = federate(run, callbacks=[clock])
         if status != "finished":
             raise RuntimeError(f"the run ended {status}: {run.state()['message']}")
-        found = [record for record in run.metrics() if record["kind"] == "round"][1:]
-    seconds = [float(record["seconds"]) for record in found]
+        (*_, last) = [record for record in run.metrics() if record["kind"] == "round"]
+    seconds = [later - earlier for earlier, later in itertools.pairwise(clock.ends)]
     return {
         "seconds": statistics.median(seconds),
         "range": [min(seconds), max(seconds)],
-        "bytes_up": int(found[-1]["bytes_up"]),
+        "bytes_up": int(last["bytes_up"]),
     }
 
 
