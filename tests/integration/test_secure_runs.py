@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from faulty_nodes import write_experiment
 from flwr.app import ArrayRecord, Error, Message
-from whole_runs import config, final, rounds, rows, same_bits
+from whole_runs import config, final, rounds, rows, run_by_command, same_bits
 
 from fedllm import messages as names
 from fedllm.run.folder import RunFolder
 from fedllm.secure import masks
+from fedllm.settings.io import load_settings
 from fedllm.training.sum_share.mechanism import SUM, with_shares
 from server.extensions.secure_sum import FILE
+from simulations.in_process import federate
 
 Start = Callable[..., RunFolder]
 Federate = Callable[..., str]
@@ -211,3 +215,16 @@ def test_with_other_optional_parts_masks_change_no_bit_either(
     if changes.get("evaluation.clients") == "private":
         noises = {row.details["noise_multiplier"] for row in rows(masked)}
         assert len(noises) == 1, "one noise in the plan and in all rows"
+
+
+@pytest.mark.slow
+def test_flowers_engine_gives_the_same_model(
+    tiny_tree: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    """There any process answers for any silo: the records are on disk."""
+    changes = {**EXAMPLE, "secure.drop_outs": 1, "simulation.workers": 2}
+    path = write_experiment(tmp_path / "experiment.toml", tiny_tree(**changes))
+    simulated = run_by_command(path, tmp_path / "simulated")
+    alone = RunFolder.create(load_settings(path), tmp_path / "alone")
+    assert federate(alone) == "finished"
+    assert same_bits(final(simulated), final(alone))
