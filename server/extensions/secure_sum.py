@@ -12,6 +12,7 @@ follows is post-processing. What a server with other code could learn is the sil
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -127,6 +128,7 @@ class SecureSums(RoundExtension):
     def _make(self, found: dict[str, Introduced]) -> Roster:
         """The roster of the silos that introduced themselves, with the largest noise that one of them asks for."""
         settings, run = self.run.settings, self.run
+        found = self._heard(found)
         noise = max(each.noise_multiplier for each in found.values())
         numbers = sum(value.numel() for value in run.trainable.values())
         if self.codec is not None:
@@ -143,6 +145,21 @@ class SecureSums(RoundExtension):
             )
         except ValueError as error:
             raise RunStopped(str(error)) from None
+
+    def _heard(self, found: dict[str, Introduced]) -> dict[str, Introduced]:
+        """Leave out the silos that ask for so much noise that it would drown all (``server.max_noise_ratio``)."""
+        asked = {name: each.noise_multiplier for name, each in found.items()}
+        ratio, median = (
+            self.run.settings.server.max_noise_ratio,
+            statistics.median_high(asked.values()),
+        )
+        for name, noise in asked.items():
+            if noise > ratio * median:
+                self.run.left[name] = (
+                    f"Expected noise at most server.max_noise_ratio={ratio:g} times the median silo's, got "
+                    f"{noise / median:.3g} times (noise-multiplier {noise:g}): all silos of a sum have the largest"
+                )
+        return {name: each for name, each in found.items() if asked[name] <= ratio * median}
 
     def _introduced(self, grid: Grid, begun: bool) -> dict[str, Introduced]:
         """What the silos that take part say of themselves; in a run that began some may be missing for now."""
