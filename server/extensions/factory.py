@@ -60,7 +60,8 @@ def make_extensions(
         found.append(LayerChoice(folder))
     if settings.adapter.init == "principal":  # after the choice, which begins anew
         found.append(PrincipalStart())
-    summed, codec = settings.privacy.mode == "dp" and settings.privacy.noise_by == "sum", None
+    private, codec = settings.privacy.mode == "dp", None
+    summed = private and settings.privacy.noise_by == "sum"
     if settings.codec.active:
         codec = EncodedUpdates(folder, trusted, summed=summed)
         found.append(codec)
@@ -81,7 +82,7 @@ def make_extensions(
             else CentralNoise(trusted, clip=numbers.clip, releases=client.local_steps)
         )
     clipping = settings.clipping
-    if settings.privacy.mode == "dp" and clipping.form == "adaptive":
+    if private and clipping.form == "adaptive":
         found.append(
             AdaptiveClip(
                 quantile=clipping.quantile,

@@ -32,7 +32,6 @@ from fedllm.secure.errors import SumLost, SumRefused
 from fedllm.secure.messages import Advance, names_to_text, packets_to_text
 from fedllm.secure.roster import Roster
 from fedllm.secure.sums import Sums
-from fedllm.settings.experiment import Settings
 from fedllm.silo.extensions.secure_sum import sum_context
 from fedllm.training.mechanism import make_mechanism
 from fedllm.training.sum_share.mechanism import SUM, SumShare, ring_of
@@ -87,11 +86,19 @@ class SecureSums(RoundExtension):
             raise ValueError("Expected the roster of the run, got a call before it was made")
         return self._roster
 
+    def _made(self, noise_multiplier: float) -> SumShare:
+        """A silo's mechanism as the server knows it: what a sum depends on is public."""
+        settings = self.run.settings
+        made = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
+        if not isinstance(made, SumShare):
+            raise ValueError(f"Expected a mechanism whose releases can be summed, got {made}")
+        return made
+
     @property
     def mechanism(self) -> SumShare:
         """The mechanism of a sum, at the round's clipping norm."""
         roster = self.roster
-        made = _made(self.run.settings, roster.noise_multiplier)
+        made = self._made(roster.noise_multiplier)
         made = made.among(len(roster.names), roster.dimension - made.adaptive)
         return made.at_clip(self.run.clip if made.adaptive else None)
 
@@ -119,7 +126,7 @@ class SecureSums(RoundExtension):
                     )
         self.session = max([self.session, *(each.said.session for each in found.values())])
         pinned = sorted(name for name, each in found.items() if each.pinned)
-        roster, adaptive = self.roster, _made(self.run.settings, 1.0).adaptive
+        roster, adaptive = self.roster, self._made(1.0).adaptive
         numbers = roster.dimension - adaptive
         self.run.spending.terms = SumTerms(len(roster.names), numbers, roster.noise_multiplier)
         before = {} if saved is None else saved
@@ -134,7 +141,7 @@ class SecureSums(RoundExtension):
         if self.codec is not None:
             numbers = self.codec.encoding.codec.code_dimension
         try:
-            made = _made(settings, noise).among(len(found), numbers)
+            made = self._made(noise).among(len(found), numbers)
             return Roster.make(
                 [each.said for each in found.values()],
                 drop_outs=settings.secure.drop_outs,
@@ -392,8 +399,8 @@ class SecureSums(RoundExtension):
             RunStopped: it is.
         """
         run, plan = self.run, mechanism.shares
-        rounds = run.settings.server.rounds
-        limit = sum_limit(mechanism, run.settings, answered, run.sizes, rounds)
+        parts = [(run.settings.for_silo(n).client, run.sizes.get(n)) for n in answered]
+        limit = sum_limit(mechanism, parts, run.settings.server.rounds)
         steps = ring.decode(total, plan.bits).astype(np.float64)
         length = float(np.linalg.norm(steps)) * 2.0**plan.exponent
         if limit is not None and length > limit:
@@ -410,19 +417,11 @@ class SecureSums(RoundExtension):
         counted: Sequence[Contribution],
         server_round: int,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Tell how many silos are in the round's sum."""
+        """Tell the number of silos in the round's sum."""
         return params, {
             "in_sum": float(len(counted)),
             "silos_of_sum": float(len(self.roster.names)),
         }
-
-
-def _made(settings: Settings, noise_multiplier: float) -> SumShare:
-    """Return the mechanism of a silo as the server knows it: what a sum depends on is public."""
-    made = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=noise_multiplier)
-    if not isinstance(made, SumShare):
-        raise ValueError(f"Expected a mechanism whose releases can be summed, got {made}")
-    return made
 
 
 def _why(missing: Sequence[Item]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from fedllm.budget.schedule import sampling_rate
 from fedllm.settings.experiment import Settings
 from fedllm.training.mechanism import make_mechanism
+from fedllm.training.sum_share.mechanism import SumShare
 from server.robust.update_law import is_unknown, why_no_law
 
 _SHOWN = 5  # names in a warning
@@ -51,10 +52,11 @@ def limit_warnings(settings: Settings, sizes: Mapping[str, int | None]) -> list[
     Args:
         sizes: public number of examples of each silo, None where private.
     """
-    if settings.privacy.mode == "dp" and settings.privacy.noise_by == "sum":
+    mechanism = make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0)
+    if isinstance(mechanism, SumShare):
         return []  # nobody sees a single update; the sum has a law of its own
     reasons = {why_no_law(settings.for_silo(name), size) for name, size in sizes.items()}
-    if is_unknown(make_mechanism(settings, sampling_rate=1.0, noise_multiplier=1.0)):
+    if is_unknown(mechanism):
         reasons = {"its mechanism is one of another package"}
     found = [
         f"an honest update has no known bound on its norm ({reason}): the limit is server.max_update_norm="

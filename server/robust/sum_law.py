@@ -19,41 +19,34 @@ alone, and holds for Z.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from fedllm.settings.experiment import Settings
+from fedllm.settings.sections import ClientSettings
 from fedllm.training.sum_share.mechanism import SumShare
 from privacy.mechanisms.norm_tails import GaussianLength
 from server.robust.update_law import FALSE_REFUSALS, most_of
 
 
 def sum_limit(
-    mechanism: SumShare,
-    settings: Settings,
-    answered: Sequence[str],
-    sizes: Mapping[str, int | None],
-    rounds: int,
+    mechanism: SumShare, parts: Sequence[tuple[ClientSettings, int | None]], rounds: int
 ) -> float | None:
     """Return the length, in clipping norms, that a sum of honest silos exceeds with probability at most
     `FALSE_REFUSALS` / ``rounds``; None where the size of a silo's sample is not known.
 
     Args:
         mechanism: of the sum, with its silos and dimension.
-        answered: names of the silos in it.
-        sizes: public numbers of examples, as far as they are known.
+        parts: of each silo in it, its ``[client]`` and its public number of examples (None: private).
     """
     plan = mechanism.shares
-    exponent = math.log(rounds / FALSE_REFUSALS) + math.log(len(answered) + 1)
+    exponent = math.log(rounds / FALSE_REFUSALS) + math.log(len(parts) + 1)
     records = 0.0
-    for name in answered:
-        client = settings.for_silo(name).client
-        if settings.privacy.unit == "client":
+    for client, examples in parts:
+        if mechanism.unit == "client":
             records += 1
-            continue
-        examples = sizes.get(name)
-        if client.sampling_rate is not None and examples is None:
+        elif client.sampling_rate is not None and examples is None:
             return None
-        records += most_of(client, examples, 1, exponent)
-    noise = GaussianLength(mechanism.entries, plan.sigma * math.sqrt(len(answered)))
+        else:
+            records += most_of(client, examples, 1, exponent)
+    noise = GaussianLength(mechanism.entries, plan.sigma * math.sqrt(len(parts)))
     steps = noise.bound(records * plan.sensitivity, exponent)
     return math.ldexp(steps, plan.exponent) * (1 + 1e-9)

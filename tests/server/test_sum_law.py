@@ -32,8 +32,8 @@ def test_noise_and_aligned_records_are_within_the_bound(
     """All records of all silos point one way, and the noise is real."""
     settings = tiny_settings(**SUM, **{"privacy.unit": unit})
     mechanism = made(settings)
-    plan, sizes = mechanism.shares, dict.fromkeys(NAMES, 60)
-    limit = sum_limit(mechanism, settings, NAMES, sizes, rounds=100)
+    plan = mechanism.shares
+    limit = sum_limit(mechanism, [(settings.client, 60)] * 3, rounds=100)
     assert limit is not None
     records = 3 if unit == "client" else 3 * settings.client.batch_size
     for seed in range(20):
@@ -50,15 +50,13 @@ def test_noise_alone_is_longer_than_the_records_of_a_wide_update(
 ) -> None:
     settings = tiny_settings(**SUM, **{"privacy.unit": "client"})
     mechanism = made(settings, 200_000)
-    limit = sum_limit(mechanism, settings, NAMES, {}, rounds=1)
+    limit = sum_limit(mechanism, [(settings.client, None)] * 3, rounds=1)
     assert limit is not None
     std = math.ldexp(mechanism.shares.sigma, mechanism.shares.exponent) * math.sqrt(3)
     assert std * math.sqrt(200_000) < limit < std * math.sqrt(200_000) * 1.05
 
 
 def test_it_needs_sizes_where_a_sampling_rate_is_given(tiny_settings: Callable[..., Any]) -> None:
-    settings = tiny_settings(
-        **SUM, **{"client.sampling_rate": 0.1, "client.batch_size": None, "data.sizes": "private"}
-    )
+    settings = tiny_settings(**SUM, **{"client.sampling_rate": 0.1, "data.sizes": "private"})
     mechanism = made(settings)
-    assert sum_limit(mechanism, settings, NAMES, dict.fromkeys(NAMES), rounds=1) is None
+    assert sum_limit(mechanism, [(settings.client, None)] * 3, rounds=1) is None

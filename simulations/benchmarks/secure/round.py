@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from fedllm.run.folder import RunFolder
-from fedllm.settings.experiment import Settings
 from fedllm.settings.io import parse_settings
 from simulations.benchmarks.round_cost import experiment
 from simulations.in_process import federate
@@ -36,12 +35,9 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
 """Settings of each way, by section."""
 
 
-def changed(settings: Settings, sections: dict[str, dict[str, Any]]) -> Settings:
-    """Return the settings with other values in some sections, checked."""
-    tree = settings.model_dump(mode="json")
-    for section, values in sections.items():
-        tree[section] |= values
-    return parse_settings(tree)
+def changed(tree: dict[str, Any], sections: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return plain settings with other values in some sections."""
+    return tree | {name: tree[name] | values for name, values in sections.items()}
 
 
 class Clock:
@@ -59,11 +55,11 @@ class Clock:
         """Nothing is open."""
 
 
-def measured(settings: Settings) -> dict[str, Any]:
+def measured(tree: dict[str, Any]) -> dict[str, Any]:
     """Return the median CPU seconds of a warm round, their range, and the bytes that all silos send in it."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
-        run = RunFolder.create(settings, Path(folder) / "run")
+        run = RunFolder.create(parse_settings(tree), Path(folder) / "run")
         status = federate(run, callbacks=[clock])
         if status != "finished":
             raise RuntimeError(f"the run ended {status}: {run.state()['message']}")
@@ -85,7 +81,8 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    base = experiment(args.silos, 1, args.rounds, args.batch, args.model)
+    settings = experiment(args.silos, 1, args.rounds, args.batch, args.model)
+    base = settings.model_dump(mode="json")
     found = {name: measured(changed(base, sections)) for name, sections in WAYS.items()}
     plain = found["noise by the silos"]["seconds"]
     print(
