@@ -193,7 +193,7 @@ def test_a_hostile_silo_moves_a_sum_as_far_as_the_bound_and_no_further(
         EXAMPLE | {"awp.form": "per-example"},
         EXAMPLE | {"secure.colluding": 1, "secure.drop_outs": 1, "secure.bits": 32},
         EXAMPLE | {"adapter.form": "lora", "adapter.rank": 2, "codec.downlink": "int8"},
-        CLIENT
+        EXAMPLE
         | {"evaluation.clients": "private", "evaluation.clients_holdout": 0.2}
         | {"evaluation.clients_noise": 5.0, "evaluation.every": 1},
         EXAMPLE | {"privacy.noise_multiplier": None, "privacy.epsilon": 8.0},
