@@ -223,6 +223,7 @@ def test_flowers_engine_gives_the_same_model(
 ) -> None:
     """There any process answers for any silo: the records are on disk."""
     changes = {**EXAMPLE, "secure.drop_outs": 1, "simulation.workers": 2}
+    changes |= {"simulation.engine": "ray", "evaluation.clients": "off"}
     path = write_experiment(tmp_path / "experiment.toml", tiny_tree(**changes))
     simulated = run_by_command(path, tmp_path / "simulated")
     alone = RunFolder.create(load_settings(path), tmp_path / "alone")
