@@ -28,8 +28,8 @@ MOST_ROWS = 100_000
 """Ledger rows that an extract lists at most, written out."""
 MOST_USES = 10_000_000
 """Uses of mechanisms that these rows hold at most."""
-MOST_ADVERSARIES = 2 + MOST_COLLUDING
-"""Adversaries that an extract speaks of at most: outsider, server, and those who collude."""
+MOST_ADVERSARIES = 4 + 2 * MOST_COLLUDING
+"""Adversaries that an extract speaks of at most: outsider, server, and those who collude, who see sums or every message."""
 MOST_DISTINCT = 2 * MOST_MECHANISMS
 """Different mechanisms in its rows at most, and in its plan: twice what the server counts of a silo in a run."""
 
