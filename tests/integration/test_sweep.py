@@ -33,7 +33,6 @@ ARMS: dict[str, Any] = {
     "plain": {},
     "averaged": {"server": {"averaging": 0.5}},
     "counted": {"evaluation": {"clients": "raw", "clients_holdout": 0.2}},
-    "sparse": {"layers": {"form": "private", "keep": 1}},
     "free": {"privacy": {"mode": "none"}},
 }
 
@@ -125,7 +124,7 @@ def done(write: Callable[..., Path]) -> tuple[Path, Sweep, dict[str, Any], Seen]
     sweep = load_sweep(file)
     outcome, seen = run(sweep)
     assert outcome.failed == {}
-    assert len(outcome.finished) == len(sweep.trials) == 18  # free once for both epsilons
+    assert len(outcome.finished) == len(sweep.trials) == 14  # free once for both epsilons
     content = collect(sweep)
     write_results(sweep, content)
     return file, sweep, content, seen
@@ -133,7 +132,7 @@ def done(write: Callable[..., Path]) -> tuple[Path, Sweep, dict[str, Any], Seen]
 
 def test_every_cell_is_a_run_with_its_own_ledger_and_report(done: Any) -> None:
     _, sweep, content, seen = done
-    assert seen.rounds == 18 * 3
+    assert seen.rounds == 14 * 3
     assert {status for _, status, _ in seen.ends} == {"finished"}
     for trial, found in zip(sweep.trials, content["trials"], strict=True):
         folder = RunFolder.open(sweep.folder / found["run"])
@@ -195,7 +194,7 @@ def test_an_arm_without_a_guarantee_is_marked(done: Any) -> None:
     for word in ("delta = 1e-05", "unit example", "zero-out", "against the server"):
         assert word in page
         assert word in text
-    assert json.loads((sweep.folder / JSON).read_text(encoding="utf-8"))["done"] == 18
+    assert json.loads((sweep.folder / JSON).read_text(encoding="utf-8"))["done"] == 14
 
 
 def test_what_is_done_is_kept_and_a_changed_arm_runs_again(
@@ -203,7 +202,7 @@ def test_what_is_done_is_kept_and_a_changed_arm_runs_again(
 ) -> None:
     file, sweep, _, _ = done
     again, seen = run(load_sweep(file))
-    assert len(again.kept) == 18
+    assert len(again.kept) == 14
     assert seen.begun == []
     arms = ARMS | {"averaged": {"server": {"averaging": 0.25}}}
     write(arms, file=file, epsilon=[3.0], baseline="plain", reference="free")
@@ -212,7 +211,7 @@ def test_what_is_done_is_kept_and_a_changed_arm_runs_again(
     assert {trial.arm for trial in todo} == {"averaged"}
     outcome, seen = run(changed)
     assert sorted(trial.title for trial in outcome.finished) == sorted(c.title for c in todo)
-    assert len(outcome.kept) == 8
+    assert len(outcome.kept) == 6
     old = [trial for trial in sweep.trials if trial.arm == "averaged"]
     assert all(sweep.run_path(trial).exists() for trial in old), "no ledger is thrown away"
 
