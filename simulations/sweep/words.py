@@ -117,11 +117,13 @@ def epsilon_meaning(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         stated = row["guarantee"]
         if stated is None or math.isinf(stated["epsilon"]):
             continue
+        sums = str(stated["adversary"]).startswith("sum-only")
+        against = f"{'' if sums else 'the '}{stated['adversary']}"
         kind = "an upper bound" if stated["bound"] else "an approximation, no bound"
         found.append(
             f"Epsilon: the largest over silos and seeds at delta = {stated['delta']:g}, unit "
-            f"{stated['unit']}, neighbouring relation {stated['relation']}, against the "
-            f"{stated['adversary']}, by the {accountant_title(stated['accountant'])} accountant "
+            f"{stated['unit']}, neighbouring relation {stated['relation']}, against "
+            f"{against}, by the {accountant_title(stated['accountant'])} accountant "
             f"({kind}), computed from each run's own ledger. It is of one run: the runs of a sweep "
             "on the same data compose, and choosing among them by their results costs privacy that no "
             "row of the table contains."

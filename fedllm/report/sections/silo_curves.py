@@ -199,12 +199,12 @@ MARKUP = """\
 <div class="figures">
 {% if epsilon %}
 <figure id="figure-epsilon">{{ epsilon }}
-<figcaption>Epsilon of what was released by the end of each round (a guarantee only if where the run stops does not depend on the outputs; what holds is in the first line) against the {{ report.epsilon_by_round.adversary }}, computed
+<figcaption>Epsilon of what was released by the end of each round (a guarantee only if where the run stops does not depend on the outputs; what holds is in the first line) against {{ "" if report.epsilon_by_round.adversary.startswith("sum-only") else "the " }}{{ report.epsilon_by_round.adversary }}, computed
 from the ledger at a few rounds{% if report.target.epsilon is not none %}; the dashed line is the target{% endif %}.{% if report.epsilon_by_round.left_out %} Of {{ report.silos | length }} silos, those with the largest epsilon and the smallest are drawn.{% endif %}</figcaption></figure>
 {% endif %}
 {% if delta_curve %}
 <figure id="figure-delta">{{ delta_curve }}
-<figcaption>The guarantee of the silo with the largest epsilon, {{ curves.silo }}, against the {{ curves.adversary }}:
+<figcaption>The guarantee of the silo with the largest epsilon, {{ curves.silo }}, against {{ "" if curves.adversary.startswith("sum-only") else "the " }}{{ curves.adversary }}:
 for every epsilon the delta that holds with it. One point of the curve is stated; all of it holds.
 {% if curves.mu is not none %}The second line is that of the dominating mu, {{ curves.mu | mu }}: one number whose curve is never below the first (for every delta above {{ "%.0e" | format(curves.mu_floor) }}).{% endif %}</figcaption></figure>
 <figure id="figure-tradeoff">{{ trade_off }}
