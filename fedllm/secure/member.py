@@ -154,7 +154,7 @@ class Member:
         given = dict(reading.read_by_name(packets_by_peer, "packets"))
         with self._record.change() as change:
             roster = self._joined(change.state)
-            _check_vector(vector, roster)
+            check_vector(vector, roster)
             after = change.state.after_mask(number, {})
             masked, shares = self._masked(after, roster, number, given, vector, context)
             change.keep(change.state.after_mask(number, shares))
@@ -283,7 +283,8 @@ class Member:
         return masked, shares
 
 
-def _check_vector(vector: Ring, roster: Roster) -> None:
+def check_vector(vector: Ring, roster: Roster) -> None:
+    """Refuse a vector of another type or length than the roster says, with SumRefused."""
     wanted = np.dtype(f"uint{roster.bits}")
     if not isinstance(vector, np.ndarray) or vector.dtype != wanted:
         raise SumRefused(f"Expected a vector of {wanted}, got {getattr(vector, 'dtype', None)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from fedllm.files.bounded_json import shortened
 from fedllm.secure import keys, masks, session, shamir
 from fedllm.secure.errors import SumLost, SumRefused
-from fedllm.secure.member import _check_vector
+from fedllm.secure.member import check_vector
 from fedllm.secure.messages import Advance, Opening
 from fedllm.secure.roster import Roster
 from privacy.secure_sum.ring import Ring
@@ -63,7 +63,7 @@ class Sums:
     def add(self, name: str, masked: Ring) -> None:
         """Add a silo's masked vector; SumRefused if it is of another shape or type, there already, or not expected."""
         self._expect(name)
-        _check_vector(masked, self.roster)
+        check_vector(masked, self.roster)
         if name in self._answered:
             raise SumRefused(f"Expected one masked vector of silo {name!r}, got a second one")
         self._answered.append(name)
